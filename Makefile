@@ -1,0 +1,40 @@
+# Every target creates .venv when it is absent. Paths are relative, so the checkout may lie in a folder with spaces.
+.PHONY: help demo test test-all check format bench clean
+.DEFAULT_GOAL := help
+
+SYSTEM_PYTHON ?= python3
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+
+help:           ## Show this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/  /' | expand -t 14
+
+demo: $(STAMP)  ## Plant a dataset, search, evaluate: everything once, in a few minutes
+	$(PYTHON) -m cdn_tune demo
+
+test: $(STAMP)  ## Run the tests (minutes)
+	$(PYTHON) -m pytest
+
+test-all: $(STAMP)  ## Run all tests, the slow ones too
+	$(PYTHON) -m pytest -m "slow or not slow"
+
+check: $(STAMP)  ## Format, lint, types, tests: what must be clean before a commit
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pytest
+
+format: $(STAMP)  ## Format the code and mend what ruff can mend
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+bench: $(STAMP)  ## Run the benchmarks; they print ratios and rewrite benchmarks/RESULTS.md
+	$(PYTHON) -m benchmarks
+
+clean:          ## Remove the environment and caches; runs and data stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
