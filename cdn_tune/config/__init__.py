@@ -1,0 +1,38 @@
+"""Frozen models of an experiment and of a search space, strict YAML, dotted overrides."""
+
+from cdn_tune.config.experiment import (
+    DataConfig,
+    EvalConfig,
+    Experiment,
+    LossConfig,
+    OptimConfig,
+    TrainConfig,
+    recall_name,
+)
+from cdn_tune.config.load import build, load_experiment, load_space, override, parse_overrides
+from cdn_tune.config.model import MapConfig, ModelConfig, QueryConfig
+from cdn_tune.config.space import Categorical, Float, Int, Parameter, ResourcesConfig, SearchSpace
+
+__all__ = [
+    "Categorical",
+    "DataConfig",
+    "EvalConfig",
+    "Experiment",
+    "Float",
+    "Int",
+    "LossConfig",
+    "MapConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Parameter",
+    "QueryConfig",
+    "ResourcesConfig",
+    "SearchSpace",
+    "TrainConfig",
+    "build",
+    "load_experiment",
+    "load_space",
+    "override",
+    "parse_overrides",
+    "recall_name",
+]

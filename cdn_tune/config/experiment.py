@@ -1,0 +1,143 @@
+"""An experiment: everything that determines one trial, in one frozen object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cdn_tune.config.base import Frozen
+from cdn_tune.config.model import ModelConfig, Positive, PositiveTuple
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
+
+DatasetName = Literal["charades_sta", "tacos"]
+
+
+def recall_name(n: int, iou: float) -> str:
+    """Returns the metric's name, e.g. ``R1@0.5``."""
+    return f"R{n}@{iou:g}"
+
+
+class DataConfig(Frozen):
+    """Where the data lies and how videos and queries are read."""
+
+    dataset: DatasetName = Field(description="which annotation layout the folder has")
+    root: str = Field(
+        description="folder with annotations, features and (if no path is given) word vectors; made absolute"
+    )
+    features: str | None = Field(
+        None,
+        description="HDF5 file with one dataset [frames, feature_size] per video; the dataset's usual names if unset",
+    )
+    feature_size: Positive = Field(4096, description="size of a frame feature [D]")
+    frames: Positive = Field(256, description="frame features a video is resampled to [T]")
+    word_vectors: str = Field(
+        "glove.6B.300d.txt", description="word vectors in the GloVe text format: a path, or a file in root"
+    )
+    word_size: Positive = Field(300, description="size of a word vector [W]")
+    tokenizer: Literal["words", "legacy"] = Field(
+        "words", description="words: punctuation-aware, lower-cased; legacy: split on spaces as the published code does"
+    )
+    resampling: Literal["all", "legacy"] = Field(
+        "all", description="all: average over every frame; legacy: leave the last frame out as the published code does"
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1,
+        description="share of training videos held out as val where the dataset has no val split (Charades-STA)",
+    )
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str) -> str:
+        if not root:
+            raise ValueError("root is empty; name the folder with the data")
+        return root if "://" in root else str(Path(root).expanduser().absolute())
+
+
+class LossConfig(Frozen):
+    """Scaled-IoU cross-entropy and attention diversity."""
+
+    min_iou: Fraction = Field(0.5, description="IoU that is rescaled to target 0")
+    max_iou: Fraction = Field(0.9, description="IoU that is rescaled to target 1")
+    attention_beta: Annotated[float, Field(ge=0)] = Field(0.1, description="weight of the attention-diversity loss [β]")
+    attention_lambda: Annotated[float, Field(ge=0)] = Field(0.3, description="its diagonal target [λ]")
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if self.min_iou >= self.max_iou:
+            raise ValueError(f"min_iou={self.min_iou} must be below max_iou={self.max_iou}")
+        return self
+
+
+class OptimConfig(Frozen):
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1e-4, description="learning rate")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="decay of weight matrices and kernels (never of biases and norms)"
+    )
+    clip_norm: Annotated[float, Field(gt=0)] = Field(10.0, description="gradients are clipped at this global norm")
+    schedule: Literal["constant", "cosine", "plateau"] = Field(
+        "constant", description="cosine: to zero over all steps; plateau: x0.8 when the training loss stops falling"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="optimiser steps of linear warm-up")
+
+
+class TrainConfig(Frozen):
+    """Length, batch and precision of the training."""
+
+    epochs: Positive = 20
+    batch_size: Positive = Field(32, description="global batch size, over all workers [B]")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, fp32 otherwise"
+    )
+    compile: bool = Field(False, description="compile the model with torch.compile")
+
+
+class EvalConfig(Frozen):
+    """How retrieval is measured, and which val metric chooses epochs and trials."""
+
+    nms_threshold: Fraction = Field(
+        0.5, description="a moment overlapping a better one by more than this IoU is dropped"
+    )
+    recalls: PositiveTuple = Field((1, 5), description="n of R@n")
+    ious: Fractions = Field((0.5, 0.7), description="IoU thresholds")
+    metric: str = Field("R1@0.5", description="val metric that chooses epochs and trials: R<n>@<iou> or mIoU")
+    batch_size: Positive = Field(64, description="queries scored at once, over all workers")
+
+    @model_validator(mode="after")
+    def _check(self) -> EvalConfig:
+        if self.metric not in self.metrics:
+            raise ValueError(f"metric {self.metric!r} is not measured here; choose one of {', '.join(self.metrics)}")
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics an evaluation yields, in table order."""
+        return (*(recall_name(n, iou) for n in self.recalls for iou in self.ious), "mIoU")
+
+
+class Experiment(Frozen):
+    """One trial, completely."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds weights, order and dropout")
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Experiment:
+        if self.data.frames % self.model.clips:
+            raise ValueError(
+                f"model.clips={self.model.clips} does not divide data.frames={self.data.frames}; "
+                f"choose data.frames={self.data.frames - self.data.frames % self.model.clips or self.model.clips}"
+            )
+        return self

@@ -1,0 +1,49 @@
+"""The errors users see: one line that names the file, the key, the value and the remedy.
+
+A command prints the message of a `CdnTuneError` without a traceback and exits with its `exit_code`:
+2 when the user can mend it (configuration, data, files), 1 when we have to.
+"""
+
+from __future__ import annotations
+
+
+class CdnTuneError(Exception):
+    """Base of every error meant to be read by a user."""
+
+    exit_code = 1
+
+
+class ConfigError(CdnTuneError):
+    """An experiment, a search space or an override is wrong."""
+
+    exit_code = 2
+
+
+class DataError(CdnTuneError):
+    """Annotations, features or word vectors are missing or wrong."""
+
+    exit_code = 2
+
+
+class RunError(CdnTuneError):
+    """A run folder is in use, holds something else, or lacks what was asked of it."""
+
+    exit_code = 2
+
+
+class CheckpointError(CdnTuneError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+    exit_code = 2
+
+
+class TrainingError(CdnTuneError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+    exit_code = 1
+
+
+class SearchError(CdnTuneError):
+    """A search cannot start or ended without a usable trial."""
+
+    exit_code = 1
