@@ -1,0 +1,1 @@
+"""One trial: epochs, optimiser, precision, checkpoints, evaluation of a split. Knows nothing of Ray."""

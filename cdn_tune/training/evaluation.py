@@ -1,0 +1,84 @@
+"""Scores a split with a model: ranked moments per query, and their metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cdn_tune.config import EvalConfig, recall_name
+from cdn_tune.data.batches import prefetch, sequential_batches, shard
+from cdn_tune.data.dataset import MomentDataset
+from cdn_tune.model import CDN
+from cdn_tune.moments.metrics import Metrics, measure
+from cdn_tune.moments.nms import top_moments
+from cdn_tune.training.precision import autocast
+from cdn_tune.training.world import World
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What a model retrieves on a split of Q queries.
+
+    Attributes:
+        metrics: By name, R<n>@<iou> and mIoU, in [0, 1].
+        top: Ranked moments in seconds, NaN-padded, [Q, n, 2].
+        scores: Their scores in [0, 1], [Q, n].
+    """
+
+    metrics: dict[str, float]
+    top: torch.Tensor
+    scores: torch.Tensor
+
+
+def evaluate_split(
+    model: CDN,
+    dataset: MomentDataset,
+    config: EvalConfig,
+    world: World | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> SplitResult:
+    """Evaluates a model on every query of a split, each exactly once whatever the number of workers.
+
+    Args:
+        model: Put into eval mode for the duration.
+        dataset: The split.
+        config: Recalls, IoUs, NMS threshold, queries at once.
+        world: The workers that share the queries.
+        dtype: Format in which the model computes.
+
+    Returns:
+        The same result on every worker.
+    """
+    world = world or World()
+    was_training = model.training
+    model.eval()
+    batches = sequential_batches(len(dataset), config.batch_size)
+    mine = [part for part in (shard(batch, world.rank, world.size) for batch in batches) if len(part)]
+    limit = max(config.recalls)
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    with torch.no_grad():
+        for loaded in prefetch(dataset, mine, pin=world.device.type == "cuda"):
+            batch = loaded.to(world.device)
+            with autocast(world.device, dtype):
+                output = model(batch.visual, batch.words, batch.word_mask)
+            scores = torch.sigmoid(output.logits.float())
+            top, top_scores = top_moments(scores, batch.durations, limit, config.nms_threshold, valid=output.mask)
+            found.append((loaded.indices, top.cpu(), top_scores.cpu()))
+    model.train(was_training)
+    parts = [part for parts in world.gather(found) for part in parts]
+    position = torch.cat([part[0] for part in parts]).argsort()
+    top = torch.cat([part[1] for part in parts])[position]
+    top_scores = torch.cat([part[2] for part in parts])[position]
+    metrics = measure(top, dataset.moments, config.recalls, config.ious)
+    return SplitResult(name_metrics(metrics, config), top, top_scores)
+
+
+def name_metrics(metrics: Metrics, config: EvalConfig) -> dict[str, float]:
+    """Returns recalls and mIoU under their names."""
+    named = {
+        recall_name(n, iou): float(metrics.recall[row, column])
+        for row, n in enumerate(config.recalls)
+        for column, iou in enumerate(config.ious)
+    }
+    return {**named, "mIoU": float(metrics.miou)}

@@ -1,0 +1,25 @@
+"""Number formats: what `auto` means here, and the autocast that goes with it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Returns the format in which the model computes; weights and losses stay float32.
+
+    Args:
+        name: ``auto``, ``fp32`` or ``bf16``.
+        device: Where the model computes.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Returns the context in which the model's forward pass runs."""
+    context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return context

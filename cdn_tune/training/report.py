@@ -1,0 +1,75 @@
+"""What training tells whoever runs it, once per epoch and once per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch; its checkpoint is on disk when this is reported.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        epochs: Epochs in all.
+        loss: Training loss, mean over queries: moment + β attention.
+        moment_loss: Its scaled-IoU cross-entropy part.
+        attention_loss: Its attention-diversity part, unweighted.
+        learning_rate: At the end of the epoch.
+        gradient_norm: Mean over the steps, before clipping.
+        samples_per_second: Training queries per second, all workers together.
+        train_seconds: Duration of the training part.
+        val_seconds: Duration of the evaluation on val.
+        val: Metrics on the val split, by name.
+        value: The val metric that chooses epochs and trials.
+        best_value: Its best so far.
+        best_epoch: The epoch of that.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    moment_loss: float
+    attention_loss: float
+    learning_rate: float
+    gradient_norm: float
+    samples_per_second: float
+    train_seconds: float
+    val_seconds: float
+    val: dict[str, float]
+    value: float
+    best_value: float
+    best_epoch: int
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the report as a plain dict, ready for JSON."""
+        return asdict(self)
+
+
+Report = Callable[[EpochReport], None]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        step: Step within the epoch, from 1.
+        steps: Steps per epoch.
+        loss: Training loss of the step's batch on this worker.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+
+
+OnStep = Callable[[StepReport], None]
+
+
+def ignore(_: object) -> None:
+    """A report that nobody reads."""

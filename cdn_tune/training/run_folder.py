@@ -1,0 +1,108 @@
+"""A run folder: who may write to it, and what it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cdn_tune.config import keys
+from cdn_tune.config.yaml import dump, read_mapping
+from cdn_tune.errors import RunError
+from cdn_tune.training.files import write_json, write_text
+
+MANIFEST = "manifest.json"
+EXPERIMENT = "experiment.yaml"
+SPACE = "search_space.yaml"
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Creates the run folder and holds it for one command.
+
+    Raises:
+        RunError: If it cannot be written or another process holds it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file; choose another --run folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists() and not (folder / LOCK).exists():
+        raise RunError(f"{folder}: is not empty and not a run folder; choose another --run folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"{folder}: is in use by another cdn-tune; wait for it, or choose another --run folder"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --run folder") from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict[str, Any]]) -> bool:
+    """Takes a locked folder for a run: writes its configuration, or finds that it holds just this run.
+
+    Args:
+        folder: The run folder.
+        manifest: Written if the folder is new.
+        configurations: Plain configurations by file name, ``experiment.yaml`` among them.
+
+    Returns:
+        Whether the folder already held this run.
+
+    Raises:
+        RunError: If it holds another kind of run, or another configuration; names the first differing key.
+    """
+    if (folder / MANIFEST).exists():
+        held = read_manifest(folder)
+        if held["kind"] != manifest["kind"]:
+            raise RunError(
+                f"{folder}: holds a {held['kind']} run, not a {manifest['kind']} run; choose another --run folder"
+            )
+        for name, values in configurations.items():
+            difference = first_difference(read_mapping(folder / name), values)
+            if difference:
+                raise RunError(f"{folder / name}: holds another run ({difference}); choose another --run folder")
+        return True
+    for name, values in configurations.items():
+        write_text(folder / name, dump(values))
+    write_json(folder / MANIFEST, manifest)
+    return False
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads a run's manifest.
+
+    Raises:
+        RunError: If the folder is no run folder or its manifest is damaged.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run folder")
+    if not path.exists():
+        raise RunError(f"{folder}: is not a run folder (no {MANIFEST}); name a folder made by train or search")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(manifest, dict) or "kind" not in manifest:
+        raise RunError(f"{path}: is not a cdn-tune manifest")
+    return manifest
+
+
+def first_difference(held: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    """Returns ``key: held value there, asked value here`` for the first differing key, or None."""
+    there, here = keys.flatten(held), keys.flatten(asked)
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            return f"{key} is {there.get(key)} there, {here.get(key)} here"
+    return None

@@ -1,0 +1,136 @@
+"""One trial: it learns, keeps its best, goes on exactly, and stops with a reason."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdn_tune.config import Experiment
+from cdn_tune.errors import CheckpointError, ConfigError, TrainingError
+from cdn_tune.training.checkpoint import load_checkpoint, read_checkpoint
+from cdn_tune.training.launch import open_data, train_in
+from cdn_tune.training.loop import BEST, LAST, train
+from cdn_tune.training.records import read_metrics
+from cdn_tune.training.report import EpochReport, StepReport, ignore
+
+Tiny = Callable[..., Experiment]
+
+
+class Crash(Exception):
+    """Stands for the end of the process."""
+
+
+def crash_at(epoch: int) -> Callable[[EpochReport], None]:
+    def report(done: EpochReport) -> None:
+        if done.epoch == epoch:
+            raise Crash
+
+    return report
+
+
+def test_learns_and_reports(tiny: Tiny, tmp_path: Path) -> None:
+    reports: list[EpochReport] = []
+    steps: list[StepReport] = []
+    experiment = tiny(**{"train.epochs": 6, "optim.lr": 5e-3})
+    result = train_in(experiment, tmp_path, reports.append, steps.append)
+    assert [report.epoch for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert reports[-1].loss < reports[0].loss
+    assert result.best_value == max(report.value for report in reports) == reports[-1].best_value
+    assert reports[result.best_epoch - 1].value == result.best_value
+    assert set(reports[0].val) == set(experiment.eval.metrics)
+    assert len(steps) == 6 * steps[0].steps
+    assert [entry["epoch"] for entry in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("crash_epoch", [1, 2])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
+def test_resume_is_exact(tiny: Tiny, tmp_path: Path, crash_epoch: int, schedule: str) -> None:
+    experiment = tiny(**{"optim.schedule": schedule, "optim.warmup_steps": 3, "optim.weight_decay": 0.01})
+    train_in(experiment, tmp_path / "whole", ignore)
+    with pytest.raises(Crash):
+        train_in(experiment, tmp_path / "broken", crash_at(crash_epoch))
+    told: list[int] = []
+    result = train_in(experiment, tmp_path / "broken", lambda report: told.append(report.epoch))
+    assert result.epochs_run == 3 - crash_epoch
+    assert told == [1, 2, 3]  # what had been done before is told again
+    whole, broken = (read_checkpoint(tmp_path / name / LAST) for name in ("whole", "broken"))
+    for name, weights in whole["model"].items():
+        assert torch.equal(weights, broken["model"][name]), name
+    timed = {"train_seconds", "val_seconds", "samples_per_second"}
+    for first, second in zip(whole["history"], broken["history"], strict=True):
+        assert {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}
+
+
+def test_same_seed_same_result_other_seed_other_result(tiny: Tiny, tmp_path: Path) -> None:
+    losses = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        reports: list[EpochReport] = []
+        train_in(tiny(seed=seed, **{"train.epochs": 1}), tmp_path / name, reports.append)
+        losses[name] = reports[0].loss
+    assert losses["a"] == losses["b"] != losses["c"]
+
+
+def test_finished_trial_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
+    train_in(tiny(), tmp_path, ignore)
+    before = (tmp_path / LAST).read_bytes()
+    assert train_in(tiny(), tmp_path, ignore).epochs_run == 0
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+def test_other_experiment_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    train_in(tiny(**{"train.epochs": 1}), tmp_path, ignore)
+    with pytest.raises(CheckpointError, match="belongs to another experiment"):
+        train_in(tiny(**{"train.epochs": 1, "optim.lr": 1.0}), tmp_path, ignore)
+
+
+def test_damaged_last_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    train_in(tiny(**{"train.epochs": 1}), tmp_path, ignore)
+    (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged"):
+        train_in(tiny(**{"train.epochs": 1}), tmp_path, ignore)
+
+
+def test_loss_that_is_not_finite_stops_with_what_a_user_needs(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**{"optim.lr": 1e30, "optim.name": "adamw", "optim.weight_decay": 1e9})
+    with pytest.raises(
+        TrainingError, match=r"epoch 1, step \d+, learning rate 1e\+30; batch charades_sta_train\.txt:\d+"
+    ):
+        train_in(experiment, tmp_path, ignore)
+
+
+def test_best_rebuilds_its_model_in_a_new_process(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny()
+    train_in(experiment, tmp_path, ignore)
+    batch = open_data(experiment.data)["val"].batch([0, 1])
+    checkpoint = load_checkpoint(tmp_path / BEST)
+    assert checkpoint.planted
+    with torch.no_grad():
+        here = checkpoint.model(batch.visual, batch.words, batch.word_mask).logits
+    torch.save({"visual": batch.visual, "words": batch.words, "mask": batch.word_mask}, tmp_path / "batch.pt")
+    program = """
+import json, sys, torch
+from pathlib import Path
+from cdn_tune.training.checkpoint import load_checkpoint
+folder = Path(sys.argv[1])
+batch = torch.load(folder / "batch.pt")
+with torch.no_grad():
+    logits = load_checkpoint(folder / "checkpoints/best.pt").model(batch["visual"], batch["words"], batch["mask"]).logits
+print(json.dumps(logits.tolist()))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert torch.equal(torch.tensor(json.loads(done.stdout)), here)
+
+
+def test_more_workers_than_queries_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cdn_tune.training import loop
+    from cdn_tune.training.world import World
+
+    monkeypatch.setattr(loop, "this_world", lambda: World(rank=0, size=9))
+    experiment = tiny()
+    with pytest.raises(ConfigError, match=r"train\.batch_size=8 is smaller than the number of workers, 9"):
+        train(experiment, tmp_path, ignore, open_data(experiment.data))

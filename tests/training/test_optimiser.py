@@ -1,0 +1,54 @@
+"""Optimiser and schedules."""
+
+import pytest
+import torch
+from torch import nn
+
+from cdn_tune.config import OptimConfig
+from cdn_tune.training.optimiser import PLATEAU_FACTOR, PLATEAU_PATIENCE, Schedule, build_optimiser
+
+
+def rates(config: OptimConfig, steps: int) -> list[float]:
+    optimiser = build_optimiser(nn.Linear(2, 2), config)
+    schedule = Schedule(optimiser, config, steps)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimiser.param_groups[0]["lr"])
+        schedule.step()
+    return seen
+
+
+def test_weight_decay_spares_biases_and_norms() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+    decayed, spared = build_optimiser(model, OptimConfig(weight_decay=0.1)).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert [p.ndim for p in decayed["params"]] == [4]
+    assert len(spared["params"]) == 3
+
+
+def test_warm_up_then_constant() -> None:
+    assert rates(OptimConfig(lr=1.0, warmup_steps=4), 6) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+def test_cosine_falls_to_zero() -> None:
+    seen = rates(OptimConfig(lr=1.0, schedule="cosine"), 100)
+    assert seen[0] == 1.0
+    assert all(later < earlier for earlier, later in zip(seen, seen[1:], strict=False))
+    assert seen[-1] < 1e-3
+
+
+def test_plateau_lowers_only_when_the_loss_stops_falling() -> None:
+    config = OptimConfig(lr=1.0, schedule="plateau")
+    schedule = Schedule(build_optimiser(nn.Linear(2, 2), config), config, 100)
+    for loss in (5.0, 4.0, 3.0, 2.0, 1.0):
+        schedule.end_epoch(loss)
+    assert schedule.learning_rate == 1.0
+    for _ in range(PLATEAU_PATIENCE + 1):
+        schedule.end_epoch(1.0)
+    assert schedule.learning_rate == PLATEAU_FACTOR
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_names(name: str) -> None:
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    assert type(build_optimiser(nn.Linear(2, 2), OptimConfig.model_validate({"name": name}))) is kind

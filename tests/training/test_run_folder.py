@@ -1,0 +1,63 @@
+"""Run folders: one writer, one configuration."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdn_tune.errors import RunError
+from cdn_tune.training.run_folder import claim, first_difference, locked, read_manifest
+
+MANIFEST: dict[str, Any] = {"kind": "train"}
+CONFIGURATION: dict[str, dict[str, Any]] = {"experiment.yaml": {"optim": {"lr": 0.1}, "seed": 1}}
+
+
+def test_claim_then_same_again(tmp_path: Path) -> None:
+    with locked(tmp_path / "run") as run:
+        assert claim(run, MANIFEST, CONFIGURATION) is False
+    with locked(run):
+        assert claim(run, MANIFEST, CONFIGURATION) is True
+    assert read_manifest(run) == MANIFEST
+
+
+def test_in_use(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RunError, match="in use by another cdn-tune"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_other_experiment_names_the_key(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        claim(tmp_path, MANIFEST, CONFIGURATION)
+        with pytest.raises(RunError, match=r"optim\.lr is 0\.1 there, 0\.2 here"):
+            claim(tmp_path, MANIFEST, {"experiment.yaml": {"optim": {"lr": 0.2}, "seed": 1}})
+        with pytest.raises(RunError, match="holds a train run, not a search run"):
+            claim(tmp_path, {"kind": "search"}, CONFIGURATION)
+
+
+def test_foreign_folder_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="not empty and not a run folder"), locked(tmp_path):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(RunError, match="is a file"), locked(tmp_path / "thesis.tex"):
+        pass
+
+
+def test_manifest_errors(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run folder"):
+        read_manifest(tmp_path / "x")
+    with pytest.raises(RunError, match="is not a run folder"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(RunError, match="not a cdn-tune manifest"):
+        read_manifest(tmp_path)
+
+
+def test_first_difference() -> None:
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
+    assert first_difference({"a": {"b": 1}}, {}) == "a.b is 1 there, None here"
