@@ -1,0 +1,84 @@
+"""Starting a Ray on this machine or joining a running one, quietly; only what was started here is stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cdn_tune.config import ResourcesConfig
+from cdn_tune.distributed.ray import ray
+from cdn_tune.errors import SearchError
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[dict[str, float]]:
+    """Joins a Ray cluster, or starts one on this machine for the duration.
+
+    A Ray that this process is already connected to is used and left running.
+
+    Args:
+        address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` of a running cluster; None starts one here.
+
+    Yields:
+        The cluster's total resources, e.g. ``{"CPU": 2.0}``.
+
+    Raises:
+        SearchError: If the cluster cannot be reached.
+    """
+    started = not ray.is_initialized()
+    if started:
+        _start(address)
+    try:
+        yield dict(ray.cluster_resources())
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if address is None:
+                ray.init(
+                    address="local",
+                    num_cpus=os.cpu_count(),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+            else:
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SearchError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def slots(resources: ResourcesConfig, available: dict[str, float]) -> int:
+    """Returns how many trials the cluster can run at once.
+
+    Args:
+        resources: What one trial occupies.
+        available: The cluster's total resources.
+
+    Raises:
+        SearchError: If not even one trial fits.
+    """
+    cpus = resources.workers * resources.cpus_per_worker
+    gpus = resources.workers * resources.gpus_per_worker
+    fitting = [math.floor(available.get("CPU", 0.0) / cpus)]
+    if gpus:
+        fitting.append(math.floor(available.get("GPU", 0.0) / gpus))
+    if min(fitting) < 1:
+        raise SearchError(
+            f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs, the cluster has "
+            f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs; lower resources.workers, "
+            "resources.cpus_per_worker or resources.gpus_per_worker"
+        )
+    return min(fitting)

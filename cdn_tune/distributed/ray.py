@@ -1,0 +1,49 @@
+"""The parts of Ray used under `distributed` and `tuning`, imported once, quietly, after the environment is set.
+
+Ray ships no types and warns on import; both are dealt with here so that the rest of the code need not.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old output can be silenced
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import ray
+    from ray import tune
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+    from ray.util import get_current_placement_group, placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+    from ray.util.queue import Empty, Queue
+
+__all__ = [
+    "Empty",
+    "FIFOScheduler",
+    "FailureConfig",
+    "PlacementGroup",
+    "PlacementGroupCleanerCallback",
+    "Queue",
+    "RunConfig",
+    "ScalingConfig",
+    "Searcher",
+    "TorchTrainer",
+    "TrialScheduler",
+    "get_current_placement_group",
+    "placement_group_table",
+    "ray",
+    "remove_placement_group",
+    "tune",
+]

@@ -1,0 +1,194 @@
+"""The study: the one record of a search. Ray asks it for trials and tells it what became of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from cdn_tune.config import Categorical, Float, Parameter, SearchSpace
+
+DATABASE = "study.db"
+_ENQUEUED = "start_with_enqueued"
+
+
+class Study:
+    """An Optuna study in a storage, seen as a list of numbered trials.
+
+    The objective of a trial is its best epoch's val metric so far; that is also its intermediate value at each
+    epoch, so pruners compare what trials are worth and a pruned trial keeps the value it had reached.
+
+    Args:
+        storage: Optuna storage URL, e.g. of :func:`sqlite_url`.
+        space: What is searched.
+    """
+
+    def __init__(self, storage: str, space: SearchSpace) -> None:
+        self._url = storage
+        self._space = space
+        self._storage: BaseStorage = RDBStorage(storage)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study = optuna.create_study(
+                study_name=space.name,
+                storage=self._storage,
+                sampler=build_sampler(space),
+                pruner=build_pruner(space),
+                direction="maximize",
+                load_if_exists=True,
+            )
+        self._distributions = {key: to_distribution(parameter) for key, parameter in space.parameters.items()}
+        self._ids: dict[int, int] = {trial.number: trial._trial_id for trial in self.trials()}
+        self._left = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
+        if not self._study.user_attrs.get(_ENQUEUED):
+            for point in space.start_with:
+                self._study.enqueue_trial(dict(point))
+            self._study.set_user_attr(_ENQUEUED, True)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Returns every trial that was ever asked for, by number."""
+        return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Returns one trial as it is recorded now."""
+        return self._storage.get_trial(self._ids[number])
+
+    def unfinished(self) -> list[int]:
+        """Returns the numbers of trials that are recorded as running."""
+        return [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
+
+    def next(self, limit: int) -> int | None:
+        """Returns the next trial to run: first those that an earlier process left unfinished, then new ones.
+
+        Args:
+            limit: Trials in all.
+
+        Returns:
+            Its number, or None when there are `limit` trials.
+        """
+        if self._left:
+            return self._left.pop(0)
+        if len(self.trials()) >= limit:
+            return None
+        trial = self._study.ask(self._distributions)
+        self._ids[trial.number] = trial._trial_id
+        return trial.number
+
+    def parameters(self, number: int) -> dict[str, Any]:
+        """Returns a trial's sampled values by dotted key."""
+        return self.trial(number).params
+
+    def report(self, number: int, epoch: int, value: float, note: dict[str, Any]) -> bool:
+        """Records an epoch.
+
+        Args:
+            number: The trial.
+            epoch: The epoch, from 1. An epoch already on record (a trial taken up again) is kept as it was.
+            value: The trial's best val metric so far.
+            note: User attributes to set, e.g. the best epoch.
+
+        Returns:
+            Whether the trial should be pruned.
+        """
+        if self.trial(number).state != TrialState.RUNNING:
+            return False
+        for key, content in note.items():
+            self._storage.set_trial_user_attr(self._ids[number], key, content)
+        if epoch in self.trial(number).intermediate_values:
+            return False
+        self._storage.set_trial_intermediate_value(self._ids[number], epoch, value)
+        return self._study.pruner.prune(self._study, self.trial(number))
+
+    def complete(self, number: int) -> None:
+        """Records that a trial ran to its end; one that never reported a value has failed."""
+        value = self._reached(number)
+        if value is None:
+            self.fail(number, "ended without reporting a val metric")
+        elif self.trial(number).state == TrialState.RUNNING:
+            self._study.tell(number, value)
+
+    def prune(self, number: int, reason: str) -> None:
+        """Records that a trial was stopped early, with the value it had reached."""
+        if self.trial(number).state == TrialState.RUNNING:
+            self._storage.set_trial_user_attr(self._ids[number], "reason", reason)
+            self._study.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Records that a trial failed, and why."""
+        if self.trial(number).state == TrialState.RUNNING:
+            self._storage.set_trial_user_attr(self._ids[number], "reason", reason)
+            self._study.tell(number, state=TrialState.FAIL)
+
+    def _reached(self, number: int) -> float | None:
+        values = [value for value in self.trial(number).intermediate_values.values() if math.isfinite(value)]
+        return max(values, default=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"storage": self._url, "space": self._space}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["storage"], state["space"])  # type: ignore[misc]
+
+
+def value_of(trial: FrozenTrial) -> float | None:
+    """Returns the best val metric a trial has reached, whatever its state; None before its first epoch."""
+    return max((value for value in trial.intermediate_values.values() if math.isfinite(value)), default=None)
+
+
+def ranking(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the finished trials that have a value, best first; of equals, the earlier."""
+    finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    valued = [(value_of(trial), trial) for trial in finished]
+    return [
+        trial
+        for value, trial in sorted(valued, key=lambda pair: (-(pair[0] or 0.0), pair[1].number))
+        if value is not None
+    ]
+
+
+def sqlite_url(folder: Path) -> str:
+    """Returns the storage URL of a run folder's own study."""
+    return f"sqlite:///{folder / DATABASE}"
+
+
+def to_distribution(parameter: Parameter) -> BaseDistribution:
+    """Returns Optuna's form of a parameter."""
+    if isinstance(parameter, Categorical):
+        return CategoricalDistribution(parameter.choices)
+    if isinstance(parameter, Float):
+        return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+    return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def build_sampler(space: SearchSpace) -> BaseSampler:
+    """Builds the sampler of a search space."""
+    config = space.sampler
+    if config.name == "random":
+        return RandomSampler(seed=config.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(
+            seed=config.seed, n_startup_trials=config.startup_trials, multivariate=True, group=True, constant_liar=True
+        )
+
+
+def build_pruner(space: SearchSpace) -> BasePruner:
+    """Builds the pruner of a search space."""
+    config = space.early_stopping
+    builders: dict[str, Callable[[], BasePruner]] = {
+        "asha": lambda: SuccessiveHalvingPruner(
+            min_resource=config.min_epochs, reduction_factor=config.reduction_factor
+        ),
+        "median": lambda: MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.min_epochs - 1),
+        "none": NopPruner,
+    }
+    return builders[config.name]()

@@ -1,0 +1,112 @@
+"""One trial of a search, as Ray Tune runs it: in a reused actor, or as a group of Ray Train workers."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config import Experiment, ResourcesConfig, override
+from cdn_tune.distributed.group import WorkerGroup
+from cdn_tune.distributed.ray import tune
+from cdn_tune.errors import CdnTuneError
+from cdn_tune.training.files import write_text
+from cdn_tune.training.launch import train_in
+from cdn_tune.training.report import EpochReport
+from cdn_tune.tuning.adapters import FAILURE, NUMBER, PARAMETERS
+
+TRIALS = "trials"
+
+
+def trial_folder(run: Path, number: int) -> Path:
+    """Returns a trial's folder in the run folder."""
+    return run / TRIALS / f"{number:04d}"
+
+
+def trial_experiment(base: dict[str, Any], parameters: dict[str, Any], number: int) -> Experiment:
+    """Returns the experiment of a trial.
+
+    Raises:
+        ConfigError: If the sampled values do not go together.
+    """
+    return override(base, parameters, f"trial {number}")
+
+
+def run_trial(config: dict[str, Any], base: dict[str, Any], run: str, resources: dict[str, Any]) -> None:
+    """Runs a one-worker trial in this process and reports to Ray Tune; module-level, so that it pickles.
+
+    A failure that would repeat itself is reported as a result rather than raised: the actor stays usable for the next
+    trial, and Ray does not try again.
+
+    Args:
+        config: The trial's number and parameters.
+        base: The search's base experiment.
+        run: The run folder.
+        resources: What the trial occupies.
+    """
+    number = config[NUMBER]
+    folder = trial_folder(Path(run), number)
+    started = time.monotonic()
+
+    def report(done: EpochReport) -> None:
+        tune.report(flat_report(done.plain(), time.monotonic() - started))
+
+    try:
+        experiment = trial_experiment(base, config[PARAMETERS], number)
+        train_in(experiment, folder, report, threads=resources["cpus_per_worker"])
+    except Exception as error:  # told as the trial's failure, with the traceback beside it
+        tune.report({FAILURE: describe_failure(error, folder)})
+
+
+class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
+    """A trial of several workers: a Ray Train group whose reports become this trial's results."""
+
+    def setup(self, config: dict[str, Any], base: dict[str, Any], run: str, resources: dict[str, Any]) -> None:
+        """Starts the group."""
+        self._group: WorkerGroup | None = None
+        self._failure: str | None = None
+        self._started = time.monotonic()
+        self._last: dict[str, Any] = {}
+        self._folder = trial_folder(Path(run), config[NUMBER])
+        try:
+            experiment = trial_experiment(base, config[PARAMETERS], config[NUMBER])
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._group = WorkerGroup(experiment, self._folder, ResourcesConfig(**resources), max_failures=2)
+        except Exception as error:  # told by the first step
+            self._failure = describe_failure(error, self._folder)
+
+    def step(self) -> dict[str, Any]:
+        """Waits for the group's next report."""
+        report: dict[str, Any] | None = None
+        if self._group is not None:
+            try:
+                report = self._group.next_report()
+            except Exception as error:  # told as the trial's failure
+                self._failure = describe_failure(error, self._folder)
+        if self._failure is not None:
+            return {FAILURE: self._failure, "done": True}
+        if report is None:
+            return {"done": True}
+        return flat_report(report, time.monotonic() - self._started)
+
+    def cleanup(self) -> None:
+        """Frees the group; Ray calls this whenever a trial ends, is stopped, or fails."""
+        if self._group is not None:
+            self._group.stop()
+            self._group = None
+
+
+def flat_report(report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Returns an epoch's report as the flat dict that Ray Tune passes on."""
+    flat = {key: value for key, value in report.items() if key != "val"}
+    return {**flat, **{f"val/{name}": value for name, value in report["val"].items()}, "trial_seconds": seconds}
+
+
+def describe_failure(error: Exception, folder: Path) -> str:
+    """Returns a failure's reason in one line, and leaves the traceback in the trial's folder."""
+    if isinstance(error, CdnTuneError):
+        return " ".join(str(error).split())
+    write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
