@@ -1,0 +1,173 @@
+"""What the commands do, in words of the packages below; imported when a command runs, so that --help is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.progress import Progress
+
+from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
+from cdn_tune.console.live import SearchProgress
+from cdn_tune.console.output import err, one_line_errors, out, warn
+from cdn_tune.console.progress import TrainProgress
+from cdn_tune.console.tables import experiment_line, leaderboard_table, metrics_table
+from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.errors import ConfigError
+from cdn_tune.training.launch import open_data, train_in
+from cdn_tune.training.loop import BEST, LAST
+from cdn_tune.training.manifest import describe_run
+from cdn_tune.training.run_folder import EXPERIMENT, claim, locked
+
+DEMO_SPACE = "demo/quick.yaml"
+
+
+def run_train(experiment_path: str, overrides: list[str], workers: int, run: Path | None, address: str | None) -> None:
+    """`cdn-tune train`."""
+    with one_line_errors(), _terminable():
+        experiment = load_experiment(experiment_path, parse_overrides(overrides))
+        run = (run or Path("runs") / experiment.name).absolute()
+        with locked(run):
+            open_data(experiment.data)  # what is wrong with the data is said before anything is written
+            facts = fingerprint(experiment.data)
+            resumed = claim(run, describe_run("train", experiment, facts), {EXPERIMENT: experiment.plain()})
+            goes_on = resumed and (run / LAST).exists()
+            err.print(f"{'going on with' if goes_on else 'training'} {experiment.name} in {run}", markup=False)
+            err.print(experiment_line(experiment), markup=False)
+            with TrainProgress(experiment.eval.metric) as progress:
+                if workers == 1:
+                    train_in(experiment, run, progress.on_epoch, progress.on_step)
+                else:
+                    _train_group(experiment, run, workers, address, progress)
+        _print_trained(experiment, run, planted=bool(facts["planted"]))
+
+
+def run_search(
+    space_path: str, overrides: list[str], trials: int | None, run: Path | None, address: str | None
+) -> None:
+    """`cdn-tune search`."""
+    with one_line_errors(), _terminable():
+        _search(space_path, parse_overrides(overrides), trials, run, address)
+
+
+def run_evaluate(run: Path, overrides: list[str]) -> None:
+    """`cdn-tune evaluate`."""
+    with one_line_errors(), _terminable():
+        _evaluate(run, parse_overrides(overrides))
+
+
+def run_demo(run: Path, trials: int | None) -> None:
+    """`cdn-tune demo`."""
+    from cdn_tune.data.planted import plant
+
+    with one_line_errors(), _terminable():
+        data = run.parent / f"{run.name}-data"
+        err.print(f"1/3 planting a dataset in {data}", markup=False)
+        with Progress(console=err, transient=True) as progress:
+            task = progress.add_task("planting")
+            plant(data, progress=lambda done, total: progress.update(task, completed=done, total=total))
+        err.print("2/3 searching", markup=False)
+        _search(DEMO_SPACE, {"data.root": str(data)}, trials, run, None)
+        err.print("3/3 evaluating the winner on the test split", markup=False)
+        _evaluate(run, {})
+        for name, what in (
+            ("leaderboard.csv", "every trial: parameters, state, val metrics, cost"),
+            ("best/", "the kept checkpoints, each with the experiment that rebuilds its model"),
+            ("evaluation.json", "the winner on the test split, once"),
+            ("study.db", "the Optuna study"),
+            ("trials/", "each trial's metrics.jsonl and TensorBoard events"),
+        ):
+            out.print(f"  {run / name}  [dim]{what}[/dim]", soft_wrap=True)
+
+
+def run_plant(out_folder: Path, **options: Any) -> None:
+    """`cdn-tune data plant`."""
+    from cdn_tune.data.planted import plant
+
+    with one_line_errors(), Progress(console=err, transient=True) as progress:
+        task = progress.add_task("planting")
+        plant(out_folder, progress=lambda done, total: progress.update(task, completed=done, total=total), **options)
+    out.print(f"planted data in {out_folder}", markup=False, soft_wrap=True)
+
+
+def _search(
+    space_path: str, overrides: dict[str, Any], trials: int | None, run: Path | None, address: str | None
+) -> None:
+    from cdn_tune.tuning.search import search
+
+    space, experiment = load_space(space_path, overrides)
+    run = run or Path("runs") / space.name
+    parameters = list(space.parameters)
+    with SearchProgress(parameters, experiment.eval.metric) as progress:
+        result = search(space, experiment, run, progress.on_change, trials, address)
+    out.print(leaderboard_table(result.rows, parameters, experiment.eval.metric, limit=10))
+    if result.was_finished:
+        err.print(
+            f"{run} is finished; --trials N with N above {len(result.rows)} goes on", markup=False, soft_wrap=True
+        )
+    if result.interrupted:
+        raise KeyboardInterrupt
+    out.print(f"leaderboard: {run / 'leaderboard.csv'}", markup=False, soft_wrap=True)
+    out.print(f"best checkpoint: {result.kept[0]}", markup=False, soft_wrap=True)
+
+
+def _evaluate(run: Path, overrides: dict[str, Any]) -> None:
+    from cdn_tune.evaluation.final import EVALUATION, evaluate_run
+
+    with err.status("evaluating on the test split"):
+        result = evaluate_run(run, overrides)
+    for line in result["damaged_checkpoints"]:
+        warn(line)
+    out.print(metrics_table(result))
+    if result["planted"]:
+        out.print("planted data: these numbers say that the tool works, nothing about real videos", style="yellow")
+    if result["looks"] > 1:
+        warn(f"the test split was opened {result['looks']} times for this run; report the first look")
+    chosen = result["chosen_by"]
+    out.print(
+        f"{result['checkpoint']}, epoch {result['epoch']}, chosen by val {chosen['metric']} {chosen['value']:.4f}",
+        markup=False,
+        soft_wrap=True,
+    )
+    out.print(f"evaluation: {run / EVALUATION}", markup=False, soft_wrap=True)
+
+
+def _train_group(experiment: Experiment, run: Path, workers: int, address: str | None, progress: TrainProgress) -> None:
+    from cdn_tune.distributed.launch import train_on_workers
+
+    if experiment.train.batch_size < workers:
+        raise ConfigError(f"--workers {workers}: more workers than train.batch_size={experiment.train.batch_size}")
+    train_on_workers(experiment, run, workers, progress.on_epoch, address)
+
+
+def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
+    from cdn_tune.training.records import read_metrics
+
+    last = read_metrics(run)[-1]
+    label = " (planted data)" if planted else ""
+    value = f"{last['best_value']:.4f} after epoch {last['best_epoch']}"
+    out.print(f"best val {experiment.eval.metric} {value}{label}", markup=False)
+    out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
+    out.print(f"test split: cdn-tune evaluate {run}", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM (a cluster's preemption) ends a command as Ctrl-C does: everything finished is on disk."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

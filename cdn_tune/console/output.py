@@ -1,0 +1,53 @@
+"""The terminal itself: results go to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from cdn_tune.errors import CdnTuneError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+DEBUG = "CDN_TUNE_DEBUG"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns errors into one line and an exit code: 2 for what the user can mend, 1 for what we have to, 130 for Ctrl-C.
+
+    With CDN_TUNE_DEBUG=1 the traceback is shown as well.
+    """
+    try:
+        yield
+    except CdnTuneError as error:
+        if os.environ.get(DEBUG) == "1":
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            _tell(f"error: {line}")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        _tell("interrupted; the same command goes on from the last finished epoch")
+        raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if os.environ.get(DEBUG) == "1":
+            traceback.print_exc()
+        first = (str(error).splitlines() or [""])[0]
+        _tell(f"internal error: {type(error).__name__}: {first} (our fault; {DEBUG}=1 shows the traceback to report)")
+        raise typer.Exit(1) from None
+
+
+def warn(text: str) -> None:
+    """Prints a warning line."""
+    _tell(f"warning: {text}")
+
+
+def _tell(line: str) -> None:
+    err.print(line, markup=False, soft_wrap=True, style="red" if "error" in line[:16] else "yellow")

@@ -1,0 +1,1 @@
+"""The final word on a run: its best checkpoint on the test split, once."""
