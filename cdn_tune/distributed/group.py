@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.ray import (
+    ControllerCallback,
     Empty,
     FailureConfig,
-    PlacementGroup,
+    GetTimeoutError,
     PlacementGroupCleanerCallback,
     Queue,
+    RayActorError,
     RunConfig,
     ScalingConfig,
     TorchTrainer,
-    get_current_placement_group,
-    remove_placement_group,
+    ray,
 )
 from cdn_tune.errors import CdnTuneError, TrainingError
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
-from cdn_tune.training.world import this_world
 
+CONTROLLER, REPORT, ERROR = "controller", "report", "error"
 _POLL_SECONDS = 0.1
 _START_SECONDS = 60.0
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
-    """A TorchTrainer without the detached cleaner actor.
+class _Handover(ControllerCallback):  # type: ignore[misc]  # Ray ships no types
+    """Runs in Ray Train's controller: tells the group's owner who the controller is, so that it can be ended."""
 
-    Ray's cleaner outlives the run (one actor of several hundred MB per trial) and needs the dashboard to do its work;
-    `WorkerGroup.stop` removes the placement group itself.
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_controller_start(self, train_run_context: object) -> None:  # noqa: ARG002
+        self._queue.put((CONTROLLER, ray.get_runtime_context().current_actor))
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
+    """A TorchTrainer whose run can be ended from outside.
+
+    Ray's own way, a detached cleaner actor, outlives the run (several hundred MB per trial) and needs the dashboard to
+    do its work; here the controller is handed over instead, and `WorkerGroup.stop` has it free its placement group.
     """
+
+    def __init__(self, queue: Queue, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._queue = queue
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [*kept, _Handover(self._queue)]
 
 
 class WorkerGroup:
@@ -55,13 +73,15 @@ class WorkerGroup:
     """
 
     def __init__(self, experiment: Experiment, folder: Path, resources: ResourcesConfig, max_failures: int = 0) -> None:
+        self._scratch = folder / ".ray"
         self._queue = Queue(actor_options={"num_cpus": 0})
-        self._placement: PlacementGroup | None = None
+        self._controller: Any = None
         self._error: BaseException | None = None
         bundle: dict[str, float] = {"CPU": resources.cpus_per_worker}
         if resources.gpus_per_worker:
             bundle["GPU"] = resources.gpus_per_worker
         self._trainer = _Trainer(
+            self._queue,
             _work,
             train_loop_config={
                 "experiment": experiment.plain(),
@@ -76,7 +96,7 @@ class WorkerGroup:
             ),
             run_config=RunConfig(
                 name="train",
-                storage_path=str(folder / ".ray"),
+                storage_path=str(self._scratch),
                 failure_config=FailureConfig(max_failures=max_failures),
             ),
         )
@@ -102,9 +122,9 @@ class WorkerGroup:
                 if self._error is not None:
                     raise TrainingError(reason_of(self._error)) from self._error
                 return None
-            if kind == "placement":
-                self._placement = content
-            elif kind == "error":
+            if kind == CONTROLLER:
+                self._controller = content
+            elif kind == ERROR:
                 raise TrainingError(content)
             else:
                 report: dict[str, Any] = content
@@ -112,16 +132,19 @@ class WorkerGroup:
 
     def stop(self) -> None:
         """Frees everything the group holds; safe to call at any time, and more than once."""
-        waited = 0.0
-        while self._placement is None and self._thread.is_alive() and waited < _START_SECONDS:
+        deadline = time.monotonic() + _START_SECONDS
+        while self._controller is None and self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(Empty):
                 kind, content = self._queue.get(timeout=_POLL_SECONDS)
-                if kind == "placement":
-                    self._placement = content
-            waited += _POLL_SECONDS
-        if self._placement is not None and self._thread.is_alive():
-            remove_placement_group(self._placement)
+                self._controller = content if kind == CONTROLLER else None
+        if self._controller is not None and self._thread.is_alive():
+            with contextlib.suppress(RayActorError, GetTimeoutError):  # it ends by leaving
+                ray.get(self._controller.abort.remote(), timeout=_START_SECONDS)
+            self._thread.join(timeout=_POLL_SECONDS)
+        if self._controller is not None:
+            ray.kill(self._controller)
         self._queue.shutdown(force=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _fit(self) -> None:
         try:
@@ -145,16 +168,13 @@ def reason_of(error: BaseException) -> str:
 def _work(config: dict[str, Any]) -> None:
     """What every worker runs; its world is the process group that Ray Train has joined."""
     queue: Queue = config["queue"]
-    world = this_world()
-    if world.is_main:
-        queue.put(("placement", get_current_placement_group()))
 
     def report(done: EpochReport) -> None:
-        queue.put(("report", done.plain()))
+        queue.put((REPORT, done.plain()))
 
     experiment = Experiment.model_validate(config["experiment"], strict=False)
     try:
         train_in(experiment, Path(config["folder"]), report, threads=config["threads"])
     except CdnTuneError as error:  # would fail again: told before Ray counts it as a failure and starts over
-        queue.put(("error", str(error)))
+        queue.put((ERROR, str(error)))
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from cdn_tune.config import Experiment, ResourcesConfig
@@ -36,4 +35,3 @@ def train_on_workers(
                 report(EpochReport(**done))
         finally:
             group.stop()
-            shutil.rmtree(folder / ".ray", ignore_errors=True)

@@ -20,30 +20,31 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ray
     from ray import tune
+    from ray.exceptions import GetTimeoutError, RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
-    from ray.util import get_current_placement_group, placement_group_table, remove_placement_group
-    from ray.util.placement_group import PlacementGroup
+    from ray.util import placement_group_table
     from ray.util.queue import Empty, Queue
 
 __all__ = [
+    "ControllerCallback",
     "Empty",
     "FIFOScheduler",
     "FailureConfig",
-    "PlacementGroup",
+    "GetTimeoutError",
     "PlacementGroupCleanerCallback",
     "Queue",
+    "RayActorError",
     "RunConfig",
     "ScalingConfig",
     "Searcher",
     "TorchTrainer",
     "TrialScheduler",
-    "get_current_placement_group",
     "placement_group_table",
     "ray",
-    "remove_placement_group",
     "tune",
 ]

@@ -198,6 +198,7 @@ def _run_tuner(running: _Search) -> None:
                 name="tune",
                 storage_path=scratch,  # nothing in it is read again: the study is the record
                 callbacks=[_Watch(running)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
                 failure_config=tune.FailureConfig(max_failures=running.space.max_failures),
                 verbose=0,
             ),

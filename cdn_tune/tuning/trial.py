@@ -90,6 +90,12 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             return {"done": True}
         return flat_report(report, time.monotonic() - self._started)
 
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Saves nothing: the trial's folder holds its own checkpoint."""
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Loads nothing: a trial taken up again goes on from its folder."""
+
     def cleanup(self) -> None:
         """Frees the group; Ray calls this whenever a trial ends, is stopped, or fails."""
         if self._group is not None:
