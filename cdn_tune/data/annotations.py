@@ -1,0 +1,128 @@
+"""Annotations: a query, the video it is asked of, and the moment that answers it. All times are in seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cdn_tune.errors import DataError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One query and its moment.
+
+    Attributes:
+        id: Where it stands, stable over time: ``charades_sta_train.txt:12`` (line, from 1) or
+            ``train.json:s13-d21.avi:3`` (file, video, position in its list, from 0).
+        video: Name of the video, as in the feature file.
+        duration: Length of the video, in seconds.
+        start: Start of the moment, 0 <= start < end.
+        end: End of the moment, end <= duration.
+        query: The sentence as written in the file.
+    """
+
+    id: str
+    video: str
+    duration: float
+    start: float
+    end: float
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An annotation that is read but not used, and why."""
+
+    id: str
+    video: str
+    reason: str
+
+
+class Loaded(NamedTuple):
+    """What an annotation file holds, in file order."""
+
+    annotations: tuple[Annotation, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def annotate(
+    path: Path,
+    entry: str,
+    video: str,
+    duration: float,
+    start: float,
+    end: float,
+    query: str,
+    *,
+    known_faults: Collection[tuple[str, float, float]] = (),
+) -> Annotation | Skipped:
+    """Returns one checked annotation, its end clamped to the duration as the published loaders do.
+
+    Args:
+        path: The file it stands in.
+        entry: Where in the file, for its id and for errors: the line, or video and position.
+        video: Name of the video.
+        duration: Length of the video, in seconds.
+        start: Start as written, in seconds.
+        end: End as written, in seconds.
+        query: The sentence, not yet stripped.
+        known_faults: (video, start, end) of reversed moments that the published files are known to hold; these are
+            skipped, as the published loaders do, instead of refused.
+
+    Returns:
+        The annotation, or `Skipped` when the moment is empty within the video or a known fault.
+
+    Raises:
+        DataError: If a number is not finite, the duration is not positive, the start is negative, the end lies before
+            the start, or the query is empty.
+    """
+    where = f"{path}:{entry}"
+    if not query.strip():
+        raise DataError(f"{where}: empty query for video {video}; write a sentence or remove the entry")
+    for name, value in (("duration", duration), ("start", start), ("end", end)):
+        if not math.isfinite(value):
+            raise DataError(f"{where}: {name} {value} of video {video} is not a finite number; correct or remove it")
+    if duration <= 0:
+        raise DataError(f"{where}: duration {duration:g} s of video {video} is not positive; correct or remove it")
+    if start < 0:
+        raise DataError(f"{where}: start {start:g} s in video {video} is negative; correct or remove the entry")
+    if end < start:
+        if (video, start, end) in known_faults:
+            return Skipped(
+                where, video, f"end {end:g} s lies before start {start:g} s (known fault of the published file)"
+            )
+        raise DataError(
+            f"{where}: end {end:g} s lies before start {start:g} s in video {video}; swap them or remove the entry"
+        )
+    if min(end, duration) <= start:
+        return Skipped(
+            f"{path.name}:{entry}", video, f"moment {start:g} to {end:g} s is empty within the video's {duration:g} s"
+        )
+    return Annotation(f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip())
+
+
+def collect(where: str, items: list[Annotation | Skipped]) -> Loaded:
+    """Returns annotations and skipped entries apart, in file order.
+
+    Args:
+        where: The file, for the error message.
+        items: What `annotate` returned for its entries.
+
+    Raises:
+        DataError: If no annotation is left.
+    """
+    annotations = tuple(item for item in items if isinstance(item, Annotation))
+    skipped = tuple(item for item in items if isinstance(item, Skipped))
+    if not annotations:
+        first = f" (first: {skipped[0].id}: {skipped[0].reason})" if skipped else ""
+        raise DataError(
+            f"{where}: no usable annotation, {len(skipped)} skipped{first}; check that it is the right file"
+        )
+    return Loaded(annotations, skipped)

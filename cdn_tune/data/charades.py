@@ -1,0 +1,103 @@
+"""Charades-STA as distributed: `charades_sta_{train,test}.txt` and durations in `Charades_v1_{train,test}.csv`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+from cdn_tune.data.annotations import Annotation, Loaded, Skipped, Split, annotate, collect
+from cdn_tune.data.files import read_text
+from cdn_tune.errors import DataError
+
+FEATURES = ("vgg_rgb_features.hdf5", "charades_vgg_rgb.hdf5")
+COLUMNS = ("id", "subject", "scene", "quality", "relevance", "verified", "script", "objects", "descriptions", "actions",
+           "length")  # fmt: skip
+REMEDY = "check data.root, or download the Charades-STA annotations into it"
+
+# The published training file holds four lines whose end lies before their start; every published loader drops them.
+KNOWN_FAULTS = frozenset(
+    {("LEOL6", 8.0, 7.0), ("IOL8Q", 20.9, 12.0), ("AKKWU", 38.0, 13.0)},
+)
+
+
+def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
+    """Returns the files `split` is read from: sentences, durations. There is no file for val."""
+    if split == "val":
+        return ()
+    return root / f"charades_sta_{split}.txt", root / f"Charades_v1_{split}.csv"
+
+
+def parse_line(line: str, where: str) -> tuple[str, float, float, str]:
+    """Returns (video, start, end, query) of a line ``VIDEO START END##query``, times in seconds.
+
+    Raises:
+        DataError: If ``##`` is missing, the part before it has not three fields, or a time is no number.
+    """
+    head, mark, query = line.partition("##")
+    if not mark:
+        raise DataError(f"{where}: no '##' in {line[:60]!r}; write the line as: VIDEO START END##query")
+    fields = head.split()
+    if len(fields) != 3:
+        raise DataError(f"{where}: {len(fields)} fields before '##' in {head[:60]!r}; write: VIDEO START END##query")
+    video, start, end = fields
+    return video, number(start, "start", where), number(end, "end", where), query
+
+
+def number(text: str, name: str, where: str) -> float:
+    """Returns `text` as a float.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(f"{where}: {name} {text!r} is not a number; write seconds, e.g. 12.5") from None
+
+
+def read_durations(path: Path) -> dict[str, float]:
+    """Returns the duration in seconds of every video listed; NaN where its `length` is blank.
+
+    Raises:
+        DataError: If the file is missing or empty, lacks a column, or a length is no number.
+    """
+    rows = csv.DictReader(io.StringIO(read_text(path, REMEDY)))
+    for column in ("id", "length"):
+        if column not in (rows.fieldnames or ()):
+            raise DataError(f"{path}: no column {column!r}; use the Charades CSV with the header {','.join(COLUMNS)}")
+    durations = {}
+    try:
+        for row in rows:
+            length = (row["length"] or "").strip()
+            durations[row["id"]] = number(length, "length", f"{path}:{rows.line_num}") if length else math.nan
+    except csv.Error as error:
+        raise DataError(f"{path}:{rows.line_num}: not valid CSV ({error}); copy the Charades CSV again") from None
+    return durations
+
+
+def load(root: Path, split: Split) -> Loaded:
+    """Returns what the files of `split` (train or test) hold, in file order.
+
+    Raises:
+        DataError: If a file is missing or empty, or a line is wrong; the message names file and line.
+    """
+    sentences, lengths = annotation_files(root, split)
+    text = read_text(sentences, REMEDY)
+    durations = read_durations(lengths)
+    items: list[Annotation | Skipped] = []
+    for count, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{sentences}:{count}"
+        video, start, end, query = parse_line(line, where)
+        duration = durations.get(video)
+        if duration is None:
+            raise DataError(f"{where}: video {video!r} is not in {lengths.name}; add its row or remove the line")
+        if math.isnan(duration):
+            raise DataError(
+                f"{lengths}: video {video!r} has no length, needed by {sentences.name}:{count}; fill in its seconds"
+            )
+        items.append(annotate(sentences, str(count), video, duration, start, end, query, known_faults=KNOWN_FAULTS))
+    return collect(str(sentences), items)

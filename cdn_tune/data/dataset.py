@@ -1,0 +1,162 @@
+"""The dataset: queries with their videos' clips, assembled into batches.
+
+Letters: B batch, T clips, D feature size, L words of the longest query in the batch, W word-vector size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cdn_tune.config import DataConfig
+from cdn_tune.data.annotations import Annotation, Skipped, Split
+from cdn_tune.data.features import FeatureStore
+from cdn_tune.data.layouts import features_path, root_of, vectors_path
+from cdn_tune.data.splits import split_annotations
+from cdn_tune.data.vocabulary import Vocabulary, build_vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Queries ready for the model.
+
+    Attributes:
+        visual: float32 [B, T, D], clips of each query's video.
+        words: float32 [B, L, W], word vectors, zero after the last word.
+        word_mask: bool [B, L], true on words.
+        durations: float64 [B], seconds.
+        moments: float64 [B, 2], start and end in seconds.
+        indices: int64 [B], positions in the dataset.
+    """
+
+    visual: torch.Tensor
+    words: torch.Tensor
+    word_mask: torch.Tensor
+    durations: torch.Tensor
+    moments: torch.Tensor
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Returns the batch on a device; from pinned memory to a GPU without waiting for the copy."""
+        hurry = torch.device(device).type == "cuda"
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=hurry) for f in fields(self)})
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in page-locked memory, from which copies to a GPU overlap with its work."""
+        return Batch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+
+
+class MomentDataset:
+    """The queries of one split. Never changed after it is built; picklable.
+
+    Args:
+        annotations: The queries, in file order.
+        skipped: Entries of the split's files that are not used.
+        vocabulary: Covers the queries' words.
+        features: Has the queries' videos.
+    """
+
+    def __init__(
+        self,
+        annotations: Sequence[Annotation],
+        skipped: Sequence[Skipped],
+        vocabulary: Vocabulary,
+        features: FeatureStore,
+    ) -> None:
+        self.annotations, self.skipped = tuple(annotations), tuple(skipped)
+        self.vocabulary, self.features = vocabulary, features
+        self._durations = torch.tensor([item.duration for item in self.annotations], dtype=torch.float64)
+        self._moments = torch.tensor([(item.start, item.end) for item in self.annotations], dtype=torch.float64)
+        distinct = {query: vocabulary.ids(query) for query in {item.query for item in self.annotations}}
+        ids = [distinct[item.query] for item in self.annotations]
+        self._lengths = torch.tensor([len(row) for row in ids])
+        self._ids = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
+        self._ids[torch.arange(self._ids.shape[1]) < self._lengths[:, None]] = torch.from_numpy(np.concatenate(ids))
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def durations(self) -> torch.Tensor:
+        """Durations of the queries' videos in seconds, float64 [Q]."""
+        return self._durations
+
+    @property
+    def moments(self) -> torch.Tensor:
+        """Start and end of the queries' moments in seconds, float64 [Q, 2]."""
+        return self._moments
+
+    def batch(self, indices: Sequence[int] | npt.NDArray[np.int64] | torch.Tensor) -> Batch:
+        """Returns the queries at `indices` (B >= 1), in that order; a video asked of twice is read once.
+
+        Raises:
+            DataError: If a video's features cannot be used.
+            IndexError: If an index is outside the dataset or there is none.
+        """
+        at = torch.as_tensor(indices, dtype=torch.int64)
+        if not at.numel():
+            raise IndexError("a batch needs at least one index")
+        videos: dict[str, int] = {}
+        places = [videos.setdefault(self.annotations[i].video, len(videos)) for i in at.tolist()]
+        clips = [self.features.clips(video) for video in videos]
+        lengths = self._lengths[at]
+        longest = int(lengths.max())
+        return Batch(
+            visual=torch.stack([clips[place] for place in places]),
+            words=self.vocabulary.vectors[self._ids[at, :longest]],
+            word_mask=torch.arange(longest) < lengths[:, None],
+            durations=self._durations[at],
+            moments=self._moments[at],
+            indices=at,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the split's sizes and what is missing in it, ready for JSON."""
+        return {
+            "queries": len(self.annotations),
+            "videos": len({item.video for item in self.annotations}),
+            "skipped": [{"id": item.id, "reason": item.reason} for item in self.skipped],
+            "known_words": len(self.vocabulary.rows),
+            "unknown_words": len(self.vocabulary.unknown),
+            "unknown_examples": list(self.vocabulary.unknown)[:5],
+            "unknown_queries": self.vocabulary.unknown_queries,
+        }
+
+
+def load_splits(config: DataConfig, splits: Iterable[Split]) -> dict[Split, MomentDataset]:
+    """Returns the datasets of some splits, sharing one vocabulary and one feature store.
+
+    Everything that can be checked without reading all features is checked here: annotations, word vectors, every query,
+    the presence of every video, the feature size of the first.
+
+    Raises:
+        DataError: If anything is missing or wrong; one line with the file, the value and the remedy.
+    """
+    wanted = tuple(dict.fromkeys(splits))
+    root = root_of(config)
+    loaded = {split: split_annotations(config, split) for split in wanted}
+    everything = [item for split in wanted for item in loaded[split].annotations]
+    features = FeatureStore(
+        features_path(config), config.frames, config.feature_size, legacy=config.resampling == "legacy"
+    )
+    features.require(item.video for item in everything)
+    features.close()
+    vocabulary = build_vocabulary(vectors_path(config), config.word_size, config.tokenizer, everything, root)
+    return {split: MomentDataset(*loaded[split], vocabulary, features) for split in wanted}
+
+
+def load_split(config: DataConfig, split: Split) -> MomentDataset:
+    """Returns the dataset of one split (see `load_splits`).
+
+    Raises:
+        DataError: If anything is missing or wrong.
+    """
+    return load_splits(config, (split,))[split]

@@ -1,0 +1,92 @@
+"""Files at the edge of the data: read text, find a file, digest it, write it in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cdn_tune.errors import DataError
+
+SAMPLE_BYTES = 1 << 20
+SAMPLES = 16
+
+
+def read_text(path: Path, remedy: str = "check data.root") -> str:
+    """Returns the text of a UTF-8 file, without a byte-order mark, with every line end as a line feed.
+
+    Args:
+        path: File to read.
+        remedy: What to do when the file is missing, for the error message.
+
+    Raises:
+        DataError: If the file is missing, unreadable, not UTF-8, or has nothing but white space.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file; {remedy}") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty; download or copy it again")
+    return text
+
+
+def locate(root: Path, name: str) -> Path:
+    """Returns `name` as a path of its own when it is absolute or exists as given, else as a path inside `root`."""
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        return path
+    inside = root / path
+    return path if path.exists() and not inside.exists() else inside
+
+
+def sha256(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(SAMPLE_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sampled_sha256(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file's size and of evenly spread parts of it.
+
+    At most 16 MiB are read, so it takes milliseconds on a file of any size; a file of up to 16 MiB is read whole.
+    It notices another file, a truncation or a rewrite, not a changed byte between the parts.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    last = max(size - SAMPLE_BYTES, 0)
+    with path.open("rb") as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            while block := file.read(SAMPLE_BYTES):
+                digest.update(block)
+        else:
+            for part in range(SAMPLES):
+                file.seek(last * part // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed.
+
+    A killed process leaves at most the temporary file, never a partial file under the final name.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,72 @@
+"""Fingerprints: which data a run has seen, for its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config import DataConfig
+from cdn_tune.data.annotations import SPLITS
+from cdn_tune.data.features import open_features
+from cdn_tune.data.files import sampled_sha256, sha256
+from cdn_tune.data.layouts import features_path, layout_of, root_of, vectors_path
+from cdn_tune.data.splits import split_annotations
+
+PLANTED_MARKER = "planted.json"
+PLANTED_ATTRIBUTE = "cdn_tune_planted"
+
+
+def is_planted(config: DataConfig) -> bool:
+    """Returns whether the features or word vectors are planted.
+
+    They are when a `planted.json` lies beside them or in root, or the feature file says so itself (it keeps its label
+    when it is moved).
+
+    Raises:
+        DataError: If a file is missing.
+    """
+    features = features_path(config)
+    folders = {root_of(config), features.parent, vectors_path(config).parent}
+    if any((folder / PLANTED_MARKER).exists() for folder in folders):
+        return True
+    with open_features(features) as file:
+        return PLANTED_ATTRIBUTE in file.attrs
+
+
+def fingerprint(config: DataConfig) -> dict[str, Any]:
+    """Returns what identifies the data of an experiment, ready for JSON.
+
+    Returns:
+        `dataset`, `root` (absolute), `planted`; `files`: by role and name, size and either `sha256` (annotations) or
+        `mtime` and `sampled_sha256` (features, word vectors; see `files.sampled_sha256`); `splits`: queries and videos
+        of train, val and test; `skipped`: per split, the entries not used, with the reason.
+
+    Raises:
+        DataError: If a file is missing or wrong.
+    """
+    root, layout = root_of(config), layout_of(config.dataset)
+    loaded = {split: split_annotations(config, split) for split in SPLITS}
+    annotations = [path for split in SPLITS for path in layout.files(root, split)]
+    vectors = vectors_path(config)
+    big = {"features": features_path(config), "word_vectors": vectors if vectors.is_file() else Path(f"{vectors}.pt")}
+    return {
+        "dataset": config.dataset,
+        "root": str(root.resolve()),
+        "planted": is_planted(config),
+        "files": {
+            "annotations": {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in annotations},
+            **{role: _summary(path) for role, path in big.items()},
+        },
+        "splits": {
+            split: {"queries": len(items.annotations), "videos": len({item.video for item in items.annotations})}
+            for split, items in loaded.items()
+        },
+        "skipped": {
+            split: [{"id": item.id, "reason": item.reason} for item in items.skipped] for split, items in loaded.items()
+        },
+    }
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"name": path.name, "size": stat.st_size, "mtime": stat.st_mtime, "sampled_sha256": sampled_sha256(path)}

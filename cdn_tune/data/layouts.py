@@ -1,0 +1,97 @@
+"""Layouts: which files a dataset has in its folder, and how its annotations are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdn_tune.config import DataConfig
+from cdn_tune.data import charades, tacos
+from cdn_tune.data.annotations import Loaded, Split
+from cdn_tune.data.files import locate
+from cdn_tune.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one dataset looks like on disk.
+
+    Attributes:
+        features: Usual names of the feature file, best first.
+        files: The annotation files of a split, given root and split; empty where the dataset has no such split.
+        load: Reads a split that has files, given root and split.
+    """
+
+    features: tuple[str, ...]
+    files: Callable[[Path, Split], tuple[Path, ...]]
+    load: Callable[[Path, Split], Loaded]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "charades_sta": Layout(charades.FEATURES, charades.annotation_files, charades.load),
+    "tacos": Layout(tacos.FEATURES, tacos.annotation_files, tacos.load),
+}
+
+
+def layout_of(dataset: str) -> Layout:
+    """Returns the layout of a dataset.
+
+    Raises:
+        DataError: If the name is unknown.
+    """
+    try:
+        return LAYOUTS[dataset]
+    except KeyError:
+        raise DataError(f"data.dataset={dataset!r} is unknown; choose one of {', '.join(LAYOUTS)}") from None
+
+
+def root_of(config: DataConfig) -> Path:
+    """Returns the data folder.
+
+    Raises:
+        DataError: If it does not exist or is no folder.
+    """
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        fault = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(
+            f"data.root={config.root} {fault}; set data.root, or write data there with: cdn-tune data plant"
+        )
+    return root
+
+
+def features_path(config: DataConfig) -> Path:
+    """Returns the feature file: `config.features`, or the first of the dataset's usual names that exists in root.
+
+    Raises:
+        DataError: If there is none.
+    """
+    root = root_of(config)
+    if config.features is not None:
+        path = locate(root, config.features)
+        if not path.is_file():
+            raise DataError(f"data.features={config.features}: no such file here or in {root}; correct data.features")
+        return path
+    names = layout_of(config.dataset).features
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise DataError(f"{root}: no feature file ({' or '.join(names)}); put it there or set data.features to its path")
+
+
+def vectors_path(config: DataConfig) -> Path:
+    """Returns the path of the word vectors in text form; torchtext's cache of it has ``.pt`` appended.
+
+    Raises:
+        DataError: If neither exists.
+    """
+    root = root_of(config)
+    path = locate(root, config.word_vectors)
+    cached = Path(f"{path}.pt")
+    if not path.is_file() and not cached.is_file():
+        raise DataError(
+            f"data.word_vectors={config.word_vectors}: neither {path} nor {cached.name} exists; "
+            "put the GloVe text file there or set data.word_vectors to its path"
+        )
+    return path

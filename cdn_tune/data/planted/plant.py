@@ -1,0 +1,281 @@
+"""Planting: writes a whole dataset with known answers, in the layout the real one has."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+from filelock import FileLock, Timeout
+
+from cdn_tune.data.annotations import SPLITS, Annotation
+from cdn_tune.data.files import sha256, written_whole
+from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, PLANTED_MARKER
+from cdn_tune.data.layouts import layout_of
+from cdn_tune.data.planted.scenes import generate
+from cdn_tune.data.planted.signal import frame_count, planted_frames, projection, word_vector
+from cdn_tune.data.planted.subset import restrict
+from cdn_tune.data.tokenizer import words
+from cdn_tune.errors import DataError
+
+VERSION = 1
+STAGING = ".planting"
+LOCK = ".planting.lock"
+GENERATED_VIDEOS = 300
+MODEL = (
+    "A word has a random vector of length about 5; a query's meaning u is the mean of its content words' vectors, "
+    "scaled to length 1; P [W, D] is random with variance 1/D. A frame is normal noise of variance 1/D plus snr * u P "
+    "for each query of its video whose moment holds the frame's time (t + 1/2) / frame_rate."
+)
+
+Source = Literal["generated", "charades_sta", "tacos"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Planting:
+    """What determines planted data, byte for byte. `source` is the SHA-256 of each real annotation file used."""
+
+    version: int
+    annotations: str
+    source: dict[str, str]
+    videos: int | None
+    feature_size: int
+    frame_rate: float
+    snr: float
+    seed: int
+    word_size: int
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A planted dataset on disk.
+
+    Attributes:
+        root: Its folder, for `data.root`.
+        dataset: Its layout, for `data.dataset`.
+        word_vectors: Its word-vector file, for `data.word_vectors`.
+        videos: Number of videos.
+        queries: Number of usable queries, over all splits.
+        written: False if the same planting was there already and nothing was done.
+    """
+
+    root: Path
+    dataset: str
+    word_vectors: str
+    videos: int
+    queries: int
+    written: bool
+
+
+def plant(
+    out: Path,
+    annotations: Source = "generated",
+    source: Path | None = None,
+    videos: int | None = None,
+    feature_size: int = 64,
+    frame_rate: float = 4.0,
+    snr: float = 1.0,
+    seed: int = 0,
+    word_size: int = 50,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Planted:
+    """Writes a planted dataset (its generative model: `signal.py`) and labels it with `planted.json`.
+
+    Files get their final names only when all of them are complete; a killed call leaves a `.planting` folder, which
+    the next call replaces. The same options give the same bytes.
+
+    Args:
+        out: Folder to write; created if absent.
+        annotations: `generated` (own grammar, in the Charades-STA layout), or the real files of a dataset.
+        source: Folder of the real annotation files; not for `generated`.
+        videos: How many videos; by default 300 generated ones, or all real ones.
+        feature_size: Size of a frame feature D.
+        frame_rate: Frame features per second.
+        snr: Length of a query's signal against that of a frame's noise.
+        seed: Determines everything random.
+        word_size: Size of a word vector W.
+        overwrite: Replace another planting in `out`; never anything that is not planted.
+        progress: Called with (videos written, videos) after each video.
+
+    Raises:
+        DataError: If an option is wrong, the source cannot be used, `out` holds anything else, or is being written to.
+    """
+    out = Path(out).expanduser()
+    planting = _planting(annotations, source, videos, feature_size, frame_rate, snr, seed, word_size)
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; choose a folder to plant in")
+    if source is not None and out.exists() and out.samefile(source):
+        raise DataError(f"{out}: is the source folder itself; choose another folder to plant in")
+    try:
+        _claim(out)
+        texts = _annotation_files(planting, source)
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / LOCK, timeout=0):
+            found = _claim(out)
+            if found is not None:
+                complete = not (out / STAGING).exists() and all((out / name).is_file() for name in found["files"])
+                if complete and found["options"] == asdict(planting):
+                    return _planted(out, found, written=False)
+                if found["options"] != asdict(planting) and not overwrite:
+                    raise DataError(
+                        f"{out}: {_difference(found['options'], planting)}; choose another folder or overwrite"
+                    )
+            return _write(out, planting, texts, found, progress)
+    except Timeout:
+        raise DataError(f"{out}: another process is planting here; wait for it or choose another folder") from None
+    except OSError as error:
+        fault = error.strerror or " ".join(str(error).split())
+        raise DataError(f"{out}: cannot be written ({fault}); free space or choose another folder") from None
+
+
+def _planting(
+    annotations: str,
+    source: Path | None,
+    videos: int | None,
+    feature_size: int,
+    frame_rate: float,
+    snr: float,
+    seed: int,
+    word_size: int,
+) -> Planting:
+    for name, value, least in (
+        ("videos", videos, 2),
+        ("feature_size", feature_size, 1),
+        ("word_size", word_size, 3),
+        ("seed", seed, 0),
+    ):
+        if value is not None and value < least:
+            raise DataError(f"{name}={value}: must be at least {least}")
+    for name, number in (("frame_rate", frame_rate), ("snr", snr)):
+        if not 0 < number < float("inf"):
+            raise DataError(f"{name}={number}: must be a positive number")
+    digests: dict[str, str] = {}
+    if annotations == "generated":
+        if source is not None:
+            raise DataError(f"source={source}: generated annotations have no source; leave it out or name a dataset")
+        videos = GENERATED_VIDEOS if videos is None else videos
+    else:
+        layout = layout_of(annotations)
+        if source is None:
+            raise DataError(f"annotations={annotations} needs source, the folder of the real annotation files")
+        for path in (path for split in SPLITS for path in layout.files(Path(source), split)):
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: no such file; source must be the folder of the {annotations} annotation files"
+                )
+            digests[path.name] = sha256(path)
+    return Planting(VERSION, annotations, digests, videos, feature_size, float(frame_rate), float(snr), seed, word_size)
+
+
+def _claim(out: Path) -> dict[str, Any] | None:
+    """Returns the marker of the planting in `out`, or None if nothing (complete) is there; refuses anything else."""
+    names = {path.name for path in out.iterdir()} - {LOCK} if out.exists() else set()
+    if PLANTED_MARKER in names:
+        try:
+            marker = json.loads((out / PLANTED_MARKER).read_text(encoding="utf-8"))
+            return {key: marker[key] for key in ("options", "files", "dataset", "word_vectors", "videos", "queries")}
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{out / PLANTED_MARKER}: not a planting's marker; choose another folder") from None
+    if names and STAGING not in names:
+        raise DataError(f"{out}: is not empty and holds no planted data; choose another folder, nothing was touched")
+    return None
+
+
+def _difference(options: dict[str, Any], planting: Planting) -> str:
+    """Returns what tells the planting in a folder from the one asked for, which differ."""
+    wanted = asdict(planting)
+    name = next(name for name in wanted if options.get(name) != wanted[name])
+    return f"holds another planting ({name}={options.get(name)}, asked for {wanted[name]})"
+
+
+def _annotation_files(planting: Planting, source: Path | None) -> dict[str, str]:
+    """Returns name and text of the annotation files to write."""
+    if source is None:
+        return generate(planting.videos or GENERATED_VIDEOS, planting.seed)
+    return restrict(Path(source), planting.annotations, planting.videos, planting.seed)
+
+
+def _write(
+    out: Path, planting: Planting, texts: dict[str, str], found: dict[str, Any] | None, progress: Progress | None
+) -> Planted:
+    staging = out / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    dataset = "charades_sta" if planting.annotations == "generated" else planting.annotations
+    layout = layout_of(dataset)
+    for name, text in texts.items():
+        _write_text(staging / name, text)
+    # Read back by the real loader: what is planted is what training will read.
+    splits = [split for split in SPLITS if layout.files(staging, split)]
+    items = [item for split in splits for item in layout.load(staging, split).annotations]
+    by_video: dict[str, list[Annotation]] = {}
+    for item in items:
+        by_video.setdefault(item.video, []).append(item)
+    vectors, features = f"glove.planted.{planting.word_size}d.txt", layout.features[0]
+    _write_vectors(staging / vectors, items, planting)
+    _write_features(staging / features, by_video, planting, progress)
+    files = [*texts, vectors, features]
+    marker = {
+        "planted": True,
+        "model": MODEL,
+        "options": asdict(planting),
+        "dataset": dataset,
+        "word_vectors": vectors,
+        "features": features,
+        "files": files,
+        "videos": len(by_video),
+        "queries": len(items),
+    }
+    _write_text(staging / PLANTED_MARKER, json.dumps(marker, indent=2) + "\n")
+    # The label goes first, so that features are never without it; `.planting` stays until all is in place.
+    for name in (PLANTED_MARKER, *files):
+        (staging / name).replace(out / name)
+    for name in found["files"] if found else ():
+        (out / f"{name}.pt").unlink(missing_ok=True)
+        if name not in files:
+            (out / name).unlink(missing_ok=True)
+    staging.rmdir()
+    return _planted(out, marker, written=True)
+
+
+def _planted(out: Path, marker: dict[str, Any], written: bool) -> Planted:
+    return Planted(out, marker["dataset"], marker["word_vectors"], marker["videos"], marker["queries"], written)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_vectors(path: Path, items: list[Annotation], planting: Planting) -> None:
+    vocabulary = sorted({token for item in items for token in words(item.query)})
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        for token in vocabulary:
+            values = word_vector(token, planting.word_size, planting.seed)
+            file.write(f"{token} {' '.join(f'{value:.5f}' for value in values)}\n")
+
+
+def _write_features(
+    path: Path, by_video: dict[str, list[Annotation]], planting: Planting, progress: Progress | None
+) -> None:
+    matrix = projection(planting.word_size, planting.feature_size, planting.seed)
+    with written_whole(path) as partial, h5py.File(partial, "w", libver="earliest") as file:
+        file.attrs[PLANTED_ATTRIBUTE] = VERSION
+        for done, (video, items) in enumerate(sorted(by_video.items()), start=1):
+            shape = (frame_count(items[0].duration, planting.frame_rate), planting.feature_size)
+            entry = file.create_dataset(video, shape, "f4", track_times=False)
+            at = 0
+            for block in planted_frames(video, items, matrix, planting.frame_rate, planting.snr, planting.seed):
+                entry[at : at + len(block)] = block
+                at += len(block)
+            if progress is not None:
+                progress(done, len(by_video))
