@@ -112,7 +112,7 @@ def plant(
         int | None, typer.Option(min=3, help="Videos over all splits.", show_default="300, or all of the real ones")
     ] = None,
     feature_size: Annotated[int, typer.Option(min=1, help="Size of a frame feature.")] = 64,
-    frame_rate: Annotated[float, typer.Option(min=0.01, help="Frame features per second.")] = 2.0,
+    frame_rate: Annotated[float, typer.Option(min=0.01, help="Frame features per second.")] = 4.0,
     snr: Annotated[float, typer.Option(min=0.0, help="Signal-to-noise ratio of a moment's frames.")] = 1.0,
     word_size: Annotated[int, typer.Option(min=1, help="Size of a word vector.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed; the same options give the same bytes.")] = 0,

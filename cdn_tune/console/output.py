@@ -12,8 +12,16 @@ from rich.console import Console
 
 from cdn_tune.errors import CdnTuneError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+_FILE_WIDTH = 140  # where there is no terminal to ask
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_FILE_WIDTH)
+
+
+out = _console()
+err = _console(stderr=True)
 DEBUG = "CDN_TUNE_DEBUG"
 
 

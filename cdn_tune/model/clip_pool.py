@@ -1,0 +1,84 @@
+"""From frames to clips: sequential frame attention, or the mean.
+
+Shape letters: B batch, T frames, D feature size, S clips, F = T / S frames per clip, H hidden, J attention steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class MeanPool(nn.Module):
+    """Averages each clip's frames, as 2D-TAN does (the ablation).
+
+    Args:
+        feature_size: Size of a frame feature D.
+        hidden: Size of a clip H.
+        clips: Number of clips S.
+    """
+
+    def __init__(self, feature_size: int, hidden: int, clips: int) -> None:
+        super().__init__()
+        self.frame = nn.Linear(feature_size, hidden)
+        self.clips = clips
+
+    def forward(self, visual: Tensor) -> tuple[Tensor, None]:
+        """Pools frames [B, T, D] to clips [B, H, S]; there are no attention weights."""
+        frames = _segments(torch.relu(self.frame(visual)), self.clips)  # [B, S, F, H]
+        return frames.mean(dim=2).transpose(1, 2), None
+
+
+class AttentionPool(nn.Module):
+    """Attends to each clip's frames in J steps, each guided by what the previous one found.
+
+    Args:
+        feature_size: Size of a frame feature D.
+        hidden: Size of a clip H.
+        clips: Number of clips S.
+        steps: Attention steps J.
+        width: Width of the attention.
+    """
+
+    def __init__(self, feature_size: int, hidden: int, clips: int, steps: int, width: int) -> None:
+        super().__init__()
+        self.frame = nn.Linear(feature_size, hidden)
+        self.steps = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(steps))
+        self.guide = nn.Linear(2 * hidden, hidden)
+        self.guide_key = nn.Linear(hidden, width)
+        self.frame_key = nn.Linear(hidden, width)
+        self.weight = nn.Linear(width, 1)
+        self.reduce = nn.Linear(steps * hidden, hidden)
+        self.clips = clips
+
+    def forward(self, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """Pools frames to clips.
+
+        Args:
+            visual: Frame features [B, T, D]; S divides T.
+
+        Returns:
+            Clips [B, H, S] and attention weights [B, S, F, J], which sum to 1 over the F frames of a clip.
+        """
+        frames = _segments(torch.relu(self.frame(visual)), self.clips)  # [B, S, F, H]
+        mean = frames.mean(dim=2)  # [B, S, H]
+        keys = self.frame_key(frames)  # [B, S, F, A]
+        attended = torch.zeros_like(mean)  # [B, S, H]
+        found, weights = [], []
+        for step in self.steps:
+            guide = torch.relu(self.guide(torch.cat([step(mean), attended], dim=2)))  # [B, S, H]
+            score = self.weight(torch.tanh(self.guide_key(guide)[:, :, None] + keys))  # [B, S, F, 1]
+            weight = score.softmax(dim=2)
+            attended = (weight * frames).sum(dim=2)  # [B, S, H]
+            found.append(attended)
+            weights.append(weight)
+        clips = torch.relu(self.reduce(torch.cat(found, dim=2)))  # [B, S, H]
+        return clips.transpose(1, 2), torch.cat(weights, dim=3)
+
+
+def _segments(frames: Tensor, clips: int) -> Tensor:
+    """Cuts frames into clips: [B, T, H] -> [B, S, F, H]."""
+    batch, count, hidden = frames.shape
+    if count % clips:
+        raise ValueError(f"{count} frames cannot be divided into {clips} clips of equal length")
+    return frames.reshape(batch, clips, count // clips, hidden)

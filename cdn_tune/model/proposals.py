@@ -1,0 +1,62 @@
+"""From clips to moments: the temporal map by stacked max-pools or stacked convolutions (2D-TAN, arXiv 1912.03590).
+
+Shape letters: B batch, H hidden, S clips, P proposals (valid cells).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cdn_tune.moments.temporal_map import scale_cells, valid_mask
+
+
+class Proposals(nn.Module):
+    """Fills the valid cells of the temporal map, one moment length per layer of a stack over the clips.
+
+    Args:
+        clips: Number of clips S.
+        scale_layers: Moment lengths per scale.
+        layers: One module per moment length, [B, H, moments of the length before] -> [B, H, moments of this length];
+            the first one's input are the clips.
+    """
+
+    mask: Tensor
+    cells: Tensor
+
+    def __init__(self, clips: int, scale_layers: Sequence[int], layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        cells = [s * clips + e for pair in scale_cells(clips, scale_layers) for s, e in zip(*pair, strict=True)]
+        self.register_buffer("mask", valid_mask(clips, scale_layers), persistent=False)
+        self.register_buffer("cells", torch.tensor(cells), persistent=False)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Returns the temporal map [B, H, S, S] of clips [B, H, S]; cells that are no proposals hold 0."""
+        size = clips.shape[2]
+        moments, state = [], clips
+        for layer in self.layers:
+            state = layer(state)
+            moments.append(state)
+        flat = clips.new_zeros(*clips.shape[:2], size * size, dtype=state.dtype)
+        return flat.index_copy(2, self.cells, torch.cat(moments, dim=2)).view(*clips.shape, size)
+
+
+def pool_proposals(clips: int, scale_layers: Sequence[int]) -> Proposals:
+    """Returns proposals by max-pooling: a cell holds the maximum over the clips of its moment."""
+    layers: list[nn.Module] = []
+    for scale, count in enumerate(scale_layers):
+        layers.append(nn.Identity() if scale == 0 else nn.MaxPool1d(3, stride=2))
+        layers.extend(nn.MaxPool1d(2, stride=1) for _ in range(count - 1))
+    return Proposals(clips, scale_layers, layers)
+
+
+def conv_proposals(clips: int, scale_layers: Sequence[int], hidden: int) -> Proposals:
+    """Returns proposals by convolution: each moment length is computed from two (or three) of the length before."""
+    layers: list[nn.Module] = []
+    for scale, count in enumerate(scale_layers):
+        layers.append(nn.Conv1d(hidden, hidden, 1) if scale == 0 else nn.Conv1d(hidden, hidden, 3, stride=2))
+        layers.extend(nn.Conv1d(hidden, hidden, 2) for _ in range(count - 1))
+    return Proposals(clips, scale_layers, layers)

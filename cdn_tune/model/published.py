@@ -1,0 +1,163 @@
+"""Weights of the published implementation: its names, its shapes, its settings.
+
+Shape letters: C channels, E experts, K kernel size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from cdn_tune.config import ModelConfig
+from cdn_tune.errors import CheckpointError
+from cdn_tune.model.cdn import CDN
+
+_PROPOSALS = {"SparsePropMaxPool": "pool", "SparsePropConv": "conv"}
+_SHOWN = 5  # entries named in an error
+
+_LSTM = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_CLIP_POOL = {
+    "frame": "vis_conv",
+    "guide": "guide_emb_fn.0",
+    "guide_key": "att_fn1",
+    "frame_key": "att_fn2",
+    "weight": "att_fn3",
+    "reduce": "vis_out_conv",
+}
+_MIXING = {"query": "att_linear1", "map": "att_linear2", "mix": "att_linear"}
+_CONV1D = ("frame_layer.vis_conv.weight", "frame_layer.vis_out_conv.weight")  # 1x1 convolutions that we hold as linears
+
+
+def published_config(settings: Mapping[str, Any]) -> ModelConfig:
+    """Returns the configuration that behaves as the published model with these settings.
+
+    Args:
+        settings: ``num_clips``, ``proposal``, ``scale_layers``, ``hidden``, ``attention_steps``, ``kernel_sizes``,
+            ``dynamic`` (a flag per layer), ``num_experts``, ``lstm_layers``, ``lstm_bidirectional``; no others.
+
+    Raises:
+        CheckpointError: If a setting is missing or impossible.
+    """
+    try:
+        return ModelConfig.model_validate(
+            {
+                "clips": settings["num_clips"],
+                "hidden": settings["hidden"],
+                "query": {
+                    "layers": settings["lstm_layers"],
+                    "bidirectional": settings["lstm_bidirectional"],
+                    "read_padding": True,
+                },
+                "attention_steps": settings["attention_steps"],
+                "proposals": _PROPOSALS[settings["proposal"]],
+                "scale_layers": settings["scale_layers"],
+                "map": {
+                    "layers": len(settings["kernel_sizes"]),
+                    "kernel_size": settings["kernel_sizes"],
+                    "dynamic_layers": settings["dynamic"],
+                    "experts": settings["num_experts"],
+                },
+            }
+        )
+    except KeyError as error:
+        raise CheckpointError(f"published settings: no or unknown {error.args[0]!r}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"published settings: {where + ': ' if where else ''}{first['msg']}") from error
+
+
+def from_published(state: Mapping[str, Any], settings: Mapping[str, Any]) -> CDN:
+    """Builds our model from weights under the published names; it computes what the published model computes.
+
+    Args:
+        state: Tensors or arrays by published name; a leading ``module.`` is accepted.
+        settings: The settings they were trained with, see `published_config`; besides ``visual_dim`` and ``word_dim``.
+
+    Returns:
+        The model, in training mode like any new module.
+
+    Raises:
+        CheckpointError: If a setting is wrong, or entries are missing, unknown, misshapen or not finite (named).
+    """
+    config = published_config(settings)
+    try:
+        model = CDN(config, settings["visual_dim"], settings["word_dim"])
+    except KeyError as error:
+        raise CheckpointError(f"published settings: no {error.args[0]!r}") from error
+    own = model.state_dict()
+    names = dict(published_names(config))
+    shapes = {theirs: _published_shape(theirs, own[ours]) for ours, theirs in names.items()}
+    given = {name.removeprefix("module."): torch.as_tensor(value) for name, value in state.items()}
+    misshapen = [
+        f"{name} {[*given[name].shape]} instead of {[*shape]}"
+        for name, shape in shapes.items()
+        if name in given and given[name].shape != shape
+    ]
+    faults = {
+        "lack": [name for name in shapes if name not in given],
+        "hold unknown": [name for name in given if name not in shapes],
+        "have another shape:": misshapen,
+        "are not finite:": [name for name in given if not bool(given[name].isfinite().all())],
+    }
+    for fault, entries in faults.items():
+        if entries:
+            more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+            raise CheckpointError(f"published weights {fault} {', '.join(entries[:_SHOWN])}{more}")
+    model.load_state_dict({ours: _converted(given[theirs], own[ours]) for ours, theirs in names.items()})
+    return model
+
+
+def published_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yields our name and the published name of every entry of a model's state."""
+    for ours, theirs, leaves in _modules(config):
+        for leaf, their_leaf in leaves.items():
+            yield f"{ours}.{leaf}", f"{theirs}.{their_leaf}"
+
+
+def _modules(config: ModelConfig) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yields our name, the published name and the entries of every module."""
+    plain = {"weight": "weight", "bias": "bias"}
+    directions = {"forwards": "", "backwards": "_reverse"} if config.query.bidirectional else {"forwards": ""}
+    for layer in range(config.query.layers):
+        for direction, suffix in directions.items():
+            leaves = {f"{leaf}_l0": f"{leaf}_l{layer}{suffix}" for leaf in _LSTM}
+            yield f"query.{direction}.{layer}", "textual_encoding.textual_encoder", leaves
+    if config.query.bidirectional:
+        yield "query.join", "textual_encoding.tex_linear", plain
+    for ours, theirs in _CLIP_POOL.items():
+        yield f"clip_pool.{ours}", f"frame_layer.{theirs}", plain
+    for step in range(config.attention_steps):
+        yield f"clip_pool.steps.{step}", f"frame_layer.global_emb_fn.{step}", plain
+    if config.proposals == "conv":
+        layers = [f"{scale}.{index}" for scale, count in enumerate(config.scales) for index in range(count)]
+        for index, theirs in enumerate(layers):
+            yield f"proposals.layers.{index}", f"prop_layer.layers.{theirs}", plain
+    yield "fusion.query", "fusion_layer.tex_linear", plain
+    yield "fusion.moment", "fusion_layer.vis_conv", plain
+    for index, dynamic in enumerate(config.map.dynamic):
+        yield f"map.convs.{index}", f"map_layer.convs.{index}", plain
+        for ours, theirs in _MIXING.items() if dynamic else ():
+            yield f"map.convs.{index}.{ours}", f"map_layer.convs.{index}.{theirs}", plain
+    for index in range(config.map.layers + 1):
+        yield f"map.norms.{index}", f"map_layer.bn_layers.{index}", plain | {name: name for name in _STATISTICS}
+    yield "score", "pred_layer", plain
+
+
+def _published_shape(name: str, ours: Tensor) -> torch.Size:
+    """Returns the shape of a published entry, given our tensor."""
+    if name in _CONV1D:
+        return torch.Size((*ours.shape, 1))
+    if ours.ndim == 5:  # experts: one row each
+        return torch.Size((len(ours), ours[0].numel()))
+    return ours.shape
+
+
+def _converted(theirs: Tensor, ours: Tensor) -> Tensor:
+    """Returns a published tensor in our shape and type."""
+    return theirs.reshape(ours.shape).to(ours.dtype)

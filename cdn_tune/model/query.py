@@ -1,0 +1,82 @@
+"""The query encoder: an LSTM over word vectors.
+
+Shape letters: B batch, L words, W word size, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class QueryEncoder(nn.Module):
+    """Reads a query and returns the state at its last word.
+
+    Bidirectional: the forward state at the last word and the backward state at the first go through a linear layer. The
+    backward direction starts at each query's last word; with `read_padding` it starts at the end of the padded batch,
+    as the published code does, so that a query's encoding depends on the batch it is in.
+
+    Args:
+        word_size: Size of a word vector W.
+        hidden: State size H of each direction.
+        layers: LSTM layers.
+        bidirectional: Whether to read in both directions.
+        read_padding: Whether the backward direction reads the padding first.
+    """
+
+    def __init__(
+        self, word_size: int, hidden: int, layers: int, bidirectional: bool = False, read_padding: bool = False
+    ) -> None:
+        super().__init__()
+        directions = 2 if bidirectional else 1
+        sizes = [word_size] + [hidden * directions] * (layers - 1)
+        self.read_padding = read_padding
+        self.forwards = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in sizes)
+        self.backwards = nn.ModuleList(
+            nn.LSTM(size, hidden, batch_first=True) for size in (sizes if bidirectional else [])
+        )
+        self.join = nn.Linear(2 * hidden, hidden) if bidirectional else None
+
+    def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
+        """Encodes queries.
+
+        Args:
+            words: Word vectors [B, L, W], words first, then padding.
+            word_mask: True or 1 where there is a word [B, L].
+
+        Returns:
+            Query encodings [B, H]; a query without words is encoded as without context (zeros before `join`).
+        """
+        mask = word_mask.bool()
+        lengths = mask.sum(dim=1)  # [B]
+        last = (lengths - 1).clamp(min=0)  # [B]
+        if self.join is None:
+            state = words
+            for layer in self.forwards:
+                state, _ = layer(state)  # [B, L, H]
+            return _state_at(state, last) * (lengths > 0)[:, None]
+
+        turned = _reversal(mask, self.read_padding)[:, :, None]  # [B, L, 1]
+        state = words
+        for ahead, back in zip(self.forwards, self.backwards, strict=True):
+            forth, _ = ahead(state)  # [B, L, H]
+            against, _ = back(state.gather(1, turned.expand_as(state)))
+            against = against.gather(1, turned.expand_as(against))  # [B, L, H], in reading order again
+            state = torch.cat([forth, against], dim=2)
+        joined = torch.cat([_state_at(forth, last), against[:, 0]], dim=1)  # [B, 2H]
+        encoding: Tensor = self.join(joined * (lengths > 0)[:, None])
+        return encoding
+
+
+def _state_at(states: Tensor, index: Tensor) -> Tensor:
+    """Picks one state per sample: [B, L, H] and [B] -> [B, H]."""
+    return states.gather(1, index[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+
+
+def _reversal(mask: Tensor, whole: bool) -> Tensor:
+    """Returns the index [B, L] that reverses each query's words (its own inverse); with `whole`, also the padding."""
+    positions = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    if whole:
+        return mask.shape[1] - 1 - positions
+    mirrored = mask.sum(dim=1, keepdim=True) - 1 - positions
+    return torch.where(mirrored >= 0, mirrored, positions)

@@ -1,0 +1,64 @@
+"""Which tiles of the temporal map are convolved: those with a cell that anyone needs.
+
+Shape letters: S clips, K kernel size, M tile side, P = (M + K - 1)² cells under a tile, n tiles.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tiling(NamedTuple):
+    """Index tables between the cells of a map (row by row, S² of them) and the tiles of a convolution.
+
+    Attributes:
+        kernel: Kernel size K.
+        tile: Tile side M.
+        inputs: Cell under each position of each input tile [P, n]; S² stands for outside of the map.
+        cells: Cell at each position of each output tile [M², n]; S² stands for outside of the map.
+        outputs: The inverse of `cells`: position * n + tile of each cell [S²]; M² n stands for cells of no tile.
+    """
+
+    kernel: int
+    tile: int
+    inputs: Tensor
+    cells: Tensor
+    outputs: Tensor
+
+
+def tiling(cells: Tensor, kernel: int, tile: int) -> Tiling:
+    """Returns the tiles that cover some cells.
+
+    Args:
+        cells: True at the output cells that are needed [S, S].
+        kernel: Kernel size K.
+        tile: Tile side M.
+    """
+    return _tiling(cells.cpu().numpy().tobytes(), cells.shape[0], kernel, tile)
+
+
+@lru_cache(maxsize=128)
+def _tiling(cells: bytes, size: int, kernel: int, tile: int) -> Tiling:
+    mask = torch.frombuffer(bytearray(cells), dtype=torch.bool).view(size, size)
+    count = -(-size // tile)
+    padded = torch.zeros(count * tile, count * tile, dtype=torch.bool)
+    padded[:size, :size] = mask
+    used = padded.view(count, tile, count, tile).any(dim=3).any(dim=1).nonzero() * tile  # [n, 2], first cell of each
+
+    under = torch.arange(tile + kernel - 1) - kernel // 2
+    inputs = _cells(used, under, size)  # [P, n]
+    within = _cells(used, torch.arange(tile), size)  # [M², n]
+    outputs = torch.full((size * size + 1,), within.numel())
+    outputs[within.flatten()] = torch.arange(within.numel())
+    return Tiling(kernel, tile, inputs, within, outputs[:-1])
+
+
+def _cells(first: Tensor, offsets: Tensor, size: int) -> Tensor:
+    """Returns the cells at all pairs of offsets from each tile's first cell: [offsets², n]."""
+    rows, columns = torch.cartesian_prod(offsets, offsets).T[:, :, None] + first.T[:, None, :]
+    inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
+    return torch.where(inside, rows * size + columns, size * size)

@@ -1,0 +1,95 @@
+"""Answers from score maps: the best moments, suppressing those that overlap a better one.
+
+Shape letters: Q queries, S clips, N candidate cells.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Queries are taken in chunks of this many candidate cells, so that a chunk's buffers stay in the processor's cache.
+_CHUNK_CELLS = {"cpu": 1 << 17, "cuda": 1 << 26}
+
+
+def top_moments(
+    scores: Tensor, durations: Tensor, limit: int, nms_threshold: float, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns each query's best moments after greedy non-maximum suppression.
+
+    The best remaining cell is taken `limit` times; each time the cells whose IoU with it exceeds the threshold go. The
+    first of equal scores in row-major order wins, so answers are deterministic. Spans are rounded to float32 before
+    their overlap is computed: an IoU of whole clips often meets the threshold exactly, and this rounding decides such
+    cases as the published implementation does.
+
+    Args:
+        scores: Higher is better [Q, S, S]; cells below the diagonal, NaN and -inf are never answers.
+        durations: Seconds [Q].
+        limit: How many moments to return per query.
+        nms_threshold: IoU above which the lesser moment is dropped.
+        valid: Optional bool [S, S]; other cells are never answers. Without it every cell on or above the diagonal may
+            be, as published, where cells that are no proposals have score 0 and rank last.
+
+    Returns:
+        Spans in seconds, float64 [Q, limit, 2], and their scores [Q, limit], best first, both NaN where a query has
+        fewer answers; on the device of `scores`.
+
+    Raises:
+        ValueError: If the shapes do not fit or `limit` is not positive.
+    """
+    if scores.ndim != 3 or scores.shape[1] != scores.shape[2] or durations.shape != scores.shape[:1]:
+        raise ValueError(f"want scores [Q, S, S] and durations [Q], got {[*scores.shape]} and {[*durations.shape]}")
+    if valid is not None and valid.shape != scores.shape[1:]:
+        raise ValueError(f"want valid {[*scores.shape[1:]]}, got {[*valid.shape]}")
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    queries, clips = scores.shape[:2]
+    device = scores.device
+    if not scores.is_floating_point():
+        scores = scores.double()
+    allowed = torch.ones(clips, clips, dtype=torch.bool, device=device).triu()
+    if valid is not None:
+        allowed &= valid.to(device, torch.bool)
+    cells = allowed.flatten().nonzero()[:, 0]  # [N]
+    edges = torch.arange(clips + 1, dtype=torch.float32, device=device) / clips
+    edges = (edges * durations.to(device, torch.float32)[:, None]).double()  # [Q, S + 1]
+
+    spans = torch.full((queries, limit, 2), torch.nan, dtype=torch.float64, device=device)
+    best = torch.full((queries, limit), torch.nan, dtype=scores.dtype, device=device)
+    if len(cells) == 0:
+        return spans, best
+    step = max(1, _CHUNK_CELLS.get(device.type, 1 << 24) // len(cells))
+    for first in range(0, queries, step):
+        chunk = slice(first, first + step)
+        _suppress(
+            scores[chunk].flatten(1).index_select(1, cells),
+            edges[chunk].index_select(1, cells // clips),
+            edges[chunk].index_select(1, cells % clips + 1),
+            nms_threshold,
+            spans[chunk],
+            best[chunk],
+        )
+    return spans, best
+
+
+def _suppress(scores: Tensor, starts: Tensor, ends: Tensor, threshold: float, spans: Tensor, best: Tensor) -> None:
+    """Fills `spans` [Q, limit, 2] and `best` [Q, limit] from candidates [Q, N]; `scores` is consumed."""
+    scores.masked_fill_(scores.isnan(), -torch.inf)
+    lengths = ends - starts
+    left, overlap, union = torch.empty_like(starts), torch.empty_like(starts), torch.empty_like(starts)
+    for rank in range(best.shape[1]):
+        score, index = scores.max(dim=1, keepdim=True)  # [Q, 1]
+        found = score > -torch.inf
+        start, end = starts.gather(1, index), ends.gather(1, index)  # [Q, 1]
+        nan = torch.full_like(start, torch.nan)
+        spans[:, rank, 0:1] = torch.where(found, start, nan)
+        spans[:, rank, 1:2] = torch.where(found, end, nan)
+        best[:, rank : rank + 1] = torch.where(found, score, nan.to(score.dtype))
+        if rank + 1 == best.shape[1]:
+            return
+        torch.minimum(ends, end, out=overlap)
+        torch.maximum(starts, start, out=left)
+        overlap.sub_(left).clamp_(min=0)
+        torch.add(lengths, end - start, out=union).sub_(overlap)
+        scores.masked_fill_(overlap.div_(union) > threshold, -torch.inf)
+        scores.scatter_(1, index, -torch.inf)
