@@ -1,0 +1,179 @@
+"""Whole searches on Ray: one-worker trials in reused actors, groups of workers, failures, kill -9."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.config.yaml import dump
+from cdn_tune.errors import RunError, SearchError
+from cdn_tune.training.checkpoint import load_checkpoint
+from cdn_tune.training.records import read_metrics
+from cdn_tune.tuning.search import SearchState, search
+from cdn_tune.tuning.study import Study, sqlite_url
+from cdn_tune.tuning.trial import trial_folder
+
+Tiny = Callable[..., Experiment]
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def make_space(**more: Any) -> SearchSpace:
+    return SearchSpace.model_validate(
+        {
+            "name": "tiny",
+            "experiment": "tiny",
+            "parameters": {
+                "optim.lr": {"type": "float", "low": 1e-3, "high": 1e-2, "log": True},
+                "model.proposals": {"type": "categorical", "choices": ["pool", "conv"]},
+            },
+            "trials": 4,
+            "keep": 2,
+            **more,
+        }
+    )
+
+
+def ignore(_: SearchState) -> None:
+    pass
+
+
+def assert_nothing_left() -> None:
+    """No placement group is alive, and every CPU is free again."""
+    from cdn_tune.distributed.ray import placement_group_table, ray
+
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        alive = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+        if not alive and ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return
+        time.sleep(0.2)
+    pytest.fail(f"left behind: {alive}, {ray.available_resources()}")
+
+
+def test_search_end_to_end(tiny: Tiny, tmp_path: Path) -> None:
+    states: list[SearchState] = []
+    run = tmp_path / "a run"  # with a space
+    experiment = tiny(**{"train.epochs": 3})
+    result = search(make_space(), experiment, run, states.append)
+    assert not result.interrupted
+    assert len(result.rows) == 4
+    assert {row["state"] for row in result.rows} <= {"complete", "pruned"}
+    values = [row["value"] for row in result.rows]
+    assert values == sorted(values, reverse=True)
+    assert len(result.kept) == 2
+    for path, row in zip(result.kept, result.rows, strict=False):
+        checkpoint = load_checkpoint(path)
+        assert (
+            round(checkpoint.value, 4)
+            == row["value"]
+            == round(max(e["value"] for e in read_metrics(trial_folder(run, row["trial"]))), 4)
+        )
+        assert checkpoint.experiment.optim.lr == row["optim.lr"]
+        assert checkpoint.experiment.model.proposals == row["model.proposals"]
+    with (run / "leaderboard.csv").open() as file:
+        assert [int(row["trial"]) for row in csv.DictReader(file)] == [row["trial"] for row in result.rows]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["kind"] == "search"
+    assert manifest["data"]["planted"] is True
+    assert states[-1].finished
+    assert_nothing_left()
+
+    again = search(make_space(), experiment, run, ignore)
+    assert again.was_finished
+    assert again.rows == result.rows
+    more = search(make_space(), experiment, run, ignore, trials=5)
+    assert len(more.rows) == 5
+    assert {row["trial"] for row in more.rows} == {0, 1, 2, 3, 4}
+    with pytest.raises(RunError, match="holds another run"):
+        search(make_space(), tiny(seed=9), run, ignore)
+
+
+def test_failures_have_reasons_and_do_not_stop_the_search(tiny: Tiny, tmp_path: Path) -> None:
+    # A learning rate of 1e30 drives the weights out of range at once; the other trials are sound.
+    space = make_space(
+        parameters={"optim.lr": {"type": "categorical", "choices": [1e-3, 1e30]}},
+        start_with=[{"optim.lr": 1e30}, {"optim.lr": 1e-3}],
+        trials=2,
+    )
+    experiment = tiny(**{"train.epochs": 1, "optim.name": "adamw", "optim.weight_decay": 1e9})
+    sound = tiny(**{"train.epochs": 1})
+    result = search(space, sound, tmp_path / "sound", ignore)
+    assert "complete" in {row["state"] for row in result.rows}
+    with pytest.raises(SearchError, match="all 1 trials failed: .*not finite|all 1 trials failed: (loss|gradient)"):
+        search(space, experiment, tmp_path / "broken", ignore, trials=1)
+    trial = Study(sqlite_url(tmp_path / "broken"), space).trials()[0]
+    assert trial.state.name == "FAIL"
+    assert "learning rate 1e+30" in trial.user_attrs["reason"]
+    assert_nothing_left()
+
+
+def test_values_that_do_not_go_together_are_told_without_training(tiny: Tiny, tmp_path: Path) -> None:
+    space = make_space(
+        parameters={
+            "model.map.layers": {"type": "categorical", "choices": [1, 2]},
+            "model.map.dynamic_layers": {"type": "categorical", "choices": [1, 2]},
+        },
+        start_with=[
+            {"model.map.layers": 1, "model.map.dynamic_layers": 2},
+            {"model.map.layers": 2, "model.map.dynamic_layers": 1},
+        ],
+        trials=2,
+    )
+    result = search(space, tiny(**{"train.epochs": 1}), tmp_path / "run", ignore)
+    assert [row["state"] for row in result.rows] == ["complete", "failed"]
+    assert "dynamic_layers=2 exceeds layers=1" in result.rows[1]["reason"]
+
+
+def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
+    space = make_space(trials=2, resources={"workers": 2}, early_stopping={"name": "asha", "reduction_factor": 2})
+    result = search(space, tiny(**{"train.epochs": 2}), tmp_path / "run", ignore)
+    assert {row["state"] for row in result.rows} <= {"complete", "pruned"}, result.rows
+    assert load_checkpoint(result.kept[0]).val
+    assert_nothing_left()
+
+
+def test_too_few_resources_are_told(tiny: Tiny, tmp_path: Path) -> None:
+    space = make_space(resources={"workers": 1, "cpus_per_worker": 999})
+    with pytest.raises(SearchError, match="a trial needs 999 CPUs"):
+        search(space, tiny(), tmp_path / "run", ignore)
+
+
+def test_kill_9_loses_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    """The driver is killed in mid-search; the same command goes on, every trial counted once."""
+    run = tmp_path / "run"
+    experiment = tiny(**{"train.epochs": 12})
+    (tmp_path / "experiment.yaml").write_text(dump(experiment.plain()))
+    space = make_space(experiment=str(tmp_path / "experiment.yaml"), trials=4, early_stopping={"name": "none"})
+    (tmp_path / "space.yaml").write_text(dump(space.plain()))
+    command = [sys.executable, "-m", "cdn_tune", "search", str(tmp_path / "space.yaml"), "--run", str(run)]
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and not any(run.glob("trials/*/checkpoints/last.pt")):
+                assert driver.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.1)
+        finally:
+            os.kill(driver.pid, signal.SIGKILL)
+            driver.wait()
+    before = {trial.number: trial for trial in Study(sqlite_url(run), space).trials()}
+    assert before
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    trials = Study(sqlite_url(run), space).trials()
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    for trial in trials:
+        assert trial.state.name == "COMPLETE"
+        assert sorted(trial.intermediate_values) == list(range(1, 13))
+        if trial.number in before:
+            assert trial.params == before[trial.number].params
+        assert [entry["epoch"] for entry in read_metrics(trial_folder(run, trial.number))] == list(range(1, 13))
