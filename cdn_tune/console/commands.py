@@ -22,6 +22,7 @@ from cdn_tune.errors import ConfigError
 from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.loop import BEST, LAST
 from cdn_tune.training.manifest import describe_run
+from cdn_tune.training.records import read_metrics
 from cdn_tune.training.run_folder import EXPERIMENT, claim, locked
 
 DEMO_SPACE = "demo/quick.yaml"
@@ -39,11 +40,14 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
             goes_on = resumed and (run / LAST).exists()
             err.print(f"{'going on with' if goes_on else 'training'} {experiment.name} in {run}", markup=False)
             err.print(experiment_line(experiment), markup=False)
-            with TrainProgress(experiment.eval.metric) as progress:
-                if workers == 1:
-                    train_in(experiment, run, progress.on_epoch, progress.on_step)
-                else:
-                    _train_group(experiment, run, workers, address, progress)
+            if len(read_metrics(run)) == experiment.train.epochs:
+                err.print("this run is finished: nothing to do", markup=False)
+            else:
+                with TrainProgress(experiment.eval.metric) as progress:
+                    if workers == 1:
+                        train_in(experiment, run, progress.on_epoch, progress.on_step)
+                    else:
+                        _train_group(experiment, run, workers, address, progress)
         _print_trained(experiment, run, planted=bool(facts["planted"]))
 
 
@@ -146,8 +150,6 @@ def _train_group(experiment: Experiment, run: Path, workers: int, address: str |
 
 
 def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
-    from cdn_tune.training.records import read_metrics
-
     last = read_metrics(run)[-1]
     label = " (planted data)" if planted else ""
     value = f"{last['best_value']:.4f} after epoch {last['best_epoch']}"

@@ -13,6 +13,7 @@ import torch
 from cdn_tune.config import EvalConfig, override, recall_name
 from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.errors import ConfigError
 from cdn_tune.evaluation.best import choose_best
 from cdn_tune.moments.baselines import best_constant, constant_top, random_top
 from cdn_tune.moments.metrics import measure
@@ -31,8 +32,8 @@ def evaluate_run(run: Path, overrides: Mapping[str, Any] | None = None) -> dict[
 
     Args:
         run: Folder of a train or search run.
-        overrides: Dotted keys of the experiment, e.g. ``data.root`` where the data have moved. Keys that change the
-            model are refused, since the weights would not fit it.
+        overrides: Dotted keys of the experiment, e.g. ``data.root`` where the data have moved. Only ``data.`` and
+            ``eval.`` keys may change.
 
     Returns:
         What ``evaluation.json`` holds.
@@ -42,6 +43,9 @@ def evaluate_run(run: Path, overrides: Mapping[str, Any] | None = None) -> dict[
     """
     choice = choose_best(run)
     checkpoint = choice.checkpoint
+    for key, value in (overrides or {}).items():
+        if not key.startswith(("data.", "eval.")):
+            raise ConfigError(f"override {key}={value}: only data. and eval. keys can change after training")
     experiment = override(checkpoint.experiment.plain(), overrides or {}, str(checkpoint.path))
     with locked(run):
         splits = load_splits(experiment.data, ("train", "test"))

@@ -112,7 +112,7 @@ class Engine:
             attention = attention_loss(output.attention.float(), loss_config.attention_lambda)
         loss = moment + loss_config.attention_beta * attention
         self.optimiser.zero_grad(set_to_none=True)
-        (loss * weight).backward()
+        torch.autograd.backward(loss * weight)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip_norm)
         if bool(norm.isfinite()):
             self.optimiser.step()

@@ -1,5 +1,7 @@
 """Optimiser and schedules."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -33,7 +35,7 @@ def test_warm_up_then_constant() -> None:
 def test_cosine_falls_to_zero() -> None:
     seen = rates(OptimConfig(lr=1.0, schedule="cosine"), 100)
     assert seen[0] == 1.0
-    assert all(later < earlier for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(seen))
     assert seen[-1] < 1e-3
 
 

@@ -1,0 +1,73 @@
+"""Several workers: the same training as one, the same evaluation, errors with their reason, nothing left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdn_tune.config import Experiment, ResourcesConfig
+from cdn_tune.distributed.cluster import connected, slots
+from cdn_tune.distributed.group import WorkerGroup
+from cdn_tune.distributed.launch import train_on_workers
+from cdn_tune.errors import SearchError, TrainingError
+from cdn_tune.training.launch import train_in
+from cdn_tune.training.report import EpochReport
+
+Tiny = Callable[..., Experiment]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_train_as_one(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**{"train.epochs": 2, "model.map.mixing_dropout": 0.0})
+    one: list[EpochReport] = []
+    two: list[EpochReport] = []
+    train_in(experiment, tmp_path / "one", one.append)
+    train_on_workers(experiment, tmp_path / "two", 2, two.append)
+    assert [report.epoch for report in two] == [1, 2]
+    for single, double in zip(one, two, strict=True):
+        assert double.loss == pytest.approx(single.loss, rel=1e-4)
+        assert double.val == pytest.approx(single.val, abs=1e-9)
+    assert not (tmp_path / "two" / ".ray").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_error_on_a_worker_is_told_once_and_not_retried(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**{"optim.lr": 1e30, "optim.name": "adamw", "optim.weight_decay": 1e9})
+    group = WorkerGroup(experiment, tmp_path, ResourcesConfig(workers=2), max_failures=5)
+    try:
+        with pytest.raises(TrainingError, match=r"learning rate 1e\+30"):
+            while group.next_report() is not None:
+                pass
+    finally:
+        group.stop()
+        group.stop()  # twice does no harm
+
+
+@pytest.mark.parametrize(
+    ("resources", "available", "expected"),
+    [
+        ({"workers": 1}, {"CPU": 2.0}, 2),
+        ({"workers": 2, "cpus_per_worker": 2}, {"CPU": 10.0}, 2),
+        ({"workers": 1, "gpus_per_worker": 0.5}, {"CPU": 16.0, "GPU": 2.0}, 4),
+        ({"workers": 4, "gpus_per_worker": 1.0}, {"CPU": 64.0, "GPU": 8.0}, 2),
+    ],
+)
+def test_slots(resources: dict[str, Any], available: dict[str, float], expected: int) -> None:
+    assert slots(ResourcesConfig(**resources), available) == expected
+
+
+def test_what_never_fits_is_refused() -> None:
+    with pytest.raises(
+        SearchError, match=r"needs 1 CPUs and 1 GPUs, the cluster has 2 CPUs and 0 GPUs; lower resources"
+    ):
+        slots(ResourcesConfig(gpus_per_worker=1.0), {"CPU": 2.0})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_running_ray_is_used_and_left_running() -> None:
+    from cdn_tune.distributed.ray import ray
+
+    with connected() as resources:
+        assert resources["CPU"] >= 1
+    assert ray.is_initialized()

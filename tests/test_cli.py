@@ -1,0 +1,139 @@
+"""The commands as a person meets them: help, output, one-line errors, exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cdn_tune import __version__
+from cdn_tune.cli import app
+from cdn_tune.config import Experiment
+from cdn_tune.config.yaml import dump
+
+Tiny = Callable[..., Experiment]
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def file(tiny: Tiny, tmp_path: Path) -> Path:
+    """A tiny experiment as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump(tiny(**{"train.epochs": 1}).plain()))
+    return path
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["search"], ["evaluate"], ["demo"], ["data"], ["data", "plant"]])
+def test_help(command: list[str]) -> None:
+    result = invoke(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_version() -> None:
+    assert invoke("--version").output.strip() == f"cdn-tune {__version__}"
+
+
+def test_train_then_again_then_evaluate(file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    first = invoke("train", file, "--run", run)
+    assert first.exit_code == 0, first.output
+    assert "best val R1@0.5" in first.output
+    assert "planted" in first.output
+    second = invoke("train", file, "--run", run)
+    assert second.exit_code == 0
+    assert "run is finished" in second.output
+    evaluation = invoke("evaluate", run)
+    assert evaluation.exit_code == 0, evaluation.output
+    for word in ("best constant answer", "random moments", "planted data", "R1@0.5"):
+        assert word in evaluation.output
+    assert "opened 2 times" in invoke("evaluate", run).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["train", "{file}", "lr=3"], "lr: unknown key; did you mean optim.lr?"),
+        (["train", "{file}", "model.map.kernel_size=4"], "kernel_size 4 is even"),
+        (["train", "{file}", "data.root=/nowhere"], "/nowhere"),
+        (["train", "{file}", "data.feature_size=17"], "17"),
+        (["train", "{file}", "data.word_size=13"], "13"),
+        (["train", "{file}", "data.word_vectors=none.txt"], "none.txt"),
+        (["train", "{file}", "data.features=none.hdf5"], "none.hdf5"),
+        (["search", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["evaluate", "/nowhere"], "/nowhere: no such run folder"),
+        (["data", "plant", "{file}"], "tiny.yaml"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(file: Path, tmp_path: Path, arguments: list[str], told: str) -> None:
+    run = tmp_path / "run"
+    filled = [argument.format(file=file) for argument in arguments]
+    more = ["--run", str(run)] if filled[0] in ("train", "search") else []
+    result = invoke(*filled, *more)
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.output
+    assert told in errors[0]
+    assert "Traceback" not in result.output
+    assert not (run / "manifest.json").exists()
+
+
+def test_our_mistakes_exit_1(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("cdn_tune.console.commands.train_in", fail)
+    result = invoke("train", file, "--run", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "internal error: ZeroDivisionError: oops" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_run_folder_of_another_experiment_is_not_touched(file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert invoke("train", file, "--run", run).exit_code == 0
+    before = (run / "metrics.jsonl").read_bytes()
+    result = invoke("train", file, "optim.lr=0.5", "--run", run)
+    assert result.exit_code == 2
+    assert "optim.lr is 0.003 there, 0.5 here" in result.output
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_goes_on(tiny: Tiny, tmp_path: Path, number: signal.Signals) -> None:
+    file = tmp_path / "long.yaml"
+    file.write_text(dump(tiny(**{"train.epochs": 2000}).plain()))
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "cdn_tune", "train", str(file), "--run", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoints/last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted; the same command goes on from the last finished epoch"
+    assert "Traceback" not in errors
+
+
+def test_demo(tmp_path: Path) -> None:
+    run = tmp_path / "a demo"
+    command = [sys.executable, "-m", "cdn_tune", "demo", "--run", str(run), "--trials", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (run / "evaluation.json").exists()
+    assert "best constant answer" in done.stdout
+    assert "planted data" in done.stdout
