@@ -44,6 +44,10 @@ class DataConfig(Frozen):
     resampling: Literal["all", "legacy"] = Field(
         "all", description="all: average over every frame; legacy: leave the last frame out as the published code does"
     )
+    cache_dtype: Literal["float32", "float16"] = Field(
+        "float32",
+        description="type of the clips in the node's cache (CDN_TUNE_CACHE); float16 halves it and rounds to 11 bits",
+    )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1,
         description="share of training videos held out as val where the dataset has no val split (Charades-STA)",
@@ -75,7 +79,7 @@ class LossConfig(Frozen):
 class OptimConfig(Frozen):
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["adam", "adamw"] = "adam"
+    name: Literal["adam", "adamw"] = Field("adam", description="adam or adamw (decoupled weight decay)")
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1e-4, description="learning rate")
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="decay of weight matrices and kernels (never of biases and norms)"
@@ -90,7 +94,7 @@ class OptimConfig(Frozen):
 class TrainConfig(Frozen):
     """Length, batch and precision of the training."""
 
-    epochs: Positive = 20
+    epochs: Positive = Field(20, description="passes over the train split")
     batch_size: Positive = Field(32, description="global batch size, over all workers [B]")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp32 otherwise"
@@ -124,7 +128,9 @@ class EvalConfig(Frozen):
 class Experiment(Frozen):
     """One trial, completely."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="names the run folder, runs/<name>"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds weights, order and dropout")
     data: DataConfig
     model: ModelConfig = ModelConfig()

@@ -16,7 +16,7 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yields every dotted key of a configuration model, sections before their members."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        section = _section(field.annotation)
+        section = section_of(field.annotation)
         if section is not None:
             yield from dotted_keys(section, f"{prefix}{name}.")
 
@@ -78,11 +78,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """Returns the configuration model that a field's type is, or is an optional of."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
-        sections = [section for section in map(_section, get_args(annotation)) if section is not None]
+        sections = [section for section in map(section_of, get_args(annotation)) if section is not None]
         return sections[0] if len(sections) == 1 else None
     return None

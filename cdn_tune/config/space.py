@@ -82,7 +82,7 @@ class SamplerConfig(Frozen):
     """How Optuna proposes the next trial."""
 
     name: Literal["tpe", "random"] = Field("tpe", description="tpe: multivariate tree-structured Parzen estimator")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds the proposals")
     startup_trials: Annotated[int, Field(ge=0)] = Field(10, description="random trials before tpe models the results")
 
 
@@ -103,7 +103,7 @@ class ResourcesConfig(Frozen):
     """What one trial occupies."""
 
     workers: Positive = Field(1, description="training workers; above 1 each trial is a Ray Train group")
-    cpus_per_worker: Positive = 1
+    cpus_per_worker: Positive = Field(1, description="CPUs, and torch threads, per worker")
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
         0.0, description="GPUs per worker; a fraction shares a GPU between one-worker trials"
     )
@@ -118,7 +118,9 @@ class ResourcesConfig(Frozen):
 class SearchSpace(Frozen):
     """A search: a base experiment, the parameters that vary over it, and the budget."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="names the run folder, runs/<name>, and the study"
+    )
     experiment: str = Field(description="base experiment, a path relative to this file")
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="dotted keys fixed to other values than the base's"

@@ -54,8 +54,8 @@ class TrainProgress:
         mark = " *" if report.best_epoch == report.epoch else ""
         line = (
             f"epoch {report.epoch:>3}/{report.epochs}  loss {report.loss:.4f}"
-            f"  val {self._metric} {report.value:.4f}{mark}  lr {report.learning_rate:.2e}  {report.samples_per_second:.1f} queries/s"
-            f"  {report.train_seconds:.1f}+{report.val_seconds:.1f} s"
+            f"  val {self._metric} {report.value:.4f}{mark}  lr {report.learning_rate:.2e}"
+            f"  {report.samples_per_second:.1f} queries/s  {report.train_seconds:.1f}+{report.val_seconds:.1f} s"
         )
         err.print(line, markup=False, soft_wrap=True)
 

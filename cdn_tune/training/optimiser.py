@@ -24,13 +24,14 @@ def build_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
     Returns:
         The optimiser, fused where the parameters lie on a GPU.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decays = {name: parameter.ndim > 1 and not name.endswith("bias") for name, parameter in parameters}
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in parameters if decays[name]], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in parameters if not decays[name]], "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, fused=parameters[0].is_cuda)
+    return kind(groups, lr=config.lr, fused=parameters[0][1].is_cuda)
 
 
 class Schedule:

@@ -20,14 +20,14 @@ from cdn_tune.training.report import EpochReport, StepReport, ignore
 Tiny = Callable[..., Experiment]
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Stands for the end of the process."""
 
 
 def crash_at(epoch: int) -> Callable[[EpochReport], None]:
     def report(done: EpochReport) -> None:
         if done.epoch == epoch:
-            raise Crash
+            raise CrashError
 
     return report
 
@@ -52,7 +52,7 @@ def test_learns_and_reports(tiny: Tiny, tmp_path: Path) -> None:
 def test_resume_is_exact(tiny: Tiny, tmp_path: Path, crash_epoch: int, schedule: str) -> None:
     experiment = tiny(**{"optim.schedule": schedule, "optim.warmup_steps": 3, "optim.weight_decay": 0.01})
     train_in(experiment, tmp_path / "whole", ignore)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         train_in(experiment, tmp_path / "broken", crash_at(crash_epoch))
     told: list[int] = []
     result = train_in(experiment, tmp_path / "broken", lambda report: told.append(report.epoch))
@@ -119,7 +119,8 @@ from cdn_tune.training.checkpoint import load_checkpoint
 folder = Path(sys.argv[1])
 batch = torch.load(folder / "batch.pt")
 with torch.no_grad():
-    logits = load_checkpoint(folder / "checkpoints/best.pt").model(batch["visual"], batch["words"], batch["mask"]).logits
+    model = load_checkpoint(folder / "checkpoints/best.pt").model
+    logits = model(batch["visual"], batch["words"], batch["mask"]).logits
 print(json.dumps(logits.tolist()))
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cdn_tune.config import OptimConfig
+from cdn_tune.model.dynamic_conv import DynamicConv2d
 from cdn_tune.training.optimiser import PLATEAU_FACTOR, PLATEAU_PATIENCE, Schedule, build_optimiser
 
 
@@ -26,6 +27,9 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert [p.ndim for p in decayed["params"]] == [4]
     assert len(spared["params"]) == 3
+    dynamic = DynamicConv2d(channels=2, kernel_size=3, query_size=2, experts=2)
+    _, spared = build_optimiser(dynamic, OptimConfig(weight_decay=0.1)).param_groups
+    assert any(parameter is dynamic.bias for parameter in spared["params"])  # a bias per expert: 2-D, and still a bias
 
 
 def test_warm_up_then_constant() -> None:

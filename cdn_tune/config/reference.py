@@ -1,0 +1,43 @@
+"""The reference of all keys, as docs/configuration.md shows it: ``python -m cdn_tune.config.reference``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cdn_tune.config.experiment import Experiment
+from cdn_tune.config.keys import section_of
+from cdn_tune.config.space import SearchSpace
+
+
+def reference(model: type[BaseModel]) -> str:
+    """Returns a markdown table of a configuration's keys, defaults and meanings."""
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *_rows(model, "")])
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section is not None:
+            yield from _rows(section, f"{prefix}{name}.")
+        else:
+            yield f"| `{prefix}{name}` | {_default(field)} | {field.description or ''} |"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "*required*"
+    value: Any = field.get_default(call_default_factory=True)
+    if value is None:
+        return "*unset*"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{reference(Experiment)}\n\n{reference(SearchSpace)}\n")
