@@ -43,6 +43,12 @@ class TrainingError(CdnTuneError):
     exit_code = 1
 
 
+class ClusterError(CdnTuneError):
+    """No Ray cluster answers at the address, or a trial does not fit into it."""
+
+    exit_code = 2
+
+
 class SearchError(CdnTuneError):
     """A search cannot start or ended without a usable trial."""
 

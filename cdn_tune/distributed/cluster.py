@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed.ray import ray
-from cdn_tune.errors import SearchError
+from cdn_tune.errors import ClusterError
+
+_REACH_SECONDS = 10.0
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
         The cluster's total resources, e.g. ``{"CPU": 2.0}``.
 
     Raises:
-        SearchError: If the cluster cannot be reached.
+        ClusterError: If the cluster cannot be reached.
     """
     started = not ray.is_initialized()
     if started:
@@ -40,6 +43,8 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
 
 
 def _start(address: str | None) -> None:
+    if address is not None:
+        _check_reachable(address)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -55,9 +60,22 @@ def _start(address: str | None) -> None:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise SearchError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+            raise ClusterError(f"--address {address}: no Ray cluster answers there ({reason})") from None
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries an address that nobody listens at for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not colon or not port.isdigit():
+        raise ClusterError(f"--address {address}: write auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"--address {address}: nothing answers there ({error}); is Ray running?") from None
 
 
 def slots(resources: ResourcesConfig, available: dict[str, float]) -> int:
@@ -68,7 +86,7 @@ def slots(resources: ResourcesConfig, available: dict[str, float]) -> int:
         available: The cluster's total resources.
 
     Raises:
-        SearchError: If not even one trial fits.
+        ClusterError: If not even one trial fits.
     """
     cpus = resources.workers * resources.cpus_per_worker
     gpus = resources.workers * resources.gpus_per_worker
@@ -76,7 +94,7 @@ def slots(resources: ResourcesConfig, available: dict[str, float]) -> int:
     if gpus:
         fitting.append(math.floor(available.get("GPU", 0.0) / gpus))
     if min(fitting) < 1:
-        raise SearchError(
+        raise ClusterError(
             f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs, the cluster has "
             f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs; lower resources.workers, "
             "resources.cpus_per_worker or resources.gpus_per_worker"

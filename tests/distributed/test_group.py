@@ -10,7 +10,7 @@ from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.cluster import connected, slots
 from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.launch import train_on_workers
-from cdn_tune.errors import SearchError, TrainingError
+from cdn_tune.errors import ClusterError, TrainingError
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
 
@@ -58,7 +58,7 @@ def test_slots(resources: dict[str, Any], available: dict[str, float], expected:
 
 def test_what_never_fits_is_refused() -> None:
     with pytest.raises(
-        SearchError, match=r"needs 1 CPUs and 1 GPUs, the cluster has 2 CPUs and 0 GPUs; lower resources"
+        ClusterError, match=r"needs 1 CPUs and 1 GPUs, the cluster has 2 CPUs and 0 GPUs; lower resources"
     ):
         slots(ResourcesConfig(gpus_per_worker=1.0), {"CPU": 2.0})
 
@@ -70,3 +70,14 @@ def test_a_running_ray_is_used_and_left_running() -> None:
     with connected() as resources:
         assert resources["CPU"] >= 1
     assert ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("127.0.0.1:1", "nothing answers there"), ("somewhere", "write auto, HOST:PORT"), ("host:port", "write auto")],
+)
+def test_a_wrong_address_is_told_at_once(address: str, told: str) -> None:
+    from cdn_tune.distributed import cluster
+
+    with pytest.raises(ClusterError, match=told):
+        cluster._check_reachable(address)

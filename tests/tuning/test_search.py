@@ -15,7 +15,7 @@ import pytest
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
-from cdn_tune.errors import RunError, SearchError
+from cdn_tune.errors import ClusterError, RunError, SearchError
 from cdn_tune.training.checkpoint import load_checkpoint
 from cdn_tune.training.records import read_metrics
 from cdn_tune.tuning.search import SearchState, search
@@ -143,7 +143,7 @@ def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_too_few_resources_are_told(tiny: Tiny, tmp_path: Path) -> None:
     space = make_space(resources={"workers": 1, "cpus_per_worker": 999})
-    with pytest.raises(SearchError, match="a trial needs 999 CPUs"):
+    with pytest.raises(ClusterError, match="a trial needs 999 CPUs"):
         search(space, tiny(), tmp_path / "run", ignore)
 
 
@@ -177,3 +177,18 @@ def test_kill_9_loses_nothing(tiny: Tiny, tmp_path: Path) -> None:
         if trial.number in before:
             assert trial.params == before[trial.number].params
         assert [entry["epoch"] for entry in read_metrics(trial_folder(run, trial.number))] == list(range(1, 13))
+
+
+def test_a_running_cluster_is_joined(tiny: Tiny, tmp_path: Path) -> None:
+    from cdn_tune.distributed.ray import ray
+
+    (tmp_path / "experiment.yaml").write_text(dump(tiny(**{"train.epochs": 1}).plain()))
+    space = make_space(experiment=str(tmp_path / "experiment.yaml"), trials=1)
+    (tmp_path / "space.yaml").write_text(dump(space.plain()))
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "cdn_tune", "search", str(tmp_path / "space.yaml"), "--address", address]
+    done = subprocess.run(
+        [*command, "--run", str(tmp_path / "run")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert ray.cluster_resources()["CPU"] >= 1  # left running
