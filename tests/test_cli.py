@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cdn_tune.cli import app
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 
+ROOT = Path(__file__).resolve().parents[1]
 Tiny = Callable[..., Experiment]
 
 
@@ -129,9 +132,14 @@ def test_interrupted_training_goes_on(tiny: Tiny, tmp_path: Path, number: signal
     assert "Traceback" not in errors
 
 
-def test_demo(tmp_path: Path) -> None:
+def test_demo_from_an_environment_whose_path_has_a_space(tmp_path: Path) -> None:
+    """Ray starts its workers through a shell; a Python in "a folder/.venv" must survive that."""
+    environment = tmp_path / "a folder" / ".venv"
+    venv.create(environment, with_pip=False)
+    site = next(environment.glob("lib/python*/site-packages"))
+    (site / "outer.pth").write_text("\n".join([sysconfig.get_path("purelib"), str(ROOT)]) + "\n")
     run = tmp_path / "a demo"
-    command = [sys.executable, "-m", "cdn_tune", "demo", "--run", str(run), "--trials", "1"]
+    command = [str(environment / "bin/python"), "-m", "cdn_tune", "demo", "--run", str(run), "--trials", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert (run / "evaluation.json").exists()

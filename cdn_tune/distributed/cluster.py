@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.ray import ray
+from cdn_tune.distributed.ray import GetTimeoutError, RayError, ray
 from cdn_tune.errors import ClusterError
 
 _REACH_SECONDS = 10.0
+_WORKER_SECONDS = 120.0
 
 
 @contextmanager
@@ -36,6 +39,8 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
     if started:
         _start(address)
     try:
+        if started:
+            _check_workers()
         yield dict(ray.cluster_resources())
     finally:
         if started:
@@ -52,6 +57,7 @@ def _start(address: str | None) -> None:
                 ray.init(
                     address="local",
                     num_cpus=os.cpu_count(),
+                    runtime_env={"py_executable": shlex.quote(sys.executable)},  # Ray splits a path with a space
                     include_dashboard=False,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
@@ -63,6 +69,21 @@ def _start(address: str | None) -> None:
             raise ClusterError(f"--address {address}: no Ray cluster answers there ({reason})") from None
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _check_workers() -> None:
+    """Ray waits for ever for worker processes that cannot start (another Python, a broken environment)."""
+    try:
+        ray.get(ray.remote(num_cpus=0)(_answer).remote(), timeout=_WORKER_SECONDS)
+    except (GetTimeoutError, RayError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ClusterError(
+            f"Ray started no worker process within {_WORKER_SECONDS:.0f} s ({reason}); look into /tmp/ray/session_latest/logs"
+        ) from None
+
+
+def _answer() -> bool:
+    return True
 
 
 def _check_reachable(address: str) -> None:

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ray
     from ray import tune
-    from ray.exceptions import GetTimeoutError, RayActorError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -39,6 +39,7 @@ __all__ = [
     "PlacementGroupCleanerCallback",
     "Queue",
     "RayActorError",
+    "RayError",
     "RunConfig",
     "ScalingConfig",
     "Searcher",
