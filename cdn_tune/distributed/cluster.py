@@ -17,7 +17,7 @@ from cdn_tune.distributed.ray import GetTimeoutError, RayError, ray
 from cdn_tune.errors import ClusterError
 
 _REACH_SECONDS = 10.0
-_WORKER_SECONDS = 120.0
+_WORKER_SECONDS = 60.0
 
 
 @contextmanager
@@ -57,18 +57,24 @@ def _start(address: str | None) -> None:
                 ray.init(
                     address="local",
                     num_cpus=os.cpu_count(),
-                    runtime_env={"py_executable": shlex.quote(sys.executable)},  # Ray splits a path with a space
+                    runtime_env=_runtime_env(),
                     include_dashboard=False,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
             else:
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ClusterError(f"--address {address}: no Ray cluster answers there ({reason})") from None
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _runtime_env() -> dict[str, str]:
+    """Ray starts workers through a shell and does not quote their Python: a path with a space must come quoted."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _check_workers() -> None:
@@ -78,7 +84,8 @@ def _check_workers() -> None:
     except (GetTimeoutError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
-            f"Ray started no worker process within {_WORKER_SECONDS:.0f} s ({reason}); look into /tmp/ray/session_latest/logs"
+            f"Ray started no worker process within {_WORKER_SECONDS:.0f} s ({reason}); "
+            "its logs are in /tmp/ray/session_latest/logs"
         ) from None
 
 
