@@ -30,13 +30,16 @@ class SearchProgress:
         self._started = time.monotonic()
         self._ended: set[int] = set()
         self._first = True
-        self._live = Live(console=err, refresh_per_second=4, transient=True) if err.is_terminal else None
+        self._state: SearchState | None = None
+        self._live: Live | None = None
+        if err.is_terminal:
+            self._live = Live(console=err, refresh_per_second=4, transient=True, get_renderable=self._render)
 
     def on_change(self, state: SearchState) -> None:
         """Shows the search as it stands."""
+        self._state = state
         if self._live is not None:
-            self._live.update(self._table(state))
-            return
+            return  # it looks by itself, so that the clock ticks between reports
         ended = [row for row in state.rows if row["state"] not in ("running", "waiting")]
         new = [row for row in ended if row["trial"] not in self._ended]
         self._ended.update(row["trial"] for row in new)
@@ -48,6 +51,9 @@ class SearchProgress:
         value = f"val {self._metric} {row['value']}" if row["value"] != "" else row["reason"]
         shown = parameters_line(row, self._parameters)
         return f"[{ended}/{limit}] trial {row['trial']} {row['state']}: {value} after {row['epochs']} epochs ({shown})"
+
+    def _render(self) -> RenderableType:
+        return Text("starting Ray") if self._state is None else self._table(self._state)
 
     def _table(self, state: SearchState) -> RenderableType:
         counts = Counter(row["state"] for row in state.rows)

@@ -72,6 +72,9 @@ class _Watch(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     def __init__(self, search: _Search) -> None:
         self._search = search
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._search.show()
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
         self._search.show()
 
