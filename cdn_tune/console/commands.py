@@ -13,6 +13,7 @@ from typing import Any
 from rich.progress import Progress
 
 from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
+from cdn_tune.console.data_commands import build_clips
 from cdn_tune.console.live import SearchProgress
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.console.progress import TrainProgress
@@ -34,6 +35,7 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
         experiment = load_experiment(experiment_path, parse_overrides(overrides))
         run = (run or Path("runs") / experiment.name).absolute()
         with locked(run):
+            build_clips(experiment.data)
             open_data(experiment.data)  # what is wrong with the data is said before anything is written
             facts = fingerprint(experiment.data)
             resumed = claim(run, describe_run("train", experiment, facts), {EXPERIMENT: experiment.plain()})
@@ -89,14 +91,14 @@ def run_demo(run: Path, trials: int | None) -> None:
             out.print(f"  {run / name}  [dim]{what}[/dim]", soft_wrap=True)
 
 
-def run_plant(out_folder: Path, **options: Any) -> None:
-    """`cdn-tune data plant`."""
-    from cdn_tune.data.planted import plant
+def run_import_weights(file: Path, experiment_path: str, overrides: list[str], run: Path) -> None:
+    """`cdn-tune import-weights`."""
+    from cdn_tune.training.imported import import_weights
 
-    with one_line_errors(), Progress(console=err, transient=True) as progress:
-        task = progress.add_task("planting")
-        plant(out_folder, progress=lambda done, total: progress.update(task, completed=done, total=total), **options)
-    out.print(f"planted data in {out_folder}", markup=False, soft_wrap=True)
+    with one_line_errors():
+        import_weights(file, load_experiment(experiment_path, parse_overrides(overrides)), run)
+        out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
+        out.print(f"test split: cdn-tune evaluate {run}", markup=False, soft_wrap=True)
 
 
 def _search(
@@ -133,11 +135,8 @@ def _evaluate(run: Path, overrides: dict[str, Any]) -> None:
     if result["looks"] > 1:
         warn(f"the test split was opened {result['looks']} times for this run; report the first look")
     chosen = result["chosen_by"]
-    out.print(
-        f"{result['checkpoint']}, epoch {result['epoch']}, chosen by val {chosen['metric']} {chosen['value']:.4f}",
-        markup=False,
-        soft_wrap=True,
-    )
+    how = "imported" if chosen["value"] is None else f"chosen by val {chosen['metric']} {chosen['value']:.4f}"
+    out.print(f"{result['checkpoint']}, epoch {result['epoch']}, {how}", markup=False, soft_wrap=True)
     out.print(f"evaluation: {run / EVALUATION}", markup=False, soft_wrap=True)
 
 

@@ -42,4 +42,4 @@ def choose_best(run: Path) -> Choice:
             damaged.append(str(error))
     if not checkpoints:
         raise CheckpointError("\n".join(damaged))
-    return Choice(max(checkpoints, key=lambda checkpoint: checkpoint.value), tuple(damaged))
+    return Choice(max(checkpoints, key=lambda checkpoint: checkpoint.value or 0.0), tuple(damaged))

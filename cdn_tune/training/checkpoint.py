@@ -40,9 +40,9 @@ class Checkpoint:
     planted: bool
 
     @property
-    def value(self) -> float:
-        """The val metric that chose it."""
-        return self.val[self.experiment.eval.metric]
+    def value(self) -> float | None:
+        """The val metric that chose it; None if it was imported and never measured on val."""
+        return self.val.get(self.experiment.eval.metric)
 
 
 def build_model(experiment: Experiment) -> CDN:

@@ -1,6 +1,7 @@
 """One trial: it learns, keeps its best, goes on exactly, and stops with a reason."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdn_tune.config import Experiment
+from cdn_tune.config import Experiment, load_experiment, override
 from cdn_tune.errors import CheckpointError, ConfigError, TrainingError
 from cdn_tune.training.checkpoint import load_checkpoint, read_checkpoint
 from cdn_tune.training.launch import open_data, train_in
@@ -18,6 +19,7 @@ from cdn_tune.training.records import read_metrics
 from cdn_tune.training.report import EpochReport, StepReport, ignore
 
 Tiny = Callable[..., Experiment]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class CrashError(Exception):
@@ -135,3 +137,21 @@ def test_more_workers_than_queries_is_refused(tiny: Tiny, tmp_path: Path, monkey
     experiment = tiny()
     with pytest.raises(ConfigError, match=r"train\.batch_size=8 is smaller than the number of workers, 9"):
         train(experiment, tmp_path, ignore, open_data(experiment.data))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments/ablations").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_ablation_trains_an_epoch(tiny: Tiny, tmp_path: Path, path: Path) -> None:
+    """The ablation's switches on a model and data cut to size."""
+    full = load_experiment(path)
+    small = tiny().plain()
+    stack = {"layers": 8, "experts": min(full.model.map.experts, 2), "mixing_dropout": 0.1}
+    model = {
+        **full.model.plain(),
+        **{key: small["model"][key] for key in ("clips", "hidden", "query", "attention_size")},
+    }
+    model["map"] = {**model["map"], **stack}
+    experiment = override({**small, "model": model, "loss": full.loss.plain()}, {"train.epochs": 1}, str(path))
+    reports: list[EpochReport] = []
+    train_in(experiment, tmp_path, reports.append)
+    assert math.isfinite(reports[0].loss)
+    assert (reports[0].attention_loss > 0) == (full.model.clip_pool == "attention")

@@ -1,0 +1,89 @@
+"""Published weights become a run that can be evaluated; what does not fit is named."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdn_tune.config import Experiment
+from cdn_tune.errors import CheckpointError, ConfigError
+from cdn_tune.evaluation.final import evaluate_run
+from cdn_tune.model import CDN
+from cdn_tune.model.published import published_names
+from cdn_tune.training.checkpoint import build_model, load_checkpoint
+from cdn_tune.training.imported import import_weights, published_settings, read_state
+from cdn_tune.training.loop import BEST
+
+Tiny = Callable[..., Experiment]
+PUBLISHED_WIDTH = {"model.attention_size": 256}
+
+
+def published_state(model: CDN) -> dict[str, torch.Tensor]:
+    """The model's weights under the published names and shapes."""
+    state = {}
+    own = model.state_dict()
+    kernel = model.config.map.kernel_sizes
+    for ours, theirs in published_names(model.config):
+        value = own[ours]
+        if theirs in ("frame_layer.vis_conv.weight", "frame_layer.vis_out_conv.weight"):
+            value = value[..., None]
+        elif theirs.startswith("map_layer.convs.") and theirs.count(".") == 3:
+            layer = int(theirs.split(".")[2])
+            dynamic = model.config.map.dynamic[layer]
+            if theirs.endswith("weight"):
+                if value.ndim == 4 and value.shape[0] == kernel[layer] ** 2:
+                    value = value.unflatten(0, (kernel[layer], kernel[layer])).permute(2, 3, 4, 0, 1)
+                value = value.flatten(1) if dynamic else value.reshape(-1, *value.shape[-3:])
+            elif not dynamic:
+                value = value.reshape(-1)
+        state[theirs] = value.clone()
+    return state
+
+
+@pytest.mark.parametrize("form", ["bare", "under model", "wrapped"])
+def test_imported_weights_are_the_model(tiny: Tiny, tmp_path: Path, form: str) -> None:
+    experiment = tiny(**PUBLISHED_WIDTH)
+    model = build_model(experiment).eval()
+    state = published_state(model)
+    if form == "wrapped":
+        state = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"model": state} if form == "under model" else state, tmp_path / "best.pkl")
+    import_weights(tmp_path / "best.pkl", experiment, tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run" / BEST)
+    for name, value in model.state_dict().items():
+        assert torch.equal(checkpoint.model.state_dict()[name], value), name
+    result = evaluate_run(tmp_path / "run")
+    assert result["chosen_by"]["value"] is None
+    assert result["planted"] is True
+
+
+def test_what_does_not_fit_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**PUBLISHED_WIDTH)
+    state = published_state(build_model(experiment))
+    del state["pred_layer.bias"]
+    torch.save(state, tmp_path / "best.pt")
+    with pytest.raises(CheckpointError, match=r"lack pred_layer\.bias"):
+        import_weights(tmp_path / "best.pt", experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_variant_that_was_never_published_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"model\.clip_pool=mean"):
+        published_settings(tiny(**{"model.clip_pool": "mean"}))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.system, ("touch pwned",))
+
+
+def test_files_are_opened_without_running_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Evil()}, "evil.pkl")
+    torch.save({"model": [1, 2]}, "list.pkl")
+    for name, told in (("evil.pkl", "plain tensors"), ("list.pkl", "holds no state"), ("none.pkl", "no such file")):
+        with pytest.raises(CheckpointError, match=told):
+            read_state(Path(name))
+    assert not Path("pwned").exists()
