@@ -132,6 +132,62 @@ def test_interrupted_training_goes_on(tiny: Tiny, tmp_path: Path, number: signal
     assert "Traceback" not in errors
 
 
+def test_replaced_data_are_told(tiny: Tiny, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    planting = [
+        "data",
+        "plant",
+        data,
+        "--videos",
+        "24",
+        "--feature-size",
+        "16",
+        "--word-size",
+        "12",
+        "--frame-rate",
+        "2",
+    ]
+    assert invoke(*planting).exit_code == 0
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump(tiny(**{"train.epochs": 1, "data.root": str(data)}).plain()))
+    assert invoke("train", file, "--run", tmp_path / "run").exit_code == 0
+    assert invoke(*planting, "--seed", "5", "--overwrite").exit_code == 0
+    result = invoke("train", file, "--run", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "its data have changed since it began" in result.output
+
+
+def test_an_address_without_workers_is_refused(file: Path) -> None:
+    result = invoke("train", file, "--address", "nowhere:1")
+    assert result.exit_code == 2
+    assert "add --workers N" in result.output
+
+
+def test_terminated_search_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    """SIGTERM, as a cluster's preemption sends it: a graceful end, exit 130, the leaderboard written."""
+    (tmp_path / "experiment.yaml").write_text(dump(tiny(**{"train.epochs": 500}).plain()))
+    parameters = {"optim.lr": {"type": "float", "low": 0.001, "high": 0.01}}
+    space = {"name": "s", "experiment": str(tmp_path / "experiment.yaml"), "parameters": parameters, "trials": 2}
+    (tmp_path / "space.yaml").write_text(dump(space))
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "cdn_tune", "search", str(tmp_path / "space.yaml"), "--run", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(run.glob("trials/*/checkpoints/last.pt")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("interrupted; the same command goes on")
+    assert "Traceback" not in errors
+    assert "***" not in errors
+    assert "running" in (run / "leaderboard.csv").read_text()
+
+
 def test_demo_from_an_environment_whose_path_has_a_space(tmp_path: Path) -> None:
     """Ray starts its workers through a shell; a Python in "a folder/.venv" must survive that."""
     environment = tmp_path / "a folder" / ".venv"

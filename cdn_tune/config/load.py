@@ -17,6 +17,9 @@ from cdn_tune.config.space import SearchSpace
 from cdn_tune.config.yaml import parse, read_mapping
 from cdn_tune.errors import ConfigError
 
+# What every trial of a search must share: the data it is measured on, and the measure.
+COMPARED = ("name", "eval.", "data.dataset", "data.root", "data.features", "data.val_fraction")
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -79,7 +82,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     known = set(dotted_keys(Experiment))
     for key, value in overrides.items():
         if key not in known:
-            raise ConfigError(f"override {key}={value}: {unknown_key(Experiment, key)}")
+            raise ConfigError(f"{source}: override {key}={value}: {unknown_key(Experiment, key)}")
         set_key(merged, key, value)
     shown = " ".join(f"{key}={value}" for key, value in overrides.items())
     return build(Experiment, merged, f"{source} with {shown}" if shown else source)
@@ -103,7 +106,10 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     fixed = {**space.overrides, **(overrides or {})}
     for key in fixed:
         if key in space.parameters:
-            raise ConfigError(f"override {key}={fixed[key]}: {file} searches over this key; remove it from parameters")
+            raise ConfigError(
+                f"override {key}={fixed[key]}: {file} searches over this key; "
+                "drop the override, or remove the key from parameters"
+            )
     base = Path(space.experiment)
     relative = file.parent / base
     experiment = load_experiment(relative if relative.exists() else base, fixed)
@@ -125,6 +131,10 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
     for key in space.parameters:
         if key not in known:
             raise ConfigError(f"{source}: parameters.{unknown_key(Experiment, key)}")
+        if key.startswith(COMPARED):
+            raise ConfigError(
+                f"{source}: parameters.{key}: trials that differ in it cannot be compared; put it in overrides"
+            )
     for key, parameter in space.parameters.items():
         others = [
             (other, probe) for other in space.parameters if other != key for probe in space.parameters[other].probes

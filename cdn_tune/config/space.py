@@ -16,8 +16,8 @@ class Float(Frozen):
     """A real number in [low, high]."""
 
     type: Literal["float"] = "float"
-    low: float
-    high: float
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
     log: bool = Field(False, description="sample the logarithm uniformly")
     step: Annotated[float, Field(gt=0)] | None = None
 
@@ -30,6 +30,10 @@ class Float(Frozen):
     def probes(self) -> tuple[Choice, ...]:
         """Values that stand for all when the space is checked."""
         return (self.low, self.high)
+
+    def has(self, value: Choice) -> bool:
+        """Whether the value can be sampled."""
+        return isinstance(value, float | int) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
 class Int(Frozen):
@@ -50,8 +54,13 @@ class Int(Frozen):
 
     @property
     def probes(self) -> tuple[Choice, ...]:
-        """Values that stand for all when the space is checked."""
-        return (self.low, self.high)
+        """Values that stand for all when the space is checked: all of a short range, else its ends."""
+        values = range(self.low, self.high + 1, self.step)
+        return tuple(values) if len(values) <= 100 else (self.low, self.high)
+
+    def has(self, value: Choice) -> bool:
+        """Whether the value can be sampled."""
+        return isinstance(value, int) and value in range(self.low, self.high + 1, self.step)
 
 
 class Categorical(Frozen):
@@ -64,6 +73,10 @@ class Categorical(Frozen):
     def probes(self) -> tuple[Choice, ...]:
         """All choices."""
         return self.choices
+
+    def has(self, value: Choice) -> bool:
+        """Whether the value can be sampled."""
+        return value in self.choices
 
 
 Parameter = Annotated[Float | Int | Categorical, Field(discriminator="type")]
@@ -144,7 +157,9 @@ class SearchSpace(Frozen):
             if key in self.overrides:
                 raise ValueError(f"{key} is both in overrides and in parameters; keep one")
         for point in self.start_with:
-            for key in point:
+            for key, value in point.items():
                 if key not in self.parameters:
                     raise ValueError(f"start_with names {key}, which is not among parameters")
+                if not self.parameters[key].has(value):
+                    raise ValueError(f"start_with sets {key} to {value!r}, which parameters.{key} does not allow")
         return self

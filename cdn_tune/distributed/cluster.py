@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shlex
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,10 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
     """
     started = not ray.is_initialized()
     if started:
+        handler = signal.getsignal(signal.SIGTERM)
         _start(address)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which prints a stack and exits
     try:
         if started:
             _check_workers()
@@ -56,7 +60,6 @@ def _start(address: str | None) -> None:
             if address is None:
                 ray.init(
                     address="local",
-                    num_cpus=os.cpu_count(),
                     runtime_env=_runtime_env(),
                     include_dashboard=False,
                     logging_level=logging.ERROR,
@@ -66,7 +69,12 @@ def _start(address: str | None) -> None:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ClusterError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+            what = (
+                "Ray cannot be started here"
+                if address is None
+                else f"--address {address}: no Ray cluster answers there"
+            )
+            raise ClusterError(f"{what} ({reason})") from None
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -124,7 +132,7 @@ def slots(resources: ResourcesConfig, available: dict[str, float]) -> int:
     if min(fitting) < 1:
         raise ClusterError(
             f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs, the cluster has "
-            f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs; lower resources.workers, "
-            "resources.cpus_per_worker or resources.gpus_per_worker"
+            f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs; lower --workers, or the "
+            "search space's resources"
         )
     return min(fitting)

@@ -125,7 +125,8 @@ class WorkerGroup:
             if kind == CONTROLLER:
                 self._controller = content
             elif kind == ERROR:
-                raise TrainingError(content)
+                failure: CdnTuneError = content
+                raise failure
             else:
                 report: dict[str, Any] = content
                 return report
@@ -176,5 +177,5 @@ def _work(config: dict[str, Any]) -> None:
     try:
         train_in(experiment, Path(config["folder"]), report, threads=config["threads"])
     except CdnTuneError as error:  # would fail again: told before Ray counts it as a failure and starts over
-        queue.put((ERROR, str(error)))
+        queue.put((ERROR, error))
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,11 +19,13 @@ from cdn_tune.moments.metrics import measure
 from cdn_tune.training.evaluation import evaluate_split, name_metrics
 from cdn_tune.training.files import write_json
 from cdn_tune.training.precision import resolve_precision
-from cdn_tune.training.run_folder import locked
+from cdn_tune.training.run_folder import changed_files, locked, read_manifest
 from cdn_tune.training.world import this_world
 
 SCHEMA = 1
 EVALUATION = "evaluation.json"
+# Where the data lie and what is reported; anything else would be another model, another choice, or other data.
+CHANGEABLE = ("data.root", "data.features", "data.word_vectors", "eval.batch_size", "eval.recalls", "eval.ious")
 
 
 def evaluate_run(run: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -32,8 +33,7 @@ def evaluate_run(run: Path, overrides: Mapping[str, Any] | None = None) -> dict[
 
     Args:
         run: Folder of a train or search run.
-        overrides: Dotted keys of the experiment, e.g. ``data.root`` where the data have moved. Only ``data.`` and
-            ``eval.`` keys may change.
+        overrides: Dotted keys of the experiment, e.g. ``data.root`` where the data have moved. Only `CHANGEABLE` keys.
 
     Returns:
         What ``evaluation.json`` holds.
@@ -44,10 +44,11 @@ def evaluate_run(run: Path, overrides: Mapping[str, Any] | None = None) -> dict[
     choice = choose_best(run)
     checkpoint = choice.checkpoint
     for key, value in (overrides or {}).items():
-        if not key.startswith(("data.", "eval.")):
-            raise ConfigError(f"override {key}={value}: only data. and eval. keys can change after training")
+        if key not in CHANGEABLE:
+            raise ConfigError(f"override {key}={value}: after training only {', '.join(CHANGEABLE)} can change")
     experiment = override(checkpoint.experiment.plain(), overrides or {}, str(checkpoint.path))
     with locked(run):
+        looks = len(list(run.glob("evaluation*.json")))
         splits = load_splits(experiment.data, ("train", "test"))
         facts = fingerprint(experiment.data)
         world = this_world()
@@ -60,21 +61,24 @@ def evaluate_run(run: Path, overrides: Mapping[str, Any] | None = None) -> dict[
             "dataset": experiment.data.dataset,
             "planted": bool(facts["planted"]) or checkpoint.planted,
             "split": "test",
-            "looks": _looks(run / EVALUATION) + 1,
+            "looks": looks + 1,
             "queries": len(splits["test"]),
             "recalls": list(experiment.eval.recalls),
             "ious": list(experiment.eval.ious),
             "nms_threshold": experiment.eval.nms_threshold,
             "metrics": metrics,
             "baselines": baselines(splits["train"], splits["test"], experiment.eval, experiment.seed),
-            "chosen_by": {"split": "val", "metric": experiment.eval.metric, "value": checkpoint.value},
+            "chosen_by": {"split": "val", "metric": checkpoint.experiment.eval.metric, "value": checkpoint.value},
             "val": checkpoint.val,
             "epoch": checkpoint.epoch,
             "checkpoint": str(checkpoint.path.relative_to(run)),
+            "data_changed": changed_files(read_manifest(run).get("data", {}), facts),
             "damaged_checkpoints": list(choice.damaged),
             "experiment": experiment.plain(),
             "data": facts,
         }
+        if (run / EVALUATION).exists():  # every look is kept; the first is the one to report
+            (run / EVALUATION).replace(run / f"evaluation-look-{looks}.json")
         write_json(run / EVALUATION, result)
     return result
 
@@ -106,11 +110,3 @@ def baselines(train: MomentDataset, test: MomentDataset, config: EvalConfig, see
         },
         "random": {"metrics": name_metrics(measure(guesses, test.moments, config.recalls, config.ious), config)},
     }
-
-
-def _looks(path: Path) -> int:
-    """How often the test split was opened for this run before."""
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["looks"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0

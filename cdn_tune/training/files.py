@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from cdn_tune.errors import RunError
+
+_FULL = 64 << 20  # below so many free bytes a failed write is put down to the disk
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -23,16 +27,32 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+    except RunError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turns a failed write into one line that names the file or folder.
+
+    Raises:
+        RunError: If the block fails to write (folder not writable, disk full).
+    """
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < _FULL
+        reason = "the disk is full" if full else getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise RunError(f"{path}: cannot be written ({reason}); free space or choose another --run folder") from error
 
 

@@ -95,6 +95,9 @@ def train(
         CheckpointError: If the folder's checkpoint is damaged or of another experiment.
     """
     world = this_world()
+    if world.is_main:
+        for left in (folder / LAST).parent.glob(".*.tmp"):  # a write that was killed
+            left.unlink()
     _check_sizes(experiment, splits, world)
     seed_everything(experiment.seed, world.rank)
     dtype = resolve_precision(experiment.train.precision, world.device)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from cdn_tune.training.files import write_text
+from cdn_tune.training.files import told, write_text
 from cdn_tune.training.report import EpochReport
 
 METRICS = "metrics.jsonl"
@@ -30,13 +30,13 @@ class Records:
         self._writer: SummaryWriter | None = None
         if not enabled:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(self._path, "".join(json.dumps(report.plain()) + "\n" for report in history))
-        self._writer = SummaryWriter(str(folder / EVENTS), purge_step=len(history) + 1)
+        with told(folder / EVENTS):
+            self._writer = SummaryWriter(str(folder / EVENTS), purge_step=len(history) + 1)
 
     def write(self, report: EpochReport) -> None:
         """Records one epoch."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with told(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(report.plain()) + "\n")
         if self._writer is None:
             return

@@ -72,11 +72,32 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
             difference = first_difference(read_mapping(folder / name), values)
             if difference:
                 raise RunError(f"{folder / name}: holds another run ({difference}); choose another --run folder")
+        changed = changed_files(held.get("data", {}), manifest.get("data", {}))
+        if changed:
+            raise RunError(
+                f"{folder}: its data have changed since it began ({', '.join(changed)}); choose another --run folder"
+            )
         return True
     for name, values in configurations.items():
         write_text(folder / name, dump(values))
     write_json(folder / MANIFEST, manifest)
     return False
+
+
+def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns the names of data files whose content differs between two fingerprints, wherever they lie."""
+    if not held or not now:
+        return []
+    there, here = (
+        {**data["files"]["annotations"], **{role: data["files"][role] for role in ("features", "word_vectors")}}
+        for data in (held, now)
+    )
+    content = ("size", "sha256", "sampled_sha256")
+    return [
+        there[name].get("name", name)
+        for name in there
+        if name not in here or any(there[name].get(key) != here[name].get(key) for key in content)
+    ]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

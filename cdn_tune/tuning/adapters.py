@@ -12,6 +12,7 @@ NUMBER = "number"
 PARAMETERS = "parameters"
 EPOCH = "epoch"
 FAILURE = "failure"
+HALT = "halt"
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
@@ -30,18 +31,20 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Returns the next trial's number and parameters, or FINISHED."""
-        number = self._study.next(self._limit)
+        number = None if self._study.halted else self._study.next(self._limit)
         if number is None:
             finished: str = Searcher.FINISHED
             return finished
         self._numbers[trial_id] = number
         return {NUMBER: number, PARAMETERS: dict(self._study.parameters(number))}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study; a trial that the scheduler has pruned or failed is on record already."""
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
+        if result and result.get(HALT):
+            return  # stays on record as running: the next start takes it up
         if error:
             self._study.fail(number, "its worker process died")
         else:
@@ -75,6 +78,9 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         number = trial.config[NUMBER]
         go_on: str = TrialScheduler.CONTINUE
         stop: str = TrialScheduler.STOP
+        if result.get(HALT):
+            self._study.halted = result[HALT]
+            return stop
         if result.get(FAILURE):
             self._study.fail(number, result[FAILURE])
             return stop

@@ -19,7 +19,7 @@ from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.distributed.cluster import connected, slots
 from cdn_tune.distributed.ray import tune
-from cdn_tune.errors import SearchError
+from cdn_tune.errors import RunError, SearchError
 from cdn_tune.training.manifest import describe_run
 from cdn_tune.training.run_folder import EXPERIMENT, SPACE, claim, locked
 from cdn_tune.tuning.adapters import NUMBER, StudyScheduler, StudySearcher
@@ -151,14 +151,18 @@ def search(
         study = Study(sqlite_url(run), space)
         running = _Search(run, space, experiment, study, limit, 0, on_change)
         was_finished = running.is_finished()
-        if not was_finished:
-            with connected(address) as available:
-                running.slots = slots(space.resources, available)
-                running.show()
-                _run_tuner(running)
-        kept = running.tidy()
+        try:
+            if not was_finished:
+                with connected(address) as available:
+                    running.slots = slots(space.resources, available)
+                    running.show()
+                    _run_tuner(running)
+        finally:
+            kept = running.tidy()
         rows = running.rows()
         interrupted = not running.is_finished()
+    if study.halted:
+        raise RunError(f"{study.halted}; the same command then goes on")
     if not interrupted and not ranking(study.trials()):
         reasons = "; ".join(sorted({str(row["reason"]) for row in rows}))
         raise SearchError(f"{run}: all {len(rows)} trials failed: {reasons}")
@@ -180,7 +184,8 @@ def _run_tuner(running: _Search) -> None:
     resources = running.space.resources
     grouped = resources.workers > 1
     if grouped:  # the driver of a group only waits: it takes a byte of memory, and no CPU from the workers
-        trainable = tune.with_resources(tune.with_parameters(GroupTrial, **settings), {"memory": 1})
+        group = tune.with_parameters(GroupTrial, **settings, max_failures=running.space.max_failures)
+        trainable = tune.with_resources(group, {"memory": 1})
     else:
         needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
         trainable = tune.with_resources(tune.with_parameters(run_trial, **settings), needs)
@@ -202,7 +207,7 @@ def _run_tuner(running: _Search) -> None:
                 storage_path=scratch,  # nothing in it is read again: the study is the record
                 callbacks=[_Watch(running)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
-                failure_config=tune.FailureConfig(max_failures=running.space.max_failures),
+                failure_config=tune.FailureConfig(max_failures=0 if grouped else running.space.max_failures),
                 verbose=0,
             ),
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -33,6 +34,7 @@ class Study:
     """
 
     def __init__(self, storage: str, space: SearchSpace) -> None:
+        self.halted: str | None = None  # why no further trial should start
         self._url = storage
         self._space = space
         self._storage: BaseStorage = RDBStorage(storage)
@@ -51,7 +53,7 @@ class Study:
         self._left = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
         if not self._study.user_attrs.get(_ENQUEUED):
             for point in space.start_with:
-                self._study.enqueue_trial(dict(point))
+                self._study.enqueue_trial(dict(point), skip_if_exists=True)
             self._study.set_user_attr(_ENQUEUED, True)
 
     def trials(self) -> list[FrozenTrial]:
@@ -79,6 +81,7 @@ class Study:
             return self._left.pop(0)
         if len(self.trials()) >= limit:
             return None
+        self._study.sampler = build_sampler(self._space, asked=len(self.trials()))
         trial = self._study.ask(self._distributions)
         self._ids[trial.number] = trial._trial_id
         return trial.number
@@ -111,8 +114,12 @@ class Study:
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
         value = self._reached(number)
+        last = max(self.trial(number).intermediate_values, default=0)
+        epochs = self.trial(number).user_attrs.get("epochs", last)
         if value is None:
             self.fail(number, "ended without reporting a val metric")
+        elif last < epochs:
+            self.fail(number, f"ended after epoch {last} of {epochs} without a reason")
         elif self.trial(number).state == TrialState.RUNNING:
             self._study.tell(number, value)
 
@@ -169,15 +176,22 @@ def to_distribution(parameter: Parameter) -> BaseDistribution:
     return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
-def build_sampler(space: SearchSpace) -> BaseSampler:
-    """Builds the sampler of a search space."""
+def build_sampler(space: SearchSpace, asked: int = 0) -> BaseSampler:
+    """Builds the sampler that proposes a trial.
+
+    Args:
+        space: Names the sampler and its seed.
+        asked: Trials asked before; with the seed it determines the draws, so that a process that goes on with a search
+            proposes what the first one would have, and nothing twice.
+    """
     config = space.sampler
+    seed = int(np.random.SeedSequence([config.seed, asked]).generate_state(1)[0])
     if config.name == "random":
-        return RandomSampler(seed=config.seed)
+        return RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return TPESampler(
-            seed=config.seed, n_startup_trials=config.startup_trials, multivariate=True, group=True, constant_liar=True
+            seed=seed, n_startup_trials=config.startup_trials, multivariate=True, group=True, constant_liar=True
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 from cdn_tune.config import Experiment, ResourcesConfig, override
 from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.ray import tune
-from cdn_tune.errors import CdnTuneError
+from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.training.files import write_text
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
-from cdn_tune.tuning.adapters import FAILURE, NUMBER, PARAMETERS
+from cdn_tune.tuning.adapters import FAILURE, HALT, NUMBER, PARAMETERS
 
 TRIALS = "trials"
 
@@ -47,34 +46,37 @@ def run_trial(config: dict[str, Any], base: dict[str, Any], run: str, resources:
     """
     number = config[NUMBER]
     folder = trial_folder(Path(run), number)
-    started = time.monotonic()
+    seconds = 0.0
 
     def report(done: EpochReport) -> None:
-        tune.report(flat_report(done.plain(), time.monotonic() - started))
+        nonlocal seconds  # epochs that an earlier process has trained are told again: they count
+        seconds += done.train_seconds + done.val_seconds
+        tune.report(flat_report(done.plain(), seconds))
 
     try:
         experiment = trial_experiment(base, config[PARAMETERS], number)
         train_in(experiment, folder, report, threads=resources["cpus_per_worker"])
     except Exception as error:  # told as the trial's failure, with the traceback beside it
-        tune.report({FAILURE: describe_failure(error, folder)})
+        tune.report(failed(error, folder))
 
 
 class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """A trial of several workers: a Ray Train group whose reports become this trial's results."""
 
-    def setup(self, config: dict[str, Any], base: dict[str, Any], run: str, resources: dict[str, Any]) -> None:
+    def setup(
+        self, config: dict[str, Any], base: dict[str, Any], run: str, resources: dict[str, Any], max_failures: int
+    ) -> None:
         """Starts the group."""
         self._group: WorkerGroup | None = None
-        self._failure: str | None = None
-        self._started = time.monotonic()
-        self._last: dict[str, Any] = {}
+        self._failure: dict[str, str] | None = None
+        self._seconds = 0.0
         self._folder = trial_folder(Path(run), config[NUMBER])
         try:
             experiment = trial_experiment(base, config[PARAMETERS], config[NUMBER])
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._group = WorkerGroup(experiment, self._folder, ResourcesConfig(**resources), max_failures=2)
+            self._group = WorkerGroup(experiment, self._folder, ResourcesConfig(**resources), max_failures)
         except Exception as error:  # told by the first step
-            self._failure = describe_failure(error, self._folder)
+            self._failure = failed(error, self._folder)
 
     def step(self) -> dict[str, Any]:
         """Waits for the group's next report."""
@@ -83,12 +85,13 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             try:
                 report = self._group.next_report()
             except Exception as error:  # told as the trial's failure
-                self._failure = describe_failure(error, self._folder)
+                self._failure = failed(error, self._folder)
         if self._failure is not None:
-            return {FAILURE: self._failure, "done": True}
+            return self._failure
         if report is None:
             return {"done": True}
-        return flat_report(report, time.monotonic() - self._started)
+        self._seconds += report["train_seconds"] + report["val_seconds"]
+        return flat_report(report, self._seconds)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Saves nothing: the trial's folder holds its own checkpoint."""
@@ -107,6 +110,17 @@ def flat_report(report: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Returns an epoch's report as the flat dict that Ray Tune passes on."""
     flat = {key: value for key, value in report.items() if key != "val"}
     return {**flat, **{f"val/{name}": value for name, value in report["val"].items()}, "trial_seconds": seconds}
+
+
+def failed(error: Exception, folder: Path) -> dict[str, str]:
+    """Returns the result that tells of an error.
+
+    A machine at fault (disk full, folder gone, no memory) halts the search and leaves the trial for the next start; any
+    other error is the trial's own and would repeat itself.
+    """
+    if isinstance(error, RunError | OSError | MemoryError):
+        return {HALT: f"{type(error).__name__}: {error}" if isinstance(error, MemoryError) else str(error)}
+    return {FAILURE: describe_failure(error, folder)}
 
 
 def describe_failure(error: Exception, folder: Path) -> str:

@@ -66,3 +66,28 @@ def test_start_with_is_checked(tmp_path: Path) -> None:
     parameters = {"optim.lr": {"type": "float", "low": 0.1, "high": 1.0}}
     with pytest.raises(ConfigError, match=r"start_with names seed"):
         load_space(write(tmp_path, parameters, start_with=[{"seed": 3}]))
+
+
+@pytest.mark.parametrize(
+    ("value", "parameter"),
+    [
+        (7, {"type": "categorical", "choices": [3, 5]}),
+        (9, {"type": "int", "low": 3, "high": 7, "step": 2}),
+        (4, {"type": "int", "low": 3, "high": 7, "step": 2}),
+    ],
+)
+def test_start_with_stays_inside_the_parameters(tmp_path: Path, value: int, parameter: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"start_with sets model\.map\.kernel_size to {value}"):
+        load_space(write(tmp_path, {"model.map.kernel_size": parameter}, start_with=[{"model.map.kernel_size": value}]))
+
+
+def test_every_value_of_a_short_range_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="kernel_size 4 is even"):
+        load_space(write(tmp_path, {"model.map.kernel_size": {"type": "int", "low": 3, "high": 7}}))
+    load_space(write(tmp_path, {"model.map.kernel_size": {"type": "int", "low": 3, "high": 7, "step": 2}}))
+
+
+@pytest.mark.parametrize("key", ["eval.nms_threshold", "data.val_fraction"])
+def test_what_trials_are_compared_by_cannot_vary(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        load_space(write(tmp_path, {key: {"type": "float", "low": 0.1, "high": 0.5}}))

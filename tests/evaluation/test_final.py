@@ -1,6 +1,7 @@
 """The final word: the best checkpoint by val, measured on test, once, beside what needs no model."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import load_split
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.planted import plant
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.best import choose_best
 from cdn_tune.evaluation.final import evaluate_run
@@ -70,7 +72,7 @@ def test_moved_data_are_named_by_an_override(trained: Path, tmp_path: Path) -> N
 
 
 def test_overrides_that_change_the_model_are_refused(trained: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.hidden=9: .*data\. and eval\."):
+    with pytest.raises(ConfigError, match=r"model\.hidden=9: after training only data\.root"):
         evaluate_run(trained, {"model.hidden": 9})
 
 
@@ -100,3 +102,29 @@ def test_run_without_a_checkpoint_is_told(tmp_path: Path) -> None:
         claim(tmp_path, {"kind": "search"}, {})
     with pytest.raises(RunError, match="no checkpoint of a finished epoch"):
         choose_best(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["eval.metric", "eval.nms_threshold", "data.frames", "data.val_fraction"])
+def test_what_was_chosen_on_val_stays(trained: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="after training only"):
+        evaluate_run(trained, {key: 0.1})
+
+
+def test_every_look_is_kept(trained: Path) -> None:
+    first = evaluate_run(trained)
+    evaluate_run(trained, {"eval.batch_size": 9})
+    assert json.loads((trained / "evaluation-look-1.json").read_text()) == first
+    assert json.loads((trained / "evaluation.json").read_text())["looks"] == 2
+
+
+def test_other_data_are_told(trained: Path, tmp_path: Path) -> None:
+    plant(tmp_path / "other", videos=24, feature_size=16, word_size=12, frame_rate=2.0, seed=2)
+    result = evaluate_run(trained, {"data.root": str(tmp_path / "other")})
+    assert "charades_sta_test.txt" in result["data_changed"]
+    assert "vgg_rgb_features.hdf5" in result["data_changed"]
+
+
+def test_moved_data_are_the_same_data(trained: Path, planted: Path, tmp_path: Path) -> None:
+    shutil.copytree(planted, tmp_path / "moved")
+    result = evaluate_run(trained, {"data.root": str(tmp_path / "moved")})
+    assert result["data_changed"] == []

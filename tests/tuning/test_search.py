@@ -141,6 +141,30 @@ def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
     assert_nothing_left()
 
 
+def test_a_failure_in_a_group_is_told_with_its_reason(tiny: Tiny, tmp_path: Path) -> None:
+    space = make_space(
+        parameters={"optim.lr": {"type": "categorical", "choices": [1e30]}}, trials=1, resources={"workers": 2}
+    )
+    experiment = tiny(**{"train.epochs": 1, "optim.name": "adamw", "optim.weight_decay": 1e9})
+    with pytest.raises(SearchError, match=r"learning rate 1e\+30"):
+        search(space, experiment, tmp_path / "run", ignore)
+    assert_nothing_left()
+
+
+def test_a_machine_at_fault_halts_the_search_and_costs_no_trial(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    experiment = tiny(**{"train.epochs": 1})
+    (run / "trials").mkdir(parents=True)
+    (run / ".lock").touch()
+    (run / "trials" / "0000").touch()  # stands for a disk that takes nothing
+    with pytest.raises(RunError, match=r"cannot be written .*the same command then goes on"):
+        search(make_space(trials=2), experiment, run, ignore)
+    (run / "trials" / "0000").unlink()
+    result = search(make_space(trials=2), experiment, run, ignore)
+    assert sorted(row["trial"] for row in result.rows) == [0, 1]
+    assert {row["state"] for row in result.rows} <= {"complete", "pruned"}
+
+
 def test_too_few_resources_are_told(tiny: Tiny, tmp_path: Path) -> None:
     space = make_space(resources={"workers": 1, "cpus_per_worker": 999})
     with pytest.raises(ClusterError, match="a trial needs 999 CPUs"):

@@ -117,3 +117,28 @@ def test_same_seed_same_parameters(tmp_path: Path, sampler: str) -> None:
         run(study, 6, {})
         seen.append([trial.params for trial in study.trials()])
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_a_resumed_search_proposes_what_an_uninterrupted_one_would(tmp_path: Path, sampler: str, cut: int) -> None:
+    space = make_space(sampler={"name": sampler, "seed": 3, "startup_trials": 4}, early_stopping={"name": "none"})
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = Study(sqlite_url(tmp_path / "whole"), space)
+    run(whole, 8, {})
+    for limit in (cut, 8):
+        resumed = Study(sqlite_url(tmp_path / "cut"), space)  # a new process each time
+        run(resumed, limit, {})
+    proposed = [trial.params for trial in resumed.trials()]
+    assert proposed == [trial.params for trial in whole.trials()]
+    assert all(proposed.count(params) == 1 for params in proposed)
+
+
+def test_a_trial_that_ends_before_its_last_epoch_is_no_success(tmp_path: Path) -> None:
+    study = Study(sqlite_url(tmp_path), make_space(early_stopping={"name": "none"}))
+    assert study.next(1) == 0
+    study.report(0, 1, 0.4, {"epochs": 3})
+    study.complete(0)
+    assert study.trials()[0].state == TrialState.FAIL
+    assert "after epoch 1 of 3" in study.trials()[0].user_attrs["reason"]
