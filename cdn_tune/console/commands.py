@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -33,6 +35,8 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
     """`cdn-tune train`."""
     with one_line_errors(), _terminable():
         experiment = load_experiment(experiment_path, parse_overrides(overrides))
+        if address is not None and workers == 1:
+            raise ConfigError("--address ADDR: one worker trains on this machine; add --workers N, or drop --address")
         run = (run or Path("runs") / experiment.name).absolute()
         with locked(run):
             build_clips(experiment.data)
@@ -84,7 +88,7 @@ def run_demo(run: Path, trials: int | None) -> None:
         for name, what in (
             ("leaderboard.csv", "every trial: parameters, state, val metrics, cost"),
             ("best/", "the kept checkpoints, each with the experiment that rebuilds its model"),
-            ("evaluation.json", "the winner on the test split, once"),
+            ("evaluation.json", "the winner on the test split"),
             ("study.db", "the Optuna study"),
             ("trials/", "each trial's metrics.jsonl and TensorBoard events"),
         ):
@@ -98,7 +102,7 @@ def run_import_weights(file: Path, experiment_path: str, overrides: list[str], r
     with one_line_errors():
         import_weights(file, load_experiment(experiment_path, parse_overrides(overrides)), run)
         out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
-        out.print(f"test split: cdn-tune evaluate {run}", markup=False, soft_wrap=True)
+        out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
 
 
 def _search(
@@ -119,7 +123,8 @@ def _search(
     if result.interrupted:
         raise KeyboardInterrupt
     out.print(f"leaderboard: {run / 'leaderboard.csv'}", markup=False, soft_wrap=True)
-    out.print(f"best checkpoint: {result.kept[0]}", markup=False, soft_wrap=True)
+    best = result.kept[0] if result.kept else "none is left in the run folder"
+    out.print(f"best checkpoint: {best}", markup=False, soft_wrap=True)
 
 
 def _evaluate(run: Path, overrides: dict[str, Any]) -> None:
@@ -132,8 +137,11 @@ def _evaluate(run: Path, overrides: dict[str, Any]) -> None:
     out.print(metrics_table(result))
     if result["planted"]:
         out.print("planted data: these numbers say that the tool works, nothing about real videos", style="yellow")
+    if result["data_changed"]:
+        warn(f"these are not the data of the run: {', '.join(result['data_changed'])} changed since")
     if result["looks"] > 1:
-        warn(f"the test split was opened {result['looks']} times for this run; report the first look")
+        first = run / "evaluation-look-1.json"
+        warn(f"the test split was opened {result['looks']} times for this run; report the first look, {first}")
     chosen = result["chosen_by"]
     how = "imported" if chosen["value"] is None else f"chosen by val {chosen['metric']} {chosen['value']:.4f}"
     out.print(f"{result['checkpoint']}, epoch {result['epoch']}, {how}", markup=False, soft_wrap=True)
@@ -154,7 +162,7 @@ def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
     value = f"{last['best_value']:.4f} after epoch {last['best_epoch']}"
     out.print(f"best val {experiment.eval.metric} {value}{label}", markup=False)
     out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
-    out.print(f"test split: cdn-tune evaluate {run}", markup=False, soft_wrap=True)
+    out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -165,7 +173,7 @@ def _terminable() -> Iterator[None]:
         return
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)  # Ray Tune ends gracefully on it, Python raises KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
