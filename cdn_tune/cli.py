@@ -16,7 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look after data: plant a synthetic dataset.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look after data: examine a folder, convert features, plant a synthetic dataset.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
 
 Overrides = Annotated[
@@ -88,6 +90,26 @@ def evaluate(
     run_evaluate(run, overrides or [])
 
 
+@app.command(
+    name="import-weights",
+    epilog="Example: cdn-tune import-weights best.pkl --experiment experiments/charades/CDN-16x16-K5L8-pool.yaml "
+    "--out runs/published",
+)
+def import_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint of the published implementation.")],
+    experiment: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Experiment whose model the weights are of.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder to write.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make a run of weights trained with the published implementation, to evaluate or to export them.
+
+    The file is opened without running code in it; entries that are missing, unknown or of another shape are named.
+    """
+    from cdn_tune.console.commands import run_import_weights
+
+    run_import_weights(file, experiment, overrides or [], out)
+
+
 @app.command(epilog="Example: cdn-tune demo --run runs/demo")
 def demo(
     run: RunOption = None,
@@ -99,13 +121,52 @@ def demo(
     run_demo(run or Path("runs/demo"), trials)
 
 
+@data_app.command(epilog="Example: cdn-tune data doctor data/charades --quick")
+def doctor(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with annotations, features, word vectors.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Read the features of a sample of the videos.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Layout.", metavar="NAME", show_default="as recognised")] = None,
+    features: Annotated[str | None, typer.Option(help="Feature file, if elsewhere.", metavar="FILE")] = None,
+    word_vectors: Annotated[str | None, typer.Option(help="Word vectors, if elsewhere.", metavar="FILE")] = None,
+) -> None:
+    """Examine a data folder: what is in it, what is wrong, and the remedy. Exit code 2 if training would fail."""
+    from cdn_tune.console.data_commands import run_doctor
+
+    run_doctor(root, json_file, quick=quick, dataset=dataset, features=features, word_vectors=word_vectors)
+
+
+@data_app.command(
+    epilog="Example: cdn-tune data convert raw/vgg data/charades/vgg_rgb_features.hdf5 --form charades_vgg"
+)
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of the raw features.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="HDF5 file to write; must not exist.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            help="charades_vgg: a folder per video of text files; tacos_c3d: VIDEO_FIRST_LAST.npy; "
+            "arrays: VIDEO.npy, .npz or .pt."
+        ),
+    ],
+    workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.", show_default="CPU cores")] = None,
+) -> None:
+    """Write raw features as the HDF5 file that training reads. The same command again goes on where it stopped."""
+    from cdn_tune.console.data_commands import run_convert
+
+    run_convert(source, out, form, workers)
+
+
 @data_app.command(epilog="Example: cdn-tune data plant data/planted --annotations generated --videos 300")
 def plant(
     out: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder to write; must be new, empty, or the same planting.")
     ],
     annotations: Annotated[
-        str, typer.Option(help="generated (our own sentences), charades_sta or tacos (real ones from --source).")
+        str,
+        typer.Option(
+            help="generated (our own sentences), or the real ones in --source: charades_sta, tacos, activitynet, jsonl."
+        ),
     ] = "generated",
     source: Annotated[Path | None, typer.Option(help="Folder with the real annotation files.", metavar="DIR")] = None,
     videos: Annotated[
@@ -113,13 +174,26 @@ def plant(
     ] = None,
     feature_size: Annotated[int, typer.Option(min=1, help="Size of a frame feature.")] = 64,
     frame_rate: Annotated[float, typer.Option(min=0.01, help="Frame features per second.")] = 4.0,
-    snr: Annotated[float, typer.Option(min=0.0, help="Signal-to-noise ratio of a moment's frames.")] = 1.0,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Difficulty by name: planted-medium.")] = None,
+    snr: Annotated[
+        float | None, typer.Option(min=0.0, help="Signal-to-noise ratio of a moment's frames.", show_default="1")
+    ] = None,
+    distractors: Annotated[
+        int | None, typer.Option(min=0, help="Moments per video that nobody asks for.", show_default="0")
+    ] = None,
+    paraphrases: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of words planted as synonyms.", show_default="0")
+    ] = None,
+    jitter: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Error of annotated ends, share of a moment's length.", show_default="0"),
+    ] = None,
     word_size: Annotated[int, typer.Option(min=1, help="Size of a word vector.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed; the same options give the same bytes.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another planting in DIR.")] = False,
 ) -> None:
     """Write a planted dataset: synthetic features in which every moment can be found, in the real files' layout."""
-    from cdn_tune.console.commands import run_plant
+    from cdn_tune.console.data_commands import run_plant
 
     run_plant(
         out,
@@ -128,7 +202,8 @@ def plant(
         videos=videos,
         feature_size=feature_size,
         frame_rate=frame_rate,
-        snr=snr,
+        preset_name=preset,
+        difficulty={"snr": snr, "distractors": distractors, "paraphrases": paraphrases, "jitter": jitter},
         word_size=word_size,
         seed=seed,
         overwrite=overwrite,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests never touch the user's cache; set here so that the processes they start have it too.
+os.environ["CDN_TUNE_CACHE"] = tempfile.mkdtemp(prefix="cdn-tune-tests-")
 
 import pytest
 import torch
@@ -16,6 +21,7 @@ from cdn_tune.config import Experiment, override
 from cdn_tune.data.planted import plant
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["CDN_TUNE_CACHE"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

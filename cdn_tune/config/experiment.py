@@ -13,7 +13,7 @@ from cdn_tune.config.model import ModelConfig, Positive, PositiveTuple
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
 
-DatasetName = Literal["charades_sta", "tacos"]
+DatasetName = Literal["charades_sta", "tacos", "activitynet", "jsonl"]
 
 
 def recall_name(n: int, iou: float) -> str:
@@ -40,6 +40,10 @@ class DataConfig(Frozen):
     word_size: Positive = Field(300, description="size of a word vector [W]")
     tokenizer: Literal["words", "legacy"] = Field(
         "words", description="words: punctuation-aware, lower-cased; legacy: split on spaces as the published code does"
+    )
+    unknown_words: Literal["zero", "subword"] = Field(
+        "zero",
+        description="words without a vector: zero, or the mean of the known words they are made of (subword)",
     )
     resampling: Literal["all", "legacy"] = Field(
         "all", description="all: average over every frame; legacy: leave the last frame out as the published code does"

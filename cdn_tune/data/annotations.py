@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,11 +38,16 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An annotation that is read but not used, and why."""
+    """An annotation that is read but not used, and why. `duration` is that of the video, in seconds."""
 
     id: str
     video: str
     reason: str
+    duration: float
+
+
+# What an entry of an annotation file turns out to be: usable, not used, or wrong.
+Scanned = Annotation | Skipped | DataError
 
 
 class Loaded(NamedTuple):
@@ -95,29 +100,32 @@ def annotate(
         raise DataError(f"{where}: start {start:g} s in video {video} is negative; correct or remove the entry")
     if end < start:
         if (video, start, end) in known_faults:
-            return Skipped(
-                where, video, f"end {end:g} s lies before start {start:g} s (known fault of the published file)"
-            )
+            why = f"end {end:g} s lies before start {start:g} s (known fault of the published file)"
+            return Skipped(f"{path.name}:{entry}", video, why, duration)
         raise DataError(
             f"{where}: end {end:g} s lies before start {start:g} s in video {video}; swap them or remove the entry"
         )
     if min(end, duration) <= start:
-        return Skipped(
-            f"{path.name}:{entry}", video, f"moment {start:g} to {end:g} s is empty within the video's {duration:g} s"
-        )
+        why = f"moment {start:g} to {end:g} s is empty within the video's {duration:g} s"
+        return Skipped(f"{path.name}:{entry}", video, why, duration)
     return Annotation(f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip())
 
 
-def collect(where: str, items: list[Annotation | Skipped]) -> Loaded:
+def collect(where: str, scanned: Iterable[Scanned]) -> Loaded:
     """Returns annotations and skipped entries apart, in file order.
 
     Args:
         where: The file, for the error message.
-        items: What `annotate` returned for its entries.
+        scanned: Its entries.
 
     Raises:
-        DataError: If no annotation is left.
+        DataError: If an entry is wrong, as it says itself, or no annotation is left.
     """
+    items: list[Annotation | Skipped] = []
+    for item in scanned:
+        if isinstance(item, DataError):
+            raise item
+        items.append(item)
     annotations = tuple(item for item in items if isinstance(item, Annotation))
     skipped = tuple(item for item in items if isinstance(item, Skipped))
     if not annotations:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
-from cdn_tune.data.annotations import Annotation, Loaded, Skipped, Split, annotate, collect
+from cdn_tune.data.annotations import Annotation, Loaded, Scanned, Skipped, Split, annotate, collect
 from cdn_tune.data.files import read_text
 from cdn_tune.errors import DataError
 
@@ -77,27 +78,42 @@ def read_durations(path: Path) -> dict[str, float]:
     return durations
 
 
+def scan(root: Path, split: Split) -> Iterator[Scanned]:
+    """Yields what the lines of `split` (train or test) hold, wrong ones as the error that names file and line.
+
+    Raises:
+        DataError: If a file is missing, empty or unreadable.
+    """
+    sentences, lengths = annotation_files(root, split)
+    text = read_text(sentences, REMEDY)
+    durations = read_durations(lengths)
+    for count, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield _annotation(line, sentences, count, durations, lengths)
+            except DataError as error:
+                yield error
+
+
 def load(root: Path, split: Split) -> Loaded:
     """Returns what the files of `split` (train or test) hold, in file order.
 
     Raises:
         DataError: If a file is missing or empty, or a line is wrong; the message names file and line.
     """
-    sentences, lengths = annotation_files(root, split)
-    text = read_text(sentences, REMEDY)
-    durations = read_durations(lengths)
-    items: list[Annotation | Skipped] = []
-    for count, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{sentences}:{count}"
-        video, start, end, query = parse_line(line, where)
-        duration = durations.get(video)
-        if duration is None:
-            raise DataError(f"{where}: video {video!r} is not in {lengths.name}; add its row or remove the line")
-        if math.isnan(duration):
-            raise DataError(
-                f"{lengths}: video {video!r} has no length, needed by {sentences.name}:{count}; fill in its seconds"
-            )
-        items.append(annotate(sentences, str(count), video, duration, start, end, query, known_faults=KNOWN_FAULTS))
-    return collect(str(sentences), items)
+    return collect(str(annotation_files(root, split)[0]), scan(root, split))
+
+
+def _annotation(
+    line: str, sentences: Path, count: int, durations: dict[str, float], lengths: Path
+) -> Annotation | Skipped:
+    where = f"{sentences}:{count}"
+    video, start, end, query = parse_line(line, where)
+    duration = durations.get(video)
+    if duration is None:
+        raise DataError(f"{where}: video {video!r} is not in {lengths.name}; add its row or remove the line")
+    if math.isnan(duration):
+        raise DataError(
+            f"{lengths}: video {video!r} has no length, needed by {sentences.name}:{count}; fill in its seconds"
+        )
+    return annotate(sentences, str(count), video, duration, start, end, query, known_faults=KNOWN_FAULTS)

@@ -15,8 +15,9 @@ import torch
 
 from cdn_tune.config import DataConfig
 from cdn_tune.data.annotations import Annotation, Skipped, Split
+from cdn_tune.data.clip_builder import Progress
 from cdn_tune.data.features import FeatureStore
-from cdn_tune.data.layouts import features_path, root_of, vectors_path
+from cdn_tune.data.layouts import features_path, layout_of, root_of, vectors_path
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.vocabulary import Vocabulary, build_vocabulary
 
@@ -75,6 +76,7 @@ class MomentDataset:
         self.vocabulary, self.features = vocabulary, features
         self._durations = torch.tensor([item.duration for item in self.annotations], dtype=torch.float64)
         self._moments = torch.tensor([(item.start, item.end) for item in self.annotations], dtype=torch.float64)
+        self._rows = features.rows([item.video for item in self.annotations])
         distinct = {query: vocabulary.ids(query) for query in {item.query for item in self.annotations}}
         ids = [distinct[item.query] for item in self.annotations]
         self._lengths = torch.tensor([len(row) for row in ids])
@@ -104,13 +106,11 @@ class MomentDataset:
         at = torch.as_tensor(indices, dtype=torch.int64)
         if not at.numel():
             raise IndexError("a batch needs at least one index")
-        videos: dict[str, int] = {}
-        places = [videos.setdefault(self.annotations[i].video, len(videos)) for i in at.tolist()]
-        clips = [self.features.clips(video) for video in videos]
+        rows = None if self._rows is None else self._rows[at]
         lengths = self._lengths[at]
         longest = int(lengths.max())
         return Batch(
-            visual=torch.stack([clips[place] for place in places]),
+            visual=self.features.gather([self.annotations[i].video for i in at.tolist()], rows),
             words=self.vocabulary.vectors[self._ids[at, :longest]],
             word_mask=torch.arange(longest) < lengths[:, None],
             durations=self._durations[at],
@@ -131,11 +131,19 @@ class MomentDataset:
         }
 
 
-def load_splits(config: DataConfig, splits: Iterable[Split]) -> dict[Split, MomentDataset]:
+def load_splits(
+    config: DataConfig, splits: Iterable[Split], progress: Progress | None = None
+) -> dict[Split, MomentDataset]:
     """Returns the datasets of some splits, sharing one vocabulary and one feature store.
 
-    Everything that can be checked without reading all features is checked here: annotations, word vectors, every query,
-    the presence of every video, the feature size of the first.
+    Everything is checked here, what is quick to check first: annotations, the presence of every video, the feature
+    size of the first, word vectors, every query; then, the first time on a node, all features, while the clip cache is
+    built from them.
+
+    Args:
+        config: Where the data are and how they are read.
+        splits: The splits.
+        progress: Called with (videos built, videos to build) while the clip cache is built.
 
     Raises:
         DataError: If anything is missing or wrong; one line with the file, the value and the remedy.
@@ -145,11 +153,19 @@ def load_splits(config: DataConfig, splits: Iterable[Split]) -> dict[Split, Mome
     loaded = {split: split_annotations(config, split) for split in wanted}
     everything = [item for split in wanted for item in loaded[split].annotations]
     features = FeatureStore(
-        features_path(config), config.frames, config.feature_size, legacy=config.resampling == "legacy"
+        features_path(config),
+        config.frames,
+        config.feature_size,
+        legacy=config.resampling == "legacy",
+        member=layout_of(config.dataset).member,
     )
     features.require(item.video for item in everything)
     features.close()
-    vocabulary = build_vocabulary(vectors_path(config), config.word_size, config.tokenizer, everything, root)
+    vocabulary = build_vocabulary(
+        vectors_path(config), config.word_size, config.tokenizer, everything, root, config.unknown_words
+    )
+    features.prepare((item.video for item in everything), config.cache_dtype, progress)
+    features.close()
     return {split: MomentDataset(*loaded[split], vocabulary, features) for split in wanted}
 
 

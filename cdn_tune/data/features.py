@@ -1,5 +1,8 @@
 """The feature store: frame features in HDF5, one dataset [frames, D] per video, served as clips of a fixed length.
 
+After `prepare` clips come from the node's clip cache, mapped read only; without it each is computed when first asked
+for and kept in memory.
+
 Letters: N frames in the file, T rows served, D feature size.
 """
 
@@ -8,7 +11,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,21 @@ import h5py
 import numpy as np
 import torch
 
-from cdn_tune.data.clips import to_fixed_length
+from cdn_tune.data.clip_builder import Progress
+from cdn_tune.data.clip_cache import ClipKey, open_clips
+from cdn_tune.data.clip_map import ClipMap
+from cdn_tune.data.clips import resample
+from cdn_tune.data.files import sampled_sha256
 from cdn_tune.errors import DataError
 
 MEMORY_BYTES = 2 << 30
+BLOCK_BYTES = 256 << 20  # of a long video read at once
+
+Frames = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class FeatureStore:
-    """Clips of videos, read from an HDF5 file when first asked for and kept in memory up to a limit.
+    """Clips of videos in an HDF5 file.
 
     The file is opened by each process when it first reads, so a store may be pickled, and used after a fork; several
     threads may share one.
@@ -34,13 +45,22 @@ class FeatureStore:
         feature_size: Expected D.
         legacy: Resample as the published code does (see `to_fixed_length`).
         memory_bytes: Clips kept in memory; the least recently used go first.
+        member: Name of the dataset in a video's group, for files with a group per video.
     """
 
     def __init__(
-        self, path: Path, length: int, feature_size: int, legacy: bool = False, memory_bytes: int = MEMORY_BYTES
+        self,
+        path: Path,
+        length: int,
+        feature_size: int,
+        legacy: bool = False,
+        memory_bytes: int = MEMORY_BYTES,
+        member: str | None = None,
     ) -> None:
+        self.member = member
         self.path, self.length, self.feature_size = path, length, feature_size
         self.legacy, self.memory_bytes = legacy, memory_bytes
+        self.map: ClipMap | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -57,35 +77,70 @@ class FeatureStore:
         self.__dict__.update(state)
         self._reset()
 
+    def prepare(self, videos: Iterable[str], dtype: str = "float32", progress: Progress | None = None) -> None:
+        """Serves the clips of videos from the node's clip cache from now on, building there what is missing.
+
+        Where the cache cannot be used a warning is logged, and clips are computed and kept in memory as before.
+
+        Args:
+            videos: Names of the videos.
+            dtype: Type of the cached clips, ``float32`` or ``float16``.
+            progress: Called with (videos built, videos to build).
+
+        Raises:
+            DataError: If the features of a video cannot be used.
+        """
+        key = ClipKey(
+            source_fingerprint(self.path),
+            self.length,
+            self.feature_size,
+            "legacy" if self.legacy else "all",
+            dtype,
+        )
+        self.map = open_clips(key, videos, self._compute, progress)
+
     def clips(self, video: str) -> torch.Tensor:
         """Returns the clips of a video: float32 [T, D], each frame L2-normalised before averaging. Do not write to it.
 
         Raises:
             DataError: If the video has no features or they cannot be used (see `frames`).
         """
-        if self._pid != os.getpid():
-            self._reset()
+        if self.map is not None and video in self.map:
+            return self.map.gather(self.map.rows((video,)))[0]
+        self._after_fork()
         with self._lock:
             if (clips := self._kept.get(video)) is not None:
                 self._kept.move_to_end(video)
                 return clips
-            clips = to_fixed_length(self._read(video), self.length, self.legacy)
+        clips = self._compute(video)
+        with self._lock:
+            if (first := self._kept.get(video)) is not None:  # another thread was faster
+                return first
             self._kept[video] = clips
             self._bytes += clips.nbytes
             while self._bytes > self.memory_bytes and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
             return clips
 
-    def frames(self, video: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def frames(self, video: str) -> Frames:
         """Returns the frame features of a video as stored, float32 [N, D].
 
         Raises:
             DataError: If the video is absent, or its entry is not a readable, finite [N, D] array with N >= 1.
         """
-        if self._pid != os.getpid():
-            self._reset()
-        with self._lock:
-            return self._read(video)
+        return self._read(video, 0, self._count(video))
+
+    def check(self, video: str) -> int:
+        """Reads all frames of a video, in blocks, and returns their number N.
+
+        Raises:
+            DataError: As `frames` does.
+        """
+        count = self._count(video)
+        at_once = max(1, BLOCK_BYTES // (4 * self.feature_size))
+        for first in range(0, count, at_once):
+            self._read(video, first, min(first + at_once, count))
+        return count
 
     def require(self, videos: Iterable[str]) -> None:
         """Checks that every video has an entry, and that the entry of the first can be read and has the right size.
@@ -108,6 +163,25 @@ class FeatureStore:
         if wanted:
             self.clips(next(iter(wanted)))
 
+    def rows(self, videos: Sequence[str]) -> torch.Tensor | None:
+        """Returns where videos lie in the clip cache, int64 [B]; None if it is not used."""
+        return None if self.map is None else self.map.rows(videos)
+
+    def gather(self, videos: Sequence[str], rows: torch.Tensor | None) -> torch.Tensor:
+        """Returns the clips of videos as a batch of its own, float32 [B, T, D]; each is read once.
+
+        Args:
+            videos: Names of the videos, B >= 1.
+            rows: As `rows` returned them.
+
+        Raises:
+            DataError: If the features of a video cannot be used.
+        """
+        if self.map is not None and rows is not None:
+            return self.map.gather(rows)
+        clips = {video: self.clips(video) for video in dict.fromkeys(videos)}
+        return torch.stack([clips[video] for video in videos])
+
     def close(self) -> None:
         """Closes the file in this process; the next read opens it again."""
         with self._lock:
@@ -120,23 +194,45 @@ class FeatureStore:
             self._file = open_features(self.path)
         return self._file
 
-    def _read(self, video: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _after_fork(self) -> None:
+        if self._pid != os.getpid():
+            self._reset()
+
+    def _compute(self, video: str) -> torch.Tensor:
+        at_once = max(1, BLOCK_BYTES // (4 * self.feature_size))
+        count = self._count(video)
+        return resample(lambda first, last: self._read(video, first, last), count, self.length, self.legacy, at_once)
+
+    def _count(self, video: str) -> int:
+        """Returns the number of frames N of a video whose entry is of the right kind and shape."""
+        self._after_fork()
+        with self._lock, self._readable(video) as entry:
+            return int(entry.shape[0])
+
+    def _read(self, video: str, first: int, last: int) -> Frames:
+        """Returns frames [first, last) of a video. HDF5 reads one at a time; threads share the rest of the work."""
+        self._after_fork()
+        with self._lock, self._readable(video) as entry:
+            stored = entry[first:last]
+        with np.errstate(over="ignore"):
+            frames: Frames = stored.astype(np.float32, copy=False)
+        if not np.isfinite(np.einsum("nd,nd->", frames, frames)):
+            _refuse_not_finite(frames, first, f"{self.path}: video {video!r}")
+        return frames
+
+    @contextmanager
+    def _readable(self, video: str) -> Iterator[Any]:
         where = f"{self.path}: video {video!r}"
         try:
             entry = self._open().get(video)
             if entry is None:
                 raise DataError(f"{where} has no features; add them, or remove its annotations")
+            if self.member is not None and isinstance(entry, h5py.Group) and self.member in entry:
+                entry = entry[self.member]
             self._check(entry, where)
-            with np.errstate(over="ignore"):
-                frames: np.ndarray[Any, np.dtype[np.float32]] = entry[()].astype(np.float32, copy=False)
+            yield entry
         except (OSError, RuntimeError, KeyError) as error:
             raise DataError(f"{where} cannot be read ({_brief(error)}); copy or convert the features again") from None
-        finite = np.isfinite(frames)
-        if not finite.all():
-            row, column = (int(index) for index in np.argwhere(~finite)[0])
-            value = frames[row, column]
-            raise DataError(f"{where} has the value {value} in row {row}, column {column}; extract its features again")
-        return frames
 
     def _check(self, entry: Any, where: str) -> None:
         if not isinstance(entry, h5py.Dataset):
@@ -152,6 +248,29 @@ class FeatureStore:
             )
         if entry.shape[0] == 0:
             raise DataError(f"{where} has 0 frames; extract its features again, or remove its annotations")
+
+
+def _refuse_not_finite(frames: Frames, first: int, where: str) -> None:
+    finite = np.isfinite(frames)
+    if not finite.all():
+        row, column = (int(index) for index in np.argwhere(~finite)[0])
+        value = frames[row, column]
+        raise DataError(
+            f"{where} has the value {value} in row {first + row}, column {column}; extract its features again"
+        )
+
+
+def source_fingerprint(path: Path) -> str:
+    """Returns what tells the content of a feature file apart: size, time of the last change, and sampled bytes of it.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    try:
+        stat = path.stat()
+        return f"{stat.st_size}-{stat.st_mtime_ns}-{sampled_sha256(path)}"
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
 
 
 def open_features(path: Path) -> Any:

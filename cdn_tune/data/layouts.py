@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data import charades, tacos
-from cdn_tune.data.annotations import Loaded, Split
+from cdn_tune.data import activitynet, charades, jsonl, tacos
+from cdn_tune.data.annotations import Loaded, Scanned, Split
 from cdn_tune.data.files import locate
 from cdn_tune.errors import DataError
 
@@ -21,16 +21,28 @@ class Layout:
         features: Usual names of the feature file, best first.
         files: The annotation files of a split, given root and split; empty where the dataset has no such split.
         load: Reads a split that has files, given root and split.
+        scan: Reads it entry by entry, wrong ones as errors.
+        member: Where features lie in groups, the name of the dataset in each video's group.
     """
 
     features: tuple[str, ...]
     files: Callable[[Path, Split], tuple[Path, ...]]
     load: Callable[[Path, Split], Loaded]
+    scan: Callable[[Path, Split], Iterator[Scanned]]
+    member: str | None = None
 
 
 LAYOUTS: dict[str, Layout] = {
-    "charades_sta": Layout(charades.FEATURES, charades.annotation_files, charades.load),
-    "tacos": Layout(tacos.FEATURES, tacos.annotation_files, tacos.load),
+    "charades_sta": Layout(charades.FEATURES, charades.annotation_files, charades.load, charades.scan),
+    "tacos": Layout(tacos.FEATURES, tacos.annotation_files, tacos.load, tacos.scan),
+    "activitynet": Layout(
+        activitynet.FEATURES,
+        activitynet.annotation_files,
+        activitynet.load,
+        activitynet.scan,
+        activitynet.MEMBER,
+    ),
+    "jsonl": Layout(jsonl.FEATURES, jsonl.annotation_files, jsonl.load, jsonl.scan),
 }
 
 

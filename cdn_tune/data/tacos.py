@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from cdn_tune.data.annotations import Annotation, Loaded, Skipped, Split, annotate, collect
-from cdn_tune.data.files import read_text
+from cdn_tune.data.annotations import Loaded, Scanned, Split, collect
+from cdn_tune.data.videos_json import moments_of, positive, read_videos, scan_video
 from cdn_tune.errors import DataError
 
 FEATURES = ("tall_c3d_features.hdf5",)
@@ -20,21 +19,22 @@ def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
     return (root / f"{split}.json",)
 
 
-def read_videos(path: Path) -> dict[str, Any]:
-    """Returns the JSON object of a file, an entry per video.
+def scan(root: Path, split: Split) -> Iterator[Scanned]:
+    """Yields what the file of `split` holds, times converted from frames to seconds, wrong entries as errors.
 
     Raises:
-        DataError: If the file is missing, empty, no JSON, or its top level is no object.
+        DataError: If the file is missing, empty or no JSON object.
     """
-    try:
-        videos = json.loads(read_text(path, REMEDY))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); download or copy it again") from None
-    if not isinstance(videos, dict):
-        raise DataError(
-            f"{path}: top level is a {type(videos).__name__}; expected an object with an entry per video: {ENTRY}"
-        )
-    return videos
+    (path,) = annotation_files(root, split)
+    for video, entry in read_videos(path, ENTRY, REMEDY).items():
+        where = f"{path}: video {video!r}"
+        try:
+            moments = moments_of(entry, ("fps", "num_frames"), "frame", where, ENTRY)
+            fps, frames = (positive(entry[key], key, where) for key in ("fps", "num_frames"))
+        except DataError as error:
+            yield error
+            continue
+        yield from scan_video(path, video, frames / fps, moments, fps)
 
 
 def load(root: Path, split: Split) -> Loaded:
@@ -43,34 +43,4 @@ def load(root: Path, split: Split) -> Loaded:
     Raises:
         DataError: If the file is missing, empty or no JSON, or an entry is wrong; the message names file and video.
     """
-    (path,) = annotation_files(root, split)
-    items: list[Annotation | Skipped] = []
-    for video, entry in read_videos(path).items():
-        where = f"{path}: video {video!r}"
-        if not isinstance(entry, dict) or not {"timestamps", "sentences", "fps", "num_frames"} <= entry.keys():
-            raise DataError(f"{where}: keys are missing; write the entry as {ENTRY}")
-        fps, frames = (_positive(entry[key], key, where) for key in ("fps", "num_frames"))
-        spans, sentences = entry["timestamps"], entry["sentences"]
-        if not isinstance(spans, list) or not isinstance(sentences, list) or len(spans) != len(sentences):
-            raise DataError(
-                f"{where}: 'timestamps' and 'sentences' are not two lists of one length; give one span a sentence"
-            )
-        for position, (span, query) in enumerate(zip(spans, sentences, strict=True)):
-            if not (isinstance(span, list) and len(span) == 2 and all(_is_number(frame) for frame in span)):
-                raise DataError(f"{where}: timestamps[{position}] is {span!r}; write [first frame, last frame]")
-            if not isinstance(query, str):
-                raise DataError(f"{where}: sentences[{position}] is {query!r}; write a string")
-            items.append(
-                annotate(path, f"{video}:{position}", video, frames / fps, span[0] / fps, span[1] / fps, query)
-            )
-    return collect(str(path), items)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _positive(value: Any, key: str, where: str) -> float:
-    if not _is_number(value) or not value > 0:
-        raise DataError(f"{where}: {key} is {value!r}; it must be a positive number")
-    return float(value)
+    return collect(str(annotation_files(root, split)[0]), scan(root, split))

@@ -19,6 +19,7 @@ import torch
 import torchtext.vocab
 from filelock import FileLock
 
+from cdn_tune.data.cache import user_cache
 from cdn_tune.errors import DataError
 
 _SILENCE = threading.Lock()
@@ -62,13 +63,6 @@ def load_vectors(path: Path) -> torchtext.vocab.Vectors:
             f"{folder}: the word-vector cache cannot be written ({error.strerror}); "
             "free space there or set CDN_TUNE_CACHE to a writable folder"
         ) from None
-
-
-def user_cache() -> Path:
-    """Returns the user's cache folder: CDN_TUNE_CACHE, else `cdn-tune` under XDG_CACHE_HOME or ``~/.cache``."""
-    if own := os.environ.get("CDN_TUNE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdn-tune"
 
 
 def _key(path: Path) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.tokenizer import tokenizer_of
-from cdn_tune.data.vectors import load_vectors
+from cdn_tune.data.word_table import word_table
 from cdn_tune.errors import DataError
 
 
@@ -49,7 +49,12 @@ class Vocabulary:
 
 
 def build_vocabulary(
-    path: Path, word_size: int, tokenizer: str, annotations: Iterable[Annotation], root: Path | None = None
+    path: Path,
+    word_size: int,
+    tokenizer: str,
+    annotations: Iterable[Annotation],
+    root: Path | None = None,
+    unknown_words: str = "zero",
 ) -> Vocabulary:
     """Returns the vocabulary of some annotations; only vectors of words that occur are kept.
 
@@ -60,44 +65,39 @@ def build_vocabulary(
             vectors, as published, unless no query at all has a known word.
         annotations: Their queries.
         root: Folder of the annotation files, for error messages.
+        unknown_words: What words that the file lacks are: ``zero``, or the mean of their pieces, ``subword``.
 
     Raises:
         DataError: If the vectors cannot be read, have another size or are not finite, or a query has no known word.
     """
-    source = load_vectors(path)
-    if source.dim != word_size:
-        raise DataError(
-            f"{path}: word vectors of size {source.dim} but data.word_size={word_size}; "
-            f"set data.word_size={source.dim} or data.word_vectors to another file"
-        )
     tokenize = tokenizer_of(tokenizer)
     queries: dict[str, list[Annotation]] = {}
     for annotation in annotations:
         queries.setdefault(annotation.query, []).append(annotation)
+    tokens = {query: tokenize(query) for query in queries}
     counts: Counter[str] = Counter()
-    unknown_queries = 0
-    example: Annotation | None = None
     for query, asked in queries.items():
-        tokens = tokenize(query)
-        counts.update({token: count * len(asked) for token, count in Counter(tokens).items()})
-        if not any(token in source.stoi for token in tokens):
-            unknown_queries += len(asked)
-            example = example or asked[0]
-            if tokenizer == "words":
-                break
-    if example is not None and (tokenizer == "words" or unknown_queries == sum(map(len, queries.values()))):
+        counts.update({token: count * len(asked) for token, count in Counter(tokens[query]).items()})
+    table = word_table(path, counts, unknown_words)
+    if table.size != word_size:
+        raise DataError(
+            f"{path}: word vectors of size {table.size} but data.word_size={word_size}; "
+            f"set data.word_size={table.size} or data.word_vectors to another file"
+        )
+    rows = {token: row for row, token in enumerate(table.words, start=1)}
+    without = [asked for query, asked in queries.items() if not any(token in rows for token in tokens[query])]
+    unknown_queries = sum(map(len, without))
+    if without and (tokenizer == "words" or unknown_queries == sum(map(len, queries.values()))):
+        example = without[0][0]
         where = example.id if root is None else root / example.id
         raise DataError(
             f"{where}: no word of the query {example.query!r} has a vector in {path}; correct or remove the query"
             + (", or set data.word_vectors to a file that covers it" if tokenizer == "words" else
                ", or set data.tokenizer=words")
         )  # fmt: skip
-    known = sorted(token for token in counts if token in source.stoi)
-    vectors = torch.zeros(len(known) + 1, word_size)
-    vectors[1:] = source.vectors[[source.stoi[token] for token in known]]
-    if not torch.isfinite(vectors).all():
-        bad = known[int(torch.isfinite(vectors[1:]).all(dim=1).logical_not().nonzero()[0])]
+    if not torch.isfinite(table.vectors).all():
+        bad = table.words[int(torch.isfinite(table.vectors).all(dim=1).logical_not().nonzero()[0])]
         raise DataError(f"{path}: the vector of {bad!r} is not finite; correct the line or download the file again")
-    rows = {token: row for row, token in enumerate(known, start=1)}
+    vectors = torch.cat([torch.zeros(1, word_size), table.vectors])
     unknown = {token: count for token, count in counts.most_common() if token not in rows}
     return Vocabulary(tokenizer, rows, vectors, unknown, unknown_queries)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdn_tune.data.clips import to_fixed_length
+from cdn_tune.data.clips import resample, to_fixed_length
 
 from .conftest import SHARED
 
@@ -75,3 +75,16 @@ def test_numpy_and_torch_give_the_same(dtype: torch.dtype) -> None:
 def test_wrong_shapes_are_refused(shape: tuple[int, ...], length: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         to_fixed_length(np.ones(shape), length)
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 50), st.booleans())
+def test_reading_in_blocks_gives_the_same(count: int, length: int, at_once: int, legacy: bool) -> None:
+    frames = np.random.default_rng(count).standard_normal((count, 3), dtype=np.float32)
+    read: list[int] = []
+
+    def block(first: int, last: int) -> np.ndarray:
+        read.append(last - first)
+        return frames[first:last]
+
+    assert torch.equal(resample(block, count, length, legacy, at_once), to_fixed_length(frames, length, legacy))
+    assert max(read) <= max(at_once, -(-count // length) + 1)

@@ -116,7 +116,7 @@ def test_a_pickled_store_opens_the_file_itself(path: Path) -> None:
     clips = store.clips("good")
     content = pickle.dumps(store)
     assert len(content) < 1000
-    assert torch.equal(pickle.loads(content).clips("good"), clips)  # noqa: S301
+    assert torch.equal(pickle.loads(content).clips("good"), clips)
 
 
 def test_a_forked_process_opens_the_file_itself(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,3 +151,28 @@ def test_threads_share_a_store(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_ten_hour_video_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.hdf5"
+    frames = np.random.default_rng(0).standard_normal((36_000, 4), dtype=np.float32)
+    with h5py.File(path, "w") as file:
+        file["long"] = frames
+    monkeypatch.setattr("cdn_tune.data.features.BLOCK_BYTES", 4 * 4 * 1000)
+    store, blocks = FeatureStore(path, 64, 4), []
+    read = store._read
+    monkeypatch.setattr(
+        store, "_read", lambda video, first, last: blocks.append(last - first) or read(video, first, last)
+    )
+    store.prepare(["long"])
+    assert torch.equal(store.clips("long"), to_fixed_length(frames, 64))
+    assert max(blocks) <= 1000
+    assert store.check("long") == 36_000
+
+
+def test_a_group_per_video_is_read_by_its_member(path: Path) -> None:
+    with h5py.File(path) as file:
+        expected = to_fixed_length(file["group/inner"][:], 8)
+    assert torch.equal(FeatureStore(path, 8, 4, member="inner").clips("group"), expected)
+    with pytest.raises(DataError, match="is an HDF5 group"):
+        FeatureStore(path, 8, 4, member="c3d_features").clips("group")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from hypothesis import strategies as st
 
 from cdn_tune.config import DataConfig
 from cdn_tune.data import tacos
+from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.charades import COLUMNS
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.data.planted import plant
+from cdn_tune.data.planted.difficulty import Difficulty, signals_of
 from cdn_tune.data.planted.grammar import ACTIONS, STOPWORDS, THINGS, draw_event, sentence
+from cdn_tune.data.planted.planting import PRESETS, preset
 from cdn_tune.data.planted.scenes import draw_scene
 from cdn_tune.data.planted.signal import content_words, frame_span, generator_for, meaning, projection
 from cdn_tune.data.planted.subset import apportion
@@ -281,6 +285,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from cdn_tune.data.planted import plant
+from cdn_tune.data.planted.difficulty import Difficulty, signals_of
 plant(Path(sys.argv[1]), videos=6, feature_size=8, word_size=5, frame_rate=2.0, seed=int(sys.argv[2]), overwrite=True,
       progress=lambda done, total: os._exit(9) if done == 4 else None)
 """
@@ -293,6 +298,83 @@ def test_a_killed_planting_leaves_nothing_under_a_final_name(tmp_path: Path) -> 
     assert plant(root, **SMALL).written
     plant(tmp_path / "other", **SMALL)
     assert contents(root) == contents(tmp_path / "other")
+
+
+def test_a_killed_planting_is_gone_on_with(tmp_path: Path) -> None:
+    script = "import cdn_tune.data.planted.features as f\nf.SYNC_BYTES = 1\n" + KILLED
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "a"), "0"], check=False).returncode == 9
+    seen: list[int] = []
+    plant(tmp_path / "a", **SMALL, progress=lambda *counts: seen.append(counts[0]))
+    assert seen == [5, 6]
+    plant(tmp_path / "b", **SMALL)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_another_planting_does_not_go_on_with_it(tmp_path: Path) -> None:
+    script = "import cdn_tune.data.planted.features as f\nf.SYNC_BYTES = 1\n" + KILLED
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "a"), "0"], check=False).returncode == 9
+    plant(tmp_path / "a", **SMALL, seed=1)
+    plant(tmp_path / "b", **SMALL, seed=1)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_all_videos_of_a_dataset_are_planted_in_its_own_files(real: Real, tmp_path: Path) -> None:
+    source = real("charades_sta")
+    planted = plant(tmp_path, "charades_sta", source, feature_size=2, frame_rate=0.1, word_size=5)
+    assert planted.videos == 6672
+    for name in ("charades_sta_train.txt", "Charades_v1_test.csv"):
+        assert (tmp_path / name).read_text() == (source / name).read_text()
+
+
+# Difficulty.
+
+HARD: dict[str, Any] = {**SMALL, "distractors": 2, "paraphrases": 0.5, "jitter": 0.2}
+
+
+def test_difficulty_changes_features_alone(tmp_path: Path) -> None:
+    plant(tmp_path / "easy", **SMALL)
+    for name, options in (("a", HARD), ("b", HARD)):
+        plant(tmp_path / name, **options)
+    easy, hard, again = (contents(tmp_path / name) for name in ("easy", "a", "b"))
+    assert hard == again
+    assert {name for name in easy if easy[name] != hard[name]} == {"vgg_rgb_features.hdf5", "planted.json"}
+
+
+def item(start: float = 10.0, end: float = 20.0) -> Annotation:
+    return Annotation("x:1", "V", 40.0, start, end, "a person opens the door.")
+
+
+def test_jitter_moves_the_signal_and_keeps_it_in_the_video() -> None:
+    spans = []
+    for number in range(200):
+        annotation = replace(item(), video=f"V{number}")
+        (signal,) = signals_of(annotation.video, [annotation], Difficulty(jitter=0.1), 8, seed=0)
+        assert 0 <= signal.start < signal.end <= 40
+        spans.append((signal.start - 10, signal.end - 20))
+    assert np.std(spans) == pytest.approx(1.0, rel=0.15)
+    assert np.mean(spans) == pytest.approx(0.0, abs=0.2)
+
+
+def test_paraphrases_turn_signals_away_from_their_words() -> None:
+    def likeness(share: float) -> float:
+        found = []
+        for number in range(50):
+            (signal,) = signals_of(f"V{number}", [item()], Difficulty(paraphrases=share), 64, seed=0)
+            found.append(float(signal.meaning @ meaning(item().query, 64, seed=0)))
+        return float(np.mean(found))
+
+    assert likeness(0.0) == pytest.approx(1)
+    assert 0.3 < likeness(0.5) < 0.75
+    assert abs(likeness(1.0)) < 0.2
+
+
+def test_distractors_share_all_words_but_one() -> None:
+    signals = signals_of("V", [item()], Difficulty(distractors=5), 64, seed=0)
+    assert len(signals) == 6
+    for signal in signals[1:]:
+        assert 0.2 < float(signal.meaning @ signals[0].meaning) < 0.8
+        assert 0 <= signal.start < signal.end <= 40
+    assert signals_of("V", [], Difficulty(distractors=5), 64, seed=0) == []
 
 
 def test_an_interrupted_replacement_leaves_the_old_planting(tmp_path: Path) -> None:
@@ -349,6 +431,9 @@ def test_progress_counts_every_video(tmp_path: Path) -> None:
         ({"snr": 0.0}, "snr=0.0: must be a positive number"),
         ({"frame_rate": float("nan")}, "frame_rate=nan"),
         ({"seed": -1}, "seed=-1"),
+        ({"distractors": -1}, "distractors=-1"),
+        ({"paraphrases": 1.5}, "paraphrases=1.5: must be within 0 and 1"),
+        ({"jitter": -0.5}, "jitter=-0.5"),
         ({"source": Path("/x")}, "generated annotations have no source"),
         ({"annotations": "tacos"}, "annotations=tacos needs source"),
         ({"annotations": "tacos", "source": Path("/x")}, "/x/train.json: no such file; source must be"),
@@ -380,3 +465,13 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(DataError, match="is a file; choose a folder"):
         plant(tmp_path / "out", **SMALL)
+
+
+def test_presets_are_plantings(tmp_path: Path) -> None:
+    for options in PRESETS.values():
+        assert plant(tmp_path, **{**options, **SMALL}).written
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(DataError, match="preset=hard: unknown; choose one of planted-medium"):
+        preset("hard")

@@ -5,51 +5,38 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
+import numpy as np
+import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from cdn_tune.data.annotations import SPLITS, Annotation
-from cdn_tune.data.files import sha256, written_whole
+from cdn_tune.data.files import written_whole
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, PLANTED_MARKER
 from cdn_tune.data.layouts import layout_of
+from cdn_tune.data.planted.difficulty import Difficulty, signals_of
+from cdn_tune.data.planted.features import JOURNAL, write_features
+from cdn_tune.data.planted.planting import GENERATED_VIDEOS, VERSION, Planting, planting_of
 from cdn_tune.data.planted.scenes import generate
 from cdn_tune.data.planted.signal import frame_count, planted_frames, projection, word_vector
 from cdn_tune.data.planted.subset import restrict
 from cdn_tune.data.tokenizer import words
 from cdn_tune.errors import DataError
 
-VERSION = 1
 STAGING = ".planting"
 LOCK = ".planting.lock"
-GENERATED_VIDEOS = 300
 MODEL = (
     "A word has a random vector of length about 5; a query's meaning u is the mean of its content words' vectors, "
     "scaled to length 1; P [W, D] is random with variance 1/D. A frame is normal noise of variance 1/D plus snr * u P "
     "for each query of its video whose moment holds the frame's time (t + 1/2) / frame_rate."
 )
 
-Source = Literal["generated", "charades_sta", "tacos"]
+Source = Literal["generated", "charades_sta", "tacos", "activitynet", "jsonl"]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Planting:
-    """What determines planted data, byte for byte. `source` is the SHA-256 of each real annotation file used."""
-
-    version: int
-    annotations: str
-    source: dict[str, str]
-    videos: int | None
-    feature_size: int
-    frame_rate: float
-    snr: float
-    seed: int
-    word_size: int
 
 
 @dataclass(frozen=True)
@@ -83,13 +70,16 @@ def plant(
     snr: float = 1.0,
     seed: int = 0,
     word_size: int = 50,
+    distractors: int = 0,
+    paraphrases: float = 0.0,
+    jitter: float = 0.0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Planted:
     """Writes a planted dataset (its generative model: `signal.py`) and labels it with `planted.json`.
 
-    Files get their final names only when all of them are complete; a killed call leaves a `.planting` folder, which
-    the next call replaces. The same options give the same bytes.
+    Files get their final names only when all of them are complete; a killed call leaves a `.planting` folder, from
+    which the next call with the same options goes on. The same options give the same bytes.
 
     Args:
         out: Folder to write; created if absent.
@@ -101,6 +91,9 @@ def plant(
         snr: Length of a query's signal against that of a frame's noise.
         seed: Determines everything random.
         word_size: Size of a word vector W.
+        distractors: See `Difficulty`, as the next two.
+        paraphrases: Within [0, 1].
+        jitter: Within [0, 1].
         overwrite: Replace another planting in `out`; never anything that is not planted.
         progress: Called with (videos written, videos) after each video.
 
@@ -108,7 +101,8 @@ def plant(
         DataError: If an option is wrong, the source cannot be used, `out` holds anything else, or is being written to.
     """
     out = Path(out).expanduser()
-    planting = _planting(annotations, source, videos, feature_size, frame_rate, snr, seed, word_size)
+    difficulty = Difficulty(float(snr), distractors, float(paraphrases), float(jitter))
+    planting = planting_of(annotations, source, videos, feature_size, frame_rate, difficulty, seed, word_size)
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose a folder to plant in")
     if source is not None and out.exists() and out.samefile(source):
@@ -133,45 +127,6 @@ def plant(
     except OSError as error:
         fault = error.strerror or " ".join(str(error).split())
         raise DataError(f"{out}: cannot be written ({fault}); free space or choose another folder") from None
-
-
-def _planting(
-    annotations: str,
-    source: Path | None,
-    videos: int | None,
-    feature_size: int,
-    frame_rate: float,
-    snr: float,
-    seed: int,
-    word_size: int,
-) -> Planting:
-    for name, value, least in (
-        ("videos", videos, 2),
-        ("feature_size", feature_size, 1),
-        ("word_size", word_size, 3),
-        ("seed", seed, 0),
-    ):
-        if value is not None and value < least:
-            raise DataError(f"{name}={value}: must be at least {least}")
-    for name, number in (("frame_rate", frame_rate), ("snr", snr)):
-        if not 0 < number < float("inf"):
-            raise DataError(f"{name}={number}: must be a positive number")
-    digests: dict[str, str] = {}
-    if annotations == "generated":
-        if source is not None:
-            raise DataError(f"source={source}: generated annotations have no source; leave it out or name a dataset")
-        videos = GENERATED_VIDEOS if videos is None else videos
-    else:
-        layout = layout_of(annotations)
-        if source is None:
-            raise DataError(f"annotations={annotations} needs source, the folder of the real annotation files")
-        for path in (path for split in SPLITS for path in layout.files(Path(source), split)):
-            if not path.is_file():
-                raise DataError(
-                    f"{path}: no such file; source must be the folder of the {annotations} annotation files"
-                )
-            digests[path.name] = sha256(path)
-    return Planting(VERSION, annotations, digests, videos, feature_size, float(frame_rate), float(snr), seed, word_size)
 
 
 def _claim(out: Path) -> dict[str, Any] | None:
@@ -206,21 +161,25 @@ def _write(
     out: Path, planting: Planting, texts: dict[str, str], found: dict[str, Any] | None, progress: Progress | None
 ) -> Planted:
     staging = out / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    if not (staging / JOURNAL).is_file() or not (staging / JOURNAL).read_text(encoding="utf-8").startswith(
+        planting.key
+    ):
+        shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(exist_ok=True)
     dataset = "charades_sta" if planting.annotations == "generated" else planting.annotations
     layout = layout_of(dataset)
     for name, text in texts.items():
         _write_text(staging / name, text)
     # Read back by the real loader: what is planted is what training will read.
     splits = [split for split in SPLITS if layout.files(staging, split)]
-    items = [item for split in splits for item in layout.load(staging, split).annotations]
-    by_video: dict[str, list[Annotation]] = {}
-    for item in items:
-        by_video.setdefault(item.video, []).append(item)
+    loaded = [layout.load(staging, split) for split in splits]
+    items = [item for part in loaded for item in part.annotations]
+    durations = {item.video: item.duration for part in loaded for item in part.skipped}
+    durations |= {item.video: item.duration for item in items}
     vectors, features = f"glove.planted.{planting.word_size}d.txt", layout.features[0]
     _write_vectors(staging / vectors, items, planting)
-    _write_features(staging / features, by_video, planting, progress)
+    if not (staging / features).is_file():
+        _write_features(staging / features, durations, items, planting, layout.member, progress)
     files = [*texts, vectors, features]
     marker = {
         "planted": True,
@@ -230,7 +189,7 @@ def _write(
         "word_vectors": vectors,
         "features": features,
         "files": files,
-        "videos": len(by_video),
+        "videos": len(durations),
         "queries": len(items),
     }
     _write_text(staging / PLANTED_MARKER, json.dumps(marker, indent=2) + "\n")
@@ -241,6 +200,7 @@ def _write(
         (out / f"{name}.pt").unlink(missing_ok=True)
         if name not in files:
             (out / name).unlink(missing_ok=True)
+    (staging / JOURNAL).unlink()
     staging.rmdir()
     return _planted(out, marker, written=True)
 
@@ -265,17 +225,22 @@ def _write_vectors(path: Path, items: list[Annotation], planting: Planting) -> N
 
 
 def _write_features(
-    path: Path, by_video: dict[str, list[Annotation]], planting: Planting, progress: Progress | None
+    path: Path,
+    durations: dict[str, float],
+    items: list[Annotation],
+    planting: Planting,
+    member: str | None,
+    progress: Progress | None,
 ) -> None:
     matrix = projection(planting.word_size, planting.feature_size, planting.seed)
-    with written_whole(path) as partial, h5py.File(partial, "w", libver="earliest") as file:
-        file.attrs[PLANTED_ATTRIBUTE] = VERSION
-        for done, (video, items) in enumerate(sorted(by_video.items()), start=1):
-            shape = (frame_count(items[0].duration, planting.frame_rate), planting.feature_size)
-            entry = file.create_dataset(video, shape, "f4", track_times=False)
-            at = 0
-            for block in planted_frames(video, items, matrix, planting.frame_rate, planting.snr, planting.seed):
-                entry[at : at + len(block)] = block
-                at += len(block)
-            if progress is not None:
-                progress(done, len(by_video))
+    frames = {video: frame_count(durations[video], planting.frame_rate) for video in sorted(durations)}
+    asked: dict[str, list[Annotation]] = {}
+    for item in items:
+        asked.setdefault(item.video, []).append(item)
+
+    def rows(video: str) -> Iterator[npt.NDArray[np.float32]]:
+        signals = signals_of(video, asked.get(video, []), planting.difficulty, planting.word_size, planting.seed)
+        return planted_frames(video, frames[video], signals, matrix, planting.frame_rate, planting.snr, planting.seed)
+
+    attributes = {PLANTED_ATTRIBUTE: VERSION}
+    write_features(path, frames, planting.feature_size, rows, member, attributes, planting.key, progress)

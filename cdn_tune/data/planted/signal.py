@@ -10,6 +10,7 @@ Frame t of a video, at time (t + 1/2) / frame_rate, is
     noise (normal, variance 1/D, so of length about 1)  +  snr * sum of u P over the queries whose moment holds t
 
 so a frame outside every moment is noise alone, and snr is the length of one query's signal against that of the noise.
+`difficulty.py` adds what makes moments harder to find.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.planted.grammar import STOPWORDS
 from cdn_tune.data.tokenizer import words
 
@@ -83,9 +84,25 @@ def frame_count(duration: float, frame_rate: float) -> int:
     return max(1, round(duration * frame_rate))
 
 
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """What is planted over a span of a video.
+
+    Attributes:
+        start: Its start, in seconds.
+        end: Its end, in seconds.
+        meaning: Unit vector, float64 [W].
+    """
+
+    start: float
+    end: float
+    meaning: npt.NDArray[np.float64]
+
+
 def planted_frames(
     video: str,
-    annotations: Sequence[Annotation],
+    frames: int,
+    planted: Sequence[Signal],
     matrix: npt.NDArray[np.float64],
     frame_rate: float,
     snr: float,
@@ -95,18 +112,18 @@ def planted_frames(
 
     Args:
         video: Its name; with the seed it determines the noise.
-        annotations: Its queries and moments, at least one.
+        frames: Number of frames N.
+        planted: Its signals.
         matrix: P [W, D].
         frame_rate: Frames per second.
-        snr: Length of one query's signal against that of the noise.
+        snr: Length of one signal against that of the noise.
         seed: Seed of the planting.
     """
-    word_size, feature_size = matrix.shape
-    frames = frame_count(annotations[0].duration, frame_rate)
+    feature_size = matrix.shape[1]
     signals = []
-    for item in annotations:
+    for item in planted:
         # Summed without BLAS and rounded, so that the bytes do not depend on the machine's linear algebra.
-        vector = np.einsum("w,wd->d", meaning(item.query, word_size, seed), matrix) * snr
+        vector = np.einsum("w,wd->d", item.meaning, matrix) * snr
         signals.append((*frame_span(item.start, item.end, frame_rate, frames), np.round(vector, 6).astype(np.float32)))
     generator = generator_for(seed, "noise", video)
     rows = max(1, BLOCK_BYTES // (4 * feature_size))

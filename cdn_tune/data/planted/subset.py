@@ -8,7 +8,7 @@ import io
 import json
 from pathlib import Path
 
-from cdn_tune.data import charades, tacos
+from cdn_tune.data import charades
 from cdn_tune.data.annotations import SPLITS, Split
 from cdn_tune.data.files import read_text
 from cdn_tune.data.layouts import layout_of
@@ -32,10 +32,12 @@ def restrict(source: Path, dataset: str, videos: int | None, seed: int) -> dict[
     """
     layout = layout_of(dataset)
     splits = [split for split in SPLITS if layout.files(source, split)]
+    if videos is None:
+        return {path.name: read_text(path) for split in splits for path in layout.files(source, split)}
     names = {split: {item.video for item in layout.load(source, split).annotations} for split in splits}
     sizes = [len(names[split]) for split in splits]
-    counts = sizes if videos is None else apportion(sizes, videos, source)
-    write = {"charades_sta": _charades, "tacos": _tacos}[dataset]
+    counts = apportion(sizes, videos, source)
+    write = {"charades_sta": _charades, "tacos": _videos, "activitynet": _videos, "jsonl": _jsonl}[dataset]
     files: dict[str, str] = {}
     for split, count in zip(splits, counts, strict=True):
         ranked = sorted(names[split], key=lambda video: hashlib.sha256(f"{seed}|keep|{video}".encode()).hexdigest())
@@ -81,7 +83,13 @@ def _charades(source: Path, split: Split, kept: frozenset[str]) -> dict[str, str
     return {sentences.name: "\n".join(lines) + "\n", table.name: text.getvalue()}
 
 
-def _tacos(source: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
-    (path,) = tacos.annotation_files(source, split)
-    videos = {video: entry for video, entry in tacos.read_videos(path).items() if video in kept}
-    return {path.name: json.dumps(videos) + "\n"}
+def _videos(source: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
+    name = f"{split}.json"
+    videos = {video: entry for video, entry in json.loads(read_text(source / name)).items() if video in kept}
+    return {name: json.dumps(videos) + "\n"}
+
+
+def _jsonl(source: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
+    name = f"{split}.jsonl"
+    lines = [line for line in read_text(source / name).split("\n") if line.strip()]
+    return {name: "".join(f"{line}\n" for line in lines if json.loads(line)["video"] in kept)}

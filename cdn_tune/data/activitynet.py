@@ -1,0 +1,54 @@
+"""ActivityNet Captions as 2D-TAN splits it: `{train,val,test}.json`, times in seconds.
+
+Its val and test are two annotators' sentences about the same videos, so these two splits share videos. Features are
+`sub_activitynet_v1-3.c3d.hdf5`, a group per video with the dataset `c3d_features`, [frames, 500].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cdn_tune.data.annotations import Loaded, Scanned, Split, collect
+from cdn_tune.data.videos_json import moments_of, positive, read_videos, scan_video
+from cdn_tune.errors import DataError
+
+FEATURES = ("sub_activitynet_v1-3.c3d.hdf5",)
+MEMBER = "c3d_features"
+REMEDY = "check data.root, or download the ActivityNet Captions annotations into it"
+ENTRY = '{"duration": ..., "timestamps": [[start, end], ...], "sentences": [...]}'
+
+# Two moments of the published training file end before they start; the published loaders drop them.
+KNOWN_FAULTS = frozenset({("v_0bosp4-pyTM", 61.29, 60.71), ("v_rhOtqArO-3Y", 173.44, 150.31)})
+
+
+def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
+    """Returns the file `split` is read from."""
+    return (root / f"{split}.json",)
+
+
+def scan(root: Path, split: Split) -> Iterator[Scanned]:
+    """Yields what the file of `split` holds, wrong entries as errors.
+
+    Raises:
+        DataError: If the file is missing, empty or no JSON object.
+    """
+    (path,) = annotation_files(root, split)
+    for video, entry in read_videos(path, ENTRY, REMEDY).items():
+        where = f"{path}: video {video!r}"
+        try:
+            moments = moments_of(entry, ("duration",), "second", where, ENTRY)
+            duration = positive(entry["duration"], "duration", where)
+        except DataError as error:
+            yield error
+            continue
+        yield from scan_video(path, video, duration, moments, known_faults=KNOWN_FAULTS)
+
+
+def load(root: Path, split: Split) -> Loaded:
+    """Returns what the file of `split` holds, in file order.
+
+    Raises:
+        DataError: If the file is missing, empty or no JSON, or an entry is wrong; the message names file and video.
+    """
+    return collect(str(annotation_files(root, split)[0]), scan(root, split))

@@ -1,0 +1,129 @@
+"""The clip cache: clips computed once per source, length, resampling and type, shared by all trials on a node.
+
+    <cache>/clips/<key>/part-*/    the clips of some videos (see `clip_map`)
+    <cache>/clips/<key>/in-use     locked while someone has the entry open; its time is that of the last use
+
+The key is made of the source's content, so a source that changed has another one. Videos that an experiment asks for
+and no part has become one part more: train and val first, test when it is evaluated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from cdn_tune.data.cache import CACHE, LIMIT, Hold, cache_limit, make_room, user_cache
+from cdn_tune.data.clip_builder import Progress, build_part
+from cdn_tune.data.clip_map import ClipMap, read_part
+
+VERSION = 1
+LOCK = ".build.lock"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipKey:
+    """What determines cached clips.
+
+    Attributes:
+        source: Fingerprint of the feature file's content.
+        length: Clips T of a video.
+        feature_size: Size D of a clip.
+        normalisation: How frames are scaled before averaging.
+        resampling: Name of the resampling.
+        dtype: Numpy name of the stored type.
+        version: Of the way clips are computed.
+    """
+
+    source: str
+    length: int
+    feature_size: int
+    resampling: str
+    dtype: str
+    normalisation: str = "l2"
+    version: int = VERSION
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the cache entry."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+
+    def bytes_of(self, videos: int) -> int:
+        """Returns how many bytes the clips of some videos take."""
+        return videos * self.length * self.feature_size * np.dtype(self.dtype).itemsize
+
+
+def open_clips(
+    key: ClipKey, videos: Iterable[str], read: Callable[[str], torch.Tensor], progress: Progress | None = None
+) -> ClipMap | None:
+    """Returns the clips of videos from the cache, building there what is missing; None, with a warning, if it cannot.
+
+    Of processes that ask at once one builds and the others wait. A builder that is killed leaves nothing broken.
+
+    Args:
+        key: What determines the clips.
+        videos: Names of the videos.
+        read: Returns the clips of a video, float32 [T, D]; called by several threads, for missing videos alone.
+        progress: Called with (videos built, videos to build).
+
+    Raises:
+        DataError: If a video's features cannot be used, or CDN_TUNE_CACHE_LIMIT is no size.
+    """
+    wanted = sorted(set(videos))
+    root = user_cache() / "clips"
+    entry = root / key.name
+    limit = cache_limit()
+    try:
+        hold = Hold(entry)
+        parts, missing = _find(entry, key, wanted)
+        if missing:
+            with FileLock(entry / LOCK):
+                parts, missing = _find(entry, key, wanted, discard=True)  # another builder may have been first
+                if missing:
+                    needed = key.bytes_of(len(missing))
+                    if not make_room(root, needed, limit):
+                        _without(root, f"{_size(needed)} more would pass the limit of {_size(limit)}; raise {LIMIT}")
+                        return None
+                    shape = (key.length, key.feature_size)
+                    parts.append(build_part(entry, missing, read, shape, key.dtype, asdict(key), progress))
+        return ClipMap(parts, key.length, key.feature_size, key.dtype, keep=hold)
+    except OSError as error:
+        fault = error.strerror or " ".join(str(error).split())
+        _without(root, f"{fault}; free space there or set {CACHE} to a writable folder")
+        return None
+
+
+def _find(entry: Path, key: ClipKey, wanted: list[str], discard: bool = False) -> tuple[list[Path], list[str]]:
+    """Returns the whole parts that have videos asked for, and the videos that none has; may discard damaged parts."""
+    missing = dict.fromkeys(wanted)
+    parts = []
+    for part in sorted(entry.glob("part-*")):
+        try:
+            found = [video for video in read_part(part, key.length, key.feature_size, key.dtype) if video in missing]
+        except (OSError, ValueError) as error:
+            if discard:
+                _LOG.warning("damaged part of the clip cache removed (%s); its clips are built again", error)
+                shutil.rmtree(part, ignore_errors=True)
+            continue
+        for video in found:
+            del missing[video]
+        if found:
+            parts.append(part)
+    return parts, list(missing)
+
+
+def _without(root: Path, why: str) -> None:
+    _LOG.warning("%s: the clip cache is not used: %s. Going on without, which is slower", root, why)
+
+
+def _size(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.1f} MiB"

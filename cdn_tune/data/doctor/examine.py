@@ -1,0 +1,118 @@
+"""The examination of a data folder, from its layout to its last video."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.data.doctor.annotations import check_annotations, check_overlap
+from cdn_tune.data.doctor.features import Progress, check_features
+from cdn_tune.data.doctor.recognise import edition, recognise
+from cdn_tune.data.doctor.report import Finding, Report
+from cdn_tune.data.doctor.words import check_words, find_vectors
+from cdn_tune.data.files import locate
+from cdn_tune.data.fingerprint import PLANTED_MARKER
+from cdn_tune.data.layouts import LAYOUTS, layout_of
+from cdn_tune.errors import DataError
+
+_ORDER = ("error", "warning", "info")
+
+
+def examine(
+    root: Path,
+    dataset: str | None = None,
+    features: str | None = None,
+    word_vectors: str | None = None,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Examines a data folder: annotations, features, word vectors, overlap of the splits.
+
+    Args:
+        root: The folder, as for `data.root`.
+        dataset: Its layout, as for `data.dataset`; recognised by its files if None.
+        features: The feature file, as for `data.features`.
+        word_vectors: The word vectors, as for `data.word_vectors`.
+        quick: Read the features of a sample of the videos.
+        progress: Called with (videos read, videos to read).
+
+    Raises:
+        DataError: If the folder does not exist, or `dataset` is unknown.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; name the folder with the data")
+    marker = _marker(root)
+    found = [dataset] if dataset else recognise(root)
+    if not found:
+        what = f"{root}: no annotation files of a known layout ({', '.join(LAYOUTS)})"
+        remedy = "put them there (docs/data.md lists their names), or write data with: cdn-tune data plant"
+        return Report(
+            str(root), None, None, marker is not None, quick, findings=(Finding("error", "folder", what, remedy),)
+        )
+    layout = layout_of(found[0])
+    usable, skipped, findings = check_annotations(root, layout)
+    if len(found) > 1:
+        what = f"annotation files of more than one layout ({', '.join(found)}); examined as {found[0]}"
+        findings.append(Finding("warning", "folder", what, "keep each dataset in a folder of its own"))
+    items = [item for some in usable.values() for item in some]
+    durations = {item.video: item.duration for item in items}
+    variant = edition(found[0], *({split: len(some[split]) for split in some} for some in (usable, skipped)))
+    if variant is not None:  # the published files are meant to be as they are
+        findings = [_as_published(finding) for finding in findings]
+    findings += check_overlap(found[0], usable)
+    feature_facts: dict[str, Any] = {}
+    path = _feature_file(root, features, layout.features)
+    if path is None:
+        what = f"{root}: no feature file ({features or ' or '.join(layout.features)})"
+        remedy = "put it there, or name it in training: data.features=FILE"
+        findings.append(Finding("error", "features", what, remedy))
+    else:
+        feature_facts, more = check_features(path, durations, layout.member, quick, progress)
+        findings += more
+    vectors = locate(root, word_vectors) if word_vectors else find_vectors(root, (marker or {}).get("word_vectors"))
+    word_facts, more = check_words(vectors, root, items)
+    findings += more
+    return Report(
+        root=str(root),
+        dataset=found[0],
+        variant=variant,
+        planted=marker is not None,
+        quick=quick,
+        splits={
+            split: {
+                "queries": len(usable[split]),
+                "videos": len({item.video for item in usable[split]}),
+                "skipped": len(skipped[split]),
+            }
+            for split in usable
+        },
+        features=feature_facts,
+        words=word_facts,
+        findings=tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.level))),
+    )
+
+
+def _marker(root: Path) -> dict[str, Any] | None:
+    """Returns what labels the folder as planted, or None."""
+    path = root / PLANTED_MARKER
+    if not path.is_file():
+        return None
+    try:
+        marker = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return marker if isinstance(marker, dict) else {}
+
+
+def _as_published(finding: Finding) -> Finding:
+    if finding.level != "warning":
+        return finding
+    return replace(finding, level="info", what=f"{finding.what}, as published", remedy="")
+
+
+def _feature_file(root: Path, given: str | None, usual: tuple[str, ...]) -> Path | None:
+    paths = [locate(root, given)] if given else [root / name for name in usual]
+    return next((path for path in paths if path.is_file()), None)

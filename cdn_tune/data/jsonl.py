@@ -1,0 +1,70 @@
+"""Your own data: `train.jsonl`, `test.jsonl` and, if you have it, `val.jsonl`; features in `features.hdf5`.
+
+A line is one query: ``{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5, "query": "a person opens the door"}``,
+times in seconds. Further keys are ignored. Without `val.jsonl`, val is carved from train by video.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from cdn_tune.data.annotations import Annotation, Loaded, Scanned, Skipped, Split, annotate, collect
+from cdn_tune.data.files import read_text
+from cdn_tune.errors import DataError
+
+FEATURES = ("features.hdf5",)
+REMEDY = "check data.root, or write your annotations there (docs/data.md shows how)"
+ENTRY = '{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5, "query": "a person opens the door"}'
+
+
+def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
+    """Returns the file `split` is read from; none for val where there is no `val.jsonl`."""
+    path = root / f"{split}.jsonl"
+    return () if split == "val" and not path.is_file() else (path,)
+
+
+def scan(root: Path, split: Split) -> Iterator[Scanned]:
+    """Yields what the lines of the file of `split` hold, wrong ones as the error that names file and line.
+
+    Raises:
+        DataError: If the file is missing, empty or unreadable.
+    """
+    path = root / f"{split}.jsonl"
+    for count, line in enumerate(read_text(path, REMEDY).split("\n"), start=1):
+        if line.strip():
+            try:
+                yield _annotation(line, path, count)
+            except DataError as error:
+                yield error
+
+
+def load(root: Path, split: Split) -> Loaded:
+    """Returns what the file of `split` holds, in file order.
+
+    Raises:
+        DataError: If the file is missing or empty, or a line is wrong; the message names file and line.
+    """
+    return collect(str(root / f"{split}.jsonl"), scan(root, split))
+
+
+def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
+    where = f"{path}:{count}"
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg}); write a line as {ENTRY}") from None
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: is a {type(entry).__name__}; write a line as {ENTRY}")
+    for key, kind in (("video", str), ("duration", float), ("start", float), ("end", float), ("query", str)):
+        if key not in entry:
+            raise DataError(f"{where}: {key!r} is missing; write a line as {ENTRY}")
+        value = entry[key]
+        fits = isinstance(value, str) if kind is str else isinstance(value, int | float) and not isinstance(value, bool)
+        if not fits:
+            raise DataError(f"{where}: {key} is {value!r}; write a {'string' if kind is str else 'number'}")
+    if not entry["video"].strip("/"):
+        raise DataError(f"{where}: video is {entry['video']!r}; write its name in the feature file")
+    duration, start, end = (float(entry[key]) for key in ("duration", "start", "end"))
+    return annotate(path, str(count), entry["video"], duration, start, end, entry["query"])

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdn_tune.data import jsonl
+from cdn_tune.errors import DataError
+
+LINE: dict[str, Any] = {"video": "a", "duration": 9, "start": 1.5, "end": 4, "query": "a person opens the door"}
+
+
+def write(root: Path, *lines: Any, split: str = "train") -> None:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (root / f"{split}.jsonl").write_text(text + "\n")
+
+
+def test_lines_are_annotations(tmp_path: Path) -> None:
+    write(tmp_path, LINE, "", {**LINE, "end": 99, "note": "further keys are ignored"})
+    first, second = jsonl.load(tmp_path, "train").annotations
+    assert (first.id, first.video, first.duration, first.start, first.end) == ("train.jsonl:1", "a", 9, 1.5, 4)
+    assert (second.id, second.end) == ("train.jsonl:3", 9)
+
+
+def test_bom_and_carriage_returns_are_read(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_bytes(b"\xef\xbb\xbf" + (json.dumps(LINE) + "\r\n").encode() * 2)
+    assert len(jsonl.load(tmp_path, "test").annotations) == 2
+
+
+def test_val_is_there_or_carved(tmp_path: Path) -> None:
+    assert jsonl.annotation_files(tmp_path, "val") == ()
+    write(tmp_path, LINE, split="val")
+    assert jsonl.annotation_files(tmp_path, "val") == (tmp_path / "val.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "is a list"),
+        ({key: value for key, value in LINE.items() if key != "end"}, "'end' is missing"),
+        ({**LINE, "start": "1"}, "start is '1'; write a number"),
+        ({**LINE, "duration": True}, "duration is True; write a number"),
+        ({**LINE, "query": None}, "query is None; write a string"),
+        ({**LINE, "video": ""}, "video is ''"),
+        ({**LINE, "start": 5}, "lies before start"),
+        ({**LINE, "duration": -1}, "is not positive"),
+        ({**LINE, "query": " "}, "empty query"),
+    ],
+)
+def test_wrong_lines_are_named(tmp_path: Path, line: Any, part: str) -> None:
+    write(tmp_path, LINE, line)
+    with pytest.raises(DataError) as error:
+        jsonl.load(tmp_path, "train")
+    assert f"{tmp_path / 'train.jsonl'}:2: " in str(error.value)
+    assert part in str(error.value)
