@@ -1,4 +1,4 @@
-"""Dynamic convolution: a kernel per sample, mixed from experts by what the query and the map say.
+"""The map's convolutions: static with one kernel, dynamic with a kernel per sample, mixed from experts.
 
 Shape letters: B batch, C channels, S clips, Q query size, E experts, K kernel size.
 """
@@ -10,12 +10,43 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from cdn_tune.model.cell_conv import convolve
 
 Mixing = Literal["query", "map", "both"]
 
 
-class DynamicConv2d(nn.Module):
+class StaticConv2d(nn.Module):
+    """Convolution of equal size in and out, with zeros around the map.
+
+    Args:
+        channels: Channels C in and out.
+        kernel_size: Odd kernel size K.
+        experts: Number of kernels E; one, unless somebody mixes them.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, experts: int = 1) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.weight = nn.Parameter(torch.empty(kernel_size**2, experts, channels, channels))  # tap, expert, out, in
+        self.bias = nn.Parameter(torch.empty(experts, channels))
+        bound = 1 / math.sqrt(kernel_size**2 * channels)  # each kernel as `nn.Conv2d` draws it
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def kernels(self) -> Tensor:
+        """The kernels as `torch` orders them, a view [E, C, C, K, K] (expert, out, in, row, column)."""
+        size = math.isqrt(len(self.weight))
+        return self.weight.permute(1, 2, 3, 0).reshape(*self.weight.shape[1:], size, size)
+
+    def forward(self, x: Tensor, query: Tensor, cells: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Convolves maps [B, C, S, S] whatever the query [B, Q]; see `DynamicConv2d`."""
+        return convolve(x, self.weight, self.bias, cells=cells)
+
+
+class DynamicConv2d(StaticConv2d):
     """Convolution of equal size in and out, whose kernel is a mixture of E experts, one mixture per sample.
 
     Mixture weights: softmax(linear(tanh(linear(query) + linear(mean of x)))).
@@ -38,22 +69,11 @@ class DynamicConv2d(nn.Module):
         mixing: Mixing = "both",
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.weight = nn.Parameter(torch.empty(experts, channels, channels, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.empty(experts, channels))
+        super().__init__(channels, kernel_size, experts)
         self.query = nn.Linear(query_size, channels) if mixing != "map" else None
         self.map = nn.Linear(channels, channels) if mixing != "query" else None
         self.mix = nn.Linear(channels, experts)
         self.dropout = nn.Dropout(dropout)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws every expert as `nn.Conv2d` draws its kernel and bias."""
-        bound = 1 / math.sqrt(self.weight[0, 0].numel())
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
 
     def mixture(self, x: Tensor, query: Tensor) -> Tensor:
         """Returns the mixture weights [B, E] of maps [B, C, S, S] and queries [B, Q]."""
@@ -63,12 +83,15 @@ class DynamicConv2d(nn.Module):
         weights: Tensor = self.dropout(self.mix(torch.tanh(sum(terms))).softmax(dim=1))
         return weights
 
-    def forward(self, x: Tensor, query: Tensor) -> Tensor:
-        """Convolves each map of x [B, C, S, S] with the kernel mixed for its query [B, Q]: [B, C, S, S]."""
-        mixture = self.mixture(x, query)  # [B, E]
-        batch, channels, *size = x.shape
-        kernels = torch.einsum("be,eoikl->boikl", mixture, self.weight).flatten(0, 1)  # [B C, C, K, K]
-        biases = (mixture @ self.bias).flatten()
-        pad = self.weight.shape[-1] // 2
-        out = functional.conv2d(x.reshape(1, batch * channels, *size), kernels, biases, padding=pad, groups=batch)
-        return out.view(batch, channels, *size)
+    def forward(self, x: Tensor, query: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Convolves each map with the kernel mixed for it.
+
+        Args:
+            x: Maps [B, C, S, S].
+            query: Query encodings [B, Q].
+            cells: Output cells that are needed [S, S]; what others hold is undefined. All by default.
+
+        Returns:
+            Maps [B, C, S, S].
+        """
+        return convolve(x, self.weight, self.bias, self.mixture(x, query), cells)

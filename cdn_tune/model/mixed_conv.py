@@ -1,9 +1,9 @@
 """Convolution with a kernel per sample, mixed from experts, on a CPU.
 
-Transformed kernels are mixed block by block of output channels and never kept: the backward pass mixes them again.
+Kernels are mixed and transformed block by block of output channels and never kept; the backward pass mixes them again.
 
-Shape letters: B batch, N = S² cells, C channels, E experts, K kernel size, M tile side, P = (M + K - 1)² points, n tiles;
-of one block of the work: R output channels, b samples, g kernels (b, or 1 that serves all samples).
+Shape letters: B batch, N = S² cells, C channels, E experts, K kernel size, M tile side, P = (M + K - 1)² points, n
+tiles; in one block of the work: R output channels, b samples, g kernels (b, or 1 that serves all samples).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 from cdn_tune.model.tiles import Tiling
 from cdn_tune.model.winograd import Transforms, transforms
 
-_BLOCK = 10 << 20  # elements of a block of kernels
-_CACHE = 1 << 14  # columns of a matrix that are transformed at once
+# Elements of one block of kernels, and columns of it that are transformed at once: what a processor's caches hold.
+_BLOCK = 9 << 17
+_COLUMNS = 1 << 15
 
 
 def mixed_conv(x: Tensor, weight: Tensor, mixture: Tensor | None, tiles: Tiling) -> Tensor:
-    """Convolves maps with mixed kernels, in float32 at least.
+    """Convolves maps with mixed kernels, in float32 at least (autocast has no effect inside).
 
     Args:
         x: Maps [B, N, C], one row per cell.
@@ -50,7 +51,8 @@ class _MixedConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(grad.device.type, enabled=False):
-            return (*_Work(*ctx.saved_tensors, ctx.tiles).backward(grad.contiguous()), None)
+            x, weight, mixture = ctx.saved_tensors
+            return (*_Work(x, weight, mixture, ctx.tiles).backward(grad.contiguous()), None)
 
 
 _apply = cast(Callable[[Tensor, Tensor, Tensor | None, Tiling], Tensor], _MixedConv.apply)
@@ -59,61 +61,108 @@ _apply = cast(Callable[[Tensor, Tensor, Tensor | None, Tiling], Tensor], _MixedC
 class _Work:
     """One convolution, cut into blocks of output channels and chunks of samples.
 
-    What is computed again and again, block by block, is written into the same few buffers: fresh memory costs more than
-    the arithmetic.
+    A block's kernels stand either per sample as mixed taps [K², B, R C], or per expert as points [P, E, R C]: mixing
+    first costs a transform per sample, mixing last one per expert. What is computed again for every block goes into the
+    same few buffers, because fresh memory costs more than the arithmetic.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, mixture: Tensor | None, tiles: Tiling) -> None:
         self.x, self.weight, self.mixture, self.tiles = x, weight, mixture, tiles
         self.to = Transforms(*(matrix.to(x.dtype) for matrix in transforms(tiles.kernel, tiles.tile)))
-        self.points, self.taps = self.to.kernel.shape
-        self.channels = x.shape[2]
-        self.experts = weight.shape[1]
-        # Mixing after the transform costs one transform per expert, mixing before it one per sample.
-        self.mix_first = mixture is not None and len(x) <= self.experts
-        kernels = len(x) if self.mix_first else self.experts
-        rows = max(32, _BLOCK // (self.points * kernels * self.channels) // 32 * 32)
+        self.points = len(self.to.input)
+        self.batch, self.cells, self.channels = x.shape
+        experts = weight.shape[1]
+        self.mix_first = mixture is not None and self.batch <= experts
+        kernels = 1 if self.mix_first else experts
+        per_row = self.points * self.channels
+        rows = min(self.channels, max(32, _BLOCK // (per_row * kernels) // 32 * 32))
         self.blocks = [slice(first, min(first + rows, self.channels)) for first in range(0, self.channels, rows)]
-        size = len(x) if mixture is None else max(1, _BLOCK // (self.points * rows * self.channels))
-        self.chunks = [slice(first, min(first + size, len(x))) for first in range(0, len(x), size)]
+        size = self.batch if mixture is None else max(kernels, _BLOCK // (per_row * rows))
+        self.chunks = [slice(first, min(first + size, self.batch)) for first in range(0, self.batch, size)]
         self.buffers: dict[str, Tensor] = {}
 
     def forward(self) -> Tensor:
+        """Returns the convolved maps [B, N, C]."""
         values = [self._input_points(chunk) for chunk in self.chunks]
-        out = [self.x.new_empty(self._tile_rows(chunk), self.channels) for chunk in self.chunks]
+        out = [self.x.new_empty(self._count(chunk) * self.tiles.cells.numel(), self.channels) for chunk in self.chunks]
         for block in self.blocks:
-            experts = self._experts(block)
+            kernels = self._block_kernels(block)
             for chunk, value, tile in zip(self.chunks, values, out, strict=True):
-                kernels = self._kernels(experts, chunk)  # [P g, R, C]
-                product = self._buffer("product", *value.shape[:2], kernels.shape[1])  # [P g, b/g n, R]
-                torch.bmm(value, kernels.transpose(1, 2), out=product)
+                kernel = self._chunk_kernels(kernels, chunk)  # [P g, R, C]
+                product = self._buffer("product", *value.shape[:2], kernel.shape[1])  # [P g, b/g n, R]
+                torch.bmm(value, kernel.transpose(1, 2), out=product)
                 result = self._buffer("result", len(self.to.output), product.numel() // self.points)
                 tile[:, block] = torch.mm(self.to.output, product.view(self.points, -1), out=result).view(len(tile), -1)
-        return torch.cat([self._to_cells(chunk, tile) for chunk, tile in zip(self.chunks, out, strict=True)])
+        return torch.cat(
+            [self._to_cells(tile, self._count(chunk)) for chunk, tile in zip(self.chunks, out, strict=True)]
+        )
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the gradients of x, weight and mixture."""
         values = [self._input_points(chunk) for chunk in self.chunks]
-        tiles = [self._from_cells(grad[chunk], self.tiles.cells) for chunk in self.chunks]  # [M² b n, C] each
-        value_grads = [torch.zeros_like(value) for value in values]
+        tiles = [_gather(grad[chunk], self.tiles.cells) for chunk in self.chunks]  # [M² b n, C] each
+        value_grads = [torch.empty_like(value) for value in values]
         weight_grad = torch.empty_like(self.weight)
         mixture_grad = None if self.mixture is None else torch.zeros_like(self.mixture)
         for block in self.blocks:
-            experts = self._experts(block)
-            experts_grad = self._buffer("experts_grad", *experts.shape).zero_()
+            kernels = self._block_kernels(block)
+            kernels_grad = self._buffer("kernels_grad", *kernels.shape)
+            if not self.mix_first:
+                kernels_grad.zero_()
             for chunk, value, value_grad, tile in zip(self.chunks, values, value_grads, tiles, strict=True):
-                kernels = self._kernels(experts, chunk)  # [P g, R, C]
-                product_grad = self._buffer("product", *value.shape[:2], kernels.shape[1])  # [P g, b/g n, R]
+                kernel = self._chunk_kernels(kernels, chunk)  # [P g, R, C]
+                product_grad = self._buffer("product", *value.shape[:2], kernel.shape[1])  # [P g, b/g n, R]
                 tile_grad = tile[:, block].reshape(len(self.to.output), -1)
                 torch.mm(self.to.output.T, tile_grad, out=product_grad.view(self.points, -1))
-                value_grad.baddbmm_(product_grad, kernels)
-                kernels_grad = self._buffer("kernels_grad", *kernels.shape)  # [P g, R, C]
-                torch.bmm(product_grad.transpose(1, 2), value, out=kernels_grad)
-                self._unmix(experts, chunk, kernels_grad, experts_grad, mixture_grad)
-            if not self.mix_first:
-                experts_grad = self._transform("taps", self.to.kernel.T, experts_grad)
-            weight_grad[:, :, block] = experts_grad.view(weight_grad[:, :, block].shape)
-        x_grad = [self._scatter(chunk, value_grad) for chunk, value_grad in zip(self.chunks, value_grads, strict=True)]
+                value_grad.baddbmm_(product_grad, kernel, beta=int(block.start > 0))
+                kernel_grad = self._buffer("kernel_grad", *kernel.shape)
+                torch.bmm(product_grad.transpose(1, 2), value, out=kernel_grad)
+                self._add_chunk(chunk, kernel_grad, kernels, kernels_grad, mixture_grad)
+            self._store_block(block, kernels_grad, weight_grad, mixture_grad)
+        x_grad = [self._to_x(value, self._count(chunk)) for chunk, value in zip(self.chunks, value_grads, strict=True)]
         return torch.cat(x_grad), weight_grad, mixture_grad
+
+    def _block_kernels(self, block: slice) -> Tensor:
+        """Returns a block's kernels: per sample [K², B, R C] where mixed first, else per expert [P, E, R C]."""
+        taps = self.weight[:, :, block].flatten(2)
+        if self.mix_first and self.mixture is not None:
+            out = self._buffer("mixed", len(taps), self.batch, taps.shape[2])
+            return torch.bmm(self.mixture.expand(len(taps), -1, -1), taps, out=out)
+        out = self._buffer("experts", self.points, *taps.shape[1:])
+        return _transform(self.to.kernel, taps, out)
+
+    def _chunk_kernels(self, kernels: Tensor, chunk: slice) -> Tensor:
+        """Returns the transformed kernels of a chunk [P g, R, C]."""
+        if self.mixture is not None:
+            out = self._buffer("kernels", self.points, self._count(chunk), kernels.shape[2])
+            if self.mix_first:
+                kernels = _transform(self.to.kernel, kernels[:, chunk], out)
+            else:
+                kernels = torch.bmm(self.mixture[chunk].expand(self.points, -1, -1), kernels, out=out)
+        return kernels.view(self.points * kernels.shape[1], -1, self.channels)
+
+    def _add_chunk(
+        self, chunk: slice, kernel_grad: Tensor, kernels: Tensor, kernels_grad: Tensor, mixture_grad: Tensor | None
+    ) -> None:
+        """Adds the gradient of a chunk's transformed kernels to that of the block's kernels."""
+        grad = kernel_grad.view(self.points, -1, kernels.shape[2])  # [P, g, R C]
+        if self.mixture is None or mixture_grad is None:
+            kernels_grad += grad
+        elif self.mix_first:
+            _transform(self.to.kernel.T, grad, kernels_grad[:, chunk])
+        else:
+            kernels_grad.baddbmm_(self.mixture[chunk].T.expand(self.points, -1, -1), grad)
+            mixture_grad[chunk] += torch.bmm(grad, kernels.transpose(1, 2)).sum(dim=0)
+
+    def _store_block(self, block: slice, grad: Tensor, weight_grad: Tensor, mixture_grad: Tensor | None) -> None:
+        """Writes the gradient of a block's kernels into that of the experts' kernels."""
+        out = weight_grad[:, :, block].flatten(2)  # [K², E, R C], a view
+        if self.mix_first and self.mixture is not None and mixture_grad is not None:
+            for tap, sample_grad in enumerate(grad):
+                torch.mm(self.mixture.T, sample_grad, out=out[tap])
+            mixture_grad += torch.bmm(grad, self.weight[:, :, block].flatten(2).transpose(1, 2)).sum(dim=0)
+        else:
+            _transform(self.to.kernel.T, grad, out)
 
     def _buffer(self, name: str, *shape: int) -> Tensor:
         """Returns memory for one purpose; what it held before is lost."""
@@ -122,86 +171,50 @@ class _Work:
             self.buffers[name] = self.x.new_empty(size)
         return self.buffers[name][:size].view(shape)
 
-    def _transform(self, name: str, matrix: Tensor, kernels: Tensor) -> Tensor:
-        """Applies a transform [j, k] to kernels [k, E, R C], a cacheful at a time: [j, E, R C]."""
-        columns = kernels.reshape(len(kernels), -1)
-        out = self._buffer(name, len(matrix), columns.shape[1])
-        for first in range(0, columns.shape[1], _CACHE):
-            part = slice(first, first + _CACHE)
-            torch.mm(matrix, columns[:, part], out=out[:, part])
-        return out.view(len(matrix), *kernels.shape[1:])
-
-    def _experts(self, block: slice) -> Tensor:
-        """Returns the experts' kernels of a block of output channels: taps [K², E, R C], or points [P, E, R C]."""
-        source = self.weight[:, :, block]
-        taps = self._buffer("taps", *source.shape).copy_(source).flatten(2)
-        return taps if self.mix_first else self._transform("experts", self.to.kernel, taps)
-
-    def _kernels(self, experts: Tensor, chunk: slice) -> Tensor:
-        """Mixes the transformed kernels of some samples: [P g, R, C]."""
-        kernels = experts
-        if self.mixture is not None:
-            mixture = self.mixture[chunk]
-            mixed = self._buffer("mixed", len(experts), len(mixture), experts.shape[2])
-            kernels = torch.bmm(mixture.expand(len(experts), *mixture.shape), experts, out=mixed)
-        if self.mix_first:
-            kernels = self._transform("kernels", self.to.kernel, kernels)
-        return kernels.view(self.points * self._groups(chunk), -1, self.channels)
-
-    def _unmix(
-        self, experts: Tensor, chunk: slice, grad: Tensor, experts_grad: Tensor, mixture_grad: Tensor | None
-    ) -> None:
-        """Adds the gradient of some samples' kernels to that of the experts and the mixture."""
-        grad = grad.view(self.points, self._groups(chunk), -1)
-        if self.mix_first:
-            grad = self._transform("mixed", self.to.kernel.T, grad)
-        if self.mixture is None or mixture_grad is None:
-            experts_grad += grad
-            return
-        mixture = self.mixture[chunk].T
-        experts_grad.baddbmm_(mixture.expand(len(experts), *mixture.shape), grad)
-        mixture_grad[chunk] += torch.bmm(grad, experts.transpose(1, 2)).sum(dim=0)
-
-    def _groups(self, chunk: slice) -> int:
-        return 1 if self.mixture is None else chunk.stop - chunk.start
-
-    def _tile_rows(self, chunk: slice) -> int:
-        return self.tiles.cells.numel() * (chunk.stop - chunk.start)
+    def _count(self, chunk: slice) -> int:
+        return len(range(*chunk.indices(self.batch)))
 
     def _input_points(self, chunk: slice) -> Tensor:
-        """Returns the transformed input tiles of some samples: [P g, b/g n, C]."""
-        tiles = self._from_cells(self.x[chunk], self.tiles.inputs)  # [P b n, C]
-        values = self.to.input @ tiles.view(self.points, -1)
-        return values.view(self.points * self._groups(chunk), -1, self.channels)
+        """Returns the transformed input tiles of a chunk: [P g, b/g n, C]."""
+        kernels = 1 if self.mixture is None else self._count(chunk)
+        tiles = _gather(self.x[chunk], self.tiles.inputs)  # [P b n, C]
+        return (self.to.input @ tiles.view(self.points, -1)).view(self.points * kernels, -1, self.channels)
 
-    def _scatter(self, chunk: slice, value_grad: Tensor) -> Tensor:
-        """Adds the gradient of the input tiles of some samples to their cells: [b, N, C]."""
-        tiles_grad = self.to.input.T @ value_grad.view(self.points, -1)
-        batch, cells = chunk.stop - chunk.start, self.x.shape[1]
-        grad = self.x.new_zeros(batch * cells + 1, self.channels)
-        index = _per_sample(self.tiles.inputs, batch, cells)
-        grad.index_add_(0, index, tiles_grad.view(-1, self.channels))
-        return grad[:-1].view(batch, cells, self.channels)
+    def _to_x(self, value_grad: Tensor, batch: int) -> Tensor:
+        """Adds the gradient of transformed input tiles to the cells under them: [b, N, C]."""
+        tiles_grad = (self.to.input.T @ value_grad.view(self.points, -1)).view(-1, self.channels)
+        grad = self.x.new_zeros(batch * self.cells + 1, self.channels)
+        grad.index_add_(0, _rows(self.tiles.inputs, batch, self.cells), tiles_grad)
+        return grad[:-1].view(batch, self.cells, self.channels)
 
-    def _from_cells(self, maps: Tensor, index: Tensor) -> Tensor:
-        """Gathers the rows of maps [b, N, C] at an index [k, n] of cells (N: outside, 0): [k b n, C]."""
-        batch, cells, channels = maps.shape
-        rows = torch.cat([maps.reshape(-1, channels), maps.new_zeros(1, channels)])
-        return rows.index_select(0, _per_sample(index, batch, cells))
-
-    def _to_cells(self, chunk: slice, tiles: Tensor) -> Tensor:
-        """Gathers output tiles [M² b n, C] into maps [b, N, C]."""
-        batch = chunk.stop - chunk.start
-        positions, count = self.tiles.cells.shape
-        outputs = self.tiles.outputs  # [N], position * n + tile
-        position, tile = outputs // count, outputs % count
-        samples = torch.arange(batch)[:, None]
-        index = torch.where(position < positions, (position * batch + samples) * count + tile, len(tiles))
-        rows = torch.cat([tiles, tiles.new_zeros(1, self.channels)])
-        return rows.index_select(0, index.flatten()).view(batch, -1, self.channels)
+    def _to_cells(self, tiles: Tensor, batch: int) -> Tensor:
+        """Moves output tiles [M² b n, C] to their cells [b, N, C]."""
+        position, tile = self.tiles.outputs // self.tiles.cells.shape[1], self.tiles.outputs % self.tiles.cells.shape[1]
+        rows = (position * batch + torch.arange(batch)[:, None]) * self.tiles.cells.shape[1] + tile  # [b, N]
+        outside = self.tiles.outputs == self.tiles.cells.numel()
+        return _select(tiles, torch.where(outside, len(tiles), rows).flatten()).view(batch, -1, self.channels)
 
 
-def _per_sample(index: Tensor, batch: int, cells: int) -> Tensor:
-    """Spreads an index [k, n] of one map's cells over the rows of a batch of maps: [k b n]; outside is the last row."""
+def _transform(matrix: Tensor, kernels: Tensor, out: Tensor) -> Tensor:
+    """Writes the transform [j, k] of kernels [k, g, X], a cacheful of columns at a time, into out [j, g, X]."""
+    for index in range(kernels.shape[1]):
+        for first in range(0, kernels.shape[2], _COLUMNS):
+            part = slice(first, first + _COLUMNS)
+            torch.mm(matrix, kernels[:, index, part], out=out[:, index, part])
+    return out
+
+
+def _gather(maps: Tensor, index: Tensor) -> Tensor:
+    """Returns the rows of maps [b, N, C] at an index [k, n] of cells, 0 where it says outside: [k b n, C]."""
+    return _select(maps.reshape(-1, maps.shape[2]), _rows(index, *maps.shape[:2]))
+
+
+def _rows(index: Tensor, batch: int, cells: int) -> Tensor:
+    """Spreads an index [k, n] of one map's cells over a batch's rows: [k b n]; N becomes b N, one past the last row."""
     rows = index[:, None] + cells * torch.arange(batch)[:, None]
     return torch.where(index[:, None] == cells, batch * cells, rows).flatten()
+
+
+def _select(rows: Tensor, index: Tensor) -> Tensor:
+    """Selects rows [k, C]; an index of k selects zeros."""
+    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])]).index_select(0, index)

@@ -5,6 +5,8 @@ Shape letters: C channels, E experts, K kernel size.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +32,7 @@ _CLIP_POOL = {
     "reduce": "vis_out_conv",
 }
 _MIXING = {"query": "att_linear1", "map": "att_linear2", "mix": "att_linear"}
+_CONV2D = re.compile(r"map_layer\.convs\.(?P<layer>\d+)\.(?P<leaf>weight|bias)")
 _CONV1D = ("frame_layer.vis_conv.weight", "frame_layer.vis_out_conv.weight")  # 1x1 convolutions that we hold as linears
 
 
@@ -92,7 +95,7 @@ def from_published(state: Mapping[str, Any], settings: Mapping[str, Any]) -> CDN
         raise CheckpointError(f"published settings: no {error.args[0]!r}") from error
     own = model.state_dict()
     names = dict(published_names(config))
-    shapes = {theirs: _published_shape(theirs, own[ours]) for ours, theirs in names.items()}
+    shapes = {theirs: _published_shape(theirs, own[ours], config) for ours, theirs in names.items()}
     given = {name.removeprefix("module."): torch.as_tensor(value) for name, value in state.items()}
     misshapen = [
         f"{name} {[*given[name].shape]} instead of {[*shape]}"
@@ -109,7 +112,7 @@ def from_published(state: Mapping[str, Any], settings: Mapping[str, Any]) -> CDN
         if entries:
             more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
             raise CheckpointError(f"published weights {fault} {', '.join(entries[:_SHOWN])}{more}")
-    model.load_state_dict({ours: _converted(given[theirs], own[ours]) for ours, theirs in names.items()})
+    model.load_state_dict({ours: _converted(given[theirs], theirs, own[ours]) for ours, theirs in names.items()})
     return model
 
 
@@ -149,15 +152,25 @@ def _modules(config: ModelConfig) -> Iterator[tuple[str, str, dict[str, str]]]:
     yield "score", "pred_layer", plain
 
 
-def _published_shape(name: str, ours: Tensor) -> torch.Size:
+def _published_shape(theirs: str, ours: Tensor, config: ModelConfig) -> torch.Size:
     """Returns the shape of a published entry, given our tensor."""
-    if name in _CONV1D:
+    if theirs in _CONV1D:
         return torch.Size((*ours.shape, 1))
-    if ours.ndim == 5:  # experts: one row each
-        return torch.Size((len(ours), ours[0].numel()))
-    return ours.shape
+    conv = _CONV2D.fullmatch(theirs)
+    if conv is None:
+        return ours.shape
+    dynamic = config.map.dynamic[int(conv["layer"])]
+    if conv["leaf"] == "bias":
+        return ours.shape if dynamic else ours[0].shape
+    taps, experts, channels, _ = ours.shape
+    side = math.isqrt(taps)
+    return torch.Size((experts, channels * channels * taps) if dynamic else (channels, channels, side, side))
 
 
-def _converted(theirs: Tensor, ours: Tensor) -> Tensor:
-    """Returns a published tensor in our shape and type."""
+def _converted(theirs: Tensor, name: str, ours: Tensor) -> Tensor:
+    """Returns a published tensor in our shape and type: kernels come with their taps last, we hold them first."""
+    conv = _CONV2D.fullmatch(name)
+    if conv is not None and conv["leaf"] == "weight":
+        taps, *kernel = ours.shape
+        theirs = theirs.reshape(*kernel, taps).permute(3, 0, 1, 2)
     return theirs.reshape(ours.shape).to(ours.dtype)

@@ -1,10 +1,10 @@
 """Minimal filtering: convolution as products of transformed tiles and transformed kernels.
 
-An output tile of M x M cells of a K x K convolution costs P = (M + K - 1)² multiplications per pair of channels instead
-of M² K²: 36 instead of 100 for M = 2, K = 5. Transforms are linear, so that kernels may be mixed before or after theirs.
+An output tile of M x M cells of a K x K convolution costs P = (M + K - 1)² multiplications per pair of channels
+instead of M² K²: 36 instead of 100 for M = 2, K = 5. Transforms are linear, so kernels may be mixed before or after.
 
-Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016 (arXiv 1509.09308); points as in
-B. Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution, ACM TOMS 2020 (arXiv 1803.10986).
+Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016 (arXiv 1509.09308); points after
+B. Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution, 2020 (arXiv 1803.10986).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Interpolation points, besides infinity. With these float32 errors stay near those of a direct convolution (rms relative
-# error for K = 5: 1.3e-6 with M = 2, 3.3e-6 with M = 4; direct: 0.7e-6). More points lose digits quickly.
+# Interpolation points, besides infinity. With these float32 errors stay near those of a direct convolution (relative
+# rms error for K = 5: 1.3e-6 with M = 2, 3.3e-6 with M = 4; direct: 0.7e-6). More points lose digits quickly.
 _POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0, 0.5)
 MAX_SIDE = len(_POINTS) + 1
 
