@@ -136,8 +136,7 @@ def shared_memory(root: Path, clips: int) -> tuple[float, float, float]:
     """Returns MiB of clips mapped by `PROCESSES` processes: of one (RSS), of all together (PSS), and all copies."""
     command = [sys.executable, "-m", "benchmarks.data", "--hold", str(root), str(clips)]
     processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(PROCESSES)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)
     ]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
