@@ -19,7 +19,7 @@ from cdn_tune.model.tiles import Tiling
 from cdn_tune.model.winograd import Transforms, transforms
 
 # Elements of one block of kernels, and columns of it that are transformed at once: what a processor's caches hold.
-_BLOCK = 9 << 17
+_BLOCK = 9 << 18
 _COLUMNS = 1 << 15
 
 
@@ -73,11 +73,11 @@ class _Work:
         self.batch, self.cells, self.channels = x.shape
         experts = weight.shape[1]
         self.mix_first = mixture is not None and self.batch <= experts
-        kernels = 1 if self.mix_first else experts
         per_row = self.points * self.channels
-        rows = min(self.channels, max(32, _BLOCK // (per_row * kernels) // 32 * 32))
+        rows = min(self.channels, max(32, _BLOCK // per_row // 32 * 32))
         self.blocks = [slice(first, min(first + rows, self.channels)) for first in range(0, self.channels, rows)]
-        size = self.batch if mixture is None else max(kernels, _BLOCK // (per_row * rows))
+        most = max(1 if self.mix_first else 4, _BLOCK // (per_row * rows))  # mixing last reads all experts every time
+        size = self.batch if mixture is None else most
         self.chunks = [slice(first, min(first + size, self.batch)) for first in range(0, self.batch, size)]
         self.buffers: dict[str, Tensor] = {}
 

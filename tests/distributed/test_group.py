@@ -58,7 +58,7 @@ def test_slots(resources: dict[str, Any], available: dict[str, float], expected:
 
 def test_what_never_fits_is_refused() -> None:
     with pytest.raises(
-        ClusterError, match=r"needs 1 CPUs and 1 GPUs, the cluster has 2 CPUs and 0 GPUs; lower resources"
+        ClusterError, match=r"needs 1 CPUs and 1 GPUs, the cluster has 2 CPUs and 0 GPUs; lower --workers"
     ):
         slots(ResourcesConfig(gpus_per_worker=1.0), {"CPU": 2.0})
 
