@@ -163,14 +163,24 @@ def test_an_address_without_workers_is_refused(file: Path) -> None:
     assert "add --workers N" in result.output
 
 
-def test_terminated_search_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.fixture
+def spaced_python(tmp_path: Path) -> str:
+    """The interpreter of "a folder/.venv": Ray starts its workers through a shell, which must survive the space."""
+    environment = tmp_path / "a folder" / ".venv"
+    venv.create(environment, with_pip=False)
+    site = next(environment.glob("lib/python*/site-packages"))
+    (site / "outer.pth").write_text("\n".join([sysconfig.get_path("purelib"), str(ROOT)]) + "\n")
+    return str(environment / "bin/python")
+
+
+def test_terminated_search_goes_on(tiny: Tiny, tmp_path: Path, spaced_python: str) -> None:
     """SIGTERM, as a cluster's preemption sends it: a graceful end, exit 130, the leaderboard written."""
     (tmp_path / "experiment.yaml").write_text(dump(tiny(**{"train.epochs": 500}).plain()))
     parameters = {"optim.lr": {"type": "float", "low": 0.001, "high": 0.01}}
     space = {"name": "s", "experiment": str(tmp_path / "experiment.yaml"), "parameters": parameters, "trials": 2}
     (tmp_path / "space.yaml").write_text(dump(space))
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "cdn_tune", "search", str(tmp_path / "space.yaml"), "--run", str(run)]
+    run = tmp_path / "a run"
+    command = [spaced_python, "-m", "cdn_tune", "search", str(tmp_path / "space.yaml"), "--run", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
@@ -188,14 +198,10 @@ def test_terminated_search_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     assert "running" in (run / "leaderboard.csv").read_text()
 
 
-def test_demo_from_an_environment_whose_path_has_a_space(tmp_path: Path) -> None:
-    """Ray starts its workers through a shell; a Python in "a folder/.venv" must survive that."""
-    environment = tmp_path / "a folder" / ".venv"
-    venv.create(environment, with_pip=False)
-    site = next(environment.glob("lib/python*/site-packages"))
-    (site / "outer.pth").write_text("\n".join([sysconfig.get_path("purelib"), str(ROOT)]) + "\n")
+@pytest.mark.slow
+def test_demo(tmp_path: Path, spaced_python: str) -> None:
     run = tmp_path / "a demo"
-    command = [str(environment / "bin/python"), "-m", "cdn_tune", "demo", "--run", str(run), "--trials", "1"]
+    command = [spaced_python, "-m", "cdn_tune", "demo", "--run", str(run), "--trials", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert (run / "evaluation.json").exists()

@@ -16,7 +16,6 @@ from rich.progress import Progress
 
 from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
 from cdn_tune.console.data_commands import build_clips
-from cdn_tune.console.live import SearchProgress
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.console.progress import TrainProgress
 from cdn_tune.console.tables import experiment_line, leaderboard_table, metrics_table
@@ -108,6 +107,7 @@ def run_import_weights(file: Path, experiment_path: str, overrides: list[str], r
 def _search(
     space_path: str, overrides: dict[str, Any], trials: int | None, run: Path | None, address: str | None
 ) -> None:
+    from cdn_tune.console.live import SearchProgress
     from cdn_tune.tuning.search import search
 
     space, experiment = load_space(space_path, overrides)
