@@ -1,0 +1,167 @@
+"""A whole training step of the published experiments, against the same model on the published formulation.
+
+``python -m benchmarks.train_step [--rounds N]`` builds both models with equal weights in one process and measures in
+turns: forward, losses, backward, gradient clipping and Adam. A second table gives the memory a step needs beyond
+weights, gradients and optimiser state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks._direct import make_direct
+from benchmarks._measure import MIB, alternate, peak_memory, publish, table
+from cdn_tune.config import Experiment, load_experiment
+from cdn_tune.model import CDN
+from cdn_tune.model.loss import attention_loss, moment_loss
+from cdn_tune.moments.temporal_map import iou_maps
+from cdn_tune.training.optimiser import build_optimiser
+
+WORDS = 15
+MEMORY_BATCH = 32
+CASES = (("charades/CDN-16x16-K5L8-pool", 8, 1.4), ("tacos/CDN-128x128-K5L8-pool", 1, 2.0))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch of random data, the same for all contenders."""
+
+    visual: Tensor  # [B, T, D]
+    words: Tensor  # [B, L, W]
+    mask: Tensor  # [B, L]
+    targets: Tensor  # [B, S, S]
+
+
+def random_inputs(experiment: Experiment, batch: int, device: torch.device) -> Inputs:
+    """Returns a batch of the experiment's shapes."""
+    generator = torch.Generator().manual_seed(0)
+    data = experiment.data
+    starts = torch.rand(batch, generator=generator) * 20
+    moments = torch.stack([starts, starts + 8], dim=1)
+    return Inputs(
+        torch.randn(batch, data.frames, data.feature_size, generator=generator).to(device),
+        torch.randn(batch, WORDS, data.word_size, generator=generator).to(device),
+        torch.ones(batch, WORDS, dtype=torch.bool, device=device),
+        iou_maps(torch.full((batch,), 30.0), moments, experiment.model.clips).float().to(device),
+    )
+
+
+def build(experiment: Experiment, device: torch.device, *, published: bool) -> CDN:
+    """Returns the experiment's model; equal weights whatever the formulation."""
+    torch.manual_seed(0)
+    model = CDN(experiment.model, experiment.data.feature_size, experiment.data.word_size)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # both must compute the same
+    return (make_direct(model) if published else model).to(device).train()
+
+
+def losses(model: nn.Module, experiment: Experiment, inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    """Returns the training loss."""
+    settings = experiment.loss
+    with torch.autocast(inputs.visual.device.type, dtype, enabled=dtype != torch.float32):
+        output = model(inputs.visual, inputs.words, inputs.mask)
+    loss = moment_loss(output.logits.float(), inputs.targets, output.mask, settings.min_iou, settings.max_iou)
+    return loss + settings.attention_beta * attention_loss(output.attention.float(), settings.attention_lambda)
+
+
+def step(
+    model: nn.Module, experiment: Experiment, inputs: Inputs, dtype: torch.dtype = torch.float32
+) -> Callable[[], float]:
+    """Returns what is measured: one optimiser step."""
+    optimiser = build_optimiser(model, experiment.optim)
+
+    def run() -> float:
+        optimiser.zero_grad(set_to_none=True)
+        loss = losses(model, experiment, inputs, dtype)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), experiment.optim.clip_norm)
+        optimiser.step()
+        return loss.item()
+
+    return run
+
+
+def speed(rounds: int, device: torch.device) -> list[list[str]]:
+    """Returns the rows of the table of times; checks first that both contenders see the same loss."""
+    found = []
+    for name, batch, aim in CASES:
+        experiment = load_experiment(name)
+        inputs = random_inputs(experiment, batch, device)
+        models = {"ours": build(experiment, device, published=False)}
+        models["published"] = build(experiment, device, published=True)
+        with torch.no_grad():
+            first = [losses(model, experiment, inputs, torch.float32) for model in models.values()]
+        torch.testing.assert_close(first[0], first[1], atol=1e-4, rtol=1e-4)
+        work = {f"{who}, float32": step(model, experiment, inputs) for who, model in models.items()}
+        if device.type == "cuda":
+            for who, model in models.items():
+                work[f"{who}, bfloat16"] = step(model, experiment, inputs, torch.bfloat16)
+            work["ours, compiled, bfloat16"] = step(torch.compile(models["ours"]), experiment, inputs, torch.bfloat16)
+        seconds = alternate(work, rounds)
+        base = seconds["published, float32"]
+        for who, value in seconds.items():
+            ratio = f"{base / value:.2f}x"
+            found.append(
+                [name, f"{batch}", who, f"{value:.3f} s", ratio, f">= {aim}x" if who.startswith("ours") else ""]
+            )
+        del models, work
+        gc.collect()
+    return found
+
+
+def memory(device: torch.device) -> list[list[str]]:
+    """Returns the rows of the table of memory: one model at a time."""
+    name = CASES[0][0]
+    experiment = load_experiment(name)
+    inputs = random_inputs(experiment, MEMORY_BATCH, device)
+    peaks = {}
+    for who in ("ours", "published"):
+        model = build(experiment, device, published=who == "published")
+        gradients = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        run = step(model, experiment, inputs)
+        run()  # creates the optimiser's state
+        model.zero_grad(set_to_none=True)
+        peaks[who] = peak_memory(run) - gradients
+        del model, run
+        gc.collect()
+    return [
+        [name, f"{MEMORY_BATCH}", who, f"{peak / MIB:.0f} MiB", f"{peak / peaks['published']:.2f}"]
+        for who, peak in peaks.items()
+    ]
+
+
+def main() -> None:
+    """Prints the section of the results and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    publish(
+        "train_step",
+        [
+            "## A whole training step",
+            "",
+            f"`python -m benchmarks.train_step`: forward, losses, backward, clipping and Adam on {device.type}, 249 "
+            f"million parameters, random data, medians of {rounds} rounds in turns. The published formulation differs "
+            "in the map's convolutions only; optimiser and all else are the same.",
+            "",
+            *table(
+                ["experiment", "batch", "what", "time", "speed against published fp32", "aim"], speed(rounds, device)
+            ),
+            "",
+            "Memory of a step beyond weights, gradients and optimiser state; aim: at most half.",
+            "",
+            *table(["experiment", "batch", "what", "memory", "share of the published"], memory(device)),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
