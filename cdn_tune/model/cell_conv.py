@@ -18,7 +18,7 @@ from cdn_tune.model.tiles import tiling
 # Tiled convolution pays where kernels are large: below this product of channels and kernel size transforms cost more.
 _MIN_SIZE = 1024
 _TILED_KERNELS = (3, 5, 7)
-# Larger tiles need fewer multiplications but larger transformed kernels: they pay from so many tiles per kernel on.
+# Tiles of 4 x 4 need fewer multiplications than of 1 x 4, but dearer kernels: they pay from so many per kernel on.
 _MANY_TILES = 48
 # Mixed kernels of more elements than this are not kept for the backward pass.
 _KEPT = 1 << 22
@@ -47,7 +47,7 @@ def convolve(
     if _in_tiles(x, kernel):
         batch, channels, size, _ = x.shape
         many = size * size // 16 * (batch if mixture is None else 1) >= _MANY_TILES
-        tile = 4 if many and kernel < 7 else 2
+        tile = (2, 2) if kernel == 7 else (4, 4) if many else (1, 4)
         where = torch.ones(size, size, dtype=torch.bool) if cells is None else cells
         rows = x.permute(0, 2, 3, 1).reshape(batch, size * size, channels)
         out = mixed_conv(rows, weight, mixture, tiling(where, kernel, tile)).to(x.dtype)

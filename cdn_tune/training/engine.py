@@ -15,6 +15,7 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.batches import Indices, epoch_batches, prefetch, shard
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import TrainingError
+from cdn_tune.model.finite import explain_nonfinite
 from cdn_tune.model.loss import attention_loss, moment_loss
 from cdn_tune.moments.temporal_map import iou_maps
 from cdn_tune.training.optimiser import Schedule
@@ -123,11 +124,13 @@ class Engine:
         self, dataset: MomentDataset, batch: Batch, epoch: int, step: int, parts: torch.Tensor, norm: float
     ) -> str:
         ids = [dataset.annotations[index].id for index in batch.indices.tolist()]
+        model = getattr(self.model, "module", self.model)
+        cause = explain_nonfinite(model, batch.visual, batch.words, ids)
         shown = ", ".join(ids[:8]) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
         what = f"loss {float(parts[0])}" if not math.isfinite(float(parts[0])) else f"gradient norm {norm}"
         return (
             f"{what} at epoch {epoch}, step {step}, learning rate {self.schedule.learning_rate:.3g}; "
-            f"batch {shown}; lower optim.lr, or look at these features"
+            f"batch {shown}; {f'{cause}; ' if cause else ''}lower optim.lr, or look at these features"
         )
 
 

@@ -9,7 +9,9 @@ import torch
 from cdn_tune.config import EvalConfig, recall_name
 from cdn_tune.data.batches import prefetch, sequential_batches, shard
 from cdn_tune.data.dataset import MomentDataset
+from cdn_tune.errors import TrainingError
 from cdn_tune.model import CDN
+from cdn_tune.model.finite import explain_nonfinite
 from cdn_tune.moments.metrics import Metrics, measure
 from cdn_tune.moments.nms import top_moments
 from cdn_tune.training.precision import autocast
@@ -49,6 +51,9 @@ def evaluate_split(
 
     Returns:
         The same result on every worker.
+
+    Raises:
+        TrainingError: If scores are not finite; names the weights or the queries that are to blame.
     """
     world = world or World()
     was_training = model.training
@@ -62,6 +67,10 @@ def evaluate_split(
             batch = loaded.to(world.device)
             with autocast(world.device, dtype):
                 output = model(batch.visual, batch.words, batch.word_mask)
+            if not bool(output.logits.isfinite().all()):
+                names = [dataset.annotations[index].id for index in loaded.indices.tolist()]
+                reason = explain_nonfinite(model, loaded.visual, loaded.words, names)
+                raise TrainingError(f"scores are not finite: {reason or 'weights or inputs are too large'}")
             scores = torch.sigmoid(output.logits.float())
             top, top_scores = top_moments(scores, batch.durations, limit, config.nms_threshold, valid=output.mask)
             found.append((loaded.indices, top.cpu(), top_scores.cpu()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdn_tune.config import ModelConfig, load_experiment
-from cdn_tune.model import CDN
+from cdn_tune.model import CDN, cell_conv
 from cdn_tune.model.describe import count_parameters
 from cdn_tune.model.loss import attention_loss, moment_loss
 
@@ -88,6 +88,29 @@ def test_batch_equals_single_in_evaluation(changes: dict[str, Any]) -> None:
             one = slice(index, index + 1)
             alone = model(visual[one], words[one, :length], mask[one, :length]).logits
             torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
+def test_cells_that_nobody_needs_change_nothing(
+    changes: dict[str, Any], training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores and gradients with the cells that are left out, and with all of them computed."""
+    monkeypatch.setattr(cell_conv, "_MIN_SIZE", 1)  # small layers in tiles too
+    outputs, gradients = [], []
+    for everything in (False, True):
+        model = build(**{**changes, "clips": 16} if "scale_layers" not in changes else changes).train(training)
+        model = model.double()
+        if everything:
+            model.map.train_cells.fill_(True)
+            model.map.eval_cells.fill_(True)
+        visual, words, mask = batch()
+        output = model(visual.double(), words.double(), mask)
+        output.logits.square().sum().backward()
+        outputs.append(output.logits)
+        gradients.append([weight.grad for weight in model.parameters()])
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_the_query_changes_the_answer() -> None:

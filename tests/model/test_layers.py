@@ -13,13 +13,6 @@ from cdn_tune.model.proposals import pool_proposals
 from cdn_tune.moments.temporal_map import valid_mask
 
 
-def experts_of(layer: DynamicConv2d, kernel: int) -> torch.Tensor:
-    """The experts' kernels [E, C, C, K, K], however the layer stores them."""
-    if layer.weight.ndim == 5:
-        return layer.weight
-    return layer.weight.unflatten(0, (kernel, kernel)).permute(2, 3, 4, 0, 1)
-
-
 @pytest.mark.parametrize(("kernel", "experts", "batch"), [(1, 2, 3), (3, 4, 1), (5, 2, 9), (3, 8, 4)])
 def test_dynamic_convolution_is_a_convolution_with_mixed_kernels(kernel: int, experts: int, batch: int) -> None:
     torch.manual_seed(0)
@@ -28,7 +21,7 @@ def test_dynamic_convolution_is_a_convolution_with_mixed_kernels(kernel: int, ex
     mixture = layer.mixture(x, query)
     assert mixture.shape == (batch, experts)
     torch.testing.assert_close(mixture.sum(dim=1), torch.ones(batch).double())
-    kernels = experts_of(layer, kernel)
+    kernels = layer.kernels
     expected = torch.zeros_like(x)
     for sample, shares in enumerate(mixture):
         mixed = torch.einsum("e,eoikl->oikl", shares, kernels)

@@ -33,8 +33,7 @@ def published_state(model: CDN) -> dict[str, torch.Tensor]:
             layer = int(theirs.split(".")[2])
             dynamic = model.config.map.dynamic[layer]
             if theirs.endswith("weight"):
-                if value.ndim == 4 and value.shape[0] == kernel[layer] ** 2:
-                    value = value.unflatten(0, (kernel[layer], kernel[layer])).permute(2, 3, 4, 0, 1)
+                value = value.unflatten(0, (kernel[layer], kernel[layer])).permute(2, 3, 4, 0, 1)
                 value = value.flatten(1) if dynamic else value.reshape(-1, *value.shape[-3:])
             elif not dynamic:
                 value = value.reshape(-1)

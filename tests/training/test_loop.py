@@ -12,7 +12,8 @@ import torch
 
 from cdn_tune.config import Experiment, load_experiment, override
 from cdn_tune.errors import CheckpointError, ConfigError, TrainingError
-from cdn_tune.training.checkpoint import load_checkpoint, read_checkpoint
+from cdn_tune.training.checkpoint import build_model, load_checkpoint, read_checkpoint
+from cdn_tune.training.evaluation import evaluate_split
 from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.loop import BEST, LAST, train
 from cdn_tune.training.records import read_metrics
@@ -100,9 +101,20 @@ def test_damaged_last_is_told(tiny: Tiny, tmp_path: Path) -> None:
 def test_loss_that_is_not_finite_stops_with_what_a_user_needs(tiny: Tiny, tmp_path: Path) -> None:
     experiment = tiny(**{"optim.lr": 1e30, "optim.name": "adamw", "optim.weight_decay": 1e9})
     with pytest.raises(
-        TrainingError, match=r"epoch 1, step \d+, learning rate 1e\+30; batch charades_sta_train\.txt:\d+"
+        TrainingError,
+        match=r"epoch 1, step \d+, learning rate 1e\+30; batch charades_sta_train\.txt:\d+.*; "
+        r"weights of query\..* are not finite",
     ):
         train_in(experiment, tmp_path, ignore)
+
+
+def test_weights_that_are_not_finite_are_named_in_evaluation(tiny: Tiny) -> None:
+    experiment = tiny()
+    model = build_model(experiment)
+    with torch.no_grad():
+        model.map.norms[0].weight[0] = math.inf
+    with pytest.raises(TrainingError, match=r"scores are not finite: weights of map\.norms\.0\.weight are not finite"):
+        evaluate_split(model, open_data(experiment.data)["val"], experiment.eval)
 
 
 def test_best_rebuilds_its_model_in_a_new_process(tiny: Tiny, tmp_path: Path) -> None:
