@@ -29,9 +29,10 @@ SECONDS = 3.0  # how long a warm loader is measured
 RESULTS = Path(__file__).parent / "results" / "data.md"
 
 
-def plain_item(file: h5py.File, video: str, duration: float, moment: tuple[float, float], clips: int) -> tuple:
-    """Returns clips [S, D] and IoU map [S, S] of one query, the plain way."""
-    frames = torch.nn.functional.normalize(torch.from_numpy(file[video][:]), dim=1)
+def plain_item(path: Path, video: str, duration: float, moment: tuple[float, float], clips: int) -> tuple:
+    """Returns clips [S, D] and IoU map [S, S] of one query, the plain way: the file is opened for every item."""
+    with h5py.File(path) as file:
+        frames = torch.nn.functional.normalize(torch.from_numpy(file[video][:]), dim=1)
     averaged = torch.zeros(clips, frames.shape[1])
     for clip in range(clips):
         first, last = round(clip * len(frames) / clips), round((clip + 1) * len(frames) / clips)
@@ -65,9 +66,8 @@ def plain_epoch(root: Path, dataset: MomentDataset, clips: int, limit: int | Non
     """Returns the seconds per item of the plain loader, over the whole split or `limit` items of it."""
     items = dataset.annotations[:limit]
     start = time.perf_counter()
-    with h5py.File(root / "vgg_rgb_features.hdf5") as file:
-        for item in items:
-            plain_item(file, item.video, item.duration, (item.start, item.end), clips)
+    for item in items:
+        plain_item(root / "vgg_rgb_features.hdf5", item.video, item.duration, (item.start, item.end), clips)
     return (time.perf_counter() - start) / len(items)
 
 

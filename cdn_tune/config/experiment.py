@@ -30,7 +30,8 @@ class DataConfig(Frozen):
     )
     features: str | None = Field(
         None,
-        description="HDF5 file with one dataset [frames, feature_size] per video; the dataset's usual names if unset",
+        description="HDF5 file with one dataset [frames, feature_size] per video: a path or a URL such as s3://...; "
+        "the dataset's usual names if unset",
     )
     feature_size: Positive = Field(4096, description="size of a frame feature [D]")
     frames: Positive = Field(256, description="frame features a video is resampled to [T]")

@@ -24,7 +24,7 @@ from cdn_tune.data.clip_builder import Progress
 from cdn_tune.data.clip_cache import ClipKey, open_clips
 from cdn_tune.data.clip_map import ClipMap
 from cdn_tune.data.clips import resample
-from cdn_tune.data.files import sampled_sha256
+from cdn_tune.data.files import is_remote, sampled_sha256
 from cdn_tune.errors import DataError
 
 MEMORY_BYTES = 2 << 30
@@ -40,7 +40,7 @@ class FeatureStore:
     threads may share one.
 
     Args:
-        path: HDF5 file with one dataset [N, D] of floats per video.
+        path: HDF5 file with one dataset [N, D] of floats per video; a remote one too (see `files.remote_file`).
         length: Rows T a video is resampled to.
         feature_size: Expected D.
         legacy: Resample as the published code does (see `to_fixed_length`).
@@ -263,10 +263,14 @@ def _refuse_not_finite(frames: Frames, first: int, where: str) -> None:
 def source_fingerprint(path: Path) -> str:
     """Returns what tells the content of a feature file apart: size, time of the last change, and sampled bytes of it.
 
+    Of a remote file, what its store says (the entity tag, on S3).
+
     Raises:
         DataError: If the file cannot be read.
     """
     try:
+        if is_remote(path):
+            return str(path.fs.ukey(path.path))  # type: ignore[attr-defined]
         stat = path.stat()
         return f"{stat.st_size}-{stat.st_mtime_ns}-{sampled_sha256(path)}"
     except OSError as error:
@@ -284,6 +288,8 @@ def open_features(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the feature file is empty (0 bytes); copy or convert it again")
     try:
+        if is_remote(path):
+            return h5py.File(path.open("rb"), "r")
         return h5py.File(path, "r", locking="best-effort")
     except OSError as error:
         raise DataError(f"{path}: cannot be opened as HDF5 ({_brief(error)}); copy or convert it again") from None

@@ -7,6 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
+
+from upath import UPath
 
 from cdn_tune.errors import DataError
 
@@ -45,6 +48,31 @@ def locate(root: Path, name: str) -> Path:
         return path
     inside = root / path
     return path if path.exists() and not inside.exists() else inside
+
+
+def is_remote(path: Path | str) -> bool:
+    """Returns whether a path is a URL of an object store or the like, such as ``s3://bucket/features.hdf5``."""
+    return "://" in str(path)  # a local path has no two slashes in a row
+
+
+def remote_file(url: str, key: str) -> Path:
+    """Returns the file at a URL, read through fsspec, as something that is read like any path.
+
+    Args:
+        url: Where it is, with its protocol.
+        key: The configuration key that names it, for the error message.
+
+    Raises:
+        DataError: If it is not there, or the protocol's package or access rights are missing.
+    """
+    try:
+        path = UPath(url)
+        found = path.is_file()
+    except Exception as error:  # every store has errors of its own
+        raise DataError(f"{key}={url}: cannot be reached ({' '.join(str(error).split())[:160]}); mend that") from None
+    if not found:
+        raise DataError(f"{key}={url}: no such file there; correct {key}")
+    return cast(Path, path)
 
 
 def sha256(path: Path) -> str:

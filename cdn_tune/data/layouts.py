@@ -9,7 +9,7 @@ from pathlib import Path
 from cdn_tune.config import DataConfig
 from cdn_tune.data import activitynet, charades, jsonl, tacos
 from cdn_tune.data.annotations import Loaded, Scanned, Split
-from cdn_tune.data.files import locate
+from cdn_tune.data.files import is_remote, locate, remote_file
 from cdn_tune.errors import DataError
 
 
@@ -80,6 +80,8 @@ def features_path(config: DataConfig) -> Path:
         DataError: If there is none.
     """
     root = root_of(config)
+    if config.features is not None and is_remote(config.features):
+        return remote_file(config.features, "data.features")
     if config.features is not None:
         path = locate(root, config.features)
         if not path.is_file():

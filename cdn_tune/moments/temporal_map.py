@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cdn_tune.moments.spans import iou
-
 
 def scale_cells(clips: int, scale_layers: Sequence[int]) -> Iterator[tuple[range, range]]:
     """Yields, layer by layer from the shortest moments to the longest, the (start, end) clips of the valid cells.
@@ -78,10 +76,11 @@ def iou_maps(durations: Tensor, moments: Tensor, num_clips: int) -> Tensor:
     moments, durations = moments.double(), durations.double()
     edges = torch.arange(num_clips + 1, dtype=torch.float64, device=moments.device)
     edges = edges * (durations / num_clips)[:, None]  # [Q, S + 1]
-    shape = (len(durations), num_clips, num_clips)
-    starts, ends = edges[:, :-1, None].expand(shape), edges[:, None, 1:].expand(shape)
-    overlap = iou(torch.stack((starts, ends), dim=-1), moments[:, None, None, :])  # [Q, S, S]
-    return overlap.triu()
+    starts, ends = edges[:, :-1, None], edges[:, None, 1:]  # [Q, S, 1], [Q, 1, S]
+    start, end = moments[:, 0, None, None], moments[:, 1, None, None]  # [Q, 1, 1]
+    overlap = (torch.minimum(ends, end) - torch.maximum(starts, start)).clamp_(min=0)  # [Q, S, S]
+    union = (ends - starts).add_(end - start).sub_(overlap)
+    return overlap.div_(union).triu_()
 
 
 def iou_map(duration: float, moment: Sequence[float] | Tensor, num_clips: int) -> Tensor:
