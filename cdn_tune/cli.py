@@ -160,8 +160,13 @@ def convert(
 @data_app.command(epilog="Example: cdn-tune data plant data/planted --annotations generated --videos 300")
 def plant(
     out: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder to write; must be new, empty, or the same planting.")
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder to write; must be new, empty, or the same planting.",
+            show_default="data/planted, or data/ANNOTATIONS-planted",
+        ),
+    ] = None,
     annotations: Annotated[
         str,
         typer.Option(
@@ -196,7 +201,7 @@ def plant(
     from cdn_tune.console.data_commands import run_plant
 
     run_plant(
-        out,
+        out or Path("data") / ("planted" if annotations == "generated" else f"{annotations}-planted"),
         annotations=annotations,
         source=source,
         videos=videos,

@@ -68,6 +68,13 @@ def test_convert_from_the_command_line(tmp_path: Path) -> None:
     assert "exists already" in again.output
 
 
+def test_plant_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = RUN.invoke(app, ["data", "plant", "--videos", "4", "--feature-size", "4"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "data" / "planted" / "planted.json").exists()
+
+
 def test_plant_with_a_preset_and_an_option_of_its_own(tmp_path: Path) -> None:
     arguments = ["data", "plant", str(tmp_path), "--videos", "4", "--feature-size", "4", "--preset", "planted-medium"]
     result = RUN.invoke(app, [*arguments, "--distractors", "1"])
