@@ -48,11 +48,20 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="Training workers; above 1 they are a Ray Train group.")] = 1,
     run: RunOption = None,
     address: Annotated[str | None, typer.Option(metavar="ADDR", help="Ray cluster to join: auto or HOST:PORT.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print parameters, memory, steps and time, told from a few steps, and stop.")
+    ] = False,
 ) -> None:
-    """Train one trial. The same command again goes on where it stopped."""
-    from cdn_tune.console.commands import run_train
+    """Train one trial. The same command again goes on where it stopped.
 
-    run_train(experiment, overrides or [], workers, run, address)
+    Ctrl-C once ends it after the step under way, with a checkpoint; twice at once.
+    """
+    from cdn_tune.console.commands import run_plan, run_train
+
+    if plan:
+        run_plan(experiment, overrides or [])
+    else:
+        run_train(experiment, overrides or [], workers, run, address)
 
 
 @app.command(epilog="Example: cdn-tune search search_spaces/charades-quick.yaml data.root=/data/charades --trials 20")

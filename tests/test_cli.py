@@ -128,7 +128,7 @@ def test_interrupted_training_goes_on(tiny: Tiny, tmp_path: Path, number: signal
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted; the same command goes on from the last finished epoch"
+    assert errors.splitlines()[-1] == "interrupted; the same command goes on from the last checkpoint"
     assert "Traceback" not in errors
 
 

@@ -101,10 +101,29 @@ class TrainConfig(Frozen):
 
     epochs: Positive = Field(20, description="passes over the train split")
     batch_size: Positive = Field(32, description="global batch size, over all workers [B]")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, fp32 otherwise"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="of the forward pass; auto: bf16 on a GPU that has it, fp32 otherwise; fp16 scales the loss",
     )
+    tf32: bool = Field(False, description="on a GPU, multiply float32 matrices in TensorFloat-32")
     compile: bool = Field(False, description="compile the model with torch.compile")
+    micro_batch: Positive | Literal["auto"] = Field(
+        "auto",
+        description="queries a worker computes at once; gradients add up to the batch; auto: as many as memory holds",
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="decay of the running mean of weights that is evaluated and kept; 0: the weights themselves"
+    )
+    patience: Annotated[int, Field(ge=0)] = Field(
+        0, description="stop after so many epochs without a better val metric; 0: never"
+    )
+    eval_every: Positive = Field(1, description="val is evaluated after the first, every so many, and the last epoch")
+    eval_queries: Positive | None = Field(
+        None, description="training evaluates so many val queries, evenly spread; all if unset"
+    )
+    checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        30.0, description="a checkpoint within an epoch after so many minutes; 0: at the end of epochs alone"
+    )
 
 
 class EvalConfig(Frozen):

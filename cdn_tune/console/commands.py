@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
 from cdn_tune.console.data_commands import build_clips
+from cdn_tune.console.interrupt import GentleStop
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.console.progress import TrainProgress
 from cdn_tune.console.tables import experiment_line, leaderboard_table, metrics_table
@@ -45,15 +46,29 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
             goes_on = resumed and (run / LAST).exists()
             err.print(f"{'going on with' if goes_on else 'training'} {experiment.name} in {run}", markup=False)
             err.print(experiment_line(experiment), markup=False)
-            if len(read_metrics(run)) == experiment.train.epochs:
+            if _is_finished(run):
                 err.print("this run is finished: nothing to do", markup=False)
             else:
-                with TrainProgress(experiment.eval.metric) as progress:
+                with TrainProgress(experiment.eval.metric, experiment.train.epochs) as progress, GentleStop() as stop:
                     if workers == 1:
-                        train_in(experiment, run, progress.on_epoch, progress.on_step)
+                        train_in(experiment, run, progress.on_epoch, progress.on_step, stop=stop)
                     else:
-                        _train_group(experiment, run, workers, address, progress)
+                        _train_group(experiment, run, workers, address, progress, stop)
         _print_trained(experiment, run, planted=bool(facts["planted"]))
+
+
+def run_plan(experiment_path: str, overrides: list[str]) -> None:
+    """`cdn-tune train --plan`."""
+    from cdn_tune.console.plan import plan_table
+    from cdn_tune.training.plan import make_plan
+
+    with one_line_errors(), _terminable():
+        experiment = load_experiment(experiment_path, parse_overrides(overrides))
+        build_clips(experiment.data)
+        splits = open_data(experiment.data)
+        with err.status("measuring a few steps"):
+            plan = make_plan(experiment, splits)
+        out.print(plan_table(plan, experiment))
 
 
 def run_search(
@@ -148,12 +163,19 @@ def _evaluate(run: Path, overrides: dict[str, Any]) -> None:
     out.print(f"evaluation: {run / EVALUATION}", markup=False, soft_wrap=True)
 
 
-def _train_group(experiment: Experiment, run: Path, workers: int, address: str | None, progress: TrainProgress) -> None:
+def _train_group(
+    experiment: Experiment, run: Path, workers: int, address: str | None, progress: TrainProgress, stop: GentleStop
+) -> None:
     from cdn_tune.distributed.launch import train_on_workers
 
     if experiment.train.batch_size < workers:
         raise ConfigError(f"--workers {workers}: more workers than train.batch_size={experiment.train.batch_size}")
-    train_on_workers(experiment, run, workers, progress.on_epoch, address)
+    train_on_workers(experiment, run, workers, progress.on_epoch, address, progress.on_step, stop)
+
+
+def _is_finished(run: Path) -> bool:
+    epochs = read_metrics(run)
+    return bool(epochs) and (run / LAST).exists() and epochs[-1]["epoch"] >= epochs[-1]["epochs"]
 
 
 def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:

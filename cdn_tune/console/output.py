@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
 from cdn_tune.errors import CdnTuneError
 
+_MENDABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS, errno.ENOSPC}
 _FILE_WIDTH = 140  # where there is no terminal to ask
 
 
@@ -40,16 +43,25 @@ def one_line_errors() -> Iterator[None]:
             _tell(f"error: {line}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        _tell("interrupted; the same command goes on from the last finished epoch")
+        _tell("interrupted; the same command goes on from the last checkpoint")
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            _internal(error)
+        _tell(f"error: {str(error.filename)[:200]}: {error.strerror}; give another path, or mend its permissions")
+        raise typer.Exit(2) from None
     except Exception as error:
-        if os.environ.get(DEBUG) == "1":
-            traceback.print_exc()
-        first = (str(error).splitlines() or [""])[0]
-        _tell(f"internal error: {type(error).__name__}: {first} (our fault; {DEBUG}=1 shows the traceback to report)")
-        raise typer.Exit(1) from None
+        _internal(error)
+
+
+def _internal(error: Exception) -> NoReturn:
+    if os.environ.get(DEBUG) == "1":
+        traceback.print_exc()
+    first = (str(error).splitlines() or [""])[0]
+    _tell(f"internal error: {type(error).__name__}: {first} (our fault; {DEBUG}=1 shows the traceback to report)")
+    raise typer.Exit(1) from None
 
 
 def warn(text: str) -> None:

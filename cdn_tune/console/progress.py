@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cdn_tune.console.output import err
 from cdn_tune.training.report import EpochReport, StepReport
@@ -15,20 +15,22 @@ class TrainProgress:
 
     Args:
         metric: Name of the val metric that chooses epochs.
+        epochs: Epochs in all.
     """
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str, epochs: int) -> None:
         self._metric = metric
+        self._epochs = epochs
         self._best = ""
         self._task: TaskID | None = None
         self._bar: Progress | None = None
         if err.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}{task.fields[best]}"),
-                TimeRemainingColumn(),
+                BarColumn(bar_width=24),
+                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} queries/s{task.fields[best]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("left"),
                 console=err,
                 transient=True,
             )
@@ -37,14 +39,16 @@ class TrainProgress:
         """Moves the bar."""
         if self._bar is None:
             return
+        done = (step.epoch - 1) * step.steps + step.step
         if self._task is None:
-            self._task = self._bar.add_task("", total=step.steps, loss=0.0, best="")
+            total = self._epochs * step.steps
+            self._task = self._bar.add_task("", total=total, completed=done, loss=0.0, rate=0.0, best="")
         self._bar.update(
             self._task,
-            description=f"epoch {step.epoch}",
-            total=step.steps,
-            completed=step.step,
+            description=f"epoch {step.epoch}/{self._epochs} step {step.step}/{step.steps}",
+            completed=done,
             loss=step.loss,
+            rate=step.samples_per_second,
             best=self._best,
         )
 
@@ -52,12 +56,15 @@ class TrainProgress:
         """Prints a line about a finished epoch."""
         self._best = f"  best {self._metric} {report.best_value:.4f} (epoch {report.best_epoch})"
         mark = " *" if report.best_epoch == report.epoch else ""
+        val = f"  val {self._metric} {report.value:.4f}{mark}" if report.val else ""
         line = (
-            f"epoch {report.epoch:>3}/{report.epochs}  loss {report.loss:.4f}"
-            f"  val {self._metric} {report.value:.4f}{mark}  lr {report.learning_rate:.2e}"
+            f"epoch {report.epoch:>3}/{self._epochs}  loss {report.loss:.4f}{val}  lr {report.learning_rate:.2e}"
             f"  {report.samples_per_second:.1f} queries/s  {report.train_seconds:.1f}+{report.val_seconds:.1f} s"
         )
         err.print(line, markup=False, soft_wrap=True)
+        if report.is_last and report.epoch < self._epochs:
+            line = f"stopped early: no better val {self._metric} since epoch {report.best_epoch}"
+            err.print(line, markup=False, soft_wrap=True)
 
     def __enter__(self) -> TrainProgress:
         if self._bar is not None:

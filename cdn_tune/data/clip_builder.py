@@ -56,7 +56,10 @@ def build_part(
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         file = os.open(staging / CLIPS, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.posix_fallocate(file, 0, size * len(videos))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, size * len(videos))  # a full disk is told now
+            else:
+                os.ftruncate(file, size * len(videos))
             _fill(file, size, videos, read, dtype, progress)
             os.fsync(file)
         finally:

@@ -55,6 +55,8 @@ def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON ({error.msg}); write a line as {ENTRY}") from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{where}: not usable JSON ({error}); write a line as {ENTRY}") from None
     if not isinstance(entry, dict):
         raise DataError(f"{where}: is a {type(entry).__name__}; write a line as {ENTRY}")
     for key, kind in (("video", str), ("duration", float), ("start", float), ("end", float), ("query", str)):
@@ -66,5 +68,8 @@ def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
             raise DataError(f"{where}: {key} is {value!r}; write a {'string' if kind is str else 'number'}")
     if not entry["video"].strip("/"):
         raise DataError(f"{where}: video is {entry['video']!r}; write its name in the feature file")
-    duration, start, end = (float(entry[key]) for key in ("duration", "start", "end"))
+    try:
+        duration, start, end = (float(entry[key]) for key in ("duration", "start", "end"))
+    except OverflowError:
+        raise DataError(f"{where}: a time is too large for a number; correct or remove the line") from None
     return annotate(path, str(count), entry["video"], duration, start, end, entry["query"])

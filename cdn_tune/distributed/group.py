@@ -6,6 +6,8 @@ import contextlib
 import shutil
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,12 @@ from cdn_tune.distributed.ray import (
 )
 from cdn_tune.errors import CdnTuneError, TrainingError
 from cdn_tune.training.launch import train_in
-from cdn_tune.training.report import EpochReport
+from cdn_tune.training.loop import never
+from cdn_tune.training.report import EpochReport, OnStep, StepReport, ignore
 
-CONTROLLER, REPORT, ERROR = "controller", "report", "error"
+CONTROLLER, REPORT, STEP, ERROR = "controller", "report", "step", "error"
+STOP = ".stop"  # a file in the trial's folder that asks its workers to stop
+_STEP_SECONDS = 0.25
 _POLL_SECONDS = 0.1
 _START_SECONDS = 60.0
 
@@ -70,9 +75,22 @@ class WorkerGroup:
         folder: The trial's folder, reachable from every worker's node.
         resources: Number of workers and what each occupies.
         max_failures: How often the group is restarted from its last checkpoint after a worker died.
+        on_step: Called with worker 0's steps, a few times a second at most, while a report is waited for.
+        stop: Asked while a report is waited for; once it says yes the workers save their state and end.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, resources: ResourcesConfig, max_failures: int = 0) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        resources: ResourcesConfig,
+        max_failures: int = 0,
+        on_step: OnStep | None = None,
+        stop: Callable[[], bool] = never,
+    ) -> None:
+        self._on_step, self._stop = on_step, stop
+        self._flag = folder / STOP
+        self._flag.unlink(missing_ok=True)
         self._scratch = folder / ".ray"
         self._queue = Queue(actor_options={"num_cpus": 0})
         self._controller: Any = None
@@ -88,6 +106,7 @@ class WorkerGroup:
                 "folder": str(folder),
                 "threads": resources.cpus_per_worker,
                 "queue": self._queue,
+                "steps": on_step is not None,
             },
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
@@ -114,6 +133,8 @@ class WorkerGroup:
         """
         while True:
             alive = self._thread.is_alive()
+            if self._stop() and not self._flag.exists():
+                self._flag.touch()
             try:
                 kind, content = self._queue.get(timeout=_POLL_SECONDS)
             except Empty:
@@ -124,6 +145,9 @@ class WorkerGroup:
                 return None
             if kind == CONTROLLER:
                 self._controller = content
+            elif kind == STEP:
+                if self._on_step is not None:
+                    self._on_step(StepReport(**content))
             elif kind == ERROR:
                 failure: CdnTuneError = content
                 raise failure
@@ -144,6 +168,7 @@ class WorkerGroup:
             self._thread.join(timeout=_POLL_SECONDS)
         if self._controller is not None:
             ray.kill(self._controller)
+        self._flag.unlink(missing_ok=True)
         self._queue.shutdown(force=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -173,9 +198,21 @@ def _work(config: dict[str, Any]) -> None:
     def report(done: EpochReport) -> None:
         queue.put((REPORT, done.plain()))
 
+    told = 0.0
+
+    def on_step(step: StepReport) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _STEP_SECONDS:
+            told = time.monotonic()
+            queue.put((STEP, asdict(step)))
+
     experiment = Experiment.model_validate(config["experiment"], strict=False)
     try:
-        train_in(experiment, Path(config["folder"]), report, threads=config["threads"])
+        steps = on_step if config["steps"] else ignore
+        folder = Path(config["folder"])
+        train_in(experiment, folder, report, steps, config["threads"], stop=(folder / STOP).exists)
+    except KeyboardInterrupt:  # asked to stop, and saved: no failure
+        return
     except CdnTuneError as error:  # would fail again: told before Ray counts it as a failure and starts over
         queue.put((ERROR, error))
         raise

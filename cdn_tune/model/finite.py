@@ -14,8 +14,11 @@ _SHOWN = 5
 
 
 def nonfinite_weights(model: nn.Module) -> list[str]:
-    """Returns the names of parameters and buffers that hold a NaN or an infinity, in the order of the model."""
-    return _names([*model.named_parameters(), *model.named_buffers()])
+    """Returns the names of parameters that hold a NaN or an infinity, in the order of the model; then of buffers.
+
+    Buffers of a model in training are left out: statistics take up what a forward pass made of other faults.
+    """
+    return _names([*model.named_parameters(), *(() if model.training else model.named_buffers())])
 
 
 def nonfinite_gradients(model: nn.Module) -> list[str]:

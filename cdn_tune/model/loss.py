@@ -30,7 +30,8 @@ def moment_loss(
 ) -> Tensor:
     """Returns the binary cross-entropy of moment scores against rescaled IoU.
 
-    Computed from logits in float32 at least, so that confident scores give no infinities.
+    As published, of the sigmoid scores, in float32 at least: logarithms end at -100, and a score that has rounded to 0
+    or 1 (logits beyond 17 in float32) passes no gradient back. Nothing becomes infinite.
 
     Args:
         logits: Logits [B, S, S]; invalid cells may hold anything finite.
@@ -46,7 +47,9 @@ def moment_loss(
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     target = scale_iou(iou_maps, min_iou, max_iou).to(dtype)
-    losses = functional.binary_cross_entropy_with_logits(logits.to(dtype), target, reduction="none")  # [B, S, S]
+    scores = torch.sigmoid(logits.to(dtype))  # [B, S, S]
+    losses = functional.binary_cross_entropy(scores.nan_to_num(nan=0.5), target, reduction="none")  # refuses NaN
+    losses = losses.masked_fill(scores.isnan(), torch.nan)  # which the loss is to show, not an exception
     per_sample = (losses * mask).sum(dim=(1, 2)) / mask.sum()  # [B]
     return _reduce(per_sample, weight, reduction)
 

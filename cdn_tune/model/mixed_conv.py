@@ -54,7 +54,8 @@ class Workspace(threading.local):
         size = math.prod(shape)
         if (name, dtype) not in self._buffers or len(self._buffers[name, dtype]) < size:
             self._buffers.pop((name, dtype), None)
-            self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
+            with torch.inference_mode(False):  # whoever comes next may train
+                self._buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
         return self._buffers[name, dtype][:size].view(shape)
 
     def clear(self) -> None:

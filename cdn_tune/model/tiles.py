@@ -42,6 +42,7 @@ def tiling(cells: Tensor, kernel: int, tile: tuple[int, int]) -> Tiling:
 
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)
 def _tiling(cells: bytes, size: int, kernel: int, tile: tuple[int, int]) -> Tiling:
     mask = torch.frombuffer(bytearray(cells), dtype=torch.bool).view(size, size)
     rows, columns = tile

@@ -40,6 +40,7 @@ class Transforms(NamedTuple):
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def transforms(kernel: int, tile: tuple[int, int]) -> Transforms:
     """Returns the transforms with which a K x K convolution yields tiles: output(kernel(w) * input(x)).
 

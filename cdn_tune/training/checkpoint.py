@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cdn_tune.model import CDN
 from cdn_tune.training.files import write_atomic
 
 FORMAT = 1
+DIGEST = "sha256"
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,44 @@ def build_model(experiment: Experiment) -> CDN:
         return CDN(experiment.model, experiment.data.feature_size, experiment.data.word_size)
 
 
-def save_checkpoint(path: Path, experiment: Experiment, content: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically.
+def save_checkpoint(path: Path, experiment: Experiment, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Writes a checkpoint atomically, with a digest of its content.
 
     Args:
         path: Where to.
         experiment: Stored beside the content.
         content: Tensors and plain values by name.
+        previous: Where the checkpoint that is replaced is kept; it goes if None.
 
     Raises:
         RunError: If it cannot be written.
     """
     whole = {"format": FORMAT, "cdn_tune": __version__, "experiment": experiment.plain(), **content}
-    write_atomic(path, lambda file: torch.save(whole, file))
+    whole[DIGEST] = digest(whole)
+    write_atomic(path, lambda file: torch.save(whole, file), previous)
+
+
+def digest(value: Any) -> str:
+    """Returns the SHA-256 of nested dicts, lists, tuples, tensors and plain values, in hexadecimal."""
+    found = hashlib.sha256()
+    _feed(found, value)
+    return found.hexdigest()
+
+
+def _feed(found: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        found.update(f"{value.dtype}{[*value.shape]}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            found.update(f"{key!r}:".encode())
+            _feed(found, item)
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)}[".encode())
+        for item in value:
+            _feed(found, item)
+    else:
+        found.update(repr(value).encode())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -87,6 +114,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: checkpoint format {found!r}, but this version of cdn-tune reads format {FORMAT}"
         )
+    if content.pop(DIGEST, None) != digest(content):
+        raise CheckpointError(f"{path}: damaged (its content does not match its digest); delete it, or use another one")
     return content
 
 

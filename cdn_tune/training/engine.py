@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -16,10 +18,9 @@ from cdn_tune.data.batches import Indices, epoch_batches, prefetch, shard
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import TrainingError
 from cdn_tune.model.finite import explain_nonfinite
-from cdn_tune.model.loss import attention_loss, moment_loss
-from cdn_tune.moments.temporal_map import iou_maps
+from cdn_tune.training.ema import Ema
+from cdn_tune.training.losses import losses
 from cdn_tune.training.optimiser import Schedule
-from cdn_tune.training.precision import autocast
 from cdn_tune.training.report import OnStep, StepReport
 from cdn_tune.training.world import World
 
@@ -37,6 +38,23 @@ class EpochTotals:
 
 
 @dataclass
+class EpochState:
+    """How far an epoch is; a checkpoint within the epoch keeps it.
+
+    Attributes:
+        step: Steps done.
+        sums: Loss, moment loss, attention loss (sums over this worker's queries) and queries [4], float64.
+        norms: Sum of gradient norms.
+        seconds: Time spent.
+    """
+
+    step: int = 0
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    norms: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
 class Engine:
     """What moves the weights of one trial, on one of its workers.
 
@@ -47,6 +65,10 @@ class Engine:
         schedule: Its learning rate.
         world: The trial's workers.
         dtype: Format of the forward pass.
+        scaler: Scales the loss where the format needs it.
+        micro_batch: Queries that this worker computes at once at most; None for its whole share of a batch.
+        ema: Running mean of the weights, if wanted.
+        between_steps: Called with the epoch's number and state after every step, all files in order; may raise.
     """
 
     experiment: Experiment
@@ -55,77 +77,111 @@ class Engine:
     schedule: Schedule
     world: World
     dtype: torch.dtype
+    scaler: torch.amp.GradScaler
+    micro_batch: int | None = None
+    ema: Ema | None = None
+    between_steps: Callable[[int, EpochState], None] | None = None
 
-    def run_epoch(self, dataset: MomentDataset, epoch: int, on_step: OnStep) -> EpochTotals:
-        """Trains one epoch.
+    def run_epoch(
+        self, dataset: MomentDataset, epoch: int, on_step: OnStep, state: EpochState | None = None
+    ) -> EpochTotals:
+        """Trains one epoch, or the rest of it.
 
         Args:
             dataset: The train split.
             epoch: Number of the epoch, from 1; with the seed it determines the order.
             on_step: Called after every optimiser step.
+            state: Where the epoch was left; its start if None.
 
         Raises:
             TrainingError: If the loss or the gradient is not finite.
         """
-        start = time.perf_counter()
+        state = state or EpochState()
+        start = time.perf_counter() - state.seconds
         batches = global_batches(len(dataset), self.experiment, epoch, self.world)
-        mine = [shard(batch, self.world.rank, self.world.size) for batch in batches]
-        # loss, moment loss, attention loss (sums over this worker's queries), queries
-        sums = torch.zeros(4, dtype=torch.float64)
-        norms = 0.0
+        left = batches[state.step :]
+        mine = [shard(batch, self.world.rank, self.world.size) for batch in left]
         self.model.train()
         with closing(prefetch(dataset, mine, pin=self.world.device.type == "cuda")) as loader:
-            for step, (whole, batch) in enumerate(zip(batches, loader, strict=True), start=1):
-                share = len(batch.indices) / len(whole)
-                parts, norm = self._step(batch, share * self.world.size)
-                if not (math.isfinite(norm) and bool(parts.isfinite().all())):
-                    raise TrainingError(self._not_finite(dataset, batch, epoch, step, parts, norm))
-                sums += torch.cat([parts * len(batch.indices), torch.tensor([len(batch.indices)])])
-                norms += norm
-                on_step(StepReport(epoch, step, len(batches), float(parts[0])))
-        sums = self.world.sum(sums.to(self.world.device)).cpu()
+            for whole, batch in zip(left, loader, strict=True):
+                parts, norm = self.step(batch, len(whole))
+                state.step += 1
+                if not self._is_fine(parts, norm):
+                    raise TrainingError(self._not_finite(dataset, batch, epoch, state.step, parts, norm))
+                state.sums += torch.cat([parts * len(batch.indices), torch.tensor([len(batch.indices)])])
+                state.norms += norm if math.isfinite(norm) else 0.0
+                state.seconds = time.perf_counter() - start
+                rate = float(state.sums[3]) * self.world.size / state.seconds
+                on_step(StepReport(epoch, state.step, len(batches), float(parts[0]), rate))
+                if self.between_steps is not None:
+                    self.between_steps(epoch, state)
+        sums = self.world.sum(state.sums.to(self.world.device)).cpu()
         loss, moment, attention = (sums[:3] / sums[3]).tolist()
         self.schedule.end_epoch(loss)
         seconds = time.perf_counter() - start
-        return EpochTotals(loss, moment, attention, norms / len(batches), int(sums[3]), seconds)
+        return EpochTotals(loss, moment, attention, state.norms / len(batches), int(sums[3]), seconds)
 
-    def _step(self, batch: Batch, weight: float) -> tuple[torch.Tensor, float]:
+    def step(self, batch: Batch, size: int) -> tuple[torch.Tensor, float]:
         """Makes one optimiser step.
 
         Args:
             batch: This worker's share of the global batch.
-            weight: What its mean loss counts, relative to the mean over workers.
+            size: Queries in the global batch.
 
         Returns:
-            Loss, moment loss and attention loss [3] in float64 on the CPU, and the gradient norm before clipping.
+            Loss, moment loss and attention loss [3] of the share in float64 on the CPU, and the norm of the gradient
+            before clipping.
         """
-        loss_config = self.experiment.loss
-        batch = batch.to(self.world.device)
-        targets = iou_maps(batch.durations, batch.moments, self.experiment.model.clips)  # [B, S, S]
-        with autocast(self.world.device, self.dtype):
-            output = self.model(batch.visual, batch.words, batch.word_mask)
-        moment = moment_loss(
-            output.logits.float(), targets.float(), output.mask, loss_config.min_iou, loss_config.max_iou
-        )
-        if output.attention is None:
-            attention = moment.new_zeros(())
-        else:
-            attention = attention_loss(output.attention.float(), loss_config.attention_lambda)
-        loss = moment + loss_config.attention_beta * attention
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss * weight)
+        device = self.world.device
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        pieces = self._pieces(batch, size)
+        for number, piece in enumerate(pieces, start=1):
+            with self._keep_to_myself(number < len(pieces)):
+                parts = losses(self.model, piece.to(device), self.experiment, self.dtype)
+                # Workers' gradients are averaged: each query then counts 1 / size, whatever its worker and piece.
+                weight = len(piece.indices) * self.world.size / size
+                torch.autograd.backward(self.scaler.scale(parts[0] * weight))
+            sums += parts.detach() * (len(piece.indices) / len(batch.indices))
+        self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip_norm)
-        if bool(norm.isfinite()):
-            self.optimiser.step()
+        if self.scaler.is_enabled() or bool(norm.isfinite()):
+            self.scaler.step(self.optimiser)  # leaves out a step whose scaled gradient overflowed
+            self.scaler.update()
             self.schedule.step()
-        return torch.stack([loss, moment, attention]).detach().double().cpu(), float(norm)
+            if self.ema is not None:
+                self.ema.update(getattr(self.model, "module", self.model))
+        return sums.cpu(), float(norm)
+
+    def _pieces(self, batch: Batch, size: int) -> list[Batch]:
+        """Cuts a share into micro-batches: as many on every worker, because workers normalise each together."""
+        if self.micro_batch is None:
+            return [batch]
+        largest, smallest = -(-size // self.world.size), size // self.world.size  # shares
+        count = min(-(-largest // self.micro_batch), smallest)
+        if count == 1:
+            return [batch]
+        parts = np.array_split(np.arange(len(batch.indices)), count)
+        cut = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+        return [Batch(**{name.name: getattr(batch, name.name)[part] for name in fields(Batch)}) for part in cut]
+
+    def _keep_to_myself(self, more: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged over workers with the last micro-batch alone."""
+        no_sync = getattr(self.model, "no_sync", None)
+        context: AbstractContextManager[None] = no_sync() if more and no_sync is not None else nullcontext()
+        return context
+
+    def _is_fine(self, parts: torch.Tensor, norm: float) -> bool:
+        return bool(parts.isfinite().all()) and (math.isfinite(norm) or self.scaler.is_enabled())
 
     def _not_finite(
         self, dataset: MomentDataset, batch: Batch, epoch: int, step: int, parts: torch.Tensor, norm: float
     ) -> str:
         ids = [dataset.annotations[index].id for index in batch.indices.tolist()]
         model = getattr(self.model, "module", self.model)
-        cause = explain_nonfinite(model, batch.visual, batch.words, ids)
+        videos = [dataset.annotations[index].video for index in batch.indices.tolist()]
+        names = [f"{video} ({annotation})" for video, annotation in zip(videos, ids, strict=True)]
+        cause = explain_nonfinite(model, batch.visual, batch.words, names)
         shown = ", ".join(ids[:8]) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
         what = f"loss {float(parts[0])}" if not math.isfinite(float(parts[0])) else f"gradient norm {norm}"
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from cdn_tune.config import EvalConfig, recall_name
@@ -39,8 +40,9 @@ def evaluate_split(
     config: EvalConfig,
     world: World | None = None,
     dtype: torch.dtype = torch.float32,
+    queries: int | None = None,
 ) -> SplitResult:
-    """Evaluates a model on every query of a split, each exactly once whatever the number of workers.
+    """Evaluates a model on the queries of a split, each exactly once whatever the number of workers.
 
     Args:
         model: Put into eval mode for the duration.
@@ -48,6 +50,7 @@ def evaluate_split(
         config: Recalls, IoUs, NMS threshold, queries at once.
         world: The workers that share the queries.
         dtype: Format in which the model computes.
+        queries: How many queries, evenly spread over the split; all if None.
 
     Returns:
         The same result on every worker.
@@ -58,7 +61,9 @@ def evaluate_split(
     world = world or World()
     was_training = model.training
     model.eval()
-    batches = sequential_batches(len(dataset), config.batch_size)
+    count = min(queries or len(dataset), len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
+    batches = [chosen[batch] for batch in sequential_batches(count, config.batch_size)]
     mine = [part for part in (shard(batch, world.rank, world.size) for batch in batches) if len(part)]
     limit = max(config.recalls)
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -68,7 +73,8 @@ def evaluate_split(
             with autocast(world.device, dtype):
                 output = model(batch.visual, batch.words, batch.word_mask)
             if not bool(output.logits.isfinite().all()):
-                names = [dataset.annotations[index].id for index in loaded.indices.tolist()]
+                items = [dataset.annotations[index] for index in loaded.indices.tolist()]
+                names = [f"{item.video} ({item.id})" for item in items]
                 reason = explain_nonfinite(model, loaded.visual, loaded.words, names)
                 raise TrainingError(f"scores are not finite: {reason or 'weights or inputs are too large'}")
             scores = torch.sigmoid(output.logits.float())
@@ -79,7 +85,7 @@ def evaluate_split(
     position = torch.cat([part[0] for part in parts]).argsort()
     top = torch.cat([part[1] for part in parts])[position]
     top_scores = torch.cat([part[2] for part in parts])[position]
-    metrics = measure(top, dataset.moments, config.recalls, config.ious)
+    metrics = measure(top, dataset.moments[torch.from_numpy(chosen)], config.recalls, config.ious)
     return SplitResult(name_metrics(metrics, config), top, top_scores)
 
 

@@ -15,12 +15,13 @@ from cdn_tune.errors import RunError
 _FULL = 64 << 20  # below so many free bytes a failed write is put down to the disk
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
     """Writes a file so that a reader sees the old one or the new one, never a part.
 
     Args:
         path: Final name; its folder is created.
         write: Called with the open temporary file.
+        previous: New name of the old file, in the same folder; a reader may find the old one there alone.
 
     Raises:
         RunError: If the file cannot be written (folder not writable, disk full).
@@ -33,6 +34,8 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                path.replace(previous)
             temporary.replace(path)
             sync_folder(path.parent)
     except RunError:

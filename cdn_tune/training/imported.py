@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from cdn_tune.config import Experiment, override
+from cdn_tune.data.files import sha256
 from cdn_tune.data.fingerprint import is_planted
-from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError
+from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, RunError
 from cdn_tune.model.published import from_published
 from cdn_tune.training.checkpoint import save_checkpoint
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.manifest import describe_run
-from cdn_tune.training.run_folder import EXPERIMENT, claim, locked
+from cdn_tune.training.run_folder import EXPERIMENT, claim, locked, read_manifest
 
 _PROPOSALS = {"pool": "SparsePropMaxPool", "conv": "SparsePropConv"}
 
@@ -37,11 +38,18 @@ def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
         ConfigError: If the experiment has a switch that the published model lacks.
         RunError: If the folder is in use or holds something else.
     """
-    model = from_published(read_state(path), published_settings(experiment))
-    changed = {"model": model.config.model_dump(mode="json")}
+    try:
+        model = from_published(read_state(path), published_settings(experiment))
+    except CheckpointError as error:
+        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
+    data = {**experiment.plain()["data"], "tokenizer": "legacy", "resampling": "legacy"}  # as it was trained
+    changed = {"model": model.config.model_dump(mode="json"), "data": data}
     imported = override({**experiment.plain(), **changed}, {}, str(path))
     with locked(run):
-        manifest = {**describe_run("train", imported, {}), "imported_from": path.name}
+        source = {"name": path.name, "sha256": sha256(path)}
+        if (run / BEST).exists() and read_manifest(run).get("imported_from") != source:
+            raise RunError(f"{run}: holds another checkpoint; choose another --out folder")
+        manifest = {**describe_run("train", imported, {}), "imported_from": source}
         claim(run, manifest, {EXPERIMENT: imported.plain()})
         content = {"model": model.state_dict(), "epoch": 0, "val": {}, "planted": _planted(imported)}
         save_checkpoint(run / BEST, imported, content)
@@ -61,14 +69,21 @@ def read_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise CheckpointError(f"{path}: cannot be read as plain tensors, so it is not opened ({reason})") from None
+        unsafe = "Weights only" in str(error)
+        reason = "it holds more than tensors" if unsafe else "it is damaged, or no checkpoint"
+        raise CheckpointError(
+            f"{path}: cannot be read as plain tensors ({reason}); save its state_dict with torch.save, and import that"
+        ) from None
     state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    tensors = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+    if not tensors:
         raise CheckpointError(
             f"{path}: holds no state: a mapping of names to tensors, bare or under 'model', is expected"
         )
-    return state
+    found: dict[str, Any] = state
+    return found
 
 
 def published_settings(experiment: Experiment) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""The training loop: one trial, from the first epoch or from where it was left."""
+"""The training loop: one trial, from the first step or from where it was left."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +15,27 @@ from torch.nn.parallel import DistributedDataParallel
 from cdn_tune.config import Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset
-from cdn_tune.errors import CheckpointError, ConfigError
+from cdn_tune.errors import ConfigError
 from cdn_tune.model import CDN
-from cdn_tune.training.checkpoint import build_model, load_weights, read_checkpoint, save_checkpoint
-from cdn_tune.training.engine import Engine, global_batches
+from cdn_tune.training.checkpoint import build_model
+from cdn_tune.training.ema import Ema
+from cdn_tune.training.engine import Engine, EpochState, EpochTotals, global_batches
 from cdn_tune.training.evaluation import evaluate_split
+from cdn_tune.training.memory import peak_bytes
+from cdn_tune.training.micro_batch import choose_micro_batch
 from cdn_tune.training.optimiser import Schedule, build_optimiser
+from cdn_tune.training.pictures import captions, draw
 from cdn_tune.training.precision import resolve_precision
 from cdn_tune.training.records import Records
 from cdn_tune.training.report import EpochReport, OnStep, Report, ignore
+from cdn_tune.training.state import BEST, LAST, Progress, TrialState
 from cdn_tune.training.world import World, this_world
+from cdn_tune.training.writer import Writer
 
-LAST = Path("checkpoints/last.pt")
-BEST = Path("checkpoints/best.pt")
+__all__ = ["BEST", "LAST", "TrainResult", "train"]
+
+_PROMPT = 0.5  # seconds that an epoch's report waits for its checkpoint before the next epoch begins
+_SHARED_CLOCK = 10  # steps after which several workers agree whether to save or stop
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class TrainResult:
     Attributes:
         best_value: Best val metric.
         best_epoch: Its epoch.
-        epochs_run: Epochs trained by this call; 0 if the trial was already finished.
+        epochs_run: Epochs finished by this call; 0 if the trial was already finished.
     """
 
     best_value: float
@@ -46,26 +53,9 @@ class TrainResult:
     epochs_run: int
 
 
-@dataclass
-class _Progress:
-    """Where a trial stands."""
-
-    history: list[EpochReport] = field(default_factory=list)
-
-    @property
-    def epoch(self) -> int:
-        """The last finished epoch; 0 before the first."""
-        return len(self.history)
-
-    @property
-    def best_value(self) -> float:
-        """Best val metric so far; below every metric before the first epoch."""
-        return self.history[-1].best_value if self.history else -1.0
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch of that."""
-        return self.history[-1].best_epoch if self.history else 0
+def never() -> bool:
+    """Nobody asks a training to stop."""
+    return False
 
 
 def train(
@@ -75,11 +65,13 @@ def train(
     splits: Mapping[Split, MomentDataset],
     on_step: OnStep = ignore,
     planted: bool = False,
+    stop: Callable[[], bool] = never,
 ) -> TrainResult:
     """Trains one trial; called on every one of its workers.
 
-    Files in `folder`: ``checkpoints/last.pt`` (to go on exactly), ``checkpoints/best.pt`` (the model of the best
-    epoch on val), ``metrics.jsonl`` and TensorBoard events. A trial whose ``last.pt`` exists goes on after its epoch.
+    Files in `folder`: ``checkpoints/last.pt`` (to go on exactly) and ``previous.pt`` (the one before),
+    ``checkpoints/best.pt`` (the model of the best epoch on val), ``metrics.jsonl`` and TensorBoard events. A trial
+    whose ``last.pt`` exists goes on from there.
 
     Args:
         experiment: What to train.
@@ -89,10 +81,13 @@ def train(
         splits: The train and val splits.
         on_step: Called by worker 0 after every optimiser step.
         planted: Whether the data are planted; recorded in the checkpoints.
+        stop: Asked after every step, with several workers after every tenth; once it says yes on worker 0 the state is
+            saved and `KeyboardInterrupt` raised.
 
     Raises:
         TrainingError: If the loss is not finite.
-        CheckpointError: If the folder's checkpoint is damaged or of another experiment.
+        CheckpointError: If the folder's checkpoints are damaged or of another experiment.
+        KeyboardInterrupt: If `stop` said so.
     """
     world = this_world()
     if world.is_main:
@@ -100,48 +95,129 @@ def train(
             left.unlink()
     _check_sizes(experiment, splits, world)
     seed_everything(experiment.seed, world.rank)
+    if experiment.train.tf32:
+        torch.set_float32_matmul_precision("high")
     dtype = resolve_precision(experiment.train.precision, world.device)
     model = build_model(experiment).to(world.device)
+    ema = Ema(model, experiment.train.ema) if experiment.train.ema else None
     optimiser = build_optimiser(model, experiment.optim)
     steps = len(global_batches(len(splits["train"]), experiment, 1, world))
     schedule = Schedule(optimiser, experiment.optim, steps * experiment.train.epochs)
-    progress = _resume(experiment, folder, model, optimiser, schedule, world)
-    engine = Engine(experiment, _wrap(model, experiment, world), optimiser, schedule, world, dtype)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+    state = TrialState(experiment, folder, model, optimiser, schedule, scaler, ema, world, planted)
+    micro_batch = choose_micro_batch(experiment, model, splits["train"], world, dtype)
+    progress = state.resume()
     first = progress.epoch
-    on_step = on_step if world.is_main else ignore
-    with Records(folder, progress.history, enabled=world.is_main) as records:
+    wrapped = _wrap(model, experiment, world)
+    engine = Engine(experiment, wrapped, optimiser, schedule, world, dtype, scaler, micro_batch, ema)
+    with Records(folder, progress.history, enabled=world.is_main) as records, Writer() as writer:
+        _Training(engine, state, progress, splits, records, writer, report, stop).run(
+            on_step if world.is_main else ignore
+        )
         if world.is_main:
-            for past in progress.history:
-                report(past)
-        for epoch in range(first + 1, experiment.train.epochs + 1):
-            totals = engine.run_epoch(splits["train"], epoch, on_step)
-            start = time.perf_counter()
-            val = evaluate_split(model, splits["val"], experiment.eval, world, dtype).metrics
-            value = val[experiment.eval.metric]
-            improved = value > progress.best_value
-            done = EpochReport(
-                epoch=epoch,
-                epochs=experiment.train.epochs,
-                loss=totals.loss,
-                moment_loss=totals.moment_loss,
-                attention_loss=totals.attention_loss,
-                learning_rate=schedule.learning_rate,
-                gradient_norm=totals.gradient_norm,
-                samples_per_second=totals.queries / totals.seconds,
-                train_seconds=totals.seconds,
-                val_seconds=time.perf_counter() - start,
-                val=val,
-                value=value,
-                best_value=value if improved else progress.best_value,
-                best_epoch=epoch if improved else progress.best_epoch,
-            )
-            progress.history.append(done)
-            _save(experiment, folder, model, optimiser, schedule, progress, world, planted)
-            if world.is_main:
-                records.write(done)
-                report(done)
+            records.hparams(experiment, progress.best_value, progress.best_epoch)
     world.barrier()
     return TrainResult(progress.best_value, progress.best_epoch, progress.epoch - first)
+
+
+@dataclass
+class _Training:
+    """A trial under way."""
+
+    engine: Engine
+    state: TrialState
+    progress: Progress
+    splits: Mapping[Split, MomentDataset]
+    records: Records
+    writer: Writer
+    report: Report
+    stop: Callable[[], bool]
+    untold: EpochReport | None = None  # its checkpoint is being written
+    saved: float = field(default_factory=time.monotonic)
+
+    def run(self, on_step: OnStep) -> None:
+        """Trains to the last epoch."""
+        world = self.state.world
+        if world.is_main:
+            for past in self.progress.history:
+                self.report(past)
+        self.engine.between_steps = self._between_steps
+        while not self.progress.is_finished:
+            epoch, within = self.progress.epoch + 1, self.progress.within
+            totals = self.engine.run_epoch(self.splits["train"], epoch, on_step, within)
+            self.progress.within = None
+            done = self._evaluate(epoch, totals)
+            self.progress.history.append(done)
+            self._save()
+            self.untold = done if world.is_main else None
+            self._tell(_PROMPT)
+            if not self.progress.is_finished and world.gather(self.stop())[0]:
+                self._interrupt()
+        self._tell()
+
+    def _evaluate(self, epoch: int, totals: EpochTotals) -> EpochReport:
+        """Evaluates on val, if it is time to, and returns the epoch's report."""
+        start = time.perf_counter()
+        experiment, world = self.state.experiment, self.state.world
+        settings, model, dataset = experiment.train, self.state.evaluated, self.splits["val"]
+        val: dict[str, float] = {}
+        if (epoch - 1) % settings.eval_every == 0 or epoch == settings.epochs:
+            result = evaluate_split(model, dataset, experiment.eval, world, self.engine.dtype, settings.eval_queries)
+            val = result.metrics
+        history = self.progress.history
+        value = val[experiment.eval.metric] if val else history[-1].value
+        improved = bool(val) and value > self.progress.best_value
+        best_epoch = epoch if improved else self.progress.best_epoch
+        epochs = epoch if 0 < settings.patience <= epoch - best_epoch else settings.epochs
+        if world.is_main and (improved or epoch == epochs):
+            drawn = draw(model, dataset, world.device, self.engine.dtype)
+            self.records.pictures(epoch, drawn, captions(dataset))
+        return EpochReport(
+            epoch=epoch,
+            epochs=epochs,
+            loss=totals.loss,
+            moment_loss=totals.moment_loss,
+            attention_loss=totals.attention_loss,
+            learning_rate=self.engine.schedule.learning_rate,
+            gradient_norm=totals.gradient_norm,
+            samples_per_second=totals.queries / totals.seconds,
+            train_seconds=totals.seconds,
+            val_seconds=time.perf_counter() - start,
+            val=val,
+            value=value,
+            best_value=value if improved else self.progress.best_value,
+            best_epoch=best_epoch,
+            peak_bytes=peak_bytes(world.device),
+        )
+
+    def _between_steps(self, _epoch: int, within: EpochState) -> None:
+        self._tell(0)
+        world, minutes = self.state.world, self.state.experiment.train.checkpoint_minutes
+        if world.size > 1 and within.step % _SHARED_CLOCK:
+            return
+        due = minutes > 0 and time.monotonic() - self.saved >= 60 * minutes
+        stop, due = world.gather((self.stop(), due))[0]
+        if stop or due:
+            self._save(within)
+        if stop:
+            self._interrupt()
+
+    def _save(self, within: EpochState | None = None) -> None:
+        """Copies the state and has it written meanwhile."""
+        self._tell()
+        self.writer.submit(self.state.prepare_save(self.progress, within))
+        self.saved = time.monotonic()
+
+    def _tell(self, seconds: float | None = None) -> None:
+        """Reports the last epoch if its checkpoint is on disk; waits for that so long, or as long as it takes."""
+        if self.writer.wait(seconds) and self.untold is not None:
+            done, self.untold = self.untold, None
+            self.records.write(done)
+            self.report(done)
+
+    def _interrupt(self) -> None:
+        self._tell()
+        raise KeyboardInterrupt
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
@@ -164,67 +240,3 @@ def _wrap(model: CDN, experiment: Experiment, world: World) -> torch.nn.Module:
         # Batch statistics are the global batch's (model/norm.py): there are no buffers to broadcast.
         wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     return torch.compile(wrapped) if experiment.train.compile else wrapped  # type: ignore[return-value]
-
-
-def _save(
-    experiment: Experiment,
-    folder: Path,
-    model: CDN,
-    optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
-    progress: _Progress,
-    world: World,
-    planted: bool,
-) -> None:
-    """Writes `best` if the epoch is the best so far, then `last`: a trial taken up again never lacks its best."""
-    generators = world.gather(_generator_state(world))
-    if not world.is_main:
-        return
-    weights = model.state_dict()
-    if progress.best_epoch == progress.epoch:
-        best = {"model": weights, "epoch": progress.epoch, "val": progress.history[-1].val, "planted": planted}
-        save_checkpoint(folder / BEST, experiment, best)
-    last: dict[str, Any] = {
-        "model": weights,
-        "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
-        "generators": generators,
-        "history": [report.plain() for report in progress.history],
-    }
-    save_checkpoint(folder / LAST, experiment, last)
-
-
-def _resume(
-    experiment: Experiment,
-    folder: Path,
-    model: CDN,
-    optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
-    world: World,
-) -> _Progress:
-    path = folder / LAST
-    if not path.exists():
-        return _Progress()
-    content = read_checkpoint(path)
-    if content["experiment"] != experiment.plain():
-        raise CheckpointError(f"{path}: belongs to another experiment; choose another folder")
-    load_weights(model, content["model"], path)
-    optimiser.load_state_dict(content["optimiser"])
-    schedule.load_state_dict(content["schedule"])
-    generators = content["generators"]
-    if len(generators) == world.size:
-        _restore_generators(generators[world.rank], world)
-    return _Progress([EpochReport(**report) for report in content["history"]])
-
-
-def _generator_state(world: World) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(world.device)
-    return state
-
-
-def _restore_generators(state: dict[str, torch.Tensor], world: World) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and world.device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], world.device)

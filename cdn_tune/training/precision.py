@@ -11,12 +11,12 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Returns the format in which the model computes; weights and losses stay float32.
 
     Args:
-        name: ``auto``, ``fp32`` or ``bf16``.
+        name: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         device: Where the model computes.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:

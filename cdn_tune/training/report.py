@@ -13,7 +13,7 @@ class EpochReport:
 
     Attributes:
         epoch: Number of the epoch, from 1.
-        epochs: Epochs in all.
+        epochs: Epochs in all: this one's number, when patience has ended the training.
         loss: Training loss, mean over queries: moment + β attention.
         moment_loss: Its scaled-IoU cross-entropy part.
         attention_loss: Its attention-diversity part, unweighted.
@@ -22,10 +22,11 @@ class EpochReport:
         samples_per_second: Training queries per second, all workers together.
         train_seconds: Duration of the training part.
         val_seconds: Duration of the evaluation on val.
-        val: Metrics on the val split, by name.
-        value: The val metric that chooses epochs and trials.
+        val: Metrics on the val split, by name; empty in an epoch after which val was not evaluated.
+        value: The val metric that chooses epochs and trials; in such an epoch, the last one measured.
         best_value: Its best so far.
         best_epoch: The epoch of that.
+        peak_bytes: Most memory that worker 0 has occupied: of its GPU, else of its process.
     """
 
     epoch: int
@@ -42,6 +43,12 @@ class EpochReport:
     value: float
     best_value: float
     best_epoch: int
+    peak_bytes: int = 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether training ends with this epoch."""
+        return self.epoch >= self.epochs
 
     def plain(self) -> dict[str, Any]:
         """Returns the report as a plain dict, ready for JSON."""
@@ -60,12 +67,14 @@ class StepReport:
         step: Step within the epoch, from 1.
         steps: Steps per epoch.
         loss: Training loss of the step's batch on this worker.
+        samples_per_second: Training queries per second in this epoch, all workers together.
     """
 
     epoch: int
     step: int
     steps: int
     loss: float
+    samples_per_second: float = 0.0
 
 
 OnStep = Callable[[StepReport], None]

@@ -82,3 +82,11 @@ def test_plant_with_a_preset_and_an_option_of_its_own(tmp_path: Path) -> None:
     options = json.loads((tmp_path / "planted.json").read_text())["options"]
     assert (options["distractors"], options["snr"]) == (1, 0.7)
     assert RUN.invoke(app, ["data", "plant", str(tmp_path), "--preset", "hard"]).exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000])
+def test_a_name_too_long_is_one_line(name: str) -> None:
+    for command in (["data", "doctor", name], ["train", name], ["evaluate", name], ["data", "plant", name]):
+        result = RUN.invoke(app, command)
+        assert result.exit_code == 2, (command, result.output)
+        assert "internal error" not in result.output

@@ -1,5 +1,8 @@
 """Several workers: the same training as one, the same evaluation, errors with their reason, nothing left behind."""
 
+import contextlib
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,41 @@ def test_an_error_on_a_worker_is_told_once_and_not_retried(tiny: Tiny, tmp_path:
     finally:
         group.stop()
         group.stop()  # twice does no harm
+
+
+def train_workers() -> list[int]:
+    """Process ids of the session's Ray Train workers: children of the raylet that this process has started."""
+    from cdn_tune.distributed.ray import ray
+
+    raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == raylet and "RayTrainWorker" in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_costs_no_epoch(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**{"train.epochs": 6, "model.map.mixing_dropout": 0.0})
+    whole: list[EpochReport] = []
+    train_in(experiment, tmp_path / "one", whole.append)
+    killed: list[int] = []
+    group = WorkerGroup(experiment, tmp_path / "two", ResourcesConfig(workers=2), max_failures=2)
+    told: dict[int, float] = {}
+    try:
+        while (report := group.next_report()) is not None:
+            told[report["epoch"]] = report["loss"]
+            if report["epoch"] == 2 and not killed:
+                killed = train_workers()
+                os.kill(killed[0], signal.SIGKILL)
+    finally:
+        group.stop()
+    assert len(killed) == 2
+    assert list(told) == [1, 2, 3, 4, 5, 6]
+    assert list(told.values()) == pytest.approx([report.loss for report in whole], rel=1e-4)
 
 
 @pytest.mark.parametrize(

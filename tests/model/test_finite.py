@@ -35,6 +35,7 @@ def test_weights_statistics_and_gradients_are_named() -> None:
     assert model[0].bias.grad is not None
     model[0].bias.grad[0] = math.nan
     assert explain_nonfinite(model, *inputs(), NAMES) == "gradients of 0.bias are not finite (NaN or infinite)"
+    model.eval()
     model[1].running_var[0] = math.inf
     assert explain_nonfinite(model, *inputs(), NAMES) == "weights of 1.running_var are not finite (NaN or infinite)"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdn_tune.config import Experiment
-from cdn_tune.errors import CheckpointError, ConfigError
+from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.final import evaluate_run
 from cdn_tune.model import CDN
 from cdn_tune.model.published import published_names
@@ -86,3 +86,23 @@ def test_files_are_opened_without_running_code(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(CheckpointError, match=told):
             read_state(Path(name))
     assert not Path("pwned").exists()
+
+
+def test_another_checkpoint_is_not_written_over_the_first(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**PUBLISHED_WIDTH)
+    state = published_state(build_model(experiment))
+    torch.save(state, tmp_path / "one.pt")
+    torch.save({**state, "pred_layer.bias": torch.ones(1)}, tmp_path / "two.pt")
+    imported = import_weights(tmp_path / "one.pt", experiment, tmp_path / "run")
+    assert (imported.data.tokenizer, imported.data.resampling) == ("legacy", "legacy")
+    before = (tmp_path / "run" / BEST).read_bytes()
+    import_weights(tmp_path / "one.pt", experiment, tmp_path / "run")
+    with pytest.raises(RunError, match="holds another checkpoint"):
+        import_weights(tmp_path / "two.pt", experiment, tmp_path / "run")
+    assert (tmp_path / "run" / BEST).read_bytes() == before
+
+
+def test_what_is_no_state_is_told(tmp_path: Path) -> None:
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pt")
+    with pytest.raises(CheckpointError, match=r"numbers\.pt: holds no state"):
+        read_state(tmp_path / "numbers.pt")

@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cdn_tune.config import DataConfig
 from cdn_tune.data.doctor.annotations import check_annotations, check_overlap
 from cdn_tune.data.doctor.features import Progress, check_features
 from cdn_tune.data.doctor.recognise import edition, recognise
 from cdn_tune.data.doctor.report import Finding, Report
 from cdn_tune.data.doctor.words import check_words, find_vectors
-from cdn_tune.data.files import locate
+from cdn_tune.data.files import is_remote, locate, remote_file
 from cdn_tune.data.fingerprint import PLANTED_MARKER
 from cdn_tune.data.layouts import LAYOUTS, layout_of
+from cdn_tune.data.splits import held_out
 from cdn_tune.errors import DataError
 
+VAL_FRACTION: float = DataConfig.model_fields["val_fraction"].default
 _ORDER = ("error", "warning", "info")
 
 
@@ -63,6 +66,10 @@ def examine(
     if variant is not None:  # the published files are meant to be as they are
         findings = [_as_published(finding) for finding in findings]
     findings += check_overlap(found[0], usable)
+    videos = {item.video for item in usable.get("train", ())}
+    if not usable.get("val") and not held_out(videos, VAL_FRACTION):
+        what = f"{len(videos)} training videos are too few to hold out a val split of {VAL_FRACTION:.0%}"
+        findings.append(Finding("error", "splits", what, "add videos, or train with a larger data.val_fraction"))
     feature_facts: dict[str, Any] = {}
     path = _feature_file(root, features, layout.features)
     if path is None:
@@ -114,5 +121,7 @@ def _as_published(finding: Finding) -> Finding:
 
 
 def _feature_file(root: Path, given: str | None, usual: tuple[str, ...]) -> Path | None:
+    if given and is_remote(given):
+        return remote_file(given, "--features")
     paths = [locate(root, given)] if given else [root / name for name in usual]
     return next((path for path in paths if path.is_file()), None)

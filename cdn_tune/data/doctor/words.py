@@ -53,6 +53,9 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
         counts.update({token: count * len(ids) for token, count in Counter(tokens).items()})
         if not any(token in vectors.stoi for token in tokens):
             without += ids
+    broken = [
+        token for token in counts if token in vectors.stoi and not vectors.vectors[vectors.stoi[token]].isfinite().all()
+    ]
     unknown = {token: count for token, count in counts.most_common() if token not in vectors.stoi}
     total = max(sum(counts.values()), 1)
     coverage = 1 - sum(unknown.values()) / total
@@ -65,6 +68,10 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
         "unknown": unknown,
     }
     findings = []
+    if broken:
+        what = f"words of the queries whose vector in {path.name} is not finite"
+        remedy = "correct these lines, or download the file again"
+        findings.append(Finding("error", "words", what, remedy, len(broken), tuple(broken[:EXAMPLES])))
     if without:
         what = f"queries none of whose words has a vector in {path.name}"
         remedy = "correct or remove them, or set data.word_vectors to a file that covers them"

@@ -1,0 +1,41 @@
+"""Ctrl-C: once to stop in order, twice to leave at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from cdn_tune.console.output import err
+
+
+class GentleStop:
+    """While it is entered, the first interrupt only asks to stop; the second raises `KeyboardInterrupt`.
+
+    In any thread but the main one it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: signal.Handlers | object = None
+
+    def __call__(self) -> bool:
+        """Returns whether somebody has asked to stop."""
+        return self._asked
+
+    def __enter__(self) -> GentleStop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)  # type: ignore[arg-type]
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        err.print("stopping after this step, with a checkpoint; Ctrl-C again leaves at once", style="yellow")

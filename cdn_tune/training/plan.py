@@ -1,0 +1,196 @@
+"""What a trial will take: sizes, steps, memory, and hours told from a few measured steps. Writes no file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import cycle, islice
+from statistics import median
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from cdn_tune.config import Experiment
+from cdn_tune.data.annotations import Split
+from cdn_tune.data.batches import epoch_batches, prefetch
+from cdn_tune.data.dataset import Batch, MomentDataset
+from cdn_tune.model import CDN
+from cdn_tune.model.loss import attention_loss, moment_loss
+from cdn_tune.moments.temporal_map import iou_maps
+from cdn_tune.training.checkpoint import build_model
+from cdn_tune.training.evaluation import evaluate_split
+from cdn_tune.training.memory import MemoryEstimate, available_bytes, estimate, fit_micro_batch, peak_bytes
+from cdn_tune.training.optimiser import build_optimiser
+from cdn_tune.training.precision import autocast, resolve_precision
+from cdn_tune.training.world import this_world
+
+_LEAST = 2  # measured steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trial will take on one worker.
+
+    Attributes:
+        device: Where it was measured.
+        dtype: Format of the forward pass.
+        parameters: Number of the model's parameters.
+        memory: The estimate.
+        available_bytes: Memory there was before anything of the trial was built.
+        peak_bytes: Most memory in use while it was measured.
+        batch: Queries of a step.
+        micro_batch: Queries computed at once.
+        queries: Of each split.
+        videos: Of each split.
+        steps_per_epoch: Optimiser steps.
+        total_steps: Optimiser steps in all epochs.
+        measured_steps: How many steps the times were told from.
+        seconds_per_step: Median of the measured steps, their batches assembled meanwhile.
+        val_seconds: Of one evaluation of val, told from a few queries.
+        seconds_per_epoch: Its steps, and its share of the evaluations.
+        seconds: All epochs.
+        checkpoint_bytes: Most that the trial's checkpoints occupy on disk.
+    """
+
+    device: str
+    dtype: str
+    parameters: int
+    memory: MemoryEstimate
+    available_bytes: int
+    peak_bytes: int
+    batch: int
+    micro_batch: int
+    queries: Mapping[Split, int]
+    videos: Mapping[Split, int]
+    steps_per_epoch: int
+    total_steps: int
+    measured_steps: int
+    seconds_per_step: float
+    val_seconds: float
+    seconds_per_epoch: float
+    seconds: float
+    checkpoint_bytes: int
+
+
+def make_plan(experiment: Experiment, splits: Mapping[Split, MomentDataset], measured_steps: int = 3) -> Plan:
+    """Plans a trial: builds it, makes a few real steps with it, and forgets it.
+
+    Args:
+        experiment: The trial.
+        splits: Its train and val splits.
+        measured_steps: Steps to measure, two at least, after one that is not counted.
+
+    Raises:
+        TrainingError: If not even one query at once fits into memory.
+    """
+    settings, train, val = experiment.train, splits["train"], splits["val"]
+    device = this_world().device
+    dtype = resolve_precision(settings.precision, device)
+    memory, available = estimate(experiment, dtype, device), available_bytes(device)
+    model = build_model(experiment).to(device)
+    trial = _Trial(experiment, model, build_optimiser(model, experiment.optim), train, device, dtype)
+    batches = epoch_batches(len(train), settings.batch_size, experiment.seed, epoch=1)
+    batch = len(batches[0])
+    wanted = settings.micro_batch
+    micro_batch = fit_micro_batch(batch, memory, available, trial.attempt) if wanted == "auto" else min(wanted, batch)
+    seconds = trial.time_steps(max(measured_steps, _LEAST), micro_batch)
+    evaluated = min(settings.eval_queries or len(val), len(val))
+    val_seconds = trial.time_evaluation(val, min(micro_batch, evaluated)) * evaluated
+    evaluations = len({*range(1, settings.epochs + 1, settings.eval_every), settings.epochs})
+    total_steps = len(batches) * settings.epochs
+    total = total_steps * median(seconds) + evaluations * val_seconds
+    names: tuple[Split, Split] = ("train", "val")
+    return Plan(
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        memory=memory,
+        available_bytes=available,
+        peak_bytes=peak_bytes(device),
+        batch=batch,
+        micro_batch=micro_batch,
+        queries={name: len(splits[name]) for name in names},
+        videos={name: len({item.video for item in splits[name].annotations}) for name in names},
+        steps_per_epoch=len(batches),
+        total_steps=total_steps,
+        measured_steps=len(seconds),
+        seconds_per_step=median(seconds),
+        val_seconds=val_seconds,
+        seconds_per_epoch=total / settings.epochs,
+        seconds=total,
+        checkpoint_bytes=checkpoint_bytes(memory),
+    )
+
+
+def checkpoint_bytes(memory: MemoryEstimate) -> int:
+    """Returns the bytes that the best checkpoint and the last two occupy on disk."""
+    return memory.weights + 2 * (memory.weights + memory.optimiser + memory.ema)
+
+
+@dataclass
+class _Trial:
+    """A trial that is measured."""
+
+    experiment: Experiment
+    model: CDN
+    optimiser: Optimizer
+    dataset: MomentDataset
+    device: torch.device
+    dtype: torch.dtype
+
+    def attempt(self, queries: int) -> None:
+        """Computes a gradient on a GPU; a CPU does not tell of a lack of memory before it is too late."""
+        if self.device.type != "cuda":
+            return
+        try:
+            self._backward(self.dataset.batch(range(queries)), 1.0)
+        finally:
+            self.optimiser.zero_grad(set_to_none=True)
+
+    def time_steps(self, count: int, micro_batch: int) -> list[float]:
+        """Returns the seconds that each of some steps on full batches took, after one that is not counted."""
+        batches = epoch_batches(len(self.dataset), self.experiment.train.batch_size, self.experiment.seed, epoch=1)
+        full = [batch for batch in batches if len(batch) == len(batches[0])]
+        seconds = []
+        self.model.train()
+        chosen = list(islice(cycle(full), count + 1))
+        with closing(prefetch(self.dataset, chosen, pin=self.device.type == "cuda")) as loader:
+            start = time.perf_counter()
+            for batch in loader:
+                self._step(batch, micro_batch)
+                now = time.perf_counter()
+                seconds.append(now - start)
+                start = now
+        return seconds[1:]
+
+    def time_evaluation(self, val: MomentDataset, queries: int) -> float:
+        """Returns the seconds that the evaluation of one query takes, told from so many."""
+        start = time.perf_counter()
+        evaluate_split(self.model, val, self.experiment.eval, dtype=self.dtype, queries=queries)
+        return (time.perf_counter() - start) / queries
+
+    def _step(self, batch: Batch, micro_batch: int) -> None:
+        """Makes one optimiser step, in pieces of at most so many queries."""
+        self.optimiser.zero_grad(set_to_none=True)
+        count = -(-len(batch) // micro_batch)
+        fields = {name: value.tensor_split(count) for name, value in vars(batch).items()}
+        for piece in (Batch(**dict(zip(fields, values, strict=True))) for values in zip(*fields.values(), strict=True)):
+            self._backward(piece, len(piece) / len(batch))
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip_norm)
+        self.optimiser.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _backward(self, batch: Batch, weight: float) -> None:
+        """Adds the gradient of some queries' loss, weighted."""
+        batch, config = batch.to(self.device), self.experiment.loss
+        targets = iou_maps(batch.durations, batch.moments, self.experiment.model.clips).float()  # [B, S, S]
+        with autocast(self.device, self.dtype):
+            output = self.model(batch.visual, batch.words, batch.word_mask)
+        loss = moment_loss(output.logits.float(), targets, output.mask, config.min_iou, config.max_iou)
+        if output.attention is not None:
+            loss = loss + config.attention_beta * attention_loss(output.attention.float(), config.attention_lambda)
+        torch.autograd.backward(loss * weight)

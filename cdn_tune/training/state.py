@@ -1,0 +1,184 @@
+"""A trial's state on disk: what goes on exactly where it stopped, and the model that is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdn_tune.config import Experiment
+from cdn_tune.errors import CheckpointError
+from cdn_tune.model import CDN
+from cdn_tune.training.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from cdn_tune.training.ema import Ema
+from cdn_tune.training.engine import EpochState
+from cdn_tune.training.optimiser import Schedule
+from cdn_tune.training.report import EpochReport
+from cdn_tune.training.world import World
+from cdn_tune.training.writer import Snapshots
+
+LAST = Path("checkpoints/last.pt")
+PREVIOUS = Path("checkpoints/previous.pt")
+BEST = Path("checkpoints/best.pt")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a trial stands.
+
+    Attributes:
+        history: The finished epochs.
+        within: How far the next epoch is, if it has begun.
+    """
+
+    history: list[EpochReport] = field(default_factory=list)
+    within: EpochState | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The last finished epoch; 0 before the first."""
+        return len(self.history)
+
+    @property
+    def best_value(self) -> float:
+        """Best val metric so far; below every metric before the first epoch."""
+        return self.history[-1].best_value if self.history else -1.0
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of that."""
+        return self.history[-1].best_epoch if self.history else 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last epoch is done."""
+        return bool(self.history) and self.history[-1].is_last
+
+
+@dataclass
+class TrialState:
+    """Everything of a trial that changes while it trains, on one of its workers.
+
+    Attributes:
+        experiment: The trial.
+        folder: Its folder.
+        model: Its model.
+        optimiser: Its optimiser.
+        schedule: Its learning rate.
+        scaler: Its loss scale.
+        ema: Running mean of the weights, if wanted.
+        world: Its workers.
+        planted: Whether the data are planted; recorded in the checkpoints.
+        snapshots: Memory for copies.
+    """
+
+    experiment: Experiment
+    folder: Path
+    model: CDN
+    optimiser: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    ema: Ema | None
+    world: World
+    planted: bool
+    snapshots: Snapshots = field(default_factory=Snapshots)
+
+    @property
+    def evaluated(self) -> CDN:
+        """The model that is evaluated and kept."""
+        return self.model if self.ema is None else self.ema.model  # type: ignore[return-value]
+
+    def prepare_save(self, progress: Progress, within: EpochState | None = None) -> Callable[[], None]:
+        """Copies the state, on every worker; returns the job that writes it, which does nothing but on worker 0.
+
+        The job before must have ended: copies share their memory.
+
+        The job writes `best` if the last epoch is the best so far, then `last`: a trial taken up again never lacks its
+        best. The `last` before stays as `previous`.
+        """
+        generators = self.world.gather(_generator_state(self.world))
+        sums = None if within is None else self.world.gather(within.sums.clone())
+        if not self.world.is_main:
+            return lambda: None
+        last: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else [self.ema.model.state_dict(), self.ema.updates],
+            "generators": generators,
+            "history": [report.plain() for report in progress.history],
+            "within": None if within is None else [within.step, sums, within.norms, within.seconds],
+        }
+        last = self.snapshots.take(last)
+        weights = last["model"] if last["ema"] is None else last["ema"][0]
+        improved = within is None and progress.best_epoch == progress.epoch
+        epoch, val = progress.epoch, progress.history[-1].val if progress.history else {}
+
+        def write() -> None:
+            if improved:
+                best = {"model": weights, "epoch": epoch, "val": val, "planted": self.planted}
+                save_checkpoint(self.folder / BEST, self.experiment, best)
+            save_checkpoint(self.folder / LAST, self.experiment, last, self.folder / PREVIOUS)
+
+        return write
+
+    def resume(self) -> Progress:
+        """Takes up the state of the folder's last checkpoint; of the one before, with a warning, if it is damaged.
+
+        Raises:
+            CheckpointError: If the checkpoints are damaged or of another experiment.
+        """
+        content = self._read()
+        if content is None:
+            return Progress()
+        path = self.folder / LAST
+        if content["experiment"] != self.experiment.plain():
+            raise CheckpointError(f"{path}: belongs to another experiment; choose another folder")
+        load_weights(self.model, content["model"], path)
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.schedule.load_state_dict(content["schedule"])
+        self.scaler.load_state_dict(content["scaler"])
+        if self.ema is not None:
+            weights, self.ema.updates = content["ema"]
+            load_weights(self.ema.model, weights, path)
+        same = len(content["generators"]) == self.world.size
+        if same:
+            _restore_generators(content["generators"][self.world.rank], self.world)
+        progress = Progress([EpochReport(**report) for report in content["history"]])
+        if content["within"] is not None:
+            step, sums, norms, seconds = content["within"]
+            whole = sum(sums, torch.zeros_like(sums[0])) * float(self.world.is_main)  # with other workers than before
+            progress.within = EpochState(step, sums[self.world.rank] if same else whole, norms, seconds)
+        return progress
+
+    def _read(self) -> dict[str, Any] | None:
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        if not last.exists():
+            return read_checkpoint(previous) if previous.exists() else None
+        try:
+            return read_checkpoint(last)
+        except CheckpointError as error:
+            if not previous.exists():
+                raise
+            content = read_checkpoint(previous)
+            _LOG.warning("%s; going on from the checkpoint before it, %s", error, previous)
+            return content
+
+
+def _generator_state(world: World) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(world.device)
+    return state
+
+
+def _restore_generators(state: dict[str, torch.Tensor], world: World) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and world.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], world.device)

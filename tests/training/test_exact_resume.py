@@ -1,0 +1,188 @@
+"""A trial that is stopped, killed or damaged anywhere ends as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cdn_tune.config import Experiment
+from cdn_tune.config.yaml import dump
+from cdn_tune.errors import CheckpointError
+from cdn_tune.training.checkpoint import read_checkpoint
+from cdn_tune.training.launch import train_in
+from cdn_tune.training.records import read_metrics
+from cdn_tune.training.report import EpochReport, StepReport, ignore
+from cdn_tune.training.state import BEST, LAST, PREVIOUS
+
+Tiny = Callable[..., Experiment]
+EVERYTHING: dict[str, Any] = {"optim.schedule": "cosine", "optim.warmup_steps": 3, "train.ema": 0.9}
+TIMES = ("train_seconds", "val_seconds", "samples_per_second", "peak_bytes")
+
+
+def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What must not depend on interruptions: the last state, and the metrics without times."""
+    state = read_checkpoint(folder / LAST)
+    history = [{key: value for key, value in entry.items() if key not in TIMES} for entry in read_metrics(folder)]
+    return {key: state[key] for key in ("model", "optimiser", "schedule", "ema", "generators")}, history
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether nested values are equal, tensors bit by bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    (state, history), (expected_state, expected_history) = outcome(folder), outcome(whole)
+    assert history == expected_history
+    for key in state:
+        assert same(state[key], expected_state[key]), key
+    best, expected_best = read_checkpoint(folder / BEST), read_checkpoint(whole / BEST)
+    assert same(best["model"], expected_best["model"])
+    assert (best["epoch"], best["val"]) == (expected_best["epoch"], expected_best["val"])
+
+
+class StopAt:
+    """Asks to stop after a step, counted over all epochs."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def on_step(self, _: StepReport) -> None:
+        self.left -= 1
+
+    def __call__(self) -> bool:
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"train.precision": "bf16", "train.micro_batch": 3}])
+@pytest.mark.parametrize("step", [1, 3, 7])
+def test_stopped_between_steps(tiny: Tiny, tmp_path: Path, step: int, changes: dict[str, Any]) -> None:
+    experiment = tiny(**changes)
+    train_in(experiment, tmp_path / "whole", ignore)
+    stop = StopAt(step)
+    with pytest.raises(KeyboardInterrupt):
+        train_in(experiment, tmp_path / "broken", ignore, stop.on_step, stop=stop)
+    told: list[int] = []
+    train_in(experiment, tmp_path / "broken", lambda report: told.append(report.epoch))
+    assert told == [1, 2, 3]
+    assert_same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_a_checkpoint_within_an_epoch_after_so_many_minutes(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**{"train.checkpoint_minutes": 1e-9, "train.epochs": 1})
+    found: list[int] = []
+
+    def look(step: StepReport) -> None:
+        if step.step > 2:
+            time.sleep(0.05)  # the writer's turn
+            content = read_checkpoint(tmp_path / LAST)
+            found.append(content["within"][0])
+
+    train_in(experiment, tmp_path, ignore, look)
+    assert found
+    assert all(step > 0 for step in found)
+    assert read_checkpoint(tmp_path / LAST)["within"] is None
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a changed byte", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tiny: Tiny, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = tiny()
+    train_in(experiment, tmp_path / "whole", ignore)
+    folder = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        train_in(experiment, folder, ignore, stop=StopAfterEpochs(folder, 2))
+    content = bytearray((folder / LAST).read_bytes())
+    if damage == "cut short":
+        (folder / LAST).write_bytes(content[: len(content) // 2])
+    elif damage == "a changed byte":
+        content[len(content) // 2] ^= 1
+        (folder / LAST).write_bytes(content)
+    else:
+        (folder / LAST).unlink()
+    train_in(experiment, folder, ignore)
+    assert_same(folder, tmp_path / "whole")
+    if damage != "gone":
+        assert "going on from the checkpoint before it" in caplog.text
+
+
+class StopAfterEpochs:
+    """Asks to stop once so many epochs are recorded."""
+
+    def __init__(self, folder: Path, epochs: int) -> None:
+        self.folder, self.epochs = folder, epochs
+
+    def __call__(self) -> bool:
+        return len(read_metrics(self.folder)) >= self.epochs
+
+
+def test_when_all_is_damaged_it_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny()
+    train_in(experiment, tmp_path, ignore)
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=r"previous\.pt: damaged"):
+        train_in(experiment, tmp_path, ignore)
+
+
+def kill_and_go_on(experiment: Experiment, folder: Path, kills: int, generator: random.Random) -> None:
+    """Starts `cdn-tune train` again and again, each time killed after a random while, then lets it end."""
+    folder.mkdir(parents=True)
+    (folder / "experiment.yaml").write_text(dump(experiment.plain()))
+    run = folder / "run"
+    command = [sys.executable, "-m", "cdn_tune", "train", str(folder / "experiment.yaml"), "--run", str(run)]
+    for _ in range(kills):
+        before = (run / LAST).stat().st_mtime_ns if (run / LAST).exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < deadline:
+                if (run / LAST).exists() and (run / LAST).stat().st_mtime_ns != before:
+                    break
+                time.sleep(0.005)
+            time.sleep(generator.uniform(0, 0.3))
+        finally:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kills", [2])
+def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> None:
+    experiment = tiny(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-9, **EVERYTHING})
+    train_in(experiment, tmp_path / "whole", ignore)
+    kill_and_go_on(experiment, tmp_path / "killed", kills, random.Random(0))
+    assert_same(tmp_path / "killed" / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_thirty_times(tiny: Tiny, tmp_path: Path, seed: int) -> None:
+    experiment = tiny(**{"train.epochs": 150, "train.checkpoint_minutes": 1e-9, "seed": seed, **EVERYTHING})
+    train_in(experiment, tmp_path / "whole", ignore)
+    kill_and_go_on(experiment, tmp_path / "killed", 8, random.Random(seed))
+    assert_same(tmp_path / "killed" / "run", tmp_path / "whole")
+
+
+def test_a_report_is_told_when_its_checkpoint_is_on_disk(tiny: Tiny, tmp_path: Path) -> None:
+    def report(done: EpochReport) -> None:
+        assert len(read_checkpoint(tmp_path / LAST)["history"]) >= done.epoch
+
+    train_in(tiny(), tmp_path, report)
