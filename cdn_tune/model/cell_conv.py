@@ -69,7 +69,7 @@ def _grouped(x: Tensor, weight: Tensor, bias: Tensor, mixture: Tensor, kernel: i
     batch, channels, *size = x.shape
 
     def mix(mixture: Tensor, weight: Tensor) -> Tensor:
-        taps = mixture @ weight.flatten(2)  # [K², B, C C]
+        taps = torch.bmm(mixture.expand(len(weight), -1, -1), weight.flatten(2))  # [K², B, C C]; @ would keep a copy
         return taps.permute(1, 2, 0).reshape(batch * channels, channels, kernel, kernel)
 
     kernels = mix(mixture, weight)

@@ -26,7 +26,15 @@ UNKNOWN = 1 << 60  # bytes available where nobody tells
 
 _WAITING = 3  # batches assembled ahead of the step (data/batches.py)
 _WORDS = 30  # of a query, at most as a rule
-_LOWERED = {"linear", "conv1d", "conv2d", "lstm", "matmul", "__matmul__"}  # what autocast computes in short numbers
+_LOWERED = {
+    "linear",
+    "conv1d",
+    "conv2d",
+    "lstm",
+    "bmm",
+    "matmul",
+    "__matmul__",
+}  # what autocast computes in short numbers
 _TILED = 1024  # from this product of channels and kernel size on a CPU convolves in tiles (model/cell_conv.py)
 _NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")  # in a RuntimeError's message
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1

@@ -239,3 +239,13 @@ def test_progress_counts_videos(planted_root: Path) -> None:
     seen: list[tuple[int, int]] = []
     examine(planted_root, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(n, 60) for n in range(1, 61)]
+
+
+def test_too_few_videos_for_a_val_split(small: Small) -> None:
+    lines = (small.root / "charades_sta_train.txt").read_text().splitlines()
+    first = lines[0].split()[0]
+    (small.root / "charades_sta_train.txt").write_text(
+        "\n".join(line for line in lines if line.startswith(first)) + "\n"
+    )
+    finding = the_error(examine(small.root), "splits")
+    assert "too few to hold out a val split" in finding.what

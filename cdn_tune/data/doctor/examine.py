@@ -67,7 +67,8 @@ def examine(
         findings = [_as_published(finding) for finding in findings]
     findings += check_overlap(found[0], usable)
     videos = {item.video for item in usable.get("train", ())}
-    if not usable.get("val") and not held_out(videos, VAL_FRACTION):
+    broken = any(finding.level == "error" for finding in findings)
+    if not (broken or usable.get("val") or held_out(videos, VAL_FRACTION)):
         what = f"{len(videos)} training videos are too few to hold out a val split of {VAL_FRACTION:.0%}"
         findings.append(Finding("error", "splits", what, "add videos, or train with a larger data.val_fraction"))
     feature_facts: dict[str, Any] = {}
