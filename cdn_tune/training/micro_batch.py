@@ -39,11 +39,26 @@ def choose_micro_batch(
         if world.device.type == "cuda" and world.size == 1:
             _try(experiment, model, dataset, world, dtype, size)
 
-    need = estimate(experiment, dtype, world.device)
     free = available_bytes(world.device) // (1 if world.device.type == "cuda" else world.size)
+    if all(world.gather(_fits_easily(experiment, model, share, free))):
+        return None
+    need = estimate(experiment, dtype, world.device)
     held = need.weights + need.ema  # the model is there already
     size = min(world.gather(fit_micro_batch(share, need, free + held, attempt)))
     return None if size >= share else size
+
+
+def _fits_easily(experiment: Experiment, model: CDN, queries: int, free: int) -> bool:
+    """Whether memory is plenty by a bound so generous that nothing need be estimated, which takes a while.
+
+    Per query: sixteen maps a layer, two dozen values per frame, attention step and hidden channel, three mixed kernels.
+    """
+    config, data = experiment.model, experiment.data
+    maps = config.clips**2 * config.hidden * 16 * (config.map.layers + 2)
+    frames = data.frames * (4 * data.feature_size + 24 * config.hidden * (config.attention_steps + 1))
+    kernels = 3 * (config.hidden * max(config.map.kernel_sizes, default=1)) ** 2
+    weights = 6 * sum(weight.numel() for weight in model.parameters())
+    return 4 * (weights + queries * (maps + frames + kernels)) < free // 4
 
 
 def _try(

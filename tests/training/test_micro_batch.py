@@ -1,0 +1,47 @@
+"""How many queries at once: as asked, the whole batch where memory is plenty, fewer where it is not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cdn_tune.config import Experiment
+from cdn_tune.training import micro_batch
+from cdn_tune.training.checkpoint import build_model
+from cdn_tune.training.launch import open_data
+from cdn_tune.training.memory import estimate
+from cdn_tune.training.micro_batch import choose_micro_batch
+from cdn_tune.training.world import World
+
+Tiny = Callable[..., Experiment]
+
+
+def choose(experiment: Experiment) -> int | None:
+    train = open_data(experiment.data)["train"]
+    return choose_micro_batch(experiment, build_model(experiment), train, World(), torch.float32)
+
+
+def test_as_asked(tiny: Tiny) -> None:
+    assert choose(tiny(**{"train.micro_batch": 3})) == 3
+
+
+def test_the_whole_batch_where_memory_is_plenty(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro_batch, "estimate", None)  # is not needed
+    assert choose(tiny()) is None
+
+
+@pytest.mark.parametrize(("queries", "expected"), [(8, None), (7, 4), (3, 2), (1, 1)])
+def test_fewer_where_it_is_not(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, queries: int, expected: int | None) -> None:
+    experiment = tiny()
+    need = estimate(experiment, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(micro_batch, "available_bytes", lambda _: need.total(queries) - need.weights)
+    assert choose(experiment) == expected
+
+
+def test_the_generous_bound_is_above_the_estimate(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the bound says plenty, the estimate does too."""
+    for changes in ({}, {"model.hidden": 32}, {"train.batch_size": 64}, {"model.map.kernel_size": 7}):
+        experiment = tiny(**changes)
+        size = experiment.train.batch_size
+        need = estimate(experiment, torch.float32, torch.device("cpu")).total(size)
+        assert not micro_batch._fits_easily(experiment, build_model(experiment), size, need)
