@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cdn_tune.data.annotations import Loaded, Scanned, Split, collect
-from cdn_tune.data.videos_json import moments_of, positive, read_videos, scan_video
+from cdn_tune.data.videos_json import annotation_files, moments_of, positive, read_videos, scan_video
 from cdn_tune.errors import DataError
 
 FEATURES = ("sub_activitynet_v1-3.c3d.hdf5",)
@@ -20,11 +20,6 @@ ENTRY = '{"duration": ..., "timestamps": [[start, end], ...], "sentences": [...]
 
 # Two moments of the published training file end before they start; the published loaders drop them.
 KNOWN_FAULTS = frozenset({("v_0bosp4-pyTM", 61.29, 60.71), ("v_rhOtqArO-3Y", 173.44, 150.31)})
-
-
-def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
-    """Returns the file `split` is read from."""
-    return (root / f"{split}.json",)
 
 
 def scan(root: Path, split: Split) -> Iterator[Scanned]:

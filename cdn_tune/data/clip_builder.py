@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from cdn_tune.data.clip_map import CLIPS, PART
+from cdn_tune.data.files import sync_folder
 
 Progress = Callable[[int, int], None]
 STAGING = ".building-"
@@ -71,7 +72,7 @@ def build_part(
         staging.chmod(0o755)
         part = entry / f"part-{staging.name.removeprefix(STAGING)}"
         staging.replace(part)
-        _sync_folder(entry)
+        sync_folder(entry)
         return part
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -108,11 +109,3 @@ def _fill(
 def available_cpus() -> int:
     """Returns how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

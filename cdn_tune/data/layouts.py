@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data import activitynet, charades, jsonl, tacos
+from cdn_tune.data import activitynet, charades, jsonl, tacos, videos_json
 from cdn_tune.data.annotations import Loaded, Scanned, Split
 from cdn_tune.data.files import is_remote, locate, remote_file
 from cdn_tune.errors import DataError
@@ -34,10 +34,10 @@ class Layout:
 
 LAYOUTS: dict[str, Layout] = {
     "charades_sta": Layout(charades.FEATURES, charades.annotation_files, charades.load, charades.scan),
-    "tacos": Layout(tacos.FEATURES, tacos.annotation_files, tacos.load, tacos.scan),
+    "tacos": Layout(tacos.FEATURES, videos_json.annotation_files, tacos.load, tacos.scan),
     "activitynet": Layout(
         activitynet.FEATURES,
-        activitynet.annotation_files,
+        videos_json.annotation_files,
         activitynet.load,
         activitynet.scan,
         activitynet.MEMBER,

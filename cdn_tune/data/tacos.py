@@ -6,17 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cdn_tune.data.annotations import Loaded, Scanned, Split, collect
-from cdn_tune.data.videos_json import moments_of, positive, read_videos, scan_video
+from cdn_tune.data.videos_json import annotation_files, moments_of, positive, read_videos, scan_video
 from cdn_tune.errors import DataError
 
 FEATURES = ("tall_c3d_features.hdf5",)
 REMEDY = "check data.root, or download the TACoS annotations into it"
 ENTRY = '{"timestamps": [[first, last], ...], "sentences": [...], "fps": ..., "num_frames": ...}'
-
-
-def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
-    """Returns the file `split` is read from."""
-    return (root / f"{split}.json",)
 
 
 def scan(root: Path, split: Split) -> Iterator[Scanned]:

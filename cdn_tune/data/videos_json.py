@@ -7,11 +7,16 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.data.annotations import Scanned, annotate
+from cdn_tune.data.annotations import Scanned, Split, annotate
 from cdn_tune.data.files import read_text
 from cdn_tune.errors import DataError
 
 Moments = list[tuple[float, float, str] | DataError]
+
+
+def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
+    """Returns the file `split` is read from."""
+    return (root / f"{split}.json",)
 
 
 def read_videos(path: Path, entry: str, remedy: str) -> dict[str, Any]:

@@ -18,13 +18,12 @@ from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import epoch_batches, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.model import CDN
-from cdn_tune.model.loss import attention_loss, moment_loss
-from cdn_tune.moments.temporal_map import iou_maps
 from cdn_tune.training.checkpoint import build_model
 from cdn_tune.training.evaluation import evaluate_split
+from cdn_tune.training.losses import losses
 from cdn_tune.training.memory import MemoryEstimate, available_bytes, estimate, fit_micro_batch, peak_bytes
 from cdn_tune.training.optimiser import build_optimiser
-from cdn_tune.training.precision import autocast, resolve_precision
+from cdn_tune.training.precision import resolve_precision
 from cdn_tune.training.world import this_world
 
 _LEAST = 2  # measured steps
@@ -186,11 +185,5 @@ class _Trial:
 
     def _backward(self, batch: Batch, weight: float) -> None:
         """Adds the gradient of some queries' loss, weighted."""
-        batch, config = batch.to(self.device), self.experiment.loss
-        targets = iou_maps(batch.durations, batch.moments, self.experiment.model.clips).float()  # [B, S, S]
-        with autocast(self.device, self.dtype):
-            output = self.model(batch.visual, batch.words, batch.word_mask)
-        loss = moment_loss(output.logits.float(), targets, output.mask, config.min_iou, config.max_iou)
-        if output.attention is not None:
-            loss = loss + config.attention_beta * attention_loss(output.attention.float(), config.attention_lambda)
+        loss = losses(self.model, batch.to(self.device), self.experiment, self.dtype)[0]
         torch.autograd.backward(loss * weight)

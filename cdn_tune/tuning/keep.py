@@ -9,8 +9,9 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import dump
+from cdn_tune.data.files import sync_folder
 from cdn_tune.training.checkpoint import read_checkpoint
-from cdn_tune.training.files import sync_folder, write_text
+from cdn_tune.training.files import write_text
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.run_folder import EXPERIMENT
 from cdn_tune.tuning.study import ranking
