@@ -11,11 +11,22 @@ from cdn_tune.config.experiment import (
 )
 from cdn_tune.config.load import build, load_experiment, load_space, override, parse_overrides
 from cdn_tune.config.model import MapConfig, ModelConfig, QueryConfig
-from cdn_tune.config.space import Categorical, Float, Int, Parameter, ResourcesConfig, SearchSpace
+from cdn_tune.config.parameters import Categorical, Choice, Float, Int, Parameter
+from cdn_tune.config.space import (
+    BudgetConfig,
+    EarlyStoppingConfig,
+    Objective,
+    ResourcesConfig,
+    SamplerConfig,
+    SearchSpace,
+)
 
 __all__ = [
+    "BudgetConfig",
     "Categorical",
+    "Choice",
     "DataConfig",
+    "EarlyStoppingConfig",
     "EvalConfig",
     "Experiment",
     "Float",
@@ -23,10 +34,12 @@ __all__ = [
     "LossConfig",
     "MapConfig",
     "ModelConfig",
+    "Objective",
     "OptimConfig",
     "Parameter",
     "QueryConfig",
     "ResourcesConfig",
+    "SamplerConfig",
     "SearchSpace",
     "TrainConfig",
     "build",

@@ -145,7 +145,7 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
             except ConfigError:
                 if not any(_fits(base, {key: value, other: probe}) for other, probe in others):
                     raise
-    for point in space.start_with:
+    for point in space.start_with or ():
         override(base, point, f"{source}: start_with")
 
 

@@ -1,115 +1,65 @@
-"""A search space: which keys of an experiment vary, how they are sampled, and when a trial is stopped early."""
+"""A search space: which keys of an experiment vary, how they are sampled, when a trial or the search is stopped."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cdn_tune.config.base import Frozen
+from cdn_tune.config.expression import Expression, parse_expression
 from cdn_tune.config.model import Positive
+from cdn_tune.config.parameters import Choice, Parameter
 
-Choice = str | bool | int | float | None
+SamplerName = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid", "brute_force"]
+EarlyStoppingName = Literal["asha", "hyperband", "median", "percentile", "wilcoxon", "patience", "none"]
 
-
-class Float(Frozen):
-    """A real number in [low, high]."""
-
-    type: Literal["float"] = "float"
-    low: Annotated[float, Field(allow_inf_nan=False)]
-    high: Annotated[float, Field(allow_inf_nan=False)]
-    log: bool = Field(False, description="sample the logarithm uniformly")
-    step: Annotated[float, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Float:
-        _check_range(self)
-        return self
-
-    @property
-    def probes(self) -> tuple[Choice, ...]:
-        """Values that stand for all when the space is checked."""
-        return (self.low, self.high)
-
-    def has(self, value: Choice) -> bool:
-        """Whether the value can be sampled."""
-        return isinstance(value, float | int) and not isinstance(value, bool) and self.low <= value <= self.high
-
-
-class Int(Frozen):
-    """A whole number in [low, high]."""
-
-    type: Literal["int"] = "int"
-    low: int
-    high: int
-    log: bool = Field(False, description="sample the logarithm uniformly")
-    step: Positive = 1
-
-    @model_validator(mode="after")
-    def _check(self) -> Int:
-        _check_range(self)
-        if self.log and self.step != 1:
-            raise ValueError(f"step={self.step} and log cannot be combined; drop one of them")
-        return self
-
-    @property
-    def probes(self) -> tuple[Choice, ...]:
-        """Values that stand for all when the space is checked: all of a short range, else its ends."""
-        values = range(self.low, self.high + 1, self.step)
-        return tuple(values) if len(values) <= 100 else (self.low, self.high)
-
-    def has(self, value: Choice) -> bool:
-        """Whether the value can be sampled."""
-        return isinstance(value, int) and value in range(self.low, self.high + 1, self.step)
-
-
-class Categorical(Frozen):
-    """One of a list of values."""
-
-    type: Literal["categorical"] = "categorical"
-    choices: Annotated[tuple[Choice, ...], Field(strict=False, min_length=1)]
-
-    @property
-    def probes(self) -> tuple[Choice, ...]:
-        """All choices."""
-        return self.choices
-
-    def has(self, value: Choice) -> bool:
-        """Whether the value can be sampled."""
-        return value in self.choices
-
-
-Parameter = Annotated[Float | Int | Categorical, Field(discriminator="type")]
-
-
-def _check_range(parameter: Float | Int) -> None:
-    if parameter.low > parameter.high:
-        raise ValueError(f"low={parameter.low} is above high={parameter.high}; swap them")
-    if parameter.log and parameter.low <= 0:
-        raise ValueError(f"low={parameter.low} must be above 0 when log is true")
-    if isinstance(parameter, Float) and parameter.log and parameter.step is not None:
-        raise ValueError(f"step={parameter.step} and log cannot be combined; drop one of them")
+ENUMERATING = ("grid", "brute_force")  # samplers that go through all points of a finite space
+LAYERS = "model.map.layers"  # as many values as it says are sampled for a key per layer
 
 
 class SamplerConfig(Frozen):
     """How Optuna proposes the next trial."""
 
-    name: Literal["tpe", "random"] = Field("tpe", description="tpe: multivariate tree-structured Parzen estimator")
+    name: SamplerName = Field(
+        "tpe",
+        description="tpe: multivariate tree-structured Parzen estimator; gp: Gaussian process; cmaes: CMA-ES; "
+        "nsga2, nsga3: genetic; qmc: scrambled Sobol sequence; random; grid, brute_force: all points of a finite space",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds the proposals")
-    startup_trials: Annotated[int, Field(ge=0)] = Field(10, description="random trials before tpe models the results")
+    startup_trials: Annotated[int, Field(ge=0)] = Field(
+        10, description="random trials before tpe, gp and cmaes model the results"
+    )
+    population: Annotated[int, Field(ge=2)] = Field(20, description="trials per generation of nsga2 and nsga3")
 
 
 class EarlyStoppingConfig(Frozen):
     """When a trial that lags behind is pruned."""
 
-    name: Literal["asha", "median", "none"] = Field(
-        "asha", description="asha: asynchronous successive halving; median: worse than the median trial so far"
+    name: EarlyStoppingName = Field(
+        "asha",
+        description="asha: asynchronous successive halving; hyperband: several of those; median, percentile: worse "
+        "than that share of trials so far; wilcoxon: significantly worse than the best trial, query by query; "
+        "patience: no better for a while",
     )
-    min_epochs: Positive = Field(1, description="epochs every trial gets")
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(3, description="asha keeps the best 1/reduction_factor")
+    unit: Literal["epoch", "step"] = Field(
+        "epoch", description="what a trial's progress is counted in: epochs, or optimiser steps"
+    )
+    min_resource: Positive = Field(1, description="epochs or steps that every trial gets")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+        3, description="asha and hyperband keep the best 1/reduction_factor"
+    )
     startup_trials: Annotated[int, Field(ge=0)] = Field(
-        5, description="median: trials that finish before any is pruned"
+        5, description="median and percentile: trials that finish before any is pruned"
     )
+    percentile: Annotated[float, Field(ge=0, le=100)] = Field(
+        50.0, description="percentile: trials among the best so many percent go on"
+    )
+    p_value: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="wilcoxon: a trial is pruned when being as good as the best is less probable than this"
+    )
+    patience: Positive = Field(5, description="patience: reports without a better val metric that are borne")
 
 
 class ResourcesConfig(Frozen):
@@ -123,9 +73,39 @@ class ResourcesConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> ResourcesConfig:
-        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
-            raise ValueError(f"gpus_per_worker={self.gpus_per_worker} must be a fraction below 1 or a whole number")
+        gpus = self.gpus_per_worker
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker={gpus} must be a fraction below 1 or a whole number")
+        if self.workers > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker={gpus} shares a GPU, which workers={self.workers} cannot; use 0 or 1")
         return self
+
+
+class BudgetConfig(Frozen):
+    """What ends a search besides the number of its trials; whatever comes first."""
+
+    hours: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="hours of searching, over all starts; then running trials stop with a checkpoint"
+    )
+    gpu_hours: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GPU-hours of all trials; then running trials stop with a checkpoint"
+    )
+    target: float | None = Field(None, description="value of the first objective that is good enough")
+    plateau: Positive | None = Field(
+        None, description="so many finished trials in a row without a better best; running ones then end"
+    )
+
+
+class Objective(Frozen):
+    """What is optimised: a val metric, or what a trial costs."""
+
+    metric: str = Field(description="a val metric such as R1@0.5, or parameters, memory_gb, latency_ms, seconds")
+    direction: Literal["maximize", "minimize"] | None = Field(
+        None, description="val metrics are maximised, costs minimised, if unset"
+    )
+
+
+MEASURED_COSTS = ("parameters", "memory_gb", "latency_ms", "seconds")  # objectives that are no val metrics
 
 
 class SearchSpace(Frozen):
@@ -139,27 +119,106 @@ class SearchSpace(Frozen):
         default_factory=dict, description="dotted keys fixed to other values than the base's"
     )
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)] = Field(description="dotted keys that vary")
-    start_with: Annotated[tuple[dict[str, Choice], ...], Field(strict=False)] = Field(
-        (), description="points to try first; keys left out are sampled"
+    constraints: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (),
+        description="what every trial must satisfy before it starts, over keys and the costs parameters, memory_gb, "
+        "checkpoint_gb; e.g. parameters <= 4e8",
     )
-    trials: Positive = Field(20, description="trials in all")
+    start_with: Annotated[tuple[dict[str, Choice], ...], Field(strict=False)] | None = Field(
+        None,
+        description="points to try first; keys left out are sampled; unset: the base experiment's own values, unless "
+        "the sampler goes through all points anyway",
+    )
+    objectives: Annotated[tuple[Objective, ...], Field(strict=False)] = Field(
+        (),
+        description="what is optimised; the first is eval.metric, by which early stopping decides; "
+        "eval.metric alone if empty",
+    )
+    trials: Positive = Field(20, description="trials in all; refused proposals do not count")
+    budget: BudgetConfig = BudgetConfig()
     sampler: SamplerConfig = SamplerConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     resources: ResourcesConfig = ResourcesConfig()
     keep: Positive = Field(3, description="checkpoints of the best trials that are kept")
-    max_failures: Annotated[int, Field(ge=0)] = Field(
-        2, description="how often a trial is taken up again after its worker died"
+    disk_budget_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="most that checkpoints of the whole run may occupy, in 10^9 bytes"
     )
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        2, description="how often a trial is taken up again after its worker or node died"
+    )
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _named(cls, objectives: Any) -> Any:
+        if not isinstance(objectives, list | tuple):
+            return objectives
+        return [{"metric": each} if isinstance(each, str) else each for each in objectives]
+
+    @cached_property
+    def expressions(self) -> tuple[Expression, ...]:
+        """The constraints, parsed."""
+        return tuple(parse_expression(text) for text in self.constraints)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The parameters in the order they are sampled: each after those that its conditions name.
+
+        Raises:
+            ValueError: If conditions go in a circle.
+        """
+        ordered: list[str] = []
+        waiting = dict(self.parameters)
+        while waiting:
+            ready = [key for key, parameter in waiting.items() if not (_needs(key, parameter) & waiting.keys())]
+            if not ready:
+                raise ValueError(f"the conditions of {', '.join(waiting)} go in a circle; drop one `when`")
+            ordered += ready
+            for key in ready:
+                del waiting[key]
+        return tuple(ordered)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether some parameters are sampled in some trials only."""
+        return any(parameter.when or parameter.per_layer for parameter in self.parameters.values())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all values can be counted."""
+        return all(parameter.values is not None for parameter in self.parameters.values())
 
     @model_validator(mode="after")
     def _check(self) -> SearchSpace:
         for key in self.parameters:
             if key in self.overrides:
                 raise ValueError(f"{key} is both in overrides and in parameters; keep one")
-        for point in self.start_with:
-            for key, value in point.items():
-                if key not in self.parameters:
-                    raise ValueError(f"start_with names {key}, which is not among parameters")
-                if not self.parameters[key].has(value):
-                    raise ValueError(f"start_with sets {key} to {value!r}, which parameters.{key} does not allow")
+        for point in self.start_with or ():
+            self._check_point(point)
+        _ = self.order, self.expressions  # parsed, or refused
+        self._check_sampler()
         return self
+
+    def _check_point(self, point: dict[str, Choice]) -> None:
+        for key, value in point.items():
+            if key not in self.parameters:
+                raise ValueError(f"start_with names {key}, which is not among parameters")
+            if not self.parameters[key].has(value):
+                raise ValueError(f"start_with sets {key} to {value!r}, which parameters.{key} does not allow")
+
+    def _check_sampler(self) -> None:
+        name = self.sampler.name
+        if name in ENUMERATING:
+            endless = [key for key, parameter in self.parameters.items() if parameter.values is None]
+            if endless:
+                raise ValueError(f"sampler {name} goes through all values, and {endless[0]} has no end; give it a step")
+            if self.start_with:
+                raise ValueError(f"sampler {name} goes through all points anyway; drop start_with")
+        if name == "grid" and self.is_conditional:
+            raise ValueError("sampler grid knows no conditions; use brute_force, or drop when and per_layer")
+        if name == "cmaes" and len(self.objectives) > 1:
+            raise ValueError("sampler cmaes optimises one objective; use tpe, gp, nsga2 or nsga3")
+
+
+def _needs(key: str, parameter: Parameter) -> set[str]:
+    needs = set(parameter.when)
+    return (needs | {LAYERS} if parameter.per_layer else needs) - {key}

@@ -28,7 +28,7 @@ from cdn_tune.training.manifest import describe_run
 from cdn_tune.training.records import read_metrics
 from cdn_tune.training.run_folder import EXPERIMENT, claim, locked
 
-DEMO_SPACE = "demo/quick.yaml"
+DEMO_SPACE = "quick.yaml"
 
 
 def run_train(experiment_path: str, overrides: list[str], workers: int, run: Path | None, address: str | None) -> None:

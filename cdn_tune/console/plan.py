@@ -91,7 +91,7 @@ def _memory(plan: Plan) -> list[tuple[str, str, str]]:
         ("queries at once", size_text(each * plan.micro_batch), f"{queries} of {size_text(each)}"),
         ("estimated", size_text(need.total(plan.micro_batch)), f"of {size_text(plan.available_bytes)} available"),
         ("measured peak", size_text(plan.peak_bytes), "of the GPU" if plan.device == "cuda" else "of the process"),
-        ("on disk", size_text(plan.checkpoint_bytes), "the best checkpoint and the last two"),
+        ("on disk", size_text(plan.checkpoint_bytes), "the best checkpoint, the last two, and one being written"),
     ]
 
 

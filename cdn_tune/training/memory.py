@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from cdn_tune.config import Experiment
 from cdn_tune.errors import TrainingError
 from cdn_tune.model import CDN
+from cdn_tune.training.size import model_without_memory
 
 GIB = 1 << 30
 UNKNOWN = 1 << 60  # bytes available where nobody tells
@@ -80,8 +81,7 @@ def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | 
         device: Where it computes; a GPU if there is one by default.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.device("meta"):
-        model = CDN(experiment.model, experiment.data.feature_size, experiment.data.word_size).train()
+    model = model_without_memory(experiment).train()
     parameters = _bytes(model.parameters())
     weights = parameters + _bytes(model.buffers())
     two, three = (_kept(model, experiment, dtype, queries) for queries in (2, 3))

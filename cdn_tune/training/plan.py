@@ -24,6 +24,7 @@ from cdn_tune.training.losses import losses
 from cdn_tune.training.memory import MemoryEstimate, available_bytes, estimate, fit_micro_batch, peak_bytes
 from cdn_tune.training.optimiser import build_optimiser
 from cdn_tune.training.precision import resolve_precision
+from cdn_tune.training.size import checkpoint_bytes
 from cdn_tune.training.world import this_world
 
 _LEAST = 2  # measured steps
@@ -120,13 +121,8 @@ def make_plan(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
         val_seconds=val_seconds,
         seconds_per_epoch=total / settings.epochs,
         seconds=total,
-        checkpoint_bytes=checkpoint_bytes(memory),
+        checkpoint_bytes=checkpoint_bytes(experiment),
     )
-
-
-def checkpoint_bytes(memory: MemoryEstimate) -> int:
-    """Returns the bytes that the best checkpoint and the last two occupy on disk."""
-    return memory.weights + 2 * (memory.weights + memory.optimiser + memory.ema)
 
 
 @dataclass

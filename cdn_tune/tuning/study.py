@@ -52,7 +52,7 @@ class Study:
         self._ids: dict[int, int] = {trial.number: trial._trial_id for trial in self.trials()}
         self._left = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
         if not self._study.user_attrs.get(_ENQUEUED):
-            for point in space.start_with:
+            for point in space.start_with or ():
                 self._study.enqueue_trial(dict(point), skip_if_exists=True)
             self._study.set_user_attr(_ENQUEUED, True)
 
@@ -200,9 +200,9 @@ def build_pruner(space: SearchSpace) -> BasePruner:
     config = space.early_stopping
     builders: dict[str, Callable[[], BasePruner]] = {
         "asha": lambda: SuccessiveHalvingPruner(
-            min_resource=config.min_epochs, reduction_factor=config.reduction_factor
+            min_resource=config.min_resource, reduction_factor=config.reduction_factor
         ),
-        "median": lambda: MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.min_epochs - 1),
+        "median": lambda: MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.min_resource - 1),
         "none": NopPruner,
     }
     return builders[config.name]()

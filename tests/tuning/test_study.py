@@ -57,7 +57,7 @@ def test_pruned_trial_keeps_its_value(tmp_path: Path) -> None:
 
 
 def test_median_pruner_waits_for_startup_trials(tmp_path: Path) -> None:
-    space = make_space(early_stopping={"name": "median", "startup_trials": 3, "min_epochs": 1})
+    space = make_space(early_stopping={"name": "median", "startup_trials": 3, "min_resource": 1})
     study = Study(sqlite_url(tmp_path), space)
     run(study, 5, {n: [0.5, 0.5] if n < 3 else [0.1, 0.1] for n in range(5)})
     assert [trial.state for trial in study.trials()] == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED] * 2
