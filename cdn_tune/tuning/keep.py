@@ -14,7 +14,7 @@ from cdn_tune.training.checkpoint import read_checkpoint
 from cdn_tune.training.files import write_text
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.run_folder import EXPERIMENT
-from cdn_tune.tuning.study import ranking
+from cdn_tune.tuning.ranking import ranking
 from cdn_tune.tuning.trial import trial_folder
 
 KEPT = "best"

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.training.files import write_text
-from cdn_tune.tuning.study import ranking, value_of
+from cdn_tune.tuning.ranking import ranking, value_of
 
 LEADERBOARD = "leaderboard.csv"
 STATES = {

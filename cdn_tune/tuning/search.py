@@ -25,7 +25,8 @@ from cdn_tune.training.run_folder import EXPERIMENT, SPACE, claim, locked
 from cdn_tune.tuning.adapters import NUMBER, StudyScheduler, StudySearcher
 from cdn_tune.tuning.keep import keep_best
 from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
-from cdn_tune.tuning.study import Study, ranking, sqlite_url
+from cdn_tune.tuning.ranking import ranking
+from cdn_tune.tuning.study import Study, sqlite_url
 from cdn_tune.tuning.trial import GroupTrial, run_trial
 
 

@@ -146,22 +146,6 @@ class Study:
         self.__init__(state["storage"], state["space"])  # type: ignore[misc]
 
 
-def value_of(trial: FrozenTrial) -> float | None:
-    """Returns the best val metric a trial has reached, whatever its state; None before its first epoch."""
-    return max((value for value in trial.intermediate_values.values() if math.isfinite(value)), default=None)
-
-
-def ranking(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the finished trials that have a value, best first; of equals, the earlier."""
-    finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    valued = [(value_of(trial), trial) for trial in finished]
-    return [
-        trial
-        for value, trial in sorted(valued, key=lambda pair: (-(pair[0] or 0.0), pair[1].number))
-        if value is not None
-    ]
-
-
 def sqlite_url(folder: Path) -> str:
     """Returns the storage URL of a run folder's own study."""
     return f"sqlite:///{folder / DATABASE}"

@@ -7,7 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from cdn_tune.config import Float, Int, SearchSpace
-from cdn_tune.tuning.study import Study, ranking, sqlite_url, value_of
+from cdn_tune.tuning.ranking import ranking, value_of
+from cdn_tune.tuning.study import Study, sqlite_url
 
 
 def make_space(**more: object) -> SearchSpace:

@@ -1,0 +1,73 @@
+"""What the study's trials are worth: their values, their roles, their order, the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+ROLE = "role"
+REFUSED, COPY, LEARNED = "refused", "copy", "learned"
+Role = Literal["trial", "refused", "copy", "learned"]
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def role_of(trial: FrozenTrial) -> Role:
+    """Returns what an entry of the study is.
+
+    ``trial``: one that was, is or will be trained. ``refused``: a proposal that broke a constraint, never started.
+    ``copy``: a proposal equal to an earlier trial, never started; it carries that one's result. ``learned``: a result of
+    another run.
+    """
+    role: Role = trial.user_attrs.get(ROLE, "trial")
+    return role
+
+
+def own(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the entries that are trials of this run."""
+    return [trial for trial in trials if role_of(trial) == "trial"]
+
+
+def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
+    """Returns the numbers of failed trials that were tried again, as another trial with the same parameters."""
+    return {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
+
+
+def value_of(trial: FrozenTrial) -> float | None:
+    """Returns the best val metric a trial has reached, whatever its state; None before its first epoch."""
+    return max((value for value in trial.intermediate_values.values() if math.isfinite(value)), default=None)
+
+
+def ranking(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns this run's finished trials that have a value, best val metric first; of equals, the earlier."""
+    finished = [trial for trial in own(trials) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    valued = [(value_of(trial), trial) for trial in finished]
+    return [
+        trial
+        for value, trial in sorted(valued, key=lambda pair: (-(pair[0] or 0.0), pair[1].number))
+        if value is not None
+    ]
+
+
+def pareto_front(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
+    """Returns this run's complete trials that no other one beats in every objective, best first objective first."""
+    signs = [-1.0 if direction == StudyDirection.MAXIMIZE else 1.0 for direction in directions]
+    points = [
+        ([sign * value for sign, value in zip(signs, trial.values, strict=True)], trial)
+        for trial in own(trials)
+        if trial.state == TrialState.COMPLETE and trial.values is not None
+    ]
+    front = [
+        (costs, trial)
+        for costs, trial in points
+        if not any(_beats(other, costs) for other, _ in points if other is not costs)
+    ]
+    return [trial for _, trial in sorted(front, key=lambda pair: (pair[0], pair[1].number))]
+
+
+def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
