@@ -43,6 +43,10 @@ class TrainingError(CdnTuneError):
     exit_code = 1
 
 
+class WorkerLost(TrainingError):  # noqa: N818
+    """A training worker or its node died, more often than is borne."""
+
+
 class ClusterError(CdnTuneError):
     """No Ray cluster answers at the address, or a trial does not fit into it."""
 

@@ -9,7 +9,7 @@ from cdn_tune.config.experiment import (
     TrainConfig,
     recall_name,
 )
-from cdn_tune.config.load import build, load_experiment, load_space, override, parse_overrides
+from cdn_tune.config.load import build, load_experiment, load_space, override, override_space, parse_overrides
 from cdn_tune.config.model import MapConfig, ModelConfig, QueryConfig
 from cdn_tune.config.parameters import Categorical, Choice, Float, Int, Parameter
 from cdn_tune.config.space import (
@@ -46,6 +46,7 @@ __all__ = [
     "load_experiment",
     "load_space",
     "override",
+    "override_space",
     "parse_overrides",
     "recall_name",
 ]

@@ -117,6 +117,24 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     return space, experiment
 
 
+def override_space(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSpace:
+    """Returns the search space that `space` becomes under dotted overrides of its own keys.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is wrong.
+    """
+    if not overrides:
+        return space
+    merged = space.plain()
+    known = set(dotted_keys(SearchSpace))
+    for key, value in overrides.items():
+        if key not in known:
+            raise ConfigError(f"--set {key}={value}: {unknown_key(SearchSpace, key)}")
+        set_key(merged, key, value)
+    shown = " ".join(f"{key}={value}" for key, value in overrides.items())
+    return build(SearchSpace, merged, f"{space.name} with {shown}")
+
+
 def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None:
     """Refuses a parameter that is unknown, or has a value no trial could use.
 

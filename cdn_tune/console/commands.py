@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.progress import Progress
@@ -17,9 +11,9 @@ from rich.progress import Progress
 from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
 from cdn_tune.console.data_commands import build_clips
 from cdn_tune.console.interrupt import GentleStop
-from cdn_tune.console.output import err, one_line_errors, out, warn
+from cdn_tune.console.output import err, one_line_errors, out, terminable, warn
 from cdn_tune.console.progress import TrainProgress
-from cdn_tune.console.tables import experiment_line, leaderboard_table, metrics_table
+from cdn_tune.console.tables import experiment_line, metrics_table
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
 from cdn_tune.training.launch import open_data, train_in
@@ -33,7 +27,7 @@ DEMO_SPACE = "quick.yaml"
 
 def run_train(experiment_path: str, overrides: list[str], workers: int, run: Path | None, address: str | None) -> None:
     """`cdn-tune train`."""
-    with one_line_errors(), _terminable():
+    with one_line_errors(), terminable():
         experiment = load_experiment(experiment_path, parse_overrides(overrides))
         if address is not None and workers == 1:
             raise ConfigError("--address ADDR: one worker trains on this machine; add --workers N, or drop --address")
@@ -62,7 +56,7 @@ def run_plan(experiment_path: str, overrides: list[str]) -> None:
     from cdn_tune.console.plan import plan_table
     from cdn_tune.training.plan import make_plan
 
-    with one_line_errors(), _terminable():
+    with one_line_errors(), terminable():
         experiment = load_experiment(experiment_path, parse_overrides(overrides))
         build_clips(experiment.data)
         splits = open_data(experiment.data)
@@ -71,32 +65,26 @@ def run_plan(experiment_path: str, overrides: list[str]) -> None:
         out.print(plan_table(plan, experiment))
 
 
-def run_search(
-    space_path: str, overrides: list[str], trials: int | None, run: Path | None, address: str | None
-) -> None:
-    """`cdn-tune search`."""
-    with one_line_errors(), _terminable():
-        _search(space_path, parse_overrides(overrides), trials, run, address)
-
-
 def run_evaluate(run: Path, overrides: list[str]) -> None:
     """`cdn-tune evaluate`."""
-    with one_line_errors(), _terminable():
+    with one_line_errors(), terminable():
         _evaluate(run, parse_overrides(overrides))
 
 
 def run_demo(run: Path, trials: int | None) -> None:
     """`cdn-tune demo`."""
+    from cdn_tune.console.search import search_and_print
     from cdn_tune.data.planted import plant
 
-    with one_line_errors(), _terminable():
+    with one_line_errors(), terminable():
         data = run.parent / f"{run.name}-data"
         err.print(f"1/3 planting a dataset in {data}", markup=False)
         with Progress(console=err, transient=True) as progress:
             task = progress.add_task("planting")
             plant(data, progress=lambda done, total: progress.update(task, completed=done, total=total))
         err.print("2/3 searching", markup=False)
-        _search(DEMO_SPACE, {"data.root": str(data)}, trials, run, None)
+        space, experiment = load_space(DEMO_SPACE, {"data.root": str(data)})
+        search_and_print(space, experiment, run, trials=trials)
         err.print("3/3 evaluating the winner on the test split", markup=False)
         _evaluate(run, {})
         for name, what in (
@@ -117,29 +105,6 @@ def run_import_weights(file: Path, experiment_path: str, overrides: list[str], r
         import_weights(file, load_experiment(experiment_path, parse_overrides(overrides)), run)
         out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
         out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
-
-
-def _search(
-    space_path: str, overrides: dict[str, Any], trials: int | None, run: Path | None, address: str | None
-) -> None:
-    from cdn_tune.console.live import SearchProgress
-    from cdn_tune.tuning.search import search
-
-    space, experiment = load_space(space_path, overrides)
-    run = run or Path("runs") / space.name
-    parameters = list(space.parameters)
-    with SearchProgress(parameters, experiment.eval.metric) as progress:
-        result = search(space, experiment, run, progress.on_change, trials, address)
-    out.print(leaderboard_table(result.rows, parameters, experiment.eval.metric, limit=10))
-    if result.was_finished:
-        err.print(
-            f"{run} is finished; --trials N with N above {len(result.rows)} goes on", markup=False, soft_wrap=True
-        )
-    if result.interrupted:
-        raise KeyboardInterrupt
-    out.print(f"leaderboard: {run / 'leaderboard.csv'}", markup=False, soft_wrap=True)
-    best = result.kept[0] if result.kept else "none is left in the run folder"
-    out.print(f"best checkpoint: {best}", markup=False, soft_wrap=True)
 
 
 def _evaluate(run: Path, overrides: dict[str, Any]) -> None:
@@ -185,20 +150,3 @@ def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
     out.print(f"best val {experiment.eval.metric} {value}{label}", markup=False)
     out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
     out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM (a cluster's preemption) ends a command as Ctrl-C does: everything finished is on disk."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        os.kill(os.getpid(), signal.SIGINT)  # Ray Tune ends gracefully on it, Python raises KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

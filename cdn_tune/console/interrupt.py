@@ -13,9 +13,13 @@ class GentleStop:
     """While it is entered, the first interrupt only asks to stop; the second raises `KeyboardInterrupt`.
 
     In any thread but the main one it changes nothing.
+
+    Args:
+        means: What happens on the first, in words.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, means: str = "stopping after this step, with a checkpoint") -> None:
+        self._means = means
         self._asked = False
         self._before: signal.Handlers | object = None
 
@@ -38,4 +42,4 @@ class GentleStop:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        err.print("stopping after this step, with a checkpoint; Ctrl-C again leaves at once", style="yellow")
+        err.print(f"{self._means}; Ctrl-C again leaves at once", style="yellow")

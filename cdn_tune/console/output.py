@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -71,3 +74,20 @@ def warn(text: str) -> None:
 
 def _tell(line: str) -> None:
     err.print(line, markup=False, soft_wrap=True, style="red" if "error" in line[:16] else "yellow")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM (a cluster's preemption) ends a command as Ctrl-C does: everything finished is on disk."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # Ray Tune ends gracefully on it, Python raises KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

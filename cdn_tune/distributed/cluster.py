@@ -114,25 +114,43 @@ def _check_reachable(address: str) -> None:
         raise ClusterError(f"--address {address}: nothing answers there ({error}); is Ray running?") from None
 
 
-def slots(resources: ResourcesConfig, available: dict[str, float]) -> int:
-    """Returns how many trials the cluster can run at once.
+def node_resources() -> list[dict[str, float]]:
+    """Returns the resources of each node that is alive, e.g. ``[{"CPU": 2.0}]``; of the joined cluster, as it is now."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def capacity(resources: ResourcesConfig, nodes: list[dict[str, float]]) -> int:
+    """Returns how many trials the nodes can run at once; a worker's CPUs and GPUs must lie on one node.
 
     Args:
         resources: What one trial occupies.
-        available: The cluster's total resources.
+        nodes: Each node's total resources.
+    """
+    needs = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}
+    workers = sum(
+        min(math.floor(node.get(name, 0.0) / need + 1e-6) for name, need in needs.items() if need) for node in nodes
+    )
+    return workers // resources.workers
+
+
+def slots(resources: ResourcesConfig, nodes: list[dict[str, float]]) -> int:
+    """Returns how many trials the nodes can run at once.
+
+    Args:
+        resources: What one trial occupies.
+        nodes: Each node's total resources.
 
     Raises:
         ClusterError: If not even one trial fits.
     """
-    cpus = resources.workers * resources.cpus_per_worker
-    gpus = resources.workers * resources.gpus_per_worker
-    fitting = [math.floor(available.get("CPU", 0.0) / cpus)]
-    if gpus:
-        fitting.append(math.floor(available.get("GPU", 0.0) / gpus))
-    if min(fitting) < 1:
+    fitting = capacity(resources, nodes)
+    if fitting < 1:
+        cpus = resources.workers * resources.cpus_per_worker
+        gpus = resources.workers * resources.gpus_per_worker
+        held = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
         raise ClusterError(
             f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs, the cluster has "
-            f"{available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs; lower --workers, or the "
+            f"{held['CPU']:g} CPUs and {held['GPU']:g} GPUs on {len(nodes)} nodes; lower --workers, or the "
             "search space's resources"
         )
-    return min(fitting)
+    return fitting

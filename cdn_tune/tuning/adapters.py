@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from cdn_tune.distributed.group import reason_of
 from cdn_tune.distributed.ray import FIFOScheduler, Searcher, TrialScheduler
+from cdn_tune.tuning.failures import DETERMINISTIC, LOST
 from cdn_tune.tuning.study import Study
 
 NUMBER = "number"
 PARAMETERS = "parameters"
 EPOCH = "epoch"
-FAILURE = "failure"
+FAILURE, FAILURE_KIND = "failure", "failure_kind"
 HALT = "halt"
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Admission:
+    """When Ray Tune may start another trial.
+
+    Attributes:
+        limit: Trials in all.
+        is_over: Whether none should start any more.
+        slots: How many may run at once, as the cluster is now.
+        has_room: Whether the disk budget has room for another one.
+    """
+
+    limit: int
+    is_over: Callable[[], bool]
+    slots: Callable[[], int]
+    has_room: Callable[[], bool]
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
@@ -20,33 +41,36 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
 
     Args:
         study: The record.
-        limit: Trials in all.
+        admission: When another trial may start.
     """
 
-    def __init__(self, study: Study, limit: int) -> None:
+    def __init__(self, study: Study, admission: Admission) -> None:
         super().__init__()
-        self._study = study
-        self._limit = limit
+        self._study, self._admission = study, admission
         self._numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """Returns the next trial's number and parameters, or FINISHED."""
-        number = None if self._study.halted else self._study.next(self._limit)
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Returns the next trial's number and parameters, FINISHED, or None when it has to wait for a place."""
+        finished: str = Searcher.FINISHED
+        if self._admission.is_over() or self._study.halted:
+            return finished
+        if len(self._numbers) >= self._admission.slots() or not self._admission.has_room():
+            return None
+        number = self._study.next(self._admission.limit)
         if number is None:
-            finished: str = Searcher.FINISHED
             return finished
         self._numbers[trial_id] = number
-        return {NUMBER: number, PARAMETERS: dict(self._study.parameters(number))}
+        return {NUMBER: number, PARAMETERS: self._study.parameters(number)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells the study; a trial that the scheduler has pruned or failed is on record already."""
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
-        if result and result.get(HALT):
-            return  # stays on record as running: the next start takes it up
-        if error:
-            self._study.fail(number, "its worker process died")
+        if result and (result.get(HALT) or result.get(STOPPED)):
+            self._study.interrupt(number)  # stays on record as running: the next start takes it up
+        elif error:
+            self._study.fail(number, "its worker process died", LOST)
         else:
             self._study.complete(number)
 
@@ -55,6 +79,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
 
     def restore(self, checkpoint_path: str) -> None:
         """Restores nothing: a search is resumed from its study."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles it beside its snapshots, which are never read
 
 
 class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
@@ -67,36 +94,70 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     def __init__(self, study: Study) -> None:
         super().__init__()
         self._study = study
+        self._in_steps = study.space.early_stopping.unit == "step"
+        self._by_query = study.space.early_stopping.name == "wilcoxon"
+        self._seen: dict[int, dict[str, Any]] = {}  # of running trials: fastest evaluation, where they ran
 
     def on_trial_error(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
         """Records why a trial's process failed; Ray has given up restarting it."""
         error = trial.get_pickled_error()
-        self._study.fail(trial.config[NUMBER], reason_of(error) if error else "its worker process died")
+        self._study.fail(trial.config[NUMBER], reason_of(error) if error else "its worker process died", LOST)
 
     def on_trial_result(self, tune_controller: object, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """Records a report and decides whether the trial goes on."""
         number = trial.config[NUMBER]
         go_on: str = TrialScheduler.CONTINUE
         stop: str = TrialScheduler.STOP
+        if result.get(STOPPED):
+            return stop
         if result.get(HALT):
-            self._study.halted = result[HALT]
+            self._study.halted = self._study.halted or result[HALT]
             return stop
         if result.get(FAILURE):
-            self._study.fail(number, result[FAILURE])
+            self._study.fail(number, result[FAILURE], result.get(FAILURE_KIND, DETERMINISTIC))
             return stop
         if EPOCH not in result or result.get("done"):
             return go_on
-        note = {
-            "best_epoch": result["best_epoch"],
-            "epochs": result["epochs"],
-            "loss": result["loss"],
-            "seconds": result["trial_seconds"],
-            "samples_per_second": result["samples_per_second"],
-        }
-        if result["best_epoch"] == result[EPOCH]:
-            note["val"] = {key.removeprefix("val/"): value for key, value in result.items() if key.startswith("val/")}
-        lags = self._study.report(number, result[EPOCH], result["best_value"], note)
+        step = result["steps"] if self._in_steps else result[EPOCH]
+        lags = self._study.report(number, step, result["best_value"], self._note(number, step, result))
         if lags and result[EPOCH] < result["epochs"]:  # after its last epoch a trial is complete
             self._study.prune(number, f"stopped early after epoch {result[EPOCH]}")
             return stop
         return go_on
+
+    def _note(self, number: int, step: int, result: dict[str, Any]) -> dict[str, Any]:
+        """Returns the user attributes that a report brings."""
+        seen = self._seen.setdefault(number, {"latency_ms": float("inf"), "segments": []})
+        if result["val_queries"]:
+            seen["latency_ms"] = min(seen["latency_ms"], 1000 * result["val_seconds"] / result["val_queries"])
+        _extend(seen["segments"], result)
+        note = {
+            "best_epoch": result["best_epoch"],
+            "epoch": result[EPOCH],
+            "epochs": result["epochs"],
+            "steps": result["steps"],
+            "loss": result["loss"],
+            "seconds": result["trial_seconds"],
+            "samples_per_second": result["samples_per_second"],
+            "segments": [list(segment) for segment in seen["segments"]],
+        }
+        if seen["latency_ms"] < float("inf"):
+            note["latency_ms"] = seen["latency_ms"]
+        if result["best_epoch"] == result[EPOCH]:
+            note["val"] = {key.removeprefix("val/"): value for key, value in result.items() if key.startswith("val/")}
+        if self._by_query and result["query_ious"]:
+            note[f"query_ious:{step}"] = result["query_ious"]
+        return note
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as the searcher
+
+
+def _extend(segments: list[list[Any]], result: dict[str, Any]) -> None:
+    """Adds a report's time to where a trial ran: node, start and end in seconds since 1970."""
+    node, end = result.get("hostname", ""), float(result.get("timestamp", 0))
+    start = end - float(result.get("time_since_restore", 0.0))
+    if segments and segments[-1][0] == node and abs(segments[-1][1] - start) < 2:
+        segments[-1][2] = end
+    else:
+        segments.append([node, round(start, 1), end])

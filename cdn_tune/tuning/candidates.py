@@ -125,14 +125,14 @@ class Candidates:
     def points(self) -> list[dict[str, Any]]:
         """Returns the points to try first, by Optuna's names."""
         if self.space.start_with is not None:
-            return [self._spread(dict(point)) for point in self.space.start_with]
+            return [self.spread(dict(point)) for point in self.space.start_with]
         if self.space.sampler.name in ENUMERATING:
             return []
         own = {key: get_key(self._plain, key) for key in self.space.parameters}
-        point = self._spread(own)
+        point = self.spread(own)
         return [point] if point else []
 
-    def _spread(self, point: dict[str, Any]) -> dict[str, Any]:
+    def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Returns dotted keys and values as Optuna's names and values that the space allows."""
         found: dict[str, Any] = {}
         for key, parameter in self.space.parameters.items():

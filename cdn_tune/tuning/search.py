@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import shutil
-import tempfile
-import warnings
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +13,51 @@ import optuna
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
-from cdn_tune.distributed.cluster import connected, slots
-from cdn_tune.distributed.ray import tune
-from cdn_tune.errors import RunError, SearchError
+from cdn_tune.distributed.cluster import connected, node_resources, slots
+from cdn_tune.errors import ConfigError, RunError, SearchError
+from cdn_tune.training.engine import global_batches
+from cdn_tune.training.launch import train_in
+from cdn_tune.training.loop import never
 from cdn_tune.training.manifest import describe_run
-from cdn_tune.training.run_folder import EXPERIMENT, SPACE, claim, locked
-from cdn_tune.tuning.adapters import NUMBER, StudyScheduler, StudySearcher
-from cdn_tune.tuning.keep import keep_best
-from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
+from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, claim, locked, read_manifest
+from cdn_tune.training.world import World
+from cdn_tune.tuning.audit import Audit, audit, snapshot
+from cdn_tune.tuning.control import withdraw
+from cdn_tune.tuning.driver import Driver, OnChange, run_tuner
+from cdn_tune.tuning.preflight import preflight
 from cdn_tune.tuning.ranking import ranking
+from cdn_tune.tuning.storage import without_secrets
 from cdn_tune.tuning.study import Study, sqlite_url
-from cdn_tune.tuning.trial import GroupTrial, run_trial
+from cdn_tune.tuning.warm_start import learn_from
+
+BUDGETS = frozenset({"trials", "budget", "keep", "max_failures", "disk_budget_gb", "resources"})
 
 
 @dataclass(frozen=True)
-class SearchState:
-    """A search as it stands.
+class SearchOptions:
+    """How a search is started.
 
     Attributes:
-        rows: The leaderboard.
-        limit: Trials in all.
-        slots: Trials that run at once.
-        finished: Whether no trial is left to run.
+        trials: Trials in all, in place of the space's; may be raised to go on with a finished search.
+        add_trials: So many more than were asked for before.
+        address: Ray cluster to join; None starts Ray on this machine.
+        storage: Optuna storage URL of the study; the run folder's own sqlite file if None.
+        resume: Whether the run folder must hold a search already.
+        retry_failed: Whether failed trials are tried again.
+        warm_start: Runs whose results are learned from, at the search's first start.
+        stop: Asked now and then; once it says yes running trials save a checkpoint, and the search ends.
+        train: Trains a trial; takes what `train_in` takes.
     """
 
-    rows: list[dict[str, Any]]
-    limit: int
-    slots: int
-    finished: bool
-
-
-OnChange = Callable[[SearchState], None]
+    trials: int | None = None
+    add_trials: int | None = None
+    address: str | None = None
+    storage: str | None = None
+    resume: bool = False
+    retry_failed: bool = False
+    warm_start: tuple[Path, ...] = ()
+    stop: Callable[[], bool] = never
+    train: Callable[..., object] = train_in
 
 
 @dataclass(frozen=True)
@@ -59,63 +69,18 @@ class SearchResult:
         kept: Checkpoints of the best trials, best first.
         was_finished: Whether the run folder held the finished search already; nothing was run.
         interrupted: Whether it was stopped before its last trial; the same command goes on.
+        ended_by: The budget that ended it, in words; None if all trials were run.
+        audit: What it left behind on the cluster; None if nothing was run.
+        notes: What the user should know, in lines.
     """
 
     rows: list[dict[str, Any]]
     kept: list[Path]
     was_finished: bool
     interrupted: bool
-
-
-class _Watch(tune.Callback):  # type: ignore[misc]  # Ray ships no types
-    """After every event: leaderboard, kept checkpoints, and whoever looks on."""
-
-    def __init__(self, search: _Search) -> None:
-        self._search = search
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._search.show()
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
-        self._search.show()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._search.tidy()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._search.tidy()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray snapshots its callbacks; this one has no state of its own
-
-
-@dataclass
-class _Search:
-    """The running search, as the driver holds it."""
-
-    run: Path
-    space: SearchSpace
-    experiment: Experiment
-    study: Study
-    limit: int
-    slots: int
-    on_change: OnChange
-
-    def rows(self) -> list[dict[str, Any]]:
-        return leaderboard(self.study.trials(), list(self.space.parameters), list(self.experiment.eval.metrics))
-
-    def show(self) -> list[dict[str, Any]]:
-        rows = self.rows()
-        self.on_change(SearchState(rows, self.limit, self.slots, self.is_finished()))
-        return rows
-
-    def tidy(self) -> list[Path]:
-        kept = keep_best(self.run, self.study.trials(), self.space.keep)
-        write_leaderboard(self.run, self.show())
-        return kept
-
-    def is_finished(self) -> bool:
-        return len(self.study.trials()) >= self.limit and not self.study.unfinished()
+    ended_by: str | None = None
+    audit: Audit | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def search(
@@ -123,8 +88,7 @@ def search(
     experiment: Experiment,
     run: Path,
     on_change: OnChange,
-    trials: int | None = None,
-    address: str | None = None,
+    options: SearchOptions | None = None,
 ) -> SearchResult:
     """Runs a search, or goes on with the one that the run folder holds.
 
@@ -133,105 +97,110 @@ def search(
         experiment: The base experiment under all fixed overrides.
         run: The run folder; on a cluster, reachable from every node under this path.
         on_change: Called in the driver whenever a trial has reported or ended.
-        trials: Trials in all, in place of the space's; may be raised to go on with a finished search.
-        address: Ray cluster to join; None starts Ray on this machine.
+        options: How it is started.
 
     Returns:
         The leaderboard and the kept checkpoints.
 
     Raises:
-        CdnTuneError: If data, run folder, cluster or every single trial is at fault.
+        CdnTuneError: If data, run folder, storage, cluster or every single trial is at fault.
     """
-    limit = trials or space.trials
+    options = options or SearchOptions()
     run = run.absolute()
+    if options.resume and not (run / MANIFEST).exists():
+        raise RunError(f"--resume: {run} holds no search; check --run, or leave --resume out to start one")
     with locked(run):
-        load_splits(experiment.data, ("train", "val"))  # what is wrong with the data is said here, once
-        manifest = describe_run("search", experiment, fingerprint(experiment.data))
-        claim(run, manifest, {EXPERIMENT: experiment.plain(), SPACE: _identity(space)})
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = Study(sqlite_url(run), space)
-        running = _Search(run, space, experiment, study, limit, 0, on_change)
-        was_finished = running.is_finished()
+        study, notes = open_study(space, experiment, run, options)
+        limit = _asked_for(study, options)
+        driver = Driver(run, space, experiment, study, limit, on_change, options.stop)
+        was_finished = driver.is_finished
+        found: Audit | None = None
         try:
             if not was_finished:
-                with connected(address) as available:
-                    running.slots = slots(space.resources, available)
-                    running.show()
-                    _run_tuner(running)
+                withdraw(run)
+                before = snapshot()
+                with connected(options.address):
+                    nodes = node_resources()
+                    slots(space.resources, nodes)
+                    notes += preflight(space, study.candidates, run, _url(run, options), nodes)
+                    run_tuner(driver, options.train)
+                    if options.address is not None:
+                        found = audit(before)
+                found = found or audit(before)
         finally:
-            kept = running.tidy()
-        rows = running.rows()
-        interrupted = not running.is_finished()
+            kept = driver.close()
+        rows = driver.rows()
+        interrupted = not driver.is_finished and driver.ended_by is None
     if study.halted:
-        raise RunError(f"{study.halted}; the same command then goes on")
-    if not interrupted and not ranking(study.trials()):
+        raise SearchError(f"{study.halted}; the same command then goes on")
+    if driver.is_finished and not ranking(study.trials()):
         reasons = "; ".join(sorted({str(row["reason"]) for row in rows}))
         raise SearchError(f"{run}: all {len(rows)} trials failed: {reasons}")
-    return SearchResult(rows, kept, was_finished, interrupted)
+    return SearchResult(rows, kept, was_finished, interrupted, driver.ended_by, found, notes)
 
 
-def _identity(space: SearchSpace) -> dict[str, Any]:
-    """What makes a search the same one when it is taken up again: all but its budget."""
-    return {key: value for key, value in space.plain().items() if key not in {"trials", "keep", "max_failures"}}
+def open_study(
+    space: SearchSpace, experiment: Experiment, run: Path, options: SearchOptions
+) -> tuple[Study, list[str]]:
+    """Opens the study of a locked run folder, or begins it; returns it with what the user should know.
 
-
-def _run_tuner(running: _Search) -> None:
-    """Runs Ray Tune over the study until no trial is left, or Ctrl-C."""
-    settings = {
-        "base": running.experiment.plain(),
-        "run": str(running.run),
-        "resources": running.space.resources.plain(),
-    }
-    resources = running.space.resources
-    grouped = resources.workers > 1
-    if grouped:  # the driver of a group only waits: it takes a byte of memory, and no CPU from the workers
-        group = tune.with_parameters(GroupTrial, **settings, max_failures=running.space.max_failures)
-        trainable = tune.with_resources(group, {"memory": 1})
-    else:
-        needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-        trainable = tune.with_resources(tune.with_parameters(run_trial, **settings), needs)
-    scratch = tempfile.mkdtemp(prefix="cdn-tune-")
-    try:
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(running.study, running.limit),
-                scheduler=StudyScheduler(running.study),
-                num_samples=-1,
-                max_concurrent_trials=running.slots,
-                reuse_actors=not grouped,
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=scratch,  # nothing in it is read again: the study is the record
-                callbacks=[_Watch(running)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
-                failure_config=tune.FailureConfig(max_failures=0 if grouped else running.space.max_failures),
-                verbose=0,
-            ),
+    Raises:
+        CdnTuneError: If the data, the folder or the storage are at fault or hold something else.
+    """
+    splits = load_splits(experiment.data, ("train", "val"))  # what is wrong with the data is said here, once
+    data = fingerprint(experiment.data)
+    url = _url(run, options)
+    manifest = describe_run("search", experiment, data) | {"run_id": secrets.token_hex(8)}
+    if url != sqlite_url(run):
+        manifest["storage"] = without_secrets(url)
+    identity = {key: value for key, value in space.plain().items() if key not in BUDGETS}
+    claim(run, manifest, {EXPERIMENT: experiment.plain(), SPACE: identity})
+    held = read_manifest(run)
+    if held.get("storage") != manifest.get("storage"):
+        asked, there = manifest.get("storage", "the run folder's own"), held.get("storage", "the run folder's own")
+        raise RunError(f"--storage {asked}: the study of {run} lies in another storage ({there}); name that one")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    steps = len(global_batches(len(splits["train"]), experiment, 1, World()))
+    study = Study(url, space, experiment, steps_per_epoch=steps)
+    owner = study.attributes.get("run_id")
+    if owner not in (None, held.get("run_id")):
+        raise RunError(
+            f"{without_secrets(url)}: already holds a study named {space.name}, of another run; "
+            "choose another `name` in the search space, or another --storage"
         )
-        with _quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    notes = []
+    if owner is None:
+        for other in options.warm_start:
+            notes.append(learn_from(other, study))
+        study.begin()
+    elif options.warm_start:
+        raise ConfigError(f"--warm-start: {run} has begun already; results are learned from at the first start only")
+    study.note(
+        run_id=held.get("run_id"),
+        metric=experiment.eval.metric,
+        objectives=list(study.objectives.names),
+        dataset=experiment.data.dataset,
+        planted=bool(data["planted"]),
+        unit=space.early_stopping.unit,
+        gpus_per_trial=space.resources.workers * space.resources.gpus_per_worker,
+    )
+    if options.retry_failed:
+        notes.append(f"{study.retry_failed()} failed trials are tried again")
+    return study, notes
 
 
-def _trial_name(trial: Any) -> str:
-    return f"trial-{trial.config[NUMBER]:04d}"
+def _asked_for(study: Study, options: SearchOptions) -> int:
+    """Returns the number of trials asked for, and records it."""
+    held: int | None = study.attributes.get("trials")
+    limit = options.trials or held or study.space.trials
+    limit += options.add_trials or 0
+    study.note(trials=limit)
+    return limit
 
 
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keeps Ray's own lines off the terminal; what went wrong is in the study and in the trials' folders."""
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train", "ray.air")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _url(run: Path, options: SearchOptions) -> str:
+    """Returns the storage URL: as given, else the one that the run began with, else the run folder's own."""
+    if options.storage is not None:
+        return options.storage
+    held = read_manifest(run).get("storage") if (run / MANIFEST).exists() else None
+    return str(held) if held else sqlite_url(run)

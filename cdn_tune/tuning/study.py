@@ -4,189 +4,257 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cdn_tune.config import Categorical, Float, Parameter, SearchSpace
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.tuning.candidates import Candidates
+from cdn_tune.tuning.failures import MEMORY, Failures
+from cdn_tune.tuning.notes import Notes
+from cdn_tune.tuning.objectives import Objectives
+from cdn_tune.tuning.proposals import Proposals
+from cdn_tune.tuning.pruners import build_pruner, should_prune
+from cdn_tune.tuning.ranking import FINISHED, own, superseded, value_of
+from cdn_tune.tuning.samplers import build_sampler
+from cdn_tune.tuning.storage import open_storage
 
 DATABASE = "study.db"
-_ENQUEUED = "start_with_enqueued"
 
 
 class Study:
     """An Optuna study in a storage, seen as a list of numbered trials.
 
-    The objective of a trial is its best epoch's val metric so far; that is also its intermediate value at each
-    epoch, so pruners compare what trials are worth and a pruned trial keeps the value it had reached.
+    The first objective of a trial is its best epoch's val metric so far; that is also its intermediate value at each
+    epoch (or optimiser step), so pruners compare what trials are worth and a pruned trial keeps the value it had reached.
+
+    Only one process writes to a study at a time (it holds the run folder); what is kept in memory here follows from the
+    record.
 
     Args:
-        storage: Optuna storage URL, e.g. of :func:`sqlite_url`.
+        storage: Optuna storage URL, e.g. of :func:`sqlite_url`, or a storage.
         space: What is searched.
+        base: The base experiment under all fixed overrides.
+        name: The study's name in the storage; the space's if None.
+        steps_per_epoch: Of the base experiment, where progress is counted in optimiser steps.
     """
 
-    def __init__(self, storage: str, space: SearchSpace) -> None:
-        self.halted: str | None = None  # why no further trial should start
-        self._url = storage
-        self._space = space
-        self._storage: BaseStorage = RDBStorage(storage)
+    def __init__(
+        self,
+        storage: str | BaseStorage,
+        space: SearchSpace,
+        base: Experiment,
+        name: str | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        self.halted: str | None = None  # why no further trial should start, and the search ends with an error
+        self.space, self.candidates = space, Candidates(space, base)
+        self.objectives = Objectives(space, base)
+        self._pruner = build_pruner(space, base.train.epochs, steps_per_epoch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study = optuna.create_study(
-                study_name=space.name,
-                storage=self._storage,
-                sampler=build_sampler(space),
-                pruner=build_pruner(space),
-                direction="maximize",
+            self.optuna = optuna.create_study(
+                study_name=name or space.name,
+                storage=open_storage(storage) if isinstance(storage, str) else storage,
+                sampler=build_sampler(space, self.candidates, 0),
+                pruner=self._pruner,
+                directions=self.objectives.directions,
                 load_if_exists=True,
             )
-        self._distributions = {key: to_distribution(parameter) for key, parameter in space.parameters.items()}
-        self._ids: dict[int, int] = {trial.number: trial._trial_id for trial in self.trials()}
-        self._left = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
-        if not self._study.user_attrs.get(_ENQUEUED):
-            for point in space.start_with or ():
-                self._study.enqueue_trial(dict(point), skip_if_exists=True)
-            self._study.set_user_attr(_ENQUEUED, True)
+        self._storage: BaseStorage = self.optuna._storage
+        entries = self.entries()
+        self._ids: dict[int, int] = {trial.number: trial._trial_id for trial in entries}
+        self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
+        self._notes = Notes(self._storage)
+        self._failures = Failures(entries)
+        self._proposals = Proposals(self.optuna, self.candidates, entries)
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What is recorded of the search as a whole."""
+        attributes: dict[str, Any] = self.optuna.user_attrs
+        return attributes
+
+    def note(self, **attributes: Any) -> None:
+        """Records something of the search as a whole."""
+        held = self.attributes
+        for key, value in attributes.items():
+            if held.get(key) != value:
+                self.optuna.set_user_attr(key, value)
+
+    def begin(self) -> None:
+        """Queues the points to try first."""
+        for point in self.candidates.points():
+            self.optuna.enqueue_trial(point, skip_if_exists=True)
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """Whether each objective is maximised or minimised."""
+        return self.optuna.directions
+
+    def entries(self) -> list[FrozenTrial]:
+        """Returns everything that was ever asked for or learned, by number."""
+        return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
     def trials(self) -> list[FrozenTrial]:
-        """Returns every trial that was ever asked for, by number."""
-        return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        """Returns every trial of this run that was ever started, by number."""
+        return own(self.entries())
+
+    def counted(self) -> int:
+        """Returns how many trials count towards the number asked for: a failed one that was tried again does not."""
+        trials = self.trials()
+        return len(trials) - len(superseded(trials) & {trial.number for trial in trials})
 
     def trial(self, number: int) -> FrozenTrial:
         """Returns one trial as it is recorded now."""
-        return self._storage.get_trial(self._ids[number])
+        return self._storage.get_trial(self._id(number))
 
     def unfinished(self) -> list[int]:
         """Returns the numbers of trials that are recorded as running."""
         return [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
 
+    def is_finished(self, limit: int) -> bool:
+        """Whether no trial is left to run."""
+        return not self.unfinished() and (self._proposals.is_exhausted or self.counted() >= limit)
+
     def next(self, limit: int) -> int | None:
         """Returns the next trial to run: first those that an earlier process left unfinished, then new ones.
+
+        A proposal that breaks a constraint, or equals an earlier trial, is recorded and not returned.
 
         Args:
             limit: Trials in all.
 
         Returns:
-            Its number, or None when there are `limit` trials.
+            Its number, or None when there are `limit` trials, or no proposal is left.
         """
-        if self._left:
-            return self._left.pop(0)
-        if len(self.trials()) >= limit:
+        while self._left:
+            number = self._left.pop(0)
+            if self._proposals.take_up(self.trial(number), self._failures.memory_limit):
+                return number
+        if self.halted or self.counted() >= limit:
             return None
-        self._study.sampler = build_sampler(self._space, asked=len(self.trials()))
-        trial = self._study.ask(self._distributions)
-        self._ids[trial.number] = trial._trial_id
-        return trial.number
+        number_or_reason = self._proposals.propose(self._failures.memory_limit)
+        if isinstance(number_or_reason, str):
+            self.halted = number_or_reason
+            return None
+        return number_or_reason
 
     def parameters(self, number: int) -> dict[str, Any]:
-        """Returns a trial's sampled values by dotted key."""
-        return self.trial(number).params
+        """Returns a trial's sampled values by dotted key, values per layer as lists."""
+        return self.candidates.overrides(self.trial(number).params)
 
-    def report(self, number: int, epoch: int, value: float, note: dict[str, Any]) -> bool:
-        """Records an epoch.
+    def experiment(self, number: int) -> Experiment:
+        """Returns a trial's experiment."""
+        return self.candidates.experiment(self.trial(number).params, f"trial {number}")
+
+    def report(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> bool:
+        """Records what a trial has reached.
 
         Args:
             number: The trial.
-            epoch: The epoch, from 1. An epoch already on record (a trial taken up again) is kept as it was.
+            step: Its progress in the unit of early stopping, from 1. One that is on record (of a trial taken up again)
+                is kept as it was.
             value: The trial's best val metric so far.
             note: User attributes to set, e.g. the best epoch.
 
         Returns:
             Whether the trial should be pruned.
         """
-        if self.trial(number).state != TrialState.RUNNING:
+        trial = self.trial(number)
+        if trial.state != TrialState.RUNNING:
             return False
-        for key, content in note.items():
-            self._storage.set_trial_user_attr(self._ids[number], key, content)
-        if epoch in self.trial(number).intermediate_values:
+        self._notes.add(trial, note)
+        self._failures.end_well()
+        if step in trial.intermediate_values:
             return False
-        self._storage.set_trial_intermediate_value(self._ids[number], epoch, value)
-        return self._study.pruner.prune(self._study, self.trial(number))
+        self._storage.set_trial_intermediate_value(self._id(number), step, value)
+        return should_prune(self.optuna, self._pruner, self.trial(number), self.space)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
-        value = self._reached(number)
-        last = max(self.trial(number).intermediate_values, default=0)
-        epochs = self.trial(number).user_attrs.get("epochs", last)
+        trial = self._settled(number)
+        if trial is None:
+            return
+        value = value_of(trial)
+        epoch, epochs = trial.user_attrs.get("epoch", 0), trial.user_attrs.get("epochs", 0)
         if value is None:
             self.fail(number, "ended without reporting a val metric")
-        elif last < epochs:
-            self.fail(number, f"ended after epoch {last} of {epochs} without a reason")
-        elif self.trial(number).state == TrialState.RUNNING:
-            self._study.tell(number, value)
+        elif epoch < epochs:
+            self.fail(number, f"ended after epoch {epoch} of {epochs} without a reason")
+        else:
+            values = self.objectives.values(trial, value)
+            missing = [name for name, found in values.items() if found is None or not math.isfinite(found)]
+            if missing:
+                self.fail(number, f"ended without a value of {', '.join(missing)}")
+            else:
+                self.optuna.tell(number, [found for found in values.values() if found is not None])
 
     def prune(self, number: int, reason: str) -> None:
         """Records that a trial was stopped early, with the value it had reached."""
-        if self.trial(number).state == TrialState.RUNNING:
-            self._storage.set_trial_user_attr(self._ids[number], "reason", reason)
-            self._study.tell(number, state=TrialState.PRUNED)
+        trial = self._settled(number)
+        if trial is not None:
+            self._notes.write(trial, {"reason": reason})
+            self.optuna.tell(number, state=TrialState.PRUNED)
 
-    def fail(self, number: int, reason: str) -> None:
-        """Records that a trial failed, and why."""
-        if self.trial(number).state == TrialState.RUNNING:
-            self._storage.set_trial_user_attr(self._ids[number], "reason", reason)
-            self._study.tell(number, state=TrialState.FAIL)
+    def fail(self, number: int, reason: str, failure: str = "deterministic") -> None:
+        """Records that a trial failed, and why.
 
-    def _reached(self, number: int) -> float | None:
-        values = [value for value in self.trial(number).intermediate_values.values() if math.isfinite(value)]
-        return max(values, default=None)
+        The third in a row that fails for the same reason before its first epoch halts the search. One that ran out of
+        memory is recorded as infeasible, and no trial that needs as much by estimate is started again.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"storage": self._url, "space": self._space}
+        Args:
+            number: The trial.
+            reason: In one line.
+            failure: Of which kind: see `tuning.failures`.
+        """
+        trial = self._settled(number)
+        if trial is None:
+            return
+        notes: dict[str, Any] = {"reason": reason, "failure": failure}
+        if failure == MEMORY:
+            notes["memory_gb"] = self._failures.remember_memory(self.experiment(number))
+            self._storage.set_trial_system_attr(self._id(number), "constraints:memory", 1.0)
+        self._notes.write(trial, notes)
+        self.optuna.tell(number, state=TrialState.FAIL)
+        self.halted = self.halted or self._failures.add(self.trial(number))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["storage"], state["space"])  # type: ignore[misc]
+    def interrupt(self, number: int) -> None:
+        """Writes down what is known of a trial that was stopped with a checkpoint; it stays on record as running."""
+        self._settled(number)
+
+    def retry_failed(self) -> int:
+        """Has every failed trial tried again, as a new trial with the same parameters; returns how many."""
+        trials = self.trials()
+        tried = superseded(self.optuna.get_trials(deepcopy=False))
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in tried]
+        for trial in failed:
+            self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+        return len(failed)
+
+    def waiting(self) -> int:
+        """Returns how many points are queued to be tried next."""
+        return sum(trial.state == TrialState.WAITING for trial in self.optuna.get_trials(deepcopy=False))
+
+    def _settled(self, number: int) -> FrozenTrial | None:
+        """Returns a running trial with all its notes written; None if it has ended."""
+        trial = self.trial(number)
+        if trial.state in FINISHED:
+            return None
+        self._notes.flush(trial)
+        return self.trial(number)
+
+    def _id(self, number: int) -> int:
+        if number not in self._ids:
+            self._ids[number] = self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
+        return self._ids[number]
 
 
 def sqlite_url(folder: Path) -> str:
     """Returns the storage URL of a run folder's own study."""
     return f"sqlite:///{folder / DATABASE}"
-
-
-def to_distribution(parameter: Parameter) -> BaseDistribution:
-    """Returns Optuna's form of a parameter."""
-    if isinstance(parameter, Categorical):
-        return CategoricalDistribution(parameter.choices)
-    if isinstance(parameter, Float):
-        return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-    return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-
-
-def build_sampler(space: SearchSpace, asked: int = 0) -> BaseSampler:
-    """Builds the sampler that proposes a trial.
-
-    Args:
-        space: Names the sampler and its seed.
-        asked: Trials asked before; with the seed it determines the draws, so that a process that goes on with a search
-            proposes what the first one would have, and nothing twice.
-    """
-    config = space.sampler
-    seed = int(np.random.SeedSequence([config.seed, asked]).generate_state(1)[0])
-    if config.name == "random":
-        return RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(
-            seed=seed, n_startup_trials=config.startup_trials, multivariate=True, group=True, constant_liar=True
-        )
-
-
-def build_pruner(space: SearchSpace) -> BasePruner:
-    """Builds the pruner of a search space."""
-    config = space.early_stopping
-    builders: dict[str, Callable[[], BasePruner]] = {
-        "asha": lambda: SuccessiveHalvingPruner(
-            min_resource=config.min_resource, reduction_factor=config.reduction_factor
-        ),
-        "median": lambda: MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.min_resource - 1),
-        "none": NopPruner,
-    }
-    return builders[config.name]()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.config import Experiment, ResourcesConfig, override
+import torch
+
+from cdn_tune.config import ResourcesConfig, override
 from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.ray import tune
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.training.files import write_text
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
-from cdn_tune.tuning.adapters import FAILURE, HALT, NUMBER, PARAMETERS
+from cdn_tune.tuning.adapters import FAILURE, FAILURE_KIND, HALT, NUMBER, PARAMETERS, STOPPED
+from cdn_tune.tuning.control import StopFile
+from cdn_tune.tuning.failures import kind_of
 
 TRIALS = "trials"
 
@@ -23,16 +29,13 @@ def trial_folder(run: Path, number: int) -> Path:
     return run / TRIALS / f"{number:04d}"
 
 
-def trial_experiment(base: dict[str, Any], parameters: dict[str, Any], number: int) -> Experiment:
-    """Returns the experiment of a trial.
-
-    Raises:
-        ConfigError: If the sampled values do not go together.
-    """
-    return override(base, parameters, f"trial {number}")
-
-
-def run_trial(config: dict[str, Any], base: dict[str, Any], run: str, resources: dict[str, Any]) -> None:
+def run_trial(
+    config: dict[str, Any],
+    base: dict[str, Any],
+    run: str,
+    resources: dict[str, Any],
+    train: Callable[..., object] = train_in,
+) -> None:
     """Runs a one-worker trial in this process and reports to Ray Tune; module-level, so that it pickles.
 
     A failure that would repeat itself is reported as a result rather than raised: the actor stays usable for the next
@@ -43,6 +46,7 @@ def run_trial(config: dict[str, Any], base: dict[str, Any], run: str, resources:
         base: The search's base experiment.
         run: The run folder.
         resources: What the trial occupies.
+        train: Trains it; takes what `train_in` takes.
     """
     number = config[NUMBER]
     folder = trial_folder(Path(run), number)
@@ -54,10 +58,14 @@ def run_trial(config: dict[str, Any], base: dict[str, Any], run: str, resources:
         tune.report(flat_report(done.plain(), seconds))
 
     try:
-        experiment = trial_experiment(base, config[PARAMETERS], number)
-        train_in(experiment, folder, report, threads=resources["cpus_per_worker"])
+        experiment = override(base, config[PARAMETERS], f"trial {number}")
+        train(experiment, folder, report, threads=resources["cpus_per_worker"], stop=StopFile(Path(run)))
+    except KeyboardInterrupt:  # asked to stop, and saved
+        tune.report({STOPPED: True})
     except Exception as error:  # told as the trial's failure, with the traceback beside it
         tune.report(failed(error, folder))
+    finally:
+        release_memory()
 
 
 class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
@@ -69,12 +77,15 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Starts the group."""
         self._group: WorkerGroup | None = None
         self._failure: dict[str, str] | None = None
-        self._seconds = 0.0
+        self._seconds, self._is_last = 0.0, False
+        self._stop = StopFile(Path(run))
         self._folder = trial_folder(Path(run), config[NUMBER])
         try:
-            experiment = trial_experiment(base, config[PARAMETERS], config[NUMBER])
+            experiment = override(base, config[PARAMETERS], f"trial {config[NUMBER]}")
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._group = WorkerGroup(experiment, self._folder, ResourcesConfig(**resources), max_failures)
+            self._group = WorkerGroup(
+                experiment, self._folder, ResourcesConfig(**resources), max_failures, stop=self._stop
+            )
         except Exception as error:  # told by the first step
             self._failure = failed(error, self._folder)
 
@@ -89,7 +100,8 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if self._failure is not None:
             return self._failure
         if report is None:
-            return {"done": True}
+            return {"done": True} if self._is_last or not self._stop() else {STOPPED: True}
+        self._is_last = report["epoch"] >= report["epochs"]
         self._seconds += report["train_seconds"] + report["val_seconds"]
         return flat_report(report, self._seconds)
 
@@ -115,12 +127,12 @@ def flat_report(report: dict[str, Any], seconds: float) -> dict[str, Any]:
 def failed(error: Exception, folder: Path) -> dict[str, str]:
     """Returns the result that tells of an error.
 
-    A machine at fault (disk full, folder gone, no memory) halts the search and leaves the trial for the next start; any
-    other error is the trial's own and would repeat itself.
+    A machine at fault (disk full, folder gone) halts the search and leaves the trial for the next start; any other error
+    is the trial's own.
     """
-    if isinstance(error, RunError | OSError | MemoryError):
-        return {HALT: f"{type(error).__name__}: {error}" if isinstance(error, MemoryError) else str(error)}
-    return {FAILURE: describe_failure(error, folder)}
+    if isinstance(error, RunError | OSError):
+        return {HALT: str(error)}
+    return {FAILURE: describe_failure(error, folder), FAILURE_KIND: kind_of(error)}
 
 
 def describe_failure(error: Exception, folder: Path) -> str:
@@ -130,3 +142,10 @@ def describe_failure(error: Exception, folder: Path) -> str:
     write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def release_memory() -> None:
+    """Gives back what a trial has left in this process's caches, for the next one on the same GPU."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

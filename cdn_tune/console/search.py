@@ -1,0 +1,106 @@
+"""`cdn-tune search` and `search stop`, in words of the tuning package."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cdn_tune.config import Experiment, SearchSpace, load_space, override_space, parse_overrides
+from cdn_tune.console.interrupt import GentleStop
+from cdn_tune.console.live import SearchProgress
+from cdn_tune.console.output import err, one_line_errors, out, terminable, warn
+from cdn_tune.console.tables import leaderboard_table
+from cdn_tune.errors import RunError
+from cdn_tune.training.run_folder import MANIFEST, is_locked, read_manifest
+from cdn_tune.tuning.control import ask_to_stop
+from cdn_tune.tuning.search import SearchOptions, SearchResult, search
+
+_WAIT_SECONDS = 0.5
+
+
+def run_search(
+    space_path: str,
+    overrides: list[str],
+    run: Path | None,
+    *,
+    settings: list[str],
+    budget: dict[str, float],
+    plan: bool,
+    **options: Any,
+) -> None:
+    """`cdn-tune search`."""
+    with one_line_errors(), terminable():
+        space, experiment = load_space(space_path, parse_overrides(overrides))
+        space = override_space(space, {**parse_overrides(settings), **budget})
+        run = run or Path("runs") / space.name
+        if plan:
+            from cdn_tune.console.search_plan import print_plan
+
+            print_plan(space, experiment, run, options["trials"], options["storage"])
+            return
+        if not options["resume"]:
+            _ask_to_go_on(run)
+        search_and_print(space, experiment, run, **options)
+
+
+def search_and_print(space: SearchSpace, experiment: Experiment, run: Path, **options: Any) -> SearchResult:
+    """Runs a search and prints how it ended.
+
+    Raises:
+        KeyboardInterrupt: If the user stopped it before its last trial.
+    """
+    parameters, metric = list(space.parameters), experiment.eval.metric
+    with SearchProgress(parameters, metric) as progress, GentleStop("running trials save a checkpoint") as stop:
+        result = search(space, experiment, run, progress.on_change, SearchOptions(**options, stop=stop))
+    for note in result.notes:
+        err.print(note, markup=False, soft_wrap=True)
+    out.print(leaderboard_table(result.rows, parameters, metric, limit=10))
+    if result.was_finished:
+        err.print(f"{run} is finished; --add-trials N goes on with N more", markup=False, soft_wrap=True)
+    if result.audit is not None:
+        if result.audit.is_clean:
+            err.print(result.audit.text, style="dim", markup=False, soft_wrap=True)
+        else:
+            warn(result.audit.text)
+    if result.interrupted and stop():
+        raise KeyboardInterrupt
+    if result.ended_by is not None:
+        err.print(f"ended early: {result.ended_by}; raise it to go on", markup=False, soft_wrap=True)
+    elif result.interrupted:
+        err.print("stopped as asked; the same command goes on", markup=False, soft_wrap=True)
+    out.print(f"leaderboard: {run / 'leaderboard.csv'}", markup=False, soft_wrap=True)
+    best = result.kept[0] if result.kept else "none is left in the run folder"
+    out.print(f"best checkpoint: {best}", markup=False, soft_wrap=True)
+    if result.kept:
+        out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
+    return result
+
+
+def run_stop(run: Path, wait: bool) -> None:
+    """`cdn-tune search stop`."""
+    with one_line_errors():
+        if read_manifest(run)["kind"] != "search":
+            raise RunError(f"{run}: holds a train run; Ctrl-C, or SIGTERM to its process, stops it with a checkpoint")
+        if not is_locked(run):
+            out.print(f"{run}: no search is running there", markup=False, soft_wrap=True)
+            return
+        ask_to_stop(run)
+        if wait:
+            with err.status("waiting for running trials to save a checkpoint"):
+                while is_locked(run):
+                    time.sleep(_WAIT_SECONDS)
+        text = "stopped; the same command goes on" if wait else "asked to stop"
+        out.print(f"{run}: {text}", markup=False, soft_wrap=True)
+
+
+def _ask_to_go_on(run: Path) -> None:
+    """Asks, in a terminal, whether a run folder's search is meant to go on."""
+    if not (run / MANIFEST).exists() or not (sys.stdin.isatty() and err.is_terminal):
+        return
+    if not typer.confirm(f"{run} holds a search already; go on with it?", default=True, err=True):
+        raise typer.Exit(0)

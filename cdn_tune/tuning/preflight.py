@@ -1,0 +1,5 @@
+"""shim"""
+
+
+def preflight(*a):
+    return []
