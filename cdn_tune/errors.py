@@ -49,3 +49,19 @@ class MemoryShortage(TrainingError):  # noqa: N818 - as researchers say it
 
 class NotFinite(TrainingError):  # noqa: N818
     """A loss, a gradient or a score is infinite or not a number."""
+
+
+class WorkerLost(TrainingError):  # noqa: N818
+    """A training worker or its node died, more often than is borne."""
+
+
+class ClusterError(CdnTuneError):
+    """No Ray cluster answers at the address, or a trial does not fit into it."""
+
+    exit_code = 2
+
+
+class SearchError(CdnTuneError):
+    """A search cannot start or ended without a usable trial."""
+
+    exit_code = 1

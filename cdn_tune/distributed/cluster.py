@@ -115,7 +115,7 @@ def _check_reachable(address: str) -> None:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Returns the resources of each node that is alive, e.g. ``[{"CPU": 2.0}]``; of the joined cluster, as it is now."""
+    """Returns the resources of each node of the joined cluster that is alive now, e.g. ``[{"CPU": 2.0}]``."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 

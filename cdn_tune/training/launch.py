@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from cdn_tune.config import DataConfig, Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.fingerprint import is_planted
+from cdn_tune.errors import RunError
+from cdn_tune.training.files import told
 from cdn_tune.training.loop import TrainResult, never, train
 from cdn_tune.training.report import OnStep, Report, ignore
+from cdn_tune.training.world import this_world
+
+LOCK = ".training"
+_DYING_SECONDS = 60.0  # how long a process whose driver was killed may live on
 
 
 @lru_cache(maxsize=2)
@@ -49,4 +57,29 @@ def train_in(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    return train(experiment, folder, report, open_data(experiment.data), on_step, is_planted(experiment.data), stop)
+    splits, planted = open_data(experiment.data), is_planted(experiment.data)
+    with _alone(folder):
+        return train(experiment, folder, report, splits, on_step, planted, stop)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a trial's folder on worker 0: a process whose driver was killed may train there for a while yet.
+
+    Raises:
+        RunError: If another process goes on training there.
+    """
+    if not this_world().is_main:
+        yield
+        return
+    with told(folder / LOCK):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=_DYING_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"{folder}: another process trains this trial; wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,7 +1,8 @@
 """What is written beside a trial's values: its user attributes, few of them at once.
 
 Every attribute is a transaction of the storage. What changes with every report (the loss, the seconds) is therefore
-written every other second at most, and in full when the trial ends; what chooses (the best epoch and its metrics) at once.
+written every other second at most, and in full when the trial ends; what chooses (the best epoch and its metrics) at
+once.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Proposals:
         return None
 
     def _copy(self, number: int, trial_id: int, earlier: FrozenTrial) -> None:
-        """Records a proposal that equals an earlier trial with that one's result, so that the sampler learns from it."""
+        """Records a proposal that equals an earlier trial with that one's result, for the sampler to learn from."""
         self._note(trial_id, {ROLE: COPY, "copy_of": earlier.number, "reason": f"equal to trial {earlier.number}"})
         if earlier.state == TrialState.COMPLETE:
             self._study.tell(number, earlier.values)

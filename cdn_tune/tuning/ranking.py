@@ -20,8 +20,8 @@ def role_of(trial: FrozenTrial) -> Role:
     """Returns what an entry of the study is.
 
     ``trial``: one that was, is or will be trained. ``refused``: a proposal that broke a constraint, never started.
-    ``copy``: a proposal equal to an earlier trial, never started; it carries that one's result. ``learned``: a result of
-    another run.
+    ``copy``: a proposal equal to an earlier trial, never started; it carries that one's result. ``learned``: a result
+    of another run.
     """
     role: Role = trial.user_attrs.get(ROLE, "trial")
     return role

@@ -132,7 +132,7 @@ def search(
         rows = driver.rows()
         interrupted = not driver.is_finished and driver.ended_by is None
     if study.halted:
-        raise SearchError(f"{study.halted}; the same command then goes on")
+        raise RunError(f"{study.halted}; the same command then goes on")
     if driver.is_finished and not ranking(study.trials()):
         reasons = "; ".join(sorted({str(row["reason"]) for row in rows}))
         raise SearchError(f"{run}: all {len(rows)} trials failed: {reasons}")

@@ -31,7 +31,8 @@ class Study:
     """An Optuna study in a storage, seen as a list of numbered trials.
 
     The first objective of a trial is its best epoch's val metric so far; that is also its intermediate value at each
-    epoch (or optimiser step), so pruners compare what trials are worth and a pruned trial keeps the value it had reached.
+    epoch (or optimiser step), so pruners compare what trials are worth and a pruned trial keeps the value it had
+    reached.
 
     Only one process writes to a study at a time (it holds the run folder); what is kept in memory here follows from the
     record.
@@ -106,9 +107,9 @@ class Study:
         return own(self.entries())
 
     def counted(self) -> int:
-        """Returns how many trials count towards the number asked for: a failed one that was tried again does not."""
-        trials = self.trials()
-        return len(trials) - len(superseded(trials) & {trial.number for trial in trials})
+        """Returns how many trials count towards the number asked for: a failed one that is tried again does not."""
+        again = superseded(self.optuna.get_trials(deepcopy=False))
+        return sum(trial.number not in again for trial in self.trials())
 
     def trial(self, number: int) -> FrozenTrial:
         """Returns one trial as it is recorded now."""

@@ -127,8 +127,8 @@ def flat_report(report: dict[str, Any], seconds: float) -> dict[str, Any]:
 def failed(error: Exception, folder: Path) -> dict[str, str]:
     """Returns the result that tells of an error.
 
-    A machine at fault (disk full, folder gone) halts the search and leaves the trial for the next start; any other error
-    is the trial's own.
+    A machine at fault (disk full, folder gone) halts the search and leaves the trial for the next start; any other
+    error is the trial's own.
     """
     if isinstance(error, RunError | OSError):
         return {HALT: str(error)}

@@ -60,8 +60,8 @@ def learn_from(run: Path, study: Study) -> str:
     theirs = build(Experiment, read_mapping(other / EXPERIMENT), str(other / EXPERIMENT))
     if theirs.eval.metric != base.eval.metric or theirs.data.dataset != base.data.dataset:
         raise RunError(
-            f"--warm-start {run}: its trials are chosen by {theirs.eval.metric} on {theirs.data.dataset}, this search's "
-            f"by {base.eval.metric} on {base.data.dataset}; results of another measure say nothing"
+            f"--warm-start {run}: its trials are chosen by {theirs.eval.metric} on {theirs.data.dataset}, "
+            f"this search's by {base.eval.metric} on {base.data.dataset}; results of another measure say nothing"
         )
     space = build(SearchSpace, read_mapping(other / SPACE), str(other / SPACE))
     candidates = Candidates(space, theirs)
