@@ -20,8 +20,8 @@ from cdn_tune.errors import ClusterError, RunError, SearchError
 from cdn_tune.training.checkpoint import load_checkpoint
 from cdn_tune.training.records import read_metrics
 from cdn_tune.tuning.driver import SearchState
-from cdn_tune.tuning.search import SearchOptions, search
 from cdn_tune.tuning.recorded import open_recorded
+from cdn_tune.tuning.search import SearchOptions, search
 from cdn_tune.tuning.trial import trial_folder
 
 Tiny = Callable[..., Experiment]

@@ -226,9 +226,7 @@ def test_killed_while_a_trial_is_asked_for(tmp_path: Path, killed_at: int, monke
 
         monkeypatch.setattr(storage, name, dying)
     with pytest.raises(KeyboardInterrupt):
-        study.next(3)
-        study.next(3)
-        study.next(3)
+        list(iter(lambda: study.next(3), None))
     monkeypatch.undo()
     before = {trial.number: trial.params for trial in open_study(tmp_path, space).trials()}
     run(open_study(tmp_path, space), 3, {})

@@ -1,0 +1,274 @@
+"""What a search costs beside its trials, and what it finds: against random search at equal budget.
+
+``python -m benchmarks.search [--part overhead|groups|budget ...] [--trials N] [--seeds N]``. Trials of the first two
+parts train nothing or next to nothing; the third trains real ones on ``planted-medium``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measure import publish, table
+from cdn_tune.config import Experiment, SearchSpace, load_experiment
+from cdn_tune.data.planted import plant
+from cdn_tune.data.planted.planting import preset
+from cdn_tune.distributed.cluster import connected
+from cdn_tune.training.report import EpochReport, Report
+from cdn_tune.tuning.driver import SearchState
+from cdn_tune.tuning.ranking import value_of
+from cdn_tune.tuning.recorded import open_recorded
+from cdn_tune.tuning.search import SearchOptions, search
+
+PARTS = ("overhead", "start", "groups", "budget")
+EPOCHS = 9
+PARAMETERS: dict[str, Any] = {
+    "model.map.kernel_size": {"type": "categorical", "choices": [1, 3, 5, 7]},
+    "model.map.layers": {"type": "int", "low": 1, "high": 4},
+    "model.proposals": {"type": "categorical", "choices": ["pool", "conv"]},
+    "optim.lr": {"type": "float", "low": 1e-4, "high": 3e-2, "log": True},
+    "train.batch_size": {"type": "categorical", "choices": [8, 16, 32]},
+    "loss.min_iou": {"type": "float", "low": 0.1, "high": 0.6},
+}
+
+
+def ignore(_: SearchState) -> None:
+    """Looks at nothing."""
+
+
+def nothing(experiment: Experiment, _: Path, report: Report, **__: object) -> None:
+    """Stands for a training: reports epochs whose value follows from the learning rate; learns nothing."""
+    best = 0.0
+    for epoch in range(1, EPOCHS + 1):
+        best = min(1.0, experiment.optim.lr * 30 * epoch / EPOCHS)
+        report(
+            EpochReport(
+                epoch=epoch, epochs=EPOCHS, loss=1.0 - best, moment_loss=0.0, attention_loss=0.0,
+                learning_rate=experiment.optim.lr, gradient_norm=1.0, samples_per_second=1.0, train_seconds=0.0,
+                val_seconds=0.0, val=dict.fromkeys(experiment.eval.metrics, best), value=best, best_value=best,
+                best_epoch=epoch, steps=epoch, val_queries=1,
+            )
+        )  # fmt: skip
+
+
+def make_space(name: str, trials: int, **more: Any) -> SearchSpace:
+    """Returns a search space over the demo experiment."""
+    values = {
+        "name": name, "experiment": "demo/small", "parameters": PARAMETERS, "trials": trials, "start_with": [],
+        "early_stopping": {"name": "asha", "min_resource": 1, "reduction_factor": 3}, **more,
+    }  # fmt: skip
+    return SearchSpace.model_validate(values, strict=False)
+
+
+def times(run: Path) -> list[float]:
+    """Returns when each trial of a search ended, in seconds since the first one began."""
+    trials = open_recorded(run).get_trials(deepcopy=False)
+    begin = min(trial.datetime_start for trial in trials if trial.datetime_start)
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    return sorted((end - begin).total_seconds() for end in ends)
+
+
+def overhead(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]:
+    """Returns a row per sampler: seconds of a one-worker trial whose training does nothing."""
+    rows = []
+    for sampler in ("random", "tpe"):
+        run = folder / f"nothing-{sampler}"
+        space = make_space("nothing", trials, sampler={"name": sampler})
+        search(space, experiment, run, ignore, SearchOptions(train=nothing))
+        ends = times(run)
+        first, last = ends[99] - ends[0], ends[-1] - ends[-100]
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        rows.append(
+            [
+                f"{sampler}, {len(ends)} trials",
+                f"{(ends[-1] - ends[0]) / (len(ends) - 1):.3f} s",
+                f"{first / 99:.3f} s",
+                f"{last / 99:.3f} s",
+                f"{last / first:.2f}x",
+                f"{memory:.2f} GB",
+            ]
+        )
+    return rows
+
+
+def start(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]:
+    """Returns the row of how long a slot stands empty between two real trials, until the next one's first step."""
+    run = folder / "start"
+    space = make_space("start", trials, sampler={"name": "random"}, early_stopping={"name": "none"})
+    search(space, experiment, run, ignore, SearchOptions(train=stamped))
+    stamps = sorted(tuple(map(float, path.read_text().split())) for path in run.glob("trials/*/stamps"))
+    gaps = []
+    free: list[float] = []
+    for began, stepped, ended in stamps:
+        earlier = [moment for moment in free if moment <= began]
+        if earlier:
+            free.remove(max(earlier))
+            gaps.append(stepped - max(earlier))
+        free.append(ended)
+    middle = f"{statistics.median(gaps):.2f} s"
+    return [[f"{len(gaps)} times", middle, f"{max(gaps):.2f} s", "<= 0.5 s"]]
+
+
+def stamped(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
+    """Trains, and notes when it was called, when it made its first step, and when it ended."""
+    from cdn_tune.training.launch import train_in
+
+    moments = [time.time()]
+
+    def on_step(_: object) -> None:
+        if len(moments) == 1:
+            moments.append(time.time())
+
+    train_in(experiment, folder, report, on_step, **options)
+    (folder / "stamps").write_text(f"{moments[0]} {moments[1]} {time.time()}")
+
+
+def groups(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]:
+    """Returns the row of nested two-worker trials, one after the other, the dashboard off."""
+    run = folder / "groups"
+    space = make_space("groups", trials, resources={"workers": 2}, early_stopping={"name": "none"})
+    result = search(space, experiment, run, ignore)
+    ends = times(run)
+    left = "nothing" if result.audit is None or result.audit.is_clean else result.audit.text
+    lost = trials - sum(row["state"] == "complete" for row in result.rows)
+    each = [after - before for before, after in pairwise(ends)]
+    return [[f"{trials} trials", f"{statistics.median(each):.1f} s", f"{max(each):.1f} s", str(lost), left, "<= 13 s"]]
+
+
+Curve = list[tuple[int, float]]
+
+
+def curve_of(run: Path) -> Curve:
+    """Returns the best val metric after so many trained epochs, over all trials in the order they ended."""
+    found: Curve = [(0, 0.0)]
+    trials = [trial for trial in open_recorded(run).get_trials(deepcopy=False) if trial.datetime_complete]
+    for trial in sorted(trials, key=lambda trial: trial.datetime_complete or 0):
+        epochs = found[-1][0] + len(trial.intermediate_values)
+        found.append((epochs, max(found[-1][1], value_of(trial) or 0.0)))
+    return found
+
+
+def at(curve: Curve, epochs: int) -> float:
+    """Returns the best value within so many epochs."""
+    return max(value for spent, value in curve if spent <= epochs)
+
+
+def budget(folder: Path, experiment: Experiment, seeds: int, epochs: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Returns the tables of the best val metric at equal budgets, and of the epochs to random search's final value."""
+    curves: dict[str, list[Curve]] = {"tpe + asha": [], "random": []}
+    for seed in range(seeds):
+        for name, sampler, stopping in (
+            ("tpe + asha", {"name": "tpe", "seed": seed, "startup_trials": 8}, {"name": "asha", "reduction_factor": 3}),
+            ("random", {"name": "random", "seed": seed}, {"name": "none"}),
+        ):
+            run = folder / f"{sampler['name']}-{seed}"
+            trials = epochs // experiment.train.epochs if stopping["name"] == "none" else epochs
+            space = make_space("budget", trials, sampler=sampler, early_stopping=stopping)
+            state = _Epochs(epochs)
+            search(space, experiment, run, state.look, SearchOptions(stop=state))
+            curves[name].append(curve_of(run))
+            print(name, seed, f"{at(curves[name][-1], epochs):.4f}", len(curves[name][-1]) - 1, "trials", flush=True)
+    shares = (0.25, 0.5, 0.75, 1.0)
+    rows = []
+    for name, found in curves.items():
+        row = [name]
+        for share in shares:
+            values = [at(curve, int(share * epochs)) for curve in found]
+            row.append(f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
+        rows.append(row)
+    reached = []
+    for seed in range(seeds):
+        goal = at(curves["random"][seed], epochs)
+        spent = next((spent for spent, value in curves["tpe + asha"][seed] if value >= goal), None)
+        shown = "not reached" if spent is None else f"{spent / epochs:.0%}"
+        mine = at(curves["tpe + asha"][seed], epochs)
+        reached.append([str(seed), f"{goal:.4f}", f"{mine:.4f}", shown])
+    return rows, reached
+
+
+class _Epochs:
+    """Ends a search when its trials have trained so many epochs together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.spent = limit, 0
+
+    def look(self, state: SearchState) -> None:
+        """Counts the epochs on record."""
+        self.spent = sum(int(row["epochs"] or 0) for row in state.rows)
+
+    def __call__(self) -> bool:
+        """Whether the budget is spent."""
+        return self.spent >= self.limit
+
+
+def main() -> None:
+    """Prints the section of the results and writes it, if all of it was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=120)
+    options = parser.parse_args()
+    lines = ["## Search", "", "`python -m benchmarks.search`, Ray on this machine, the study in a sqlite file."]
+    with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, connected():
+        folder = Path(name)
+        data = folder / "data"
+        plant(data, videos=40, feature_size=64, seed=0)
+        demo = load_experiment("demo/small", {"data.root": str(data), "train.epochs": 2})
+        if "overhead" in options.part:
+            heads = ["sampler", "a trial", "of the first 100", "of the last 100", "ratio", "driver's memory so far"]
+            lines += [
+                "",
+                f"A one-worker trial that reports {EPOCHS} epochs (fewer when pruned) and trains nothing; early "
+                "stopping by asha. Aims: 0.15 s a trial, a ratio of 1.2, 1 GB.",
+                "",
+                *table(heads, overhead(folder, demo, options.trials)),
+            ]
+        if "start" in options.part:
+            lines += [
+                "",
+                "From the end of a demo-sized trial to the first step of the next one in its place.",
+                "",
+                *table(["measured", "median", "longest", "aim"], start(folder, demo, 20)),
+            ]
+        if "groups" in options.part:
+            lines += [
+                "",
+                "Nested trials of two workers in a row, two epochs of the demo-sized model each, the dashboard off.",
+                "",
+                *table(["", "a trial, median", "longest", "lost", "left behind", "aim"], groups(folder, demo, 20)),
+            ]
+        if "budget" in options.part:
+            medium = folder / "medium"
+            plant(medium, videos=150, feature_size=64, seed=0, **preset("planted-medium"))
+            experiment = load_experiment(
+                "demo/small", {"data.root": str(medium), "train.epochs": EPOCHS, "model.hidden": 24}
+            )
+            rows, reached = budget(folder, experiment, options.seeds, options.epochs)
+            lines += [
+                "",
+                f"Best val R1@0.5 on `planted-medium` (150 videos) within so much of {options.epochs} trained epochs, "
+                f"mean ± standard deviation over {options.seeds} seeds: TPE with ASHA against random search, whose "
+                f"trials all train {EPOCHS} epochs.",
+                "",
+                *table(["search", "25 %", "50 %", "75 %", "100 %"], rows),
+                "",
+                "Share of the epochs after which TPE with ASHA has found as much as random search has in the end. "
+                "Aim: 50 %.",
+                "",
+                *table(["seed", "random, final", "TPE + ASHA, final", "reached after"], reached),
+            ]
+    if set(options.part) == set(PARTS):
+        publish("search", lines)
+    else:
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
