@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cdn_tune.console.output import err
 from cdn_tune.console.tables import leaderboard_table, parameters_line
-from cdn_tune.tuning.driver import SearchState
+from cdn_tune.tuning.search import SearchState
 
 
 class SearchProgress:

@@ -68,14 +68,3 @@ def _link(source: Path, folder: Path) -> bool:
     temporary.replace(folder / CHECKPOINT)
     sync_folder(folder)
     return True
-
-
-class Keeper:
-    def __init__(self, run, keep, budget):
-        self.run, self.keep = run, keep
-
-    def tidy(self, entries):
-        return keep_best(self.run, entries, self.keep)
-
-    def fits(self, size):
-        return True

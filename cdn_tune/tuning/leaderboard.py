@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.training.files import write_text
-from cdn_tune.tuning.ranking import own, ranking, value_of
+from cdn_tune.tuning.ranking import ranking, value_of
 
 LEADERBOARD = "leaderboard.csv"
 STATES = {
@@ -31,7 +31,6 @@ def leaderboard(trials: list[FrozenTrial], parameters: list[str], metrics: list[
         metrics: Names of the val metrics.
     """
     ranked = ranking(trials)
-    trials = own(trials)
     others = sorted(
         (trial for trial in trials if trial not in ranked),
         key=lambda trial: (trial.state == TrialState.FAIL, trial.number),

@@ -70,10 +70,13 @@ class Driver:
         for pid in [self.process.pid, *(family if everything else [])]:
             end(pid)
         self.process.wait()
+        for pid in family:
+            if any(name in title(pid) for name in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")):
+                end(pid)  # Ray's own: they wait a minute for the head of the cluster, which is dead
         deadline = time.monotonic() + 60
         while any(is_alive(pid) for pid in family) and time.monotonic() < deadline:
             time.sleep(0.1)
-        left = [pid for pid in family if is_alive(pid)]
+        left = {pid: title(pid) for pid in family if is_alive(pid)}
         for pid in left:
             end(pid)
         assert not left, f"processes outlived their driver: {left}"

@@ -1,5 +1,0 @@
-"""shim"""
-
-
-def preflight(*a):
-    return []
