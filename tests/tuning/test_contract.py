@@ -1,0 +1,328 @@
+"""One contract for every sampler with every early stopping, on a fake objective that costs nothing.
+
+A search is played through Optuna's ask and tell. What happens next depends on the study alone, so it can be cut after
+any event and taken up by a process that knows nothing but the study, as a real search can.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.config.space import ENUMERATING, EarlyStoppingName, SamplerName
+from cdn_tune.tuning.candidates import Candidates
+from cdn_tune.tuning.pruners import QUERY_IOUS, build_pruner, encode_ious, should_prune
+from cdn_tune.tuning.ranking import REFUSED, ROLE, own, role_of, value_of
+from cdn_tune.tuning.samplers import Proposal, build_sampler, is_exhausted
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+EARLY_STOPPING: tuple[EarlyStoppingName, ...] = get_args(EarlyStoppingName)
+EPOCHS, SLOTS, TRIALS = 6, 2, 16
+BASE = Experiment.model_validate({"name": "fake", "data": {"dataset": "charades_sta", "root": "nowhere"}})
+
+LR = {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}
+POOL = {"type": "categorical", "choices": ["mean", "attention"]}
+STEPS = {"type": "int", "low": 1, "high": 2, "when": {"model.clip_pool": "attention"}}
+KERNEL = {"type": "categorical", "choices": [3, 5]}
+PARAMETERS: dict[str, Any] = {
+    "optim.lr": LR,
+    "optim.weight_decay": {"type": "float", "low": 0.0, "high": 0.5, "step": 0.125},
+    "model.clip_pool": POOL,
+    "model.attention_steps": {**STEPS, "high": 4},
+    "model.map.layers": {"type": "int", "low": 2, "high": 5},
+    "model.map.kernel_size": {"type": "int", "low": 3, "high": 9, "step": 2, "per_layer": True},
+    "train.ema": {"type": "float", "low": 0.5, "high": 0.5},  # a single value
+}
+GRID: dict[str, Any] = {
+    "model.clip_pool": POOL,
+    "model.map.layers": {"type": "int", "low": 2, "high": 4},
+    "model.map.kernel_size": KERNEL,
+    "train.ema": {"type": "float", "low": 0.5, "high": 0.5},
+}  # 12 points
+TREE: dict[str, Any] = {
+    "model.clip_pool": POOL,
+    "model.attention_steps": STEPS,
+    "model.map.layers": {"type": "int", "low": 1, "high": 2},
+    "model.map.kernel_size": {**KERNEL, "per_layer": True},
+    "train.ema": {"type": "float", "low": 0.5, "high": 0.5},
+}  # (1 + 2) * (2 + 4) = 18 points
+START = {"optim.lr": 1e-2, "model.clip_pool": "attention", "model.attention_steps": 3, "model.map.layers": 2}
+
+
+class Play:
+    """A search on the fake objective.
+
+    Trials report the best of a learning curve so far. Some proposals are refused, some trials fail.
+    """
+
+    def __init__(
+        self,
+        sampler: str,
+        stopping: str,
+        storage: BaseStorage,
+        seed: int = 0,
+        objectives: int = 1,
+        trials: int = TRIALS,
+    ) -> None:
+        parameters = {"grid": GRID, "brute_force": TREE}.get(sampler, PARAMETERS)
+        self.space = SearchSpace.model_validate(
+            {
+                "name": "fake",
+                "experiment": "fake.yaml",
+                "parameters": parameters,
+                "objectives": ["R1@0.5", "parameters"][:objectives] if objectives > 1 else [],
+                "sampler": {"name": sampler, "seed": seed, "startup_trials": 6, "population": 4},
+                "early_stopping": {"name": stopping, "startup_trials": 3, "patience": 1, "reduction_factor": 2},
+            }
+        )
+        self.limit = 100 if sampler in ENUMERATING else trials
+        self.candidates = Candidates(self.space, BASE)
+        directions = ["maximize", "minimize"][:objectives]
+        self.study = optuna.create_study(
+            study_name="fake",
+            storage=storage,
+            directions=directions,
+            load_if_exists=True,
+            pruner=optuna.pruners.NopPruner(),
+        )
+        self.pruner = build_pruner(self.space, EPOCHS)
+        if sampler not in ENUMERATING and not self.study.trials:
+            self.study.enqueue_trial(START)
+
+    def trials(self) -> list[FrozenTrial]:
+        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+    def step(self) -> bool:
+        """Lets one thing happen: a proposal, or a report of the running trial that is furthest behind."""
+        trials = self.trials()
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        if len(running) < SLOTS and len(own(trials)) < self.limit:
+            sampler = build_sampler(self.space, self.candidates, len(trials))
+            if not is_exhausted(sampler, self.study):
+                self.study.sampler = sampler
+                self.propose()
+                return True
+        if running:
+            self.advance(min(running, key=lambda trial: (len(trial.intermediate_values), trial.number)))
+        return bool(running)
+
+    def propose(self) -> None:
+        trial = self.study.ask()
+        params = self.candidates.suggest(trial)
+        excess = params["model.map.layers"] - 4  # a constraint; in the tree of points, on something else
+        if self.space.sampler.name == "brute_force":
+            excess = params.get("model.attention_steps", 0) * params["model.map.layers"] - 3
+        trial.set_constraint("size", float(excess))
+        if excess > 0:
+            trial.set_user_attr(ROLE, REFUSED)
+            self.study.tell(trial, state=(TrialState.PRUNED, TrialState.FAIL)[trial.number % 2])
+
+    def advance(self, trial: FrozenTrial) -> None:
+        epoch, storage, number = len(trial.intermediate_values) + 1, self.study._storage, trial.number
+        worth = quality(trial.params)
+        if number % 7 == 5 and epoch == 2:
+            self.study.tell(number, state=TrialState.FAIL)
+            return
+        learnt = [min(each, 2) if number % 3 == 1 else each for each in range(1, epoch + 1)]  # some learn no more
+        best = max(worth * (1 - 0.5**each) + 0.02 * math.sin(number + each) for each in learnt)
+        queries = np.clip(worth + 0.3 * np.sin(np.arange(32)) + 0.1 * np.sin(number * np.arange(32)), 0, 1)
+        storage.set_trial_user_attr(trial._trial_id, f"{QUERY_IOUS}:{epoch}", encode_ious(queries))
+        storage.set_trial_intermediate_value(trial._trial_id, epoch, best)
+        trial = storage.get_trial(trial._trial_id)
+        if should_prune(self.study, self.pruner, trial, self.space, is_last=epoch == EPOCHS):
+            self.study.tell(number, state=TrialState.PRUNED)
+        elif epoch == EPOCHS:
+            self.study.tell(number, [best, float(trial.params["model.map.layers"])][: len(self.study.directions)])
+
+    def run(self, events: int = 10**6) -> Play:
+        for _ in range(events):
+            if not self.step():
+                break
+        return self
+
+    def record(self) -> list[tuple[Any, ...]]:
+        """All that the search has decided."""
+        return [
+            (trial.number, trial.state.name, trial.params, sorted(trial.intermediate_values.items()))
+            for trial in self.trials()
+        ]
+
+
+def quality(params: dict[str, Any]) -> float:
+    """What a configuration is worth, in [0, 1]; the best has lr 1e-2, attention and few layers."""
+    worth = 0.9 - 0.15 * abs(math.log10(params.get("optim.lr", 1e-2)) + 2) - 0.05 * params["model.map.layers"]
+    return worth - 0.2 * (params["model.clip_pool"] == "mean") + 0.02 * params.get("model.attention_steps", 0)
+
+
+def expected_names(params: dict[str, Any], space: SearchSpace) -> set[str]:
+    """The parameters that a point has, by the rules of the space."""
+    layers = [f"model.map.kernel_size[{index}]" for index in range(params["model.map.layers"])]
+    names = set(space.parameters)
+    if space.parameters["model.map.kernel_size"].per_layer:
+        names = names - {"model.map.kernel_size"} | set(layers)
+    return names if params["model.clip_pool"] == "attention" else names - {"model.attention_steps"}
+
+
+def check(play: Play) -> None:
+    """What every search must satisfy."""
+    trials = play.trials()
+    assert not any(trial.state == TrialState.RUNNING for trial in trials)
+    for trial in trials:
+        assert trial.params.keys() == expected_names(trial.params, play.space)
+        for name, value in trial.params.items():
+            parameter = play.space.parameters[name.partition("[")[0]]
+            assert parameter.has(value)
+            if parameter.values is not None and not isinstance(value, str):
+                assert np.isclose(np.array(parameter.values, float), value).any()
+        if trial.state == TrialState.PRUNED and role_of(trial) == "trial" and len(play.study.directions) == 1:
+            assert trial.value == value_of(trial) == max(trial.intermediate_values.values())
+    if play.space.sampler.name in ENUMERATING:
+        points = [json.dumps(trial.params, sort_keys=True) for trial in trials]
+        assert len(points) == len(set(points)) == {"grid": 12, "brute_force": 18}[play.space.sampler.name]
+    else:
+        assert START.items() <= trials[0].params.items()
+        assert len(own(trials)) == play.limit
+
+
+@pytest.mark.parametrize("stopping", EARLY_STOPPING)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_contract(sampler: str, stopping: str, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = Play(sampler, stopping, InMemoryStorage()).run()
+    check(whole)
+    again = InMemoryStorage()
+    cut = 7 * SAMPLERS.index(sampler) + 11 * EARLY_STOPPING.index(stopping)  # another event for every pair
+    Play(sampler, stopping, again).run(cut)
+    assert Play(sampler, stopping, again).run().record() == whole.record()
+    pruned = [trial for trial in own(whole.trials()) if trial.state == TrialState.PRUNED]
+    assert bool(pruned) == (stopping != "none")
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize("stopping", EARLY_STOPPING)
+@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "cmaes"])
+def test_contract_of_several_objectives(sampler: str, stopping: str) -> None:
+    whole = Play(sampler, stopping, InMemoryStorage(), objectives=2, trials=10).run()
+    check(whole)
+    assert Play(sampler, stopping, InMemoryStorage(), objectives=2, trials=10).run().record() == whole.record()
+    assert whole.study.best_trials
+    assert any(trial.state == TrialState.PRUNED for trial in own(whole.trials())) == (stopping != "none")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_another_seed_proposes_something_else(sampler: str) -> None:
+    one, other = (Play(sampler, "none", InMemoryStorage(), seed=seed).run().record() for seed in (0, 1))
+    assert one != other
+
+
+def test_a_new_process_decides_the_same(tmp_path: Path) -> None:
+    pairs = dict(zip(SAMPLERS, ("hyperband", "asha") * 5, strict=False))
+    for place, (sampler, stopping) in enumerate(pairs.items()):
+        Play(sampler, stopping, sqlite(tmp_path, sampler), trials=10).run(20 + place)
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-W", "error", __file__, str(tmp_path), *(f"{s}:{e}" for s, e in pairs.items())]
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": "7"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for sampler, stopping in pairs.items():
+        whole = Play(sampler, stopping, InMemoryStorage(), trials=10).run()
+        resumed = Play(sampler, stopping, sqlite(tmp_path, sampler), trials=10)
+        assert resumed.record() == whole.record(), sampler
+        assert rungs_of(resumed) == rungs_of(whole) != []
+
+
+def rungs_of(play: Play) -> list[tuple[int, str]]:
+    return [(trial.number, key) for trial in play.trials() for key in trial.system_attrs if "completed_rung" in key]
+
+
+def sqlite(folder: Path, name: str) -> RDBStorage:
+    return RDBStorage(f"sqlite:///{folder / name}.db")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3"])
+def test_samplers_learn_though_most_trials_are_pruned(sampler: str) -> None:
+    def mean(name: str) -> float:
+        plays = [Play(name, "asha", InMemoryStorage(), seed=seed, trials=30).run() for seed in range(3)]
+        return float(np.mean([quality(trial.params) for play in plays for trial in own(play.trials())[15:]]))
+
+    assert mean(sampler) > mean("random") + 0.1
+
+
+@pytest.mark.parametrize("sampler", ["gp", "cmaes", "nsga2"])
+def test_pruned_trials_count_with_what_they_reached(sampler: str) -> None:
+    play = Play(sampler, "asha", InMemoryStorage()).run()
+    trial = play.study.ask()
+    proposal = build_sampler(play.space, play.candidates, 100)
+    assert isinstance(proposal, Proposal)
+    shown = proposal._seen(play.study, play.study._storage.get_trial(trial._trial_id)).get_trials(deepcopy=False)
+    values = {trial.number: trial.value for trial in play.trials() if trial.value is not None}
+    assert all(each.state == TrialState.COMPLETE for each in shown)
+    assert {each.number: each.value for each in shown if each.number in values} == values
+    refused = {trial.number for trial in play.trials() if role_of(trial) == REFUSED}
+    worst = {number: min(values.values()) for number in refused} if sampler == "gp" else {}
+    assert {each.number: each.value for each in shown if each.number in refused} == worst
+    assert refused or sampler == "cmaes"
+    assert any(trial.state == TrialState.PRUNED for trial in own(play.trials()))
+
+
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.FAIL])
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_proposals_come_to_satisfy_the_constraints(sampler: str, state: TrialState) -> None:
+    """Refused proposals teach the sampler, whichever state they are told in."""
+    parameters = {
+        "model.map.layers": {"type": "int", "low": 2, "high": 10},
+        "model.map.kernel_size": {"type": "int", "low": 3, "high": 9, "step": 2},
+        "optim.lr": LR,
+    }
+    proposals = 60 if sampler == "tpe" else 30
+
+    def share(name: str, seed: int) -> float:
+        settings = {"name": name, "seed": seed, "startup_trials": 5}
+        space = SearchSpace.model_validate(
+            {"name": "s", "experiment": "x", "parameters": parameters, "sampler": settings}
+        )
+        study, candidates = optuna.create_study(direction="maximize"), Candidates(space, BASE)
+        feasible = []
+        for asked in range(proposals):
+            study.sampler = build_sampler(space, candidates, asked)
+            trial = study.ask()
+            params = candidates.suggest(trial)
+            size = params["model.map.layers"] * params["model.map.kernel_size"]
+            trial.set_constraint("layers * kernel_size <= 12", size / 12 - 1)
+            feasible.append(size <= 12)
+            if size <= 12:
+                study.tell(trial, 0.5 + params["model.map.layers"] / 20)  # the best ones lie at the border
+            else:
+                trial.set_user_attr(ROLE, REFUSED)
+                study.tell(trial, state=state)
+        return float(np.mean(feasible[proposals // 2 :]))
+
+    seeds = range(3) if sampler == "tpe" else range(1)
+    assert np.mean([share(sampler, s) for s in seeds]) > np.mean([share("random", s) for s in seeds]) + 0.15
+
+
+def test_libraries_are_imported_when_their_sampler_is_chosen() -> None:
+    code = (
+        "import sys, cdn_tune.tuning.pruners, cdn_tune.tuning.view, optuna\n"
+        "assert not {'cmaes', 'scipy.stats', 'optuna._gp.gp'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).resolve().parents[2])
+
+
+if __name__ == "__main__":  # the new process
+    for pair in sys.argv[2:]:
+        Play(*pair.split(":"), sqlite(Path(sys.argv[1]), pair.partition(":")[0]), trials=10).run()
