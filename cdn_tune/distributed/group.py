@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import threading
 import time
@@ -12,56 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, ResourcesConfig
-from cdn_tune.distributed.ray import (
-    ControllerCallback,
-    Empty,
-    FailureConfig,
-    GetTimeoutError,
-    PlacementGroupCleanerCallback,
-    Queue,
-    RayActorError,
-    RunConfig,
-    ScalingConfig,
-    TorchTrainer,
-    ray,
-)
+from cdn_tune.distributed.controller import Trainer
+from cdn_tune.distributed.ray import Empty, FailureConfig, Queue, RunConfig, ScalingConfig
 from cdn_tune.errors import CdnTuneError, TrainingError
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import never
 from cdn_tune.training.report import EpochReport, OnStep, StepReport, ignore
 
-CONTROLLER, REPORT, STEP, ERROR = "controller", "report", "step", "error"
+REPORT, STEP, ERROR = "report", "step", "error"
 STOP = ".stop"  # a file in the trial's folder that asks its workers to stop
 _STEP_SECONDS = 0.25
 _POLL_SECONDS = 0.1
-_START_SECONDS = 60.0
-
-
-class _Handover(ControllerCallback):  # type: ignore[misc]  # Ray ships no types
-    """Runs in Ray Train's controller: tells the group's owner who the controller is, so that it can be ended."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-
-    def after_controller_start(self, train_run_context: object) -> None:  # noqa: ARG002
-        self._queue.put((CONTROLLER, ray.get_runtime_context().current_actor))
-
-
-class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
-    """A TorchTrainer whose run can be ended from outside.
-
-    Ray's own way, a detached cleaner actor, outlives the run (several hundred MB per trial) and needs the dashboard to
-    do its work; here the controller is handed over instead, and `WorkerGroup.stop` has it free its placement group.
-    """
-
-    def __init__(self, queue: Queue, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._queue = queue
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks: list[Any] = super()._create_default_callbacks()
-        kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
-        return [*kept, _Handover(self._queue)]
+_END_SECONDS = 10.0
 
 
 class WorkerGroup:
@@ -92,14 +53,13 @@ class WorkerGroup:
         self._flag = folder / STOP
         self._flag.unlink(missing_ok=True)
         self._scratch = folder / ".ray"
+        shutil.rmtree(self._scratch, ignore_errors=True)  # a killed run's, which Ray Train would take for its own
         self._queue = Queue(actor_options={"num_cpus": 0})
-        self._controller: Any = None
         self._error: BaseException | None = None
         bundle: dict[str, float] = {"CPU": resources.cpus_per_worker}
         if resources.gpus_per_worker:
             bundle["GPU"] = resources.gpus_per_worker
-        self._trainer = _Trainer(
-            self._queue,
+        self._trainer = Trainer(
             _work,
             train_loop_config={
                 "experiment": experiment.plain(),
@@ -143,9 +103,7 @@ class WorkerGroup:
                 if self._error is not None:
                     raise TrainingError(reason_of(self._error)) from self._error
                 return None
-            if kind == CONTROLLER:
-                self._controller = content
-            elif kind == STEP:
+            if kind == STEP:
                 if self._on_step is not None:
                     self._on_step(StepReport(**content))
             elif kind == ERROR:
@@ -157,17 +115,8 @@ class WorkerGroup:
 
     def stop(self) -> None:
         """Frees everything the group holds; safe to call at any time, and more than once."""
-        deadline = time.monotonic() + _START_SECONDS
-        while self._controller is None and self._thread.is_alive() and time.monotonic() < deadline:
-            with contextlib.suppress(Empty):
-                kind, content = self._queue.get(timeout=_POLL_SECONDS)
-                self._controller = content if kind == CONTROLLER else None
-        if self._controller is not None and self._thread.is_alive():
-            with contextlib.suppress(RayActorError, GetTimeoutError):  # it ends by leaving
-                ray.get(self._controller.abort.remote(), timeout=_START_SECONDS)
-            self._thread.join(timeout=_POLL_SECONDS)
-        if self._controller is not None:
-            ray.kill(self._controller)
+        self._trainer.end()
+        self._thread.join(timeout=_END_SECONDS)
         self._flag.unlink(missing_ok=True)
         self._queue.shutdown(force=True)
         shutil.rmtree(self._scratch, ignore_errors=True)

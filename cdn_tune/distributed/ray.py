@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old output can be silenced
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -20,23 +21,31 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ray
     from ray import tune
+    from ray._private.state import state as gcs
+    from ray.core.generated import gcs_pb2
     from ray.exceptions import GetTimeoutError, RayActorError, RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.metrics import ControllerMetricsCallback, WorkerMetricsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
+    from ray.train.v2._internal.execution.controller import TrainController
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
-    from ray.util import placement_group_table
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
     from ray.util.queue import Empty, Queue
 
 __all__ = [
-    "ControllerCallback",
+    "ControllerMetricsCallback",
+    "DatasetsCallback",
     "Empty",
     "FIFOScheduler",
     "FailureConfig",
     "GetTimeoutError",
     "PlacementGroupCleanerCallback",
+    "PreemptionCallback",
     "Queue",
     "RayActorError",
     "RayError",
@@ -44,8 +53,38 @@ __all__ = [
     "ScalingConfig",
     "Searcher",
     "TorchTrainer",
+    "TrainController",
     "TrialScheduler",
+    "WorkerMetricsCallback",
+    "groups_made_by",
+    "live_actors",
     "placement_group_table",
+    "process_of",
     "ray",
+    "remove_placement_group",
     "tune",
 ]
+
+
+def live_actors() -> list[dict[str, Any]]:
+    """Returns the cluster's actors that are not dead, as the GCS has them (``ray.util.state`` needs the dashboard)."""
+    return [actor for actor in gcs.actor_table(None).values() if actor["State"] != "DEAD"]
+
+
+def process_of(actor: str) -> int:
+    """Returns the process id of an actor, by hexadecimal id, on its node; 0 if it has none yet."""
+    pid: int = gcs.actor_table(actor).get("Pid", 0)
+    return pid
+
+
+def groups_made_by(actor: str) -> list[PlacementGroup]:
+    """Returns the placement groups an actor has made that stand; Ray's public table does not say who made one."""
+    tables = map(
+        gcs_pb2.PlacementGroupTableData.FromString, gcs._connect_and_get_accessor().get_placement_group_table()
+    )
+    removed = gcs_pb2.PlacementGroupTableData.PlacementGroupState.Value("REMOVED")
+    return [
+        PlacementGroup(ray.PlacementGroupID(table.placement_group_id))
+        for table in tables
+        if table.creator_actor_id.hex() == actor and table.state != removed
+    ]
