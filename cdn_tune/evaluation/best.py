@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.checkpoint import Checkpoint, load_checkpoint
+from cdn_tune.training.kept import CHECKPOINT, KEPT, recorded_value
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.run_folder import read_manifest
 
@@ -29,7 +30,8 @@ def choose_best(run: Path) -> Choice:
         RunError: If the folder is no run, or has no checkpoint yet.
         CheckpointError: If every checkpoint is damaged.
     """
-    paths = [run / BEST] if read_manifest(run)["kind"] == "train" else sorted((run / "best").glob("*/checkpoint.pt"))
+    is_trial = read_manifest(run)["kind"] == "train"
+    paths = [run / BEST] if is_trial else sorted((run / KEPT).glob(f"*/{CHECKPOINT}"))
     paths = [path for path in paths if path.exists()]
     if not paths:
         raise RunError(f"{run}: has no checkpoint of a finished epoch yet; let its train or search run on")
@@ -42,4 +44,10 @@ def choose_best(run: Path) -> Choice:
             damaged.append(str(error))
     if not checkpoints:
         raise CheckpointError("\n".join(damaged))
-    return Choice(max(checkpoints, key=lambda checkpoint: checkpoint.value or 0.0), tuple(damaged))
+    return Choice(max(checkpoints, key=_rank), tuple(damaged))
+
+
+def _rank(checkpoint: Checkpoint) -> float:
+    """What the study says counts; a stopped trial's last epoch, which it never heard of, does not."""
+    recorded = recorded_value(checkpoint.path.parent)
+    return (checkpoint.value or 0.0) if recorded is None else recorded

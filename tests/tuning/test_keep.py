@@ -1,21 +1,33 @@
 """Kept checkpoints and the leaderboard follow the study."""
 
+import contextlib
 import csv
-from collections.abc import Callable
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.checkpoint import build_model, load_checkpoint, save_checkpoint
+from cdn_tune.errors import CheckpointError, RunError
+from cdn_tune.evaluation.best import choose_best
+from cdn_tune.training.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
+from cdn_tune.training.files import write_json
+from cdn_tune.training.kept import CHECKPOINT, kept_folder
 from cdn_tune.training.loop import BEST
-from cdn_tune.tuning.keep import keep_best
+from cdn_tune.tuning.keep import Keeper, disk_used, keep_best
 from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
 from cdn_tune.tuning.trial import trial_folder
 
 Tiny = Callable[..., Experiment]
+KEPT_FILES = ("checkpoint.pt", "experiment.yaml", "record.json")
 
 
 def make_trials(values: list[tuple[TrialState, float | None]]) -> list[FrozenTrial]:
@@ -65,14 +77,285 @@ def test_a_winner_without_checkpoint_gives_way(tiny: Tiny, tmp_path: Path) -> No
     assert [path.parent.name for path in keep_best(tmp_path, trials, keep=1)] == ["trial-0001"]
 
 
-def test_works_without_hard_links(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError("no links here")
+def refuse_links(*_: object) -> None:
+    raise OSError("no links here")
 
-    monkeypatch.setattr("os.link", refuse)
+
+def test_works_without_hard_links(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.link", refuse_links)
     write_best(tmp_path, 0, tiny(seed=5))
     kept = keep_best(tmp_path, make_trials([(TrialState.COMPLETE, 0.9)]), keep=1)
     assert load_checkpoint(kept[0]).experiment.seed == 5
+
+
+class Crash(BaseException):
+    """Stands for a process that dies."""
+
+
+OPERATIONS = ("link", "replace", "unlink", "mkdir", "rmdir", "fsync")
+
+
+@contextlib.contextmanager
+def dying_after(operations: int) -> Iterator[list[str]]:
+    """Dies after so many changes to the file system; yields the log of them."""
+    log: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OPERATIONS:
+            original = getattr(os, name)
+
+            def call(*arguments: Any, _name: str = name, _original: Any = original, **options: Any) -> Any:
+                result = _original(*arguments, **options)
+                log.append(f"{_name} {arguments[0]}")
+                if len(log) > operations:
+                    raise Crash
+                return result
+
+            patch.setattr(os, name, call)
+        yield log
+
+
+def readable(run: Path, number: int) -> bool:
+    """Whether a trial's best checkpoint can be read, as kept or as the trial's own."""
+    for path in (kept_folder(run, number) / CHECKPOINT, trial_folder(run, number) / BEST):
+        with contextlib.suppress(CheckpointError):
+            return bool(read_checkpoint(path))
+    return False
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_survives_a_crash_after_every_single_step(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    done = TrialState.COMPLETE
+    trials = make_trials([(done, 0.2), (done, 0.8), (done, 0.5), (TrialState.FAIL, None), (TrialState.RUNNING, 0.1)])
+    template = tmp_path / "template"
+    for trial in trials:
+        write_best(template, trial.number, tiny(seed=trial.number))
+    assert len(keep_best(template, trials[:1], keep=2)) == 1  # an earlier winner, about to lose
+    if not links:
+        monkeypatch.setattr("os.link", refuse_links)
+    steps = 0
+    while True:
+        run = tmp_path / f"run-{steps}"
+        shutil.copytree(template, run, copy_function=os.link if links else shutil.copy)
+        try:
+            with dying_after(steps):
+                kept = keep_best(run, trials, keep=2)
+        except Crash:
+            assert readable(run, 1), f"lost after step {steps}"
+            assert readable(run, 2), f"the second is lost after step {steps}"
+            kept = keep_best(run, trials, keep=2)
+            steps += 1
+            finished = False
+        else:
+            finished = True
+        assert [path.parent.name for path in kept] == ["trial-0001", "trial-0002"]
+        left = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+        assert left == [
+            *(f"best/trial-{number}/{name}" for number in ("0001", "0002") for name in KEPT_FILES),
+            "trials/0004/checkpoints/best.pt",
+        ]
+        shutil.rmtree(run)
+        if finished:
+            break
+    assert steps > 20
+
+
+def test_nothing_is_deleted_before_the_winner_is_on_disk(tiny: Tiny, tmp_path: Path) -> None:
+    trials = make_trials([(TrialState.COMPLETE, 0.2), (TrialState.COMPLETE, 0.8)])
+    for trial in trials:
+        write_best(tmp_path, trial.number, tiny())
+    with dying_after(10_000) as log:
+        keep_best(tmp_path, trials, keep=1)
+    linked = next(index for index, entry in enumerate(log) if entry.startswith("replace") and CHECKPOINT in entry)
+    flushed = [index for index, entry in enumerate(log) if entry.startswith("fsync") and index > linked]
+    deleted = [index for index, entry in enumerate(log) if entry.split()[0] in {"unlink", "rmdir"} and index > linked]
+    assert len(flushed) == 3  # the folder, the one around it, the run's
+    assert max(flushed) < min(deleted)
+
+
+def test_a_damaged_checkpoint_takes_no_place(tiny: Tiny, tmp_path: Path) -> None:
+    done = TrialState.COMPLETE
+    trials = make_trials([(done, 0.9), (done, 0.8), (done, 0.7), (done, 0.6)])
+    for trial in trials:
+        write_best(tmp_path, trial.number, tiny())
+    broken = trial_folder(tmp_path, 0) / BEST
+    broken.write_bytes(broken.read_bytes()[:-200])
+    (broken.parent / "last.pt").touch()
+    keeper = Keeper(tmp_path, 2)
+    assert [path.parent.name for path in keeper.tidy(trials[:3])] == ["trial-0001", "trial-0002"]
+    assert set(keeper.damaged) == {0}
+    assert "damaged" in keeper.damaged[0]
+    assert broken.exists()  # who knows what can still be made of it
+    assert not (broken.parent / "last.pt").exists()
+
+    kept = kept_folder(tmp_path, 1) / CHECKPOINT  # a disk at fault, found at the next start
+    kept.write_bytes(b"rubbish")
+    keeper = Keeper(tmp_path, 2)
+    assert [path.parent.name for path in keeper.tidy(trials)] == ["trial-0002", "trial-0003"]
+    assert "trial-0001" in keeper.damaged[1]
+    assert kept.exists()
+
+
+def test_a_disk_that_cannot_be_read_costs_no_checkpoint(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = make_trials([(TrialState.COMPLETE, 0.9), (TrialState.COMPLETE, 0.8)])
+    for trial in trials:
+        write_best(tmp_path, trial.number, tiny())
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.load", fail)
+        with pytest.raises(RunError, match=r"cannot be read \(Input/output error"):
+            keep_best(tmp_path, trials, keep=1)
+    assert all(readable(tmp_path, trial.number) for trial in trials)
+
+
+def test_what_crashes_leave_is_collected_and_what_lives_is_not(tiny: Tiny, tmp_path: Path) -> None:
+    trials = make_trials([(TrialState.COMPLETE, 0.9), (TrialState.PRUNED, 0.1), (TrialState.RUNNING, 0.5)])
+    for trial in trials:
+        write_best(tmp_path, trial.number, tiny())
+    orphans = [
+        tmp_path / "best/trial-0007/checkpoint.pt",  # of a study that is another one now
+        tmp_path / "best/trial-0001/experiment.yaml",  # half written
+        tmp_path / "best/trial-0000/.checkpoint.pt.tmp",
+        tmp_path / "trials/0001/checkpoints/.last.pt.1.tmp",
+        tmp_path / "trials/0001/.ray/train/x",
+        tmp_path / "trials/0001/.error.txt.1.tmp",
+        tmp_path / ".leaderboard.csv.1.tmp",
+    ]
+    living = [
+        tmp_path / "trials/0002/checkpoints/.last.pt.1.tmp",
+        tmp_path / "trials/0002/.ray/train/x",
+        tmp_path / "trials/0001/metrics.jsonl",
+        tmp_path / "best/notes.txt",
+        tmp_path / f".leaderboard.csv.{os.getpid()}.tmp",
+    ]
+    for path in (*orphans, *living):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    assert keep_best(tmp_path, [], keep=1) == []
+    assert all(path.exists() for path in orphans)  # an empty study says nothing
+    keep_best(tmp_path, trials, keep=1)
+    assert not [path for path in orphans if path.exists()]
+    assert all(path.exists() for path in living)
+
+
+def test_a_stopped_worker_that_writes_once_more_leaves_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    trials = make_trials([(TrialState.COMPLETE, 0.9), (TrialState.PRUNED, 0.1), (TrialState.RUNNING, 0.5)])
+    write_best(tmp_path, 0, tiny())
+    keeper = Keeper(tmp_path, 1)
+    keeper.tidy(trials)
+    write_best(tmp_path, 1, tiny())
+    trials[2].state = TrialState.FAIL
+    keeper.tidy(trials)
+    assert not list(tmp_path.glob("trials/*/checkpoints"))
+
+
+def test_the_record_ranks_and_the_checkpoint_says_what_it_is(tiny: Tiny, tmp_path: Path) -> None:
+    """Trial 0 was stopped at 0.4, but its group had already finished another epoch, worth 0.5."""
+    trials = make_trials([(TrialState.PRUNED, 0.4), (TrialState.COMPLETE, 0.45)])
+    trials[0].user_attrs["best_epoch"], trials[1].user_attrs["best_epoch"] = 3, 1
+    for number in (0, 1):  # epoch 1, val 0.5
+        write_best(tmp_path, number, tiny(seed=number))
+    keeper = Keeper(tmp_path, 2)
+    kept = keeper.tidy(trials)
+    assert [path.parent.name for path in kept] == ["trial-0001", "trial-0000"]
+    record = keeper.records[0]
+    assert (record.value, record.epoch, record.checkpoint_epoch, record.checkpoint_value) == (0.4, 3, 1, 0.5)
+    assert not record.agrees
+    assert keeper.records[1].agrees
+    assert json.loads((kept[1].parent / "record.json").read_text()) == asdict(record)
+    write_json(tmp_path / "manifest.json", {"kind": "search"})
+    assert choose_best(tmp_path).checkpoint.path == kept[0]  # though both checkpoints say 0.5
+    write_json(kept[1].parent / "record.json", {**asdict(record), "value": 0.46})
+    assert choose_best(tmp_path).checkpoint.path == kept[1]
+
+
+def test_a_pareto_front_comes_first(tiny: Tiny, tmp_path: Path) -> None:
+    maximize, minimize = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+    points = [(0.9, 9.0), (0.5, 5.0), (0.4, 6.0), (0.1, 1.0)]  # the third is beaten by the second
+    trials = []
+    for number, values in enumerate(points):
+        trial = create_trial(values=list(values), intermediate_values={1: values[0]})
+        trial.number = number
+        trials.append(trial)
+        write_best(tmp_path, number, tiny())
+    keeper = Keeper(tmp_path, 4, directions=[maximize, minimize])
+    assert [path.parent.name[-1] for path in keeper.tidy(trials)] == ["0", "1", "3", "2"]
+    keeper = Keeper(tmp_path, 2, directions=[maximize, minimize])
+    assert [path.parent.name[-1] for path in keeper.tidy(trials)] == ["0", "1"]
+    beaten = create_trial(values=[0.05, 1.5], intermediate_values={1: 0.05})  # by the fourth, which is no longer kept
+    beaten.number = 4
+    write_best(tmp_path, 4, tiny())
+    better = create_trial(values=[0.6, 4.0], intermediate_values={1: 0.6})
+    better.number = 5
+    write_best(tmp_path, 5, tiny())
+    assert [path.parent.name[-1] for path in keeper.tidy([*trials, beaten, better])] == ["0", "5"]
+
+
+def test_the_budget_holds_and_the_best_is_above_it(tiny: Tiny, tmp_path: Path) -> None:
+    done, running = TrialState.COMPLETE, TrialState.RUNNING
+    trials = make_trials([(done, 0.9), (done, 0.8), (done, 0.7), (running, 0.1)])
+    for trial in trials[:3]:
+        write_best(tmp_path, trial.number, tiny())
+    size = (trial_folder(tmp_path, 0) / BEST).stat().st_size
+    keeper = Keeper(tmp_path, 3, budget=6.5 * size)
+    keeper.reserve(3, 4 * size)
+    assert len(keeper.tidy(trials)) == 2  # beside the four that trial 3 may come to take
+    assert disk_used(tmp_path) == sum(path.stat().st_size for path in (tmp_path / "best").rglob("*.*"))
+    assert not keeper.fits(trials, size)  # 2 kept, 4 reserved
+    assert keeper.fits(trials, size // 4)
+    trials[3].state = TrialState.FAIL
+    assert len(keeper.tidy(trials)) == 2  # its reservation is over; what has lost does not come back
+    assert keeper.fits(trials, 4 * size)
+    assert len(keeper.records) == 2
+    assert keeper.fits(trials, 5 * size)  # the second gives way, as nothing runs that would
+    assert list(keeper.records) == [0]
+    assert not kept_folder(tmp_path, 1).exists()
+    with pytest.raises(RunError, match=r"disk_budget_gb=.* beside .* of the best one; raise it to"):
+        keeper.fits(trials, 6 * size)
+    assert readable(tmp_path, 0)
+    assert [path.parent.name for path in keep_best(tmp_path, trials, 3, budget=1)] == ["trial-0000"]
+    assert Keeper(tmp_path, 3).fits(trials, 10**15)
+
+
+def test_links_share_their_blocks(tiny: Tiny, tmp_path: Path) -> None:
+    write_best(tmp_path, 0, tiny())
+    used = disk_used(tmp_path)
+    assert used == (trial_folder(tmp_path, 0) / BEST).stat().st_size
+    os.link(trial_folder(tmp_path, 0) / BEST, trial_folder(tmp_path, 0) / "checkpoints/previous.pt")
+    assert disk_used(tmp_path) == used
+    assert disk_used(tmp_path / "nothing") == 0
+
+
+def test_later_calls_look_at_what_has_changed_only(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many trials have ended: the work is counted, not timed."""
+    trials = make_trials([(TrialState.COMPLETE, number / 1000) for number in range(300)])
+    for number in (298, 299):
+        write_best(tmp_path, number, tiny())
+    keeper = Keeper(tmp_path, 1)
+    looks = 0
+    exists = Path.exists
+
+    def count(path: Path) -> bool:
+        nonlocal looks
+        looks += 1
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", count)
+    keeper.tidy(trials[:-1])
+    first, looks = looks, 0
+    assert first > 300
+    kept = keeper.tidy(trials)
+    assert kept[0].parent.name == "trial-0299"
+    assert looks < 100
+    looks = 0
+    assert keeper.tidy(trials) == kept
+    assert looks == 0
 
 
 def test_leaderboard_ranks_then_lists_the_rest(tmp_path: Path) -> None:
