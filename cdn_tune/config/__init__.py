@@ -9,7 +9,8 @@ from cdn_tune.config.experiment import (
     TrainConfig,
     recall_name,
 )
-from cdn_tune.config.load import build, load_experiment, load_space, override, override_space, parse_overrides
+from cdn_tune.config.load import build, load_experiment, override, parse_overrides
+from cdn_tune.config.load_space import load_space
 from cdn_tune.config.model import MapConfig, ModelConfig, QueryConfig
 from cdn_tune.config.parameters import Categorical, Choice, Float, Int, Parameter
 from cdn_tune.config.space import (
@@ -46,7 +47,6 @@ __all__ = [
     "load_experiment",
     "load_space",
     "override",
-    "override_space",
     "parse_overrides",
     "recall_name",
 ]

@@ -41,7 +41,13 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.In: lambda one, many: one in many,
     ast.NotIn: lambda one, many: one not in many,
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"min": min, "max": max, "abs": abs, "sum": sum, "len": len}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "min": lambda *values: min(_items(values)),
+    "max": lambda *values: max(_items(values)),
+    "abs": abs,
+    "sum": lambda *values: sum(_items(values)),
+    "len": lambda *values: len(_items(values)),
+}
 _HARMLESS = (ast.Expression, ast.Compare, ast.BoolOp, ast.And, ast.Or, ast.Not, ast.BinOp, ast.UnaryOp, ast.Load)
 _LARGEST_POWER = 64
 
@@ -162,6 +168,11 @@ def _distance(comparison: ast.cmpop, left: Any, right: Any) -> float:
         distance = abs(left - right) / max(abs(right), 1e-12)
         return float(distance) if 0 < distance < math.inf else 1.0
     return 1.0
+
+
+def _items(values: tuple[Any, ...]) -> Any:
+    """Returns a function's items: those of its only list, else its arguments; one kernel size is a list of one."""
+    return values[0] if len(values) == 1 and isinstance(values[0], list | tuple) else values
 
 
 def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:

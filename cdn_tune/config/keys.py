@@ -21,6 +21,12 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from dotted_keys(section, f"{prefix}{name}.")
 
 
+def leaf_keys(model: type[BaseModel]) -> list[str]:
+    """Returns the dotted keys that hold a value: all but the sections."""
+    known = list(dotted_keys(model))
+    return [key for key in known if not any(other.startswith(f"{key}.") for other in known)]
+
+
 def nearest_key(model: type[BaseModel], key: str) -> str | None:
     """Returns the known dotted key most like `key`: by full path, else by its last part."""
     known = list(dotted_keys(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -57,7 +58,7 @@ class Float(_Varying):
         if self.step is None:
             return None
         count = int((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(self.low + index * self.step for index in range(count))
+        return tuple(float(f"{self.low + index * self.step:.12g}") for index in range(count))
 
     @property
     def probes(self) -> tuple[Choice, ...]:
@@ -66,7 +67,10 @@ class Float(_Varying):
 
     def has(self, value: Choice) -> bool:
         """Whether the value can be sampled."""
-        return isinstance(value, float | int) and not isinstance(value, bool) and self.low <= value <= self.high
+        if not isinstance(value, float | int) or isinstance(value, bool) or not self.low <= value <= self.high:
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-6
 
 
 class Int(_Varying):
@@ -126,7 +130,7 @@ class Categorical(_Varying):
 
     def has(self, value: Choice) -> bool:
         """Whether the value can be sampled."""
-        return value in self.choices
+        return any(choice == value and isinstance(choice, bool) == isinstance(value, bool) for choice in self.choices)
 
 
 Parameter = Annotated[Float | Int | Categorical, Field(discriminator="type")]
@@ -139,3 +143,9 @@ def _check_range(parameter: Float | Int) -> None:
         raise ValueError(f"low={parameter.low} must be above 0 when log is true")
     if isinstance(parameter, Float) and parameter.log and parameter.step is not None:
         raise ValueError(f"step={parameter.step} and log cannot be combined; drop one of them")
+    if parameter.step is None:
+        return
+    low, high, step = (Decimal(str(value)) for value in (parameter.low, parameter.high, parameter.step))
+    if (high - low) % step:
+        nearest = high - (high - low) % step
+        raise ValueError(f"high={high} is not reached from low={low} in steps of {step}; use high={nearest}")

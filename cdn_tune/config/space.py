@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from cdn_tune.config.base import Frozen
 from cdn_tune.config.expression import Expression, parse_expression
 from cdn_tune.config.model import Positive
-from cdn_tune.config.parameters import Choice, Parameter
+from cdn_tune.config.parameters import Categorical, Choice, Parameter
 
 SamplerName = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid", "brute_force"]
 EarlyStoppingName = Literal["asha", "hyperband", "median", "percentile", "wilcoxon", "patience", "none"]
@@ -215,6 +215,8 @@ class SearchSpace(Frozen):
                 raise ValueError(f"sampler {name} goes through all points anyway; drop start_with")
         if name == "grid" and self.is_conditional:
             raise ValueError("sampler grid knows no conditions; use brute_force, or drop when and per_layer")
+        if name == "cmaes" and all(isinstance(parameter, Categorical) for parameter in self.parameters.values()):
+            raise ValueError("sampler cmaes models float and int parameters, and all here are categorical; use tpe")
         if name == "cmaes" and len(self.objectives) > 1:
             raise ValueError("sampler cmaes optimises one objective; use tpe, gp, nsga2 or nsga3")
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, override
+from cdn_tune.config import (
+    Categorical,
+    Experiment,
+    Float,
+    LossConfig,
+    OptimConfig,
+    Parameter,
+    SearchSpace,
+    TrainConfig,
+    override,
+)
+from cdn_tune.config.check import resolve_name
 from cdn_tune.config.expression import COSTS
-from cdn_tune.config.keys import dotted_keys, get_key
+from cdn_tune.config.keys import get_key
 from cdn_tune.config.space import ENUMERATING, LAYERS
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.memory import estimate
+from cdn_tune.training.memory import MemoryEstimate, estimate
 from cdn_tune.training.precision import resolve_precision
 from cdn_tune.training.size import checkpoint_bytes, count_parameters
 from cdn_tune.training.world import this_world
@@ -96,12 +107,15 @@ class Candidates:
         """
         return override(self._plain, self.overrides(params), source)
 
-    def judge(self, params: Mapping[str, Any], memory_limit: float | None = None) -> Verdict:
-        """Evaluates all constraints for a point, before anything of it is started.
+    def judge(
+        self, params: Mapping[str, Any], memory_limit: float | None = None, leave_out: Container[str] = ()
+    ) -> Verdict:
+        """Evaluates the constraints for a point, before anything of it is started.
 
         Args:
             params: The point.
             memory_limit: Estimate, in GB, of a trial that ran out of memory: as much is too much.
+            leave_out: Names whose constraints are not evaluated; an estimate of memory takes tenths of a second.
         """
         try:
             experiment = self.experiment(params, "")
@@ -111,7 +125,14 @@ class Candidates:
         reasons = []
         values = _Values(experiment, self._names)
         for expression in self.space.expressions:
-            violations[expression.text] = expression.violation(values)
+            if any(name in leave_out for name in expression.names):
+                continue
+            try:
+                violations[expression.text] = expression.violation(values)
+            except ValueError as error:  # such as a division by zero, for these values only
+                violations[expression.text] = 1.0
+                reasons.append(str(error))
+                continue
             if violations[expression.text] > 0:
                 shown = " ".join(f"{name}={_short(values[name])}" for name in sorted(expression.names))
                 reasons.append(f"{expression.text} does not hold ({shown})")
@@ -171,47 +192,45 @@ class Candidates:
 _ABSENT = object()
 
 
-def resolve_name(name: str) -> str:
-    """Returns what a name in a constraint stands for: a cost, a dotted key, or the key whose last part it is.
-
-    Raises:
-        ConfigError: If it is unknown, or several keys end so.
-    """
-    known = list(dotted_keys(Experiment))
-    if name in COSTS or name in known:
-        return name
-    ending = [key for key in known if key.rpartition(".")[2] == name]
-    if len(ending) == 1:
-        return ending[0]
-    if ending:
-        raise ConfigError(f"{name} may be {' or '.join(ending)}; write it in full")
-    raise ConfigError(f"{name} is no key and no cost; costs are {', '.join(COSTS)}")
-
-
 def cost(name: str, experiment: Experiment) -> float:
     """Returns a cost that follows from an experiment alone: ``parameters``, ``memory_gb`` or ``checkpoint_gb``."""
     return _COSTS[name](experiment)
 
 
-@lru_cache(maxsize=256)
-def _parameters(experiment: str) -> float:
-    return float(count_parameters(Experiment.model_validate_json(experiment, strict=False)))
+@lru_cache(maxsize=512)
+def _parameters(sized: str) -> float:
+    return float(count_parameters(Experiment.model_validate_json(sized, strict=False)))
 
 
-@lru_cache(maxsize=256)
-def _memory_gb(experiment: str) -> float:
-    parsed = Experiment.model_validate_json(experiment, strict=False)
+@lru_cache(maxsize=512)
+def _checkpoint_gb(sized: str) -> float:
+    return checkpoint_bytes(Experiment.model_validate_json(sized, strict=False)) / GB
+
+
+@lru_cache(maxsize=512)
+def _memory(sized: str) -> MemoryEstimate:
+    experiment = Experiment.model_validate_json(sized, strict=False)
     device = this_world().device
-    dtype = resolve_precision(parsed.train.precision, device)
-    micro = parsed.train.micro_batch
-    queries = parsed.train.batch_size if micro == "auto" else min(micro, parsed.train.batch_size)
-    return estimate(parsed, dtype, device).total(queries) / GB
+    return estimate(experiment, resolve_precision(experiment.train.precision, device), device)
+
+
+def _memory_gb(experiment: Experiment) -> float:
+    micro, batch = experiment.train.micro_batch, experiment.train.batch_size
+    queries = batch if micro == "auto" else min(micro, batch)
+    return _memory(_sized(experiment)).total(queries) / GB
+
+
+def _sized(experiment: Experiment) -> str:
+    """Returns the parts of an experiment that sizes follow from, as JSON: points that differ elsewhere share them."""
+    train = TrainConfig(ema=experiment.train.ema, precision=experiment.train.precision)
+    rest = {"name": "sized", "seed": 0, "loss": LossConfig(), "optim": OptimConfig(), "train": train}
+    return experiment.model_copy(update=rest).model_dump_json()
 
 
 _COSTS: dict[str, Callable[[Experiment], float]] = {
-    "parameters": lambda experiment: _parameters(experiment.model_dump_json()),
-    "memory_gb": lambda experiment: _memory_gb(experiment.model_dump_json()),
-    "checkpoint_gb": lambda experiment: checkpoint_bytes(experiment) / GB,
+    "parameters": lambda experiment: _parameters(_sized(experiment)),
+    "memory_gb": _memory_gb,
+    "checkpoint_gb": lambda experiment: _checkpoint_gb(_sized(experiment)),
 }
 
 

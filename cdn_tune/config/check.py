@@ -1,0 +1,262 @@
+"""Checks of a search space against its base experiment, before anything starts: keys, values, metrics, lengths."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from itertools import islice, product
+from typing import Any
+
+from cdn_tune.config.experiment import Experiment
+from cdn_tune.config.expression import COSTS, Expression
+from cdn_tune.config.keys import dotted_keys, get_key, leaf_keys, unknown_key
+from cdn_tune.config.load import override
+from cdn_tune.config.parameters import Categorical, Parameter
+from cdn_tune.config.space import LAYERS, MEASURED_COSTS, SearchSpace
+from cdn_tune.errors import ConfigError
+
+# What every trial of a search must share: the data it is measured on, and the measure.
+COMPARED = (
+    "name",
+    "eval.",
+    "data.dataset",
+    "data.root",
+    "data.features",
+    "data.feature_size",
+    "data.val_fraction",
+    "train.eval_queries",
+)
+PER_LAYER = ("model.map.kernel_size", "model.map.dynamic_layers")  # keys that take a list with a value per layer
+_FLAGS = "model.map.dynamic_layers"
+_MOST = 2000  # combinations of values that are tried to mend one that does not fit alone
+
+
+def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None:
+    """Refuses a search space that names what does not exist, or that no trial could use.
+
+    A value that does not fit the base experiment is accepted if changing one other parameter mends it: 2 layers do
+    not go with the base's 4 dynamic ones, but do with the 1 or 2 that the space searches over.
+
+    Args:
+        space: The space.
+        experiment: Its base experiment under all fixed overrides.
+        source: What errors name as their origin, usually the file.
+
+    Raises:
+        ConfigError: Naming the first wrong key and value, and the remedy.
+    """
+    for key, parameter in space.parameters.items():
+        check_key(f"{source}: parameters", key)
+        if key.startswith(COMPARED):
+            raise ConfigError(
+                f"{source}: parameters.{key}: trials that differ in it cannot be compared; put it in overrides"
+            )
+        _check_per_layer(space, key, parameter, source)
+        _check_conditions(space, key, parameter, experiment, source)
+    values = _Values(space, experiment)
+    for key, parameter in space.parameters.items():
+        for value in parameter.probes:
+            _check_value(values, key, parameter, value, source)
+    for place, point in enumerate(space.start_with or ()):
+        _check_point(values, point, f"{source}: start_with[{place}]")
+    for expression in space.expressions:
+        _check_constraint(expression, values, source)
+    _check_objectives(space, experiment, source)
+    _check_length(space, experiment, source)
+
+
+def resolve_name(name: str) -> str:
+    """Returns what a name in a constraint stands for: a cost, a dotted key, or the key whose last part it is.
+
+    Raises:
+        ConfigError: If it is unknown, a section, or several keys end so.
+    """
+    known = leaf_keys(Experiment)
+    if name in COSTS or name in known:
+        return name
+    ending = [key for key in known if key.rpartition(".")[2] == name]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise ConfigError(f"{name} may be {' or '.join(ending)}; write it in full")
+    if name in dotted_keys(Experiment):
+        raise ConfigError(f"{name} is a section; name a key in it")
+    leaves = {key.rpartition(".")[2]: key for key in reversed(known)} | {key: key for key in (*known, *COSTS)}
+    near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.6)
+    mend = f"did you mean {leaves[near[0]]}?" if near else f"costs are {', '.join(COSTS)}"
+    raise ConfigError(f"{name} is no key and no cost; {mend}")
+
+
+class _Values:
+    """The values that stand for a space's parameters, tried on its base experiment."""
+
+    def __init__(self, space: SearchSpace, experiment: Experiment) -> None:
+        self.space, self.base = space, experiment.plain()
+
+    def contexts(self, key: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
+        """Yields what may be set beside a parameter's value: its conditions, then one other parameter as well."""
+        conditions = {other: values for other, values in parameter.when.items() if other in self.space.parameters}
+        held = [dict(zip(conditions, each, strict=True)) for each in product(*conditions.values())]
+        yield from held
+        for other, varying in self.space.parameters.items():
+            if other != key and other not in conditions:
+                yield from ({**context, other: probe} for context in held for probe in varying.probes)
+
+    def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a point as overrides: one value for all layers becomes a list."""
+        layers = point.get(LAYERS, get_key(self.base, LAYERS))
+        return {
+            key: [value] * layers if key in self.space.parameters and self.space.parameters[key].per_layer else value
+            for key, value in point.items()
+        }
+
+    def experiment(self, point: Mapping[str, Any], source: str) -> Experiment:
+        return override(self.base, self.spread(point), source)
+
+    def fit(self, point: Mapping[str, Any]) -> bool:
+        try:
+            self.experiment(point, "")
+        except ConfigError:
+            return False
+        return True
+
+
+def check_key(where: str, key: str) -> None:
+    """Refuses a key that does not exist, or that is a section."""
+    if key not in dotted_keys(Experiment):
+        raise ConfigError(f"{where}.{unknown_key(Experiment, key)}")
+    if key not in leaf_keys(Experiment):
+        inner = next(other for other in leaf_keys(Experiment) if other.startswith(f"{key}."))
+        raise ConfigError(f"{where}.{key}: is a section; name a key in it, such as {inner}")
+
+
+def _check_per_layer(space: SearchSpace, key: str, parameter: Parameter, source: str) -> None:
+    if not parameter.per_layer:
+        return
+    where = f"{source}: parameters.{key}.per_layer"
+    if key not in PER_LAYER:
+        raise ConfigError(f"{where}: {key} takes no list; only {' and '.join(PER_LAYER)} do. Drop per_layer")
+    if key == _FLAGS and not (
+        isinstance(parameter, Categorical) and all(isinstance(choice, bool) for choice in parameter.choices)
+    ):
+        raise ConfigError(f"{where}: a layer is dynamic or not; write type: categorical, choices: [true, false]")
+    if LAYERS in space.parameters and space.parameters[LAYERS].when:
+        raise ConfigError(f"{where}: needs {LAYERS} in every trial, and that has a `when`; drop one of them")
+
+
+def _check_conditions(space: SearchSpace, key: str, parameter: Parameter, experiment: Experiment, source: str) -> None:
+    for other, values in parameter.when.items():
+        where = f"{source}: parameters.{key}.when"
+        check_key(where, other)
+        if other == key:
+            raise ConfigError(f"{where}: {key} cannot depend on itself; drop the condition")
+        varying = space.parameters.get(other)
+        if varying is not None and varying.per_layer:
+            raise ConfigError(f"{where}.{other}: has a value per layer, so no condition can name it; drop one of them")
+        for value in values:
+            if varying is None:
+                override(experiment.plain(), {other: value}, where)
+            elif not varying.has(value):
+                raise ConfigError(
+                    f"{where}.{other}: {value!r} is never sampled, parameters.{other} does not allow it; mend one of "
+                    "them"
+                )
+
+
+def _check_value(values: _Values, key: str, parameter: Parameter, value: Any, source: str) -> None:
+    """Refuses a value that fits neither the base experiment nor any other value of one other parameter."""
+    contexts = islice(values.contexts(key, parameter), _MOST)
+    if not any(values.fit({**context, key: value}) for context in contexts):
+        values.experiment({key: value}, source)  # raises, unless only its own conditions are at fault
+        values.experiment({**next(values.contexts(key, parameter)), key: value}, source)
+
+
+def _check_point(values: _Values, point: Mapping[str, Any], source: str) -> None:
+    for key in point:
+        for other, wanted in values.space.parameters[key].when.items():
+            held = point.get(other, None if other in values.space.parameters else get_key(values.base, other))
+            if held is not None and held not in wanted:
+                raise ConfigError(
+                    f"{source}: {key} is not sampled where {other} is {held}; drop it from the point, or set {other}"
+                )
+    left = [(key, probe) for key in values.space.parameters if key not in point for probe in _probes(values, key)]
+    if not values.fit(point) and not any(values.fit({**point, key: probe}) for key, probe in left):
+        values.experiment(point, source)
+
+
+def _probes(values: _Values, key: str) -> tuple[Any, ...]:
+    return values.space.parameters[key].probes
+
+
+def _check_constraint(expression: Expression, values: _Values, source: str) -> None:
+    """Refuses a constraint with unknown names, or that cannot be computed for the values there are."""
+    where = f"{source}: constraint {expression.text!r}"
+    try:
+        meant = {name: resolve_name(name) for name in expression.names}
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    points: list[dict[str, Any]] = [{}]
+    points += [
+        {key: probe} for key in meant.values() if key in values.space.parameters for probe in _probes(values, key)
+    ]
+    for point in points:
+        spread = {**values.spread(point)}
+        known = {
+            name: 1.0 if key in COSTS else spread.get(key, get_key(values.base, key) if key not in COSTS else None)
+            for name, key in meant.items()
+        }
+        try:
+            expression.violation(known)
+        except ValueError as error:
+            shown = " ".join(f"{name}={known[name]}" for name in sorted(known))
+            raise ConfigError(f"{source}: {error} ({shown}); compare numbers with numbers") from None
+
+
+def _check_objectives(space: SearchSpace, experiment: Experiment, source: str) -> None:
+    metric, metrics = experiment.eval.metric, experiment.eval.metrics
+    named: list[str] = []
+    for place, objective in enumerate(space.objectives):
+        where = f"{source}: objectives[{place}]"
+        if objective.metric in named:
+            raise ConfigError(f"{where}: {objective.metric} is named twice; drop one")
+        named.append(objective.metric)
+        if objective.metric not in (*metrics, *MEASURED_COSTS):
+            near = difflib.get_close_matches(objective.metric, (*metrics, *MEASURED_COSTS), n=1)
+            mend = f"did you mean {near[0]}?" if near else "choose one of " + ", ".join((*metrics, *MEASURED_COSTS))
+            raise ConfigError(f"{where}: {objective.metric!r} is neither measured on val nor a cost; {mend}")
+        if place == 0 and objective.metric != metric:
+            raise ConfigError(
+                f"{where}: the first objective, by which epochs are chosen and trials stopped, must be eval.metric, "
+                f"which is {metric}; put {metric} first, or "
+                + (f"overrides: {{eval.metric: {objective.metric}}}" if objective.metric in metrics else "add it")
+            )
+        if objective.metric in metrics and objective.direction == "minimize":
+            raise ConfigError(f"{where}: {objective.metric} is better the higher it is; drop direction: minimize")
+    target = space.budget.target
+    if target is not None and not 0 < target <= 1:
+        raise ConfigError(
+            f"{source}: budget.target={target:g}: {metric} is a share above 0 and up to 1, as 0.45 for 45 %"
+        )
+
+
+def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> None:
+    """Refuses trials too short for early stopping, and batches too small for the workers."""
+    stopping, workers = space.early_stopping, space.resources.workers
+    epochs = _most(space, "train.epochs", experiment.train.epochs)
+    if stopping.name != "none" and stopping.unit == "epoch" and stopping.min_resource > epochs:
+        raise ConfigError(
+            f"{source}: early_stopping.min_resource={stopping.min_resource} is above train.epochs={epochs}, so no "
+            "trial would ever be stopped; lower it, or use early_stopping: {name: none}"
+        )
+    batch = -_most(space, "train.batch_size", experiment.train.batch_size, sign=-1)
+    if batch < workers:
+        raise ConfigError(
+            f"{source}: resources.workers={workers}: a batch of train.batch_size={batch} cannot be shared among them; "
+            "lower workers, or raise train.batch_size"
+        )
+
+
+def _most(space: SearchSpace, key: str, base: int, sign: int = 1) -> int:
+    """Returns the largest value (times `sign`) that a whole-numbered key takes."""
+    values = space.parameters[key].probes if key in space.parameters else (base,)
+    return max(sign * value for value in values if isinstance(value, int))

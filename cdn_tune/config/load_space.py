@@ -1,0 +1,46 @@
+"""From a search space's file to the space and its base experiment, both checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config.check import check_key, check_space
+from cdn_tune.config.experiment import Experiment
+from cdn_tune.config.load import build, load_experiment
+from cdn_tune.config.shipped import find
+from cdn_tune.config.space import SearchSpace
+from cdn_tune.config.yaml import read_mapping
+from cdn_tune.errors import ConfigError
+
+
+def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[SearchSpace, Experiment]:
+    """Loads a search space and its base experiment, and checks the one against the other.
+
+    Args:
+        path: A YAML file, or a shipped one by its path below ``search_spaces/``.
+        overrides: Dotted keys of the *experiment* fixed for the whole search.
+
+    Returns:
+        The search space, and the base experiment under the space's and the given overrides.
+
+    Raises:
+        ConfigError: If a file, a parameter or an override is wrong.
+    """
+    file = find(path, "search_spaces")
+    space = build(SearchSpace, read_mapping(file), str(file))
+    for key in space.overrides:
+        check_key(f"{file}: overrides", key)
+    fixed = {**space.overrides, **(overrides or {})}
+    for key in fixed:
+        if key in space.parameters:
+            raise ConfigError(
+                f"override {key}={fixed[key]}: {file} searches over this key; "
+                "drop the override, or remove the key from parameters"
+            )
+    base = Path(space.experiment)
+    relative = file.parent / base
+    experiment = load_experiment(relative if relative.exists() else base, fixed)
+    check_space(space, experiment, str(file))
+    return space, experiment

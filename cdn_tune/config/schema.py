@@ -1,0 +1,95 @@
+"""JSON Schemas of an experiment and of a search space, for editors to complete, explain and check YAML by.
+
+They are shipped beside the files they describe: ``python -m cdn_tune.config.schema`` rewrites them.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config.check import COMPARED
+from cdn_tune.config.experiment import Experiment
+from cdn_tune.config.keys import leaf_keys
+from cdn_tune.config.shipped import roots
+from cdn_tune.config.space import SearchSpace
+
+FILE = "schema.json"
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_CHOICE = {"type": ["string", "boolean", "number", "null"]}
+
+
+def experiment_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of an experiment file."""
+    return {"$schema": _DRAFT, **Experiment.model_json_schema()}
+
+
+def space_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of a search-space file; dotted keys are listed one by one, so that editors offer them."""
+    schema = {"$schema": _DRAFT, **SearchSpace.model_json_schema()}
+    leaves = _leaves()
+    fields, definitions = schema["properties"], schema["$defs"]
+    searched = {key: leaf for key, leaf in leaves.items() if not key.startswith(COMPARED)}
+    condition = {"anyOf": [_CHOICE, {"type": "array", "items": _CHOICE, "minItems": 1}]}
+    definitions["Parameter"] = fields["parameters"].pop("additionalProperties")
+    definitions["Point"] = _closed(searched)
+    definitions["When"] = _closed({key: {**condition, **_meaning(leaf)} for key, leaf in leaves.items()})
+    fields["parameters"] |= _closed(
+        {key: {"$ref": "#/$defs/Parameter", **_meaning(leaf)} for key, leaf in searched.items()}
+    )
+    fields["overrides"] |= _closed(leaves)
+    fields["start_with"] = _replaced(fields["start_with"], {"$ref": "#/$defs/Point"})
+    for kind in ("Float", "Int", "Categorical"):
+        when = definitions[kind]["properties"]["when"]
+        definitions[kind]["properties"]["when"] = {"$ref": "#/$defs/When", **_meaning(when)}
+        definitions[kind].setdefault("required", []).insert(0, "type")
+    named = fields["objectives"]["items"]
+    fields["objectives"]["items"] = {"anyOf": [{"type": "string", "description": "a metric's or a cost's name"}, named]}
+    return schema
+
+
+def schema_text(kind: str) -> str:
+    """Returns a schema as it is shipped.
+
+    Args:
+        kind: ``experiment`` or ``space``.
+    """
+    schema = experiment_schema() if kind == "experiment" else space_schema()
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def _leaves() -> dict[str, dict[str, Any]]:
+    """Returns the schema of every key of an experiment that holds a value, by its dotted key."""
+    schema = Experiment.model_json_schema()
+    found = {}
+    for key in leaf_keys(Experiment):
+        inner: dict[str, Any] = schema
+        for part in key.split("."):
+            section = inner["$ref"].rpartition("/")[2] if "$ref" in inner else None
+            inner = (schema["$defs"][section] if section else inner)["properties"][part]
+        found[key] = inner
+    return found
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _meaning(leaf: dict[str, Any]) -> dict[str, Any]:
+    return {"description": leaf["description"]} if "description" in leaf else {}
+
+
+def _replaced(field: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """Returns the schema of ``start_with`` with that of a point put in."""
+    field = deepcopy(field)
+    for branch in field["anyOf"]:
+        if branch.get("type") == "array":
+            branch["items"] = point
+    return field
+
+
+if __name__ == "__main__":
+    for folder, kind in (("experiments", "experiment"), ("search_spaces", "space")):
+        (Path(roots()[0]) / folder / FILE).write_text(schema_text(kind), encoding="utf-8")

@@ -1,0 +1,199 @@
+"""Each mistake in a search space is one line that names file, key, value and remedy, before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdn_tune.config import load_space
+from cdn_tune.config.check import resolve_name
+from cdn_tune.config.yaml import dump
+from cdn_tune.errors import ConfigError
+
+BASE = Path(__file__).resolve().parents[2] / "experiments/demo/small.yaml"
+LR = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
+LAYERS = {"type": "int", "low": 2, "high": 4}
+STEPS = {"type": "int", "low": 1, "high": 3}
+POOLS = {"type": "categorical", "choices": ["attention", "mean"]}
+KERNELS = {"type": "categorical", "choices": [3, 5]}
+
+
+def write(folder: Path, parameters: dict[str, Any] | None = None, **more: Any) -> Path:
+    path = folder / "space.yaml"
+    space = {"name": "s", "experiment": str(BASE), "parameters": parameters or {"optim.lr": LR}, **more}
+    path.write_text(dump(space))
+    return path
+
+
+def told(path: Path, overrides: dict[str, Any] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_space(path, overrides)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert str(path) in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"model.map": {"type": "int", "low": 1, "high": 2}}, "parameters.model.map: is a section; name a key in it"),
+        ({"data.feature_size": LAYERS}, "parameters.data.feature_size: trials that differ in it cannot be compared"),
+        ({"train.eval_queries": LAYERS}, "cannot be compared; put it in overrides"),
+        ({"optim.lr": {**LR, "when": {"model.clip_pol": "mean"}}}, "when.model.clip_pol: unknown key; did you mean"),
+        ({"optim.lr": {**LR, "when": {"model": 1}}}, "parameters.optim.lr.when.model: is a section"),
+        ({"optim.lr": {**LR, "when": {"optim.lr": 1e-3}}}, "optim.lr cannot depend on itself; drop the condition"),
+        ({"optim.lr": {**LR, "when": {"model.clip_pool": "attn"}}}, "model.clip_pool: 'attn' is wrong"),
+        (
+            {"model.clip_pool": POOLS, "model.attention_steps": {**STEPS, "when": {"model.clip_pool": "max"}}},
+            "model.clip_pool: 'max' is never sampled, parameters.model.clip_pool does not allow it",
+        ),
+        (
+            {
+                "model.map.kernel_size": {**KERNELS, "per_layer": True},
+                "optim.lr": {**LR, "when": {"model.map.kernel_size": 3}},
+            },
+            "has a value per layer, so no condition can name it",
+        ),
+        ({"optim.lr": {**LR, "per_layer": True}}, "optim.lr takes no list; only model.map.kernel_size and"),
+        (
+            {"model.map.dynamic_layers": {"type": "int", "low": 0, "high": 1, "per_layer": True}},
+            "a layer is dynamic or not; write type: categorical, choices: [true, false]",
+        ),
+        (
+            {
+                "model.clip_pool": POOLS,
+                "model.map.layers": {**LAYERS, "when": {"model.clip_pool": "mean"}},
+                "model.map.kernel_size": {**KERNELS, "per_layer": True},
+            },
+            "needs model.map.layers in every trial, and that has a `when`",
+        ),
+        ({"model.map.kernel_size": {**KERNELS, "choices": [3, 4], "per_layer": True}}, "kernel_size 4 is even"),
+        ({"optim.lr": {"low": 1.0, "high": 2.0}}, "optim.lr: type is missing; write type: float, int or categorical"),
+        ({"optim.lr": {**LR, "stp": 3}}, "parameters.optim.lr.stp: unknown key; did you mean step?"),
+        ({"optim.lr": {**LR, "zzz": 3}}, "parameters.optim.lr.zzz: unknown key; float takes when, per_layer, type"),
+        ({"model.map.layers": {**LAYERS, "high": 5, "step": 2}}, "high=5 is not reached from low=2 in steps of 2; use"),
+        (
+            {"loss.min_iou": {"type": "float", "low": 0.1, "high": 0.55, "step": 0.1}},
+            "high=0.55 is not reached from low=0.1 in steps of 0.1; use high=0.5",
+        ),
+    ],
+)
+def test_wrong_parameter(tmp_path: Path, parameters: dict[str, Any], words: str) -> None:
+    assert words in told(write(tmp_path, parameters))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"overrides": {"optim.lrs": 3}}, "overrides.optim.lrs: unknown key; did you mean optim.lr?"),
+        ({"overrides": {"optim": {}}}, "overrides.optim: is a section; name a key in it, such as optim.name"),
+        (
+            {"constraints": ["parametrs <= 4e8"]},
+            "'parametrs <= 4e8': parametrs is no key and no cost; did you mean par",
+        ),
+        ({"constraints": ["name <= size"]}, "size is no key and no cost"),
+        ({"constraints": ["layers <= 4"]}, "layers may be model.query.layers or model.map.layers; write it in full"),
+        ({"constraints": ["model.map <= 4"]}, "model.map is a section; name a key in it"),
+        ({"constraints": ["clip_pool <= 4"]}, "cannot be evaluated: '<=' not supported"),
+        ({"constraints": ["zzzz <= 4"]}, "costs are parameters, memory_gb, checkpoint_gb"),
+        ({"constraints": ["parameters"]}, "compares nothing; write it like 'parameters <= 4e8'"),
+        ({"objectives": ["R1@0.7"]}, "must be eval.metric, which is R1@0.5; put R1@0.5 first, or overrides: {eval.me"),
+        ({"objectives": ["parameters"]}, "objectives[0]: the first objective, by which epochs are chosen"),
+        ({"objectives": ["R1@0.5", "R1@0.5"]}, "objectives[1]: R1@0.5 is named twice; drop one"),
+        ({"objectives": ["R1@0.5", "R1@0.9"]}, "objectives[1]: 'R1@0.9' is neither measured on val nor a cost; did"),
+        ({"objectives": ["R1@0.5", "flops"]}, "choose one of R1@0.3, R1@0.5"),
+        (
+            {"objectives": [{"metric": "R1@0.5", "direction": "minimize"}]},
+            "objectives[0]: R1@0.5 is better the higher it is; drop direction: minimize",
+        ),
+        ({"budget": {"target": 45}}, "budget.target=45: R1@0.5 is a share above 0 and up to 1"),
+        (
+            {"early_stopping": {"name": "asha", "min_resource": 13}},
+            "early_stopping.min_resource=13 is above train.epochs=12, so no trial would ever be stopped",
+        ),
+        ({"resources": {"workers": 20}}, "a batch of train.batch_size=16 cannot be shared among them"),
+        ({"sampler": {"name": "cmaes"}, "parameters": {"model.clip_pool": POOLS}}, "all here are categorical; use tpe"),
+        (
+            {
+                "parameters": {
+                    "model.clip_pool": POOLS,
+                    "model.attention_steps": {**STEPS, "when": {"model.clip_pool": "attention"}},
+                },
+                "start_with": [{"model.clip_pool": "mean", "model.attention_steps": 2}],
+            },
+            "start_with[0]: model.attention_steps is not sampled where model.clip_pool is mean; drop it",
+        ),
+        (
+            {"parameters": {"model.map.layers": LAYERS, "optim.lr": LR}, "start_with": [{"optim.lr": 1e-1}]},
+            "start_with sets optim.lr to 0.1, which parameters.optim.lr does not allow",
+        ),
+    ],
+)
+def test_wrong_space(tmp_path: Path, more: dict[str, Any], words: str) -> None:
+    rest = {key: value for key, value in more.items() if key != "parameters"}
+    assert words in told(write(tmp_path, more.get("parameters"), **rest))
+
+
+def test_start_point_that_fits_nothing_names_its_place(tmp_path: Path) -> None:
+    parameters = {
+        "loss.min_iou": {"type": "float", "low": 0.1, "high": 0.7},
+        "loss.max_iou": {"type": "float", "low": 0.5, "high": 1.0},
+    }
+    points = [{"loss.min_iou": 0.3}, {"loss.min_iou": 0.7, "loss.max_iou": 0.6}]
+    line = told(write(tmp_path, parameters, start_with=points))
+    assert "start_with[1] with loss.min_iou=0.7 loss.max_iou=0.6" in line
+    assert "must be below max_iou=0.6" in line
+
+
+@pytest.mark.parametrize(
+    ("parameters", "more"),
+    [
+        ({"train.epochs": {"type": "int", "low": 5, "high": 20}}, {"early_stopping": {"min_resource": 15}}),
+        ({"optim.lr": LR}, {"early_stopping": {"min_resource": 500, "unit": "step"}}),
+        ({"optim.lr": LR}, {"early_stopping": {"name": "none", "min_resource": 500}}),
+        ({"optim.lr": LR}, {"objectives": ["R1@0.5", "mIoU", {"metric": "latency_ms"}]}),
+        ({"optim.lr": LR}, {"constraints": ["max(kernel_size) <= clips", "parameters <= 4e8 or memory_gb < 3"]}),
+        (
+            {"model.map.layers": LAYERS, "model.map.kernel_size": {**KERNELS, "per_layer": True}},
+            {"constraints": ["sum(kernel_size) <= 12", "kernel_size <= clips", "dynamic_layers <= model.map.layers"]},
+        ),
+        (
+            {
+                "model.map.layers": LAYERS,
+                "model.map.dynamic_layers": {"type": "categorical", "choices": [True, False], "per_layer": True},
+            },
+            {},
+        ),
+        (
+            {
+                "model.clip_pool": POOLS,
+                "model.attention_steps": {**STEPS, "when": {"model.clip_pool": "attention"}},
+                "optim.lr": LR,
+            },
+            {"start_with": [{"model.clip_pool": "attention", "model.attention_steps": 2}, {"model.clip_pool": "mean"}]},
+        ),
+        (  # the end of one range needs the middle of the other
+            {
+                "loss.min_iou": {"type": "float", "low": 0.1, "high": 0.7},
+                "loss.max_iou": {"type": "float", "low": 0.5, "high": 1.0},
+            },
+            {"start_with": [{"loss.min_iou": 0.7}]},
+        ),
+    ],
+)
+def test_right_space(tmp_path: Path, parameters: dict[str, Any], more: dict[str, Any]) -> None:
+    space, _ = load_space(write(tmp_path, parameters, **more))
+    assert set(space.parameters) == set(parameters)
+
+
+def test_condition_on_a_fixed_key_is_no_mistake(tmp_path: Path) -> None:
+    path = write(tmp_path, {"model.attention_steps": {**STEPS, "when": {"model.clip_pool": "attention"}}})
+    load_space(path, {"model.clip_pool": "mean"})
+
+
+def test_names_in_constraints() -> None:
+    assert resolve_name("memory_gb") == "memory_gb"
+    assert resolve_name("model.map.layers") == "model.map.layers"
+    assert resolve_name("kernel_size") == "model.map.kernel_size"
+    assert resolve_name("clips") == "model.clips"
