@@ -28,12 +28,17 @@ def leaf_keys(model: type[BaseModel]) -> list[str]:
 
 
 def nearest_key(model: type[BaseModel], key: str) -> str | None:
-    """Returns the known dotted key most like `key`: by full path, else by its last part."""
+    """Returns the known dotted key most like `key`: by its last part, in its section, by full path."""
     known = list(dotted_keys(model))
     last = key.rpartition(".")[2]
     same_leaf = [name for name in known if name.rpartition(".")[2] == last]
     if same_leaf:
         return difflib.get_close_matches(key, same_leaf, n=1, cutoff=0)[0]
+    section = key.rpartition(".")[0]
+    beside = {name.rpartition(".")[2]: name for name in known if section and name.rpartition(".")[0] == section}
+    close = difflib.get_close_matches(last, beside, n=1, cutoff=0.4)
+    if close:
+        return beside[close[0]]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if close:
         return close[0]

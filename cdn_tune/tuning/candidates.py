@@ -74,11 +74,20 @@ class Candidates:
         """
         params: dict[str, Any] = {}
         for key in self.space.order:
-            parameter = self.space.parameters[key]
-            if self._applies(parameter, params):
-                for name in self._parameter_names(key, parameter, params):
-                    params[name] = _suggest(trial, name, parameter)
+            for name in self.names(key, params):
+                params[name] = _suggest(trial, name, self.space.parameters[key])
         return params
+
+    def names(self, key: str, params: Mapping[str, Any]) -> list[str]:
+        """Returns Optuna's names of a parameter, given the values sampled before it.
+
+        Returns:
+            Nothing where its conditions do not hold, else one name, or one for every layer.
+        """
+        parameter = self.space.parameters[key]
+        if not self._applies(parameter, params):
+            return []
+        return [f"{key}[{layer}]" for layer in range(self._value(LAYERS, params))] if parameter.per_layer else [key]
 
     def is_complete(self, params: Mapping[str, Any]) -> bool:
         """Whether a point has a value for every parameter that applies."""
@@ -182,11 +191,6 @@ class Candidates:
         if key in params:
             return params[key]
         return _ABSENT if key in self.space.parameters else get_key(self._plain, key)
-
-    def _parameter_names(self, key: str, parameter: Parameter, params: Mapping[str, Any]) -> list[str]:
-        if not parameter.per_layer:
-            return [key]
-        return [f"{key}[{index}]" for index in range(self._value(LAYERS, params))]
 
 
 _ABSENT = object()

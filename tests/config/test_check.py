@@ -197,3 +197,18 @@ def test_names_in_constraints() -> None:
     assert resolve_name("model.map.layers") == "model.map.layers"
     assert resolve_name("kernel_size") == "model.map.kernel_size"
     assert resolve_name("clips") == "model.clips"
+
+
+def test_arguments_reach_the_space_itself(tmp_path: Path) -> None:
+    path = write(tmp_path, resources={"gpus_per_worker": 1.0})
+    space, experiment = load_space(path, {"resources.gpus_per_worker": 0.0, "sampler.seed": 3, "train.epochs": 5})
+    assert (space.resources.gpus_per_worker, space.sampler.seed, experiment.train.epochs) == (0.0, 3, 5)
+    assert load_space(path)[0].resources.gpus_per_worker == 1.0
+    with pytest.raises(
+        ConfigError, match=r"resources\.gpus=1: resources\.gpus: unknown key; did you mean resources\.gpus_p"
+    ):
+        load_space(path, {"resources.gpus": 1})
+    with pytest.raises(ConfigError, match=r"space\.yaml with sampler\.name=magic: sampler\.name: 'magic' is wrong"):
+        load_space(path, {"sampler.name": "magic"})
+    with pytest.raises(ConfigError, match=r"parameters\.optim\.lr\.low: unknown key"):
+        load_space(path, {"parameters.optim.lr.low": 1})

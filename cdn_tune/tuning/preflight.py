@@ -1,0 +1,291 @@
+"""What is checked before a search starts: what would go wrong in hours is told now, in one line, with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config import Experiment, ResourcesConfig, SearchSpace
+from cdn_tune.distributed.ray import ray
+from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError, SearchError
+from cdn_tune.tuning.candidates import GB, Candidates, cost
+from cdn_tune.tuning.keep import KEPT
+from cdn_tune.tuning.sample import draw, never_sampled
+from cdn_tune.tuning.storage import check_storage, existing, file_system, is_networked
+from cdn_tune.tuning.trial import TRIALS
+
+Check = Callable[[], list[str]]
+
+_DRAWN = 32  # points from which the largest checkpoint is told
+_TIGHT = 0.8  # share of the free space that is worth a warning
+_FLOAT_BYTES = 4
+
+
+def preflight(
+    space: SearchSpace,
+    candidates: Candidates,
+    run: Path,
+    storage: str,
+    available_resources: Mapping[str, float],
+    nodes: int = 1,
+    node_resources: Sequence[Mapping[str, float]] = (),
+    trainable: object = None,
+) -> list[str]:
+    """Checks a search before it starts; writes nothing.
+
+    Args:
+        space: The space, as `load_space` has checked it.
+        candidates: Its points.
+        run: The run folder; need not exist.
+        storage: The study's URL.
+        available_resources: The cluster's total resources, such as ``{"CPU": 8.0, "GPU": 2.0}``.
+        nodes: Machines in it.
+        node_resources: The resources of each Ray node, if known.
+        trainable: What is sent to the workers.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        CdnTuneError: The first thing that would go wrong.
+    """
+    checks = _checks(space, candidates, run, storage, available_resources, nodes, node_resources, trainable)
+    return [warning for check in checks for warning in check()]
+
+
+def findings(
+    space: SearchSpace,
+    candidates: Candidates,
+    run: Path,
+    storage: str,
+    available_resources: Mapping[str, float],
+) -> tuple[list[str], list[str]]:
+    """Makes the checks of :func:`preflight` on this machine and goes on after an error.
+
+    Returns:
+        Errors, and warnings.
+    """
+    errors: list[str] = []
+    warnings: list[str] = []
+    for check in _checks(space, candidates, run, storage, available_resources, 1, (), None):
+        try:
+            warnings += check()
+        except CdnTuneError as error:
+            errors.append(str(error))
+    return errors, warnings
+
+
+def check_picklable(thing: object) -> None:
+    """Refuses what cannot be sent to a worker.
+
+    Raises:
+        SearchError: Naming what does not pickle.
+    """
+    try:
+        ray.cloudpickle.dumps(thing)
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        name = getattr(thing, "__name__", type(thing).__name__)
+        raise SearchError(
+            f"{name} cannot be sent to the workers ({reason}); it holds something bound to this process"
+        ) from None
+
+
+def check_placeable(
+    resources: ResourcesConfig,
+    available: Mapping[str, float],
+    node_resources: Sequence[Mapping[str, float]] = (),
+) -> int:
+    """Returns how many trials can run at once.
+
+    A worker occupies one node, and a fraction of a GPU one GPU: two nodes with a CPU each have no room for a worker of
+    two CPUs, and two GPUs have room for four workers of 0.4, not five.
+
+    Args:
+        resources: What one trial occupies.
+        available: The cluster's total resources.
+        node_resources: The resources of each node; the cluster is taken for one node if empty.
+
+    Raises:
+        ClusterError: If not even one trial can ever be placed.
+    """
+    nodes = node_resources or (available,)
+    workers = sum(_workers_on(node, resources) for node in nodes)
+    if workers < resources.workers:
+        needs = f"{resources.cpus_per_worker} CPUs" + (
+            f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
+        )
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
+        no_gpu = resources.gpus_per_worker and not any(node.get("GPU", 0.0) for node in nodes)
+        remedy = "resources.gpus_per_worker=0 trains on CPUs" if no_gpu else "lower resources, or add nodes"
+        raise ClusterError(
+            f"resources: a trial needs {resources.workers} x {needs}, a worker on one node, and there is room for "
+            f"{workers} of them (the largest node has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} "
+            f"GPUs); {remedy}"
+        )
+    return workers // resources.workers
+
+
+def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int) -> str | None:
+    """Refuses a search whose checkpoints would fill the disk.
+
+    Args:
+        space: The space.
+        candidates: Its points; the largest checkpoint is told from a seeded draw of them.
+        run: The run folder; what its checkpoints occupy already counts as free.
+        slots: Trials that run at once.
+
+    Returns:
+        A warning if it will be tight.
+
+    Raises:
+        ConfigError: If ``disk_budget_gb`` is too small for the trials that run at once and the kept checkpoints.
+        RunError: If the disk is.
+    """
+    need = disk_gb(space, candidates, slots)
+    where = f"{slots} trials at once and {space.keep} kept checkpoints need up to {need:.3g} GB"
+    remedy = "lower keep, or bound checkpoint_gb in constraints"
+    if space.disk_budget_gb is not None and need > space.disk_budget_gb:
+        raise ConfigError(f"disk_budget_gb={space.disk_budget_gb:g}: {where}; raise it, {remedy}")
+    free = (shutil.disk_usage(existing(run)).free + _occupied(run)) / GB
+    if need > free:
+        raise RunError(f"{run}: {where}, the disk has {free:.3g} GB free; choose another --run folder, {remedy}")
+    return f"{run}: {where}, of {free:.3g} GB free" if need > _TIGHT * free else None
+
+
+def disk_gb(space: SearchSpace, candidates: Candidates, slots: int) -> float:
+    """Returns the most, in GB, that checkpoints occupy: of the trials that run at once, and the kept ones."""
+    points = draw(candidates, _DRAWN, leave_out=("memory_gb",))
+    experiments = [point.experiment for point in points if point.experiment is not None]
+    experiments += [candidates.experiment(point) for point in candidates.points() if candidates.is_complete(point)]
+    experiments = experiments or [candidates.base]
+    running = max(cost("checkpoint_gb", experiment) for experiment in experiments)
+    kept = max(cost("parameters", experiment) for experiment in experiments) * _FLOAT_BYTES / GB
+    return slots * running + space.keep * kept
+
+
+def check_budget(space: SearchSpace) -> None:
+    """Refuses a budget that would never end anything.
+
+    Raises:
+        ConfigError: If it counts GPU-hours and trials take no GPU.
+    """
+    hours = space.budget.gpu_hours
+    if hours is not None and space.resources.gpus_per_worker == 0:
+        raise ConfigError(
+            f"budget.gpu_hours={hours:g}: trials take no GPU (resources.gpus_per_worker=0), so it would never be "
+            "spent; use budget.hours"
+        )
+
+
+def check_steps(space: SearchSpace, experiment: Experiment, queries: int) -> None:
+    """Refuses early stopping by steps that begins after a trial's last.
+
+    Args:
+        space: The space.
+        experiment: Its base experiment.
+        queries: Of the train split.
+
+    Raises:
+        ConfigError: Naming the steps there are.
+    """
+    stopping = space.early_stopping
+    if stopping.name == "none" or stopping.unit != "step":
+        return
+    epochs = _probes(space, "train.epochs", experiment.train.epochs)
+    batches = _probes(space, "train.batch_size", experiment.train.batch_size)
+    steps = max(epochs) * math.ceil(queries / min(batches))
+    if stopping.min_resource > steps:
+        raise ConfigError(
+            f"early_stopping.min_resource={stopping.min_resource}: a trial has at most {steps} steps, so none would "
+            "ever be stopped; lower it"
+        )
+
+
+def this_machine() -> dict[str, float]:
+    """Returns what a Ray started here would have, without starting it."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cpus = max(1, min(cpus, int(quota) // int(period)))
+    gpus = torch.cuda.device_count()
+    return {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
+
+
+def _checks(
+    space: SearchSpace,
+    candidates: Candidates,
+    run: Path,
+    storage: str,
+    available: Mapping[str, float],
+    nodes: int,
+    node_resources: Sequence[Mapping[str, float]],
+    trainable: object,
+) -> Iterator[Check]:
+    """Yields the checks, cheapest first."""
+    at_once = [1]  # as the third check finds it
+
+    def budget() -> list[str]:
+        check_budget(space)
+        return []
+
+    def pickling() -> list[str]:
+        if trainable is not None:
+            check_picklable(trainable)
+        return []
+
+    def placing() -> list[str]:
+        at_once[0] = check_placeable(space.resources, available, node_resources)
+        return []
+
+    def disk() -> list[str]:
+        return [warning for warning in (check_disk(space, candidates, run, at_once[0]),) if warning]
+
+    yield budget
+    yield lambda: never_sampled(candidates)
+    yield pickling
+    yield placing
+    yield lambda: check_storage(storage, nodes)
+    yield lambda: _shared(run, nodes)
+    yield disk
+
+
+def _shared(run: Path, nodes: int) -> list[str]:
+    """Warns of a run folder that other machines may not see."""
+    kind = file_system(run)
+    if nodes < 2 or kind is None or is_networked(kind):
+        return []
+    return [f"{run}: lies on a local file system ({kind}), and {nodes} machines must reach it; is it exported to them?"]
+
+
+def _workers_on(node: Mapping[str, float], resources: ResourcesConfig) -> int:
+    """Returns how many workers a node has room for."""
+    cpus = math.floor(node.get("CPU", 0.0) / resources.cpus_per_worker)
+    share, gpus = resources.gpus_per_worker, node.get("GPU", 0.0)
+    if share == 0:
+        return cpus
+    of_gpus = math.floor(gpus) * math.floor(1 / share + 1e-9) if share < 1 else math.floor(gpus / share)
+    return min(cpus, of_gpus)
+
+
+def _occupied(run: Path) -> int:
+    """Returns the bytes of the checkpoints in a run folder."""
+    total = 0
+    for folder in (run / TRIALS, run / KEPT):
+        for file in folder.glob("**/*.pt"):
+            with contextlib.suppress(OSError):
+                total += file.stat().st_size
+    return total
+
+
+def _probes(space: SearchSpace, key: str, base: int) -> list[int]:
+    values: Sequence[Any] = space.parameters[key].probes if key in space.parameters else (base,)
+    return [value for value in values if isinstance(value, int)]

@@ -1,0 +1,225 @@
+"""The plan of a search: it counts, judges and times what the search would do, and touches nothing."""
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import typer
+from optuna.trial import TrialState
+
+from cdn_tune.config import Experiment, SearchSpace, load_space
+from cdn_tune.config.yaml import dump
+from cdn_tune.console.output import _console
+from cdn_tune.console.search_plan import run_search_plan, search_plan_table
+from cdn_tune.tuning.candidates import INVALID, Candidates, cost
+from cdn_tune.tuning.expectation import expected_epochs
+from cdn_tune.tuning.plan import SearchPlan, plan_search
+from cdn_tune.tuning.sample import count_points, draw
+
+Tiny = Callable[..., Experiment]
+SPACES = sorted((Path(__file__).resolve().parents[2] / "search_spaces").glob("*.yaml"))
+LR = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
+LAYERS = {"type": "int", "low": 1, "high": 3}
+POOLS = {"type": "categorical", "choices": ["attention", "mean"]}
+STEPS = {"type": "int", "low": 1, "high": 3, "when": {"model.clip_pool": "attention"}}
+KERNELS = {"type": "categorical", "choices": [3, 5], "per_layer": True}
+
+
+def space_of(parameters: dict[str, Any], **more: Any) -> SearchSpace:
+    return SearchSpace.model_validate({"name": "s", "experiment": "x", "parameters": parameters, **more})
+
+
+def shown(plan: SearchPlan) -> str:
+    console = _console()
+    console.width = 160
+    with console.capture() as capture:
+        console.print(search_plan_table(plan))
+    return capture.get()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "count"),
+    [
+        ({"optim.lr": LR}, 1),
+        ({"model.map.layers": LAYERS, "optim.lr": LR}, 3),
+        ({"model.clip_pool": POOLS, "model.attention_steps": STEPS}, 3 + 1),
+        ({"model.attention_steps": STEPS, "model.clip_pool": POOLS, "model.map.layers": LAYERS}, 4 * 3),
+        ({"model.map.layers": LAYERS, "model.map.kernel_size": KERNELS}, 2 + 4 + 8),
+        ({"model.map.kernel_size": KERNELS}, 4),  # the base has two layers
+        ({"loss.min_iou": {"type": "float", "low": 0.1, "high": 0.5, "step": 0.1}}, 5),
+    ],
+)
+def test_points_are_counted_under_their_conditions(tiny: Tiny, parameters: dict[str, Any], count: int) -> None:
+    space = space_of(parameters)
+    candidates = Candidates(space, tiny())
+    assert count_points(candidates) == count
+    if space.is_finite:  # every one of them can be drawn, and no other
+        points = {tuple(sorted(point.params.items())) for point in draw(candidates, 40 * count)}
+        assert len(points) == count
+
+
+def test_draws_repeat_and_differ_by_seed(tiny: Tiny) -> None:
+    candidates = Candidates(space_of({"optim.lr": LR, "model.map.layers": LAYERS}), tiny())
+    first, again, other = (draw(candidates, 5, seed) for seed in (1, 1, 2))
+    assert [point.params for point in first] == [point.params for point in again]
+    assert [point.params for point in first] != [point.params for point in other]
+
+
+def test_refusals_are_the_share_of_points_that_break_a_constraint(tiny: Tiny, tmp_path: Path) -> None:
+    limit = cost("memory_gb", tiny(**{"model.hidden": 8})) * 1.0001
+    parameters = {
+        "model.map.layers": LAYERS,
+        "model.map.dynamic_layers": {"type": "int", "low": 0, "high": 3},
+        "model.hidden": {"type": "categorical", "choices": [8, 16]},
+    }
+    space = space_of(parameters, constraints=["model.map.layers <= 2", f"memory_gb <= {limit}"])
+    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", proposals=120)
+    pairs = list(product(range(1, 4), range(4)))
+    invalid = sum(dynamic > layers for layers, dynamic in pairs) / len(pairs)
+    assert plan.reasons[INVALID] == pytest.approx(invalid, abs=0.12)
+    assert plan.reasons["model.map.layers <= 2"] == pytest.approx(1 / 3, abs=0.12)
+    assert plan.reasons[f"memory_gb <= {limit}"] > 0
+    held = [pair for pair in pairs if pair[1] <= pair[0] <= 2]
+    assert plan.refused > 1 - len(held) / len(pairs) - 0.12
+    assert "exceeds layers" in plan.example[INVALID]
+    assert plan.costs["memory_gb"].high <= limit
+    assert plan.costs["parameters"].low <= plan.costs["parameters"].middle <= plan.costs["parameters"].high
+
+
+def played(space: SearchSpace, length: int, trials: int, seed: int) -> int:
+    """Epochs that Optuna's own pruner lets trials of constant random values train."""
+    rule = space.early_stopping
+    options = {"min_resource": rule.min_resource, "reduction_factor": rule.reduction_factor}
+    pruner = (
+        optuna.pruners.SuccessiveHalvingPruner(**options)
+        if rule.name == "asha"
+        else optuna.pruners.HyperbandPruner(max_resource=length, **options)
+    )
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    generator = np.random.default_rng(seed)
+    epochs = 0
+    for _ in range(trials):
+        trial, value = study.ask(), float(generator.random())
+        state = TrialState.COMPLETE
+        for epoch in range(1, length + 1):
+            epochs += 1
+            trial.report(value, epoch)
+            if trial.should_prune():
+                state = TrialState.PRUNED
+                break
+        study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+    return epochs
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "factor", "length", "trials"),
+    [("asha", 1, 3, 20, 60), ("asha", 3, 3, 20, 60), ("asha", 3, 2, 12, 10), ("hyperband", 1, 3, 27, 60)],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_expected_epochs_are_what_the_pruner_lets_train(
+    tiny: Tiny, name: str, least: int, factor: int, length: int, trials: int
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    rule = {"name": name, "min_resource": least, "reduction_factor": factor}
+    space = space_of({"optim.lr": LR}, early_stopping=rule)
+    expected = expected_epochs(space, tiny(**{"train.epochs": length}), trials)
+    measured = np.mean([played(space, length, trials, seed) for seed in range(12)])
+    assert expected == pytest.approx(measured, rel=0.1)
+    assert measured < 0.9 * trials * length
+
+
+def test_expected_epochs_of_the_other_rules(tiny: Tiny) -> None:
+    experiment = tiny(**{"train.epochs": 10})
+    median = space_of({"optim.lr": LR}, early_stopping={"name": "median"})
+    assert expected_epochs(median, experiment, 7) == 70
+    steps = space_of({"optim.lr": LR}, early_stopping={"unit": "step", "min_resource": 40})
+    epochs = space_of({"optim.lr": LR}, early_stopping={"unit": "epoch", "min_resource": 2})
+    assert expected_epochs(steps, experiment, 30) is None
+    assert expected_epochs(steps, experiment, 30, steps_per_epoch=20) == expected_epochs(epochs, experiment, 30)
+    rare = tiny(**{"train.epochs": 10, "train.eval_every": 4})  # compared after epochs 1, 5 and 9 only
+    assert (expected_epochs(epochs, rare, 30) or 0) > (expected_epochs(epochs, experiment, 30) or 0)
+
+
+def test_times_with_data(tiny: Tiny, tmp_path: Path) -> None:
+    space = space_of({"optim.lr": LR, "model.map.layers": LAYERS}, trials=9, resources={"cpus_per_worker": 2})
+    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", available={"CPU": 5.0}, proposals=20)
+    assert (plan.slots, plan.missing, plan.errors) == (2, None, [])
+    duration = plan.duration
+    assert duration is not None
+    assert duration.trial_hours == pytest.approx(plan.epochs * duration.trial.seconds_per_epoch / 3600)
+    assert duration.wall_hours == pytest.approx(duration.trial_hours / 2)
+    assert plan.epochs < duration.full_epochs == 27
+    assert not (tmp_path / "run").exists()
+    text = shown(plan)
+    for words in (
+        "wall clock",
+        "3 combinations of the others, and 1 continuous parameter",
+        "base experiment on one CPU",
+    ):
+        assert words in text
+
+
+def test_budgets_and_finite_spaces(tiny: Tiny, tmp_path: Path) -> None:
+    space = space_of(
+        {"model.map.layers": LAYERS},
+        sampler={"name": "grid"},
+        early_stopping={"name": "none"},
+        resources={"gpus_per_worker": 0.5},
+        budget={"hours": 1e-9, "gpu_hours": 2.0},
+    )
+    machine = {"CPU": 4.0, "GPU": 1.0}
+    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", available=machine, proposals=10)
+    assert (plan.points, plan.endless, plan.trials, plan.slots) == (3, (), 3, 2)
+    assert plan.duration is not None
+    assert plan.duration.gpu_hours == pytest.approx(plan.duration.trial_hours / 2)
+    text = shown(plan)
+    assert "budget.hours=1e-09 ends it earlier" in text
+    assert "budget.gpu_hours=2" in text
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_shipped_spaces_pass(path: Path, tmp_path: Path) -> None:
+    space, experiment = load_space(path, {"data.root": str(tmp_path / "absent")})
+    machine = {"CPU": 8.0, "GPU": 2.0}
+    plan = plan_search(space, experiment, tmp_path / "run", "sqlite:///x.db", available=machine, proposals=4)
+    assert [error for error in plan.errors if "GB free" not in error] == []
+    assert plan.warnings == [] or "GB free" in plan.warnings[0]
+    assert plan.duration is None
+    assert "absent" in (plan.missing or "")
+    assert plan.refused < 0.9
+    assert plan.points > 1
+    text = shown(plan)
+    assert all(key.rpartition(".")[2] in text for key in space.parameters)
+    assert "not measured" in text
+    candidates = Candidates(space, experiment)
+    for point in candidates.points():  # the points to try first may start
+        assert candidates.is_complete(point)
+        assert candidates.judge(point).reason is None
+    if space.name.endswith("-core"):  # the published settings, exactly
+        [first] = candidates.points()
+        assert candidates.experiment(first) == experiment
+
+
+def test_command_prints_and_tells_what_would_be_refused(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(dump(tiny().plain()))
+    path = tmp_path / "space.yaml"
+    plain = {"name": "s", "experiment": str(base), "parameters": {"optim.lr": LR}, "budget": {"gpu_hours": 1.0}}
+    path.write_text(dump(plain))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(typer.Exit) as ended:
+        run_search_plan(str(path), ["resources.cpus_per_worker=10000"], None, None, tmp_path / "run")
+    assert ended.value.exit_code == 2
+    told = capsys.readouterr().err
+    assert "would be refused: budget.gpu_hours=1" in told
+    assert "would be refused: resources: a trial needs 1 x 10000 CPUs" in told
+    assert sorted(tmp_path.rglob("*")) == before
+    path.write_text(dump({**plain, "budget": {}}))
+    run_search_plan(str(path), [], 4, None, tmp_path / "run")
+    assert "wall clock" in capsys.readouterr().out
