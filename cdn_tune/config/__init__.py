@@ -10,7 +10,7 @@ from cdn_tune.config.experiment import (
     recall_name,
 )
 from cdn_tune.config.load import build, load_experiment, override, parse_overrides
-from cdn_tune.config.load_space import load_space
+from cdn_tune.config.load_space import load_space, override_space
 from cdn_tune.config.model import MapConfig, ModelConfig, QueryConfig
 from cdn_tune.config.parameters import Categorical, Choice, Float, Int, Parameter
 from cdn_tune.config.space import (
@@ -47,6 +47,7 @@ __all__ = [
     "load_experiment",
     "load_space",
     "override",
+    "override_space",
     "parse_overrides",
     "recall_name",
 ]

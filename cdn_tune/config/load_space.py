@@ -15,7 +15,7 @@ from cdn_tune.config.space import SearchSpace
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import ConfigError
 
-# Keys of a space that KEY=VALUE arguments do not reach: what is searched is written in the file.
+# What a search is; the rest of a space says how it is run.
 _WRITTEN = ("name", "experiment", "overrides", "parameters", "start_with")
 
 
@@ -24,8 +24,7 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
     Args:
         path: A YAML file, or a shipped one by its path below ``search_spaces/``.
-        overrides: Dotted keys of the *experiment* fixed for the whole search; and of the space itself, such as
-            ``resources.gpus_per_worker`` or ``sampler.seed``, in place of what the file says.
+        overrides: Dotted keys of the *experiment* fixed for the whole search.
 
     Returns:
         The search space, and the base experiment under the space's and the given overrides.
@@ -34,20 +33,10 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         ConfigError: If a file, a parameter or an override is wrong.
     """
     file = find(path, "search_spaces")
-    written = read_mapping(file)
-    fixed: dict[str, Any] = {}
-    replaced: dict[str, Any] = {}
-    for key, value in (overrides or {}).items():
-        (replaced if _is_of_space(key) else fixed)[key] = value
-    for key, value in replaced.items():
-        if key not in dotted_keys(SearchSpace):
-            raise ConfigError(f"override {key}={value}: {unknown_key(SearchSpace, key)}")
-        set_key(written, key, value)
-    shown = " ".join(f"{key}={value}" for key, value in replaced.items())
-    space = build(SearchSpace, written, f"{file} with {shown}" if shown else str(file))
+    space = build(SearchSpace, read_mapping(file), str(file))
     for key in space.overrides:
         check_key(f"{file}: overrides", key)
-    fixed = {**space.overrides, **fixed}
+    fixed = {**space.overrides, **(overrides or {})}
     for key in fixed:
         if key in space.parameters:
             raise ConfigError(
@@ -61,7 +50,30 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     return space, experiment
 
 
-def _is_of_space(key: str) -> bool:
-    """Whether a dotted key is the search space's own, such as ``trials`` or one of ``resources``."""
-    section = key.partition(".")[0]
-    return section in SearchSpace.model_fields and section not in (*_WRITTEN, *Experiment.model_fields)
+def override_space(
+    space: SearchSpace, overrides: Mapping[str, Any], experiment: Experiment | None = None
+) -> SearchSpace:
+    """Returns the search space that `space` becomes under dotted overrides of its own keys, checked again.
+
+    Args:
+        space: The space.
+        overrides: Dotted keys of the space, such as ``resources.gpus_per_worker``, and their values.
+        experiment: The base experiment under all fixed overrides, to check the result against.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is wrong.
+    """
+    if not overrides:
+        return space
+    merged = space.plain()
+    for key, value in overrides.items():
+        if key not in dotted_keys(SearchSpace):
+            raise ConfigError(f"--set {key}={value}: {unknown_key(SearchSpace, key)}")
+        if key.partition(".")[0] in _WRITTEN:
+            raise ConfigError(f"--set {key}={value}: what is searched is written in the file; change {key} there")
+        set_key(merged, key, value)
+    shown = " ".join(f"{key}={value}" for key, value in overrides.items())
+    changed = build(SearchSpace, merged, f"{space.name} with {shown}")
+    if experiment is not None:
+        check_space(changed, experiment, f"{space.name} with {shown}")
+    return changed

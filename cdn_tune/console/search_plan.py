@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cdn_tune.config import Categorical, Parameter, load_space, parse_overrides
+from cdn_tune.config import Categorical, Experiment, Parameter, SearchSpace, load_space, parse_overrides
 from cdn_tune.config.keys import get_key
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.console.plan import duration_text
@@ -34,16 +34,32 @@ def run_search_plan(
     """`cdn-tune search --plan`: prints, runs no trial; exit code 2 if the search would be refused."""
     with one_line_errors():
         space, experiment = load_space(space_path, parse_overrides(overrides))
-        run = (run or Path("runs") / space.name).absolute()
-        with err.status("judging proposals, measuring a few steps"):
-            plan = plan_search(space, experiment, run, storage or sqlite_url(run), trials)
-        out.print(search_plan_table(plan))
-        for line in plan.warnings:
-            warn(line)
-        for line in plan.errors:
-            err.print(f"would be refused: {line}", markup=False, soft_wrap=True, style="red")
-        if plan.errors:
-            raise typer.Exit(2)
+        print_plan(space, experiment, run or Path("runs") / space.name, trials, storage)
+
+
+def print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | None, storage: str | None) -> None:
+    """Prints the plan of a search.
+
+    Args:
+        space: What is searched.
+        base: The base experiment under all fixed overrides.
+        run: The run folder; need not exist.
+        trials: Trials in all, in place of the space's.
+        storage: The study's URL; a SQLite file in the run folder if None.
+
+    Raises:
+        typer.Exit: With code 2 if the search would be refused.
+    """
+    run = run.absolute()
+    with err.status("judging proposals, measuring a few steps"):
+        plan = plan_search(space, base, run, storage or sqlite_url(run), trials)
+    out.print(search_plan_table(plan))
+    for line in plan.warnings:
+        warn(line)
+    for line in plan.errors:
+        err.print(f"would be refused: {line}", markup=False, soft_wrap=True, style="red")
+    if plan.errors:
+        raise typer.Exit(2)
 
 
 def search_plan_table(plan: SearchPlan) -> Group:
@@ -104,7 +120,7 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
     else:
         yield "points", size, "conditions observed; constraints not"
     sampler, stopping = plan.space.sampler, plan.space.early_stopping
-    rule = stopping.name
+    rule: str = stopping.name
     if rule in HALVING:
         unit = f"{stopping.unit}{'s' if stopping.min_resource > 1 else ''}"
         rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}"
@@ -140,7 +156,9 @@ def _short(value: float) -> str:
 
 def _room(plan: SearchPlan) -> Iterator[Row]:
     resources = plan.space.resources
-    has = ", ".join(f"{amount:g} {name}{'s' if amount != 1 else ''}" for name, amount in plan.available.items())
+    has = ", ".join(
+        f"{amount:g} {name}{'s' if amount != 1 else ''}" for name, amount in plan.available.items() if amount
+    )
     needs = f"{resources.workers} x {resources.cpus_per_worker} CPUs"
     needs += f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     yield "trials at once", str(plan.slots) if plan.slots else "none", f"each {needs}, of {has}"

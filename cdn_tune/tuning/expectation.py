@@ -1,12 +1,12 @@
 """How many epochs a search will train, told from its early-stopping rule.
 
 Successive halving is played on random values: a trial goes on from a rung if its value is among the best
-``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, and nobody waits for others (asynchronous
-successive halving, arXiv 1810.05934; Optuna's `SuccessiveHalvingPruner`). Hyperband spreads its trials over brackets of
-successive halving that begin later and later, in proportion to ``ceil(brackets * eta^s / (s + 1))`` (Optuna's
-`HyperbandPruner`). It is assumed that the order of trials at one rung is their order at the next, and that they arrive in
-no order; a sampler that proposes better and better trials trains somewhat longer. What the other rules stop depends on
-the values themselves, so the full length is told for them: an upper bound.
+``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, and nobody waits for others
+(asynchronous successive halving, arXiv 1810.05934; Optuna's `SuccessiveHalvingPruner`). Hyperband spreads its trials
+over brackets of successive halving that begin later and later, in proportion to ``ceil(brackets * eta^s / (s + 1))``
+(Optuna's `HyperbandPruner`). It is assumed that the order of trials at one rung is their order at the next, and that
+they arrive in no order; a sampler that proposes better and better trials trains somewhat longer. What the other rules
+stop depends on the values themselves, so the full length is told for them: an upper bound.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from cdn_tune.tuning.candidates import GB, INVALID, Candidates, cost
 from cdn_tune.tuning.expectation import expected_epochs
 from cdn_tune.tuning.preflight import check_placeable, check_steps, disk_gb, findings, this_machine
 from cdn_tune.tuning.sample import Drawn, count_points, draw
-from cdn_tune.tuning.storage import existing
+from cdn_tune.tuning.storage_check import existing
 
 PROPOSALS = 200  # random points that are judged
 _SIZED = 24  # of them, those whose memory is estimated: it takes tenths of a second each
@@ -118,7 +118,7 @@ def plan_search(
     run: Path,
     storage: str,
     trials: int | None = None,
-    available: Mapping[str, float] | None = None,
+    nodes: Sequence[Mapping[str, float]] | None = None,
     proposals: int = PROPOSALS,
 ) -> SearchPlan:
     """Plans a search. Starts no Ray and writes nothing but the node's cache of clips.
@@ -129,15 +129,15 @@ def plan_search(
         run: The run folder; need not exist.
         storage: The study's URL.
         trials: Trials in all, in place of the space's.
-        available: A cluster's total resources; this machine's if None.
+        nodes: The resources of each node of a cluster; this machine's if None.
         proposals: Random points to judge, drawn with the sampler's seed.
     """
     candidates = Candidates(space, base)
-    available = this_machine() if available is None else available
+    nodes = [this_machine()] if nodes is None else nodes
     count = _trials(space, candidates, trials)
-    errors, warnings = findings(space, candidates, run, storage, available)
+    errors, warnings = findings(space, candidates, run, storage, nodes)
     try:
-        slots = check_placeable(space.resources, available)
+        slots = check_placeable(space.resources, nodes)
     except CdnTuneError:
         slots = 0  # said among the errors
     sized = draw(candidates, min(_SIZED, proposals), space.sampler.seed)
@@ -167,7 +167,7 @@ def plan_search(
         example=example,
         costs=_costs(drawn, sized),
         device=this_world().device.type,
-        available=available,
+        available={name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")},
         slots=slots,
         disk_gb=disk_gb(space, candidates, max(slots, 1)),
         free_gb=shutil.disk_usage(existing(run)).free / GB,

@@ -17,14 +17,15 @@ from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError, S
 from cdn_tune.tuning.candidates import GB, Candidates, cost
 from cdn_tune.tuning.keep import KEPT
 from cdn_tune.tuning.sample import draw, never_sampled
-from cdn_tune.tuning.storage import check_storage, existing, file_system, is_networked
+from cdn_tune.tuning.storage_check import check_storage, existing, file_system, is_networked
 from cdn_tune.tuning.trial import TRIALS
 
 Check = Callable[[], list[str]]
 
-_DRAWN = 32  # points from which the largest checkpoint is told
+_DRAWN = 16  # points from which the largest checkpoint is told
 _TIGHT = 0.8  # share of the free space that is worth a warning
 _FLOAT_BYTES = 4
+_ADDRESS, _HEAD = "node:", "node:__internal_head__"  # resources of Ray's own
 
 
 def preflight(
@@ -32,9 +33,7 @@ def preflight(
     candidates: Candidates,
     run: Path,
     storage: str,
-    available_resources: Mapping[str, float],
-    nodes: int = 1,
-    node_resources: Sequence[Mapping[str, float]] = (),
+    nodes: Sequence[Mapping[str, float]],
     trainable: object = None,
 ) -> list[str]:
     """Checks a search before it starts; writes nothing.
@@ -44,9 +43,7 @@ def preflight(
         candidates: Its points.
         run: The run folder; need not exist.
         storage: The study's URL.
-        available_resources: The cluster's total resources, such as ``{"CPU": 8.0, "GPU": 2.0}``.
-        nodes: Machines in it.
-        node_resources: The resources of each Ray node, if known.
+        nodes: Each node's resources as Ray tells them, such as ``{"CPU": 8.0, "GPU": 2.0, "node:10.0.0.1": 1.0}``.
         trainable: What is sent to the workers.
 
     Returns:
@@ -55,25 +52,21 @@ def preflight(
     Raises:
         CdnTuneError: The first thing that would go wrong.
     """
-    checks = _checks(space, candidates, run, storage, available_resources, nodes, node_resources, trainable)
+    checks = _checks(space, candidates, run, storage, nodes, trainable)
     return [warning for check in checks for warning in check()]
 
 
 def findings(
-    space: SearchSpace,
-    candidates: Candidates,
-    run: Path,
-    storage: str,
-    available_resources: Mapping[str, float],
+    space: SearchSpace, candidates: Candidates, run: Path, storage: str, nodes: Sequence[Mapping[str, float]]
 ) -> tuple[list[str], list[str]]:
-    """Makes the checks of :func:`preflight` on this machine and goes on after an error.
+    """Makes the checks of :func:`preflight` and goes on after an error.
 
     Returns:
         Errors, and warnings.
     """
     errors: list[str] = []
     warnings: list[str] = []
-    for check in _checks(space, candidates, run, storage, available_resources, 1, (), None):
+    for check in _checks(space, candidates, run, storage, nodes, None):
         try:
             warnings += check()
         except CdnTuneError as error:
@@ -97,11 +90,7 @@ def check_picklable(thing: object) -> None:
         ) from None
 
 
-def check_placeable(
-    resources: ResourcesConfig,
-    available: Mapping[str, float],
-    node_resources: Sequence[Mapping[str, float]] = (),
-) -> int:
+def check_placeable(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
     """Returns how many trials can run at once.
 
     A worker occupies one node, and a fraction of a GPU one GPU: two nodes with a CPU each have no room for a worker of
@@ -109,21 +98,19 @@ def check_placeable(
 
     Args:
         resources: What one trial occupies.
-        available: The cluster's total resources.
-        node_resources: The resources of each node; the cluster is taken for one node if empty.
+        nodes: Each node's resources.
 
     Raises:
         ClusterError: If not even one trial can ever be placed.
     """
-    nodes = node_resources or (available,)
     workers = sum(_workers_on(node, resources) for node in nodes)
     if workers < resources.workers:
         needs = f"{resources.cpus_per_worker} CPUs" + (
             f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
         )
-        largest = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
         no_gpu = resources.gpus_per_worker and not any(node.get("GPU", 0.0) for node in nodes)
-        remedy = "resources.gpus_per_worker=0 trains on CPUs" if no_gpu else "lower resources, or add nodes"
+        remedy = "--set resources.gpus_per_worker=0 trains on CPUs" if no_gpu else "lower resources, or add nodes"
         raise ClusterError(
             f"resources: a trial needs {resources.workers} x {needs}, a worker on one node, and there is room for "
             f"{workers} of them (the largest node has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} "
@@ -163,11 +150,23 @@ def disk_gb(space: SearchSpace, candidates: Candidates, slots: int) -> float:
     """Returns the most, in GB, that checkpoints occupy: of the trials that run at once, and the kept ones."""
     points = draw(candidates, _DRAWN, leave_out=("memory_gb",))
     experiments = [point.experiment for point in points if point.experiment is not None]
-    experiments += [candidates.experiment(point) for point in candidates.points() if candidates.is_complete(point)]
+    named = [*candidates.points(), _corner(candidates)]
+    may_start = [point for point in named if candidates.judge(point, leave_out=("memory_gb",)).reason is None]
+    experiments += [candidates.experiment(point) for point in may_start]
     experiments = experiments or [candidates.base]
     running = max(cost("checkpoint_gb", experiment) for experiment in experiments)
     kept = max(cost("parameters", experiment) for experiment in experiments) * _FLOAT_BYTES / GB
     return slots * running + space.keep * kept
+
+
+def _corner(candidates: Candidates) -> dict[str, Any]:
+    """Returns the point at which every number is largest; as a rule the largest model, if constraints let it start."""
+    point = {}
+    for key, parameter in candidates.space.parameters.items():
+        numbers = [value for value in parameter.probes if isinstance(value, int | float)]
+        if numbers:
+            point[key] = max(numbers)
+    return candidates.spread(point)
 
 
 def check_budget(space: SearchSpace) -> None:
@@ -225,13 +224,12 @@ def _checks(
     candidates: Candidates,
     run: Path,
     storage: str,
-    available: Mapping[str, float],
-    nodes: int,
-    node_resources: Sequence[Mapping[str, float]],
+    nodes: Sequence[Mapping[str, float]],
     trainable: object,
 ) -> Iterator[Check]:
     """Yields the checks, cheapest first."""
-    at_once = [1]  # as the third check finds it
+    at_once = [1]  # as the check of places finds it
+    machines = _machines(nodes)
 
     def budget() -> list[str]:
         check_budget(space)
@@ -243,7 +241,7 @@ def _checks(
         return []
 
     def placing() -> list[str]:
-        at_once[0] = check_placeable(space.resources, available, node_resources)
+        at_once[0] = check_placeable(space.resources, nodes)
         return []
 
     def disk() -> list[str]:
@@ -253,17 +251,25 @@ def _checks(
     yield lambda: never_sampled(candidates)
     yield pickling
     yield placing
-    yield lambda: check_storage(storage, nodes)
-    yield lambda: _shared(run, nodes)
+    yield lambda: check_storage(storage, machines)
+    yield lambda: _shared(run, machines)
     yield disk
 
 
-def _shared(run: Path, nodes: int) -> list[str]:
+def _machines(nodes: Sequence[Mapping[str, float]]) -> int:
+    """Returns how many machines the nodes are on; Ray names each one's address among its resources."""
+    addresses = {name for node in nodes for name in node if name.startswith(_ADDRESS) and name != _HEAD}
+    return len(addresses) or len(nodes)
+
+
+def _shared(run: Path, machines: int) -> list[str]:
     """Warns of a run folder that other machines may not see."""
     kind = file_system(run)
-    if nodes < 2 or kind is None or is_networked(kind):
+    if machines < 2 or kind is None or is_networked(kind):
         return []
-    return [f"{run}: lies on a local file system ({kind}), and {nodes} machines must reach it; is it exported to them?"]
+    return [
+        f"{run}: lies on a local file system ({kind}), and {machines} machines must reach it; is it exported to them?"
+    ]
 
 
 def _workers_on(node: Mapping[str, float], resources: ResourcesConfig) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cdn_tune.config import load_space
+from cdn_tune.config import load_space, override_space
 from cdn_tune.config.check import resolve_name
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import ConfigError
@@ -199,16 +199,30 @@ def test_names_in_constraints() -> None:
     assert resolve_name("clips") == "model.clips"
 
 
-def test_arguments_reach_the_space_itself(tmp_path: Path) -> None:
-    path = write(tmp_path, resources={"gpus_per_worker": 1.0})
-    space, experiment = load_space(path, {"resources.gpus_per_worker": 0.0, "sampler.seed": 3, "train.epochs": 5})
-    assert (space.resources.gpus_per_worker, space.sampler.seed, experiment.train.epochs) == (0.0, 3, 5)
-    assert load_space(path)[0].resources.gpus_per_worker == 1.0
-    with pytest.raises(
-        ConfigError, match=r"resources\.gpus=1: resources\.gpus: unknown key; did you mean resources\.gpus_p"
-    ):
-        load_space(path, {"resources.gpus": 1})
-    with pytest.raises(ConfigError, match=r"space\.yaml with sampler\.name=magic: sampler\.name: 'magic' is wrong"):
-        load_space(path, {"sampler.name": "magic"})
-    with pytest.raises(ConfigError, match=r"parameters\.optim\.lr\.low: unknown key"):
-        load_space(path, {"parameters.optim.lr.low": 1})
+def test_settings_of_the_space_itself(tmp_path: Path) -> None:
+    space, experiment = load_space(write(tmp_path, resources={"gpus_per_worker": 1.0}))
+    changed = override_space(space, {"resources.gpus_per_worker": 0.0, "sampler.seed": 3}, experiment)
+    assert (changed.resources.gpus_per_worker, changed.sampler.seed) == (0.0, 3)
+    assert space.resources.gpus_per_worker == 1.0
+    assert changed.parameters == space.parameters
+    assert override_space(space, {}, experiment) is space
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (
+            {"resources.gpus": 1},
+            "--set resources.gpus=1: resources.gpus: unknown key; did you mean resources.gpus_per_wo",
+        ),
+        ({"sampler.name": "magic"}, "s with sampler.name=magic: sampler.name: 'magic' is wrong"),
+        ({"parameters": {}}, "--set parameters={}: what is searched is written in the file; change parameters there"),
+        ({"early_stopping.min_resource": 99}, "early_stopping.min_resource=99 is above train.epochs=12"),
+        ({"budget.target": 45.0}, "s with budget.target=45.0: budget.target=45: R1@0.5 is a share"),
+    ],
+)
+def test_wrong_setting_of_the_space(tmp_path: Path, setting: dict[str, Any], words: str) -> None:
+    space, experiment = load_space(write(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        override_space(space, setting, experiment)
+    assert words in str(caught.value)

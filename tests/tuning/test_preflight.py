@@ -11,7 +11,7 @@ import pytest
 from cdn_tune.config import Experiment, ResourcesConfig, SearchSpace
 from cdn_tune.errors import ClusterError, ConfigError, RunError, SearchError
 from cdn_tune.tuning import preflight as checks
-from cdn_tune.tuning import storage as storages
+from cdn_tune.tuning import storage_check as storages
 from cdn_tune.tuning.candidates import Candidates, cost
 from cdn_tune.tuning.preflight import (
     check_budget,
@@ -23,7 +23,7 @@ from cdn_tune.tuning.preflight import (
     findings,
     preflight,
 )
-from cdn_tune.tuning.storage import check_storage, file_system, is_networked, storage_url
+from cdn_tune.tuning.storage_check import check_storage, file_system, is_networked, storage_url
 
 Tiny = Callable[..., Experiment]
 LAYERS = {"type": "int", "low": 1, "high": 3}
@@ -69,7 +69,7 @@ def test_sqlite_on_a_network_file_system(on_network: Path, tmp_path: Path) -> No
         check_storage(url, nodes=2)
     [warning] = check_storage(url, nodes=1)
     assert "nfs4" in warning
-    assert check_storage(f"journal://{on_network}/study.journal", nodes=2) == []
+    assert check_storage(f"journal:///{on_network}/study.journal", nodes=2) == []
     assert check_storage(f"sqlite:///{tmp_path}/study.db", nodes=2) == []
     assert files_in(on_network) == []
 
@@ -91,14 +91,14 @@ def test_sqlite_file(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is a folder; name a file in it"):
         check_storage(f"sqlite:///{tmp_path}")
     with pytest.raises(RunError, match="is no folder; name a file elsewhere"):
-        check_storage(f"journal://{good}/study.journal")
+        check_storage(f"journal:///{good}/study.journal")
     with pytest.raises(ConfigError, match="lost with the process; name a file"):
         check_storage("sqlite://")
 
 
 @pytest.mark.parametrize("url", ["redis://host/0", "nonsense", "s3://bucket/x", "oracle://u@h/x"])
 def test_unknown_storage(url: str) -> None:
-    with pytest.raises(ConfigError, match="not known; use sqlite:///FILE, journal://FILE, postgresql://"):
+    with pytest.raises(ConfigError, match="not known; use sqlite:///FILE, journal:///FILE, postgresql://"):
         check_storage(url)
 
 
@@ -147,8 +147,7 @@ def test_what_is_bound_to_this_process_cannot_be_sent() -> None:
     ],
 )
 def test_trials_at_once(resources: dict[str, Any], nodes: list[dict[str, float]], slots: int) -> None:
-    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-    assert check_placeable(ResourcesConfig.model_validate(resources), total, nodes) == slots
+    assert check_placeable(ResourcesConfig.model_validate(resources), nodes) == slots
 
 
 @pytest.mark.parametrize(
@@ -160,9 +159,8 @@ def test_trials_at_once(resources: dict[str, Any], nodes: list[dict[str, float]]
     ],
 )
 def test_what_can_never_be_placed(resources: dict[str, Any], nodes: list[dict[str, float]], told: str) -> None:
-    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
     with pytest.raises(ClusterError, match=told):
-        check_placeable(ResourcesConfig.model_validate(resources), total, nodes)
+        check_placeable(ResourcesConfig.model_validate(resources), nodes)
 
 
 def test_disk(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,13 +206,16 @@ def test_all_at_once(tiny: Tiny, tmp_path: Path, on_network: Path) -> None:
     space = space_of(parameters={"model.map.layers": LAYERS, "model.attention_steps": steps})
     candidates = Candidates(space, tiny())
     url = f"sqlite:///{tmp_path}/run/study.db"
-    [warning] = preflight(space, candidates, tmp_path / "run", url, {"CPU": 2.0})
+    [warning] = preflight(space, candidates, tmp_path / "run", url, [{"CPU": 2.0}])
     assert warning == "parameters.model.attention_steps is never sampled: model.clip_pool is attention, not mean"
-    warnings = preflight(space, candidates, tmp_path / "run", url, {"CPU": 2.0}, nodes=2)
+    two = [{"CPU": 1.0, "node:10.0.0.1": 1.0, "node:__internal_head__": 1.0}, {"CPU": 1.0, "node:10.0.0.2": 1.0}]
+    alone = [{**node, "node:10.0.0.1": 1.0} for node in ({"CPU": 1.0}, {"CPU": 1.0})]  # two nodes of one machine
+    assert preflight(space, candidates, tmp_path / "run", url, alone) == [warning]
+    warnings = preflight(space, candidates, tmp_path / "run", url, two)
     assert any("local file system (ext4), and 2 machines must reach it" in line for line in warnings)
     assert not (tmp_path / "run").exists()
     with pytest.raises(SearchError, match="cannot be sent"):
-        preflight(space, candidates, tmp_path, url, {"CPU": 2.0}, trainable=threading.Lock())
+        preflight(space, candidates, tmp_path, url, [{"CPU": 2.0}], trainable=threading.Lock())
     bad = space_of(budget={"gpu_hours": 1.0}, resources={"cpus_per_worker": 9}, disk_budget_gb=1e-6)
-    errors, _ = findings(bad, Candidates(bad, tiny()), tmp_path, "redis://x", {"CPU": 2.0})
+    errors, _ = findings(bad, Candidates(bad, tiny()), tmp_path, "redis://x", [{"CPU": 2.0}])
     assert len(errors) == 4

@@ -146,7 +146,7 @@ def test_expected_epochs_of_the_other_rules(tiny: Tiny) -> None:
 
 def test_times_with_data(tiny: Tiny, tmp_path: Path) -> None:
     space = space_of({"optim.lr": LR, "model.map.layers": LAYERS}, trials=9, resources={"cpus_per_worker": 2})
-    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", available={"CPU": 5.0}, proposals=20)
+    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", nodes=[{"CPU": 5.0}], proposals=20)
     assert (plan.slots, plan.missing, plan.errors) == (2, None, [])
     duration = plan.duration
     assert duration is not None
@@ -172,7 +172,7 @@ def test_budgets_and_finite_spaces(tiny: Tiny, tmp_path: Path) -> None:
         budget={"hours": 1e-9, "gpu_hours": 2.0},
     )
     machine = {"CPU": 4.0, "GPU": 1.0}
-    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", available=machine, proposals=10)
+    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", nodes=[machine], proposals=10)
     assert (plan.points, plan.endless, plan.trials, plan.slots) == (3, (), 3, 2)
     assert plan.duration is not None
     assert plan.duration.gpu_hours == pytest.approx(plan.duration.trial_hours / 2)
@@ -185,7 +185,7 @@ def test_budgets_and_finite_spaces(tiny: Tiny, tmp_path: Path) -> None:
 def test_shipped_spaces_pass(path: Path, tmp_path: Path) -> None:
     space, experiment = load_space(path, {"data.root": str(tmp_path / "absent")})
     machine = {"CPU": 8.0, "GPU": 2.0}
-    plan = plan_search(space, experiment, tmp_path / "run", "sqlite:///x.db", available=machine, proposals=4)
+    plan = plan_search(space, experiment, tmp_path / "run", "sqlite:///x.db", nodes=[machine], proposals=4)
     assert [error for error in plan.errors if "GB free" not in error] == []
     assert plan.warnings == [] or "GB free" in plan.warnings[0]
     assert plan.duration is None
@@ -210,16 +210,22 @@ def test_command_prints_and_tells_what_would_be_refused(
     base = tmp_path / "base.yaml"
     base.write_text(dump(tiny().plain()))
     path = tmp_path / "space.yaml"
-    plain = {"name": "s", "experiment": str(base), "parameters": {"optim.lr": LR}, "budget": {"gpu_hours": 1.0}}
+    plain: dict[str, Any] = {
+        "name": "s",
+        "experiment": str(base),
+        "parameters": {"optim.lr": LR},
+        "budget": {"gpu_hours": 1.0},
+    }
+    plain["resources"] = {"cpus_per_worker": 10000}
     path.write_text(dump(plain))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(typer.Exit) as ended:
-        run_search_plan(str(path), ["resources.cpus_per_worker=10000"], None, None, tmp_path / "run")
+        run_search_plan(str(path), [], None, None, tmp_path / "run")
     assert ended.value.exit_code == 2
     told = capsys.readouterr().err
     assert "would be refused: budget.gpu_hours=1" in told
     assert "would be refused: resources: a trial needs 1 x 10000 CPUs" in told
     assert sorted(tmp_path.rglob("*")) == before
-    path.write_text(dump({**plain, "budget": {}}))
+    path.write_text(dump({**plain, "budget": {}, "resources": {}}))
     run_search_plan(str(path), [], 4, None, tmp_path / "run")
     assert "wall clock" in capsys.readouterr().out
