@@ -61,12 +61,15 @@ def pareto_front(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirect
         for trial in own(trials)
         if trial.state == TrialState.COMPLETE and trial.values is not None
     ]
-    front = [
-        (costs, trial)
-        for costs, trial in points
-        if not any(_beats(other, costs) for other, _ in points if other is not costs)
-    ]
-    return [trial for _, trial in sorted(front, key=lambda pair: (pair[0], pair[1].number))]
+    points.sort(key=lambda pair: (pair[0], pair[1].number))
+    front: list[tuple[list[float], FrozenTrial]] = []
+    for (
+        costs,
+        trial,
+    ) in points:  # sorted so, a point is beaten by an earlier one or by none, and then by one of the front
+        if not any(_beats(other, costs) for other, _ in front):
+            front.append((costs, trial))
+    return [trial for _, trial in front]
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
