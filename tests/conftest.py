@@ -76,3 +76,87 @@ def ray_session() -> Iterator[None]:
 
     with connected():
         yield
+
+
+SEARCHED: dict[str, Any] = {
+    "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
+    "model.clip_pool": {"type": "categorical", "choices": ["mean", "attention"]},
+    "model.attention_steps": {"type": "int", "low": 1, "high": 3, "when": {"model.clip_pool": "attention"}},
+    "model.map.layers": {"type": "int", "low": 1, "high": 3},
+    "model.map.kernel_size": {"type": "categorical", "choices": [3, 5], "per_layer": True},
+}
+
+
+@pytest.fixture
+def entry() -> Callable[..., Any]:
+    """Makes entries of a study: ``entry("pruned", [0.1, 0.2], lr=0.01, kernels=[3, 5], reason="lagged")``."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.trial import TrialState, create_trial
+
+    distributions: dict[str, Any] = {
+        "optim.lr": FloatDistribution(1e-4, 1e-1, log=True),
+        "model.clip_pool": CategoricalDistribution(("mean", "attention")),
+        "model.attention_steps": IntDistribution(1, 3),
+        "model.map.layers": IntDistribution(1, 3),
+    }
+
+    def make(
+        state: str = "complete",
+        curve: Any = (),
+        lr: float = 1e-3,
+        kernels: Any = (3, 3),
+        steps: int | None = None,
+        values: list[float] | None = None,
+        **attributes: Any,
+    ) -> Any:
+        params: dict[str, Any] = {"optim.lr": lr, "model.clip_pool": "mean" if steps is None else "attention"}
+        if steps is not None:
+            params["model.attention_steps"] = steps
+        params |= {"model.map.layers": len(kernels)}
+        params |= {f"model.map.kernel_size[{layer}]": size for layer, size in enumerate(kernels)}
+        best = [max(curve[: epoch + 1]) for epoch in range(len(curve))]
+        note: dict[str, Any] = {"epochs": 3, "epoch": len(curve)}
+        if curve:
+            reached = best.index(best[-1]) + 1
+            note |= {"best_epoch": reached, "val": {"R1@0.5": best[-1], "mIoU": best[-1] / 2}}
+            note |= {"seconds": 10.0 * len(curve), "samples_per_second": 50.0}
+        if state == "complete" and values is None:
+            values = [best[-1]]
+        return create_trial(
+            state={"failed": TrialState.FAIL}.get(state) or TrialState[state.upper()],
+            values=values,
+            params=params,
+            distributions={name: distributions.get(name, CategoricalDistribution((3, 5))) for name in params},
+            user_attrs={**note, **attributes},
+            intermediate_values=dict(enumerate(best, start=1)),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_search(tiny: Callable[..., Experiment], tmp_path: Path) -> Callable[..., Path]:
+    """Makes the run folder of a search that has these entries on record; attributes are the study's."""
+    import optuna
+
+    from cdn_tune.config.yaml import dump
+    from cdn_tune.tuning.study import sqlite_url
+
+    def make(entries: list[Any], run: Path | None = None, space: Any = None, **attributes: Any) -> Path:
+        run = run or tmp_path / "a run"
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "manifest.json").write_text('{"kind": "search"}')
+        (run / "experiment.yaml").write_text(dump(tiny().plain()))
+        plain = {"name": "tiny-search", "experiment": "tiny", "parameters": SEARCHED, **(space or {})}
+        (run / "search_space.yaml").write_text(dump(plain))
+        directions = attributes.pop("directions", ["maximize"])
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(storage=sqlite_url(run), study_name="tiny-search", directions=directions)
+        study.add_trials(entries)
+        for key, value in attributes.items():
+            study.set_user_attr(key, value)
+        study._storage.remove_session()
+        study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+        return run
+
+    return make

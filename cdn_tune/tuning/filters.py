@@ -105,8 +105,9 @@ def find_column(name: str, columns: Sequence[str], source: str) -> str:
         return ending[0]
     if ending:
         raise ConfigError(f"{source}: {name} may be {' or '.join(ending)}; write it in full")
-    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"columns are {', '.join(columns)}"
+    parts = {column.rpartition(".")[2]: column for column in columns} | {column: column for column in columns}
+    near = difflib.get_close_matches(name, parts, n=1, cutoff=0.5)
+    hint = f"did you mean {parts[near[0]]}?" if near else f"columns are {', '.join(columns)}"
     raise ConfigError(f"{source}: unknown column {name}; {hint}")
 
 

@@ -31,7 +31,7 @@ STATES = {
 TRIED = frozenset(STATES.values())  # states of trials; entries of other roles have their role as state
 ENDED = ("complete", "pruned", "failed")
 _ORDER = ("running", "waiting", "failed", "learned", "copy", "refused")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would compute
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a spreadsheet would compute
 
 Row = dict[str, Any]
 
@@ -172,6 +172,7 @@ def _shown(value: float | None, digits: int = 4) -> float | str:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, str):
+        value = value.replace("\r\n", "\n").replace("\r", "\n")  # which the csv module leaves bare
         return f"'{value}" if value.startswith(_FORMULA) else value
     if isinstance(value, list) or value is None or isinstance(value, bool):
         return json.dumps(value)

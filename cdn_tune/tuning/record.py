@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -148,10 +149,9 @@ def _read(url: str, name: str, run: Path) -> _Study:
             return load(JournalStorage(JournalFileBackend(str(path))))
         with _database(url) as opened:
             return load(opened)
-    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
-        first = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
         raise RunError(
-            f"{run}: its study cannot be read from {shown} ({first}); check that the storage can be reached, and "
+            f"{run}: its study cannot be read from {shown} ({_reason(error)}); check that the storage can be reached, and "
             "name it with --storage if it needs a password"
         ) from None
 
@@ -166,7 +166,7 @@ def _read_sqlite(path: Path, run: Path, load: Callable[[BaseStorage], _Study]) -
     try:
         with _database(f"{_SQLITE}file:{quote(str(path))}?mode=ro&uri=true") as opened:
             return load(opened)
-    except DBAPIError:
+    except (DBAPIError, StorageInternalError):
         with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
             for part in path.parent.glob(f"{path.name}*"):
                 shutil.copyfile(part, Path(folder) / part.name)
@@ -194,6 +194,13 @@ def _journal_path(url: str) -> Path | None:
 def _require(path: Path, run: Path) -> None:
     if not path.is_file():
         raise RunError(f"{run}: has no study yet (no {path}); wait for the search's first trial")
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the first line of what the database itself said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
 
 
 def _without_password(url: str) -> str:
