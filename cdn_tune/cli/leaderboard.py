@@ -73,8 +73,8 @@ def leaderboard(
 ) -> None:
     """Show a search's trials, best first, also while it runs.
 
-    Nothing is written to the run. Proposals that were refused or repeated are listed in --json and --csv, and in the
-    table if a filter asks for their state.
+    Nothing is written to the run. Refused and repeated proposals are in --json and --csv, and in the table if a
+    filter asks for a state.
     """
     from cdn_tune.console.leaderboard import run_config, run_importance, run_leaderboard
 

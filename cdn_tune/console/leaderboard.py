@@ -62,10 +62,9 @@ def run_importance(run: Path, evaluator: Literal["ped-anova", "fanova"], storage
 
     with one_line_errors():
         found = importance(read_record(run, storage), evaluator)
-        title = (
-            f"importance for {_objective(found.objective)} by {found.evaluator}, from {found.trials} complete trials"
-        )
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        judged = f"importance for {_objective(found.objective)} by {found.evaluator}"
+        out.print(f"{judged}, from {found.trials} complete trials", markup=False, soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         table.add_column("parameter", overflow="fold")
         for head in ("share", "trials"):
             table.add_column(head, justify="right", no_wrap=True)

@@ -79,10 +79,8 @@ class SearchProgress:
         self._first = True
         self._picture: LiveTable | None = None
         self._live: Live | None = None
-        if err.is_terminal:
-            self._live = Live(
-                console=err, refresh_per_second=_REDRAWN, transient=True, get_renderable=self._render, screen=False
-            )
+        if err.is_terminal and not err.is_dumb_terminal:
+            self._live = Live(console=err, refresh_per_second=_REDRAWN, transient=True, get_renderable=self._render)
 
     def on_change(self, state: Shown) -> None:
         """Shows the search as it stands."""

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
@@ -31,7 +31,10 @@ from cdn_tune.tuning.leaderboard import Row, leaderboard
 
 DATABASE = "study.db"
 _SQLITE = "sqlite:///"
-_JOURNAL = "journal:"
+_JOURNAL = "journal:///"
+_DRIVERS = {"postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql"}  # those that the package's extras install
+_HIDDEN = "***"  # what a manifest says in place of a password
+_REACH_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -143,16 +146,16 @@ def _read(url: str, name: str, run: Path) -> _Study:
     try:
         if url.startswith(_SQLITE):
             return _read_sqlite(Path(make_url(url).database or ""), run, load)
-        path = _journal_path(url)
-        if path is not None:
+        if url.startswith(_JOURNAL):
+            path = Path(url.removeprefix(_JOURNAL))
             _require(path, run)
             return load(JournalStorage(JournalFileBackend(str(path))))
-        with _database(url) as opened:
+        with _database(_server(url), {"connect_args": {"connect_timeout": _REACH_SECONDS}}) as opened:
             return load(opened)
     except (SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
         raise RunError(
-            f"{run}: its study cannot be read from {shown} ({_reason(error)}); check that the storage can be reached, and "
-            "name it with --storage if it needs a password"
+            f"{run}: its study cannot be read from {shown} ({_reason(error)}); check that the storage can be reached, "
+            "and name it with --storage if it needs a password"
         ) from None
 
 
@@ -175,8 +178,8 @@ def _read_sqlite(path: Path, run: Path, load: Callable[[BaseStorage], _Study]) -
 
 
 @contextmanager
-def _database(url: str) -> Iterator[BaseStorage]:
-    storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
+def _database(url: str, engine: dict[str, Any] | None = None) -> Iterator[BaseStorage]:
+    storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=True)
     try:
         yield storage
     finally:
@@ -184,11 +187,18 @@ def _database(url: str) -> Iterator[BaseStorage]:
         storage.engine.dispose()
 
 
-def _journal_path(url: str) -> Path | None:
-    """Returns the file of a journal storage (``journal:PATH``, ``journal://PATH``, ``PATH``); None for a database."""
-    if url.startswith(_JOURNAL):
-        return Path(url.removeprefix(_JOURNAL).removeprefix("//"))
-    return None if "://" in url else Path(url)
+def _server(url: str) -> str:
+    """Returns a server's URL with its driver.
+
+    A password that the manifest hides is left out: the server's client then looks into its own files and variables
+    (``~/.pgpass``, ``PGPASSWORD``).
+    """
+    parsed = make_url(url)
+    driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
+    parsed = parsed.set(drivername=driver)
+    if parsed.password == _HIDDEN:
+        parsed = URL.create(driver, parsed.username, None, parsed.host, parsed.port, parsed.database, parsed.query)
+    return parsed.render_as_string(hide_password=False)
 
 
 def _require(path: Path, run: Path) -> None:
@@ -204,9 +214,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _without_password(url: str) -> str:
-    if url.startswith((_SQLITE, _JOURNAL)) or "://" not in url:
+    if url.startswith((_SQLITE, _JOURNAL)):
         return url
-    return make_url(url).render_as_string(hide_password=True)
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return "a storage of unknown kind"
 
 
 def _by_layer(item: tuple[str, Any]) -> tuple[str, int]:

@@ -89,7 +89,7 @@ def test_importance_is_printed(run: Path) -> None:
 def test_a_trial_becomes_the_experiment_that_it_trained(run: Path, tmp_path: Path) -> None:
     record = read_record(run)
     folder = tmp_path / "trained"
-    train_in(record.experiment(0), folder, lambda report: None)
+    train_in(record.experiment(0), folder, lambda _: None)
     trained = load_checkpoint(folder / BEST).experiment
     file = tmp_path / "best trial.yaml"
     result = invoke(run, "--config", 0, "--out", file)

@@ -19,7 +19,7 @@ from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.tuning.filters import find_column, parse_filter, sort_rows
 from cdn_tune.tuning.importance import importance
 from cdn_tune.tuning.leaderboard import csv_text, json_text, leaderboard, occupied_seconds, write_leaderboard
-from cdn_tune.tuning.record import Record, read_record
+from cdn_tune.tuning.record import Record, _server, read_record
 
 Entry = Callable[..., FrozenTrial]
 MakeSearch = Callable[..., Path]
@@ -267,6 +267,8 @@ def test_what_cannot_be_read_is_told(make_search: MakeSearch, entry: Entry, tmp_
     (run / "study.db").write_text("no database at all" * 100)
     with pytest.raises(RunError, match="its study cannot be read"):
         read_record(run)
+    with pytest.raises(RunError, match="a storage of unknown kind"):
+        read_record(run, "no url")
     with pytest.raises(RunError, match=r"postgresql\+?\w*://me:\*\*\*@") as error:
         read_record(run, "postgresql://me:secret@127.0.0.1:1/none?connect_timeout=1")
     assert "secret" not in str(error.value)
@@ -283,12 +285,21 @@ def test_a_journal_storage_is_read(make_search: MakeSearch, entry: Entry, tmp_pa
     run = make_search([])
     path = tmp_path / "study.log"
     with pytest.raises(RunError, match="has no study yet"):
-        read_record(run, f"journal:{path}")
+        read_record(run, f"journal:///{path}")
     storage = JournalStorage(JournalFileBackend(str(path)))
     study = optuna.create_study(storage=storage, study_name="tiny-search", direction="maximize")
     study.add_trial(entry("complete", [0.7], kernels=[5, 3, 5]))
-    for url in (f"journal:{path}", f"journal://{path}", str(path)):
-        assert read_record(run, url).rows()[0]["model.map.kernel_size"] == [5, 3, 5]
+    assert read_record(run, f"journal:///{path}").rows()[0]["model.map.kernel_size"] == [5, 3, 5]
+    manifest = {"kind": "search", "storage": f"journal:///{path}"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert read_record(run).rows()[0]["value"] == 0.7
+
+
+def test_a_servers_url_gets_its_driver_and_loses_a_hidden_password() -> None:
+    assert _server("postgresql://me:***@host:5/db?sslmode=require") == (
+        "postgresql+psycopg2://me@host:5/db?sslmode=require"
+    )
+    assert _server("mysql://me:s%40crt@host/db") == "mysql+pymysql://me:s%40crt@host/db"
 
 
 def make_trials(entry: Entry, count: int = 40) -> list[FrozenTrial]:

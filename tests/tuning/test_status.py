@@ -158,7 +158,7 @@ def dashboard(make_search: MakeSearch, entry: Entry) -> Any:
     thread.start()
 
     def get(path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=20) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=20) as answer:
             return json.load(answer)
 
     try:
