@@ -23,7 +23,7 @@ from cdn_tune.distributed.cluster import connected
 from cdn_tune.training.report import EpochReport, Report
 from cdn_tune.tuning.driver import SearchState
 from cdn_tune.tuning.ranking import value_of
-from cdn_tune.tuning.recorded import open_recorded
+from cdn_tune.tuning.record import read_record
 from cdn_tune.tuning.search import SearchOptions, search
 
 PARTS = ("overhead", "start", "groups", "budget")
@@ -68,7 +68,7 @@ def make_space(name: str, trials: int, **more: Any) -> SearchSpace:
 
 def times(run: Path) -> list[float]:
     """Returns when each trial of a search ended, in seconds since the first one began."""
-    trials = open_recorded(run).get_trials(deepcopy=False)
+    trials = read_record(run).entries
     begin = min(trial.datetime_start for trial in trials if trial.datetime_start)
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     return sorted((end - begin).total_seconds() for end in ends)
@@ -147,7 +147,7 @@ Curve = list[tuple[int, float]]
 def curve_of(run: Path) -> Curve:
     """Returns the best val metric after so many trained epochs, over all trials in the order they ended."""
     found: Curve = [(0, 0.0)]
-    trials = [trial for trial in open_recorded(run).get_trials(deepcopy=False) if trial.datetime_complete]
+    trials = [trial for trial in read_record(run).entries if trial.datetime_complete]
     for trial in sorted(trials, key=lambda trial: trial.datetime_complete or 0):
         epochs = found[-1][0] + len(trial.intermediate_values)
         found.append((epochs, max(found[-1][1], value_of(trial) or 0.0)))

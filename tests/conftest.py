@@ -140,7 +140,7 @@ def make_search(tiny: Callable[..., Experiment], tmp_path: Path) -> Callable[...
     import optuna
 
     from cdn_tune.config.yaml import dump
-    from cdn_tune.tuning.study import sqlite_url
+    from cdn_tune.tuning.layout import sqlite_url
 
     def make(entries: list[Any], run: Path | None = None, space: Any = None, **attributes: Any) -> Path:
         run = run or tmp_path / "a run"

@@ -115,8 +115,11 @@ def stop(
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of the search.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="The study's storage, if its URL needs a password.")
+    ] = None,
 ) -> None:
     """Show how a search stands, while it runs (from another terminal) or after."""
     from cdn_tune.console.status import run_status
 
-    run_status(run, json)
+    run_status(run, json, storage)

@@ -14,11 +14,12 @@ from cdn_tune.config import Experiment, SearchSpace, load_space, override_space,
 from cdn_tune.console.interrupt import GentleStop
 from cdn_tune.console.live import SearchProgress
 from cdn_tune.console.output import err, one_line_errors, out, terminable, warn
-from cdn_tune.console.tables import leaderboard_table
+from cdn_tune.console.tables import search_summary
 from cdn_tune.errors import RunError
-from cdn_tune.training.run_folder import MANIFEST, is_locked, read_manifest
+from cdn_tune.training.run_folder import MANIFEST, read_manifest
 from cdn_tune.tuning.control import ask_to_stop
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
+from cdn_tune.tuning.status import is_held
 
 _WAIT_SECONDS = 0.5
 
@@ -36,7 +37,7 @@ def run_search(
     """`cdn-tune search`."""
     with one_line_errors(), terminable():
         space, experiment = load_space(space_path, parse_overrides(overrides))
-        space = override_space(space, {**parse_overrides(settings), **budget})
+        space = override_space(space, {**parse_overrides(settings), **budget}, experiment)
         run = run or Path("runs") / space.name
         if plan:
             from cdn_tune.console.search_plan import print_plan
@@ -55,18 +56,22 @@ def search_and_print(space: SearchSpace, experiment: Experiment, run: Path, **op
         KeyboardInterrupt: If the user stopped it before its last trial.
     """
     parameters, metric = list(space.parameters), experiment.eval.metric
-    with SearchProgress(parameters, metric) as progress, GentleStop("running trials save a checkpoint") as stop:
+    several = [objective.metric for objective in space.objectives] if len(space.objectives) > 1 else []
+    with (
+        SearchProgress(parameters, metric, space.objectives, space.budget) as progress,
+        GentleStop("running trials save a checkpoint") as stop,
+    ):
         result = search(space, experiment, run, progress.on_change, SearchOptions(**options, stop=stop))
     for note in result.notes:
         err.print(note, markup=False, soft_wrap=True)
-    out.print(leaderboard_table(result.rows, parameters, metric, limit=10))
+    out.print(search_summary(result.rows, parameters, metric, several))
     if result.was_finished:
         err.print(f"{run} is finished; --add-trials N goes on with N more", markup=False, soft_wrap=True)
     if result.audit is not None:
         if result.audit.is_clean:
-            err.print(result.audit.text, style="dim", markup=False, soft_wrap=True)
+            err.print(str(result.audit), style="dim", markup=False, soft_wrap=True)
         else:
-            warn(result.audit.text)
+            warn(str(result.audit))
     if result.interrupted and stop():
         raise KeyboardInterrupt
     if result.ended_by is not None:
@@ -86,13 +91,13 @@ def run_stop(run: Path, wait: bool) -> None:
     with one_line_errors():
         if read_manifest(run)["kind"] != "search":
             raise RunError(f"{run}: holds a train run; Ctrl-C, or SIGTERM to its process, stops it with a checkpoint")
-        if not is_locked(run):
+        if not is_held(run):
             out.print(f"{run}: no search is running there", markup=False, soft_wrap=True)
             return
         ask_to_stop(run)
         if wait:
             with err.status("waiting for running trials to save a checkpoint"):
-                while is_locked(run):
+                while is_held(run):
                     time.sleep(_WAIT_SECONDS)
         text = "stopped; the same command goes on" if wait else "asked to stop"
         out.print(f"{run}: {text}", markup=False, soft_wrap=True)

@@ -19,8 +19,8 @@ from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.console.plan import duration_text
 from cdn_tune.console.tables import experiment_line
 from cdn_tune.tuning.expectation import HALVING
+from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.plan import SearchPlan, plan_search, refused_name
-from cdn_tune.tuning.study import sqlite_url
 
 _HOUR = 3600.0
 _MANY = 10**6

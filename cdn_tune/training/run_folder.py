@@ -48,19 +48,6 @@ def locked(folder: Path) -> Iterator[Path]:
         lock.release()
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a command is at work in a run folder now."""
-    if not (folder / LOCK).exists():
-        return False
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
 def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict[str, Any]]) -> bool:
     """Takes a locked folder for a run: writes its configuration, or finds that it holds just this run.
 

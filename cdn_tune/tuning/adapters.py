@@ -28,12 +28,14 @@ class Admission:
         is_over: Whether none should start any more.
         slots: How many may run at once, as the cluster is now.
         has_room: Whether the disk budget has room for another one.
+        admitted: Told the number of each that starts.
     """
 
     limit: int
     is_over: Callable[[], bool]
     slots: Callable[[], int]
     has_room: Callable[[], bool]
+    admitted: Callable[[int], None]
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
@@ -60,6 +62,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         if number is None:
             return finished
         self._numbers[trial_id] = number
+        self._admission.admitted(number)
         return {NUMBER: number, PARAMETERS: self._study.parameters(number)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

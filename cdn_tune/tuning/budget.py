@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import BudgetConfig
+from cdn_tune.tuning.leaderboard import occupied_seconds
 from cdn_tune.tuning.ranking import value_of
 
 HOUR = 3600.0
@@ -51,7 +52,7 @@ def spent(trials: Sequence[FrozenTrial], seconds: float, gpus_per_trial: float) 
         seconds: Of searching, over all starts.
         gpus_per_trial: GPUs that a trial occupies.
     """
-    gpu_seconds = gpus_per_trial * sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+    gpu_seconds = gpus_per_trial * sum(occupied_seconds(trial.user_attrs) for trial in trials)
     values = [value for value in map(value_of, trials) if value is not None]
     ended = [
         trial

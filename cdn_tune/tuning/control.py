@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-STOP = ".stop"
+from cdn_tune.tuning.layout import STOP
+
 _LOOK_SECONDS = 0.5
 
 

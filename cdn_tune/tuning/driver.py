@@ -20,12 +20,14 @@ from cdn_tune.training.size import checkpoint_bytes
 from cdn_tune.tuning.adapters import NUMBER, Admission, StudyScheduler, StudySearcher
 from cdn_tune.tuning.budget import End, end_of, spent
 from cdn_tune.tuning.control import StopFile, ask_to_stop, withdraw
-from cdn_tune.tuning.keep import Keeper
+from cdn_tune.tuning.keep import GB, Keeper, keep_best
+from cdn_tune.tuning.layout import RAY_LOG
 from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
+from cdn_tune.tuning.preflight import largest_checkpoint
+from cdn_tune.tuning.status import gpu_hours
 from cdn_tune.tuning.study import Study
 from cdn_tune.tuning.trial import GroupTrial, run_trial
 
-RAY_LOG = "ray.log"
 _SHOW_SECONDS = 0.2
 _WRITE_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
@@ -82,8 +84,12 @@ class Driver:
     ) -> None:
         self.run, self.space, self.experiment, self.study, self.limit = run, space, experiment, study, limit
         self.ended_by: str | None = None
+        self._gpus = space.resources.workers * space.resources.gpus_per_worker
         self._on_change, self._stop, self._stop_file = on_change, stop, StopFile(run)
-        self._keeper = Keeper(run, space.keep, space.disk_budget_gb)
+        budget = None if space.disk_budget_gb is None else space.disk_budget_gb * GB
+        self._keeping = (space.keep, budget, study.directions if len(study.directions) > 1 else ())
+        self._keeper = Keeper(run, *self._keeping)
+        self._largest = 0 if budget is None else largest_checkpoint(study.candidates)
         self._searched = float(study.attributes.get("searched_seconds", 0.0))
         self._started: float | None = None
         self._slots, self._end = 0, None if study.is_finished(limit) else self._budget_end()
@@ -102,11 +108,12 @@ class Driver:
 
     def admission(self) -> Admission:
         """Returns when Ray Tune may start another trial."""
-        return Admission(self.limit, self._is_over, lambda: self._slots, self._has_room)
+        return Admission(self.limit, self._is_over, lambda: self._slots, self._has_room, self._reserve)
 
     def start(self) -> None:
         """Begins to count the time, and looks at the cluster."""
         self._started = time.monotonic()
+        self._keeper.tidy(self.study.entries())  # what a crash has left
         self._slots = capacity(self.space.resources, node_resources())
         self.show(at_once=True)
 
@@ -143,15 +150,17 @@ class Driver:
             return
         self._shown, self._changed = time.monotonic(), False
         rows = self.rows()
-        gpu_hours = sum(float(row.get("gpu_hours") or 0.0) for row in rows)
         self._on_change(
-            SearchState(rows, self.limit, self._slots, self.is_finished, self.seconds, gpu_hours, self.study.halted)
+            SearchState(
+                rows, self.limit, self._slots, self.is_finished, self.seconds, gpu_hours(rows), self.study.halted
+            )
         )
         self._shown = time.monotonic()  # a long table is shown less often
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the leaderboard."""
-        return leaderboard(self.study.entries(), list(self.space.parameters), list(self.experiment.eval.metrics))
+        keys, metrics = list(self.space.parameters), list(self.experiment.eval.metrics)
+        return leaderboard(self.study.entries(), keys, metrics, directions=self.study.directions, gpus=self._gpus)
 
     def close(self) -> list[Path]:
         """Writes down how the search stands; returns the kept checkpoints, best first."""
@@ -160,7 +169,7 @@ class Driver:
         self._end = self._end or self._budget_end()
         if self._end is not None and not self.is_finished:
             self.ended_by = self._end.reason
-        kept = self._keeper.tidy(self.study.entries())
+        kept = keep_best(self.run, self.study.entries(), *self._keeping)  # once more over everything
         self._write()
         self.show(at_once=True)
         withdraw(self.run)
@@ -174,14 +183,16 @@ class Driver:
         return self._stop() or self._stop_file() or self._end is not None
 
     def _has_room(self) -> bool:
-        return self._keeper.fits(checkpoint_bytes(self.experiment))
+        return self._keeper.fits(self.study.entries(), self._largest)
+
+    def _reserve(self, number: int) -> None:
+        self._keeper.reserve(number, checkpoint_bytes(self.study.experiment(number)))
 
     def _budget_end(self) -> End | None:
         budget = self.space.budget
         if budget == type(budget)():
             return None
-        gpus = self.space.resources.workers * self.space.resources.gpus_per_worker
-        return end_of(budget, spent(self.study.trials(), self.seconds, gpus))
+        return end_of(budget, spent(self.study.trials(), self.seconds, self._gpus))
 
 
 class _Watch(tune.Callback):  # type: ignore[misc]  # Ray ships no types

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.kept import CHECKPOINT, KEPT, KeptRecord, check_kept, keep_checkpoint, kept_folder
 from cdn_tune.training.loop import BEST
+from cdn_tune.tuning.layout import TRIALS, trial_folder
 from cdn_tune.tuning.ranking import FINISHED, own, pareto_front, ranking, value_of
-from cdn_tune.tuning.trial import TRIALS, trial_folder
 
 GB = 1e9
 SCRATCH = ".ray"  # in a trial's folder; a group of workers leaves it when it is killed

@@ -14,11 +14,11 @@ from typing import Any
 from cdn_tune.config import Experiment, ResourcesConfig, SearchSpace
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError, SearchError
+from cdn_tune.training.kept import KEPT
 from cdn_tune.tuning.candidates import GB, Candidates, cost
-from cdn_tune.tuning.keep import KEPT
+from cdn_tune.tuning.layout import TRIALS
 from cdn_tune.tuning.sample import draw, never_sampled
 from cdn_tune.tuning.storage_check import check_storage, existing, file_system, is_networked
-from cdn_tune.tuning.trial import TRIALS
 
 Check = Callable[[], list[str]]
 
@@ -132,14 +132,19 @@ def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int
         A warning if it will be tight.
 
     Raises:
-        ConfigError: If ``disk_budget_gb`` is too small for the trials that run at once and the kept checkpoints.
-        RunError: If the disk is.
+        ConfigError: If ``disk_budget_gb`` is too small for one trial beside the best checkpoint.
+        RunError: If the disk is too small for the trials that run at once and the kept checkpoints, as far as
+            ``disk_budget_gb`` lets them grow.
     """
-    need = disk_gb(space, candidates, slots)
+    running, kept = checkpoint_sizes(candidates)
+    budget, need = space.disk_budget_gb, slots * running + space.keep * kept
     where = f"{slots} trials at once and {space.keep} kept checkpoints need up to {need:.3g} GB"
     remedy = "lower keep, or bound checkpoint_gb in constraints"
-    if space.disk_budget_gb is not None and need > space.disk_budget_gb:
-        raise ConfigError(f"disk_budget_gb={space.disk_budget_gb:g}: {where}; raise it, {remedy}")
+    if budget is not None and running + kept > budget:
+        one = f"one trial and the best checkpoint need up to {running + kept:.3g} GB"
+        raise ConfigError(f"disk_budget_gb={budget:g}: {one}; raise it, or bound checkpoint_gb in constraints")
+    if budget is not None and need > budget:
+        return f"disk_budget_gb={budget:g}: {where}; fewer will run at once, and fewer be kept"
     free = (shutil.disk_usage(existing(run)).free + _occupied(run)) / GB
     if need > free:
         raise RunError(f"{run}: {where}, the disk has {free:.3g} GB free; choose another --run folder, {remedy}")
@@ -148,6 +153,17 @@ def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int
 
 def disk_gb(space: SearchSpace, candidates: Candidates, slots: int) -> float:
     """Returns the most, in GB, that checkpoints occupy: of the trials that run at once, and the kept ones."""
+    running, kept = checkpoint_sizes(candidates)
+    return slots * running + space.keep * kept
+
+
+def largest_checkpoint(candidates: Candidates) -> int:
+    """Returns the most bytes that the checkpoints of one trial occupy, over the points of a space."""
+    return int(checkpoint_sizes(candidates)[0] * GB)
+
+
+def checkpoint_sizes(candidates: Candidates) -> tuple[float, float]:
+    """Returns the most, in GB, that the checkpoints of a running trial occupy, and a kept one."""
     points = draw(candidates, _DRAWN, leave_out=("memory_gb",))
     experiments = [point.experiment for point in points if point.experiment is not None]
     named = [*candidates.points(), _corner(candidates)]
@@ -156,7 +172,7 @@ def disk_gb(space: SearchSpace, candidates: Candidates, slots: int) -> float:
     experiments = experiments or [candidates.base]
     running = max(cost("checkpoint_gb", experiment) for experiment in experiments)
     kept = max(cost("parameters", experiment) for experiment in experiments) * _FLOAT_BYTES / GB
-    return slots * running + space.keep * kept
+    return running, kept
 
 
 def _corner(candidates: Candidates) -> dict[str, Any]:

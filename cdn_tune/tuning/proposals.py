@@ -14,7 +14,7 @@ from cdn_tune.config.space import ENUMERATING
 from cdn_tune.tuning.candidates import Candidates, cost
 from cdn_tune.tuning.failures import LOST
 from cdn_tune.tuning.ranking import COPY, REFUSED, ROLE, own
-from cdn_tune.tuning.samplers import build_sampler
+from cdn_tune.tuning.samplers import build_sampler, is_exhausted
 
 _MODELLED = 50  # refused proposals in a row after which points are drawn at random
 _TRIES = 400  # and after which the search gives up
@@ -52,6 +52,9 @@ class Proposals:
         outcomes = []
         for tries in range(_TRIES):
             self._study.sampler = self._sampler(self._asked, at_random=tries >= _MODELLED)
+            if is_exhausted(self._study.sampler, self._study):
+                self.is_exhausted = True
+                return None
             trial = self._study.ask()
             self._asked += 1
             params = self._candidates.suggest(trial)

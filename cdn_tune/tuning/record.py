@@ -27,12 +27,12 @@ from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import RunError
 from cdn_tune.training.run_folder import EXPERIMENT, SPACE, read_manifest
 from cdn_tune.tuning.candidates import Candidates
+from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.leaderboard import Row, leaderboard
+from cdn_tune.tuning.storage import DRIVERS
 
-DATABASE = "study.db"
 _SQLITE = "sqlite:///"
 _JOURNAL = "journal:///"
-_DRIVERS = {"postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql"}  # those that the package's extras install
 _HIDDEN = "***"  # what a manifest says in place of a password
 _REACH_SECONDS = 10
 
@@ -119,7 +119,7 @@ def read_record(run: Path, storage: str | None = None) -> Record:
         raise RunError(f"{run}: is a {manifest['kind']} run, which has no leaderboard; name a search's run folder")
     space = build(SearchSpace, read_mapping(run / SPACE), str(run / SPACE))
     base = load_experiment(run / EXPERIMENT)
-    url = storage or manifest.get("storage") or f"{_SQLITE}{run / DATABASE}"
+    url = storage or manifest.get("storage") or sqlite_url(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = _read(str(url), space.name, run)
@@ -194,7 +194,7 @@ def _server(url: str) -> str:
     (``~/.pgpass``, ``PGPASSWORD``).
     """
     parsed = make_url(url)
-    driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
+    driver = DRIVERS.get(parsed.drivername, parsed.drivername)
     parsed = parsed.set(drivername=driver)
     if parsed.password == _HIDDEN:
         parsed = URL.create(driver, parsed.username, None, parsed.host, parsed.port, parsed.database, parsed.query)

@@ -13,7 +13,7 @@ import optuna
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
-from cdn_tune.distributed.cluster import connected, node_resources, slots
+from cdn_tune.distributed.cluster import connected, node_resources
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.engine import global_batches
 from cdn_tune.training.launch import train_in
@@ -24,10 +24,11 @@ from cdn_tune.training.world import World
 from cdn_tune.tuning.audit import Audit, audit, snapshot
 from cdn_tune.tuning.control import withdraw
 from cdn_tune.tuning.driver import Driver, OnChange, run_tuner
+from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.preflight import preflight
 from cdn_tune.tuning.ranking import ranking
 from cdn_tune.tuning.storage import without_secrets
-from cdn_tune.tuning.study import Study, sqlite_url
+from cdn_tune.tuning.study import Study
 from cdn_tune.tuning.warm_start import learn_from
 
 BUDGETS = frozenset({"trials", "budget", "keep", "max_failures", "disk_budget_gb", "resources"})
@@ -120,12 +121,11 @@ def search(
                 withdraw(run)
                 before = snapshot()
                 with connected(options.address):
+                    before = snapshot() if before.in_ray or options.address is not None else before
                     nodes = node_resources()
-                    slots(space.resources, nodes)
-                    notes += preflight(space, study.candidates, run, _url(run, options), nodes)
+                    notes += preflight(space, study.candidates, run, _url(run, options), nodes, options.train)
                     run_tuner(driver, options.train)
-                    if options.address is not None:
-                        found = audit(before)
+                    found = audit(before) if before.in_ray else None
                 found = found or audit(before)
         finally:
             kept = driver.close()

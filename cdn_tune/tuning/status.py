@@ -14,12 +14,10 @@ from typing import Any
 
 from cdn_tune.training.records import METRICS
 from cdn_tune.training.run_folder import LOCK
+from cdn_tune.tuning.layout import STOP, TRIALS
 from cdn_tune.tuning.leaderboard import ENDED, HOUR, TRIED, Row, objective_column
 from cdn_tune.tuning.ranking import own
 from cdn_tune.tuning.record import Record, read_record
-
-TRIALS = "trials"
-STOP = ".stop"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cdn_tune.tuning.reconnect import ReconnectingStorage
 MEMORY = "memory"
 _KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
 # Servers, with the drivers that the package's extras install; SQLAlchemy's default for MySQL is another one.
-_DRIVERS = {"postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
+DRIVERS = {"postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
 _BUSY_SECONDS = 60  # that a sqlite file may be locked by another process
 _REACH_SECONDS = 10
 _SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#]*")
@@ -46,10 +46,10 @@ def open_storage(url: str) -> BaseStorage:
         return InMemoryStorage()
     scheme, separator, rest = url.partition("://")
     kind = scheme.partition("+")[0]
-    if not separator or kind not in {"sqlite", "journal", *_DRIVERS}:
+    if not separator or kind not in {"sqlite", "journal", *DRIVERS}:
         raise ConfigError(f"storage {without_secrets(url)}: no such kind; write {_KINDS}")
-    if kind in _DRIVERS:
-        return _open_server(url, f"{_DRIVERS.get(scheme, scheme)}://{rest}", kind)
+    if kind in DRIVERS:
+        return _open_server(url, f"{DRIVERS.get(scheme, scheme)}://{rest}", kind)
     path = Path(rest.removeprefix("/").partition("?")[0])
     if not rest.startswith("/") or not path.name or ":memory:" in rest:
         raise ConfigError(f"storage {url}: names no file; write {scheme}:///PATH (an absolute PATH makes four slashes)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,8 +22,6 @@ from cdn_tune.tuning.pruners import build_pruner, should_prune
 from cdn_tune.tuning.ranking import FINISHED, own, superseded, value_of
 from cdn_tune.tuning.samplers import build_sampler
 from cdn_tune.tuning.storage import open_storage
-
-DATABASE = "study.db"
 
 
 class Study:
@@ -175,7 +172,8 @@ class Study:
         if step in trial.intermediate_values:
             return False
         self._storage.set_trial_intermediate_value(self._id(number), step, value)
-        return should_prune(self.optuna, self._pruner, self.trial(number), self.space)
+        is_last = note.get("epoch", 0) >= note.get("epochs", 1)
+        return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
@@ -254,8 +252,3 @@ class Study:
         if number not in self._ids:
             self._ids[number] = self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
         return self._ids[number]
-
-
-def sqlite_url(folder: Path) -> str:
-    """Returns the storage URL of a run folder's own study."""
-    return f"sqlite:///{folder / DATABASE}"

@@ -20,13 +20,7 @@ from cdn_tune.training.report import EpochReport
 from cdn_tune.tuning.adapters import FAILURE, FAILURE_KIND, HALT, NUMBER, PARAMETERS, STOPPED
 from cdn_tune.tuning.control import StopFile
 from cdn_tune.tuning.failures import kind_of
-
-TRIALS = "trials"
-
-
-def trial_folder(run: Path, number: int) -> Path:
-    """Returns a trial's folder in the run folder."""
-    return run / TRIALS / f"{number:04d}"
+from cdn_tune.tuning.layout import trial_folder
 
 
 def run_trial(

@@ -6,22 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, build, override
+from cdn_tune.config import Experiment, SearchSpace, build, override
 from cdn_tune.config.keys import flatten, get_key
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.run_folder import EXPERIMENT, SPACE, read_manifest
 from cdn_tune.tuning.candidates import Candidates
 from cdn_tune.tuning.ranking import LEARNED, ROLE, own
-from cdn_tune.tuning.recorded import open_recorded
+from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.samplers import to_distribution
 from cdn_tune.tuning.study import Study
 
 # Keys in which an experiment may differ from another without its result being another.
@@ -67,9 +62,7 @@ def learn_from(run: Path, study: Study) -> str:
     candidates = Candidates(space, theirs)
     held = {trial.user_attrs.get("learned_from") for trial in study.entries()}
     trials = [
-        trial
-        for trial in own(open_recorded(other).get_trials(deepcopy=False))
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        trial for trial in own(read_record(other).entries) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     ]
     learned = 0
     same_unit = space.early_stopping.unit == study.space.early_stopping.unit
@@ -106,11 +99,8 @@ def _add(study: Study, trial: FrozenTrial, params: dict[str, Any], origin: str, 
         if any(value is None for value in found.values()):
             return False
         values = [value for value in found.values() if value is not None]
-    copied = {
-        key: trial.user_attrs[key]
-        for key in ("val", "best_epoch", "epoch", "epochs", "parameters", "memory_gb")
-        if key in trial.user_attrs
-    }
+    kept = ("val", "best_epoch", "epoch", "epochs", "parameters", "memory_gb")
+    copied: dict[str, Any] = {key: trial.user_attrs[key] for key in kept if key in trial.user_attrs}
     study.optuna.add_trial(
         create_trial(
             state=trial.state,
@@ -122,12 +112,3 @@ def _add(study: Study, trial: FrozenTrial, params: dict[str, Any], origin: str, 
         )
     )
     return True
-
-
-def to_distribution(parameter: Parameter) -> BaseDistribution:
-    """Returns Optuna's form of a parameter."""
-    if isinstance(parameter, Categorical):
-        return CategoricalDistribution(parameter.choices)
-    if isinstance(parameter, Float):
-        return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-    return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
+from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.ranking import own
-from cdn_tune.tuning.study import sqlite_url
 
 PARAMETERS: dict[str, Any] = {
     "optim.lr": {"type": "float", "low": 1e-3, "high": 1e-2, "log": True},

@@ -23,8 +23,8 @@ from cdn_tune.training.files import write_json
 from cdn_tune.training.kept import CHECKPOINT, kept_folder
 from cdn_tune.training.loop import BEST
 from cdn_tune.tuning.keep import Keeper, disk_used, keep_best
+from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
-from cdn_tune.tuning.trial import trial_folder
 
 Tiny = Callable[..., Experiment]
 KEPT_FILES = ("checkpoint.pt", "experiment.yaml", "record.json")

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.config import Experiment
 from cdn_tune.training.checkpoint import load_checkpoint
 from cdn_tune.training.records import read_metrics
-from cdn_tune.tuning.trial import trial_folder
+from cdn_tune.tuning.layout import trial_folder
 from tests.tuning.processes import Driver, command, descendants, end, finish, is_alive, recorded, write_space
 
 Tiny = Callable[..., Experiment]

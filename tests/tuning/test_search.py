@@ -20,9 +20,9 @@ from cdn_tune.errors import ClusterError, RunError, SearchError
 from cdn_tune.training.checkpoint import load_checkpoint
 from cdn_tune.training.records import read_metrics
 from cdn_tune.tuning.driver import SearchState
-from cdn_tune.tuning.recorded import open_recorded
+from cdn_tune.tuning.layout import trial_folder
+from cdn_tune.tuning.record import read_record
 from cdn_tune.tuning.search import SearchOptions, search
-from cdn_tune.tuning.trial import trial_folder
 
 Tiny = Callable[..., Experiment]
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -112,7 +112,7 @@ def test_failures_have_reasons_and_do_not_stop_the_search(tiny: Tiny, tmp_path: 
     assert "complete" in {row["state"] for row in result.rows}
     with pytest.raises(SearchError, match=r"all 1 trials failed: (loss|gradient norm) (nan|inf)"):
         search(space, experiment, tmp_path / "broken", ignore, SearchOptions(trials=1))
-    trial = open_recorded(tmp_path / "broken").trials[0]
+    trial = read_record(tmp_path / "broken").entries[0]
     assert trial.state.name == "FAIL"
     assert "learning rate 1e+30" in trial.user_attrs["reason"]
     assert_nothing_left()
@@ -194,11 +194,11 @@ def test_kill_9_loses_nothing(tiny: Tiny, tmp_path: Path) -> None:
         finally:
             os.kill(driver.pid, signal.SIGKILL)
             driver.wait()
-    before = {trial.number: trial for trial in open_recorded(run).trials}
+    before = {trial.number: trial for trial in read_record(run).entries}
     assert before
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    trials = open_recorded(run).trials
+    trials = read_record(run).entries
     assert [trial.number for trial in trials] == [0, 1, 2, 3]
     for trial in trials:
         assert trial.state.name == "COMPLETE"

@@ -17,9 +17,9 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.errors import RunError
+from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.record import read_record
 from cdn_tune.tuning.status import eta_seconds, is_held, status_of
-from cdn_tune.tuning.study import sqlite_url
 
 Entry = Callable[..., FrozenTrial]
 MakeSearch = Callable[..., Path]
