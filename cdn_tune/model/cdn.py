@@ -67,11 +67,25 @@ class CDN(nn.Module):
             words: Word vectors [B, L, W], words first, then padding.
             word_mask: True or 1 where there is a word [B, L].
         """
-        mask = self.proposals.mask
         query = self.query(words, word_mask)  # [B, H]
         clips, attention = self.clip_pool(visual)  # [B, H, S], [B, S, T/S, J]
+        logits = self.match(clips, query)  # [B, S, S]
+        return CDNOutput(logits, self.proposals.mask, attention)
+
+    def match(self, clips: Tensor, query: Tensor) -> Tensor:
+        """Scores every moment for each query: what is left of `forward` once video and query are encoded.
+
+        Args:
+            clips: Clips of each query's video, as `clip_pool` gives them [B, H, S]; or of one video for all queries
+                [1, H, S].
+            query: Query encodings, as `query` gives them [B, H].
+
+        Returns:
+            Logits, 0 at invalid cells [B, S, S].
+        """
+        mask = self.proposals.mask
         moments = self.proposals(clips)  # [B, H, S, S]
         fused = self.fusion(query, moments, mask)  # [B, H, S, S]
         fused = self.map(fused, query)  # [B, H, S, S]
-        logits = self.score(fused)[:, 0] * mask  # [B, S, S]
-        return CDNOutput(logits, mask, attention)
+        logits: Tensor = self.score(fused)[:, 0] * mask  # [B, S, S]
+        return logits
