@@ -72,6 +72,35 @@ def top_moments(
     return spans, best
 
 
+def top_spans(scores: Tensor, spans: Tensor, limit: int, nms_threshold: float) -> tuple[Tensor, Tensor]:
+    """Returns each query's best of any moments, as `top_moments` does of a map's cells.
+
+    Args:
+        scores: Higher is better [Q, N]; NaN and -inf are never answers.
+        spans: The moments, in seconds, the same for all queries [N, 2].
+        limit: How many moments to return per query.
+        nms_threshold: IoU above which the lesser moment is dropped.
+
+    Returns:
+        Spans in seconds, float64 [Q, limit, 2], and their scores [Q, limit], best first, both NaN where a query has
+        fewer answers; on the device of `scores`.
+
+    Raises:
+        ValueError: If the shapes do not fit or `limit` is not positive.
+    """
+    if scores.ndim != 2 or spans.shape != (scores.shape[1], 2):
+        raise ValueError(f"want scores [Q, N] and spans [N, 2], got {[*scores.shape]} and {[*spans.shape]}")
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    found = torch.full((len(scores), limit, 2), torch.nan, dtype=torch.float64, device=scores.device)
+    best = torch.full((len(scores), limit), torch.nan, dtype=scores.dtype, device=scores.device)
+    starts, ends = spans.to(scores.device, torch.float64).T
+    if scores.numel():
+        rows = (len(scores), 1)
+        _suppress(scores.clone(), starts.repeat(rows), ends.repeat(rows), nms_threshold, found, best)
+    return found, best
+
+
 def _suppress(scores: Tensor, starts: Tensor, ends: Tensor, threshold: float, spans: Tensor, best: Tensor) -> None:
     """Fills `spans` [Q, limit, 2] and `best` [Q, limit] from candidates [Q, N]; `scores` is consumed."""
     scores.masked_fill_(scores.isnan(), -torch.inf)

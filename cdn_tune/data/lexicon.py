@@ -1,0 +1,92 @@
+"""The lexicon: every word that has a vector, for queries that nobody has seen yet.
+
+Letters: V words, L words of a query, W word-vector size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cdn_tune.config import DataConfig
+from cdn_tune.data.files import locate
+from cdn_tune.data.tokenizer import tokenizer_of
+from cdn_tune.data.vectors import load_vectors
+from cdn_tune.data.word_table import pieces
+from cdn_tune.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Lexicon:
+    """Words and their vectors, and how a query is read into them; the same as in training.
+
+    Attributes:
+        source: Where the vectors come from, for error messages.
+        tokenizer: Name of the tokenizer.
+        unknown_words: What words without a vector are: ``zero``, or the mean of their pieces, ``subword``.
+        rows: Row of each word in `vectors`.
+        vectors: float32 [V, W].
+    """
+
+    source: str
+    tokenizer: str
+    unknown_words: str
+    rows: Mapping[str, int]
+    vectors: torch.Tensor
+
+    def encode(self, query: str) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Reads a query.
+
+        Returns:
+            Its word vectors, float32 [L, W], zero for a word without one; and those words, in order, each once.
+
+        Raises:
+            DataError: If it has no words, or (with the tokenizer `words`, as in training) none with a vector.
+        """
+        tokens = tokenizer_of(self.tokenizer)(query)
+        if not tokens:
+            raise DataError(f"query {query!r}: has no words; write a sentence such as 'a person opens the door'")
+        found = [self._vector(token) for token in tokens]
+        unknown = tuple(dict.fromkeys(token for token, row in zip(tokens, found, strict=True) if row is None))
+        if self.tokenizer == "words" and all(row is None for row in found):
+            raise DataError(f"query {query!r}: none of its words has a vector in {self.source}; use other words")
+        zero = torch.zeros(self.vectors.shape[1])
+        vectors = torch.stack([zero if row is None else row for row in found])
+        if not bool(vectors.isfinite().all()):
+            raise DataError(f"query {query!r}: a word's vector in {self.source} is not finite; mend that file")
+        return vectors, unknown
+
+    def _vector(self, token: str) -> torch.Tensor | None:
+        if token in self.rows:
+            return self.vectors[self.rows[token]]
+        if self.unknown_words == "subword" and (parts := pieces(token, self.rows)):
+            return self.vectors[[self.rows[part] for part in parts]].mean(dim=0)
+        return None
+
+
+def open_lexicon(config: DataConfig, word_vectors: Path | None = None) -> Lexicon:
+    """Opens the word vectors that a model was trained with.
+
+    Args:
+        config: Of the model's experiment.
+        word_vectors: Where they are now, if no longer where the experiment says.
+
+    Raises:
+        DataError: If they are not there, cannot be read, or are of another size.
+    """
+    path = word_vectors or locate(Path(config.root).expanduser(), config.word_vectors)
+    if not path.is_file() and not Path(f"{path}.pt").is_file():
+        raise DataError(
+            f"{path}: no such word vectors, nor {path.name}.pt; name the file with --word-vectors FILE "
+            "(in Python, word_vectors=)"
+        )
+    vectors = load_vectors(path)
+    if vectors.dim != config.word_size:
+        raise DataError(
+            f"{path}: word vectors of size {vectors.dim}, but this model was trained on size {config.word_size}; "
+            "name the file it was trained with"
+        )
+    return Lexicon(str(path), config.tokenizer, config.unknown_words, vectors.stoi, vectors.vectors)

@@ -1,0 +1,278 @@
+"""The retriever: a trained model that answers queries about videos it has never seen.
+
+Shape letters: N frames, D feature size, V windows, T frame features and S clips of a window, H hidden, Q queries,
+P proposals.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cdn_tune.config import Experiment
+from cdn_tune.data.clips import to_fixed_length
+from cdn_tune.data.features import Frames
+from cdn_tune.data.frames import check_frames, read_frames
+from cdn_tune.data.layouts import layout_of
+from cdn_tune.data.lexicon import Lexicon
+from cdn_tune.errors import DataError, TrainingError
+from cdn_tune.model import CDN
+from cdn_tune.moments.nms import top_moments, top_spans
+from cdn_tune.moments.windows import sliding_windows
+from cdn_tune.training.precision import autocast, resolve_precision
+
+WINDOWS_AT_ONCE = 16
+_SCORES_AT_ONCE = 1 << 23  # elements: a batch of queries is cut where there are many windows
+_LOG = logging.getLogger(__name__)
+
+Features = npt.ArrayLike | Tensor | Path
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A span of a video that answers a query.
+
+    Attributes:
+        start: In seconds.
+        end: In seconds.
+        score: In [0, 1]; higher is better. It estimates how well the moment overlaps the right one: 0 stands for the
+            experiment's `loss.min_iou` and below, 1 for its `loss.max_iou` and above.
+    """
+
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """One video's features, encoded once for any number of queries.
+
+    Attributes:
+        duration: In seconds.
+        frames: How many frame features it has, N.
+        windows: Frames of each window, [first, last), V of them.
+        clips: Encoded clips of each window [V, H, S].
+    """
+
+    duration: float
+    frames: int
+    windows: tuple[tuple[int, int], ...]
+    clips: Tensor
+
+    def seconds(self, window: int) -> tuple[float, float]:
+        """Returns start and end of a window in seconds."""
+        first, last = self.windows[window]
+        return first * self.duration / self.frames, last * self.duration / self.frames
+
+
+class Retriever:
+    """Retrieves moments. Made by `cdn_tune.load`.
+
+    Args:
+        model: The trained model.
+        experiment: It was trained by.
+        lexicon: Its word vectors.
+        planted: Whether it was trained on planted data.
+        source: The file it came from.
+        device: Where it computes; a GPU if there is one and None is given.
+        nms_threshold: A moment that overlaps a better one by more than this IoU is dropped; the experiment's
+            `eval.nms_threshold` if None.
+    """
+
+    def __init__(
+        self,
+        model: CDN,
+        experiment: Experiment,
+        lexicon: Lexicon,
+        planted: bool,
+        source: Path,
+        device: torch.device | str | None = None,
+        nms_threshold: float | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.experiment, self.lexicon, self.planted, self.source = experiment, lexicon, planted, source
+        self.nms_threshold = experiment.eval.nms_threshold if nms_threshold is None else nms_threshold
+        if not 0 <= self.nms_threshold <= 1:
+            raise DataError(f"nms_threshold={nms_threshold}: is not within [0, 1]")
+        self._dtype = resolve_precision(experiment.train.precision, self.device)
+
+    def retrieve(
+        self,
+        features: Features,
+        duration: float,
+        queries: Sequence[str],
+        top: int = 5,
+        *,
+        window: float | None = None,
+        stride: float | None = None,
+    ) -> list[list[Moment]]:
+        """Returns the best moments of a video for each query.
+
+        Each call encodes the video; to ask the same video again and again, see `encode`.
+
+        Args:
+            features: Frame features [N, D] at equal distances over the whole video; or a file with one video's,
+                ``.npy`` or HDF5.
+            duration: Length of the video, in seconds.
+            queries: Sentences. Words without a vector count as in training, and are told (as a log warning).
+            top: Moments per query, at most.
+            window: As for `encode`.
+            stride: As for `encode`.
+
+        Returns:
+            Per query, moments from best to worst; fewer than `top` where suppression leaves no more.
+
+        Raises:
+            DataError: If features, duration or a query cannot be used; one line that says why.
+        """
+        return self.answer(self.encode(features, duration, window=window, stride=stride), queries, top)
+
+    @torch.no_grad()
+    def encode(
+        self, features: Features, duration: float, *, window: float | None = None, stride: float | None = None
+    ) -> Video:
+        """Encodes a video once, for `answer`.
+
+        By default the whole video is divided into S clips, as in training and evaluation. In a video much longer than
+        those of training a clip becomes too long to tell moments apart; `window` then slides a window over it, which is
+        treated as a video of its own (see `answer`).
+
+        Args:
+            features: Frame features [N, D], or a file with them; as for `retrieve`.
+            duration: Length of the video, in seconds.
+            window: Length of a window, in seconds; best the length of the videos of training.
+            stride: From one window to the next, in seconds; half a window if None. A moment of up to `window - stride`
+                lies whole in some window; one longer than a window is never found.
+
+        Raises:
+            DataError: If features, duration, window or stride cannot be used.
+        """
+        frames = self._frames(features)
+        if not (math.isfinite(duration) and duration > 0):
+            raise DataError(f"duration={duration}: must be a positive, finite number of seconds")
+        windows = [(0, len(frames))]
+        if window is not None:
+            try:
+                windows = sliding_windows(duration, len(frames), window, window / 2 if stride is None else stride)
+            except ValueError as error:
+                raise DataError(str(error)) from None
+        elif stride is not None:
+            raise DataError(f"stride={stride:g}: has no meaning without a window; give window as well")
+        clips = [
+            self._clips([frames[first:last] for first, last in windows[at : at + WINDOWS_AT_ONCE]])
+            for at in range(0, len(windows), WINDOWS_AT_ONCE)
+        ]
+        return Video(float(duration), len(frames), tuple(windows), torch.cat(clips))
+
+    @torch.no_grad()
+    def answer(self, video: Video, queries: Sequence[str], top: int = 5) -> list[list[Moment]]:
+        """Returns the best moments of an encoded video for each query.
+
+        Over several windows the proposals of all are ranked together by their scores, and suppressed together: the best
+        one wins, and whatever overlaps it by more than `nms_threshold` goes, in whichever window it was found.
+
+        Args:
+            video: As `encode` returned it.
+            queries: Sentences.
+            top: Moments per query, at most.
+
+        Returns:
+            As for `retrieve`.
+
+        Raises:
+            DataError: If a query is empty or has no word that is known, or `top` is not positive.
+            TrainingError: If scores are not finite.
+        """
+        if top < 1:
+            raise DataError(f"top={top}: must be at least 1")
+        words = self._words(queries)
+        step = max(1, min(self.experiment.eval.batch_size, _SCORES_AT_ONCE // (len(video.windows) * self._cells)))
+        if self.model.query.read_padding:
+            step = 1  # a query's encoding depends on the padding; this way not on its neighbours
+        found = []
+        for first in range(0, len(words), step):
+            found.extend(self._answer(video, words[first : first + step], top))
+        return found
+
+    def unknown_words(self, query: str) -> tuple[str, ...]:
+        """Returns the words of a query that have no vector.
+
+        Raises:
+            DataError: If it is empty or has no word that is known.
+        """
+        return self.lexicon.encode(query)[1]
+
+    @property
+    def _cells(self) -> int:
+        """Elements of one query's scores in one window."""
+        return self.experiment.model.clips**2
+
+    def _frames(self, features: Features) -> Frames:
+        where = "features"
+        if isinstance(features, str | Path):
+            where = str(features)
+            features = read_frames(Path(features), member=layout_of(self.experiment.data.dataset).member).frames
+        return check_frames(features, self.experiment.data.feature_size, where)
+
+    def _clips(self, windows: Sequence[Frames]) -> Tensor:
+        """Encodes windows' frames to clips [V, H, S]."""
+        config = self.experiment.data
+        rows = [to_fixed_length(frames, config.frames, config.resampling == "legacy") for frames in windows]
+        visual = torch.stack(rows)  # [V, T, D]
+        if config.cache_dtype == "float16":  # as the clip cache rounded them in training
+            visual = visual.half().float()
+        with autocast(self.device, self._dtype):
+            clips: Tensor = self.model.clip_pool(visual.to(self.device))[0]
+        return clips
+
+    def _words(self, queries: Sequence[str]) -> list[Tensor]:
+        """Reads queries, each [L, W]; tells of the words that are not known."""
+        if isinstance(queries, str):
+            raise DataError(f"queries={queries!r}: is one string; give a list of them")
+        read = []
+        for query in queries:
+            vectors, unknown = self.lexicon.encode(query)
+            read.append(vectors)
+            if unknown:
+                _LOG.warning("query %r: no vector for %s; counted as in training", query, ", ".join(unknown))
+        return read
+
+    def _answer(self, video: Video, words: Sequence[Tensor], top: int) -> list[list[Moment]]:
+        padded = torch.nn.utils.rnn.pad_sequence(list(words), batch_first=True)  # [Q, L, W]
+        mask = torch.arange(padded.shape[1]) < torch.tensor([[len(row)] for row in words])  # [Q, L]
+        valid = self.model.proposals.mask
+        with autocast(self.device, self._dtype):
+            query = self.model.query(padded.to(self.device), mask.to(self.device))  # [Q, H]
+            maps = [torch.sigmoid(self.model.match(clips[None], query).float()) for clips in video.clips]
+        if not all(bool(scores.isfinite().all()) for scores in maps):
+            raise TrainingError(f"{self.source}: scores are not finite; weights or features are too large")
+        if len(maps) == 1:  # what an evaluation does
+            durations = torch.full((len(words),), video.duration, dtype=torch.float64, device=self.device)
+            spans, scores = top_moments(maps[0], durations, top, self.nms_threshold, valid)
+        else:
+            moments = torch.cat([self._moments(video, window) for window in range(len(maps))])
+            cells = torch.cat([scores[:, valid] for scores in maps], dim=1)  # [Q, V P]
+            spans, scores = top_spans(cells, moments, top, self.nms_threshold)
+        return [
+            [
+                Moment(start, end, score)
+                for (start, end), score in zip(row, points, strict=True)
+                if not math.isnan(score)
+            ]
+            for row, points in zip(spans.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _moments(self, video: Video, window: int) -> Tensor:
+        """Returns the seconds of a window's proposals, float64 [P, 2], in the order of a mask's cells."""
+        start, end = video.seconds(window)
+        cells = self.model.proposals.mask.cpu().nonzero() + torch.tensor([0, 1])  # [P, 2]
+        return start + cells.double() / self.experiment.model.clips * (end - start)
