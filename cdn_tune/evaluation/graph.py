@@ -1,0 +1,147 @@
+"""The model as a graph for other runtimes: `torch.export` and ONNX, each checked against the model it came from.
+
+Shape letters: T frames, D feature size, L words, W word size, S clips.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdn_tune.errors import ConfigError, RunError
+from cdn_tune.model import CDN
+
+WORDS = 32
+INPUTS = ("features", "words", "word_mask")
+OUTPUT = "scores"
+TOLERANCE = 1e-4  # of a score in [0, 1]; runtimes order their sums differently
+_NEEDED = {"onnx": ("onnx", "onnxscript"), "check": ("onnxruntime",)}
+
+
+class Scores(nn.Module):
+    """What the graph computes: one video and one query to the scores of all moments.
+
+    Args:
+        model: The trained model.
+    """
+
+    def __init__(self, model: CDN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+        """Returns scores in [0, 1], 0 at cells that are no proposals [1, S, S], of what `CDN.forward` takes."""
+        output = self.model(features, words, word_mask)
+        scores: Tensor = torch.sigmoid(output.logits) * output.mask
+        return scores
+
+
+def missing_for_onnx() -> list[str]:
+    """Returns the packages that ONNX needs and that are not installed, those of the check included."""
+    names = [name for group in _NEEDED.values() for name in group]
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def check_can_trace(model: CDN, onnx: bool) -> None:
+    """Checks, before anything is written, that the model has a graph of fixed size.
+
+    Raises:
+        ConfigError: If its query encoder reads the padding, or `onnx` is wanted and packages are missing.
+    """
+    if model.query.read_padding:
+        raise ConfigError(
+            "model.query.read_padding=true: its encoding depends on how far a query is padded, which a graph of "
+            "fixed length cannot follow; export without --onnx and --torch-export"
+        )
+    if onnx and (missing := missing_for_onnx()):
+        raise ConfigError(f"--onnx needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
+
+
+def trace(model: CDN, frames: int) -> torch.export.ExportedProgram:
+    """Returns the graph of one video and one query of up to `WORDS` words, as `torch.export` makes it.
+
+    Args:
+        model: In eval mode, on the CPU.
+        frames: Frame features per video T.
+
+    Raises:
+        RunError: If the model cannot be traced, or the graph's scores differ from the model's by more than `TOLERANCE`.
+    """
+    scores = Scores(model).eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of LSTM weights that are not buffers
+            program = torch.export.export(scores, example(model, frames, WORDS))
+    except Exception as error:  # torch raises almost anything
+        raise RunError(f"torch.export: this model has no graph ({' '.join(str(error).split())[:200]})") from None
+    graph = program.module()
+    _compare("torch.export", model, frames, lambda *inputs: graph(*inputs))
+    return program
+
+
+def save_onnx(program: torch.export.ExportedProgram, path: Path, model: CDN, frames: int) -> None:
+    """Writes a graph as ONNX, and checks in onnxruntime that it computes the same.
+
+    Raises:
+        RunError: If it has no ONNX form, or its scores differ by more than `TOLERANCE`.
+    """
+    onnxruntime = importlib.import_module("onnxruntime")  # optional
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                program,
+                (),
+                path,
+                dynamo=True,
+                verbose=False,
+                input_names=INPUTS,
+                output_names=(OUTPUT,),
+                external_data=_bytes(model) > 1 << 30,
+            )
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise RunError(f"ONNX: this model has no such graph ({' '.join(str(error).split())[:200]})") from None
+    finally:
+        quiet.setLevel(level)
+
+    def run(*inputs: Tensor) -> Tensor:
+        feed = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    _compare("ONNX", model, frames, run)
+
+
+def example(model: CDN, frames: int, words: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns inputs of the graph: features [1, T, D], words [1, L, W], word mask [1, L]; `words` of L are words."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(WORDS)[None] < words
+    features = torch.randn(1, frames, model.feature_size, generator=generator)
+    vectors = torch.randn(1, WORDS, model.word_size, generator=generator) * mask[..., None]
+    return features, vectors, mask
+
+
+def _compare(what: str, model: CDN, frames: int, graph: Any) -> None:
+    """Compares a graph's scores with the model's, for queries of several lengths, which the model reads unpadded."""
+    scores = Scores(model).eval()
+    for seed, words in enumerate((1, 7, WORDS)):
+        features, vectors, mask = example(model, frames, words, seed)
+        with torch.no_grad():
+            wanted = scores(features, vectors[:, :words], mask[:, :words])
+            gap = float((graph(features, vectors, mask) - wanted).abs().max())
+        if not gap <= TOLERANCE:  # NaN too
+            raise RunError(f"{what}: scores differ from the model's by {gap:.2g}, more than {TOLERANCE:g}")
+
+
+def _bytes(model: CDN) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())

@@ -1,0 +1,58 @@
+"""What a run's evaluation found on the test split, for whoever passes the model on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.evaluation.final import EVALUATION
+from cdn_tune.training.checkpoint import Checkpoint
+
+
+def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
+    """Reads the test metrics of a checkpoint from ``evaluation.json``, whichever version wrote it.
+
+    Args:
+        run: The run folder (or a checkpoint in it, which has no evaluation).
+        checkpoint: Whose metrics are wanted; those of another one are not taken for its own.
+
+    Returns:
+        ``metrics`` by name, ``queries``, ``looks``, ``created`` and ``baselines`` (name to metrics) as far as they are
+        there, or None; and why there are none.
+    """
+    path = run / EVALUATION
+    if not path.is_file():
+        return None, "the test split has not been evaluated"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None, f"{EVALUATION} cannot be read"
+    metrics = _numbers(content.get("metrics")) if isinstance(content, dict) else {}
+    if not metrics:
+        return None, f"{EVALUATION} holds no metrics"
+    measured = content.get("checkpoint")
+    if not isinstance(measured, str):
+        return None, f"{EVALUATION} does not say which checkpoint it measured"
+    if measured != str(checkpoint.path.relative_to(run)):
+        return None, f"{EVALUATION} measured another checkpoint, {measured}"
+    kept = {key: content[key] for key in ("queries", "looks", "created") if isinstance(content.get(key), int | str)}
+    baselines = content.get("baselines")
+    beside = {
+        name: found
+        for name, value in (baselines.items() if isinstance(baselines, Mapping) else ())
+        if isinstance(value, Mapping) and (found := _numbers(value.get("metrics")))
+    }
+    return {**kept, "metrics": metrics, "baselines": beside}, ""
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """Returns what is a number; of entries with an interval or a spread, their middle."""
+    found = {}
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, Mapping):
+            value = next((value[key] for key in ("value", "mean", "estimate") if key in value), None)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[str(name)] = float(value)
+    return found

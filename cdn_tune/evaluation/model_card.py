@@ -1,0 +1,176 @@
+"""The model card: what an exported model is, how it was measured, what it is for and what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cdn_tune import __version__
+from cdn_tune.evaluation import exported, graph
+from cdn_tune.training.checkpoint import Checkpoint
+
+_FILES = {
+    exported.EXPERIMENT: "the experiment that trained it, complete",
+    exported.WEIGHTS: "the weights",
+    exported.WORDS: "the words that have a vector",
+    exported.WORD_VECTORS: "their vectors, in the same order",
+    "model.pt2": "the graph for `torch.export.load`",
+    "model.onnx": "the graph for ONNX runtimes",
+    "model.onnx.data": "the weights of `model.onnx`",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card tells.
+
+    Attributes:
+        run: Name of the run.
+        checkpoint: The exported model.
+        test: Its test metrics (see `read_test_result`), or None.
+        why_no_test: Why there are none.
+        words: How many words have a vector in the folder.
+        all_words: Whether these are all of the vectors file, not only those of the dataset.
+    """
+
+    run: str
+    checkpoint: Checkpoint
+    test: Mapping[str, Any] | None
+    why_no_test: str
+    words: int
+    all_words: bool
+
+
+def model_card(facts: Facts, files: Sequence[str]) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+        facts: What it tells.
+        files: Names of the folder's files besides the card and ``config.json``.
+    """
+    experiment = facts.checkpoint.experiment
+    parts = [
+        [f"# {experiment.name}", *_label(facts.checkpoint.planted), _summary(facts)],
+        ["## Use", _USE.format(size=experiment.data.feature_size)],
+        ["## Training data", _data(facts)],
+        ["## Protocol", _protocol(facts)],
+        ["## Results", *_results(facts)],
+        ["## Intended use", _INTENDED],
+        ["## Limits", _limits(facts)],
+        ["## Licence", _LICENCE],
+        ["## Files", "\n".join(f"- `{name}`: {_FILES.get(name, 'see the documentation')}" for name in files)],
+    ]
+    if any(name in files for name in ("model.pt2", "model.onnx")):
+        parts.append(["## Graphs", _graphs(facts.checkpoint)])
+    return "\n\n".join("\n\n".join(part) for part in parts) + "\n"
+
+
+_USE = """\
+```python
+from cdn_tune import load
+
+retriever = load("this/folder")
+moments = retriever.retrieve(features, duration, ["a person opens the door"], top=5)
+```
+
+`features` are frame features `[frames, {size}]` at equal distances over the whole video, `duration` is its length in
+seconds. Each moment has a start and an end in seconds and a score in [0, 1]."""
+
+_INTENDED = """\
+Research on video moment retrieval: given a sentence and a video, propose where the sentence happens. Answers are ranked
+proposals, for a person to look at; they are not evidence that something happened, or did not. Not meant for
+surveillance, or for any decision about people."""
+
+_LICENCE = """\
+cdn-tune, the code that trains and opens this model, is under the MIT licence. That says nothing about the data: the
+videos, annotations, features and word vectors that the weights were made from have licences of their own, which may
+limit what the weights may be used for. Whoever passes them on has to check that."""
+
+
+def _label(planted: bool) -> list[str]:
+    if not planted:
+        return []
+    return [
+        "> **Planted data.** This model was trained on synthetic features. Its numbers say that the tool works, "
+        "nothing about real videos; never put them beside published ones."
+    ]
+
+
+def _summary(facts: Facts) -> str:
+    model = facts.checkpoint.experiment.model
+    parameters = sum(weight.numel() for weight in facts.checkpoint.model.parameters())
+    return (
+        f"A CDN (Cross-modal Dynamic Networks) for video moment retrieval, exported by cdn-tune {__version__} from the "
+        f"run `{facts.run}`: {model.clips} clips, hidden size {model.hidden}, {model.map.layers} convolution layers, "
+        f"{parameters:,} parameters."
+    )
+
+
+def _data(facts: Facts) -> str:
+    data = facts.checkpoint.experiment.data
+    of = "all of the vectors file" if facts.all_words else "those of the dataset's queries"
+    return (
+        f"Dataset `{data.dataset}`{', planted' if facts.checkpoint.planted else ''}. Frame features of size "
+        f"{data.feature_size}, L2-normalised and averaged to {data.frames} per video; word vectors of size "
+        f"{data.word_size}. {facts.words:,} words have a vector in this folder: {of}. Other words count as unknown."
+    )
+
+
+def _protocol(facts: Facts) -> str:
+    checkpoint = facts.checkpoint
+    if checkpoint.value is None:
+        return "The weights were imported from the published implementation; nothing was chosen on val here."
+    metric = checkpoint.experiment.eval.metric
+    return (
+        f"Trained on train. Epoch {checkpoint.epoch} (and, in a search, the trial) was chosen by {metric} on val; the "
+        f"test split took no part in any choice. Seed {checkpoint.experiment.seed}, NMS threshold "
+        f"{checkpoint.experiment.eval.nms_threshold:g}."
+    )
+
+
+def _results(facts: Facts) -> list[str]:
+    label = "planted data, in %" if facts.checkpoint.planted else "in %"
+    rows = {"val (chosen on)": dict(facts.checkpoint.val)} if facts.checkpoint.val else {}
+    if facts.test is not None:
+        rows["test"] = facts.test["metrics"]
+        rows |= {f"test, {name.replace('_', ' ')}": values for name, values in facts.test["baselines"].items()}
+    wanted = facts.checkpoint.experiment.eval.metrics
+    names = [name for name in wanted if any(name in row for row in rows.values())]
+    lines = [f"| {label} | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    for title, row in rows.items():
+        lines.append(f"| {title} | {' | '.join(f'{100 * row[name]:.2f}' if name in row else '' for name in names)} |")
+    parts = ["\n".join(lines)] if names else []
+    if facts.test is None:
+        return [*parts, f"No test metrics: {facts.why_no_test}."]
+    looks, queries = facts.test.get("looks"), facts.test.get("queries")
+    told = f"Test: {queries} queries." if queries is not None else ""
+    if isinstance(looks, int):
+        told += f" The test split was opened {looks} time{'' if looks == 1 else 's'} for this run."
+    return [*parts, told.strip()] if told else parts
+
+
+def _limits(facts: Facts) -> str:
+    data, model = facts.checkpoint.experiment.data, facts.checkpoint.experiment.model
+    return "\n".join(
+        [
+            f"- It knows features of one network only (size {data.feature_size}); others give nonsense, even of that "
+            "size.",
+            f"- A video is divided into {model.clips} clips; moments begin and end between them. For videos much "
+            "longer than those of training, use `window=`.",
+            "- It always answers, even where the sentence happens nowhere in the video.",
+            "- Datasets of this field are biased: where moments tend to lie is learned along with what they show.",
+            "- Scores rank the moments of one query; they are no probabilities.",
+        ]
+    )
+
+
+def _graphs(checkpoint: Checkpoint) -> str:
+    data, clips = checkpoint.experiment.data, checkpoint.experiment.model.clips
+    return (
+        f"One video and one query at a time. Inputs: `features` float32 [1, {data.frames}, {data.feature_size}] "
+        f"(L2-normalised and averaged to {data.frames} rows, as `cdn_tune.data.clips.to_fixed_length` does), `words` "
+        f"float32 [1, {graph.WORDS}, {data.word_size}] (vectors, then zeros), `word_mask` bool [1, {graph.WORDS}]. "
+        f"Output: `scores` float32 [1, {clips}, {clips}] in [0, 1]; cell (s, e) is the moment from the start of clip s "
+        f"to the end of clip e, 0 where it is no proposal. Checked against the model to {graph.TOLERANCE:g}."
+    )
