@@ -57,8 +57,8 @@ def read_frames(path: Path, video: str | None = None, member: str | None = None)
             name = _choose(path, list(file), video)
             entry = file[name]
             if isinstance(entry, h5py.Group):
-                inside = member if member in entry else next(iter(entry)) if len(entry) == 1 else None
-                if inside is None:
+                inside = next(iter(entry)) if len(entry) == 1 else member
+                if inside is None or inside not in entry:
                     raise DataError(f"{path}: video {name!r} is a group of {len(entry)}; expected one dataset in it")
                 entry = entry[inside]
             if not isinstance(entry, h5py.Dataset):

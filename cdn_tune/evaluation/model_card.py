@@ -11,7 +11,7 @@ from cdn_tune.evaluation import exported, graph
 from cdn_tune.training.checkpoint import Checkpoint
 
 _FILES = {
-    exported.EXPERIMENT: "the experiment that trained it, complete",
+    exported.EXPERIMENT: "the experiment that trained it, folders left out",
     exported.WEIGHTS: "the weights",
     exported.WORDS: "the words that have a vector",
     exported.WORD_VECTORS: "their vectors, in the same order",
