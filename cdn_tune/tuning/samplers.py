@@ -35,6 +35,9 @@ from cdn_tune.tuning.view import altered, seen
 
 _MODELLING = ("tpe", "gp", "cmaes")  # random before startup_trials results
 _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
+# TPE takes at most 25 trials for good ones and weighs the others by their age; so it loses little with the oldest of
+# many, and a proposal costs the same however many trials there are.
+_TPE_BEST, _TPE_LATEST = 50, 250
 _GP_TRIALS = 256  # at most, as a Gaussian process costs the cube of their number: the best half and the latest
 
 
@@ -234,7 +237,19 @@ def _for_tpe(is_multi_objective: bool, trials: list[FrozenTrial]) -> list[Frozen
             shown.append(altered(trial, intermediate_values={}))
         else:
             shown.append(trial)
-    return shown
+    if is_multi_objective or len(shown) <= _TPE_BEST + _TPE_LATEST:
+        return shown
+    best = sorted(filter(_has_result, shown), key=_tpe_rank)[:_TPE_BEST]
+    chosen = {trial.number: trial for trial in (*best, *shown[-_TPE_LATEST:])}
+    return [chosen[number] for number in sorted(chosen)]
+
+
+def _tpe_rank(trial: FrozenTrial) -> tuple[float, ...]:
+    """Returns how TPE orders trials: complete ones by value, then pruned ones, the longer first."""
+    if trial.state == TrialState.COMPLETE:
+        return 0, 0, -(trial.value or 0.0)
+    step, value = max(trial.intermediate_values.items())
+    return 1, -step, -value
 
 
 def _has_result(trial: FrozenTrial) -> bool:

@@ -1,0 +1,191 @@
+"""Early stopping: who is compared with whom, at which step, and from when on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.pruners import HyperbandPruner
+from optuna.trial import TrialState, create_trial
+
+from cdn_tune.config import SearchSpace
+from cdn_tune.tuning.pruners import QUERY_IOUS, PatiencePruner, build_pruner, encode_ious, should_prune
+from cdn_tune.tuning.ranking import COPY, LEARNED, REFUSED, ROLE
+
+PRUNING = ("asha", "hyperband", "median", "percentile", "wilcoxon", "patience")
+QUERIES = np.clip(np.random.default_rng(0).beta(2, 2, size=256), 0, 1)
+
+
+class Trials:
+    """A study filled by hand, and the pruner's opinion on one more trial."""
+
+    def __init__(self, name: str, directions: int = 1, **settings: Any) -> None:
+        settings = {"startup_trials": 1, "reduction_factor": 2, "patience": 1, **settings}
+        self.space = SearchSpace.model_validate(
+            {
+                "name": "s",
+                "experiment": "x",
+                "parameters": {"optim.lr": {"type": "float", "low": 0.1, "high": 1.0}},
+                "early_stopping": {"name": name, **settings},
+            }
+        )
+        self.study = optuna.create_study(study_name="s", directions=["maximize", "minimize"][:directions])
+        self.pruner = build_pruner(self.space, experiment_epochs=9, steps_per_epoch=10)
+
+    def add(
+        self, values: Mapping[int, float], state: TrialState = TrialState.COMPLETE, ious: Any = None, **attributes: Any
+    ) -> None:
+        """Adds a trial that has reported these values, with its IoUs per query."""
+        queries = {} if ious is None else {f"{QUERY_IOUS}:{step}": encode_ious(ious) for step in values}
+        known = state == TrialState.COMPLETE
+        self.study.add_trial(
+            create_trial(
+                state=state,
+                values=[max(values.values()), 1.0][: len(self.study.directions)] if known else None,
+                intermediate_values=dict(values),
+                user_attrs={**queries, **attributes},
+                system_attrs={"completed_rung_0": max(values.values())},
+            )
+        )
+
+    def decide(self, values: Mapping[int, float], ious: Any = None, is_last: bool = False) -> list[bool]:
+        """Runs one more trial; returns the decision after each report."""
+        trial, storage = self.study.ask(), self.study._storage
+        decisions = []
+        for step, value in values.items():
+            if ious is not None:
+                storage.set_trial_user_attr(trial._trial_id, f"{QUERY_IOUS}:{step}", encode_ious(ious))
+            storage.set_trial_intermediate_value(trial._trial_id, step, value)
+            frozen = storage.get_trial(trial._trial_id)
+            decisions.append(should_prune(self.study, self.pruner, frozen, self.space, is_last))
+        return decisions
+
+
+GOOD = {epoch: 0.5 + epoch / 100 for epoch in range(1, 10)}
+BAD = dict.fromkeys(range(1, 10), 0.1)
+
+
+def fill(trials: Trials, **attributes: Any) -> None:
+    for _ in range(4):
+        trials.add(GOOD, ious=QUERIES, **attributes)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("name", PRUNING)
+def test_a_bad_trial_is_pruned_but_not_before_min_resource(name: str, directions: int) -> None:
+    for min_resource in (1, 4):
+        trials = Trials(name, directions, min_resource=min_resource)
+        fill(trials)
+        if isinstance(trials.pruner, HyperbandPruner):
+            while len(trials.study.trials) < 12 or bracket_of(trials) != 0:  # the bracket that prunes first
+                trials.add(GOOD)
+        decisions = trials.decide(BAD, ious=QUERIES / 2)
+        first = 3 if name == "patience" and min_resource == 1 else min_resource
+        assert decisions.index(True) == first - 1
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_a_good_trial_goes_on_and_none_is_pruned_at_its_end(name: str) -> None:
+    trials = Trials(name)
+    fill(trials)
+    assert not any(trials.decide({epoch: 0.7 + epoch / 100 for epoch in range(1, 10)}, ious=QUERIES))
+    assert not any(trials.decide(BAD, ious=QUERIES / 2, is_last=True))
+
+
+@pytest.mark.parametrize("attributes", [{ROLE: LEARNED}, {ROLE: COPY}, {ROLE: REFUSED}, "retried"])
+@pytest.mark.parametrize("name", ["asha", "median", "percentile", "wilcoxon"])
+def test_entries_that_are_no_trials_of_this_run_do_not_count(name: str, attributes: Any) -> None:
+    trials = Trials(name)
+    if attributes == "retried":  # failed, and tried again by trials that lag
+        for number in range(4):
+            trials.add(GOOD, TrialState.FAIL, ious=QUERIES)
+            trials.add(BAD, ious=QUERIES / 2, retry_of=2 * number)
+    else:
+        fill(trials, **attributes)
+    assert not any(trials.decide(BAD, ious=QUERIES / 2))
+
+
+def bracket_of(trials: Trials) -> int:
+    """The bracket of the next trial."""
+    assert isinstance(trials.pruner, HyperbandPruner)
+    if not trials.pruner._pruners:
+        trials.pruner._try_initialization(trials.study)
+    return trials.pruner._get_bracket_id(trials.study, create_numbered(len(trials.study.trials)))
+
+
+def create_numbered(number: int) -> optuna.trial.FrozenTrial:
+    trial = create_trial(state=TrialState.PRUNED)
+    trial.number = number
+    return trial
+
+
+def test_hyperband_has_all_brackets() -> None:
+    trials = Trials("hyperband", reduction_factor=3)
+    trials.pruner = build_pruner(trials.space, experiment_epochs=243)  # 3**5, of which Optuna's logarithm makes 4.99
+    assert trials.decide({1: 0.5}) == [False]
+    assert isinstance(trials.pruner, HyperbandPruner)
+    assert len(trials.pruner._pruners) == 6
+    in_steps = Trials("hyperband", unit="step", min_resource=10, reduction_factor=3)
+    assert in_steps.pruner._max_resource == 90  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="needs the steps of an epoch"):
+        build_pruner(in_steps.space, experiment_epochs=9)
+    longer = Trials("hyperband", min_resource=100)  # than a trial: nobody is pruned, nothing breaks
+    fill(longer)
+    assert not any(longer.decide(BAD))
+
+
+@pytest.mark.parametrize("name", ["median", "percentile"])
+def test_a_report_is_compared_with_others_last_reports_before_it(name: str) -> None:
+    """Trials with other batch sizes report at other optimiser steps."""
+    trials = Trials(name, unit="step", min_resource=10, percentile=50.0)
+    trials.add({40: 0.3, 80: 0.6, 120: 0.9})
+    trials.add({30: 0.3, 60: 0.5, 90: 0.7})
+    # At 25 nobody has reported; at 50 they had reached 0.3; at 85 0.5 and 0.6; at 200 they ended at 0.7 and 0.9.
+    values = {25: 0.1, 50: 0.4}
+    assert trials.decide(values) == [False, False]
+    assert trials.decide({**values, 85: 0.5}) == [False, False, True]
+    assert trials.decide({**values, 85: 0.56, 200: 0.79}) == [False, False, False, True]
+    assert trials.decide({**values, 85: 0.56, 200: 0.81}) == [False] * 4
+
+
+def test_asha_counts_steps() -> None:
+    trials = Trials("asha", unit="step", min_resource=50)
+    fill(trials)
+    assert trials.decide({40: 0.1, 80: 0.1}) == [False, True]
+
+
+def test_wilcoxon_prunes_the_significantly_worse_only() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.normal(0, 0.1, size=QUERIES.size)
+    for shift, expected in ((0.05, False), (0.0, False), (-0.05, True), (-0.002, False)):
+        trials = Trials("wilcoxon", p_value=0.01)
+        trials.add({1: 0.4, 2: 0.5}, ious=QUERIES)
+        trials.add({1: 0.2, 2: 0.3}, ious=QUERIES / 4)  # not the best one: not compared with
+        assert trials.decide({1: 0.3}, ious=np.clip(QUERIES + shift + noise, 0, 1)) == [expected]
+    trials = Trials("wilcoxon")
+    trials.add({1: 0.5}, ious=QUERIES)
+    assert trials.decide({1: 0.1, 2: 0.1}, ious=QUERIES) == [False, False]  # equal in every query
+
+
+def test_wilcoxon_compares_at_the_same_step_or_the_last_before() -> None:
+    trials = Trials("wilcoxon")
+    trials.add({2: 0.5, 4: 0.6}, ious=QUERIES)
+    assert trials.decide({1: 0.1, 2: 0.1, 3: 0.1, 9: 0.1}, ious=QUERIES / 2) == [False, True, True, True]
+
+
+def test_wilcoxon_without_queries_prunes_nobody() -> None:
+    trials = Trials("wilcoxon")
+    assert trials.decide(BAD, ious=QUERIES) == [False] * 9  # nobody to compare with
+    trials.add(GOOD)
+    assert trials.decide(BAD, ious=QUERIES / 2) == [False] * 9
+    trials.add({1: 0.9}, ious=QUERIES[:9])  # of other queries
+    assert trials.decide(BAD, ious=QUERIES / 2) == [False] * 9
+
+
+def test_patience_counts_reports_without_a_rise() -> None:
+    trials = Trials("patience", patience=2)
+    assert trials.decide(dict(enumerate([0.1, 0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.3], start=1))) == [False] * 7 + [True]
+    assert not PatiencePruner(0).prune(trials.study, create_numbered(0))
