@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from cdn_tune.config import ResourcesConfig
@@ -119,38 +119,50 @@ def node_resources() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def capacity(resources: ResourcesConfig, nodes: list[dict[str, float]]) -> int:
-    """Returns how many trials the nodes can run at once; a worker's CPUs and GPUs must lie on one node.
+def capacity(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Returns how many trials the nodes have room for at once.
+
+    A worker occupies one node, and a fraction of a GPU one GPU: two nodes with a CPU each have no room for a worker of
+    two CPUs, and two GPUs have room for four workers of 0.4, not five.
 
     Args:
         resources: What one trial occupies.
         nodes: Each node's total resources.
     """
-    needs = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}
-    workers = sum(
-        min(math.floor(node.get(name, 0.0) / need + 1e-6) for name, need in needs.items() if need) for node in nodes
-    )
+    return _workers(resources, nodes) // resources.workers
+
+
+def slots(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Returns how many trials the nodes have room for at once, as `capacity` does.
+
+    Raises:
+        ClusterError: If not even one trial can ever be placed.
+    """
+    workers = _workers(resources, nodes)
+    if workers < resources.workers:
+        needs = f"{resources.cpus_per_worker} CPUs"
+        if resources.gpus_per_worker:
+            needs += f" and {resources.gpus_per_worker:g} GPUs"
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
+        no_gpu = resources.gpus_per_worker and not any(node.get("GPU", 0.0) for node in nodes)
+        remedy = (
+            "resources.gpus_per_worker=0 trains on CPUs" if no_gpu else "lower --workers or resources, or add nodes"
+        )
+        raise ClusterError(
+            f"resources: a trial needs {resources.workers} x {needs}, a worker on one node, and there is room for "
+            f"{workers} of them (the largest node has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} "
+            f"GPUs); {remedy}"
+        )
     return workers // resources.workers
 
 
-def slots(resources: ResourcesConfig, nodes: list[dict[str, float]]) -> int:
-    """Returns how many trials the nodes can run at once.
-
-    Args:
-        resources: What one trial occupies.
-        nodes: Each node's total resources.
-
-    Raises:
-        ClusterError: If not even one trial fits.
-    """
-    fitting = capacity(resources, nodes)
-    if fitting < 1:
-        cpus = resources.workers * resources.cpus_per_worker
-        gpus = resources.workers * resources.gpus_per_worker
-        held = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-        raise ClusterError(
-            f"resources: a trial needs {cpus} CPUs and {gpus:g} GPUs, the cluster has "
-            f"{held['CPU']:g} CPUs and {held['GPU']:g} GPUs on {len(nodes)} nodes; lower --workers, or the "
-            "search space's resources"
-        )
-    return fitting
+def _workers(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Returns how many workers the nodes have room for."""
+    share, found = resources.gpus_per_worker, 0
+    for node in nodes:
+        cpus, gpus = math.floor(node.get("CPU", 0.0) / resources.cpus_per_worker), node.get("GPU", 0.0)
+        if share:
+            of_gpus = math.floor(gpus) * math.floor(1 / share + 1e-9) if share < 1 else math.floor(gpus / share)
+            cpus = min(cpus, of_gpus)
+        found += cpus
+    return found

@@ -21,7 +21,7 @@ from cdn_tune.tuning.adapters import NUMBER, Admission, StudyScheduler, StudySea
 from cdn_tune.tuning.budget import End, end_of, spent
 from cdn_tune.tuning.control import StopFile, ask_to_stop, withdraw
 from cdn_tune.tuning.keep import GB, Keeper, keep_best
-from cdn_tune.tuning.layout import RAY_LOG
+from cdn_tune.tuning.layout import RAY_LOG, trial_folder
 from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
 from cdn_tune.tuning.preflight import largest_checkpoint
 from cdn_tune.tuning.status import gpu_hours
@@ -186,6 +186,9 @@ class Driver:
         return self._keeper.fits(self.study.entries(), self._largest)
 
     def _reserve(self, number: int) -> None:
+        """Prepares a trial's start."""
+        if self.study.is_new(number):  # a folder there is of a trial whose record was lost with its machine
+            shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
         self._keeper.reserve(number, checkpoint_bytes(self.study.experiment(number)))
 
     def _budget_end(self) -> End | None:

@@ -10,13 +10,14 @@ from statistics import median
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.expression import COSTS
+from cdn_tune.distributed.cluster import slots as slots_on
 from cdn_tune.errors import CdnTuneError, ConfigError, DataError
 from cdn_tune.training.launch import open_data
 from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.world import this_world
 from cdn_tune.tuning.candidates import GB, INVALID, Candidates, cost
 from cdn_tune.tuning.expectation import expected_epochs
-from cdn_tune.tuning.preflight import check_placeable, check_steps, disk_gb, findings, this_machine
+from cdn_tune.tuning.preflight import check_steps, disk_gb, findings, this_machine
 from cdn_tune.tuning.sample import Drawn, count_points, draw
 from cdn_tune.tuning.storage_check import existing
 
@@ -137,7 +138,7 @@ def plan_search(
     count = _trials(space, candidates, trials)
     errors, warnings = findings(space, candidates, run, storage, nodes)
     try:
-        slots = check_placeable(space.resources, nodes)
+        slots = slots_on(space.resources, nodes)
     except CdnTuneError:
         slots = 0  # said among the errors
     sized = draw(candidates, min(_SIZED, proposals), space.sampler.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import pickle
 import shutil
@@ -11,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.config import Experiment, ResourcesConfig, SearchSpace
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.distributed.cluster import slots
 from cdn_tune.distributed.ray import ray
-from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError, SearchError
+from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
 from cdn_tune.training.kept import KEPT
 from cdn_tune.tuning.candidates import GB, Candidates, cost
 from cdn_tune.tuning.layout import TRIALS
@@ -88,35 +88,6 @@ def check_picklable(thing: object) -> None:
         raise SearchError(
             f"{name} cannot be sent to the workers ({reason}); it holds something bound to this process"
         ) from None
-
-
-def check_placeable(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Returns how many trials can run at once.
-
-    A worker occupies one node, and a fraction of a GPU one GPU: two nodes with a CPU each have no room for a worker of
-    two CPUs, and two GPUs have room for four workers of 0.4, not five.
-
-    Args:
-        resources: What one trial occupies.
-        nodes: Each node's resources.
-
-    Raises:
-        ClusterError: If not even one trial can ever be placed.
-    """
-    workers = sum(_workers_on(node, resources) for node in nodes)
-    if workers < resources.workers:
-        needs = f"{resources.cpus_per_worker} CPUs" + (
-            f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-        )
-        largest = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
-        no_gpu = resources.gpus_per_worker and not any(node.get("GPU", 0.0) for node in nodes)
-        remedy = "--set resources.gpus_per_worker=0 trains on CPUs" if no_gpu else "lower resources, or add nodes"
-        raise ClusterError(
-            f"resources: a trial needs {resources.workers} x {needs}, a worker on one node, and there is room for "
-            f"{workers} of them (the largest node has {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} "
-            f"GPUs); {remedy}"
-        )
-    return workers // resources.workers
 
 
 def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int) -> str | None:
@@ -257,7 +228,7 @@ def _checks(
         return []
 
     def placing() -> list[str]:
-        at_once[0] = check_placeable(space.resources, nodes)
+        at_once[0] = slots(space.resources, nodes)
         return []
 
     def disk() -> list[str]:
@@ -286,16 +257,6 @@ def _shared(run: Path, machines: int) -> list[str]:
     return [
         f"{run}: lies on a local file system ({kind}), and {machines} machines must reach it; is it exported to them?"
     ]
-
-
-def _workers_on(node: Mapping[str, float], resources: ResourcesConfig) -> int:
-    """Returns how many workers a node has room for."""
-    cpus = math.floor(node.get("CPU", 0.0) / resources.cpus_per_worker)
-    share, gpus = resources.gpus_per_worker, node.get("GPU", 0.0)
-    if share == 0:
-        return cpus
-    of_gpus = math.floor(gpus) * math.floor(1 / share + 1e-9) if share < 1 else math.floor(gpus / share)
-    return min(cpus, of_gpus)
 
 
 def _occupied(run: Path) -> int:

@@ -25,7 +25,7 @@ from cdn_tune.tuning.audit import Audit, audit, snapshot
 from cdn_tune.tuning.control import withdraw
 from cdn_tune.tuning.driver import Driver, OnChange, run_tuner
 from cdn_tune.tuning.layout import sqlite_url
-from cdn_tune.tuning.preflight import preflight
+from cdn_tune.tuning.preflight import check_steps, preflight
 from cdn_tune.tuning.ranking import ranking
 from cdn_tune.tuning.storage import without_secrets
 from cdn_tune.tuning.study import Study
@@ -160,6 +160,7 @@ def open_study(
         asked, there = manifest.get("storage", "the run folder's own"), held.get("storage", "the run folder's own")
         raise RunError(f"--storage {asked}: the study of {run} lies in another storage ({there}); name that one")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_steps(space, experiment, len(splits["train"]))
     steps = len(global_batches(len(splits["train"]), experiment, 1, World()))
     study = Study(url, space, experiment, steps_per_epoch=steps)
     owner = study.attributes.get("run_id")

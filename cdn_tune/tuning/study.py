@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.pruners import NopPruner
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -60,7 +61,7 @@ class Study:
                 study_name=name or space.name,
                 storage=open_storage(storage) if isinstance(storage, str) else storage,
                 sampler=build_sampler(space, self.candidates, 0),
-                pruner=self._pruner,
+                pruner=NopPruner(),  # the space's is asked by `report`, over a view of the study
                 directions=self.objectives.directions,
                 load_if_exists=True,
             )
@@ -68,6 +69,7 @@ class Study:
         entries = self.entries()
         self._ids: dict[int, int] = {trial.number: trial._trial_id for trial in entries}
         self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
+        self._new: set[int] = set()
         self._notes = Notes(self._storage)
         self._failures = Failures(entries)
         self._proposals = Proposals(self.optuna, self.candidates, entries)
@@ -141,7 +143,13 @@ class Study:
         if isinstance(number_or_reason, str):
             self.halted = number_or_reason
             return None
+        if number_or_reason is not None:
+            self._new.add(number_or_reason)
         return number_or_reason
+
+    def is_new(self, number: int) -> bool:
+        """Whether a trial was first asked for by this process."""
+        return number in self._new
 
     def parameters(self, number: int) -> dict[str, Any]:
         """Returns a trial's sampled values by dotted key, values per layer as lists."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment, ResourcesConfig, SearchSpace
+from cdn_tune.distributed.cluster import slots as slots_on
 from cdn_tune.errors import ClusterError, ConfigError, RunError, SearchError
 from cdn_tune.tuning import preflight as checks
 from cdn_tune.tuning import storage_check as storages
@@ -17,7 +18,6 @@ from cdn_tune.tuning.preflight import (
     check_budget,
     check_disk,
     check_picklable,
-    check_placeable,
     check_steps,
     disk_gb,
     findings,
@@ -147,7 +147,7 @@ def test_what_is_bound_to_this_process_cannot_be_sent() -> None:
     ],
 )
 def test_trials_at_once(resources: dict[str, Any], nodes: list[dict[str, float]], slots: int) -> None:
-    assert check_placeable(ResourcesConfig.model_validate(resources), nodes) == slots
+    assert slots_on(ResourcesConfig.model_validate(resources), nodes) == slots
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_trials_at_once(resources: dict[str, Any], nodes: list[dict[str, float]]
 )
 def test_what_can_never_be_placed(resources: dict[str, Any], nodes: list[dict[str, float]], told: str) -> None:
     with pytest.raises(ClusterError, match=told):
-        check_placeable(ResourcesConfig.model_validate(resources), nodes)
+        slots_on(ResourcesConfig.model_validate(resources), nodes)
 
 
 def test_disk(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

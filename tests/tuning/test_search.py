@@ -172,7 +172,7 @@ def test_a_machine_at_fault_halts_the_search_and_costs_no_trial(tiny: Tiny, tmp_
 
 def test_too_few_resources_are_told(tiny: Tiny, tmp_path: Path) -> None:
     space = make_space(resources={"workers": 1, "cpus_per_worker": 999})
-    with pytest.raises(ClusterError, match="a trial needs 999 CPUs"):
+    with pytest.raises(ClusterError, match="a trial needs 1 x 999 CPUs"):
         search(space, tiny(), tmp_path / "run", ignore)
 
 
