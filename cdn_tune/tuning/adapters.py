@@ -102,7 +102,9 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         self._seen: dict[int, dict[str, Any]] = {}  # of running trials: fastest evaluation, where they ran
 
     def on_trial_error(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
-        """Records why a trial's process failed; Ray has given up restarting it."""
+        """Records why a trial's process failed, once Ray has given up restarting it; it asks at every failure."""
+        if trial.should_recover():
+            return
         error = trial.get_pickled_error()
         self._study.fail(trial.config[NUMBER], reason_of(error) if error else "its worker process died", LOST)
 
