@@ -17,9 +17,10 @@ from rich.progress import Progress
 from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
 from cdn_tune.console.data_commands import build_clips
 from cdn_tune.console.interrupt import GentleStop
-from cdn_tune.console.output import err, one_line_errors, out, warn
+from cdn_tune.console.output import err, one_line_errors, out
 from cdn_tune.console.progress import TrainProgress
-from cdn_tune.console.tables import experiment_line, leaderboard_table, metrics_table
+from cdn_tune.console.tables import experiment_line, leaderboard_table
+from cdn_tune.data.annotations import Split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
 from cdn_tune.training.launch import open_data, train_in
@@ -79,14 +80,44 @@ def run_search(
         _search(space_path, parse_overrides(overrides), trials, run, address)
 
 
-def run_evaluate(run: Path, overrides: list[str]) -> None:
-    """`cdn-tune evaluate`."""
+def run_evaluate(run: Path | None, overrides: list[str], **options: Any) -> None:
+    """`cdn-tune evaluate`; options are those of `evaluation_commands.evaluate`."""
+    from cdn_tune.console.evaluation_commands import evaluate
+
     with one_line_errors(), _terminable():
-        _evaluate(run, parse_overrides(overrides))
+        if run is None:
+            raise ConfigError("name a run folder, or a file of predictions with --predictions FILE")
+        evaluate(run, parse_overrides(overrides), **options)
+
+
+def run_score(
+    predictions: Path,
+    run: Path | None,
+    data: Path | None,
+    dataset: str | None,
+    split: Split,
+    overrides: list[str],
+    output: Path | None,
+) -> None:
+    """`cdn-tune evaluate --predictions`."""
+    from cdn_tune.console.evaluation_commands import score
+
+    with one_line_errors():
+        # Where no run is asked for, the first override stands in its place.
+        score(predictions, data, dataset, split, [*([] if run is None else [str(run)]), *overrides], output)
+
+
+def run_compare(first: Path, second: Path, as_json: bool) -> None:
+    """`cdn-tune compare`."""
+    from cdn_tune.console.evaluation_commands import compare
+
+    with one_line_errors():
+        compare(first, second, as_json)
 
 
 def run_demo(run: Path, trials: int | None) -> None:
     """`cdn-tune demo`."""
+    from cdn_tune.console.evaluation_commands import evaluate
     from cdn_tune.data.planted import plant
 
     with one_line_errors(), _terminable():
@@ -98,11 +129,12 @@ def run_demo(run: Path, trials: int | None) -> None:
         err.print("2/3 searching", markup=False)
         _search(DEMO_SPACE, {"data.root": str(data)}, trials, run, None)
         err.print("3/3 evaluating the winner on the test split", markup=False)
-        _evaluate(run, {})
+        evaluate(run, {})
         for name, what in (
             ("leaderboard.csv", "every trial: parameters, state, val metrics, cost"),
             ("best/", "the kept checkpoints, each with the experiment that rebuilds its model"),
             ("evaluation.json", "the winner on the test split"),
+            ("predictions.jsonl", "what it retrieved for each query"),
             ("study.db", "the Optuna study"),
             ("trials/", "each trial's metrics.jsonl and TensorBoard events"),
         ):
@@ -140,27 +172,6 @@ def _search(
     out.print(f"leaderboard: {run / 'leaderboard.csv'}", markup=False, soft_wrap=True)
     best = result.kept[0] if result.kept else "none is left in the run folder"
     out.print(f"best checkpoint: {best}", markup=False, soft_wrap=True)
-
-
-def _evaluate(run: Path, overrides: dict[str, Any]) -> None:
-    from cdn_tune.evaluation.final import EVALUATION, evaluate_run
-
-    with err.status("evaluating on the test split"):
-        result = evaluate_run(run, overrides)
-    for line in result["damaged_checkpoints"]:
-        warn(line)
-    out.print(metrics_table(result))
-    if result["planted"]:
-        out.print("planted data: these numbers say that the tool works, nothing about real videos", style="yellow")
-    if result["data_changed"]:
-        warn(f"these are not the data of the run: {', '.join(result['data_changed'])} changed since")
-    if result["looks"] > 1:
-        first = run / "evaluation-look-1.json"
-        warn(f"the test split was opened {result['looks']} times for this run; report the first look, {first}")
-    chosen = result["chosen_by"]
-    how = "imported" if chosen["value"] is None else f"chosen by val {chosen['metric']} {chosen['value']:.4f}"
-    out.print(f"{result['checkpoint']}, epoch {result['epoch']}, {how}", markup=False, soft_wrap=True)
-    out.print(f"evaluation: {run / EVALUATION}", markup=False, soft_wrap=True)
 
 
 def _train_group(

@@ -96,9 +96,14 @@ def ranked_moments(results: Sequence[QueryResult], count: int | None = None) -> 
         results: Q results.
         count: Moments per query n; as many as the longest list has, at least 1, if None.
     """
-    count = count or max([1, *(len(result.moments) for result in results)])
+    return pad_moments([result.moments for result in results], count)
+
+
+def pad_moments(listed: Sequence[Sequence[tuple[float, float, float]]], count: int | None = None) -> Tensor:
+    """Returns lists of (start, end, score) as spans, float64 [Q, n, 2], NaN-padded; see `ranked_moments`."""
+    count = count or max([1, *map(len, listed)])
     missing = [[math.nan, math.nan]] * count
-    rows = [([list(moment[:2]) for moment in result.moments] + missing)[:count] for result in results]
+    rows = [([list(moment[:2]) for moment in moments] + missing)[:count] for moments in listed]
     return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), count, 2)
 
 
