@@ -130,4 +130,4 @@ def _ends(interval: Any, digits: int = 2, sign: bool = False) -> str:
         return ""
     form = f"{{:{'+' if sign else ''}.{digits}f}}"
     low, high = (form.format(100 * end) for end in interval)
-    return f"({low} to {high})" if sign else f"({low}-{high})"
+    return f"({low}, {high})" if sign else f"({low}-{high})"
