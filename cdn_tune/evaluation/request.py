@@ -59,6 +59,7 @@ def check_request(request: Request) -> None:
             ("--choose-nms", request.choose_nms),
             ("--train-on", request.train_on != "train"),
             ("--score-maps", request.score_maps),
+            ("--export-format", bool(request.formats)),  # those files have no place for the label
         ):
             if given:
                 raise ConfigError(f"{flag} does not go with --protocol published, which chooses on test; drop one")

@@ -325,6 +325,7 @@ def test_top_checkpoint_and_trials(tiny: Tiny, trained: Path) -> None:
     ("request_", "told"),
     [
         (Request(protocol="published", choose_nms=True), "--choose-nms does not go with --protocol published"),
+        (Request(protocol="published", formats=("charades_sta",)), "--export-format does not go with"),
         (Request(train_on="train+val"), "nothing is trained again without --seeds"),
         (Request(top=2, trials=(1,)), "give one of them"),
     ],
