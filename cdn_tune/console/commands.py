@@ -11,9 +11,10 @@ from rich.progress import Progress
 from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
 from cdn_tune.console.data_commands import build_clips
 from cdn_tune.console.interrupt import GentleStop
-from cdn_tune.console.output import err, one_line_errors, out, terminable, warn
+from cdn_tune.console.output import err, one_line_errors, out, terminable
 from cdn_tune.console.progress import TrainProgress
-from cdn_tune.console.tables import experiment_line, metrics_table
+from cdn_tune.console.tables import experiment_line
+from cdn_tune.data.annotations import Split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
 from cdn_tune.training.launch import open_data, train_in
@@ -65,14 +66,44 @@ def run_plan(experiment_path: str, overrides: list[str]) -> None:
         out.print(plan_table(plan, experiment))
 
 
-def run_evaluate(run: Path, overrides: list[str]) -> None:
-    """`cdn-tune evaluate`."""
+def run_evaluate(run: Path | None, overrides: list[str], **options: Any) -> None:
+    """`cdn-tune evaluate`; options are those of `evaluation_commands.evaluate`."""
+    from cdn_tune.console.evaluation_commands import evaluate
+
     with one_line_errors(), terminable():
-        _evaluate(run, parse_overrides(overrides))
+        if run is None:
+            raise ConfigError("name a run folder, or a file of predictions with --predictions FILE")
+        evaluate(run, parse_overrides(overrides), **options)
+
+
+def run_score(
+    predictions: Path,
+    run: Path | None,
+    data: Path | None,
+    dataset: str | None,
+    split: Split,
+    overrides: list[str],
+    output: Path | None,
+) -> None:
+    """`cdn-tune evaluate --predictions`."""
+    from cdn_tune.console.evaluation_commands import score
+
+    with one_line_errors():
+        # Where no run is asked for, the first override stands in its place.
+        score(predictions, data, dataset, split, [*([] if run is None else [str(run)]), *overrides], output)
+
+
+def run_compare(first: Path, second: Path, as_json: bool) -> None:
+    """`cdn-tune compare`."""
+    from cdn_tune.console.evaluation_commands import compare
+
+    with one_line_errors():
+        compare(first, second, as_json)
 
 
 def run_demo(run: Path, trials: int | None) -> None:
     """`cdn-tune demo`."""
+    from cdn_tune.console.evaluation_commands import evaluate
     from cdn_tune.console.search import search_and_print
     from cdn_tune.data.planted import plant
 
@@ -86,11 +117,12 @@ def run_demo(run: Path, trials: int | None) -> None:
         space, experiment = load_space(DEMO_SPACE, {"data.root": str(data)})
         search_and_print(space, experiment, run, trials=trials)
         err.print("3/3 evaluating the winner on the test split", markup=False)
-        _evaluate(run, {})
+        evaluate(run, {})
         for name, what in (
             ("leaderboard.csv", "every trial: parameters, state, val metrics, cost"),
             ("best/", "the kept checkpoints, each with the experiment that rebuilds its model"),
             ("evaluation.json", "the winner on the test split"),
+            ("predictions.jsonl", "what it retrieved for each query"),
             ("study.db", "the Optuna study"),
             ("trials/", "each trial's metrics.jsonl and TensorBoard events"),
         ):
@@ -105,27 +137,6 @@ def run_import_weights(file: Path, experiment_path: str, overrides: list[str], r
         import_weights(file, load_experiment(experiment_path, parse_overrides(overrides)), run)
         out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
         out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
-
-
-def _evaluate(run: Path, overrides: dict[str, Any]) -> None:
-    from cdn_tune.evaluation.final import EVALUATION, evaluate_run
-
-    with err.status("evaluating on the test split"):
-        result = evaluate_run(run, overrides)
-    for line in result["damaged_checkpoints"]:
-        warn(line)
-    out.print(metrics_table(result))
-    if result["planted"]:
-        out.print("planted data: these numbers say that the tool works, nothing about real videos", style="yellow")
-    if result["data_changed"]:
-        warn(f"these are not the data of the run: {', '.join(result['data_changed'])} changed since")
-    if result["looks"] > 1:
-        first = run / "evaluation-look-1.json"
-        warn(f"the test split was opened {result['looks']} times for this run; report the first look, {first}")
-    chosen = result["chosen_by"]
-    how = "imported" if chosen["value"] is None else f"chosen by val {chosen['metric']} {chosen['value']:.4f}"
-    out.print(f"{result['checkpoint']}, epoch {result['epoch']}, {how}", markup=False, soft_wrap=True)
-    out.print(f"evaluation: {run / EVALUATION}", markup=False, soft_wrap=True)
 
 
 def _train_group(

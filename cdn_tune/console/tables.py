@@ -205,30 +205,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def metrics_table(result: dict[str, Any]) -> Table:
-    """Returns the final evaluation as a table: the model beside what needs no model."""
-    label = "planted data" if result["planted"] else "real data"
-    table = Table(
-        title=f"{result['dataset']} ({label}), {result['split']} split, {result['queries']} queries, in %",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title_justify="left",
-    )
-    table.add_column("")
-    names = list(result["metrics"])
-    for name in names:
-        table.add_column(name, justify="right")
-    rows = {
-        "CDN, best on val": (result["metrics"], "bold green"),
-        "best constant answer": (result["baselines"]["best_constant"]["metrics"], ""),
-        "random moments": (result["baselines"]["random"]["metrics"], "dim"),
-    }
-    for title, (metrics, style) in rows.items():
-        cells = (f"{100 * metrics[name]:.2f}" if name in metrics else "" for name in names)
-        table.add_row(title, *cells, style=style)
-    return table
-
-
 def experiment_line(experiment: Experiment) -> str:
     """Returns an experiment in one line."""
     model, stack = experiment.model, experiment.model.map

@@ -8,15 +8,13 @@ import numpy as np
 import torch
 
 from cdn_tune.config import EvalConfig, recall_name
-from cdn_tune.data.batches import prefetch, sequential_batches, shard
+from cdn_tune.data.batches import sequential_batches, shard
 from cdn_tune.data.dataset import MomentDataset
-from cdn_tune.errors import NotFinite
 from cdn_tune.model import CDN
-from cdn_tune.model.finite import explain_nonfinite
 from cdn_tune.moments.metrics import Metrics, measure
 from cdn_tune.moments.nms import top_moments
 from cdn_tune.moments.spans import iou
-from cdn_tune.training.precision import autocast
+from cdn_tune.training.scores import score_batches
 from cdn_tune.training.world import World
 
 
@@ -62,28 +60,16 @@ def evaluate_split(
         NotFinite: If scores are not finite; names the weights or the queries that are to blame.
     """
     world = world or World()
-    was_training = model.training
-    model.eval()
     count = min(queries or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
     batches = [chosen[batch] for batch in sequential_batches(count, config.batch_size)]
-    mine = [part for part in (shard(batch, world.rank, world.size) for batch in batches) if len(part)]
+    mine = [shard(batch, world.rank, world.size) for batch in batches]
     limit = max(config.recalls)
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    with torch.no_grad():
-        for loaded in prefetch(dataset, mine, pin=world.device.type == "cuda"):
-            batch = loaded.to(world.device)
-            with autocast(world.device, dtype):
-                output = model(batch.visual, batch.words, batch.word_mask)
-            if not bool(output.logits.isfinite().all()):
-                items = [dataset.annotations[index] for index in loaded.indices.tolist()]
-                names = [f"{item.video} ({item.id})" for item in items]
-                reason = explain_nonfinite(model, loaded.visual, loaded.words, names)
-                raise NotFinite(f"scores are not finite: {reason or 'weights or inputs are too large'}")
-            scores = torch.sigmoid(output.logits.float())
-            top, top_scores = top_moments(scores, batch.durations, limit, config.nms_threshold, valid=output.mask)
-            found.append((loaded.indices, top.cpu(), top_scores.cpu()))
-    model.train(was_training)
+    for scored in score_batches(model, dataset, mine, world.device, dtype):
+        durations = scored.batch.durations
+        top, top_scores = top_moments(scored.scores, durations, limit, config.nms_threshold, valid=scored.mask)
+        found.append((scored.indices, top.cpu(), top_scores.cpu()))
     parts = [part for parts in world.gather(found) for part in parts]
     position = torch.cat([part[0] for part in parts]).argsort()
     top = torch.cat([part[1] for part in parts])[position]

@@ -1,50 +1,42 @@
 """The final word: the best checkpoint by val, measured on test, once, beside what needs no model."""
 
+import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import load_split
-from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.planted import plant
-from cdn_tune.errors import CheckpointError, ConfigError, RunError
-from cdn_tune.evaluation.best import choose_best
+from cdn_tune.distributed.tasks import run_tasks
+from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
+from cdn_tune.evaluation import final
+from cdn_tune.evaluation.best import choose_best, choose_models
+from cdn_tune.evaluation.compare import compare_runs
 from cdn_tune.evaluation.final import evaluate_run
+from cdn_tune.evaluation.measures import measures
+from cdn_tune.evaluation.queries import ranked_moments, read_query_results, true_moments
+from cdn_tune.evaluation.request import Request
+from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.training.checkpoint import build_model, load_checkpoint, save_checkpoint
 from cdn_tune.training.evaluation import evaluate_split
-from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import BEST
-from cdn_tune.training.manifest import describe_run
-from cdn_tune.training.report import ignore
 from cdn_tune.training.run_folder import claim, locked
 
 Tiny = Callable[..., Experiment]
-
-
-@pytest.fixture
-def trained(tiny: Tiny, tmp_path: Path) -> Path:
-    """A finished train run."""
-    experiment = tiny(**{"train.epochs": 2})
-    run = tmp_path / "run"
-    with locked(run):
-        claim(
-            run,
-            describe_run("train", experiment, fingerprint(experiment.data)),
-            {"experiment.yaml": experiment.plain()},
-        )
-        train_in(experiment, run, ignore)
-    return run
 
 
 def test_evaluation_of_a_train_run(trained: Path) -> None:
     result = evaluate_run(trained)
     assert json.loads((trained / "evaluation.json").read_text()) == result
     assert (result["schema"], result["split"], result["dataset"], result["planted"]) == (
-        1,
+        2,
         "test",
         "charades_sta",
         True,
@@ -52,8 +44,10 @@ def test_evaluation_of_a_train_run(trained: Path) -> None:
     checkpoint = load_checkpoint(trained / BEST)
     test = load_split(checkpoint.experiment.data, "test")
     assert result["queries"] == len(test)
-    assert result["metrics"] == evaluate_split(checkpoint.model, test, checkpoint.experiment.eval).metrics
-    assert set(result["baselines"]) == {"best_constant", "random"}
+    alone = evaluate_split(checkpoint.model, test, checkpoint.experiment.eval).metrics
+    assert {name: result["metrics"][name] for name in alone} == pytest.approx(alone, abs=1e-12)
+    assert set(result["metrics"]) - set(alone) == {"mAP@0.3", "mAP@0.5", "mAP"}
+    assert set(result["baselines"]) == {"best_constant", "query_blind", "random"}
     assert 0 <= result["baselines"]["best_constant"]["metrics"]["R1@0.5"] <= 1
     assert result["chosen_by"]["split"] == "val"
     assert result["looks"] == 1
@@ -117,9 +111,14 @@ def test_every_look_is_kept(trained: Path) -> None:
     assert json.loads((trained / "evaluation.json").read_text())["looks"] == 2
 
 
-def test_other_data_are_told(trained: Path, tmp_path: Path) -> None:
+def test_other_data_are_refused_unless_asked_for(trained: Path, tmp_path: Path) -> None:
     plant(tmp_path / "other", videos=24, feature_size=16, word_size=12, frame_rate=2.0, seed=2)
-    result = evaluate_run(trained, {"data.root": str(tmp_path / "other")})
+    overrides = {"data.root": str(tmp_path / "other")}
+    with pytest.raises(RunError, match=r"data have changed since the run .*charades_sta_test\.txt.*--other-data"):
+        evaluate_run(trained, overrides)
+    assert not list(trained.glob("evaluation*"))
+    assert not (trained / "looks.jsonl").exists()
+    result = evaluate_run(trained, overrides, Request(other_data=True, resamples=20))
     assert "charades_sta_test.txt" in result["data_changed"]
     assert "vgg_rgb_features.hdf5" in result["data_changed"]
 
@@ -128,3 +127,261 @@ def test_moved_data_are_the_same_data(trained: Path, planted: Path, tmp_path: Pa
     shutil.copytree(planted, tmp_path / "moved")
     result = evaluate_run(trained, {"data.root": str(tmp_path / "moved")})
     assert result["data_changed"] == []
+
+
+def test_predictions_give_the_metrics_again(trained: Path) -> None:
+    result = evaluate_run(trained, None, Request(resamples=50))
+    found = read_query_results(trained / "predictions.jsonl")
+    assert len(found) == result["queries"]
+    again = measures(ranked_moments(found), true_moments(found), result["recalls"], result["ious"])
+    assert again.means == pytest.approx(result["metrics"], abs=1e-9)
+    assert sum(each.iou for each in found) / len(found) == pytest.approx(result["metrics"]["mIoU"])
+    for each in found:
+        assert [score for _, _, score in each.moments] == sorted((m[2] for m in each.moments), reverse=True)
+
+
+def test_every_number_has_its_interval(trained: Path) -> None:
+    result = evaluate_run(trained, None, Request(resamples=200))
+    rows = [result, *result["models"], *result["baselines"].values()]
+    rows += [group for groups in result["groups"].values() for group in groups]
+    for row in rows:
+        assert set(row["intervals"]) == set(row["metrics"])
+        for name, ends in row["intervals"].items():
+            assert ends[0] - 1e-9 <= row["metrics"][name] <= ends[1] + 1e-9
+    gain, blind = result["advantage"], result["baselines"]["query_blind"]["metrics"]
+    for name, difference in gain["difference"].items():
+        assert difference == pytest.approx(result["metrics"][name] - blind[name])
+        assert 0 < gain["p_values"][name] <= 1
+    for groups in result["groups"].values():
+        assert sum(group["queries"] for group in groups) == result["queries"]
+    assert result["published"] == []  # planted
+
+
+def test_seeds_are_trained_once_and_averaged(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(seeds=2, resamples=50)
+    first = evaluate_run(trained, None, request)
+    runs = first["seeds"]["runs"]
+    assert [each["seed"] for each in runs] == [1, 2]
+    assert runs[0]["metrics"] != runs[1]["metrics"]
+    for name, value in first["metrics"].items():
+        mean = sum(each["metrics"][name] for each in runs) / 2
+        assert value == pytest.approx(mean)
+        assert first["std"][name] == pytest.approx(abs(runs[0]["metrics"][name] - mean) * 2**0.5)
+    assert first["reported"] == "mean over 2 seeds"
+    assert first["models"][0]["checkpoint"] == "checkpoints/best.pt"
+    assert len(read_query_results(trained / runs[1]["predictions"])) == first["queries"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("cdn_tune.evaluation.retrain.train", refuse)
+    again = evaluate_run(trained, None, request)
+    assert again["metrics"] == first["metrics"]
+    with pytest.raises(AssertionError, match="trained again"):
+        evaluate_run(trained, None, Request(seeds=3, resamples=50))
+    assert json.loads((trained / "looks.jsonl").read_text().splitlines()[-1])["look"] == 2
+
+
+def test_a_seed_that_was_stopped_goes_on(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cdn_tune.evaluation import retrain
+
+    def stop(*arguments: object, **options: object) -> None:
+        real(*arguments, **{**options, "stop": lambda: True})  # type: ignore[arg-type]
+
+    whole = evaluate_run(trained, None, Request(seeds=1, resamples=20))
+    shutil.rmtree(trained / "seeds")
+    real = retrain.train
+    monkeypatch.setattr(retrain, "train", stop)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_run(trained, None, Request(seeds=1, resamples=20))
+    monkeypatch.setattr(retrain, "train", real)
+    again = evaluate_run(trained, None, Request(seeds=1, resamples=20))
+    assert again["metrics"] == whole["metrics"]
+    assert again["looks"] == 2  # what was interrupted never opened test
+
+
+def test_seeds_folder_of_another_trial_is_not_touched(trained: Path) -> None:
+    evaluate_run(trained, None, Request(seeds=1, resamples=20))
+    path = trained / "seeds/1/experiment.yaml"
+    path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
+    with pytest.raises(RunError, match=r"seeds/1: holds another trial \(train\.epochs is 3 there, 2 here\)"):
+        evaluate_run(trained, None, Request(seeds=1, resamples=20))
+
+
+def test_train_and_val_together_for_the_winners_epochs(trained: Path) -> None:
+    path = trained / BEST
+    best = load_checkpoint(path)
+    state = best.model.state_dict()
+    save_checkpoint(path, best.experiment, {"model": state, "epoch": 1, "val": best.val, "planted": True})
+    result = evaluate_run(trained, None, Request(seeds=1, train_on="train+val", resamples=20))
+    (row,) = result["seeds"]["runs"]
+    assert (row["checkpoint"], result["seeds"]["trained_on"]) == ("seeds/1-train+val/checkpoint.pt", "train+val")
+    kept = load_checkpoint(trained / row["checkpoint"])
+    assert (kept.epoch, kept.val) == (1, {})
+    assert result["seeds"]["epoch_chosen_on"] == "val"
+    assert not (trained / "seeds/1-train+val/checkpoints").exists()
+    assert result["reported"] == "one seed"
+    assert result["std"] is None
+
+
+def test_the_published_protocol_is_labelled_and_apart(trained: Path) -> None:
+    honest = evaluate_run(trained, None, Request(resamples=20))
+    result = evaluate_run(trained, None, Request(protocol="published", resamples=20))
+    assert result["protocol"] == "published"
+    assert "test split itself" in result["label"]
+    assert result["chosen_by"]["split"] == "test"
+    assert result["seeds"]["trained_on"] == "train+val"  # Charades-STA has no val
+    assert result["models"] == []
+    assert result["looks"] == 2
+    assert json.loads((trained / "evaluation.json").read_text()) == honest
+    assert json.loads((trained / "evaluation-published.json").read_text()) == result
+    assert len(read_query_results(trained / "predictions-published.jsonl")) == result["queries"]
+    kept = load_checkpoint(trained / "published/0/checkpoints/best.pt")
+    metric = kept.experiment.eval.metric
+    assert kept.val[metric] == pytest.approx(result["metrics"][metric])  # it was chosen by what it is measured with
+
+
+def test_the_nms_threshold_is_chosen_on_val(trained: Path) -> None:
+    result = evaluate_run(trained, None, Request(choose_nms=True, resamples=20))
+    nms = result["nms"]
+    assert (nms["chosen_on"], nms["metric"]) == ("val", "R5@0.5")
+    values = {each["threshold"]: each["value"] for each in nms["tried"]}
+    best = load_checkpoint(trained / BEST)
+    val = load_split(best.experiment.data, "val")
+    for threshold in (0.3, 0.5, 0.8):
+        config = best.experiment.eval.model_copy(update={"nms_threshold": threshold})
+        assert values[threshold] == pytest.approx(evaluate_split(best.model, val, config).metrics["R5@0.5"])
+    assert values[nms["threshold"]] == max(values.values())
+    config = best.experiment.eval.model_copy(update={"nms_threshold": nms["threshold"]})
+    test = load_split(best.experiment.data, "test")
+    assert result["metrics"]["R5@0.5"] == pytest.approx(evaluate_split(best.model, test, config).metrics["R5@0.5"])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_several_workers_find_the_same(trained: Path) -> None:
+    """Shares of the queries, seeds, NMS threshold and score maps, from Ray tasks: bit for bit the same."""
+    overrides = {"eval.batch_size": 7}
+    request = Request(seeds=2, choose_nms=True, score_maps=True, resamples=20)
+    alone = evaluate_run(trained, overrides, request)
+    maps, predictions = (trained / "score_maps.hdf5").read_bytes(), (trained / "predictions.jsonl").read_bytes()
+    shutil.rmtree(trained / "seeds")
+    together = evaluate_run(trained, overrides, dataclasses.replace(request, workers=Workers(2)))
+    changing = ("created", "looks")
+    assert {k: v for k, v in together.items() if k not in changing} == {
+        k: v for k, v in alone.items() if k not in changing
+    }
+    assert (trained / "predictions.jsonl").read_bytes() == predictions
+    with h5py.File(io.BytesIO(maps)) as one, h5py.File(trained / "score_maps.hdf5") as two:
+        np.testing.assert_array_equal(one["scores"][:], two["scores"][:])
+    assert not list(trained.glob(".score_maps*"))
+    with pytest.raises(RunError, match="no such file"):
+        list(run_tasks(_fail, [("a",), ("b",)], 2))
+
+
+def _fail(name: str) -> None:
+    raise RunError(f"{name}: no such file")
+
+
+def test_score_maps_hold_the_predictions(trained: Path) -> None:
+    evaluate_run(trained, None, Request(score_maps=True, resamples=20))
+    found = read_query_results(trained / "predictions.jsonl")
+    with h5py.File(trained / "score_maps.hdf5") as file:
+        assert [name.decode() for name in file["id"][:]] == [each.id for each in found]
+        for number, each in enumerate(found):
+            scores, duration = file["scores"][number], file["duration"][number]
+            assert np.nanmax(scores) == pytest.approx(each.moments[0][2])
+            first, last = np.unravel_index(np.nanargmax(scores), scores.shape)
+            size = duration / len(scores)
+            assert each.moments[0][:2] == pytest.approx((first * size, (last + 1) * size), abs=1e-4)
+            assert np.isnan(scores[np.tril_indices(len(scores), -1)]).all()
+
+
+def test_top_checkpoint_and_trials(tiny: Tiny, trained: Path) -> None:
+    """The best K of a search, one opening of test."""
+    run = trained.parent / "search"
+    best = load_checkpoint(trained / BEST)
+    with locked(run):
+        claim(run, {"kind": "search"}, {})
+    for number, value in enumerate([0.2, 0.9, 0.5]):
+        path = run / "best" / f"trial-{number:04d}" / "checkpoint.pt"
+        content = {"model": best.model.state_dict(), "epoch": 1, "val": {"R1@0.5": value}, "planted": True}
+        save_checkpoint(path, best.experiment, content)
+    two = evaluate_run(run, None, Request(top=2, resamples=20))
+    assert [model["checkpoint"][5:15] for model in two["models"]] == ["trial-0001", "trial-0002"]
+    assert two["looks"] == 1
+    front = evaluate_run(run, None, Request(trials=(2, 0, 7), resamples=20))
+    assert [model["checkpoint"][5:15] for model in front["models"]] == ["trial-0002", "trial-0000"]
+    assert "trial-0007: its checkpoint was not kept" in front["damaged_checkpoints"][0]
+    named = evaluate_run(run, None, Request(checkpoint=trained / BEST, resamples=20))
+    assert named["checkpoint"] == str(trained / BEST)
+    with pytest.raises(RunError, match="keeps no checkpoint of the Pareto front"):
+        choose_models(run, trials=[9])
+    with pytest.raises(CheckpointError, match="--checkpoint /nowhere: no such file"):
+        choose_models(run, file=Path("/nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (Request(protocol="published", choose_nms=True), "--choose-nms does not go with --protocol published"),
+        (Request(protocol="published", formats=("charades_sta",)), "--export-format does not go with"),
+        (Request(train_on="train+val"), "nothing is trained again without --seeds"),
+        (Request(top=2, trials=(1,)), "give one of them"),
+    ],
+)
+def test_what_does_not_go_together(trained: Path, request_: Request, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        evaluate_run(trained, None, request_)
+    assert not (trained / "looks.jsonl").exists()
+
+
+def test_a_look_is_recorded_before_test_is_opened(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise TrainingError("the power is gone")
+
+    monkeypatch.setattr(final, "retrieve", crash)
+    with pytest.raises(TrainingError):
+        evaluate_run(trained)
+    monkeypatch.undo()
+    assert evaluate_run(trained, None, Request(resamples=20))["looks"] == 2
+
+
+def test_features_of_another_size_are_one_line(trained: Path, planted: Path, tmp_path: Path) -> None:
+    shutil.copytree(planted, tmp_path / "wide")
+    path = tmp_path / "wide/vgg_rgb_features.hdf5"
+    with h5py.File(path, "r+") as file:
+        for video in list(file):
+            frames = file[video][:]
+            del file[video]
+            file[video] = np.concatenate([frames, frames], axis=1)
+    with pytest.raises(DataError, match="32") as caught:
+        evaluate_run(trained, {"data.root": str(tmp_path / "wide")}, Request(other_data=True))
+    assert "\n" not in str(caught.value)
+    assert not list(trained.glob("evaluation*"))
+    assert not (trained / "looks.jsonl").exists()
+
+
+def test_two_runs_compare_on_the_same_queries(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    with pytest.raises(RunError, match="is not evaluated yet"):
+        compare_runs(trained, other)
+    evaluate_run(trained, None, Request(resamples=20))
+    evaluate_run(other, None, Request(seeds=1, resamples=20))
+    same = compare_runs(trained, trained, 100)
+    assert all(row["difference"] == 0 and row["p_value"] == 1 for row in same["metrics"])
+    found, back = compare_runs(trained, other, 300), compare_runs(other, trained, 300)
+    facts = [json.loads((run / "evaluation.json").read_text()) for run in (trained, other)]
+    for row, reverse in zip(found["metrics"], back["metrics"], strict=True):
+        assert row["first"]["value"] == pytest.approx(facts[0]["metrics"][row["name"]], abs=1e-9)
+        assert row["second"]["value"] == pytest.approx(facts[1]["metrics"][row["name"]], abs=1e-9)
+        assert row["difference"] == pytest.approx(-reverse["difference"])
+        assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+    lines = (trained / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (trained / "predictions.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(RunError, match="only runs measured on the same queries"):
+        compare_runs(trained, other)
+    (trained / "predictions.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(RunError, match="only runs measured on the same queries"):
+        compare_runs(trained, other)

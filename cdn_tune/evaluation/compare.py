@@ -1,0 +1,155 @@
+"""Whether one run is better than another: the same queries, in pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.data.annotations import Annotation
+from cdn_tune.errors import RunError
+from cdn_tune.evaluation.final import EVALUATION
+from cdn_tune.evaluation.measures import Measures, mean_measures, measures, video_numbers
+from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, ranked_moments, read_query_results, true_moments
+from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
+from cdn_tune.moments.paired import compare_paired
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two runs.
+
+    Attributes:
+        run: Its folder.
+        facts: Its evaluation.json.
+        results: What its winner retrieved; under other seeds, what each of these did.
+        reported: What its numbers are of.
+    """
+
+    run: Path
+    facts: dict[str, Any]
+    results: list[list[QueryResult]]
+    reported: str
+
+
+def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Compares two evaluated runs on the queries of the test split, from their predictions.jsonl.
+
+    Where a run was evaluated under several seeds, its number per query is the mean over them.
+
+    Args:
+        first: A run folder with an evaluation.
+        second: Another.
+        resamples: Of the intervals and of the test.
+        seed: Of the draws.
+
+    Returns:
+        Ready for JSON: ``metrics``, a row for each metric that both report: ``name``, ``first`` and ``second`` (each
+        ``value`` and ``interval``), ``difference`` (first minus second), ``interval``, ``p_value``; ``queries``,
+        ``videos``, ``dataset``, ``planted``, and what each side's numbers are of.
+
+    Raises:
+        RunError: If a run has no evaluation, or they were not measured on the same queries.
+        DataError: If predictions cannot be read.
+    """
+    sides = [_side(first), _side(second)]
+    mine, theirs = sides
+    _check_same(mine, theirs)
+    recalls = [each for each in mine.facts["recalls"] if each in theirs.facts["recalls"]]
+    ious = [each for each in mine.facts["ious"] if each in theirs.facts["ious"]]
+    if not recalls or not ious:
+        raise RunError(f"{first} and {second}: report no R@n or no IoU in common; evaluate one with eval.ious=[...]")
+    tables = [_measured(side, recalls, ious) for side in sides]
+    videos = video_numbers([_annotation(result) for result in mine.results[0]])
+    own = [interval(cluster_means(table.values, videos, resamples, seed)) for table in tables]
+    paired = compare_paired(tables[0].values, tables[1].values, videos, resamples, seed)
+    rows = []
+    for number, name in enumerate(tables[0].names):
+        values = [
+            {"value": table.means[name], "interval": ends[:, number].tolist()}
+            for table, ends in zip(tables, own, strict=True)
+        ]
+        rows.append(
+            {
+                "name": name,
+                "first": values[0],
+                "second": values[1],
+                "difference": float(paired.difference[number]),
+                "interval": [float(paired.low[number]), float(paired.high[number])],
+                "p_value": float(paired.p_value[number]),
+            }
+        )
+    return {
+        "schema": SCHEMA,
+        "first": {"run": str(first), "reported": mine.reported, "looks": mine.facts["looks"]},
+        "second": {"run": str(second), "reported": theirs.reported, "looks": theirs.facts["looks"]},
+        "dataset": mine.facts["dataset"],
+        "planted": bool(mine.facts["planted"] or theirs.facts["planted"]),
+        "split": mine.facts["split"],
+        "queries": len(mine.results[0]),
+        "videos": int(videos.max()) + 1,
+        "resamples": resamples,
+        "seed": seed,
+        "metrics": rows,
+    }
+
+
+def _side(run: Path) -> _Side:
+    path = run / EVALUATION
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run folder")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{run}: is not evaluated yet; run: cdn-tune evaluate {run}") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); evaluate the run again") from None
+    if not isinstance(facts, dict) or facts.get("schema", 1) < 2:
+        raise RunError(f"{path}: was written by an earlier version; evaluate the run again")
+    seeds = facts.get("seeds")
+    if seeds and all((run / each["predictions"]).is_file() for each in seeds["runs"]):
+        results = [read_query_results(run / each["predictions"]) for each in seeds["runs"]]
+        return _Side(run, facts, results, facts["reported"])
+    return _Side(run, facts, [read_query_results(run / PREDICTIONS)], "checkpoint")
+
+
+def _check_same(mine: _Side, theirs: _Side) -> None:
+    for name in ("dataset", "planted", "split"):
+        if mine.facts[name] != theirs.facts[name]:
+            raise RunError(
+                f"{mine.run} and {theirs.run}: {name} is {mine.facts[name]} there and {theirs.facts[name]} here; "
+                "only runs measured on the same data compare"
+            )
+    asked = [_question(result) for result in mine.results[0]]
+    for side in (mine, theirs):
+        for results in side.results:
+            if len(results) != len(asked):
+                raise RunError(
+                    f"{mine.run} and {theirs.run}: {len(asked)} and {len(results)} queries; "
+                    "only runs measured on the same queries compare"
+                )
+            for question, result in zip(asked, results, strict=True):
+                if question != _question(result):
+                    raise RunError(
+                        f"{mine.run} and {theirs.run}: query {question[0]} there, {result.id} here, or with another "
+                        "video, sentence or moment; only runs measured on the same queries compare"
+                    )
+
+
+def _question(result: QueryResult) -> tuple[Any, ...]:
+    return (result.id, result.video, result.query, result.duration, result.truth, result.split)
+
+
+def _annotation(result: QueryResult) -> Annotation:
+    return Annotation(result.id, result.video, result.duration, *result.truth, result.query)
+
+
+def _measured(side: _Side, recalls: Sequence[int], ious: Sequence[float]) -> Measures:
+    most = max(max((len(result.moments) for results in side.results for result in results), default=1), *recalls)
+    return mean_measures(
+        [measures(ranked_moments(results, most), true_moments(results), recalls, ious) for results in side.results]
+    )

@@ -1,0 +1,152 @@
+"""predictions.jsonl: what was retrieved for each query, a line each, beside what should have been."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdn_tune.data.annotations import Annotation
+from cdn_tune.errors import DataError
+from cdn_tune.moments.spans import iou
+from cdn_tune.training.files import write_text
+
+PREDICTIONS = "predictions.jsonl"
+LINE = (
+    '{"id": "a:1", "video": "a", "query": "she waves", "duration": 31.5, "truth": [2, 9.5], "moments": [[2, 9, 0.8]], '
+    '"iou": 0.93, "split": "test"}'
+)
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """One query and its ranked moments. All times are in seconds.
+
+    Attributes:
+        id: The annotation's id.
+        video: Name of the video.
+        query: The sentence.
+        duration: Length of the video.
+        truth: The annotated moment, (start, end).
+        moments: Retrieved ones, best first, (start, end, score); scores within [0, 1] for a CDN.
+        iou: IoU of the first with the truth; 0 if there is none.
+        split: The split the query is of.
+    """
+
+    id: str
+    video: str
+    query: str
+    duration: float
+    truth: tuple[float, float]
+    moments: tuple[tuple[float, float, float], ...]
+    iou: float
+    split: str
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the result as its line holds it."""
+        return {
+            "id": self.id,
+            "video": self.video,
+            "query": self.query,
+            "duration": self.duration,
+            "truth": list(self.truth),
+            "moments": [list(moment) for moment in self.moments],
+            "iou": self.iou,
+            "split": self.split,
+        }
+
+
+def query_results(annotations: Sequence[Annotation], top: Tensor, scores: Tensor, split: str) -> list[QueryResult]:
+    """Returns what was retrieved for each query.
+
+    Args:
+        annotations: The queries, Q of them.
+        top: Ranked moments in seconds, NaN-padded [Q, n, 2].
+        scores: Their scores [Q, n].
+        split: The split the queries are of.
+    """
+    truth = torch.tensor([(item.start, item.end) for item in annotations], dtype=torch.float64)
+    first = iou(top[:, 0].double(), truth).nan_to_num(nan=0.0).tolist()
+    rows = torch.cat([top.double(), scores.double()[..., None]], dim=-1).tolist()
+    return [
+        QueryResult(
+            item.id,
+            item.video,
+            item.query,
+            item.duration,
+            (item.start, item.end),
+            tuple((start, end, score) for start, end, score in row if not math.isnan(start)),
+            overlap,
+            split,
+        )
+        for item, row, overlap in zip(annotations, rows, first, strict=True)
+    ]
+
+
+def ranked_moments(results: Sequence[QueryResult], count: int | None = None) -> Tensor:
+    """Returns the retrieved moments as `moments.metrics.measure` takes them, float64 [Q, n, 2], NaN-padded.
+
+    Args:
+        results: Q results.
+        count: Moments per query n; as many as the longest list has, at least 1, if None.
+    """
+    return pad_moments([result.moments for result in results], count)
+
+
+def pad_moments(listed: Sequence[Sequence[tuple[float, float, float]]], count: int | None = None) -> Tensor:
+    """Returns lists of (start, end, score) as spans, float64 [Q, n, 2], NaN-padded; see `ranked_moments`."""
+    count = count or max([1, *map(len, listed)])
+    missing = [[math.nan, math.nan]] * count
+    rows = [([list(moment[:2]) for moment in moments] + missing)[:count] for moments in listed]
+    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), count, 2)
+
+
+def true_moments(results: Sequence[QueryResult]) -> Tensor:
+    """Returns the annotated moments in seconds, float64 [Q, 2]."""
+    return torch.tensor([result.truth for result in results], dtype=torch.float64).reshape(len(results), 2)
+
+
+def write_query_results(path: Path, results: Iterable[QueryResult]) -> None:
+    """Writes results atomically, one JSON object per line."""
+    write_text(path, "".join(json.dumps(result.plain(), ensure_ascii=False) + "\n" for result in results))
+
+
+def read_query_results(path: Path) -> list[QueryResult]:
+    """Reads what `write_query_results` wrote.
+
+    Raises:
+        DataError: If the file is missing or a line is wrong; names file and line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); write it with: cdn-tune evaluate RUN") from None
+    results = [_result(line, f"{path}:{count}") for count, line in enumerate(lines, start=1) if line.strip()]
+    if not results:
+        raise DataError(f"{path}: holds no predictions; write it with: cdn-tune evaluate RUN")
+    return results
+
+
+def _result(line: str, where: str) -> QueryResult:
+    try:
+        entry = json.loads(line)
+        start, end = entry["truth"]
+        return QueryResult(
+            str(entry["id"]),
+            str(entry["video"]),
+            str(entry["query"]),
+            float(entry["duration"]),
+            (float(start), float(end)),
+            tuple((float(first), float(last), float(score)) for first, last, score in entry["moments"]),
+            float(entry["iou"]),
+            str(entry["split"]),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{where}: not a line of predictions ({reason}); expected {LINE}") from None

@@ -1,0 +1,196 @@
+"""Training the winner again, under other seeds or another protocol: trial folders in the run, that go on if stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cdn_tune.config import Experiment, build, override
+from cdn_tune.config.yaml import dump, read_mapping
+from cdn_tune.data.annotations import Split
+from cdn_tune.data.dataset import MomentDataset, load_splits
+from cdn_tune.data.fingerprint import is_planted
+from cdn_tune.data.layouts import layout_of, root_of
+from cdn_tune.errors import CheckpointError, RunError, TrainingError
+from cdn_tune.evaluation.scoring import Workers
+from cdn_tune.training.checkpoint import read_checkpoint, save_checkpoint
+from cdn_tune.training.files import write_text
+from cdn_tune.training.launch import open_data
+from cdn_tune.training.loop import BEST, LAST, train
+from cdn_tune.training.records import read_metrics
+from cdn_tune.training.report import EpochReport
+from cdn_tune.training.run_folder import EXPERIMENT, first_difference
+from cdn_tune.training.state import PREVIOUS
+
+Mode = Literal["train", "train+val", "published"]
+Done = Callable[[int, int], None]
+
+FINAL = Path("checkpoint.pt")
+_FOLDERS: dict[Mode, str] = {
+    "train": "seeds/{seed}",
+    "train+val": "seeds/{seed}-train+val",
+    "published": "published/{seed}",
+}
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """One trial that was trained again.
+
+    Attributes:
+        seed: Its seed.
+        folder: Its folder.
+        experiment: What was trained.
+        checkpoint: The file to measure.
+        trained_on: ``train`` or ``train+val``.
+    """
+
+    seed: int
+    folder: Path
+    experiment: Experiment
+    checkpoint: Path
+    trained_on: str
+
+
+def retrain(
+    run: Path,
+    winner: Experiment,
+    seeds: list[int],
+    mode: Mode,
+    epochs: int,
+    workers: Workers,
+    on_done: Done,
+) -> list[Retrained]:
+    """Trains the winner under other seeds, several at a time; what was finished before is not run again.
+
+    Args:
+        run: The locked run folder.
+        winner: Its experiment, with its data where they are now.
+        seeds: The seeds.
+        mode: ``train``: on train, the epoch chosen on val, for each seed. ``train+val``: on both, for `epochs`.
+            ``published``: as the published code does it, the epoch chosen on test; on train, or, where val is carved
+            from the training file, on all of that.
+        epochs: Of ``train+val``: those that the winner took on val.
+        workers: Who trains; one worker trains one trial.
+        on_done: Called with (trials done, trials in all).
+
+    Raises:
+        RunError: If a folder holds another trial.
+        CdnTuneError: If data, training or cluster is at fault.
+    """
+    trials = []
+    both = mode == "train+val" or (mode == "published" and carves_val(winner))
+    for seed in seeds:
+        experiment = override(winner.plain(), {"seed": seed, **_changes(mode)}, f"seed {seed}")
+        folder = run / _FOLDERS[mode].format(seed=seed)
+        trials.append(
+            Retrained(
+                seed,
+                folder,
+                experiment,
+                folder / (FINAL if mode == "train+val" else BEST),
+                "train+val" if both else "train",
+            )
+        )
+    for trial in trials:
+        _claim(trial)
+    inputs = [(trial.experiment.plain(), str(trial.folder), mode, epochs) for trial in trials]
+    left = [each for each, trial in zip(inputs, trials, strict=True) if not _is_finished(trial.folder, mode)]
+    done = len(inputs) - len(left)
+    on_done(done, len(inputs))
+    if left and not workers.here:
+        from cdn_tune.distributed.tasks import run_tasks
+
+        for _ in run_tasks(train_again, left, workers.count, workers.address):
+            done += 1
+            on_done(done, len(inputs))
+    else:
+        for each in left:
+            train_again(*each)
+            done += 1
+            on_done(done, len(inputs))
+    return trials
+
+
+class _Enough(Exception):  # noqa: N818 - no error
+    """The epoch that was chosen on val is reached."""
+
+
+def train_again(experiment: dict[str, Any], folder: str, mode: Mode, epochs: int) -> None:
+    """Trains one trial, or goes on with it; module-level, so that it pickles."""
+    settings, path = build(Experiment, experiment, folder), Path(folder)
+    splits = _splits(settings, mode)
+
+    def report(done: EpochReport) -> None:
+        if mode == "train+val" and done.epoch >= epochs:
+            raise _Enough
+
+    try:
+        train(settings, path, report, splits, planted=is_planted(settings.data))
+    except _Enough:
+        _keep_last(settings, path, epochs)
+    if mode == "train+val" and not (path / FINAL).exists():
+        raise TrainingError(f"{path}: ended before epoch {epochs}, which was chosen on val; delete it and start again")
+    if mode == "train+val":
+        shutil.rmtree((path / LAST).parent, ignore_errors=True)
+    for name in (LAST, PREVIOUS):  # three times the size of the model that is kept
+        (path / name).unlink(missing_ok=True)
+
+
+def carves_val(experiment: Experiment) -> bool:
+    """Returns whether the dataset has no val files of its own, so that val is a part of its training file."""
+    return not layout_of(experiment.data.dataset).files(root_of(experiment.data), "val")
+
+
+def _changes(mode: Mode) -> dict[str, Any]:
+    if mode == "train+val":  # nothing is left to choose with
+        return {"train.patience": 0}
+    if mode == "published":
+        return {"train.eval_every": 1, "train.eval_queries": None}
+    return {}
+
+
+def _splits(experiment: Experiment, mode: Mode) -> Mapping[Split, MomentDataset]:
+    if mode == "train":
+        return open_data(experiment.data)
+    wanted: tuple[Split, ...] = ("train", "val") if mode == "train+val" else ("train", "val", "test")
+    loaded = load_splits(experiment.data, wanted)
+    first, second = loaded["train"], loaded["val"]
+    whole = MomentDataset(
+        first.annotations + second.annotations, first.skipped + second.skipped, first.vocabulary, first.features
+    )
+    if mode == "train+val":
+        return {"train": whole, "val": second}  # val is watched, and chooses nothing
+    return {"train": whole if carves_val(experiment) else first, "val": loaded["test"]}
+
+
+def _claim(trial: Retrained) -> None:
+    path = trial.folder / EXPERIMENT
+    if not path.exists():
+        write_text(path, dump(trial.experiment.plain()))
+        return
+    held = build(Experiment, read_mapping(path), str(path))
+    difference = first_difference(held.plain(), trial.experiment.plain())
+    if difference is not None:
+        raise RunError(f"{trial.folder}: holds another trial ({difference}); move or delete that folder")
+
+
+def _is_finished(folder: Path, mode: Mode) -> bool:
+    if mode == "train+val":
+        return (folder / FINAL).exists()
+    epochs = read_metrics(folder)
+    return bool(epochs) and (folder / BEST).exists() and epochs[-1]["epoch"] >= epochs[-1]["epochs"]
+
+
+def _keep_last(experiment: Experiment, folder: Path, epochs: int) -> None:
+    """Makes the weights after the last epoch the trial's checkpoint."""
+    content = read_checkpoint(folder / LAST)
+    if len(content["history"]) != epochs or content["within"] is not None:
+        shutil.rmtree((folder / LAST).parent, ignore_errors=True)
+        raise CheckpointError(f"{folder}: was stopped just past epoch {epochs}; the same command trains it again")
+    weights = content["model"] if content["ema"] is None else content["ema"][0]
+    kept = {"model": weights, "epoch": epochs, "val": {}, "planted": is_planted(experiment.data)}
+    save_checkpoint(folder / FINAL, experiment, kept)

@@ -1,0 +1,99 @@
+"""score_maps.hdf5: the whole score map of every query.
+
+Datasets: ``scores`` float32 [Q, S, S], the score in [0, 1] of the moment from the start of clip s to the end of clip e,
+NaN where (s, e) is no proposal; ``id`` and ``video``, texts [Q]; ``duration`` float64 [Q], seconds: clip s begins at
+``s / S * duration``. Attribute ``split``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from cdn_tune.data.annotations import Annotation
+from cdn_tune.training.files import told
+
+SCORE_MAPS = "score_maps.hdf5"
+
+
+class ScoreMaps:
+    """Writes the maps of some queries, batch by batch.
+
+    Args:
+        path: The file; it is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: Any = h5py.File(path, "w")
+
+    def add(self, indices: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor) -> None:
+        """Adds the maps [B, S, S] of queries at positions [B] of the split; `mask` [S, S] tells the proposals."""
+        clips = scores.shape[-1]
+        maps = scores.float().masked_fill(~mask, torch.nan).cpu().numpy()
+        with told(self._path):
+            if "scores" not in self._file:
+                self._file.create_dataset("index", (0,), "i8", maxshape=(None,))
+                self._file.create_dataset(
+                    "scores", (0, clips, clips), "f4", maxshape=(None, clips, clips), chunks=(1, clips, clips)
+                )
+            first, last = len(self._file["index"]), len(self._file["index"]) + len(indices)
+            self._file["index"].resize((last,))
+            self._file["scores"].resize((last, clips, clips))
+            self._file["index"][first:] = indices.numpy()
+            self._file["scores"][first:] = maps
+
+    def __enter__(self) -> ScoreMaps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def merge_score_maps(path: Path, parts: Sequence[Path], annotations: Sequence[Annotation], split: str) -> None:
+    """Writes the file of a split from the workers' parts, which are deleted.
+
+    Args:
+        path: The file; a reader sees the old one or the new one.
+        parts: As `ScoreMaps` wrote them, together every query of the split once.
+        annotations: The queries of the split.
+        split: Its name.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    texts = h5py.string_dtype()
+    try:
+        with told(path), h5py.File(temporary, "w") as file:
+            file.attrs["split"] = split
+            file.create_dataset("id", data=[item.id for item in annotations], dtype=texts)
+            file.create_dataset("video", data=[item.video for item in annotations], dtype=texts)
+            file.create_dataset("duration", data=np.array([item.duration for item in annotations]))
+            for part in parts:
+                with h5py.File(part) as source:
+                    if "scores" not in source:  # a worker without a batch
+                        continue
+                    clips = source["scores"].shape[-1]
+                    if "scores" not in file:
+                        shape = (len(annotations), clips, clips)
+                        file.create_dataset(
+                            "scores", shape, "f4", chunks=(1, clips, clips), compression="gzip", compression_opts=1
+                        )
+                    for row, index in enumerate(source["index"][:]):
+                        file["scores"][index] = source["scores"][row]
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+"""From what was retrieved to what is reported: metrics with intervals, groups, baselines, the gain over the bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cdn_tune.config import recall_name
+from cdn_tune.data.annotations import Annotation
+from cdn_tune.data.tokenizer import words
+from cdn_tune.evaluation.measures import Measures, depth, measures, video_numbers
+from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top, constant_top, random_top
+from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
+from cdn_tune.moments.groups import query_groups
+from cdn_tune.moments.paired import compare_paired
+
+LEVEL = 0.95
+BLIND = "query_blind"
+
+
+def summarise(
+    models: Mapping[str, Measures],
+    annotations: Sequence[Annotation],
+    train: Sequence[Annotation],
+    recalls: Sequence[int],
+    ious: Sequence[float],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Summarises an evaluation; the first model is the one that is reported, told apart and compared.
+
+    Args:
+        models: What each query adds to the metrics of each model.
+        annotations: The queries.
+        train: Those on which the answers that need no model are chosen.
+        recalls: The n of R@n.
+        ious: IoU thresholds.
+        seed: Of the random answers and of the resamples.
+        resamples: Of intervals and tests.
+
+    Returns:
+        Ready for JSON: ``metrics``, ``intervals``, ``models`` (the same of each by name), ``groups``, ``baselines``,
+        ``advantage`` (over the query-blind list), ``bootstrap``. docs/evaluation.md describes each.
+    """
+    first = next(iter(models.values()))
+    videos = video_numbers(annotations)
+    answers, facts = _baselines(annotations, train, recalls, ious, seed)
+    groups = query_groups(*_times(annotations), [len(words(item.query)) for item in annotations])
+    columns = {f"model {name}": each for name, each in models.items()}
+    columns |= {f"baseline {name}": each for name, each in answers.items()}
+    for kind, masks in groups.items():
+        for label, mask in masks.items():
+            values = np.where(mask.numpy()[:, None], first.values, np.nan)
+            columns[f"group {kind} {label}"] = Measures(first.names, values)
+    ends = _intervals(columns, videos, seed, resamples)
+    reported = {name: {"metrics": each.means, "intervals": ends[f"model {name}"]} for name, each in models.items()}
+    blind = answers[BLIND].only(first.names)
+    paired = compare_paired(first.values, blind.values, videos, resamples, seed)
+    return {
+        **next(iter(reported.values())),
+        "models": reported,
+        "groups": {
+            kind: [
+                {
+                    "label": label,
+                    "queries": int(mask.sum()),
+                    "videos": len(np.unique(videos[mask.numpy()])),
+                    "metrics": Measures(first.names, first.values[mask.numpy()]).means,
+                    "intervals": ends[f"group {kind} {label}"],
+                }
+                for label, mask in masks.items()
+            ]
+            for kind, masks in groups.items()
+        },
+        "baselines": {
+            name: {**facts[name], "metrics": each.means, "intervals": ends[f"baseline {name}"]}
+            for name, each in answers.items()
+        },
+        "advantage": {
+            "over": BLIND,
+            "difference": _named(first.names, paired.difference),
+            "intervals": {
+                name: [float(low), float(high)]
+                for name, low, high in zip(first.names, paired.low, paired.high, strict=True)
+            },
+            "p_values": _named(first.names, paired.p_value),
+        },
+        "bootstrap": {"level": LEVEL, "resamples": resamples, "seed": seed, "clusters": int(videos.max()) + 1},
+    }
+
+
+def _intervals(
+    columns: Mapping[str, Measures], videos: Any, seed: int, resamples: int
+) -> dict[str, dict[str, list[float] | None]]:
+    """Returns intervals by model and metric, all from the same resamples; None where no resample holds a query."""
+    values = np.concatenate([each.values for each in columns.values()], axis=1)
+    low, high = interval(cluster_means(values, videos, resamples, seed), LEVEL)
+    at = 0
+    found: dict[str, dict[str, list[float] | None]] = {}
+    for title, each in columns.items():
+        ends = zip(low[at : at + len(each.names)].tolist(), high[at : at + len(each.names)].tolist(), strict=True)
+        found[title] = {
+            name: None if np.isnan(start) else [start, end] for name, (start, end) in zip(each.names, ends, strict=True)
+        }
+        at += len(each.names)
+    return found
+
+
+def _baselines(
+    annotations: Sequence[Annotation],
+    train: Sequence[Annotation],
+    recalls: Sequence[int],
+    ious: Sequence[float],
+    seed: int,
+) -> tuple[dict[str, Measures], dict[str, dict[str, Any]]]:
+    """Measures what needs no model: the best constant answer, the best constant list, chance."""
+    iou = 0.5 if 0.5 in ious else ious[len(ious) // 2]
+    count = depth(recalls)
+    durations, moments = _times(annotations)
+    answer = best_constant(*_times(train), iou)
+    listed = best_constant_list(*_times(train), iou, count)
+    generator = torch.Generator().manual_seed(seed)
+    tops = {
+        "best_constant": constant_top(durations, answer),
+        BLIND: constant_list_top(durations, listed),
+        "random": random_top(durations, count, generator),
+    }
+    found = {name: measures(top, moments, recalls, ious) for name, top in tops.items()}
+    # One answer has R1 and mIoU only.
+    found["best_constant"] = found["best_constant"].only([*(recall_name(1, each) for each in ious), "mIoU"])
+    return found, {
+        "best_constant": {"answer": list(answer), "chosen_for": recall_name(1, iou)},
+        BLIND: {"answers": [list(each) for each in listed], "chosen_for": f"coverage@{iou:g}"},
+        "random": {},
+    }
+
+
+def _times(annotations: Sequence[Annotation]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns durations [Q] and annotated moments [Q, 2], in seconds."""
+    durations = torch.tensor([item.duration for item in annotations], dtype=torch.float64)
+    return durations, torch.tensor([(item.start, item.end) for item in annotations], dtype=torch.float64)
+
+
+def _named(names: Sequence[str], values: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(names, values, strict=True)}

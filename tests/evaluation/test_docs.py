@@ -1,0 +1,47 @@
+"""docs/evaluation.md names every key and option there is."""
+
+import json
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from cdn_tune.cli import app
+from cdn_tune.evaluation.final import CHANGEABLE, evaluate_run
+from cdn_tune.evaluation.nms import GRID
+from cdn_tune.evaluation.request import Request
+from cdn_tune.moments.bootstrap import RESAMPLES
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
+
+
+def table(heading: str) -> str:
+    return PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_every_key_is_described(trained: Path) -> None:
+    result = evaluate_run(trained, None, Request(seeds=1, resamples=20))
+    described = set(re.findall(r"`([a-z_]+)`", table("evaluation.json")))
+    parts = [result["nms"], result["models"][0], result["seeds"], result["seeds"]["runs"][0]]
+    parts += [result["advantage"], result["bootstrap"], result["groups"], result["groups"]["position"][0]]
+    missing = {key for part in [result, *parts] for key in part} - described
+    assert not missing
+    first = [line.split("|")[1] for line in table("evaluation.json").splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(first))) == set(result)
+
+
+def test_the_example_line_has_the_keys_of_the_file(trained: Path) -> None:
+    evaluate_run(trained, None, Request(resamples=20))
+    example = json.loads(table("predictions.jsonl").split("```json\n")[1].split("```")[0])
+    line = json.loads((trained / "predictions.jsonl").read_text().splitlines()[0])
+    assert list(example) == list(line)
+
+
+def test_options_and_figures() -> None:
+    shown = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    for option in set(re.findall(r"--[a-z][a-z-]+", PAGE)) - {"--json"}:
+        assert option in shown, option
+    for key in CHANGEABLE:
+        assert f"`{key}" in PAGE or f"{key}=" in PAGE
+    assert (GRID[0], GRID[-1]) == (0.3, 0.8)
+    assert f"{RESAMPLES:,}".replace(",", " ") in PAGE
