@@ -1,9 +1,9 @@
 """The commands, as typer sees them: parse and hand over."""
 
-from cdn_tune.cli import data, evaluate, search, train
+from cdn_tune.cli import data, evaluate, report, search, train
 from cdn_tune.cli.app import app
 
-__all__ = ["app", "data", "evaluate", "main", "search", "train"]
+__all__ = ["app", "data", "evaluate", "main", "report", "search", "train"]
 
 
 def main() -> None:

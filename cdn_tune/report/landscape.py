@@ -161,7 +161,7 @@ def _pareto(complete: Sequence[FrozenTrial], short: dict[str, str], record: RunR
 def _marked(plot: Plot) -> Plot:
     """The front in the accent colour, before the others: what counts is who is on it, not which trial came when."""
     for trace in plot["data"]:
-        best = trace.get("name") == "Best Trial"
+        best = "Best Trial" in str(trace.get("hovertemplate"))
         marker = {"color": "@accent" if best else "@muted", "size": 10 if best else 6, "opacity": 1 if best else 0.55}
         trace |= {"marker": marker, "name": "on the front" if best else "beaten by another", "showlegend": True}
     plot["data"].sort(key=lambda trace: trace["name"] == "on the front")

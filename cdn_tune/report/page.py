@@ -19,12 +19,15 @@ from cdn_tune import __version__
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import RunError
 from cdn_tune.report.answers import Answers, answers_of
-from cdn_tune.report.figures import course, unfinished
+from cdn_tune.report.curves import train_curves, trial_curves
+from cdn_tune.report.figures import Figure
+from cdn_tune.report.gantt import gantt
+from cdn_tune.report.history import history
 from cdn_tune.report.landscape import landscape
 from cdn_tune.report.pack import base64_of, figure_data, pack, packed_plotly, query_data
 from cdn_tune.report.record import RunRecord, read_record, stamp
 from cdn_tune.report.results import cards, tables
-from cdn_tune.report.trials import counted, failures, front, leaderboard, parameters_of, spending
+from cdn_tune.report.trials import counted, failures, front, leaderboard, parameters_of, spending, unfinished
 from cdn_tune.report.wording import duration, number, short_names
 from cdn_tune.training.pictures import COLOURS
 from cdn_tune.training.run_folder import EXPERIMENT, SPACE
@@ -90,28 +93,6 @@ class Builder:
         return self._answers[1]
 
 
-def write_report(run: Path, out: Path | None = None, views: int = VIEWS) -> Path:
-    """Builds a run's report and writes it.
-
-    Args:
-        run: Folder of a train or search run.
-        out: The file; ``RUN/report/index.html`` if None. Another report is replaced, anything else is left alone.
-        views: As for `Builder`.
-
-    Returns:
-        The file.
-
-    Raises:
-        CdnTuneError: If the folder is no run, or the file cannot be written.
-    """
-    from cdn_tune.training.files import write_text
-
-    path = out or run / REPORT
-    check_target(path)
-    write_text(path, Builder(run, views).build().html)
-    return path
-
-
 def check_target(path: Path) -> None:
     """Refuses to write a report over anything but a report.
 
@@ -127,7 +108,7 @@ def check_target(path: Path) -> None:
 
 
 def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: float, state: str | None) -> str:
-    figures, parameters = course(record, now), landscape(record)
+    figures, parameters = _course(record, now), landscape(record)
     scripts = "\n".join(_asset(name) for name in SCRIPTS)
     plotly, source = packed_plotly() if figures or parameters else ("", "")
     data = {
@@ -153,6 +134,7 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         counts=counted(record.trials),
         cards=cards(record.evaluation or {}),
         tables=tables(record.evaluation or {}),
+        evaluation=_shown_evaluation(record.evaluation),
         evaluate=f"cdn-tune evaluate {shlex.quote(str(record.run))}",
         board=leaderboard(record),
         front=[trial.number for trial in front(record)],
@@ -172,6 +154,21 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         plotly=plotly,
         state=state and hashlib.sha256(state.encode()).hexdigest(),
     )
+
+
+def _course(record: RunRecord, now: float) -> list[Figure]:
+    """The figures of a search's or a train run's course, those that have something to show."""
+    if record.is_search:
+        found = [history(record, now), trial_curves(record), gantt(record, now)]
+    else:
+        found = [train_curves(record)]
+    return [figure for figure in found if figure]
+
+
+def _shown_evaluation(evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    """The evaluation in full, but without published results where its own are those of planted data."""
+    facts = evaluation or {}
+    return {key: item for key, item in facts.items() if not (facts.get("planted") and key.startswith("published"))}
 
 
 def _policy(*scripts: str, live: bool) -> str:

@@ -58,7 +58,7 @@ class RunRecord:
     @property
     def is_search(self) -> bool:
         """Whether the run is a search."""
-        return self.manifest["kind"] == "search"
+        return bool(self.manifest["kind"] == "search")
 
     @property
     def name(self) -> str:

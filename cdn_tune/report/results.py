@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ def _tables(title: str, part: Any) -> Iterator[Table]:
             yield from _tables(f"{title}: {_title(str(name))}", entry)
 
 
-def _table(title: str, rows: list[tuple[str, Mapping[str, Any]]]) -> Table:
+def _table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     heads = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
     return Table(
         title,

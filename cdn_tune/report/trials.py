@@ -198,6 +198,11 @@ def counted(trials: Iterable[FrozenTrial]) -> dict[str, int]:
     return counts
 
 
+def unfinished(record: RunRecord) -> bool:
+    """Returns whether some trial is recorded as running."""
+    return any(trial.state == TrialState.RUNNING for trial in own(record.trials))
+
+
 def _is_numeric(key: str, trials: Iterable[FrozenTrial]) -> bool:
     return all(
         isinstance(trial.params[key], int | float) and not isinstance(trial.params[key], bool)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +114,21 @@ def made_evaluation(checkpoint: str | None, planted: bool) -> dict[str, Any]:
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
     """Makes a run folder: ``make_run(experiment, trials=40, queries=30)``."""
 
+    @cache  # a trial takes a dozen commits to write
+    def database(trials: int, objectives: int) -> Path:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path = tmp_path_factory.mktemp("study") / "study.db"
+        directions = ["maximize", "minimize"][:objectives]
+        study = optuna.create_study(study_name="made-up", storage=f"sqlite:///{path}", directions=directions)
+        study.set_user_attr("gpus_per_trial", 0.5)
+        if objectives > 1:
+            study.set_user_attr("objectives", ["R1@0.5", "parameters"])
+        study.add_trials([made_trial(number, objectives) for number in range(trials)])
+        return path
+
     def make(
         experiment: Experiment,
-        trials: int = 40,
+        trials: int = 24,
         queries: int = 0,
         evaluated: bool = False,
         checkpoint: bool = False,
@@ -136,16 +150,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         (run / "manifest.json").write_text(json.dumps(manifest))
         (run / "experiment.yaml").write_text(dump(plain))
         (run / "search_space.yaml").write_text(dump(space))
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            study_name="made-up",
-            storage=f"sqlite:///{run / 'study.db'}",
-            directions=["maximize", "minimize"][:objectives],
-        )
-        study.set_user_attr("gpus_per_trial", 0.5)
-        if objectives > 1:
-            study.set_user_attr("objectives", ["R1@0.5", "parameters"])
-        study.add_trials([made_trial(number, objectives) for number in range(trials)])
+        shutil.copyfile(database(trials, objectives), run / "study.db")
         if checkpoint:
             path = run / "best" / "trial-0003" / "checkpoint.pt"
             content = {"model": build_model(experiment).state_dict(), "epoch": 9, "val": {"R1@0.5": 0.6}}
@@ -181,12 +186,3 @@ def write_predictions(run: Path, experiment: Experiment, count: int) -> None:
         }
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     (run / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-@pytest.fixture
-def quiet_optuna() -> Iterator[None]:
-    """Optuna without remarks."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(level)

@@ -49,8 +49,11 @@ function startQueries(data, palette) {
   function choose(at) {
     current = at;
     for (const button of list.querySelectorAll("button")) {
-      if (Number(button.dataset.at) === at) button.setAttribute("aria-current", "true");
-      else button.removeAttribute("aria-current");
+      if (Number(button.dataset.at) !== at) { button.removeAttribute("aria-current"); continue; }
+      button.setAttribute("aria-current", "true");
+      const [top, bottom] = [button.parentElement.offsetTop, button.parentElement.offsetTop + button.offsetHeight];
+      if (top < list.scrollTop) list.scrollTop = top; // the list scrolls, the page does not
+      else if (bottom > list.scrollTop + list.clientHeight) list.scrollTop = bottom - list.clientHeight;
     }
     remember("query", data.id[at]);
     byId("query").replaceChildren(...drawQuery(data, palette, at));
@@ -73,7 +76,7 @@ function startQueries(data, palette) {
   const kind = recall("query-kind");
   kinds.forEach((radio) => { if (radio.value === kind) radio.checked = true; });
   const before = data.id.indexOf(recall("query"));
-  const seen = data.cases.typical.find((at) => data.views?.of[at]); // begin with something to see
+  const seen = all.slice(0, PAGE).concat(data.cases.typical).find((at) => data.views?.of[at]); // something to see
   current = before >= 0 ? before : seen ?? null;
   refresh();
   if (current !== null) choose(current);
