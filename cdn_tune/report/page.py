@@ -134,6 +134,8 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         counts=counted(record.trials),
         cards=cards(record.evaluation or {}),
         tables=tables(record.evaluation or {}),
+        published_tables=tables(record.published or {})[:1],
+        published_label=(record.published or {}).get("label") or "the epoch was chosen on the test split",
         evaluation=_shown_evaluation(record.evaluation),
         evaluate=f"cdn-tune evaluate {shlex.quote(str(record.run))}",
         board=leaderboard(record),

@@ -22,6 +22,7 @@ from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manif
 
 DATABASE = "study.db"
 EVALUATION = "evaluation.json"
+EVALUATION_PUBLISHED = "evaluation-published.json"
 PREDICTIONS = "predictions.jsonl"
 TRIALS = "trials"
 _PASSWORD = re.compile(r"(://[^/@\s:]*):[^/@\s]*@")
@@ -41,6 +42,7 @@ class RunRecord:
         directions: One per objective.
         curves: Epochs as recorded: by trial number, or under None those of a train run.
         evaluation: What ``evaluation.json`` holds; None before the first evaluation.
+        published: The same of ``evaluation-published.json``, whose epoch was chosen on test.
         notices: What could not be read, one line each.
     """
 
@@ -53,6 +55,7 @@ class RunRecord:
     directions: tuple[StudyDirection, ...]
     curves: dict[int | None, list[dict[str, Any]]]
     evaluation: dict[str, Any] | None
+    published: dict[str, Any] | None
     notices: tuple[str, ...]
 
     @property
@@ -113,6 +116,7 @@ def read_record(run: Path) -> RunRecord:
         directions=tuple(study.directions) if study else (StudyDirection.MAXIMIZE,),
         curves=curves,
         evaluation=_evaluation(run / EVALUATION, notices),
+        published=_evaluation(run / EVALUATION_PUBLISHED, notices),
         notices=tuple(notices),
     )
 
@@ -120,6 +124,7 @@ def read_record(run: Path) -> RunRecord:
 def stamp(run: Path) -> str:
     """Returns a text that differs once anything that the report shows has changed on disk."""
     paths = [run / name for name in (MANIFEST, DATABASE, f"{DATABASE}-wal", EVALUATION, PREDICTIONS, METRICS)]
+    paths.append(run / EVALUATION_PUBLISHED)
     paths += sorted(run.glob(f"{TRIALS}/*/{METRICS}")) + sorted(run.glob("best/*/checkpoint.pt"))
     found = []
     for path in paths:

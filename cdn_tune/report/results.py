@@ -1,4 +1,4 @@
-"""The evaluation as tables: whatever in ``evaluation.json`` has the form of one, of this version or a later one."""
+"""The evaluation as tables: whatever in ``evaluation.json`` has the form of one, of this version or another one."""
 
 from __future__ import annotations
 
@@ -8,25 +8,35 @@ from typing import Any
 
 from cdn_tune.report.wording import is_share, number
 
-_MODEL = "CDN, chosen on val"
 _TITLES = {
     "best_constant": "best constant answer",
-    "best_constant_list": "best constant list",
-    "query_blind": "query-blind model",
+    "query_blind": "best constant list, blind to the query",
     "random": "random moments",
-    "breakdowns": "by kind of query",
-    "baselines": "beside what needs no model",
+    "models": "the chosen checkpoints",
     "seeds": "over seeds",
+    "groups": "by kind of query",
     "published": "published results",
+    "length_share": "length, share of the video",
+    "length_seconds": "length in seconds",
+    "query_words": "words of the query",
 }
-_COUNTS = ("queries", "videos", "seeds")
+_COUNTS = ("queries", "videos", "features", "note")
+_LABELS = ("label", "method", "checkpoint", "name", "title", "trial")
 # Shown elsewhere, or no result.
-_APART = {"metrics", "val", "intervals", "experiment", "data", "chosen_by", "protocol"}
+_APART = {"metrics", "intervals", "std", "val", "experiment", "data", "chosen_by", "baselines", "advantage", "nms"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric in a table: its value and its confidence interval, either may be empty."""
+
+    value: str
+    interval: str = ""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A metric of the winner: its value in the page's form, its interval, what the best constant answer reaches."""
+    """A metric of the winner: its value, its interval, what the best constant answer reaches."""
 
     metric: str
     value: str
@@ -36,112 +46,115 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of metrics: column heads, and per row its label and texts."""
+    """A table of metrics: column heads, and per row its label and cells."""
 
     title: str
     heads: list[str]
-    rows: list[tuple[str, list[str]]]
+    rows: list[tuple[str, list[Cell]]]
 
 
 def cards(evaluation: Mapping[str, Any]) -> list[Card]:
-    """Returns the test metrics with their intervals."""
+    """Returns the test metrics with their intervals, and their deviation over seeds."""
     constant = ((evaluation.get("baselines") or {}).get("best_constant") or {}).get("metrics") or {}
-    return [
-        Card(
-            name,
-            spread(value, name),
-            interval(evaluation, name),
-            number(constant[name], name) if name in constant else "",
-        )
-        for name, value in (evaluation.get("metrics") or {}).items()
-    ]
-
-
-def interval(evaluation: Mapping[str, Any], metric: str) -> str:
-    """Returns a metric's confidence interval as text; empty where there is none."""
-    found = evaluation.get("intervals") or {}
-    if isinstance(found, Mapping) and isinstance(found.get("metrics"), Mapping):
-        found = found["metrics"]
-    return _ends(found.get(metric), metric) if isinstance(found, Mapping) else ""
-
-
-def tables(evaluation: Mapping[str, Any]) -> list[Table]:
-    """Returns the model beside the baselines, then every other part that holds metrics.
-
-    Published rows are left out beside planted data: they are results on other data.
-    """
-    model = [(_MODEL, evaluation.get("metrics") or {})]
-    baselines = evaluation.get("baselines") or {}
-    rows = model + [(_title(name), _metrics(entry) or {}) for name, entry in baselines.items()]
-    found = [_table("", rows)] if any(metrics for _, metrics in rows) else []
-    planted = bool(evaluation.get("planted"))
-    for key, part in evaluation.items():
-        if key not in _APART and key != "baselines" and not (planted and key.startswith("published")):
-            found += list(_tables(_title(key), part))
+    found = []
+    for name, value in (evaluation.get("metrics") or {}).items():
+        deviation = (evaluation.get("std") or {}).get(name)
+        text = number(value, name) + ("" if deviation is None else f" ± {number(deviation, name)}")
+        aside = number(constant[name], name) if name in constant else ""
+        found.append(Card(name, text, interval(evaluation, name), aside))
     return found
 
 
-def spread(value: Any, metric: str) -> str:
-    """Returns a value's text; one over seeds as ``mean ± std``."""
-    if isinstance(value, Mapping) and "mean" in value:
-        deviation = value.get("std")
-        return number(value["mean"], metric) + ("" if deviation is None else f" ± {number(deviation, metric)}")
-    return number(value, metric)
+def interval(entry: Mapping[str, Any], metric: str) -> str:
+    """Returns the confidence interval of an entry's metric as text; empty where there is none."""
+    found = entry.get("intervals")
+    ends = found.get(metric) if isinstance(found, Mapping) else None
+    if isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
+        return f"{number(ends[0], metric)} \u2013 {number(ends[1], metric)}"
+    return ""
+
+
+def tables(evaluation: Mapping[str, Any]) -> list[Table]:
+    """Returns the model beside the baselines, its advantage over the blind list, then every part that holds metrics.
+
+    Published rows are left out beside planted data: they are results on other data.
+    """
+    reported = evaluation.get("reported")
+    model = "CDN, chosen on val" if reported in (None, "checkpoint") else f"CDN, {reported}"
+    if evaluation.get("label"):
+        model = "CDN, published protocol"
+    baselines = evaluation.get("baselines") or {}
+    found = [_table("", [(model, evaluation), *((_title(name), entry) for name, entry in baselines.items())])]
+    found += _advantage(evaluation.get("advantage"))
+    planted = bool(evaluation.get("planted"))
+    for key, part in evaluation.items():
+        if key not in _APART and not (planted and key.startswith("published")):
+            found += list(_tables(_title(key), part))
+    return [table for table in found if table.heads]
+
+
+def _advantage(part: Any) -> list[Table]:
+    """The paired test against the answers that are blind to the query."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("difference"), Mapping):
+        return []
+    heads, p_values = list(part["difference"]), part.get("p_values") or {}
+    rows = [
+        ("difference", [Cell(number(value, name), interval(part, name)) for name, value in part["difference"].items()])
+    ]
+    if p_values:
+        rows.append(("p-value", [Cell(number(p_values.get(name))) for name in heads]))
+    return [Table(f"advantage over the {_title(str(part.get('over', 'baseline')))}, paired by query", heads, rows)]
 
 
 def _tables(title: str, part: Any) -> Iterator[Table]:
-    """Yields the tables in a part: a mapping (or list) whose entries have metrics is one; others are gone into."""
+    """Yields the tables in a part: a mapping or list whose entries have metrics is one; others are gone into."""
     if isinstance(part, list):
-        part = {str(_label(entry, at)): entry for at, entry in enumerate(part) if isinstance(entry, Mapping)}
+        part = {_label(entry, at): entry for at, entry in enumerate(part) if isinstance(entry, Mapping)}
     if not isinstance(part, Mapping) or not part:
         return
-    rows = [(_title(str(name)), {**_counts(entry), **(_metrics(entry) or {})}) for name, entry in part.items()]
-    if own := _metrics(part):
-        yield _table(title, [("", {**_counts(part), **own})])
+    if _metrics(part):
+        yield _table(title, [("", part)])
     elif all(_metrics(entry) for entry in part.values()):
-        yield _table(title, rows)
+        yield _table(title, [(_title(str(name)), entry) for name, entry in part.items()])
     else:
         for name, entry in part.items():
-            yield from _tables(f"{title}: {_title(str(name))}", entry)
+            yield from _tables(title if name == "runs" else f"{title}: {_title(str(name))}", entry)
 
 
-def _table(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    heads = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
-    return Table(
-        title,
-        heads,
-        [
-            (label, [spread(metrics[name], name) if name in metrics else "" for name in heads])
-            for label, metrics in rows
-        ],
-    )
+def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """A column per count and per metric that any entry has."""
+    metrics = [_metrics(entry) for _, entry in entries]
+    counts = [name for name in _COUNTS if title and any(_is_plain(entry.get(name)) for _, entry in entries)]
+    heads = list(dict.fromkeys(name for found in metrics for name in found))
+    rows = [
+        (
+            label,
+            [Cell(number(entry[name]) if _is_plain(entry.get(name)) else "") for name in counts]
+            + [Cell(number(found[name], name), interval(entry, name)) if name in found else Cell("") for name in heads],
+        )
+        for (label, entry), found in zip(entries, metrics, strict=True)
+    ]
+    return Table(title, counts + heads if heads else [], rows)
 
 
-def _metrics(entry: Any) -> dict[str, Any] | None:
+def _metrics(entry: Any) -> dict[str, Any]:
     """The metrics of an entry: those under ``metrics``, or the entry itself where it consists of them."""
     if not isinstance(entry, Mapping):
-        return None
-    if isinstance(entry.get("metrics"), Mapping):
-        return dict(entry["metrics"])
-    shares = {name: value for name, value in entry.items() if is_share(str(name)) and not isinstance(value, list)}
-    return shares or None
+        return {}
+    told = entry.get("metrics") if isinstance(entry.get("metrics"), Mapping) else entry
+    found = {str(name): value for name, value in (told or {}).items() if isinstance(value, int | float)}
+    return found if told is not entry else {name: value for name, value in found.items() if is_share(name)}
 
 
-def _counts(entry: Any) -> dict[str, Any]:
-    return {name: entry[name] for name in _COUNTS if isinstance(entry, Mapping) and isinstance(entry.get(name), int)}
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | str) and value != ""
 
 
-def _label(entry: Mapping[str, Any], at: int) -> Any:
-    return next((entry[name] for name in ("name", "title", "label", "seed", "trial") if name in entry), at + 1)
+def _label(entry: Mapping[str, Any], at: int) -> str:
+    if "seed" in entry and "val" not in entry and "label" not in entry:
+        return f"seed {entry['seed']}"
+    return str(next((entry[name] for name in _LABELS if entry.get(name)), at + 1))
 
 
 def _title(name: str) -> str:
     return _TITLES.get(name, name.replace("_", " "))
-
-
-def _ends(found: Any, metric: str) -> str:
-    if isinstance(found, Mapping):
-        found = [found.get("low"), found.get("high")]
-    if isinstance(found, list | tuple) and len(found) >= 2 and all(isinstance(end, int | float) for end in found[:2]):
-        return f"{number(found[0], metric)} \u2013 {number(found[1], metric)}"
-    return ""

@@ -84,26 +84,47 @@ def made_trial(number: int, objectives: int = 1) -> FrozenTrial:
 def made_evaluation(checkpoint: str | None, planted: bool) -> dict[str, Any]:
     """An evaluation with everything that the report may meet."""
     metrics = {"R1@0.3": 0.7123, "R1@0.5": 0.6011, "mIoU": 0.5004}
+    intervals = {name: [value - 0.05, value + 0.05] for name, value in metrics.items()}
+    whole = {"metrics": metrics, "intervals": intervals}
     return {
+        "schema": 2,
+        "protocol": "honest",
+        "label": None,
         "dataset": "charades_sta",
         "planted": planted,
         "split": "test",
         "looks": 2,
         "queries": 198,
-        "metrics": metrics,
-        "intervals": {name: [value - 0.05, value + 0.05] for name, value in metrics.items()},
-        "seeds": {"metrics": {name: {"mean": value, "std": 0.012} for name, value in metrics.items()}},
+        "videos": 60,
+        "reported": "mean over 2 seeds",
+        **whole,
+        "std": dict.fromkeys(metrics, 0.012),
+        "models": [{"checkpoint": "best/trial-0003/checkpoint.pt", "seed": 0, "epoch": 9, "val": {}, **whole}],
+        "seeds": {"trained_on": "train", "runs": [{"seed": 0, **whole}, {"seed": 1, **whole}]},
+        "groups": {
+            "length_share": [
+                {
+                    "label": "under 10 %",
+                    "queries": 40,
+                    "videos": 9,
+                    "metrics": {"R1@0.5": 0.4},
+                    "intervals": {"R1@0.5": None},
+                },
+                {"label": "over 10 %", "queries": 158, "videos": 58, "metrics": {"R1@0.5": 0.65}, "intervals": {}},
+            ]
+        },
         "baselines": {
             "best_constant": {"answer": [0.0, 0.6], "metrics": {"R1@0.3": 0.5, "R1@0.5": 0.3535, "mIoU": 0.3}},
-            "random": {"metrics": {"R1@0.5": 0.13}},
+            "random": {"metrics": {"R1@0.5": 0.13}, "intervals": {"R1@0.5": [0.1, 0.16]}},
         },
-        "breakdowns": {
-            "moment length": {
-                "under 10 %": {"queries": 40, "metrics": {"R1@0.5": 0.4}},
-                "over 10 %": {"queries": 158, "metrics": {"R1@0.5": 0.65}},
-            }
+        "advantage": {
+            "over": "query_blind",
+            "difference": {"R1@0.5": 0.25},
+            "intervals": {"R1@0.5": [0.2, 0.3]},
+            "p_values": {"R1@0.5": 0.0001},
         },
-        "published": [{"name": "2D-TAN (VGG)", "metrics": {"R1@0.5": 0.3981}}],
+        "bootstrap": {"level": 0.95, "resamples": 10_000, "seed": 0, "clusters": 60},
+        "published": [{"method": "2D-TAN, pool", "features": "VGG", "metrics": {"R1@0.5": 0.4094}}],
         "chosen_by": {"split": "val", "metric": "R1@0.5", "value": 0.66},
         "epoch": 9,
         **({"checkpoint": checkpoint} if checkpoint else {}),

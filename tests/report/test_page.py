@@ -118,6 +118,17 @@ def test_score_maps_are_the_models(run: Path, html: str, tiny: Tiny) -> None:
         assert len(base64.b64decode(view["attention"])) == 2 * 16  # two steps over 16 frames
 
 
+def test_the_published_protocol_is_labelled(make_run: MakeRun, tiny: Tiny) -> None:
+    run = make_run(tiny(), trials=3, evaluated=True)
+    published = {"label": "the epoch was chosen on the test split itself", "metrics": {"mIoU": 0.9876}}
+    (run / "evaluation-published.json").write_text(json.dumps(published))
+    html = Builder(run, views=0).build(NOW).html
+    before, _, after = html.partition("With the published protocol")
+    assert "98.76" not in before
+    assert "98.76" in after
+    assert published["label"] in after
+
+
 def test_without_an_evaluation_val_is_answered(make_run: MakeRun, tiny: Tiny) -> None:
     run = make_run(tiny(), checkpoint=True)
     page = Builder(run).build(NOW)

@@ -11,7 +11,7 @@ import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.report.record import RunRecord, read_record
-from cdn_tune.report.results import cards, tables
+from cdn_tune.report.results import Cell, cards, tables
 from cdn_tune.report.trials import failures, front, leaderboard, segments_of, spending
 from cdn_tune.report.wording import duration, number, short_names
 
@@ -87,35 +87,44 @@ def test_the_front_is_that_of_all_objectives(record: RunRecord) -> None:
 
 def test_cards_have_intervals_and_the_constant_answer(record: RunRecord) -> None:
     card = next(card for card in cards(record.evaluation or {}) if card.metric == "R1@0.5")
-    assert (card.value, card.interval, card.constant) == ("60.11", "55.11 \u2013 65.11", "35.35")
-
-
-@pytest.mark.parametrize("interval", [[0.5, 0.6], {"low": 0.5, "high": 0.6}], ids=["pair", "mapping"])
-@pytest.mark.parametrize("nested", [False, True])
-def test_intervals_are_found_in_either_form(interval: Any, nested: bool) -> None:
-    of = {"R1@0.5": interval}
-    evaluation = {"metrics": {"R1@0.5": 0.55}, "intervals": {"level": 0.95, "metrics": of} if nested else of}
-    assert cards(evaluation)[0].interval == "50.00 \u2013 60.00"
+    assert (card.value, card.interval, card.constant) == ("60.11 ± 1.20", "55.11 \u2013 65.11", "35.35")
 
 
 def test_every_part_with_metrics_is_a_table(record: RunRecord) -> None:
     found = {table.title: table for table in tables(record.evaluation or {})}
-    assert list(found) == ["", "over seeds", "by kind of query: moment length"]
-    assert [label for label, _ in found[""].rows] == ["CDN, chosen on val", "best constant answer", "random moments"]
-    assert found["over seeds"].rows[0][1][1] == "60.11 ± 1.20"
-    kinds = found["by kind of query: moment length"]
-    assert kinds.heads == ["queries", "R1@0.5"]
-    assert kinds.rows[0] == ("under 10 %", ["40", "40.00"])
+    assert list(found) == [
+        "",
+        "advantage over the best constant list, blind to the query, paired by query",
+        "the chosen checkpoints",
+        "over seeds",
+        "by kind of query: length, share of the video",
+    ]
+    assert [label for label, _ in found[""].rows] == [
+        "CDN, mean over 2 seeds",
+        "best constant answer",
+        "random moments",
+    ]
+    assert found[""].rows[2][1][1] == Cell("13.00", "10.00 \u2013 16.00")
+    assert [label for label, _ in found["over seeds"].rows] == ["seed 0", "seed 1"]
+    assert [cells[0].value for _, cells in list(found.values())[1].rows] == ["25.00", "1.00e-04"]
+    kinds = found["by kind of query: length, share of the video"]
+    assert kinds.heads == ["queries", "videos", "R1@0.5"]
+    assert kinds.rows[0] == ("under 10 %", [Cell("40"), Cell("9"), Cell("40.00")])
 
 
 def test_published_rows_stand_beside_real_features_only(record: RunRecord) -> None:
     evaluation = record.evaluation or {}
     assert not any("published" in table.title for table in tables(evaluation))
-    real = tables({**evaluation, "planted": False})
-    assert any("published" in table.title and table.rows[0][0] == "2D-TAN (VGG)" for table in real)
+    real = next(table for table in tables({**evaluation, "planted": False}) if table.title == "published results")
+    assert real.rows == [("2D-TAN, pool", [Cell("VGG"), Cell("40.94")])]
 
 
-def test_todays_evaluation_alone_is_enough(record: RunRecord) -> None:
+def test_parts_of_later_versions_are_shown_if_they_are_tables() -> None:
+    evaluation = {"metrics": {"mIoU": 0.5}, "by_month": {"may": {"mIoU": 0.4}}, "words": ["x"], "remark": {"a": "b"}}
+    assert [(table.title, table.heads) for table in tables(evaluation)] == [("", ["mIoU"]), ("by month", ["mIoU"])]
+
+
+def test_metrics_alone_are_enough(record: RunRecord) -> None:
     bare = replace(record, evaluation={"metrics": {"mIoU": 0.5}, "planted": True})
     assert cards(bare.evaluation or {})[0].interval == ""
     assert [table.title for table in tables(bare.evaluation or {})] == [""]
