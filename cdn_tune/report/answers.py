@@ -6,10 +6,15 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from cdn_tune.errors import CdnTuneError
 from cdn_tune.report.predictions import Cases, Predictions, choose_cases, read_predictions
 from cdn_tune.report.record import PREDICTIONS, RunRecord
 from cdn_tune.report.viewer import Viewer, Views
+
+# What keeps the model from being looked at; the trials of a running search may fill the GPU.
+_FAULTS = (CdnTuneError, OSError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def answers_of(record: RunRecord, count: int, seconds: float) -> Answers:
             viewer = Viewer(record.run, predictions.split if predictions else "val", named)
             predictions = predictions or viewer.predict(seconds)
             checkpoint = f"{_within(viewer.checkpoint.path, record.run)}, epoch {viewer.checkpoint.epoch}"
-        except (CdnTuneError, OSError) as error:
+        except _FAULTS as error:
             what = "score maps and attention are" if predictions else "queries are"
             notices.append(f"{what} not shown: {_first_line(error)}")
     if predictions is None:
@@ -67,7 +72,7 @@ def answers_of(record: RunRecord, count: int, seconds: float) -> Answers:
         wanted = [predictions.queries[at].id for at in cases.positions()]
         try:
             views = viewer.views(wanted, seconds)
-        except (CdnTuneError, OSError) as error:
+        except _FAULTS as error:
             notices.append(f"score maps and attention are not shown: {_first_line(error)}")
         else:
             if len(views.by_id) < len(wanted):

@@ -27,6 +27,7 @@ from cdn_tune.report.landscape import landscape
 from cdn_tune.report.pack import base64_of, figure_data, pack, packed_plotly, query_data
 from cdn_tune.report.record import RunRecord, read_record, stamp
 from cdn_tune.report.results import cards, tables
+from cdn_tune.report.sparkline import sparkline
 from cdn_tune.report.trials import counted, failures, front, leaderboard, parameters_of, spending, unfinished
 from cdn_tune.report.wording import duration, number, short_names
 from cdn_tune.training.pictures import COLOURS
@@ -130,6 +131,7 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         built=datetime.fromtimestamp(now, timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         notices=notices,
         winner=_winner(record),
+        spark=sparkline(record),
         running=unfinished(record),
         counts=counted(record.trials),
         cards=cards(record.evaluation or {}),

@@ -36,12 +36,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Card:
-    """A metric of the winner: its value, its interval, what the best constant answer reaches."""
+    """A metric of the winner: its value, its interval, and what an answer blind to the query reaches."""
 
     metric: str
     value: str
     interval: str
-    constant: str
+    blind: str
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,24 @@ class Table:
 
 
 def cards(evaluation: Mapping[str, Any]) -> list[Card]:
-    """Returns the test metrics with their intervals, and their deviation over seeds."""
-    constant = ((evaluation.get("baselines") or {}).get("best_constant") or {}).get("metrics") or {}
+    """Returns the test metrics with their intervals, and their deviation over seeds; mAP is in the table only."""
     found = []
     for name, value in (evaluation.get("metrics") or {}).items():
+        if name.startswith("mAP"):
+            continue
         deviation = (evaluation.get("std") or {}).get(name)
         text = number(value, name) + ("" if deviation is None else f" ± {number(deviation, name)}")
-        aside = number(constant[name], name) if name in constant else ""
-        found.append(Card(name, text, interval(evaluation, name), aside))
+        found.append(Card(name, text, interval(evaluation, name), _aside(evaluation, name)))
     return found
+
+
+def _aside(evaluation: Mapping[str, Any], name: str) -> str:
+    """What an answer reaches that does not know the query: one for R1, a list of them for R5."""
+    for key, title in (("best_constant", "constant"), ("query_blind", "constant list")):
+        reached = ((evaluation.get("baselines") or {}).get(key) or {}).get("metrics") or {}
+        if name in reached:
+            return f"{title} {number(reached[name], name)}"
+    return ""
 
 
 def interval(entry: Mapping[str, Any], metric: str) -> str:
@@ -88,6 +97,8 @@ def tables(evaluation: Mapping[str, Any]) -> list[Table]:
     found += _advantage(evaluation.get("advantage"))
     planted = bool(evaluation.get("planted"))
     for key, part in evaluation.items():
+        if key == "models" and len(part or ()) < 2:
+            continue  # it is the first row above
         if key not in _APART and not (planted and key.startswith("published")):
             found += list(_tables(_title(key), part))
     return [table for table in found if table.heads]

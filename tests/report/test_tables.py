@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.report.record import RunRecord, read_record
 from cdn_tune.report.results import Cell, cards, tables
+from cdn_tune.report.sparkline import sparkline
 from cdn_tune.report.trials import failures, front, leaderboard, segments_of, spending
 from cdn_tune.report.wording import duration, number, short_names
 
@@ -87,7 +89,7 @@ def test_the_front_is_that_of_all_objectives(record: RunRecord) -> None:
 
 def test_cards_have_intervals_and_the_constant_answer(record: RunRecord) -> None:
     card = next(card for card in cards(record.evaluation or {}) if card.metric == "R1@0.5")
-    assert (card.value, card.interval, card.constant) == ("60.11 ± 1.20", "55.11 \u2013 65.11", "35.35")
+    assert (card.value, card.interval, card.blind) == ("60.11 ± 1.20", "55.11 \u2013 65.11", "constant 35.35")
 
 
 def test_every_part_with_metrics_is_a_table(record: RunRecord) -> None:
@@ -95,7 +97,6 @@ def test_every_part_with_metrics_is_a_table(record: RunRecord) -> None:
     assert list(found) == [
         "",
         "advantage over the best constant list, blind to the query, paired by query",
-        "the chosen checkpoints",
         "over seeds",
         "by kind of query: length, share of the video",
     ]
@@ -110,6 +111,12 @@ def test_every_part_with_metrics_is_a_table(record: RunRecord) -> None:
     kinds = found["by kind of query: length, share of the video"]
     assert kinds.heads == ["queries", "videos", "R1@0.5"]
     assert kinds.rows[0] == ("under 10 %", [Cell("40"), Cell("9"), Cell("40.00")])
+
+
+def test_several_checkpoints_are_told_apart(record: RunRecord) -> None:
+    models = [{"checkpoint": f"best/{at}.pt", "seed": 0, "val": {}, "metrics": {"mIoU": 0.5}} for at in range(2)]
+    found = tables({"metrics": {"mIoU": 0.5}, "models": models})
+    assert [label for label, _ in found[1].rows] == ["best/0.pt", "best/1.pt"]
 
 
 def test_published_rows_stand_beside_real_features_only(record: RunRecord) -> None:
@@ -157,3 +164,13 @@ def test_durations_and_names() -> None:
         "1 d 01 h",
     ]
     assert short_names(["a.lr", "b.size", "c.size"]) == {"a.lr": "lr", "b.size": "b.size", "c.size": "c.size"}
+
+
+def test_the_sparkline_rises_to_the_best(record: RunRecord) -> None:
+    drawn = sparkline(record)
+    assert drawn
+    assert len(drawn.dots) == 24
+    heights = [float(y) for y in re.findall(r"[MV](?:[\d.]+ )?([\d.]+)", drawn.path)]
+    assert heights == sorted(heights, reverse=True)  # y points down
+    assert heights[-1] == min(y for _, y, state in drawn.dots if state in ("complete", "pruned"))
+    assert sparkline(replace(record, trials=record.trials[:1])) is None
