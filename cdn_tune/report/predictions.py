@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cdn_tune.data.annotations import SPLITS
 from cdn_tune.errors import RunError
 
 Span = tuple[float, float]
@@ -94,7 +95,7 @@ def read_predictions(path: Path) -> Predictions:
         try:
             entry = json.loads(line)
             found.append(_prediction(entry))
-            split = str(entry.get("split", split))
+            split = _split(entry.get("split", split))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise RunError(f"{path}:{at}: is no prediction ({error}); run cdn-tune evaluate again") from None
     if not found:
@@ -122,6 +123,12 @@ def overlap(one: Span, other: Span) -> float:
     shared = min(one[1], other[1]) - max(one[0], other[0])
     union = max(one[1], other[1]) - min(one[0], other[0])
     return max(0.0, shared / union) if union > 0 else 0.0
+
+
+def _split(name: Any) -> str:
+    if name not in SPLITS:
+        raise ValueError(f"its split is {name!r}")
+    return str(name)
 
 
 def _prediction(entry: dict[str, Any]) -> Prediction:

@@ -182,6 +182,28 @@ def test_a_train_run(tiny: Tiny, tmp_path: Path) -> None:
     assert 'id="leaderboard"' not in html
 
 
+GOOD: dict[str, Any] = {
+    "id": "a",
+    "video": "v",
+    "query": "q",
+    "duration": 9.0,
+    "truth": [1, 2],
+    "moments": [[1, 2, 0.5]],
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"split": "everything"}, {"truth": [1]}, {"duration": None}, {"moments": [[0, 1e999, 0.5]]}, {"moments": 3}],
+    ids=["split", "truth", "duration", "infinite", "moments"],
+)
+def test_a_damaged_prediction_is_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **wrong}) + "\n")
+    with pytest.raises(RunError, match=r"predictions.jsonl:2: is no prediction"):
+        read_predictions(path)
+
+
 def test_damaged_predictions_are_told_and_val_is_answered(make_run: MakeRun, tiny: Tiny) -> None:
     run = make_run(tiny(), queries=3, checkpoint=True)
     with (run / "predictions.jsonl").open("a") as file:
