@@ -25,6 +25,7 @@ EVALUATION = "evaluation.json"
 EVALUATION_PUBLISHED = "evaluation-published.json"
 PREDICTIONS = "predictions.jsonl"
 TRIALS = "trials"
+_Study = tuple[list[FrozenTrial], list[StudyDirection], dict[str, Any]]
 _PASSWORD = re.compile(r"(://[^/@\s:]*):[^/@\s]*@")
 
 
@@ -99,10 +100,11 @@ def read_record(run: Path) -> RunRecord:
     """
     manifest = read_manifest(run)
     notices: list[str] = []
-    study = _open_study(run, manifest) if manifest["kind"] == "search" else None
-    trials = tuple(study.get_trials(deepcopy=False)) if study else ()
+    is_search = manifest["kind"] == "search"
+    nothing: _Study = [], [StudyDirection.MAXIMIZE], {}
+    trials, directions, attributes = _read_study(run, manifest) if is_search else nothing
     curves: dict[int | None, list[dict[str, Any]]]
-    if study:
+    if is_search:
         curves = {trial.number: read_metrics(run / TRIALS / f"{trial.number:04d}") for trial in trials}
     else:
         curves = {None: read_metrics(run)}
@@ -110,10 +112,10 @@ def read_record(run: Path) -> RunRecord:
         run=run,
         manifest=hide_passwords(manifest),
         experiment=_mapping(run / EXPERIMENT, notices) or manifest.get("experiment", {}),
-        space=hide_passwords(_mapping(run / SPACE, notices)) if study else {},
+        space=hide_passwords(_mapping(run / SPACE, notices)) if is_search else {},
         trials=tuple(trial for trial in trials if trial.state != TrialState.WAITING),
-        attributes=dict(study.user_attrs) if study else {},
-        directions=tuple(study.directions) if study else (StudyDirection.MAXIMIZE,),
+        attributes=attributes,
+        directions=tuple(directions),
         curves=curves,
         evaluation=_evaluation(run / EVALUATION, notices),
         published=_evaluation(run / EVALUATION_PUBLISHED, notices),
@@ -145,14 +147,16 @@ def hide_passwords(value: Any) -> Any:
     return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
 
 
-def _open_study(run: Path, manifest: dict[str, Any]) -> optuna.Study:
+def _read_study(run: Path, manifest: dict[str, Any]) -> _Study:
+    """Reads the entries of the run's study, its directions and its own facts."""
     url = manifest.get("storage")
     if not url and not (run / DATABASE).exists():
         raise RunError(f"{run / DATABASE}: no such study; the search has not begun, or its study was moved")
     name = _mapping(run / SPACE, []).get("name")
     with quiet():
         try:
-            return optuna.load_study(study_name=name, storage=url or f"sqlite:///{(run / DATABASE).absolute()}")
+            study = optuna.load_study(study_name=name, storage=url or f"sqlite:///{(run / DATABASE).absolute()}")
+            return study.get_trials(deepcopy=False), study.directions, dict(study.user_attrs)
         except KeyError:
             raise RunError(f"{hide_passwords(url) or run / DATABASE}: has no study named {name}") from None
         except Exception as error:  # whatever a database driver raises

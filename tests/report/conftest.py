@@ -29,6 +29,13 @@ KEYS = {
     "optim.lr": FloatDistribution(1e-4, 1e-2, log=True),
     "train.batch_size": CategoricalDistribution((8, 16, 32)),
 }
+SPACE = {
+    "model.map.kernel_size": {"type": "categorical", "choices": [3, 5, 7]},
+    "model.map.layers": {"low": 2, "high": 8, "type": "int"},
+    "model.proposals": {"type": "categorical", "choices": ["pool", "conv"]},
+    "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True, "type": "float"},
+    "train.batch_size": {"type": "categorical", "choices": [8, 16, 32]},
+}
 BEGUN = datetime(2026, 5, 4, 9, 0)
 MakeRun = Callable[..., Path]
 
@@ -159,7 +166,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         run = tmp_path_factory.mktemp("run <i>of") / "a & b"
         run.mkdir()
         plain = experiment.plain()
-        space = {"name": "made-up", "experiment": "x.yaml", "trials": trials, "parameters": {key: {} for key in KEYS}}
+        space = {"name": "made-up", "experiment": "experiment.yaml", "trials": trials or 1, "parameters": SPACE}
         manifest = {
             "schema": 1,
             "kind": "search",

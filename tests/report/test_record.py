@@ -16,6 +16,11 @@ Tiny = Callable[..., Experiment]
 MakeRun = Callable[..., Path]
 
 
+def rename(run: Path) -> None:
+    path = run / "search_space.yaml"
+    path.write_text(path.read_text().replace("made-up", "another"))
+
+
 def test_reads_a_search(make_run: MakeRun, tiny: Tiny) -> None:
     record = read_record(make_run(tiny(), trials=24, evaluated=True))
     assert record.is_search
@@ -53,9 +58,9 @@ def test_a_damaged_evaluation_is_a_notice(make_run: MakeRun, tiny: Tiny) -> None
 @pytest.mark.parametrize(
     ("break_it", "told"),
     [
-        (lambda run: (run / "study.db").unlink(), "no such study"),
+        (lambda run: (run / "study.db").unlink(), "no .*study"),
         (lambda run: (run / "study.db").write_bytes(b"no database" * 200), "cannot be read"),
-        (lambda run: (run / "search_space.yaml").write_text("name: another\n"), "no study named another"),
+        (rename, "no study named another"),
         (lambda run: (run / "manifest.json").unlink(), "not a run folder"),
     ],
 )
@@ -68,12 +73,12 @@ def test_what_cannot_be_read_is_told(
         read_record(run)
 
 
-def test_another_storage_is_told_without_its_password(make_run: MakeRun, tiny: Tiny) -> None:
+def test_a_storage_that_is_not_there_is_told_and_not_created(make_run: MakeRun, tiny: Tiny) -> None:
     run = make_run(tiny(), trials=3)
     manifest = json.loads((run / "manifest.json").read_text())
     url = f"sqlite:///{run}/elsewhere/none.db"
     (run / "manifest.json").write_text(json.dumps({**manifest, "storage": url}))
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(RunError, match=r"none\.db"):
         read_record(run)
     assert not (run / "elsewhere").exists()
 
