@@ -20,7 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": LEAVES | {"training"},
     "tuning": LEAVES | {"data", "training", "distributed"},
     "evaluation": LEAVES | {"moments", "model", "data", "training", "distributed"},
-    "console": LEAVES | {"data", "training", "distributed", "tuning", "evaluation"},
+    "report": LEAVES | {"moments", "model", "data", "training", "tuning", "evaluation"},
+    "console": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "report"},
     "cli": LEAVES | {"console"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,53 @@
+"""`cdn-tune report`: one HTML page of a run, written or served."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+
+from cdn_tune.console.output import err, one_line_errors, out, warn
+from cdn_tune.errors import ConfigError
+
+PORT = 8080
+
+
+def run_report(run: Path, file: Path | None, views: int, *, serve: bool, port: int | None, open_it: bool) -> None:
+    """`cdn-tune report`."""
+    with one_line_errors():
+        if serve and file is not None:
+            raise ConfigError("--serve writes no file; drop --out FILE, or --serve")
+        if not serve and port is not None:
+            raise ConfigError("--port PORT is where --serve serves; add --serve, or drop --port")
+        if serve:
+            _serve(run, views, PORT if port is None else port, open_it)
+            return
+        from cdn_tune.report.page import REPORT, Builder, check_target
+        from cdn_tune.training.files import write_text
+
+        path = file or run / REPORT
+        check_target(path)
+        with err.status("building the report"):
+            page = Builder(run, views).build()
+        write_text(path, page.html)
+        for notice in page.notices:
+            warn(notice)
+        out.print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+        if open_it:
+            webbrowser.open(path.absolute().as_uri())
+
+
+def _serve(run: Path, views: int, port: int, open_it: bool) -> None:
+    from cdn_tune.report.serve import HOST, LiveReport, open_server
+
+    with err.status("building the report"):
+        report = LiveReport(run, views, warn)
+    with open_server(report, port) as server:
+        url = f"http://{HOST}:{server.server_address[1]}/"
+        out.print(f"report: {url}", markup=False, soft_wrap=True)
+        err.print("served to this machine only; it follows the run. Ctrl-C ends.")
+        if open_it:
+            webbrowser.open(url)
+        try:
+            server.serve_forever(poll_interval=0.2)
+        except KeyboardInterrupt:
+            err.print("no longer served")

@@ -1,0 +1,1 @@
+"""The report: everything a run recorded, as one HTML page that needs nothing else."""

@@ -1,0 +1,242 @@
+"""Optuna's figures of what was learnt about the parameters, in the page's colours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import optuna
+from optuna import visualization
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from cdn_tune.report.figures import Figure, Plot
+from cdn_tune.report.record import RunRecord, quiet
+from cdn_tune.report.wording import is_share, short_names
+from cdn_tune.tuning.ranking import own
+
+SLICES, CONTOURS, AXES = 6, 3, 8  # parameters shown at most
+ENOUGH = 4  # complete trials below which importance would be noise
+SHADES = 16  # of the lines of the parallel coordinates
+# The fixed colours of Optuna's figures, and those of the page in their place.
+_INK = {
+    "rgb(66,146,198)": "@accent",
+    "blue": "@accent",
+    "#cccccc": "@muted",
+    "#555": "@muted",
+    "#888": "@grid",
+    "black": "@text",
+    "Grey": "@muted",
+    "Gray": "@muted",
+}
+CONTOUR_TRIALS = 120  # a contour's grid has a row and a column per trial
+
+
+def landscape(record: RunRecord) -> list[Figure]:
+    """Returns parallel coordinates, importance, slices, contour and Pareto front, as far as the trials allow.
+
+    They are drawn over this run's complete trials: a pruned trial's value is that of fewer epochs, and what it is worth
+    at the end is not known.
+    """
+    complete = [trial for trial in own(record.trials) if trial.state == TrialState.COMPLETE and trial.values]
+    varied = [key for key in _keys(complete) if len({repr(trial.params.get(key)) for trial in complete}) > 1]
+    if len(complete) < 2 or not varied:
+        return []
+    short = short_names(_keys(complete))
+    with quiet():  # about few trials, about experimental features
+        study = _study(complete, short, record.directions[:1], _scale(record.objectives))
+        figures = _of_parameters(study, [short[key] for key in varied], len(complete), record)
+        if len(record.directions) > 1:
+            figures.insert(0, _pareto(complete, short, record))
+    return figures
+
+
+def _of_parameters(study: optuna.Study, varied: list[str], count: int, record: RunRecord) -> list[Figure]:
+    target = record.objectives[0] + (", in %" if is_share(record.objectives[0]) else "")
+    among = f"{count} complete trials"
+    evaluator = PedAnovaImportanceEvaluator()
+    order, figures = varied, []
+    if count >= ENOUGH:
+        importance = optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
+        order = sorted(varied, key=lambda name: -importance.get(name, 0.0))
+        figures = [
+            Figure(
+                "importance",
+                "Importance of the parameters",
+                f"PED-ANOVA over {among}: how far the best tenth's values differ from all values; shares sum to 1.",
+                {
+                    "importance": _untitled(
+                        _plot(partial(visualization.plot_param_importances, study, evaluator, varied))
+                    )
+                },
+                height=120 + 34 * len(varied),
+            )
+        ]
+    always = [name for name in order if all(name in trial.params for trial in study.trials)] or order
+    axes = always[:AXES]
+    lines = _plot(partial(visualization.plot_parallel_coordinate, study, axes, target_name=target))
+    slices = _plot(partial(visualization.plot_slice, study, order[:SLICES], target_name=target))
+    figures += [
+        Figure(
+            "parallel",
+            "Parallel coordinates",
+            f"A line per complete trial ({count}), in the colour of its {target}." + _left_out(len(always), AXES),
+            {"parallel": _bundle(lines)},
+            height=420,
+            width=95 * (len(axes) + 1),
+        ),
+        Figure(
+            "slices",
+            "Slices",
+            f"Each parameter against {target}; the colour is the trial's number." + _left_out(len(order), SLICES),
+            {"slices": slices},
+            width=210 * len(order[:SLICES]),
+        ),
+    ]
+    if count >= ENOUGH and len(always) > 1:
+        thinned = _thin(study)
+        some = "" if len(thinned.trials) == count else f"; {len(thinned.trials)} of {among}, evenly spread"
+        pairs = list(combinations(always[:CONTOURS], 2))
+        figures.append(
+            Figure(
+                "contour",
+                "Contour",
+                f"{target} between trials, over pairs of the most important parameters{some}.",
+                {
+                    f"{one}, {other}": _plot(
+                        partial(visualization.plot_contour, thinned, [one, other], target_name=target)
+                    )
+                    for one, other in pairs
+                },
+                height=440,
+            )
+        )
+    return figures
+
+
+def _bundle(plot: Plot) -> Plot:
+    """Joins the lines of trials alike in value into one trace with gaps; a trace per trial would be slow."""
+    lines = [trace for trace in plot["data"] if trace.get("mode") == "lines" and trace.get("customdata")]
+    others = [trace for trace in plot["data"] if not any(trace is line for line in lines)]
+    heights = [float(line["y"][0]) for line in lines]  # on the first axis, that of the objective, within [0, 1]
+    bundles: dict[int, Plot] = {}
+    for line, height in sorted(zip(lines, heights, strict=True), key=lambda pair: pair[1]):
+        shade = round(height * (SHADES - 1))
+        if shade not in bundles:
+            colour = {**line["line"], "color": f"@scale/{shade / (SHADES - 1):.3f}", "width": 1.5}
+            bundles[shade] = {**line, "line": colour, "opacity": 0.75, "x": [], "y": [], "customdata": []}
+        bundles[shade]["x"] += [*line["x"], None]
+        bundles[shade]["y"] += [*line["y"], None]
+        bundles[shade]["customdata"] += [*line["customdata"], ["", ""]]
+    return {**plot, "data": [*bundles.values(), *others]}
+
+
+def _pareto(complete: Sequence[FrozenTrial], short: dict[str, str], record: RunRecord) -> Figure:
+    usable = [trial for trial in complete if trial.values and len(trial.values) == len(record.directions)]
+    study = _study(usable, short, record.directions, _scale(record.objectives))
+    names = [name + (", in %" if is_share(name) else "") for name in record.objectives]
+    goals = [f"{name} {direction.name.lower()}d" for name, direction in zip(names, record.directions, strict=True)]
+    if len(names) > 3:
+        names, goals = names[:2], [*goals[:2], "further objectives are not drawn"]
+        plot = _plot(
+            lambda: visualization.plot_pareto_front(
+                study, target_names=names, targets=lambda trial: (trial.values[0], trial.values[1])
+            )
+        )
+    else:
+        plot = _plot(lambda: visualization.plot_pareto_front(study, target_names=names))
+    return Figure(
+        "pareto",
+        "Pareto front",
+        f"Complete trials that no other one beats in every objective ({'; '.join(goals)}), among the others.",
+        {"pareto": _marked(plot)},
+        height=460,
+    )
+
+
+def _marked(plot: Plot) -> Plot:
+    """The front in the accent colour, before the others: what counts is who is on it, not which trial came when."""
+    for trace in plot["data"]:
+        best = "Best Trial" in str(trace.get("hovertemplate"))
+        marker = {"color": "@accent" if best else "@muted", "size": 10 if best else 6, "opacity": 1 if best else 0.55}
+        trace |= {"marker": marker, "name": "on the front" if best else "beaten by another", "showlegend": True}
+    plot["data"].sort(key=lambda trace: trace["name"] == "on the front")
+    return plot
+
+
+def _untitled(plot: Plot) -> Plot:
+    """Without titles of its axes: the heading says it."""
+    for axis in ("xaxis", "yaxis"):
+        plot["layout"].get(axis, {}).pop("title", None)
+    return plot
+
+
+def _study(
+    trials: Sequence[FrozenTrial], short: dict[str, str], directions: Sequence[StudyDirection], scale: Sequence[float]
+) -> optuna.Study:
+    """A study in memory of copies of the trials: short names, values in per cent, as many objectives as asked for."""
+    study = optuna.create_study(directions=list(directions))
+    study.add_trials(
+        create_trial(
+            state=TrialState.COMPLETE,
+            values=[value * factor for value, factor in zip(trial.values or (), scale, strict=False)][
+                : len(directions)
+            ],
+            params={short[key]: value for key, value in trial.params.items()},
+            distributions={short[key]: value for key, value in trial.distributions.items()},
+        )
+        for trial in trials
+    )
+    return study
+
+
+def _thin(study: optuna.Study) -> optuna.Study:
+    trials = study.get_trials(deepcopy=False)
+    if len(trials) <= CONTOUR_TRIALS:
+        return study
+    chosen = [trials[round(at * (len(trials) - 1) / (CONTOUR_TRIALS - 1))] for at in range(CONTOUR_TRIALS)]
+    thinned = optuna.create_study(directions=study.directions)
+    thinned.add_trials(chosen)
+    return thinned
+
+
+def _plot(make: Callable[[], Any]) -> Plot:
+    """Returns Optuna's figure as plain values, its colours those of the page."""
+    figure = make()
+    plot: Plot = json.loads(figure.to_json())
+    for key in ("template", "title", "width", "height"):  # the page's own
+        plot["layout"].pop(key, None)
+    for note in plot["layout"].get("annotations", []):
+        note["bgcolor"] = "@surface"
+    _recolour(plot)
+    return plot
+
+
+def _recolour(value: Any) -> None:
+    if isinstance(value, dict):
+        if "colorscale" in value:
+            value["colorscale"] = "@scale"
+            value.pop("reversescale", None)
+        if isinstance(value.get("color"), str) and value["color"] in _INK:
+            value["color"] = _INK[value["color"]]
+        for item in value.values():
+            _recolour(item)
+    elif isinstance(value, list):
+        for item in value:
+            _recolour(item)
+
+
+def _keys(trials: Sequence[FrozenTrial]) -> list[str]:
+    return list(dict.fromkeys(key for trial in trials for key in trial.params))
+
+
+def _scale(objectives: Sequence[str]) -> list[float]:
+    return [100.0 if is_share(name) else 1.0 for name in objectives]
+
+
+def _left_out(count: int, shown: int) -> str:
+    return f" The {shown} most important of {count} parameters." if count > shown else ""

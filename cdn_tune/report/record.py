@@ -1,0 +1,200 @@
+"""What a run has recorded so far, read without changing anything."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from cdn_tune.config.yaml import read_mapping
+from cdn_tune.errors import CdnTuneError, RunError
+from cdn_tune.training.records import METRICS, read_metrics
+from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
+
+DATABASE = "study.db"
+EVALUATION = "evaluation.json"
+EVALUATION_PUBLISHED = "evaluation-published.json"
+PREDICTIONS = "predictions.jsonl"
+TRIALS = "trials"
+_Study = tuple[list[FrozenTrial], list[StudyDirection], dict[str, Any]]
+_PASSWORD = re.compile(r"(://[^/@\s:]*):[^/@\s]*@")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it stands.
+
+    Attributes:
+        run: The run folder.
+        manifest: Its manifest.
+        experiment: The (base) experiment, plain.
+        space: The search space, plain; empty for a train run.
+        trials: Entries of the study by number; none for a train run.
+        attributes: The study's own facts (budget, metric, dataset).
+        directions: One per objective.
+        curves: Epochs as recorded: by trial number, or under None those of a train run.
+        evaluation: What ``evaluation.json`` holds; None before the first evaluation.
+        published: The same of ``evaluation-published.json``, whose epoch was chosen on test.
+        notices: What could not be read, one line each.
+    """
+
+    run: Path
+    manifest: dict[str, Any]
+    experiment: dict[str, Any]
+    space: dict[str, Any]
+    trials: tuple[FrozenTrial, ...]
+    attributes: dict[str, Any]
+    directions: tuple[StudyDirection, ...]
+    curves: dict[int | None, list[dict[str, Any]]]
+    evaluation: dict[str, Any] | None
+    published: dict[str, Any] | None
+    notices: tuple[str, ...]
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the run is a search."""
+        return bool(self.manifest["kind"] == "search")
+
+    @property
+    def name(self) -> str:
+        """Name of the search space, or of the experiment."""
+        return str(self.space.get("name") or self.experiment.get("name") or self.run.name)
+
+    @property
+    def metric(self) -> str:
+        """The val metric that chooses epochs and trials."""
+        return str(self.attributes.get("metric") or self.experiment.get("eval", {}).get("metric") or "val metric")
+
+    @property
+    def objectives(self) -> list[str]:
+        """What is optimised, the val metric first."""
+        named = self.attributes.get("objectives") or self.space.get("objectives") or [self.metric]
+        return [str(each["metric"] if isinstance(each, dict) else each) for each in named]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return str(self.attributes.get("dataset") or self.experiment.get("data", {}).get("dataset") or "unknown data")
+
+    @property
+    def planted(self) -> bool:
+        """Whether any number of this run comes from planted data."""
+        told = (self.attributes, self.manifest.get("data", {}), self.evaluation or {})
+        return any(bool(facts.get("planted")) for facts in told)
+
+
+def read_record(run: Path) -> RunRecord:
+    """Reads a run folder; what is damaged becomes a notice, so that the rest can still be seen.
+
+    Raises:
+        RunError: If the folder is no run folder, or its study cannot be opened.
+    """
+    manifest = read_manifest(run)
+    notices: list[str] = []
+    is_search = manifest["kind"] == "search"
+    nothing: _Study = [], [StudyDirection.MAXIMIZE], {}
+    trials, directions, attributes = _read_study(run, manifest) if is_search else nothing
+    curves: dict[int | None, list[dict[str, Any]]]
+    if is_search:
+        curves = {trial.number: read_metrics(run / TRIALS / f"{trial.number:04d}") for trial in trials}
+    else:
+        curves = {None: read_metrics(run)}
+    return RunRecord(
+        run=run,
+        manifest=hide_passwords(manifest),
+        experiment=_mapping(run / EXPERIMENT, notices) or manifest.get("experiment", {}),
+        space=hide_passwords(_mapping(run / SPACE, notices)) if is_search else {},
+        trials=tuple(trial for trial in trials if trial.state != TrialState.WAITING),
+        attributes=attributes,
+        directions=tuple(directions),
+        curves=curves,
+        evaluation=_evaluation(run / EVALUATION, notices),
+        published=_evaluation(run / EVALUATION_PUBLISHED, notices),
+        notices=tuple(notices),
+    )
+
+
+def stamp(run: Path) -> str:
+    """Returns a text that differs once anything that the report shows has changed on disk."""
+    paths = [run / name for name in (MANIFEST, DATABASE, f"{DATABASE}-wal", EVALUATION, PREDICTIONS, METRICS)]
+    paths.append(run / EVALUATION_PUBLISHED)
+    paths += sorted(run.glob(f"{TRIALS}/*/{METRICS}")) + sorted(run.glob("best/*/checkpoint.pt"))
+    found = []
+    for path in paths:
+        try:
+            facts = path.stat()
+        except OSError:  # not there yet, or just replaced: the next look will tell
+            continue
+        found.append(f"{path.relative_to(run)}:{facts.st_size}:{facts.st_mtime_ns}")
+    return "\n".join(found)
+
+
+def hide_passwords(value: Any) -> Any:
+    """Returns a plain value in which the passwords of URLs are starred out: a report is sent around."""
+    if isinstance(value, dict):
+        return {key: hide_passwords(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [hide_passwords(item) for item in value]
+    return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
+
+
+def _read_study(run: Path, manifest: dict[str, Any]) -> _Study:
+    """Reads the entries of the run's study, its directions and its own facts."""
+    url = manifest.get("storage")
+    if not url and not (run / DATABASE).exists():
+        raise RunError(f"{run / DATABASE}: no such study; the search has not begun, or its study was moved")
+    name = _mapping(run / SPACE, []).get("name")
+    with quiet():
+        try:
+            study = optuna.load_study(study_name=name, storage=url or f"sqlite:///{(run / DATABASE).absolute()}")
+            return study.get_trials(deepcopy=False), study.directions, dict(study.user_attrs)
+        except KeyError:
+            raise RunError(f"{hide_passwords(url) or run / DATABASE}: has no study named {name}") from None
+        except Exception as error:  # whatever a database driver raises
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            where = hide_passwords(url) or run / DATABASE
+            raise RunError(f"{where}: the study cannot be read ({hide_passwords(first)[:160]})") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While it is entered, Optuna keeps its remarks and warnings to itself."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _mapping(path: Path, notices: list[str]) -> dict[str, Any]:
+    try:
+        return dict(read_mapping(path))
+    except CdnTuneError as error:
+        notices.append(str(error))
+        return {}
+
+
+def _evaluation(path: Path, notices: list[str]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        notices.append(f"{path}: cannot be read ({error})")
+        return None
+    if not isinstance(found, dict):
+        notices.append(f"{path}: is not an evaluation")
+        return None
+    return dict(hide_passwords(found))

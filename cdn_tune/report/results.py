@@ -1,0 +1,171 @@
+"""The evaluation as tables: whatever in ``evaluation.json`` has the form of one, of this version or another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cdn_tune.report.wording import is_share, number
+
+_TITLES = {
+    "best_constant": "best constant answer",
+    "query_blind": "best constant list, blind to the query",
+    "random": "random moments",
+    "models": "the chosen checkpoints",
+    "seeds": "over seeds",
+    "groups": "by kind of query",
+    "published": "published results",
+    "length_share": "length, share of the video",
+    "length_seconds": "length in seconds",
+    "query_words": "words of the query",
+}
+_COUNTS = ("queries", "videos", "features", "note")
+_LABELS = ("label", "method", "checkpoint", "name", "title", "trial")
+# Shown elsewhere, or no result.
+_APART = {"metrics", "intervals", "std", "val", "experiment", "data", "chosen_by", "baselines", "advantage", "nms"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric in a table: its value and its confidence interval, either may be empty."""
+
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A metric of the winner: its value, its interval, and what an answer blind to the query reaches."""
+
+    metric: str
+    value: str
+    interval: str
+    blind: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of metrics: column heads, and per row its label and cells."""
+
+    title: str
+    heads: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+def cards(evaluation: Mapping[str, Any]) -> list[Card]:
+    """Returns the test metrics with their intervals, and their deviation over seeds; mAP is in the table only."""
+    found = []
+    for name, value in (evaluation.get("metrics") or {}).items():
+        if name.startswith("mAP"):
+            continue
+        deviation = (evaluation.get("std") or {}).get(name)
+        text = number(value, name) + ("" if deviation is None else f" ± {number(deviation, name)}")
+        found.append(Card(name, text, interval(evaluation, name), _aside(evaluation, name)))
+    return found
+
+
+def _aside(evaluation: Mapping[str, Any], name: str) -> str:
+    """What an answer reaches that does not know the query: one for R1, a list of them for R5."""
+    for key, title in (("best_constant", "constant"), ("query_blind", "constant list")):
+        reached = ((evaluation.get("baselines") or {}).get(key) or {}).get("metrics") or {}
+        if name in reached:
+            return f"{title} {number(reached[name], name)}"
+    return ""
+
+
+def interval(entry: Mapping[str, Any], metric: str) -> str:
+    """Returns the confidence interval of an entry's metric as text; empty where there is none."""
+    found = entry.get("intervals")
+    ends = found.get(metric) if isinstance(found, Mapping) else None
+    if isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
+        return f"{number(ends[0], metric)} \u2013 {number(ends[1], metric)}"
+    return ""
+
+
+def tables(evaluation: Mapping[str, Any]) -> list[Table]:
+    """Returns the model beside the baselines, its advantage over the blind list, then every part that holds metrics.
+
+    Published rows are left out beside planted data: they are results on other data.
+    """
+    reported = evaluation.get("reported")
+    model = "CDN, chosen on val" if reported in (None, "checkpoint") else f"CDN, {reported}"
+    if evaluation.get("label"):
+        model = "CDN, published protocol"
+    baselines = evaluation.get("baselines") or {}
+    found = [_table("", [(model, evaluation), *((_title(name), entry) for name, entry in baselines.items())])]
+    found += _advantage(evaluation.get("advantage"))
+    planted = bool(evaluation.get("planted"))
+    for key, part in evaluation.items():
+        if key == "models" and len(part or ()) < 2:
+            continue  # it is the first row above
+        if key not in _APART and not (planted and key.startswith("published")):
+            found += list(_tables(_title(key), part))
+    return [table for table in found if table.heads]
+
+
+def _advantage(part: Any) -> list[Table]:
+    """The paired test against the answers that are blind to the query."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("difference"), Mapping):
+        return []
+    heads, p_values = list(part["difference"]), part.get("p_values") or {}
+    rows = [
+        ("difference", [Cell(number(value, name), interval(part, name)) for name, value in part["difference"].items()])
+    ]
+    if p_values:
+        rows.append(("p-value", [Cell(number(p_values.get(name))) for name in heads]))
+    return [Table(f"advantage over the {_title(str(part.get('over', 'baseline')))}, paired by query", heads, rows)]
+
+
+def _tables(title: str, part: Any) -> Iterator[Table]:
+    """Yields the tables in a part: a mapping or list whose entries have metrics is one; others are gone into."""
+    if isinstance(part, list):
+        part = {_label(entry, at): entry for at, entry in enumerate(part) if isinstance(entry, Mapping)}
+    if not isinstance(part, Mapping) or not part:
+        return
+    if _metrics(part):
+        yield _table(title, [("", part)])
+    elif all(_metrics(entry) for entry in part.values()):
+        yield _table(title, [(_title(str(name)), entry) for name, entry in part.items()])
+    else:
+        for name, entry in part.items():
+            yield from _tables(title if name == "runs" else f"{title}: {_title(str(name))}", entry)
+
+
+def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """A column per count and per metric that any entry has."""
+    metrics = [_metrics(entry) for _, entry in entries]
+    counts = [name for name in _COUNTS if title and any(_is_plain(entry.get(name)) for _, entry in entries)]
+    heads = list(dict.fromkeys(name for found in metrics for name in found))
+    rows = [
+        (
+            label,
+            [Cell(number(entry[name]) if _is_plain(entry.get(name)) else "") for name in counts]
+            + [Cell(number(found[name], name), interval(entry, name)) if name in found else Cell("") for name in heads],
+        )
+        for (label, entry), found in zip(entries, metrics, strict=True)
+    ]
+    return Table(title, counts + heads if heads else [], rows)
+
+
+def _metrics(entry: Any) -> dict[str, Any]:
+    """The metrics of an entry: those under ``metrics``, or the entry itself where it consists of them."""
+    if not isinstance(entry, Mapping):
+        return {}
+    told = entry.get("metrics") if isinstance(entry.get("metrics"), Mapping) else entry
+    found = {str(name): value for name, value in (told or {}).items() if isinstance(value, int | float)}
+    return found if told is not entry else {name: value for name, value in found.items() if is_share(name)}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | str) and value != ""
+
+
+def _label(entry: Mapping[str, Any], at: int) -> str:
+    if "seed" in entry and "val" not in entry and "label" not in entry:
+        return f"seed {entry['seed']}"
+    return str(next((entry[name] for name in _LABELS if entry.get(name)), at + 1))
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name.replace("_", " "))

@@ -1,0 +1,239 @@
+"""The report as a person meets it: opened from a file in headless Chromium."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdn_tune.config import override
+from cdn_tune.report import serve
+from cdn_tune.report.page import Builder
+from cdn_tune.report.serve import LiveReport, open_server
+from tests.conftest import TINY
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+sync_api = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def run(make_run: Any, planted: Path) -> Path:
+    experiment = override({**TINY, "data": {**TINY["data"], "root": str(planted)}}, {}, "tiny")
+    folder: Path = make_run(experiment, queries=130, evaluated=True, checkpoint=True, objectives=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(run: Path) -> Path:
+    path = run / "report.html"
+    path.write_text(Builder(run).build(1.78e9).html, encoding="utf-8")
+    return path
+
+
+class Opened:
+    """A page with what went wrong on it, and what it asked of others."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.faults: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.faults.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    def go(self, url: str) -> Any:
+        self.page.goto(url)
+        self.page.wait_for_selector("html[data-ready]", timeout=30_000)
+        return self.page
+
+
+@pytest.fixture
+def opened(browser: Any, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    width = getattr(request, "param", 1400)
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="light")
+    yield Opened(context.new_page())
+    context.close()
+
+
+def draw_all(page: Any) -> None:
+    """Scrolls to every figure, as a reader does, and waits until it is drawn."""
+    plots = page.locator("[data-figure]")
+    for at in range(plots.count()):
+        plots.nth(at).scroll_into_view_if_needed()
+        plots.nth(at).locator("svg.main-svg").first.wait_for(timeout=30_000)
+
+
+@pytest.mark.parametrize("opened", [1400, 390], indirect=True, ids=["wide", "phone"])
+def test_it_opens_from_a_file_and_asks_nobody(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    draw_all(page)
+    assert page.locator(".placeholder").count() == 0
+    assert opened.faults == []
+    assert [url for url in opened.requests if not url.startswith(("data:", "blob:"))] == [file.as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
+def test_sorting_changes_the_order(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    trials = lambda: [int(text) for text in page.locator("#board tbody td:nth-child(2)").all_inner_texts()]  # noqa: E731
+    by_rank = trials()
+    head = page.get_by_role("button", name="trial", exact=True)
+    head.click()
+    assert trials() == sorted(by_rank) != by_rank
+    head.press("Enter")
+    assert trials() == sorted(by_rank, reverse=True)
+    assert page.locator("#board th[aria-sort]").get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="val R1@0.5", exact=True).click()
+    values = page.locator("#board tbody td:nth-child(4)").all_inner_texts()
+    assert [float(text) for text in values] == sorted(map(float, values), reverse=True)
+
+
+def test_the_filter_and_the_states_leave_what_fits(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    rows = page.locator("#board tbody tr:visible")
+    assert rows.count() == 24
+    page.locator("#board-filter").fill("conv COMPLETE")
+    texts = rows.all_inner_texts()
+    assert 0 < len(texts) < 24
+    assert all("conv" in text and "complete" in text for text in texts)
+    assert page.locator("#board-count").inner_text() == f"{len(texts)} of 24 trials"
+    page.locator("#board-filter").fill("")
+    page.get_by_role("checkbox", name="complete").uncheck()
+    assert not any("complete" in text for text in rows.all_inner_texts())
+
+
+def test_picking_a_query_shows_it(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    shown = page.locator("#query")
+    page.locator("#query-list button").nth(2).click()
+    second = shown.inner_text()
+    assert page.locator("#query-list button").nth(2).locator(".text").inner_text() in second
+    assert page.locator("#query .lanes .span").count() == 6  # the truth and five answers
+    assert page.locator("#query .map canvas").first.evaluate("canvas => canvas.width") == 8
+    page.keyboard.press("ArrowDown")
+    assert shown.inner_text() != second
+    assert page.locator("#query-list button:focus").get_attribute("aria-current") == "true"
+
+
+def test_the_map_is_read_cell_by_cell(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    page.locator("#query-list button").first.click()
+    canvas = page.locator("#query .map canvas").first
+    side = canvas.bounding_box()["width"]
+    canvas.hover(position={"x": 0.9 * side, "y": 0.1 * side})
+    assert "score" in page.locator(".readout").inner_text()
+    canvas.hover(position={"x": 0.1 * side, "y": 0.9 * side})
+    assert page.locator(".readout").inner_text() == "no proposal"
+
+
+def test_queries_are_searched_and_chosen_by_kind(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    entries = page.locator("#query-list button")
+    assert entries.count() == 100  # the rest on demand
+    page.get_by_role("button", name="Show more").click()
+    assert entries.count() == 130
+    page.locator("#query-kind label", has_text="Worst").click()
+    ious = [float(text) for text in page.locator("#query-list .iou").all_inner_texts()]
+    assert ious == sorted(ious)
+    assert max(ious) < 0.5
+    page.locator("#query-kind label", has_text="All").click()
+    page.locator("#query-search").fill("(41)")
+    assert entries.count() == 1
+    assert page.locator("#query-count").inner_text() == "1 of 130 queries"
+
+
+def test_a_hostile_query_is_only_text(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    page.locator("#query-list button").first.click()
+    assert "<script>alert('x')</script>" in page.locator("#query h3").inner_text()
+    assert page.locator("#query script, #query img, #query-list script").count() == 0
+    assert opened.faults == []
+
+
+def test_the_theme_follows_the_system_and_the_button(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    ground = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
+    light = ground()
+    page.emulate_media(color_scheme="dark")
+    dark = ground()
+    assert light != dark
+    page.get_by_role("button", name="Dark").click()
+    assert ground() == light
+    page.get_by_role("button", name="Dark").click()
+    assert ground() == dark
+    page.emulate_media(color_scheme="light")
+    assert ground() == dark  # chosen by hand
+
+
+def test_a_figures_views_are_switched(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    figure = page.locator("#figure-history")
+    figure.scroll_into_view_if_needed()
+    figure.locator("[data-drawn='by trial']").wait_for()
+    figure.locator("label", has_text="by GPU-hours").click()
+    figure.locator("[data-drawn='by GPU-hours']").wait_for()
+    assert figure.locator(".xtitle").inner_html() == "GPU-hours"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rules"), [("light", None), ("dark", ["color-contrast"])], ids=["everything", "dark colours"]
+)
+def test_axe_finds_nothing_serious(opened: Opened, file: Path, scheme: str, rules: list[str] | None) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    opened.page.emulate_media(color_scheme=scheme)
+    page = opened.go(file.as_uri())
+    if rules is None:
+        draw_all(page)
+    page.locator("details").first.evaluate("details => { details.open = true; }")
+    found = axe.run(page, options={"runOnly": rules} if rules else None).response
+    assert found["passes"]
+    grave = [item for item in found["violations"] if item["impact"] in ("serious", "critical")]
+    assert [f"{item['id']}: {item['nodes'][0]['html'][:200]}" for item in grave] == []
+
+
+def test_a_served_page_loads_itself_anew(
+    opened: Opened, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_PAUSE", 0.0)
+    monkeypatch.setattr(serve, "_SHARE", 0.0)
+    live = tmp_path / "run"
+    shutil.copytree(run, live, ignore=shutil.ignore_patterns("*.html"))
+    with open_server(LiveReport(live, views=0)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            page = opened.go(f"http://127.0.0.1:{server.server_address[1]}/")
+            page.locator("#board-filter").fill("pruned")
+            (live / "evaluation.json").write_text('{"metrics": {"mIoU": 0.4321}, "looks": 1}')
+            page.locator(".cards", has_text="43.21").wait_for(timeout=20_000)
+            page.wait_for_selector("html[data-ready]")
+            assert page.locator("#board-filter").input_value() == "pruned"  # what was chosen stays
+            assert opened.faults == []
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_it_prints(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    draw_all(page)
+    page.emulate_media(media="print")
+    assert not page.locator(".bar").is_visible()
+    assert not page.locator(".controls").is_visible()
+    assert page.locator("#board tbody tr").last.is_visible()
+    assert len(page.pdf()) > 20_000

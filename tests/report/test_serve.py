@@ -1,0 +1,85 @@
+"""The served report: this machine only, built anew when the record has changed."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cdn_tune.config import Experiment
+from cdn_tune.errors import RunError
+from cdn_tune.report import serve
+from cdn_tune.report.serve import LiveReport, open_server
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def run(make_run: MakeRun, tiny: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(serve, "_PAUSE", 0.0)
+    monkeypatch.setattr(serve, "_SHARE", 0.0)
+    return make_run(tiny(), trials=3)
+
+
+@pytest.fixture
+def port(run: Path) -> Iterator[int]:
+    server = open_server(LiveReport(run, views=0))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield int(server.server_address[1])
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def get(port: int, path: str, host: str | None = None) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{port}"})
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, body
+
+
+def test_the_page_follows_the_record(run: Path, port: int) -> None:
+    status, page = get(port, "/")
+    assert status == 200
+    _, before = get(port, "/stamp")
+    assert f'<meta name="live" content="{before}">' in page
+    assert get(port, "/stamp")[1] == before
+    (run / "evaluation.json").write_text('{"metrics": {"mIoU": 0.4321}, "looks": 1}')
+    _, after = get(port, "/stamp")
+    assert after != before
+    _, page = get(port, "/")
+    assert "43.21" in page
+    assert f'<meta name="live" content="{after}">' in page
+
+
+def test_nothing_else_is_served(port: int) -> None:
+    assert get(port, "/study.db")[0] == 404
+    assert get(port, "/../manifest.json")[0] == 404
+
+
+def test_a_foreign_name_is_refused(port: int) -> None:
+    assert get(port, "/", host="evil.example")[0] == 403
+    assert get(port, "/", host=f"localhost:{port}")[0] == 200
+
+
+def test_it_listens_on_loopback_only(run: Path) -> None:
+    with open_server(LiveReport(run, views=0)) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        with pytest.raises(RunError, match="--port"):
+            open_server(LiveReport(run, views=0), int(server.server_address[1]))
+
+
+def test_a_record_that_cannot_be_read_leaves_the_page(run: Path) -> None:
+    told: list[str] = []
+    report = LiveReport(run, views=0, on_notice=told.append)
+    page = report.page()
+    (run / "study.db").write_bytes(b"half written")
+    assert report.page() == page
+    assert len(told) == 1
+    assert "study.db" in told[0]
