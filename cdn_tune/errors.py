@@ -43,6 +43,14 @@ class TrainingError(CdnTuneError):
     exit_code = 1
 
 
+class MemoryShortage(TrainingError):  # noqa: N818 - as researchers say it
+    """Memory does not suffice: for one query at once, or in the middle of training."""
+
+
+class NotFinite(TrainingError):  # noqa: N818
+    """A loss, a gradient or a score is infinite or not a number."""
+
+
 class ClusterError(CdnTuneError):
     """No Ray cluster answers at the address, or a trial does not fit into it."""
 

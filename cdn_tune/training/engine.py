@@ -16,12 +16,13 @@ from torch.optim import Optimizer
 from cdn_tune.config import Experiment
 from cdn_tune.data.batches import Indices, epoch_batches, prefetch, shard
 from cdn_tune.data.dataset import Batch, MomentDataset
-from cdn_tune.errors import TrainingError
+from cdn_tune.errors import NotFinite
 from cdn_tune.model.finite import explain_nonfinite
 from cdn_tune.training.ema import Ema
 from cdn_tune.training.losses import losses
 from cdn_tune.training.optimiser import Schedule
 from cdn_tune.training.report import OnStep, StepReport
+from cdn_tune.training.shortage import shortage_told
 from cdn_tune.training.world import World
 
 
@@ -94,7 +95,8 @@ class Engine:
             state: Where the epoch was left; its start if None.
 
         Raises:
-            TrainingError: If the loss or the gradient is not finite.
+            NotFinite: If the loss or the gradient is not finite.
+            MemoryShortage: If memory does not suffice for a step.
         """
         state = state or EpochState()
         start = time.perf_counter() - state.seconds
@@ -104,10 +106,11 @@ class Engine:
         self.model.train()
         with closing(prefetch(dataset, mine, pin=self.world.device.type == "cuda")) as loader:
             for whole, batch in zip(left, loader, strict=True):
-                parts, norm = self.step(batch, len(whole))
+                with shortage_told(f"at epoch {epoch}, step {state.step + 1}"):
+                    parts, norm = self.step(batch, len(whole))
                 state.step += 1
                 if not self._is_fine(parts, norm):
-                    raise TrainingError(self._not_finite(dataset, batch, epoch, state.step, parts, norm))
+                    raise NotFinite(self._not_finite(dataset, batch, epoch, state.step, parts, norm))
                 state.sums += torch.cat([parts * len(batch.indices), torch.tensor([len(batch.indices)])])
                 state.norms += norm if math.isfinite(norm) else 0.0
                 state.seconds = time.perf_counter() - start

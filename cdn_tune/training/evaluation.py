@@ -10,11 +10,12 @@ import torch
 from cdn_tune.config import EvalConfig, recall_name
 from cdn_tune.data.batches import prefetch, sequential_batches, shard
 from cdn_tune.data.dataset import MomentDataset
-from cdn_tune.errors import TrainingError
+from cdn_tune.errors import NotFinite
 from cdn_tune.model import CDN
 from cdn_tune.model.finite import explain_nonfinite
 from cdn_tune.moments.metrics import Metrics, measure
 from cdn_tune.moments.nms import top_moments
+from cdn_tune.moments.spans import iou
 from cdn_tune.training.precision import autocast
 from cdn_tune.training.world import World
 
@@ -27,11 +28,13 @@ class SplitResult:
         metrics: By name, R<n>@<iou> and mIoU, in [0, 1].
         top: Ranked moments in seconds, NaN-padded, [Q, n, 2].
         scores: Their scores in [0, 1], [Q, n].
+        ious: IoU of the best-scored moment, float64 [Q].
     """
 
     metrics: dict[str, float]
     top: torch.Tensor
     scores: torch.Tensor
+    ious: torch.Tensor
 
 
 def evaluate_split(
@@ -56,7 +59,7 @@ def evaluate_split(
         The same result on every worker.
 
     Raises:
-        TrainingError: If scores are not finite; names the weights or the queries that are to blame.
+        NotFinite: If scores are not finite; names the weights or the queries that are to blame.
     """
     world = world or World()
     was_training = model.training
@@ -76,7 +79,7 @@ def evaluate_split(
                 items = [dataset.annotations[index] for index in loaded.indices.tolist()]
                 names = [f"{item.video} ({item.id})" for item in items]
                 reason = explain_nonfinite(model, loaded.visual, loaded.words, names)
-                raise TrainingError(f"scores are not finite: {reason or 'weights or inputs are too large'}")
+                raise NotFinite(f"scores are not finite: {reason or 'weights or inputs are too large'}")
             scores = torch.sigmoid(output.logits.float())
             top, top_scores = top_moments(scores, batch.durations, limit, config.nms_threshold, valid=output.mask)
             found.append((loaded.indices, top.cpu(), top_scores.cpu()))
@@ -85,8 +88,10 @@ def evaluate_split(
     position = torch.cat([part[0] for part in parts]).argsort()
     top = torch.cat([part[1] for part in parts])[position]
     top_scores = torch.cat([part[2] for part in parts])[position]
-    metrics = measure(top, dataset.moments[torch.from_numpy(chosen)], config.recalls, config.ious)
-    return SplitResult(name_metrics(metrics, config), top, top_scores)
+    moments = dataset.moments[torch.from_numpy(chosen)]
+    ious = iou(top[:, 0].double(), moments).nan_to_num(nan=0.0)  # a missing answer overlaps nothing
+    metrics = measure(top, moments, config.recalls, config.ious)
+    return SplitResult(name_metrics(metrics, config), top, top_scores, ious)
 
 
 def name_metrics(metrics: Metrics, config: EvalConfig) -> dict[str, float]:

@@ -26,8 +26,10 @@ from cdn_tune.training.micro_batch import choose_micro_batch
 from cdn_tune.training.optimiser import Schedule, build_optimiser
 from cdn_tune.training.pictures import captions, draw
 from cdn_tune.training.precision import resolve_precision
+from cdn_tune.training.query_ious import pack_ious
 from cdn_tune.training.records import Records
 from cdn_tune.training.report import EpochReport, OnStep, Report, ignore
+from cdn_tune.training.shortage import shortage_told
 from cdn_tune.training.state import BEST, LAST, Progress, TrialState
 from cdn_tune.training.world import World, this_world
 from cdn_tune.training.writer import Writer
@@ -58,6 +60,7 @@ def never() -> bool:
     return False
 
 
+@shortage_told("while training")
 def train(
     experiment: Experiment,
     folder: Path,
@@ -85,7 +88,8 @@ def train(
             saved and `KeyboardInterrupt` raised.
 
     Raises:
-        TrainingError: If the loss is not finite.
+        NotFinite: If a loss, a gradient or a score is not finite.
+        MemoryShortage: If memory does not suffice.
         CheckpointError: If the folder's checkpoints are damaged or of another experiment.
         KeyboardInterrupt: If `stop` said so.
     """
@@ -111,11 +115,12 @@ def train(
     wrapped = _wrap(model, experiment, world)
     engine = Engine(experiment, wrapped, optimiser, schedule, world, dtype, scaler, micro_batch, ema)
     with Records(folder, progress.history, enabled=world.is_main) as records, Writer() as writer:
-        _Training(engine, state, progress, splits, records, writer, report, stop).run(
-            on_step if world.is_main else ignore
-        )
-        if world.is_main:
-            records.hparams(experiment, progress.best_value, progress.best_epoch)
+        training = _Training(engine, state, progress, splits, records, writer, report, stop)
+        try:
+            training.run(on_step if world.is_main else ignore)
+        finally:
+            if training.told is not None:
+                records.hparams(experiment, training.told.best_value, training.told.best_epoch)
     world.barrier()
     return TrainResult(progress.best_value, progress.best_epoch, progress.epoch - first)
 
@@ -133,6 +138,7 @@ class _Training:
     report: Report
     stop: Callable[[], bool]
     untold: EpochReport | None = None  # its checkpoint is being written
+    told: EpochReport | None = None  # the last that was reported
     saved: float = field(default_factory=time.monotonic)
 
     def run(self, on_step: OnStep) -> None:
@@ -140,6 +146,7 @@ class _Training:
         world = self.state.world
         if world.is_main:
             for past in self.progress.history:
+                self.told = past
                 self.report(past)
         self.engine.between_steps = self._between_steps
         while not self.progress.is_finished:
@@ -161,9 +168,13 @@ class _Training:
         experiment, world = self.state.experiment, self.state.world
         settings, model, dataset = experiment.train, self.state.evaluated, self.splits["val"]
         val: dict[str, float] = {}
+        ious = torch.empty(0)
         if (epoch - 1) % settings.eval_every == 0 or epoch == settings.epochs:
-            result = evaluate_split(model, dataset, experiment.eval, world, self.engine.dtype, settings.eval_queries)
-            val = result.metrics
+            with shortage_told(f"while evaluating val after epoch {epoch}"):
+                result = evaluate_split(
+                    model, dataset, experiment.eval, world, self.engine.dtype, settings.eval_queries
+                )
+            val, ious = result.metrics, result.ious
         history = self.progress.history
         value = val[experiment.eval.metric] if val else history[-1].value
         improved = bool(val) and value > self.progress.best_value
@@ -188,6 +199,9 @@ class _Training:
             best_value=value if improved else self.progress.best_value,
             best_epoch=best_epoch,
             peak_bytes=peak_bytes(world.device),
+            steps=self.engine.schedule.steps,
+            val_queries=len(ious),
+            query_ious=pack_ious(ious) if len(ious) else "",
         )
 
     def _between_steps(self, _epoch: int, within: EpochState) -> None:
@@ -213,6 +227,7 @@ class _Training:
         if self.writer.wait(seconds) and self.untold is not None:
             done, self.untold = self.untold, None
             self.records.write(done)
+            self.told = done
             self.report(done)
 
     def _interrupt(self) -> None:

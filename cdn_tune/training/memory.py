@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from cdn_tune.config import Experiment
-from cdn_tune.errors import TrainingError
+from cdn_tune.errors import MemoryShortage
 from cdn_tune.model import CDN
+from cdn_tune.training.shortage import is_shortage
 from cdn_tune.training.size import model_without_memory
 
 GIB = 1 << 30
@@ -37,7 +38,6 @@ _LOWERED = {
     "__matmul__",
 }  # what autocast computes in short numbers
 _TILED = 1024  # from this product of channels and kernel size on a CPU convolves in tiles (model/cell_conv.py)
-_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")  # in a RuntimeError's message
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: C
         attempt: Computes a loss and its gradient for so many queries, or raises for lack of memory.
 
     Raises:
-        TrainingError: If not even one query fits.
+        MemoryShortage: If not even one query fits.
     """
     size = batch
     while size > 1 and need.total(size) > available:
@@ -133,7 +133,7 @@ def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: C
     while not _succeeds(attempt, size):
         torch.cuda.empty_cache()
         if size == 1:
-            raise TrainingError(
+            raise MemoryShortage(
                 f"out of memory with one query at once: about {_gib(need.total(1))} needed, {_gib(available)} "
                 f"available; lower model.hidden, model.map.experts, model.map.layers, model.clips or data.frames"
             )
@@ -147,12 +147,10 @@ def _succeeds(attempt: Callable[[int], None], size: int) -> bool:
     """Tells whether an attempt had the memory it needed; with the exception, all that it held is gone on return."""
     try:
         attempt(size)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
         return False
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
-            return False
-        raise
     return True
 
 

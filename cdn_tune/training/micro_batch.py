@@ -28,7 +28,7 @@ def choose_micro_batch(
         dtype: Format of the forward pass.
 
     Raises:
-        TrainingError: If not even one query fits.
+        MemoryShortage: If not even one query fits.
     """
     chosen = experiment.train.micro_batch
     if chosen != "auto":

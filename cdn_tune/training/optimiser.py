@@ -77,6 +77,11 @@ class Schedule:
             self._set()
 
     @property
+    def steps(self) -> int:
+        """Optimiser steps so far."""
+        return self._steps
+
+    @property
     def learning_rate(self) -> float:
         """The current learning rate."""
         return self._base * self._factor()

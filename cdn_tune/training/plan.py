@@ -84,7 +84,7 @@ def make_plan(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
         measured_steps: Steps to measure, two at least, after one that is not counted.
 
     Raises:
-        TrainingError: If not even one query at once fits into memory.
+        MemoryShortage: If not even one query at once fits into memory.
     """
     settings, train, val = experiment.train, splits["train"], splits["val"]
     device = this_world().device

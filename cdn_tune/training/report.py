@@ -27,6 +27,9 @@ class EpochReport:
         best_value: Its best so far.
         best_epoch: The epoch of that.
         peak_bytes: Most memory that worker 0 has occupied: of its GPU, else of its process.
+        steps: Optimiser steps so far, over all epochs.
+        val_queries: Queries of val that were evaluated; 0 in an epoch after which val was not.
+        query_ious: IoU of the top moment for at most 256 of them, evenly spaced (see `query_ious`); then empty.
     """
 
     epoch: int
@@ -44,6 +47,9 @@ class EpochReport:
     best_value: float
     best_epoch: int
     peak_bytes: int = 0
+    steps: int = 0
+    val_queries: int = 0
+    query_ious: str = ""
 
     @property
     def is_last(self) -> bool:

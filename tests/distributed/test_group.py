@@ -13,7 +13,7 @@ from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.cluster import connected, slots
 from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.launch import train_on_workers
-from cdn_tune.errors import ClusterError, TrainingError
+from cdn_tune.errors import ClusterError, NotFinite
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
 
@@ -39,7 +39,7 @@ def test_an_error_on_a_worker_is_told_once_and_not_retried(tiny: Tiny, tmp_path:
     experiment = tiny(**{"optim.lr": 1e30, "optim.name": "adamw", "optim.weight_decay": 1e9})
     group = WorkerGroup(experiment, tmp_path, ResourcesConfig(workers=2), max_failures=5)
     try:
-        with pytest.raises(TrainingError, match=r"learning rate 1e\+30"):
+        with pytest.raises(NotFinite, match=r"learning rate 1e\+30"):
             group.next_report()
     finally:
         group.stop()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +12,14 @@ import pytest
 import torch
 
 from cdn_tune.config import Experiment, load_experiment, override
-from cdn_tune.errors import CheckpointError, ConfigError, TrainingError
+from cdn_tune.data.dataset import Batch
+from cdn_tune.errors import CheckpointError, ConfigError, MemoryShortage, NotFinite, TrainingError
 from cdn_tune.training.checkpoint import build_model, load_checkpoint, read_checkpoint
+from cdn_tune.training.engine import Engine
 from cdn_tune.training.evaluation import evaluate_split
 from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.loop import BEST, LAST, train
+from cdn_tune.training.query_ious import unpack_ious
 from cdn_tune.training.records import read_metrics
 from cdn_tune.training.report import EpochReport, StepReport, ignore
 
@@ -101,7 +105,7 @@ def test_damaged_last_is_told(tiny: Tiny, tmp_path: Path) -> None:
 def test_loss_that_is_not_finite_stops_with_what_a_user_needs(tiny: Tiny, tmp_path: Path) -> None:
     experiment = tiny(**{"optim.lr": 1e30, "optim.name": "adamw", "optim.weight_decay": 1e9})
     with pytest.raises(
-        TrainingError,
+        NotFinite,
         match=r"epoch 1, step \d+, learning rate 1e\+30; batch charades_sta_train\.txt:\d+.*; "
         r"weights of query\..* are not finite",
     ):
@@ -113,8 +117,51 @@ def test_weights_that_are_not_finite_are_named_in_evaluation(tiny: Tiny) -> None
     model = build_model(experiment)
     with torch.no_grad():
         model.map.norms[0].weight[0] = math.inf
-    with pytest.raises(TrainingError, match=r"scores are not finite: weights of map\.norms\.0\.weight are not finite"):
+    with pytest.raises(NotFinite, match=r"scores are not finite: weights of map\.norms\.0\.weight are not finite"):
         evaluate_split(model, open_data(experiment.data)["val"], experiment.eval)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"), MemoryError()]
+)
+def test_a_lack_of_memory_in_a_step_is_told_in_a_line(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def step(engine: Engine, batch: Batch, size: int) -> tuple[torch.Tensor, float]:
+        if engine.schedule.steps == 4:
+            raise error
+        return original(engine, batch, size)
+
+    original = Engine.step
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(
+        MemoryShortage, match=r"^out of memory at epoch \d, step \d.*; lower train\.micro_batch"
+    ) as told:
+        train_in(tiny(), tmp_path, ignore)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", [MemoryShortage, NotFinite])
+def test_errors_survive_the_way_to_another_process(kind: type[TrainingError]) -> None:
+    back = pickle.loads(pickle.dumps(kind("one line")))
+    assert type(back) is kind
+    assert str(back) == "one line"
+
+
+def test_reports_count_steps_and_hold_the_ious_of_queries(tiny: Tiny, tmp_path: Path) -> None:
+    reports: list[EpochReport] = []
+    experiment = tiny(**{"train.eval_every": 2})
+    train_in(experiment, tmp_path, reports.append)
+    per_epoch = reports[0].steps
+    assert [report.steps for report in reports] == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+    val = open_data(experiment.data)["val"]
+    assert [report.val_queries for report in reports] == [len(val), 0, len(val)]
+    assert not reports[1].query_ious
+    ious = unpack_ious(reports[2].query_ious)
+    assert len(ious) == len(val)
+    assert ious.mean() == pytest.approx(reports[2].val["mIoU"], abs=1 / 510)
+    old = {key: value for key, value in reports[0].plain().items() if key not in ("steps", "val_queries", "query_ious")}
+    assert EpochReport(**old).query_ious == ""  # a line written before there were any
 
 
 def test_best_rebuilds_its_model_in_a_new_process(tiny: Tiny, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdn_tune.config import Experiment
-from cdn_tune.errors import TrainingError
+from cdn_tune.errors import MemoryShortage
 from cdn_tune.training.checkpoint import build_model
 from cdn_tune.training.memory import (
     UNKNOWN,
@@ -134,7 +134,7 @@ def test_an_estimate_alone_refuses_nothing(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_one_query_too_many_is_an_error() -> None:
-    with pytest.raises(TrainingError, match=r"out of memory with one query.* GiB needed, .* available; lower") as told:
+    with pytest.raises(MemoryShortage, match=r"out of memory with one query.* GiB needed, .* available; lower") as told:
         fit_micro_batch(4, NEED, 10_000, out_of_memory_above(0, torch.OutOfMemoryError("no"), []))
     assert "model.hidden" in str(told.value)
     assert "\n" not in str(told.value)

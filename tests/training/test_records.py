@@ -136,6 +136,19 @@ def test_hparams_are_in_the_same_folder(tiny: Tiny, tmp_path: Path) -> None:
     assert scalars(events, "hparam/R1@0.5") == [(1, 0.4)]
 
 
+def test_hparams_are_written_when_a_trial_ends_early(tiny: Tiny, tmp_path: Path) -> None:
+    def prune(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train_in(tiny(), tmp_path, prune)
+    events = read(tmp_path)
+    assert hparams_of(events, "session_start_info").hparams["train.epochs"].number_value == 3
+    best = max(read_metrics(tmp_path), key=lambda entry: entry["value"])
+    assert scalars(events, "hparam/R1@0.5") == [(best["epoch"], best["value"])]
+
+
 def test_other_workers_write_nothing(tiny: Tiny, tmp_path: Path) -> None:
     with Records(tmp_path, [], enabled=False) as records:
         records.pictures(1, {"scores/a": np.zeros((2, 2, 3), np.uint8)}, {"a": "text"})
