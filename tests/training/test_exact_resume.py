@@ -178,6 +178,25 @@ def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> Non
     assert_same(tmp_path / "killed" / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("step", [2, 5])
+def test_left_at_once_by_a_second_interrupt(tiny: Tiny, tmp_path: Path, step: int) -> None:
+    """No checkpoint is written on the way out; what is on disk stays whole, and the run goes on exactly."""
+    experiment = tiny(**{"train.epochs": 3, "train.checkpoint_minutes": 1e-9, **EVERYTHING})
+    train_in(experiment, tmp_path / "whole", ignore)
+    left = step
+
+    def leave(_: StepReport) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_in(experiment, tmp_path / "left", ignore, leave)
+    train_in(experiment, tmp_path / "left", ignore)
+    assert_same(tmp_path / "left", tmp_path / "whole")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(4))
