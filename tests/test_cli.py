@@ -50,7 +50,8 @@ def test_train_then_again_then_evaluate(file: Path, tmp_path: Path) -> None:
     first = invoke("train", file, "--run", run)
     assert first.exit_code == 0, first.output
     assert "best val R1@0.5" in first.output
-    assert "planted" in first.output
+    assert "(planted data), val split, epoch 1 of 1" in first.output
+    assert "checkpoints on disk" in first.output
     second = invoke("train", file, "--run", run)
     assert second.exit_code == 0
     assert "run is finished" in second.output

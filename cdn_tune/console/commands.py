@@ -14,6 +14,7 @@ from cdn_tune.console.interrupt import GentleStop
 from cdn_tune.console.output import err, one_line_errors, out, terminable
 from cdn_tune.console.progress import TrainProgress
 from cdn_tune.console.tables import experiment_line
+from cdn_tune.console.trained import trained_table
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
@@ -155,9 +156,10 @@ def _is_finished(run: Path) -> bool:
 
 
 def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
-    last = read_metrics(run)[-1]
+    epochs = read_metrics(run)
+    out.print(trained_table(experiment, epochs, run, planted))
     label = " (planted data)" if planted else ""
-    value = f"{last['best_value']:.4f} after epoch {last['best_epoch']}"
+    value = f"{epochs[-1]['best_value']:.4f} after epoch {epochs[-1]['best_epoch']}"
     out.print(f"best val {experiment.eval.metric} {value}{label}", markup=False)
     out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
     out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)

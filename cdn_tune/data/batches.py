@@ -83,7 +83,7 @@ def prefetch(
     """
     pin = pin and torch.cuda.is_available()
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=max(ahead, 1))
-    stop = threading.Event()
+    stop, alone = threading.Event(), threading.Event()
 
     def put(item: Batch | BaseException | None) -> None:
         while not stop.is_set():
@@ -92,6 +92,11 @@ def prefetch(
                 return
 
     def assemble() -> None:
+        # A second team of OpenMP threads would outnumber the processors, and then the consumer's own team sleeps at
+        # every barrier instead of spinning: steps of a small model take twice as long.
+        torch.get_num_threads()  # a thread takes over the process's number when it first asks for it
+        torch.set_num_threads(1)
+        alone.set()
         try:
             for indices in batches:
                 if stop.is_set():
@@ -103,8 +108,11 @@ def prefetch(
             put(error)
 
     thread = threading.Thread(target=assemble, name="cdn-tune-prefetch", daemon=True)
+    threads = torch.get_num_threads()
     thread.start()
     try:
+        alone.wait()
+        torch.set_num_threads(threads)  # for this thread nothing new, but those to come take after the last call
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item

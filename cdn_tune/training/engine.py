@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -124,6 +125,10 @@ class Engine:
         seconds = time.perf_counter() - start
         return EpochTotals(loss, moment, attention, state.norms / len(batches), int(sums[3]), seconds)
 
+    @cached_property
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
     def step(self, batch: Batch, size: int) -> tuple[torch.Tensor, float]:
         """Makes one optimiser step.
 
@@ -147,7 +152,7 @@ class Engine:
                 torch.autograd.backward(self.scaler.scale(parts[0] * weight))
             sums += parts.detach() * (len(piece.indices) / len(batch.indices))
         self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.experiment.optim.clip_norm)
         if self.scaler.is_enabled() or bool(norm.isfinite()):
             self.scaler.step(self.optimiser)  # leaves out a step whose scaled gradient overflowed
             self.scaler.update()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,6 +253,11 @@ def _wrap(model: CDN, experiment: Experiment, world: World) -> torch.nn.Module:
     wrapped: torch.nn.Module = model
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
-        # Batch statistics are the global batch's (model/norm.py): there are no buffers to broadcast.
-        wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        # Batch statistics are the global batch's (model/norm.py): there are no buffers to broadcast. Gradients lie
+        # where they are averaged: no second copy of them, which is as large as the weights.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its new name for broadcast_buffers is not yet in torch 2.6
+            wrapped = DistributedDataParallel(
+                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
     return torch.compile(wrapped) if experiment.train.compile else wrapped  # type: ignore[return-value]

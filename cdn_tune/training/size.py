@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from cdn_tune.config import Experiment
 from cdn_tune.model import CDN
+from cdn_tune.training.state import LAST
 
 
 def model_without_memory(experiment: Experiment) -> CDN:
@@ -17,6 +20,11 @@ def model_without_memory(experiment: Experiment) -> CDN:
 def count_parameters(experiment: Experiment) -> int:
     """Returns the number of parameters of the experiment's model."""
     return sum(parameter.numel() for parameter in model_without_memory(experiment).parameters())
+
+
+def occupied_bytes(folder: Path) -> int:
+    """Returns the bytes that a trial's checkpoints occupy on disk now."""
+    return sum(path.stat().st_size for path in (folder / LAST).parent.glob("*.pt"))
 
 
 def checkpoint_bytes(experiment: Experiment) -> int:

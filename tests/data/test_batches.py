@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,6 +141,29 @@ def test_nothing_starts_before_it_is_asked_for() -> None:
     dataset = Recorded()
     fetch(dataset, numbers(5))
     assert dataset.seen == []
+
+
+class Threads:
+    """Stands in for a dataset whose batches are large enough to be computed by several OpenMP threads."""
+
+    def batch(self, indices: Indices) -> Any:  # noqa: ARG002
+        torch.randn(1 << 20).add_(1.0)
+        return torch.get_num_threads()
+
+
+def test_batches_are_assembled_without_a_team_of_threads_and_everybody_else_keeps_theirs() -> None:
+    before = torch.get_num_threads()
+    later: list[int] = []
+    torch.set_num_threads(3)
+    try:
+        assert list(fetch(cast(Recorded, Threads()), numbers(2))) == [1, 1]
+        assert torch.get_num_threads() == 3
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert later == [3]
 
 
 def test_a_real_dataset_is_prefetched(planted_config: DataConfig) -> None:

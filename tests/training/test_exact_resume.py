@@ -140,12 +140,17 @@ def test_when_all_is_damaged_it_is_told(tiny: Tiny, tmp_path: Path) -> None:
         train_in(experiment, tmp_path, ignore)
 
 
-def kill_and_go_on(experiment: Experiment, folder: Path, kills: int, generator: random.Random) -> None:
-    """Starts `cdn-tune train` again and again, each time killed after a random while, then lets it end."""
+def kill_and_go_on(experiment: Experiment, folder: Path, kills: int, generator: random.Random) -> int:
+    """Starts `cdn-tune train` again and again, each time killed after a random while, then lets it end.
+
+    Returns:
+        How many of the kills met a process that was still at it.
+    """
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(dump(experiment.plain()))
     run = folder / "run"
     command = [sys.executable, "-m", "cdn_tune", "train", str(folder / "experiment.yaml"), "--run", str(run)]
+    killed = 0
     for _ in range(kills):
         before = (run / LAST).stat().st_mtime_ns if (run / LAST).exists() else 0
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -159,25 +164,46 @@ def kill_and_go_on(experiment: Experiment, folder: Path, kills: int, generator: 
         finally:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            killed += process.wait() == -signal.SIGKILL
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    return killed
 
 
 @pytest.mark.parametrize("kills", [2])
 def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> None:
     experiment = tiny(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-9, **EVERYTHING})
     train_in(experiment, tmp_path / "whole", ignore)
-    kill_and_go_on(experiment, tmp_path / "killed", kills, random.Random(0))
+    assert kill_and_go_on(experiment, tmp_path / "killed", kills, random.Random(0)) >= 1
     assert_same(tmp_path / "killed" / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("step", [2, 5])
+def test_left_at_once_by_a_second_interrupt(tiny: Tiny, tmp_path: Path, step: int) -> None:
+    """No checkpoint is written on the way out; what is on disk stays whole, and the run goes on exactly."""
+    experiment = tiny(**{"train.epochs": 3, "train.checkpoint_minutes": 1e-9, **EVERYTHING})
+    train_in(experiment, tmp_path / "whole", ignore)
+    left = step
+
+    def leave(_: StepReport) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_in(experiment, tmp_path / "left", ignore, leave)
+    train_in(experiment, tmp_path / "left", ignore)
+    assert_same(tmp_path / "left", tmp_path / "whole")
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_thirty_times(tiny: Tiny, tmp_path: Path, seed: int) -> None:
-    experiment = tiny(**{"train.epochs": 150, "train.checkpoint_minutes": 1e-9, "seed": seed, **EVERYTHING})
+    experiment = tiny(**{"train.epochs": 80, "train.checkpoint_minutes": 1e-9, "seed": seed, **EVERYTHING})
     train_in(experiment, tmp_path / "whole", ignore)
-    kill_and_go_on(experiment, tmp_path / "killed", 8, random.Random(seed))
+    assert kill_and_go_on(experiment, tmp_path / "killed", 8, random.Random(seed)) == 8
     assert_same(tmp_path / "killed" / "run", tmp_path / "whole")
 
 
