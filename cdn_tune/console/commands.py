@@ -105,21 +105,26 @@ def run_compare(first: Path, second: Path, as_json: bool) -> None:
 def run_demo(run: Path, trials: int | None) -> None:
     """`cdn-tune demo`."""
     from cdn_tune.console.evaluation_commands import evaluate
+    from cdn_tune.console.report import write_report
     from cdn_tune.console.search import search_and_print
     from cdn_tune.data.planted import plant
+    from cdn_tune.report.page import REPORT
 
     with one_line_errors(), terminable():
         data = run.parent / f"{run.name}-data"
-        err.print(f"1/3 planting a dataset in {data}", markup=False)
+        err.print(f"1/4 planting a dataset in {data}", markup=False)
         with Progress(console=err, transient=True) as progress:
             task = progress.add_task("planting")
             plant(data, progress=lambda done, total: progress.update(task, completed=done, total=total))
-        err.print("2/3 searching", markup=False)
+        err.print("2/4 searching", markup=False)
         space, experiment = load_space(DEMO_SPACE, {"data.root": str(data)})
         search_and_print(space, experiment, run, trials=trials)
-        err.print("3/3 evaluating the winner on the test split", markup=False)
+        err.print("3/4 evaluating the winner on the test split", markup=False)
         evaluate(run, {})
+        err.print("4/4 building the report", markup=False)
+        write_report(run)
         for name, what in (
+            (str(REPORT), "all of it as one page: open it in a browser"),
             ("leaderboard.csv", "every trial: parameters, state, val metrics, cost"),
             ("best/", "the kept checkpoints, each with the experiment that rebuilds its model"),
             ("evaluation.json", "the winner on the test split"),

@@ -21,19 +21,31 @@ def run_report(run: Path, file: Path | None, views: int, *, serve: bool, port: i
         if serve:
             _serve(run, views, PORT if port is None else port, open_it)
             return
-        from cdn_tune.report.page import REPORT, Builder, check_target
-        from cdn_tune.training.files import write_text
-
-        path = file or run / REPORT
-        check_target(path)
-        with err.status("building the report"):
-            page = Builder(run, views).build()
-        write_text(path, page.html)
-        for notice in page.notices:
-            warn(notice)
-        out.print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+        path = write_report(run, file, views)
         if open_it:
             webbrowser.open(path.absolute().as_uri())
+
+
+def write_report(run: Path, file: Path | None = None, views: int | None = None) -> Path:
+    """Writes a run's report and says where.
+
+    Args:
+        run: The run folder.
+        file: Where to; ``RUN/report/index.html`` if None.
+        views: Queries whose score maps and attention are drawn; the usual number if None.
+    """
+    from cdn_tune.report.page import REPORT, VIEWS, Builder, check_target
+    from cdn_tune.training.files import write_text
+
+    path = file or run / REPORT
+    check_target(path)
+    with err.status("building the report"):
+        page = Builder(run, VIEWS if views is None else views).build()
+    write_text(path, page.html)
+    for notice in page.notices:
+        warn(notice)
+    out.print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+    return path
 
 
 def _serve(run: Path, views: int, port: int, open_it: bool) -> None:

@@ -29,7 +29,9 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None, f"{EVALUATION} cannot be read"
-    metrics = _numbers(content.get("metrics")) if isinstance(content, dict) else {}
+    models = content.get("models") if isinstance(content, dict) else None
+    own = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else content
+    metrics = _numbers(own.get("metrics")) if isinstance(own, dict) else {}  # over seeds, `metrics` are their mean
     if not metrics:
         return None, f"{EVALUATION} holds no metrics"
     measured = content.get("checkpoint")

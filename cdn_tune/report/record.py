@@ -16,15 +16,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import read_mapping
-from cdn_tune.errors import CdnTuneError, RunError
+from cdn_tune.errors import CdnTuneError
 from cdn_tune.training.records import METRICS, read_metrics
 from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
+from cdn_tune.tuning.layout import DATABASE, TRIALS
+from cdn_tune.tuning.record import read_record as read_search
 
-DATABASE = "study.db"
 EVALUATION = "evaluation.json"
 EVALUATION_PUBLISHED = "evaluation-published.json"
 PREDICTIONS = "predictions.jsonl"
-TRIALS = "trials"
 _Study = tuple[list[FrozenTrial], list[StudyDirection], dict[str, Any]]
 _PASSWORD = re.compile(r"(://[^/@\s:]*):[^/@\s]*@")
 
@@ -102,7 +102,7 @@ def read_record(run: Path) -> RunRecord:
     notices: list[str] = []
     is_search = manifest["kind"] == "search"
     nothing: _Study = [], [StudyDirection.MAXIMIZE], {}
-    trials, directions, attributes = _read_study(run, manifest) if is_search else nothing
+    trials, directions, attributes = _read_study(run) if is_search else nothing
     curves: dict[int | None, list[dict[str, Any]]]
     if is_search:
         curves = {trial.number: read_metrics(run / TRIALS / f"{trial.number:04d}") for trial in trials}
@@ -147,22 +147,11 @@ def hide_passwords(value: Any) -> Any:
     return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
 
 
-def _read_study(run: Path, manifest: dict[str, Any]) -> _Study:
+def _read_study(run: Path) -> _Study:
     """Reads the entries of the run's study, its directions and its own facts."""
-    url = manifest.get("storage")
-    if not url and not (run / DATABASE).exists():
-        raise RunError(f"{run / DATABASE}: no such study; the search has not begun, or its study was moved")
-    name = _mapping(run / SPACE, []).get("name")
     with quiet():
-        try:
-            study = optuna.load_study(study_name=name, storage=url or f"sqlite:///{(run / DATABASE).absolute()}")
-            return study.get_trials(deepcopy=False), study.directions, dict(study.user_attrs)
-        except KeyError:
-            raise RunError(f"{hide_passwords(url) or run / DATABASE}: has no study named {name}") from None
-        except Exception as error:  # whatever a database driver raises
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            where = hide_passwords(url) or run / DATABASE
-            raise RunError(f"{where}: the study cannot be read ({hide_passwords(first)[:160]})") from None
+        held = read_search(run)
+    return held.entries, held.directions, dict(held.attributes)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from cdn_tune.config import Experiment
 from cdn_tune.training.checkpoint import load_checkpoint
 from cdn_tune.training.records import read_metrics
 from cdn_tune.tuning.layout import trial_folder
-from tests.tuning.processes import Driver, command, descendants, end, finish, is_alive, recorded, write_space
+
+from .processes import Driver, command, descendants, end, finish, is_alive, recorded, write_space
 
 Tiny = Callable[..., Experiment]
 EPOCHS = 6

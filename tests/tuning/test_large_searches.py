@@ -1,0 +1,107 @@
+"""Searches too long for every commit: two hundred trials, a study on PostgreSQL, the shipped spaces."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from cdn_tune.config import Experiment
+from cdn_tune.data.planted import plant
+from cdn_tune.tuning.ranking import role_of
+from cdn_tune.tuning.record import read_record
+
+from .processes import Driver, command, finish, write_space
+
+Tiny = Callable[..., Experiment]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_hundred_trials(tiny: Tiny, tmp_path: Path) -> None:
+    """Killed twice on the way; every trial on record once, the best few kept, nothing left behind."""
+    run = tmp_path / "run"
+    more: dict[str, Any] = {"early_stopping": {"name": "asha", "min_resource": 1}, "trials": 200, "keep": 3}
+    space = write_space(tmp_path, tiny(**{"train.epochs": 3}), **more)
+    for ended in (40, 120):
+        driver = Driver(command(space, run), tmp_path / "log")
+        try:
+            driver.wait_until(lambda ended=ended: ended_trials(run) >= ended, seconds=600)
+        finally:
+            driver.kill(everything=True)
+    text = finish(command(space, run), seconds=900)
+    assert "nothing left behind" in text
+    trials = [trial for trial in read_record(run).entries if role_of(trial) == "trial"]
+    assert len(trials) == 200
+    states = Counter(trial.state for trial in trials)
+    assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len({str(sorted(trial.params.items())) for trial in trials}) == 200
+    assert len(list((run / "best").glob("trial-*/checkpoint.pt"))) == 3
+    assert not list((run / "trials").glob("*/checkpoints/*.pt"))
+
+
+def ended_trials(run: Path) -> int:
+    if not (run / "study.db").exists():
+        return 0
+    return sum(trial.state.is_finished() for trial in read_record(run).entries)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_on_postgresql(tiny: Tiny, tmp_path: Path, postgresql_url: str) -> None:
+    """The driver is killed in mid-search; the same command goes on from the server, and no secret is written down."""
+    run = tmp_path / "run"
+    space = write_space(tmp_path, tiny(**{"train.epochs": 6}), trials=4, early_stopping={"name": "none"})
+    arguments = command(space, run, "--storage", postgresql_url)
+
+    def has_begun() -> bool:
+        return any(run.glob("trials/*/metrics.jsonl"))
+
+    driver = Driver(arguments, tmp_path / "log")
+    try:
+        driver.wait_until(has_begun)
+    finally:
+        driver.kill()
+    finish(arguments)
+    trials = read_record(run, postgresql_url).entries
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert not (run / "study.db").exists()
+    assert "postgresql" in (run / "manifest.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("space", "dataset"), [("charades-core", "charades_sta"), ("tacos-core", "tacos")])
+def test_core_spaces_run_two_trials(tmp_path: Path, space: str, dataset: str) -> None:
+    """Their plans hold, and two real trials, cut to a few steps, run on planted features of the real size."""
+    shared = ROOT.parent / "shared" / "data" / dataset
+    if not shared.exists():
+        pytest.skip("the real annotations are not here")
+    data = tmp_path / "data"
+    plant(data, annotations=dataset, source=shared, videos=12, feature_size=4096, word_size=300, frame_rate=1.0)
+    vectors = next(data.glob("glove*.txt")).name
+    cut = [f"data.root={data}", f"data.word_vectors={vectors}", "train.epochs=1", "train.eval_queries=4"]
+    cut += ["train.micro_batch=1", "model.clips=16"] if dataset == "tacos" else []
+    settings = ["--set", "resources.gpus_per_worker=0", "--set", "resources.cpus_per_worker=2", "--set", "keep=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    base = [sys.executable, "-m", "cdn_tune", "search", space, *cut, *settings]
+    planned = subprocess.run(
+        [*base, "--plan"], capture_output=True, text=True, timeout=400, check=False, env=environment
+    )
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    run = tmp_path / "run"
+    searched = subprocess.run(
+        [*base, "--trials", "2", "--run", str(run)],
+        capture_output=True, text=True, timeout=800, check=False, env=environment,
+    )  # fmt: skip
+    assert searched.returncode == 0, searched.stdout + searched.stderr
+    trials = [trial for trial in read_record(run).entries if role_of(trial) == "trial"]
+    assert len(trials) == 2
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
