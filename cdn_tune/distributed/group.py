@@ -10,10 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.controller import Trainer
 from cdn_tune.distributed.ray import Empty, FailureConfig, Queue, RunConfig, ScalingConfig
-from cdn_tune.errors import CdnTuneError, TrainingError
+from cdn_tune.errors import CdnTuneError, MemoryShortage, TrainingError, WorkerLost
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import never
 from cdn_tune.training.report import EpochReport, OnStep, StepReport, ignore
@@ -89,7 +91,9 @@ class WorkerGroup:
             An epoch's report as a plain dict, or None when training is over.
 
         Raises:
-            TrainingError: If training failed, with its reason.
+            WorkerLost: If workers or nodes died more often than `max_failures` bears.
+            CdnTuneError: If training failed, with its reason; it would fail again.
+            OSError: If a worker could not read or write.
         """
         while True:
             alive = self._thread.is_alive()
@@ -101,13 +105,13 @@ class WorkerGroup:
                 if alive:
                     continue
                 if self._error is not None:
-                    raise TrainingError(reason_of(self._error)) from self._error
+                    raise WorkerLost(reason_of(self._error)) from self._error
                 return None
             if kind == STEP:
                 if self._on_step is not None:
                     self._on_step(StepReport(**content))
             elif kind == ERROR:
-                failure: CdnTuneError = content
+                failure: Exception = content
                 raise failure
             else:
                 report: dict[str, Any] = content
@@ -162,6 +166,25 @@ def _work(config: dict[str, Any]) -> None:
         train_in(experiment, folder, report, steps, config["threads"], stop=(folder / STOP).exists)
     except KeyboardInterrupt:  # asked to stop, and saved: no failure
         return
-    except CdnTuneError as error:  # would fail again: told before Ray counts it as a failure and starts over
-        queue.put((ERROR, error))
+    except Exception as error:  # would fail again: told before Ray counts it as a failure and starts over
+        if not _lacks_a_peer(error):
+            queue.put((ERROR, _told(error)))
         raise
+
+
+def _lacks_a_peer(error: Exception) -> bool:
+    """Whether a worker failed because another one is gone: that one's end says why."""
+    text = str(error).lower()
+    signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )
+
+
+def _told(error: Exception) -> Exception:
+    """Returns an error that can be sent to another process and read by a user."""
+    if isinstance(error, CdnTuneError | OSError):
+        return error
+    if isinstance(error, MemoryError):
+        return MemoryShortage(f"out of memory: {error}")
+    return TrainingError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300])

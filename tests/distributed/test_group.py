@@ -82,23 +82,26 @@ def test_a_killed_worker_costs_no_epoch(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("resources", "available", "expected"),
+    ("resources", "nodes", "expected"),
     [
-        ({"workers": 1}, {"CPU": 2.0}, 2),
-        ({"workers": 2, "cpus_per_worker": 2}, {"CPU": 10.0}, 2),
-        ({"workers": 1, "gpus_per_worker": 0.5}, {"CPU": 16.0, "GPU": 2.0}, 4),
-        ({"workers": 4, "gpus_per_worker": 1.0}, {"CPU": 64.0, "GPU": 8.0}, 2),
+        ({"workers": 1}, [{"CPU": 2.0}], 2),
+        ({"workers": 2, "cpus_per_worker": 2}, [{"CPU": 10.0}], 2),
+        ({"workers": 1, "gpus_per_worker": 0.5}, [{"CPU": 16.0, "GPU": 2.0}], 4),
+        ({"workers": 1, "gpus_per_worker": 0.4}, [{"CPU": 16.0, "GPU": 2.0}], 4),  # a share lies on one GPU
+        ({"workers": 4, "gpus_per_worker": 1.0}, [{"CPU": 64.0, "GPU": 8.0}], 2),
+        ({"workers": 1, "cpus_per_worker": 2}, [{"CPU": 3.0}, {"CPU": 3.0}], 2),  # not three of the six CPUs
+        ({"workers": 3}, [{"CPU": 2.0}, {"CPU": 2.0}], 1),
     ],
 )
-def test_slots(resources: dict[str, Any], available: dict[str, float], expected: int) -> None:
-    assert slots(ResourcesConfig(**resources), available) == expected
+def test_slots(resources: dict[str, Any], nodes: list[dict[str, float]], expected: int) -> None:
+    assert slots(ResourcesConfig(**resources), nodes) == expected
 
 
 def test_what_never_fits_is_refused() -> None:
-    with pytest.raises(
-        ClusterError, match=r"needs 1 CPUs and 1 GPUs, the cluster has 2 CPUs and 0 GPUs; lower --workers"
-    ):
-        slots(ResourcesConfig(gpus_per_worker=1.0), {"CPU": 2.0})
+    with pytest.raises(ClusterError, match=r"needs 1 x 1 CPUs and 1 GPUs, .*resources\.gpus_per_worker=0"):
+        slots(ResourcesConfig(gpus_per_worker=1.0), [{"CPU": 2.0}])
+    with pytest.raises(ClusterError, match=r"needs 3 x 2 CPUs, .* room for 2 of them .*lower --workers"):
+        slots(ResourcesConfig(workers=3, cpus_per_worker=2), [{"CPU": 4.0}])
 
 
 @pytest.mark.usefixtures("ray_session")
