@@ -28,15 +28,8 @@ UNKNOWN = 1 << 60  # bytes available where nobody tells
 
 _WAITING = 3  # batches assembled ahead of the step (data/batches.py)
 _WORDS = 30  # of a query, at most as a rule
-_LOWERED = {
-    "linear",
-    "conv1d",
-    "conv2d",
-    "lstm",
-    "bmm",
-    "matmul",
-    "__matmul__",
-}  # what autocast computes in short numbers
+# What autocast computes in short numbers.
+_LOWERED = frozenset("linear conv1d conv2d lstm bmm matmul __matmul__".split())
 _TILED = 1024  # from this product of channels and kernel size on a CPU convolves in tiles (model/cell_conv.py)
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1
 
@@ -55,7 +48,7 @@ class MemoryEstimate:
         temporary: What comes and goes in the dearest layer, per query, and on a CPU the batches that wait.
         ema: The running mean of the weights; 0 without.
         copies: Weights in another order or number format that the backward pass keeps, and a layer's gradient before
-            it is added to the others.
+            it is added to the others; on a CPU also the copy that a checkpoint is written from.
     """
 
     weights: int
@@ -84,6 +77,8 @@ def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | 
     model = model_without_memory(experiment).train()
     parameters = _bytes(model.parameters())
     weights = parameters + _bytes(model.buffers())
+    # A checkpoint is written from a copy in main memory.
+    snapshot = weights + 2 * parameters + (weights if experiment.train.ema else 0) if device.type == "cpu" else 0
     two, three = (_kept(model, experiment, dtype, queries) for queries in (2, 3))
     return MemoryEstimate(
         weights=weights,
@@ -94,6 +89,7 @@ def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | 
         ema=weights if experiment.train.ema else 0,
         # A CPU convolves in tiles wherever weights are large, without copies of them.
         copies=max(parameter.nbytes for parameter in model.parameters())
+        + snapshot
         + (0 if device.type == "cpu" else max(two - 2 * (three - two), 0)),
     )
 
