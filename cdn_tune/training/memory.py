@@ -29,7 +29,7 @@ UNKNOWN = 1 << 60  # bytes available where nobody tells
 _WAITING = 3  # batches assembled ahead of the step (data/batches.py)
 _WORDS = 30  # of a query, at most as a rule
 # What autocast computes in short numbers.
-_LOWERED = frozenset("linear conv1d conv2d lstm bmm matmul __matmul__".split())
+_LOWERED = frozenset(["linear", "conv1d", "conv2d", "lstm", "bmm", "matmul", "__matmul__"])
 _TILED = 1024  # from this product of channels and kernel size on a CPU convolves in tiles (model/cell_conv.py)
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1
 
