@@ -20,12 +20,17 @@ def main() -> int:
     failed = [
         name for name in names if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode
     ]
-    RESULTS.mkdir(exist_ok=True)
-    pages = [path.read_text(encoding="utf-8").strip() for path in sorted(RESULTS.glob("*.md"))]
-    (HERE / "RESULTS.md").write_text("\n\n".join([heading(), *pages]) + "\n", encoding="utf-8")
+    assemble()
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def assemble() -> None:
+    """Writes RESULTS.md from what the benchmarks have written."""
+    RESULTS.mkdir(exist_ok=True)
+    pages = [path.read_text(encoding="utf-8").strip() for path in sorted(RESULTS.glob("*.md"))]
+    (HERE / "RESULTS.md").write_text("\n\n".join([heading(), *pages]) + "\n", encoding="utf-8")
 
 
 def heading() -> str:

@@ -1,9 +1,21 @@
 """The commands, as typer sees them: parse and hand over."""
 
-from cdn_tune.cli import data, evaluate, leaderboard, predict, report, schema, search, train
+from cdn_tune.cli import compare, data, evaluate, leaderboard, predict, report, schema, search, train
 from cdn_tune.cli.app import app
 
-__all__ = ["app", "data", "evaluate", "leaderboard", "main", "predict", "report", "schema", "search", "train"]
+__all__ = [
+    "app",
+    "compare",
+    "data",
+    "evaluate",
+    "leaderboard",
+    "main",
+    "predict",
+    "report",
+    "schema",
+    "search",
+    "train",
+]
 
 
 def main() -> None:

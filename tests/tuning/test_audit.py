@@ -15,6 +15,11 @@ from cdn_tune.tuning.audit import Audit, audit, snapshot
 SHARED_MEMORY = module._SHARED_MEMORY
 
 
+def said(path: Path) -> str:
+    """What a process has written so far."""
+    return path.read_text() if path.exists() else ""
+
+
 class Sleeper:
     """An actor that does nothing."""
 
@@ -25,12 +30,13 @@ def test_a_placement_group_and_actors_are_found_and_named() -> None:
 
     from cdn_tune.distributed.ray import ray, remove_placement_group
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
     before = snapshot()
     group = placement_group([{"CPU": 0.01}])
     detached = ray.remote(num_cpus=0)(Sleeper).options(name="left", lifetime="detached").remote()
-    ray.get(detached.__ray_ready__.remote())
-    found = audit(before, wait=0)
     try:
+        ray.get(detached.__ray_ready__.remote())
+        found = audit(before, wait=0)
         assert not found.is_clean
         assert len(found.placement_groups) == 1
         assert group.id.hex() in found.placement_groups[0]
@@ -42,6 +48,7 @@ def test_a_placement_group_and_actors_are_found_and_named() -> None:
     finally:
         remove_placement_group(group)
         ray.kill(detached)
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert audit(before) == Audit()
 
 
@@ -107,7 +114,7 @@ def test_another_program_s_segment_is_its_own(tmp_path: Path) -> None:
     subprocess.run(["sh", "-c", script], check=True)
     with (tmp_path / "fifo").open("w"):
         deadline = time.monotonic() + 60
-        while not (tmp_path / "name").read_text() and time.monotonic() < deadline:
+        while not said(tmp_path / "name") and time.monotonic() < deadline:
             time.sleep(0.05)
         name = (tmp_path / "name").read_text().strip().lstrip("/")
         assert (SHARED_MEMORY / name).exists()

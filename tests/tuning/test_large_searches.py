@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cdn_tune.data.planted import plant
 from cdn_tune.tuning.ranking import role_of
 from cdn_tune.tuning.record import read_record
 
-from .processes import Driver, command, finish, write_space
+from .processes import Driver, command, finish, recorded, write_space
 
 Tiny = Callable[..., Experiment]
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ def test_two_hundred_trials(tiny: Tiny, tmp_path: Path) -> None:
     for ended in (40, 120):
         driver = Driver(command(space, run), tmp_path / "log")
         try:
-            driver.wait_until(lambda ended=ended: ended_trials(run) >= ended, seconds=600)
+            driver.wait_until(partial(has_ended, run, ended), seconds=600)
         finally:
             driver.kill(everything=True)
     text = finish(command(space, run), seconds=900)
@@ -46,10 +47,8 @@ def test_two_hundred_trials(tiny: Tiny, tmp_path: Path) -> None:
     assert not list((run / "trials").glob("*/checkpoints/*.pt"))
 
 
-def ended_trials(run: Path) -> int:
-    if not (run / "study.db").exists():
-        return 0
-    return sum(trial.state.is_finished() for trial in read_record(run).entries)
+def has_ended(run: Path, count: int) -> bool:
+    return sum(trial.state.is_finished() for trial in recorded(run)) >= count
 
 
 @pytest.mark.slow

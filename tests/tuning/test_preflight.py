@@ -170,8 +170,11 @@ def test_disk(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     need = 4 * cost("checkpoint_gb", largest) + 3 * 4 * cost("parameters", largest) / 1e9
     assert disk_gb(space, candidates, 4) == pytest.approx(need)
     assert check_disk(space, candidates, tmp_path / "run", 4) is None
-    with pytest.raises(ConfigError, match=r"disk_budget_gb=1e-06: 4 trials at once and 3 kept checkpoints need up to"):
+    with pytest.raises(ConfigError, match=r"disk_budget_gb=1e-06: one trial and the best checkpoint need up to"):
         check_disk(space_of(keep=3, disk_budget_gb=1e-6), candidates, tmp_path, 4)
+    warning = check_disk(space_of(keep=3, disk_budget_gb=need * 0.9), candidates, tmp_path, 4)
+    assert warning is not None  # fewer at once, and fewer kept, fit
+    assert "fewer will run at once" in warning
 
     def free(gigabytes: float) -> None:
         usage = type("Usage", (), {"free": gigabytes * 1e9})
