@@ -29,6 +29,7 @@ from cdn_tune.tuning.study import Study
 from cdn_tune.tuning.trial import GroupTrial, run_trial
 
 _SHOW_SECONDS = 0.2
+_SHARE = 20.0  # of the driver's time, at most one part in so many goes into showing
 _WRITE_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 
@@ -94,7 +95,7 @@ class Driver:
         self._started: float | None = None
         self._slots, self._end = 0, None if study.is_finished(limit) else self._budget_end()
         self._shown = self._written = self._looked = self._counted = 0.0
-        self._changed = True
+        self._changed, self._pause = True, _SHOW_SECONDS
 
     @property
     def is_finished(self) -> bool:
@@ -146,16 +147,17 @@ class Driver:
 
     def show(self, at_once: bool = False) -> None:
         """Shows the search as it stands, a few times a second at most."""
-        if not at_once and time.monotonic() - self._shown < _SHOW_SECONDS:
+        if not at_once and time.monotonic() - self._shown < self._pause:
             return
-        self._shown, self._changed = time.monotonic(), False
+        began, self._changed = time.monotonic(), False
         rows = self.rows()
         self._on_change(
             SearchState(
                 rows, self.limit, self._slots, self.is_finished, self.seconds, gpu_hours(rows), self.study.halted
             )
         )
-        self._shown = time.monotonic()  # a long table is shown less often
+        self._shown = time.monotonic()
+        self._pause = max(_SHOW_SECONDS, _SHARE * (self._shown - began))  # a long table is shown less often
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the leaderboard."""

@@ -33,7 +33,7 @@ class Notes:
     def add(self, trial: FrozenTrial, notes: Mapping[str, Any]) -> None:
         """Takes attributes of a running trial; those that can wait are written now and then."""
         now = time.monotonic()
-        due = now - self._written.get(trial.number, 0.0) >= _SECONDS
+        due = now - self._written.setdefault(trial.number, now) >= _SECONDS
         waiting = self._waiting.setdefault(trial.number, {})
         waiting |= notes
         chosen = {key for key in waiting if due or key in AT_ONCE or ":" in key}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -70,6 +71,8 @@ class Study:
         self._ids: dict[int, int] = {trial.number: trial._trial_id for trial in entries}
         self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
         self._new: set[int] = set()
+        self._counted: int | None = None  # follows from the record; counting takes a look at all of it
+        self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
         self._notes = Notes(self._storage)
         self._failures = Failures(entries)
         self._proposals = Proposals(self.optuna, self.candidates, entries)
@@ -107,8 +110,10 @@ class Study:
 
     def counted(self) -> int:
         """Returns how many trials count towards the number asked for: a failed one that is tried again does not."""
-        again = superseded(self.optuna.get_trials(deepcopy=False))
-        return sum(trial.number not in again for trial in self.trials())
+        if self._counted is None:
+            again = superseded(self.optuna.get_trials(deepcopy=False))
+            self._counted = sum(trial.number not in again for trial in self.trials())
+        return self._counted
 
     def trial(self, number: int) -> FrozenTrial:
         """Returns one trial as it is recorded now."""
@@ -137,6 +142,7 @@ class Study:
             number = self._left.pop(0)
             if self._proposals.take_up(self.trial(number), self._failures.memory_limit):
                 return number
+            self._counted = None
         if self.halted or self.counted() >= limit:
             return None
         number_or_reason = self._proposals.propose(self._failures.memory_limit)
@@ -145,6 +151,7 @@ class Study:
             return None
         if number_or_reason is not None:
             self._new.add(number_or_reason)
+            self._counted = None if self._has_retries else self.counted() + 1
         return number_or_reason
 
     def is_new(self, number: int) -> bool:
@@ -180,8 +187,10 @@ class Study:
         if step in trial.intermediate_values:
             return False
         self._storage.set_trial_intermediate_value(self._id(number), step, value)
+        trial = copy.copy(trial)
+        trial.intermediate_values = {**trial.intermediate_values, step: value}
         is_last = note.get("epoch", 0) >= note.get("epochs", 1)
-        return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
+        return should_prune(self.optuna, self._pruner, trial, self.space, is_last)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
@@ -242,6 +251,7 @@ class Study:
         failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in tried]
         for trial in failed:
             self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+        self._counted, self._has_retries = None, self._has_retries or bool(failed)
         return len(failed)
 
     def waiting(self) -> int:
