@@ -39,7 +39,8 @@ def heading() -> str:
     return (
         "# Benchmark results\n\n"
         "Written by `make bench`. Each table compares two things in one run; machines differ and are noisy, so the "
-        "ratios are what counts.\n\n"
+        "ratios are what counts. A section is of its benchmark's last run, which may be older than this page and of "
+        "another processor.\n\n"
         f"- {datetime.now(timezone.utc):%Y-%m-%d}, {processor()}, {torch.get_num_threads()} threads, GPU: {gpu}\n"
         f"- Python {platform.python_version()}, torch {torch.__version__}"
     )

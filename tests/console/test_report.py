@@ -74,9 +74,20 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def heed_interrupts() -> None:
+    """A test run in the background of a shell ignores interrupts, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_serving_cleanly(run: Path) -> None:
     command = [sys.executable, "-m", "cdn_tune", "report", str(run), "--serve", "--port", "0", "--views", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     try:
         assert process.stdout
         url = process.stdout.readline().split()[-1]
