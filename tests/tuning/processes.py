@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
-from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.errors import CdnTuneError
 from cdn_tune.tuning.ranking import own
+from cdn_tune.tuning.record import read_record
 
 PARAMETERS: dict[str, Any] = {
     "optim.lr": {"type": "float", "low": 1e-3, "high": 1e-2, "log": True},
@@ -129,12 +129,10 @@ def title(pid: int) -> str:
 
 
 def recorded(run: Path) -> list[FrozenTrial]:
-    """Returns the run's trials as recorded now; none before the study exists."""
-    if not (run / "study.db").exists():
-        return []
+    """Returns the run's trials as recorded now; none before the study exists. The record is not touched."""
     try:
-        return own(optuna.load_study(study_name="tiny", storage=sqlite_url(run)).get_trials(deepcopy=False))
-    except (KeyError, optuna.exceptions.StorageInternalError):  # not created yet
+        return own(read_record(run).entries)
+    except CdnTuneError:  # not created yet
         return []
 
 

@@ -104,7 +104,7 @@ def test_killed_at_seven_moments(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_stop_and_ctrl_c_leave_checkpoints_and_no_process(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    experiment = tiny(**{"train.epochs": 40})
+    experiment = tiny(**{"train.epochs": 2000})
     space = write_space(tmp_path, experiment, trials=2, early_stopping={"name": "none"})
     arguments = command(space, run)
     stop = [*arguments[:3], "search", "stop", str(run)]
