@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cdn_tune.distributed.ray import live_actors, placement_group_table, ray
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 _PAUSE = 0.1
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memory
 _QUERY = ("--query-compute-apps=pid", "--format=csv,noheader")
