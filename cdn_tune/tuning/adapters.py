@@ -9,6 +9,7 @@ from typing import Any
 from cdn_tune.distributed.group import reason_of
 from cdn_tune.distributed.ray import FIFOScheduler, Searcher, TrialScheduler
 from cdn_tune.tuning.failures import DETERMINISTIC, LOST
+from cdn_tune.tuning.pruners import QUERY_IOUS
 from cdn_tune.tuning.study import Study
 
 NUMBER = "number"
@@ -151,7 +152,7 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         if result["best_epoch"] == result[EPOCH]:
             note["val"] = {key.removeprefix("val/"): value for key, value in result.items() if key.startswith("val/")}
         if self._by_query and result["query_ious"]:
-            note[f"query_ious:{step}"] = result["query_ious"]
+            note[f"{QUERY_IOUS}:{step}"] = result["query_ious"]
         return note
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.distributed.cluster import slots
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
-from cdn_tune.training.kept import KEPT
 from cdn_tune.tuning.candidates import GB, Candidates, cost
-from cdn_tune.tuning.layout import TRIALS
+from cdn_tune.tuning.keep import disk_used
 from cdn_tune.tuning.sample import draw, never_sampled
 from cdn_tune.tuning.storage_check import check_storage, existing, file_system, is_networked
 
@@ -117,7 +116,7 @@ def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int
         raise ConfigError(f"disk_budget_gb={budget:g}: {one}; raise it, or bound checkpoint_gb in constraints")
     if budget is not None and need > budget:
         return f"disk_budget_gb={budget:g}: {where}; fewer will run at once, and fewer be kept"
-    free = (shutil.disk_usage(existing(run)).free + _occupied(run)) / GB
+    free = (shutil.disk_usage(existing(run)).free + disk_used(run)) / GB
     if need > free:
         raise RunError(f"{run}: {where}, the disk has {free:.3g} GB free; choose another --run folder, {remedy}")
     return f"{run}: {where}, of {free:.3g} GB free" if need > _TIGHT * free else None
@@ -258,16 +257,6 @@ def _shared(run: Path, machines: int) -> list[str]:
     return [
         f"{run}: lies on a local file system ({kind}), and {machines} machines must reach it; is it exported to them?"
     ]
-
-
-def _occupied(run: Path) -> int:
-    """Returns the bytes of the checkpoints in a run folder."""
-    total = 0
-    for folder in (run / TRIALS, run / KEPT):
-        for file in folder.glob("**/*.pt"):
-            with contextlib.suppress(OSError):
-                total += file.stat().st_size
-    return total
 
 
 def _probes(space: SearchSpace, key: str, base: int) -> list[int]:

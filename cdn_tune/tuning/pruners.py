@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +20,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import SearchSpace
+from cdn_tune.training.query_ious import unpack_ious
 from cdn_tune.tuning.ranking import own, superseded, value_of
 from cdn_tune.tuning.view import altered, seen
 
-QUERY_IOUS = "query_ious"  # user attribute f"{QUERY_IOUS}:{step}", see encode_ious
+QUERY_IOUS = "query_ious"  # user attribute f"{QUERY_IOUS}:{step}", packed by training.query_ious
 
 
 class PatiencePruner(BasePruner):
@@ -125,15 +125,6 @@ def competitors(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return [_valued(trial) for trial in own(trials) if trial.number not in replaced]
 
 
-def encode_ious(ious: np.ndarray) -> str:
-    """Returns the IoUs of a trial's val queries as a user attribute.
-
-    Args:
-        ious: IoU of the best moment of each query, in [0, 1]; of the same queries, in the same order, in every trial.
-    """
-    return base64.b64encode(np.rint(255 * np.asarray(ious)).astype(np.uint8).tobytes()).decode("ascii")
-
-
 def _prune_by_queries(study: optuna.Study, pruner: WilcoxonPruner, trial: FrozenTrial, step: int) -> bool:
     """Compares a trial, query by query, with the best complete one at this step or at its last report before."""
     trials = competitors(study.get_trials(deepcopy=False))
@@ -151,7 +142,7 @@ def _prune_by_queries(study: optuna.Study, pruner: WilcoxonPruner, trial: Frozen
 
 def _query_ious(trial: FrozenTrial, step: int | None) -> np.ndarray | None:
     encoded = trial.user_attrs.get(f"{QUERY_IOUS}:{step}")
-    return None if encoded is None else np.frombuffer(base64.b64decode(encoded), np.uint8) / 255
+    return None if encoded is None else unpack_ious(encoded)
 
 
 def _valued(trial: FrozenTrial) -> FrozenTrial:

@@ -254,10 +254,6 @@ class Study:
         self._counted, self._has_retries = None, self._has_retries or bool(failed)
         return len(failed)
 
-    def waiting(self) -> int:
-        """Returns how many points are queued to be tried next."""
-        return sum(trial.state == TrialState.WAITING for trial in self.optuna.get_trials(deepcopy=False))
-
     def _settled(self, number: int) -> FrozenTrial | None:
         """Returns a running trial with all its notes written; None if it has ended."""
         trial = self.trial(number)

@@ -17,14 +17,16 @@ from typing import Any, get_args
 import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.space import ENUMERATING, EarlyStoppingName, SamplerName
+from cdn_tune.training.query_ious import pack_ious
 from cdn_tune.tuning.candidates import Candidates
-from cdn_tune.tuning.pruners import QUERY_IOUS, build_pruner, encode_ious, should_prune
+from cdn_tune.tuning.pruners import QUERY_IOUS, build_pruner, should_prune
 from cdn_tune.tuning.ranking import REFUSED, ROLE, own, role_of, value_of
 from cdn_tune.tuning.samplers import Proposal, build_sampler, is_exhausted
 
@@ -141,7 +143,7 @@ class Play:
         learnt = [min(each, 2) if number % 3 == 1 else each for each in range(1, epoch + 1)]  # some learn no more
         best = max(worth * (1 - 0.5**each) + 0.02 * math.sin(number + each) for each in learnt)
         queries = np.clip(worth + 0.3 * np.sin(np.arange(32)) + 0.1 * np.sin(number * np.arange(32)), 0, 1)
-        storage.set_trial_user_attr(trial._trial_id, f"{QUERY_IOUS}:{epoch}", encode_ious(queries))
+        storage.set_trial_user_attr(trial._trial_id, f"{QUERY_IOUS}:{epoch}", pack_ious(torch.from_numpy(queries)))
         storage.set_trial_intermediate_value(trial._trial_id, epoch, best)
         trial = storage.get_trial(trial._trial_id)
         if should_prune(self.study, self.pruner, trial, self.space, is_last=epoch == EPOCHS):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.pruners import HyperbandPruner
 from optuna.trial import TrialState, create_trial
 
 from cdn_tune.config import SearchSpace
-from cdn_tune.tuning.pruners import QUERY_IOUS, PatiencePruner, build_pruner, encode_ious, should_prune
+from cdn_tune.training.query_ious import pack_ious
+from cdn_tune.tuning.pruners import QUERY_IOUS, PatiencePruner, build_pruner, should_prune
 from cdn_tune.tuning.ranking import COPY, LEARNED, REFUSED, ROLE
 
 PRUNING = ("asha", "hyperband", "median", "percentile", "wilcoxon", "patience")
@@ -39,7 +41,7 @@ class Trials:
         self, values: Mapping[int, float], state: TrialState = TrialState.COMPLETE, ious: Any = None, **attributes: Any
     ) -> None:
         """Adds a trial that has reported these values, with its IoUs per query."""
-        queries = {} if ious is None else {f"{QUERY_IOUS}:{step}": encode_ious(ious) for step in values}
+        queries = {} if ious is None else {f"{QUERY_IOUS}:{step}": pack_ious(torch.from_numpy(ious)) for step in values}
         known = state == TrialState.COMPLETE
         self.study.add_trial(
             create_trial(
@@ -57,7 +59,7 @@ class Trials:
         decisions = []
         for step, value in values.items():
             if ious is not None:
-                storage.set_trial_user_attr(trial._trial_id, f"{QUERY_IOUS}:{step}", encode_ious(ious))
+                storage.set_trial_user_attr(trial._trial_id, f"{QUERY_IOUS}:{step}", pack_ious(torch.from_numpy(ious)))
             storage.set_trial_intermediate_value(trial._trial_id, step, value)
             frozen = storage.get_trial(trial._trial_id)
             decisions.append(should_prune(self.study, self.pruner, frozen, self.space, is_last))
