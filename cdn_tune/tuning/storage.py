@@ -65,7 +65,8 @@ def without_secrets(url: str) -> str:
 def _open_sqlite(url: str, path: Path) -> BaseStorage:
     try:
         if path.exists() and path.stat().st_size:
-            connection = sqlite3.connect(f"file:{path.absolute()}?mode=ro".replace("#", "%23"), uri=True)
+            # Not read-only: what a killed process was writing is rolled back by whoever opens the file next.
+            connection = sqlite3.connect(f"file:{path.absolute()}?mode=rw".replace("#", "%23"), uri=True)
             try:
                 tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
             finally:

@@ -106,7 +106,7 @@ def _check_sqlite(url: URL, nodes: int) -> list[str]:
     _check_file(file, f"sqlite:///{file}")
     if file.exists():
         try:
-            connection = sqlite3.connect(f"file:{file.absolute()}?mode=ro", uri=True, timeout=_CONNECT_SECONDS)
+            connection = sqlite3.connect(f"file:{file.absolute()}?mode=rw", uri=True, timeout=_CONNECT_SECONDS)
             try:
                 connection.execute("PRAGMA schema_version").fetchone()
             finally:

@@ -63,7 +63,6 @@ def check_accounts(run: Path, trials: int, before: dict[int, dict[str, Any]]) ->
     assert kept.value == pytest.approx(best.value)
 
 
-@pytest.mark.slow
 def test_killed_at_seven_moments(tiny: Tiny, tmp_path: Path) -> None:
     """One search: its driver, its workers, or all of it is killed again and again; the same command goes on."""
     run = tmp_path / "run"

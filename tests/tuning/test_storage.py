@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.tuning.reconnect import ReconnectingStorage
 from cdn_tune.tuning.storage import open_storage, without_secrets
+from cdn_tune.tuning.storage_check import check_storage
 
 WORKER = """
 import sys, optuna
@@ -281,3 +282,27 @@ def test_a_search_outlasts_a_restart_of_its_server(postgresql: Any) -> None:
     assert len(trials) > 1
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+
+
+def test_a_file_whose_writer_was_killed_is_taken_up(tmp_path: Path) -> None:
+    """The killed one leaves a journal, which the next one that opens the file rolls back."""
+    path = tmp_path / "study.db"
+    url = f"sqlite:///{path}"
+    optuna.create_study(storage=open_storage(url), study_name="kept")
+    code = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "connection.execute('pragma cache_size = 1')\n"  # so that the file itself is written to before the end
+        "connection.execute('begin immediate')\n"
+        "connection.execute('create table half (content text)')\n"
+        "for _ in range(200):\n"
+        "    connection.execute('insert into half values (?)', ('x' * 2000,))\n"
+        "os._exit(9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert done.returncode == 9
+    assert (tmp_path / "study.db-journal").stat().st_size > 0
+    assert check_storage(url) == []
+    study = optuna.load_study(storage=open_storage(url), study_name="kept")
+    study.ask()
+    assert len(study.trials) == 1
