@@ -39,9 +39,11 @@ from cdn_tune.training.world import World
 from cdn_tune.training.writer import Writer
 
 DEMO, PUBLISHED = "demo/small", "charades/CDN-16x16-K5L8-pool"
+WIDE = "tacos/CDN-128x128-K5L8-pool"
+QUERIES = {PUBLISHED: (11_167, 1_241), WIDE: (9_790, 4_436)}  # of the real train and val splits
 CPU = torch.device("cpu")
 SAME_LOSS = 1e-4  # relative, over the first epoch
-PARTS = ("overhead", "workers", "saving")
+PARTS = ("overhead", "workers", "saving", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,35 @@ def saving(folder: Path, rounds: int) -> list[list[str]]:
     return [[f"{size / 1e9:.2f} GB", f"{wait:.2f} s", f"{total:.2f} s", f"{share:.1%}", f"{first:.1%}", "<= 10 %"]]
 
 
+def evaluation(folder: Path) -> list[list[str]]:
+    """Returns the rows of what val costs beside an epoch of training, for the queries of the real splits."""
+    rows = []
+    for name, videos, batch in ((PUBLISHED, 24, 16), (WIDE, 6, 2)):
+        overrides = {"train.epochs": 1, "train.batch_size": batch, "train.micro_batch": min(batch, 8)}
+        overrides |= {"data.dataset": "charades_sta", "data.val_fraction": 0.3}  # whose layout is planted
+        experiment = planted_experiment(name, folder / name.partition("/")[0], videos, **overrides)
+        dataset = open_data(experiment.data)["train"]
+        report = ours(experiment, folder / f"{experiment.name}-evaluation")[0]
+        training, val = report.train_seconds / len(dataset), report.val_seconds / report.val_queries
+        queries = QUERIES[name]
+        settings = load_experiment(name, {"data.root": str(folder)}).train
+        evaluations = {*range(1, settings.epochs + 1, settings.eval_every), settings.epochs}
+        share = val * queries[1] / (training * queries[0]) * len(evaluations) / settings.epochs
+        rows.append(
+            [
+                name,
+                f"{training:.3f} s",
+                f"{val:.3f} s",
+                f"{queries[0]} / {queries[1]}",
+                f"{len(evaluations)} / {settings.epochs}",
+                f"{share:.1%}",
+                "<= 10 %",
+            ]
+        )
+        gc.collect()
+    return rows
+
+
 @contextlib.contextmanager
 def own_cache() -> Iterator[Path]:
     """Yields a temporary folder for everything, the clip cache included."""
@@ -259,6 +290,17 @@ def main() -> None:
                 *table(
                     ["file", "training waits", "until written", "share", "share of the first", "aim"],
                     saving(folder, rounds),
+                ),
+            ]
+        if "evaluation" in options.part:
+            lines += [
+                "",
+                "What val costs beside an epoch of training at the published settings: seconds of a query, measured on "
+                "planted data, times the queries of the real splits and the experiment's evaluations.",
+                "",
+                *table(
+                    ["experiment", "a query, train", "val", "queries", "evaluations / epochs", "val / training", "aim"],
+                    evaluation(folder),
                 ),
             ]
     if set(options.part) == set(PARTS):
