@@ -191,7 +191,8 @@ class Driver:
         """Prepares a trial's start."""
         if self.study.is_new(number):  # a folder there is of a trial whose record was lost with its machine
             shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
-        self._keeper.reserve(number, checkpoint_bytes(self.study.experiment(number)))
+        if self.space.disk_budget_gb is not None:
+            self._keeper.reserve(number, checkpoint_bytes(self.study.experiment(number)))
 
     def _budget_end(self) -> End | None:
         budget = self.space.budget

@@ -1,8 +1,8 @@
 """What is written beside a trial's values: its user attributes, few of them at once.
 
-Every attribute is a transaction of the storage. What changes with every report (the loss, the seconds) is therefore
-written every other second at most, and in full when the trial ends; what chooses (the best epoch and its metrics) at
-once.
+A server takes every attribute as a transaction of its own. What changes with every report (the loss, the seconds) is
+therefore written every other second at most, and in full when the trial ends; what chooses (the best epoch and its
+metrics) at once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
+
+from cdn_tune.tuning.sole_writer import SoleWriter
 
 AT_ONCE = frozenset({"best_epoch", "val", "epochs", "reason", "failure", "memory_gb", "parameters"})
 _SECONDS = 2.0
@@ -25,7 +26,7 @@ class Notes:
         storage: Of the study.
     """
 
-    def __init__(self, storage: BaseStorage) -> None:
+    def __init__(self, storage: SoleWriter) -> None:
         self._storage = storage
         self._waiting: dict[int, dict[str, Any]] = {}
         self._written: dict[int, float] = {}
@@ -48,6 +49,6 @@ class Notes:
 
     def write(self, trial: FrozenTrial, notes: Mapping[str, Any]) -> None:
         """Writes attributes that have changed."""
-        for key, value in notes.items():
-            if key not in trial.user_attrs or trial.user_attrs[key] != value:
-                self._storage.set_trial_user_attr(trial._trial_id, key, value)
+        held = trial.user_attrs
+        changed = {key: value for key, value in notes.items() if key not in held or held[key] != value}
+        self._storage.set_trial_user_attrs(trial._trial_id, changed)

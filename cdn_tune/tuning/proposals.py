@@ -15,6 +15,7 @@ from cdn_tune.tuning.candidates import Candidates, cost
 from cdn_tune.tuning.failures import LOST
 from cdn_tune.tuning.ranking import COPY, REFUSED, ROLE, own
 from cdn_tune.tuning.samplers import build_sampler, is_exhausted
+from cdn_tune.tuning.sole_writer import SoleWriter
 
 _MODELLED = 50  # refused proposals in a row after which points are drawn at random
 _TRIES = 400  # and after which the search gives up
@@ -27,14 +28,17 @@ class Proposals:
 
     Args:
         study: Where all is recorded.
+        storage: Its storage.
         candidates: The points of the space.
         entries: All that is on record.
     """
 
-    def __init__(self, study: optuna.Study, candidates: Candidates, entries: Iterable[FrozenTrial]) -> None:
+    def __init__(
+        self, study: optuna.Study, storage: SoleWriter, candidates: Candidates, entries: Iterable[FrozenTrial]
+    ) -> None:
         self.is_exhausted = False  # whether every point of the space was tried
         self._study, self._candidates = study, candidates
-        self._storage = study._storage
+        self._storage = storage
         entries = list(entries)
         self._asked = len(entries)
         self._known = {_key(trial.params): trial.number for trial in own(entries) if _would_repeat(trial)}
@@ -55,10 +59,11 @@ class Proposals:
             if is_exhausted(self._study.sampler, self._study):
                 self.is_exhausted = True
                 return None
-            trial = self._study.ask()
-            self._asked += 1
-            params = self._candidates.suggest(trial)
-            outcome = self._admit(trial.number, trial._trial_id, params, memory_limit)
+            with self._storage.transaction():
+                trial = self._study.ask()
+                self._asked += 1
+                params = self._candidates.suggest(trial)
+                outcome = self._admit(trial.number, trial._trial_id, params, memory_limit)
             if outcome is None:
                 return trial.number
             outcomes.append(outcome)
@@ -78,11 +83,12 @@ class Proposals:
         """
         if trial.intermediate_values:
             return True
-        params: Mapping[str, Any] = trial.params
-        if not self._candidates.is_complete(params):
-            self._study.sampler = self._sampler(self._asked - 1)  # it was the last to be asked
-            params = self._candidates.suggest(optuna.Trial(self._study, trial._trial_id))
-        return self._admit(trial.number, trial._trial_id, params, memory_limit) is None
+        with self._storage.transaction():
+            params: Mapping[str, Any] = trial.params
+            if not self._candidates.is_complete(params):
+                self._study.sampler = self._sampler(self._asked - 1)  # it was the last to be asked
+                params = self._candidates.suggest(optuna.Trial(self._study, trial._trial_id))
+            return self._admit(trial.number, trial._trial_id, params, memory_limit) is None
 
     def _sampler(self, asked: int, at_random: bool = False) -> optuna.samplers.BaseSampler:
         space = self._candidates.space
@@ -124,8 +130,7 @@ class Proposals:
         self._study.tell(number, state=TrialState.PRUNED)
 
     def _note(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
-        for key, value in attributes.items():
-            self._storage.set_trial_user_attr(trial_id, key, value)
+        self._storage.set_trial_user_attrs(trial_id, attributes)
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)

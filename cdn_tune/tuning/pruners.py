@@ -147,7 +147,8 @@ def _query_ious(trial: FrozenTrial, step: int | None) -> np.ndarray | None:
 
 def _valued(trial: FrozenTrial) -> FrozenTrial:
     value = value_of(trial)
-    return altered(trial, values=None if value is None else [value])
+    values = None if value is None else [value]
+    return trial if trial.values == values else altered(trial, values=values)  # spares copies of all that have ended
 
 
 def _as_of(step: int, trials: list[FrozenTrial]) -> list[FrozenTrial]:

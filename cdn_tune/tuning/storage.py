@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.tuning.reconnect import ReconnectingStorage
+from cdn_tune.tuning.sole_writer import FileStorage
 
 MEMORY = "memory"
 _KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
@@ -73,7 +74,7 @@ def _open_sqlite(url: str, path: Path) -> BaseStorage:
                 connection.close()
             if tables and "studies" not in tables:
                 raise RunError(f"storage {url}: {path} is a database, but holds no Optuna study; name another file")
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}})
+        return FileStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}})
     except (sqlite3.Error, SQLAlchemyError, RuntimeError, OSError) as error:
         raise _told(url, error, f"{path} cannot be used as a study") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from cdn_tune.tuning.proposals import Proposals
 from cdn_tune.tuning.pruners import build_pruner, should_prune
 from cdn_tune.tuning.ranking import FINISHED, own, superseded, value_of
 from cdn_tune.tuning.samplers import build_sampler
+from cdn_tune.tuning.sole_writer import SoleWriter
 from cdn_tune.tuning.storage import open_storage
 
 
@@ -56,26 +56,25 @@ class Study:
         self.space, self.candidates = space, Candidates(space, base)
         self.objectives = Objectives(space, base)
         self._pruner = build_pruner(space, base.train.epochs, steps_per_epoch)
+        self._storage = SoleWriter(open_storage(storage) if isinstance(storage, str) else storage)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.optuna = optuna.create_study(
                 study_name=name or space.name,
-                storage=open_storage(storage) if isinstance(storage, str) else storage,
+                storage=self._storage,
                 sampler=build_sampler(space, self.candidates, 0),
                 pruner=NopPruner(),  # the space's is asked by `report`, over a view of the study
                 directions=self.objectives.directions,
                 load_if_exists=True,
             )
-        self._storage: BaseStorage = self.optuna._storage
         entries = self.entries()
-        self._ids: dict[int, int] = {trial.number: trial._trial_id for trial in entries}
         self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
         self._new: set[int] = set()
         self._counted: int | None = None  # follows from the record; counting takes a look at all of it
         self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
         self._notes = Notes(self._storage)
         self._failures = Failures(entries)
-        self._proposals = Proposals(self.optuna, self.candidates, entries)
+        self._proposals = Proposals(self.optuna, self._storage, self.candidates, entries)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -92,8 +91,9 @@ class Study:
 
     def begin(self) -> None:
         """Queues the points to try first."""
-        for point in self.candidates.points():
-            self.optuna.enqueue_trial(point, skip_if_exists=True)
+        with self._storage.transaction():
+            for point in self.candidates.points():
+                self.optuna.enqueue_trial(point, skip_if_exists=True)
 
     @property
     def directions(self) -> list[StudyDirection]:
@@ -117,7 +117,8 @@ class Study:
 
     def trial(self, number: int) -> FrozenTrial:
         """Returns one trial as it is recorded now."""
-        return self._storage.get_trial(self._id(number))
+        study = self.optuna._study_id
+        return self._storage.get_trial(self._storage.get_trial_id_from_study_id_trial_number(study, number))
 
     def unfinished(self) -> list[int]:
         """Returns the numbers of trials that are recorded as running."""
@@ -182,18 +183,21 @@ class Study:
         trial = self.trial(number)
         if trial.state != TrialState.RUNNING:
             return False
-        self._notes.add(trial, note)
-        self._failures.end_well()
-        if step in trial.intermediate_values:
-            return False
-        self._storage.set_trial_intermediate_value(self._id(number), step, value)
-        trial = copy.copy(trial)
-        trial.intermediate_values = {**trial.intermediate_values, step: value}
-        is_last = note.get("epoch", 0) >= note.get("epochs", 1)
-        return should_prune(self.optuna, self._pruner, trial, self.space, is_last)
+        with self._storage.transaction():
+            self._notes.add(trial, note)
+            self._failures.end_well()
+            if step in trial.intermediate_values:
+                return False
+            self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+            is_last = note.get("epoch", 0) >= note.get("epochs", 1)
+            return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
+        with self._storage.transaction():
+            self._complete(number)
+
+    def _complete(self, number: int) -> None:
         trial = self._settled(number)
         if trial is None:
             return
@@ -213,10 +217,11 @@ class Study:
 
     def prune(self, number: int, reason: str) -> None:
         """Records that a trial was stopped early, with the value it had reached."""
-        trial = self._settled(number)
-        if trial is not None:
-            self._notes.write(trial, {"reason": reason})
-            self.optuna.tell(number, state=TrialState.PRUNED)
+        with self._storage.transaction():
+            trial = self._settled(number)
+            if trial is not None:
+                self._notes.write(trial, {"reason": reason})
+                self.optuna.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str, failure: str = "deterministic") -> None:
         """Records that a trial failed, and why.
@@ -229,28 +234,31 @@ class Study:
             reason: In one line.
             failure: Of which kind: see `tuning.failures`.
         """
-        trial = self._settled(number)
-        if trial is None:
-            return
-        notes: dict[str, Any] = {"reason": reason, "failure": failure}
-        if failure == MEMORY:
-            notes["memory_gb"] = self._failures.remember_memory(self.experiment(number))
-            self._storage.set_trial_system_attr(self._id(number), "constraints:memory", 1.0)
-        self._notes.write(trial, notes)
-        self.optuna.tell(number, state=TrialState.FAIL)
+        with self._storage.transaction():
+            trial = self._settled(number)
+            if trial is None:
+                return
+            notes: dict[str, Any] = {"reason": reason, "failure": failure}
+            if failure == MEMORY:
+                notes["memory_gb"] = self._failures.remember_memory(self.experiment(number))
+                self._storage.set_trial_system_attr(trial._trial_id, "constraints:memory", 1.0)
+            self._notes.write(trial, notes)
+            self.optuna.tell(number, state=TrialState.FAIL)
         self.halted = self.halted or self._failures.add(self.trial(number))
 
     def interrupt(self, number: int) -> None:
         """Writes down what is known of a trial that was stopped with a checkpoint; it stays on record as running."""
-        self._settled(number)
+        with self._storage.transaction():
+            self._settled(number)
 
     def retry_failed(self) -> int:
         """Has every failed trial tried again, as a new trial with the same parameters; returns how many."""
         trials = self.trials()
         tried = superseded(self.optuna.get_trials(deepcopy=False))
         failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in tried]
-        for trial in failed:
-            self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+        with self._storage.transaction():
+            for trial in failed:
+                self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
         self._counted, self._has_retries = None, self._has_retries or bool(failed)
         return len(failed)
 
@@ -261,8 +269,3 @@ class Study:
             return None
         self._notes.flush(trial)
         return self.trial(number)
-
-    def _id(self, number: int) -> int:
-        if number not in self._ids:
-            self._ids[number] = self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
-        return self._ids[number]
