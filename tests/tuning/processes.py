@@ -70,11 +70,11 @@ class Driver:
         for pid in [self.process.pid, *(family if everything else [])]:
             end(pid)
         self.process.wait()
-        for pid in family:
-            if any(name in title(pid) for name in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")):
-                end(pid)  # Ray's own: they wait a minute for the head of the cluster, which is dead
         deadline = time.monotonic() + 60
         while any(is_alive(pid) for pid in family) and time.monotonic() < deadline:
+            for pid in family:  # one may get its name only now
+                if any(name in title(pid) for name in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")):
+                    end(pid)  # Ray's own: they wait a minute for the head of the cluster, which is dead
             time.sleep(0.1)
         left = {pid: title(pid) for pid in family if is_alive(pid)}
         for pid in left:

@@ -52,7 +52,7 @@ def has_ended(run: Path, count: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2500)
 def test_a_study_on_postgresql(tiny: Tiny, tmp_path: Path, postgresql_url: str) -> None:
     """The driver is killed in mid-search; the same command goes on from the server, and no secret is written down."""
     run = tmp_path / "run"
@@ -76,7 +76,7 @@ def test_a_study_on_postgresql(tiny: Tiny, tmp_path: Path, postgresql_url: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2500)
 @pytest.mark.parametrize(("space", "dataset"), [("charades-core", "charades_sta"), ("tacos-core", "tacos")])
 def test_core_spaces_run_two_trials(tmp_path: Path, space: str, dataset: str) -> None:
     """Their plans hold, and two real trials, cut to a few steps, run on planted features of the real size."""
@@ -88,17 +88,18 @@ def test_core_spaces_run_two_trials(tmp_path: Path, space: str, dataset: str) ->
     vectors = next(data.glob("glove*.txt")).name
     cut = [f"data.root={data}", f"data.word_vectors={vectors}", "train.epochs=1", "train.eval_queries=4"]
     cut += ["train.micro_batch=1", "model.clips=16"] if dataset == "tacos" else []
-    settings = ["--set", "resources.gpus_per_worker=0", "--set", "resources.cpus_per_worker=2", "--set", "keep=1"]
+    changes = ("resources.gpus_per_worker=0", "resources.cpus_per_worker=2", "keep=1", "early_stopping.min_resource=1")
+    settings = [word for change in changes for word in ("--set", change)]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     base = [sys.executable, "-m", "cdn_tune", "search", space, *cut, *settings]
     planned = subprocess.run(
-        [*base, "--plan"], capture_output=True, text=True, timeout=400, check=False, env=environment
+        [*base, "--plan"], capture_output=True, text=True, timeout=900, check=False, env=environment
     )
     assert planned.returncode == 0, planned.stdout + planned.stderr
     run = tmp_path / "run"
     searched = subprocess.run(
         [*base, "--trials", "2", "--run", str(run)],
-        capture_output=True, text=True, timeout=800, check=False, env=environment,
+        capture_output=True, text=True, timeout=1500, check=False, env=environment,
     )  # fmt: skip
     assert searched.returncode == 0, searched.stdout + searched.stderr
     trials = [trial for trial in read_record(run).entries if role_of(trial) == "trial"]
