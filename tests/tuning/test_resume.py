@@ -84,7 +84,7 @@ def test_killed_at_seven_moments(tiny: Tiny, tmp_path: Path) -> None:
             driver.wait_until(moment)
         finally:
             driver.kill(everything)
-        before |= {trial.number: trial.params for trial in recorded(run)}
+        before |= {trial.number: trial.params for trial in recorded(run) if trial.state != TrialState.WAITING}
         now = {trial.number: (trial.state, trial.value) for trial in recorded(run) if trial.state.is_finished()}
         assert {number: now[number] for number in finished} == finished  # what is finished stays as it is
         finished = now
@@ -157,7 +157,7 @@ def test_killed_five_times_at_random(tiny: Tiny, tmp_path: Path, seed: int) -> N
             ended = driver.process.poll() is not None
             driver.kill(everything=whom == "everything")
             kills += not ended
-        before |= {trial.number: trial.params for trial in recorded(run)}
+        before |= {trial.number: trial.params for trial in recorded(run) if trial.state != TrialState.WAITING}
         if ended:
             break
     finish(command(space, run))
