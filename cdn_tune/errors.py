@@ -31,6 +31,10 @@ class RunError(CdnTuneError):
     exit_code = 2
 
 
+class FolderHeld(RunError):  # noqa: N818
+    """Another process trains in a trial's folder, and has not ended in time."""
+
+
 class CheckpointError(CdnTuneError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
@@ -53,6 +57,22 @@ class NotFinite(TrainingError):  # noqa: N818
 
 class WorkerLost(TrainingError):  # noqa: N818
     """A training worker or its node died, more often than is borne."""
+
+
+class NodeUnfit(CdnTuneError):  # noqa: N818
+    """A node cannot take trials, for example because the data are not there.
+
+    Args:
+        node: Its id.
+        reason: In one line.
+    """
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(node, reason)  # all arguments, so that it can be sent to another process
+        self.node, self.reason = node, reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class ClusterError(CdnTuneError):

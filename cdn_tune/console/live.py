@@ -53,6 +53,8 @@ class Shown(Protocol):
     def gpu_hours(self) -> float: ...  # noqa: D102
     @property
     def halted(self) -> str | None: ...  # noqa: D102
+    @property
+    def lines(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 class SearchProgress:
@@ -76,6 +78,7 @@ class SearchProgress:
         self._objectives = objective_directions(objectives)
         self._budget = budget or BudgetConfig()
         self._ended: set[int] = set()
+        self._told: set[str] = set()
         self._first = True
         self._picture: LiveTable | None = None
         self._live: Live | None = None
@@ -87,6 +90,10 @@ class SearchProgress:
         if self._live is not None:  # it looks by itself, so that the clock ticks between reports
             self._picture = LiveTable(state, self._parameters, self._metric, self._objectives, self._budget)
             return
+        for line in state.lines:
+            if line not in self._told:
+                err.print(line, markup=False, soft_wrap=True)
+        self._told.update(state.lines)
         new = [row for row in state.rows if row["state"] in ENDED and row["trial"] not in self._ended]
         self._ended.update(row["trial"] for row in new)
         for row in sorted(new, key=lambda row: row["trial"]) if not self._first else ():
@@ -159,6 +166,7 @@ class LiveTable:
         head += [Text(line, style="bold green") for line in self._best_lines()]
         if self._state.halted:
             head.append(Text(f"no further trial starts: {self._state.halted}", style="yellow"))
+        head += [Text(line, style="yellow") for line in self._state.lines[:_BEST_ROWS]]
         for line in head:
             line.truncate(2 * width if line.style == "bold green" else 3 * width, overflow="ellipsis")
         used = sum(len(line.wrap(console, width)) for line in head) + 1

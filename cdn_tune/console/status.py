@@ -78,6 +78,7 @@ def _facts(status: Status) -> list[tuple[str, str]]:
     if status.failures:
         kinds = [f"{count} {KINDS.get(kind, kind)}" for kind, count in status.failures.items()]
         facts.append(("failures", ", ".join(kinds)))
+    facts += [("nodes", line) for line in status.unfit_nodes]
     facts += _best(status)
     elapsed, rate, speed, eta = (
         status.elapsed_seconds,

@@ -14,6 +14,7 @@ import torch
 
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.controller import Trainer
+from cdn_tune.distributed.nodes import off_nodes
 from cdn_tune.distributed.ray import Empty, FailureConfig, Queue, RunConfig, ScalingConfig
 from cdn_tune.errors import CdnTuneError, MemoryShortage, TrainingError, WorkerLost
 from cdn_tune.training.launch import train_in
@@ -50,6 +51,8 @@ class WorkerGroup:
         max_failures: int = 0,
         on_step: OnStep | None = None,
         stop: Callable[[], bool] = never,
+        avoid: tuple[str, ...] = (),
+        check: Callable[[], None] | None = None,
     ) -> None:
         self._on_step, self._stop = on_step, stop
         self._flag = folder / STOP
@@ -69,11 +72,13 @@ class WorkerGroup:
                 "threads": resources.cpus_per_worker,
                 "queue": self._queue,
                 "steps": on_step is not None,
+                "check": check,
             },
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
                 use_gpu=resources.gpus_per_worker > 0,
                 resources_per_worker=bundle,
+                label_selector=off_nodes(avoid) or None,
             ),
             run_config=RunConfig(
                 name="train",
@@ -161,6 +166,8 @@ def _work(config: dict[str, Any]) -> None:
 
     experiment = Experiment.model_validate(config["experiment"], strict=False)
     try:
+        if config["check"] is not None:
+            config["check"]()
         steps = on_step if config["steps"] else ignore
         folder = Path(config["folder"])
         train_in(experiment, folder, report, steps, config["threads"], stop=(folder / STOP).exists)

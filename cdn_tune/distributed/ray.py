@@ -18,6 +18,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours has trials save a checkpoint first
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # snapshots of a search, which nobody reads: the study is
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "64")  # that start at once; by default a slow node holds up all
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -25,7 +26,13 @@ with warnings.catch_warnings():
     from ray import tune
     from ray._private.state import state as gcs
     from ray.core.generated import gcs_pb2
-    from ray.exceptions import GetTimeoutError, RayActorError, RayError
+    from ray.exceptions import (
+        ActorUnavailableError,
+        ActorUnschedulableError,
+        GetTimeoutError,
+        RayActorError,
+        RayError,
+    )
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -38,14 +45,18 @@ with warnings.catch_warnings():
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
     from ray.util.queue import Empty, Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = [
+    "ActorUnavailableError",
+    "ActorUnschedulableError",
     "ControllerMetricsCallback",
     "DatasetsCallback",
     "Empty",
     "FIFOScheduler",
     "FailureConfig",
     "GetTimeoutError",
+    "NodeAffinitySchedulingStrategy",
     "PlacementGroupCleanerCallback",
     "PreemptionCallback",
     "Queue",
@@ -60,6 +71,7 @@ __all__ = [
     "WorkerMetricsCallback",
     "groups_made_by",
     "live_actors",
+    "orphaned_groups",
     "placement_group_table",
     "process_of",
     "ray",
@@ -81,12 +93,24 @@ def process_of(actor: str) -> int:
 
 def groups_made_by(actor: str) -> list[PlacementGroup]:
     """Returns the placement groups an actor has made that stand; Ray's public table does not say who made one."""
+    return [_group(table) for table in _standing_groups() if table.creator_actor_id.hex() == actor]
+
+
+def orphaned_groups() -> list[PlacementGroup]:
+    """Returns this job's placement groups whose maker, an actor, is dead; Ray keeps them until the job ends."""
+    job = ray.get_runtime_context().get_job_id()
+    actors = gcs.actor_table(None).values()
+    dead = {actor["ActorID"] for actor in actors if actor["State"] == "DEAD" and actor["JobID"] == job}
+    return [_group(table) for table in _standing_groups() if table.creator_actor_id.hex() in dead]
+
+
+def _standing_groups() -> list[Any]:
     tables = map(
         gcs_pb2.PlacementGroupTableData.FromString, gcs._connect_and_get_accessor().get_placement_group_table()
     )
     removed = gcs_pb2.PlacementGroupTableData.PlacementGroupState.Value("REMOVED")
-    return [
-        PlacementGroup(ray.PlacementGroupID(table.placement_group_id))
-        for table in tables
-        if table.creator_actor_id.hex() == actor and table.state != removed
-    ]
+    return [table for table in tables if table.state != removed]
+
+
+def _group(table: Any) -> PlacementGroup:
+    return PlacementGroup(ray.PlacementGroupID(table.placement_group_id))

@@ -14,7 +14,7 @@ from cdn_tune.config import DataConfig, Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.fingerprint import is_planted
-from cdn_tune.errors import RunError
+from cdn_tune.errors import FolderHeld
 from cdn_tune.training.files import told
 from cdn_tune.training.loop import TrainResult, never, train
 from cdn_tune.training.report import OnStep, Report, ignore
@@ -67,7 +67,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Holds a trial's folder on worker 0: a process whose driver was killed may train there for a while yet.
 
     Raises:
-        RunError: If another process goes on training there.
+        FolderHeld: If another process goes on training there.
     """
     if not this_world().is_main:
         yield
@@ -78,7 +78,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            raise RunError(f"{folder}: another process trains this trial; wait for it, or end it") from None
+            raise FolderHeld(f"{folder}: another process trains this trial; wait for it, or end it") from None
     try:
         yield
     finally:

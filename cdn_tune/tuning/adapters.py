@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from cdn_tune.distributed.group import reason_of
 from cdn_tune.distributed.ray import FIFOScheduler, Searcher, TrialScheduler
 from cdn_tune.tuning.failures import DETERMINISTIC, LOST
+from cdn_tune.tuning.losses import Losses, unfit_node
 from cdn_tune.tuning.pruners import QUERY_IOUS
 from cdn_tune.tuning.study import Study
 
@@ -18,6 +20,8 @@ EPOCH = "epoch"
 FAILURE, FAILURE_KIND = "failure", "failure_kind"
 HALT = "halt"
 STOPPED = "stopped"
+AVOID = "avoid"
+_PENDING, _STALE_SECONDS = "PENDING", 2.0  # how long a trial waits before its placement is looked into
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,11 @@ class Admission:
     Attributes:
         limit: Trials in all.
         is_over: Whether none should start any more.
-        slots: How many may run at once, as the cluster is now.
+        slots: How many may be with Ray at once, as the cluster is now.
         has_room: Whether the disk budget has room for another one.
         admitted: Told the number of each that starts.
+        avoid: Nodes, by id, that take no trials now.
+        refuse: Told of a node that a trial found unfit, and why.
     """
 
     limit: int
@@ -37,6 +43,8 @@ class Admission:
     slots: Callable[[], int]
     has_room: Callable[[], bool]
     admitted: Callable[[int], None]
+    avoid: Callable[[], tuple[str, ...]] = tuple
+    refuse: Callable[[str, str], None] = lambda node, reason: None  # noqa: ARG005
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
@@ -60,16 +68,16 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         if len(self._numbers) >= self._admission.slots() or not self._admission.has_room():
             return None
         number = self._study.next(self._admission.limit)
-        if number is None:
-            return finished
+        if number is None:  # FINISHED is for good, and one that runs may lose its node and come back
+            return None if self._numbers and not self._study.halted else finished
         self._numbers[trial_id] = number
         self._admission.admitted(number)
-        return {NUMBER: number, PARAMETERS: self._study.parameters(number)}
+        return {NUMBER: number, PARAMETERS: self._study.parameters(number), AVOID: list(self._admission.avoid())}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells the study; a trial that the scheduler has pruned or failed is on record already."""
+        """Tells the study; a trial that the scheduler has pruned, failed or put back is on record already."""
         number = self._numbers.pop(trial_id, None)
-        if number is None:
+        if number is None or self._study.is_put_back(number):
             return
         if result and (result.get(HALT) or result.get(STOPPED)):
             self._study.interrupt(number)  # stays on record as running: the next start takes it up
@@ -91,23 +99,57 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
 class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     """Runs trials in the order they are asked and stops those that the study's pruner gives up.
 
+    A trial whose worker or node is gone goes back to the study, which hands it out again as a new trial of Ray's.
+    Ray's own retries know neither which nodes are to be kept clear of nor what costs nothing.
+
     Args:
         study: The record.
+        admission: When another trial may start, and where.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, admission: Admission) -> None:
         super().__init__()
-        self._study = study
+        self._study, self._admission = study, admission
+        self._losses = Losses(study.space.max_failures)
+        self._waiting: dict[Any, float] = {}  # since when trials wait for a place
         self._in_steps = study.space.early_stopping.unit == "step"
         self._by_query = study.space.early_stopping.name == "wilcoxon"
         self._seen: dict[int, dict[str, Any]] = {}  # of running trials: fastest evaluation, where they ran
 
+    def on_trial_add(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
+        """Takes note that a trial waits for a place."""
+        self._waiting[trial] = time.monotonic()
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Returns the trial that has waited longest; those that wait in vain go back to the study."""
+        over = self._admission.is_over() or self._study.halted is not None
+        for trial, since in list(self._waiting.items()):
+            if trial.status != _PENDING:
+                del self._waiting[trial]
+            elif over or (
+                time.monotonic() - since > _STALE_SECONDS
+                and self._keeps_clear_in_vain(trial)
+                and _has_no_place(tune_controller, trial)
+            ):
+                del self._waiting[trial]
+                self._study.put_back(trial.config[NUMBER])
+                _withdraw(tune_controller, trial)
+        return next(iter(self._waiting), None)
+
     def on_trial_error(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
-        """Records why a trial's process failed, once Ray has given up restarting it; it asks at every failure."""
-        if trial.should_recover():
-            return
-        error = trial.get_pickled_error()
-        self._study.fail(trial.config[NUMBER], reason_of(error) if error else "its worker process died", LOST)
+        """Puts a trial back whose process failed, or records its failure if that has happened too often."""
+        number, error = trial.config[NUMBER], trial.get_pickled_error()
+        unfit = unfit_node(error)
+        if unfit is not None:
+            self._admission.refuse(unfit.node, unfit.reason)
+        if self._losses.may_go_on(number, error):
+            self._study.put_back(number)
+        else:
+            self._study.fail(number, reason_of(error) if error else "its worker process died", LOST)
+
+    def _keeps_clear_in_vain(self, trial: Any) -> bool:
+        """Whether a trial still keeps clear of a node that takes trials by now, or is gone."""
+        return not set(trial.config.get(AVOID, ())) <= set(self._admission.avoid())
 
     def on_trial_result(self, tune_controller: object, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """Records a report and decides whether the trial goes on."""
@@ -125,6 +167,7 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         if EPOCH not in result or result.get("done"):
             return go_on
         step = result["steps"] if self._in_steps else result[EPOCH]
+        self._losses.reported(number, result[EPOCH])
         lags = self._study.report(number, step, result["best_value"], self._note(number, step, result))
         if lags and result[EPOCH] < result["epochs"]:  # after its last epoch a trial is complete
             self._study.prune(number, f"stopped early after epoch {result[EPOCH]}")
@@ -159,11 +202,27 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         return {}  # as the searcher
 
 
+def _withdraw(tune_controller: Any, trial: Any) -> None:
+    """Takes a trial that waits for a place from Ray Tune, and what it has noted of it."""
+    controller = tune_controller._tune_controller  # the wrapper logs a warning at every such look
+    if trial in controller._staged_trials:  # else an idle actor would be kept for it
+        controller._unstage_trial_with_resources(trial)
+    trial.update_last_result({"withdrawn": True})  # without a result Ray prints that the trial has completed
+    controller.stop_trial(trial)
+
+
+def _has_no_place(tune_controller: Any, trial: Any) -> bool:
+    """Whether Ray has found no place for a trial yet; else its process is starting."""
+    controller = tune_controller._tune_controller
+    actor = controller._trial_to_actor.get(trial)
+    return actor is None or actor in controller._actor_manager.pending_actors
+
+
 def _extend(segments: list[list[Any]], result: dict[str, Any]) -> None:
     """Adds a report's time to where a trial ran: node, start and end in seconds since 1970."""
     node, end = result.get("hostname", ""), float(result.get("timestamp", 0))
     start = end - float(result.get("time_since_restore", 0.0))
-    if segments and segments[-1][0] == node and abs(segments[-1][1] - start) < 2:
+    if segments and segments[-1][0] == node and start < segments[-1][2]:  # else a later process
         segments[-1][2] = end
     else:
         segments.append([node, round(start, 1), end])

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import shutil
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.distributed.cluster import capacity, node_resources
-from cdn_tune.distributed.ray import tune
+from cdn_tune.distributed.nodes import was_started_here
+from cdn_tune.distributed.ray import orphaned_groups, remove_placement_group
 from cdn_tune.training.size import checkpoint_bytes
-from cdn_tune.tuning.adapters import NUMBER, Admission, StudyScheduler, StudySearcher
+from cdn_tune.tuning.adapters import Admission
 from cdn_tune.tuning.budget import End, end_of, spent
 from cdn_tune.tuning.control import StopFile, ask_to_stop, withdraw
 from cdn_tune.tuning.keep import GB, Keeper, keep_best
-from cdn_tune.tuning.layout import RAY_LOG, trial_folder
+from cdn_tune.tuning.layout import UNFIT, trial_folder
 from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
+from cdn_tune.tuning.places import Places
 from cdn_tune.tuning.preflight import largest_checkpoint
+from cdn_tune.tuning.readiness import Readiness
 from cdn_tune.tuning.status import gpu_hours
 from cdn_tune.tuning.study import Study
-from cdn_tune.tuning.trial import GroupTrial, run_trial
 
 _SHOW_SECONDS = 0.2
 _SHARE = 20.0  # of the driver's time, at most one part in so many goes into showing
@@ -46,6 +43,7 @@ class SearchState:
         elapsed: Seconds of searching, over all starts.
         gpu_hours: Of all trials.
         halted: Why no further trial starts, if so.
+        lines: What the user should know of the cluster.
     """
 
     rows: list[dict[str, Any]]
@@ -55,6 +53,7 @@ class SearchState:
     elapsed: float = 0.0
     gpu_hours: float = 0.0
     halted: str | None = None
+    lines: tuple[str, ...] = ()
 
 
 OnChange = Callable[[SearchState], None]
@@ -93,7 +92,8 @@ class Driver:
         self._largest = 0 if budget is None else largest_checkpoint(study.candidates)
         self._searched = float(study.attributes.get("searched_seconds", 0.0))
         self._started: float | None = None
-        self._slots, self._end = 0, None if study.is_finished(limit) else self._budget_end()
+        self._places: Places | None = None
+        self._end = None if study.is_finished(limit) else self._budget_end()
         self._shown = self._written = self._looked = self._counted = 0.0
         self._changed, self._pause = True, _SHOW_SECONDS
 
@@ -107,31 +107,57 @@ class Driver:
         """Seconds of searching, over all starts."""
         return self._searched + (0.0 if self._started is None else time.monotonic() - self._started)
 
-    def admission(self) -> Admission:
-        """Returns when Ray Tune may start another trial."""
-        return Admission(self.limit, self._is_over, lambda: self._slots, self._has_room, self._reserve)
+    def start(self, home: str, data: dict[str, Any]) -> Admission:
+        """Begins to count the time, and looks at the cluster; returns when Ray Tune may start another trial.
 
-    def start(self) -> None:
-        """Begins to count the time, and looks at the cluster."""
+        Args:
+            home: The node that this process is on.
+            data: Fingerprint of its data.
+        """
         self._started = time.monotonic()
         self._keeper.tidy(self.study.entries())  # what a crash has left
-        self._slots = capacity(self.space.resources, node_resources())
+        readiness = Readiness(self.experiment.data, data, home)
+        places = self._places = Places(self.space.resources, readiness, may_grow=not was_started_here())
+        places.look()
         self.show(at_once=True)
+
+        def asked() -> int:
+            self.poll()  # Ray Tune asks, and does nothing else, while no trial runs
+            places.look()
+            return places.asked
+
+        return Admission(
+            self.limit, self._is_over, asked, self._has_room, self._reserve, lambda: places.avoid, places.refuse
+        )
 
     def poll(self) -> None:
         """Looks whether it should end, and at the cluster; called all the time."""
         now = time.monotonic()
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
-            self._slots = capacity(self.space.resources, node_resources())
+            self._look()
             self._end = self._end or self._budget_end()
             if now - self._counted >= _WRITE_SECONDS:
                 self._counted = now
                 self.study.note(searched_seconds=round(self.seconds, 1))
+                if self.space.resources.workers > 1:
+                    for group in orphaned_groups():  # of trials whose own process was lost
+                        remove_placement_group(group)
         if (self._stop() or (self._end is not None and self._end.at_once)) and not self._stop_file():
             ask_to_stop(self.run)
         if self._changed:
             self.show()
+
+    def _look(self) -> None:
+        """Looks at the cluster, and tells what is wrong with its nodes."""
+        if self._places is None:
+            return
+        self._places.look()
+        self.study.halted = self.study.halted or self._places.why_none
+        lines = list(self._places.lines())
+        if lines != (self.study.attributes.get(UNFIT) or []):
+            self.study.note(**{UNFIT: lines})
+            self._changed = True
 
     def changed(self) -> None:
         """Takes note that a trial has begun or reported."""
@@ -150,11 +176,11 @@ class Driver:
         if not at_once and time.monotonic() - self._shown < self._pause:
             return
         began, self._changed = time.monotonic(), False
-        rows = self.rows()
+        rows, slots = self.rows(), self._places.slots if self._places else 0
+        lines = self._places.lines() if self._places else ()
+        used = gpu_hours(rows)
         self._on_change(
-            SearchState(
-                rows, self.limit, self._slots, self.is_finished, self.seconds, gpu_hours(rows), self.study.halted
-            )
+            SearchState(rows, self.limit, slots, self.is_finished, self.seconds, used, self.study.halted, lines)
         )
         self._shown = time.monotonic()
         self._pause = max(_SHOW_SECONDS, _SHARE * (self._shown - began))  # a long table is shown less often
@@ -163,6 +189,11 @@ class Driver:
         """Returns the leaderboard."""
         keys, metrics = list(self.space.parameters), list(self.experiment.eval.metrics)
         return leaderboard(self.study.entries(), keys, metrics, directions=self.study.directions, gpus=self._gpus)
+
+    def stop(self) -> None:
+        """Ends what it has under way on the cluster."""
+        if self._places is not None:
+            self._places.close()
 
     def close(self) -> list[Path]:
         """Writes down how the search stands; returns the kept checkpoints, best first."""
@@ -199,92 +230,3 @@ class Driver:
         if budget == type(budget)():
             return None
         return end_of(budget, spent(self.study.trials(), self.seconds, self._gpus))
-
-
-class _Watch(tune.Callback):  # type: ignore[misc]  # Ray ships no types
-    """Tells the driver what happens in Ray Tune."""
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
-        self._driver.poll()
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._driver.changed()
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
-        self._driver.changed()
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._driver.ended()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._driver.ended()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray snapshots its callbacks; this one has no state of its own
-
-
-def run_tuner(driver: Driver, train: Callable[..., object]) -> None:
-    """Runs Ray Tune over the study until no trial is left, a budget is spent, or somebody asks to stop."""
-    space = driver.space
-    settings = {"base": driver.experiment.plain(), "run": str(driver.run), "resources": space.resources.plain()}
-    resources = space.resources
-    grouped = resources.workers > 1
-    if grouped:  # the driver of a group only waits: it takes a byte of memory, and no CPU from the workers
-        group = tune.with_parameters(GroupTrial, **settings, max_failures=space.max_failures)
-        trainable = tune.with_resources(group, {"memory": 1})
-    else:
-        needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-        trainable = tune.with_resources(tune.with_parameters(run_trial, **settings, train=train), needs)
-    driver.start()
-    scratch = tempfile.mkdtemp(prefix="cdn-tune-")
-    try:
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(driver.study, driver.admission()),
-                scheduler=StudyScheduler(driver.study),
-                num_samples=-1,
-                reuse_actors=not grouped,
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=scratch,  # nothing in it is read again: the study is the record
-                callbacks=[_Watch(driver)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
-                failure_config=tune.FailureConfig(max_failures=0 if grouped else space.max_failures),
-                verbose=0,
-            ),
-        )
-        with _quiet(driver.run / RAY_LOG), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _trial_name(trial: Any) -> str:
-    return f"trial-{trial.config[NUMBER]:04d}"
-
-
-@contextlib.contextmanager
-def _quiet(path: Path) -> Iterator[None]:
-    """Sends Ray's own lines to a file; what went wrong is in the study and in the trials' folders."""
-    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train", "ray.air")]
-    before = [(logger, logger.level, logger.propagate, logger.handlers) for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-        logger.propagate, logger.handlers = False, [handler]
-    try:
-        yield
-    finally:
-        for logger, level, propagate, handlers in before:
-            logger.setLevel(level)
-            logger.propagate, logger.handlers = propagate, handlers
-        handler.close()

@@ -8,6 +8,7 @@ DATABASE = "study.db"
 TRIALS = "trials"
 RAY_LOG = "ray.log"
 STOP = ".stop"  # asks the search to stop
+UNFIT = "unfit_nodes"  # attribute of the study: a line for each node that takes no trials
 
 
 def trial_folder(run: Path, number: int) -> Path:

@@ -23,12 +23,13 @@ from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, claim, loc
 from cdn_tune.training.world import World
 from cdn_tune.tuning.audit import Audit, audit, snapshot
 from cdn_tune.tuning.control import withdraw
-from cdn_tune.tuning.driver import Driver, OnChange, run_tuner
+from cdn_tune.tuning.driver import Driver, OnChange
 from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.preflight import check_steps, preflight
 from cdn_tune.tuning.ranking import ranking
 from cdn_tune.tuning.storage import without_secrets
 from cdn_tune.tuning.study import Study
+from cdn_tune.tuning.tuner import run_tuner
 from cdn_tune.tuning.warm_start import learn_from
 
 BUDGETS = frozenset({"trials", "budget", "keep", "max_failures", "disk_budget_gb", "resources"})

@@ -14,7 +14,7 @@ from typing import Any
 
 from cdn_tune.training.records import METRICS
 from cdn_tune.training.run_folder import LOCK
-from cdn_tune.tuning.layout import STOP, TRIALS
+from cdn_tune.tuning.layout import STOP, TRIALS, UNFIT
 from cdn_tune.tuning.leaderboard import ENDED, HOUR, TRIED, Row, objective_column
 from cdn_tune.tuning.ranking import own
 from cdn_tune.tuning.record import Record, read_record
@@ -68,6 +68,7 @@ class Status:
         gpu_hours: That all trials have occupied.
         eta_seconds: Until the last trial ends; None while unknown, or if no process is alive.
         failures: How many trials failed for which kind of reason.
+        unfit_nodes: A line for each node that takes no trials, as the driver last saw it; none if it is not alive.
     """
 
     run: str
@@ -90,6 +91,7 @@ class Status:
     gpu_hours: float
     eta_seconds: float | None
     failures: dict[str, int]
+    unfit_nodes: list[str]
 
     def plain(self) -> dict[str, Any]:
         """Returns it as plain values, ready for JSON; rows without what they have no value for."""
@@ -144,6 +146,7 @@ def status_of(run: Path, storage: str | None = None) -> Status:
         gpu_hours=gpu_hours(rows),
         eta_seconds=eta,
         failures=dict(Counter(row["failure"] or "unknown" for row in rows if row["state"] == "failed")),
+        unfit_nodes=list(record.attributes.get(UNFIT, ())) if alive else [],
     )
 
 

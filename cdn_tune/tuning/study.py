@@ -251,6 +251,16 @@ class Study:
         with self._storage.transaction():
             self._settled(number)
 
+    def put_back(self, number: int) -> None:
+        """Takes back a running trial that has lost its place: it is the next to be handed out."""
+        if self._settled(number) is not None and number not in self._left:
+            self._left.insert(0, number)
+            self._new.discard(number)  # its folder holds what it has reached
+
+    def is_put_back(self, number: int) -> bool:
+        """Whether a trial waits to be handed out again."""
+        return number in self._left
+
     def retry_failed(self) -> int:
         """Has every failed trial tried again, as a new trial with the same parameters; returns how many."""
         trials = self.trials()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import torch
 from cdn_tune.config import ResourcesConfig, override
 from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.ray import tune
-from cdn_tune.errors import CdnTuneError, RunError
+from cdn_tune.errors import CdnTuneError, DataError, FolderHeld, NodeUnfit, RunError
 from cdn_tune.training.files import write_text
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
-from cdn_tune.tuning.adapters import FAILURE, FAILURE_KIND, HALT, NUMBER, PARAMETERS, STOPPED
+from cdn_tune.tuning.adapters import AVOID, FAILURE, FAILURE_KIND, HALT, NUMBER, PARAMETERS, STOPPED
 from cdn_tune.tuning.control import StopFile
 from cdn_tune.tuning.failures import kind_of
 from cdn_tune.tuning.layout import trial_folder
+from cdn_tune.tuning.readiness import check_here
 
 
 def run_trial(
@@ -28,19 +30,27 @@ def run_trial(
     base: dict[str, Any],
     run: str,
     resources: dict[str, Any],
+    data: dict[str, Any],
+    home: str,
     train: Callable[..., object] = train_in,
 ) -> None:
     """Runs a one-worker trial in this process and reports to Ray Tune; module-level, so that it pickles.
 
     A failure that would repeat itself is reported as a result rather than raised: the actor stays usable for the next
-    trial, and Ray does not try again.
+    trial. What another node or a later moment may mend is raised: the actor ends, and the trial is handed out again.
 
     Args:
         config: The trial's number and parameters.
         base: The search's base experiment.
         run: The run folder.
         resources: What the trial occupies.
+        data: Fingerprint of the driver's data.
+        home: The driver's node.
         train: Trains it; takes what `train_in` takes.
+
+    Raises:
+        NodeUnfit: If the data are not on this node.
+        FolderHeld: If a process that was given up still trains the trial.
     """
     number = config[NUMBER]
     folder = trial_folder(Path(run), number)
@@ -52,11 +62,16 @@ def run_trial(
         tune.report(flat_report(done.plain(), seconds))
 
     try:
+        check_here(base["data"], data, home)
         experiment = override(base, config[PARAMETERS], f"trial {number}")
         train(experiment, folder, report, threads=resources["cpus_per_worker"], stop=StopFile(Path(run)))
     except KeyboardInterrupt:  # asked to stop, and saved
         tune.report({STOPPED: True})
+    except (NodeUnfit, FolderHeld):
+        raise
     except Exception as error:  # told as the trial's failure, with the traceback beside it
+        if isinstance(error, DataError):  # the data may have gone since they were checked
+            check_here(base["data"], data, home, again=True)
         tune.report(failed(error, folder))
     finally:
         release_memory()
@@ -66,7 +81,14 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """A trial of several workers: a Ray Train group whose reports become this trial's results."""
 
     def setup(
-        self, config: dict[str, Any], base: dict[str, Any], run: str, resources: dict[str, Any], max_failures: int
+        self,
+        config: dict[str, Any],
+        base: dict[str, Any],
+        run: str,
+        resources: dict[str, Any],
+        data: dict[str, Any],
+        home: str,
+        max_failures: int,
     ) -> None:
         """Starts the group."""
         self._group: WorkerGroup | None = None
@@ -78,7 +100,13 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             experiment = override(base, config[PARAMETERS], f"trial {config[NUMBER]}")
             self._folder.mkdir(parents=True, exist_ok=True)
             self._group = WorkerGroup(
-                experiment, self._folder, ResourcesConfig(**resources), max_failures, stop=self._stop
+                experiment,
+                self._folder,
+                ResourcesConfig(**resources),
+                max_failures,
+                stop=self._stop,
+                avoid=tuple(config.get(AVOID, ())),
+                check=partial(check_here, base["data"], data, home),
             )
         except Exception as error:  # told by the first step
             self._failure = failed(error, self._folder)
@@ -89,6 +117,8 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if self._group is not None:
             try:
                 report = self._group.next_report()
+            except (NodeUnfit, FolderHeld):
+                raise
             except Exception as error:  # told as the trial's failure
                 self._failure = failed(error, self._folder)
         if self._failure is not None:

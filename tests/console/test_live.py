@@ -40,7 +40,15 @@ def some_trials(entry: Entry, running: int = 2) -> list[FrozenTrial]:
 
 
 def state(rows: list[dict[str, Any]], **more: Any) -> Any:
-    plain = {"limit": 20, "slots": 2, "finished": True, "elapsed": 3600.0, "gpu_hours": 0.5, "halted": None}
+    plain = {
+        "limit": 20,
+        "slots": 2,
+        "finished": True,
+        "elapsed": 3600.0,
+        "gpu_hours": 0.5,
+        "halted": None,
+        "lines": (),
+    }
     return SimpleNamespace(rows=rows, **{**plain, **more})
 
 

@@ -1,0 +1,120 @@
+"""The nodes of the joined cluster: which there are, work done once on each of them, and what their loss looks like."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cdn_tune.distributed.ray import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    NodeAffinitySchedulingStrategy,
+    RayActorError,
+    RayError,
+    ray,
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive.
+
+    Attributes:
+        id: Ray's, in hexadecimal.
+        name: Its host's name.
+        resources: In all, e.g. ``{"CPU": 8.0, "GPU": 2.0}``.
+    """
+
+    id: str
+    name: str
+    resources: dict[str, float]
+
+
+def alive_nodes() -> list[Node]:
+    """Returns the nodes that are alive now."""
+    return [
+        Node(node["NodeID"], node["NodeManagerHostname"], dict(node["Resources"]))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def this_node() -> str:
+    """Returns the id of the node that this process, a driver or a worker, is on."""
+    identity: str = ray.get_runtime_context().get_node_id()
+    return identity
+
+
+def host_name() -> str:
+    """Returns this machine's name, as Ray gives it."""
+    return socket.gethostname()
+
+
+def was_started_here() -> bool:
+    """Whether this process has started the Ray it is connected to, rather than joined one."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.head)
+
+
+def off_nodes(nodes: tuple[str, ...]) -> dict[str, str]:
+    """Returns the label selector that keeps clear of some nodes; empty if there are none."""
+    return {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(nodes)})"} if nodes else {}
+
+
+def node_was_lost(error: BaseException | None) -> bool:
+    """Whether an actor's failure is that of its node, or of the way there, rather than its own.
+
+    A node that is preempted, killed or unreachable tells nothing about what ran on it.
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RayActorError):
+        error = cause
+    if isinstance(error, ActorUnavailableError | ActorUnschedulableError):
+        return True
+    return isinstance(error, RayActorError) and (error.preempted or "node has died" in str(error))
+
+
+class OnNodes:
+    """Calls a function on chosen nodes, beside whatever runs there, without waiting for it.
+
+    Args:
+        function: Module-level, so that workers can import it.
+        arguments: Its arguments.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._remote = ray.remote(num_cpus=0, max_retries=0)(function)
+        self._arguments = arguments
+        self._running: dict[str, Any] = {}
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The nodes on which it runs."""
+        return frozenset(self._running)
+
+    def start(self, node: str) -> None:
+        """Calls it on a node, by id, unless it runs there."""
+        if node not in self._running:
+            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+            self._running[node] = self._remote.options(scheduling_strategy=strategy).remote(*self._arguments)
+
+    def finished(self) -> dict[str, Any]:
+        """Returns what it has returned since the last call, by node; the error if it, or the node, died."""
+        results: dict[str, Any] = {}
+        for node, reference in list(self._running.items()):
+            if not ray.wait([reference], timeout=0)[0]:
+                continue
+            del self._running[node]
+            try:
+                results[node] = ray.get(reference)
+            except RayError as error:
+                results[node] = error
+        return results
+
+    def cancel(self) -> None:
+        """Ends what still runs."""
+        for reference in self._running.values():
+            ray.cancel(reference, force=True)
+        self._running.clear()

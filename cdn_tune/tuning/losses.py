@@ -1,0 +1,55 @@
+"""Trials whose worker or node is gone: which are tried again, and which have failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cdn_tune.distributed.nodes import node_was_lost
+from cdn_tune.errors import NodeUnfit
+
+NODES_IN_A_ROW = 10  # lost under one trial, without an epoch in between, after which it is the suspect
+
+
+class Losses:
+    """Counts what trials have lost.
+
+    A worker's death is the trial's own until shown otherwise: it is borne `max_failures` times. A node that dies, is
+    preempted, out of reach or without the data costs nothing, unless one trial loses node after node without ever
+    reporting an epoch.
+
+    Args:
+        max_failures: Deaths of workers that a trial is forgiven.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
+        self._workers: Counter[int] = Counter()
+        self._nodes: Counter[int] = Counter()
+        self._reached: dict[int, int] = {}
+
+    def may_go_on(self, number: int, error: BaseException | None) -> bool:
+        """Takes note of a loss; returns whether the trial is taken up again.
+
+        Args:
+            number: The trial.
+            error: As Ray raised it.
+        """
+        if isinstance(unfit_node(error), NodeUnfit):
+            return True
+        if node_was_lost(error):
+            self._nodes[number] += 1
+            return self._nodes[number] < NODES_IN_A_ROW
+        self._workers[number] += 1
+        return self._workers[number] <= self._max_failures
+
+    def reported(self, number: int, epoch: int) -> None:
+        """Takes note of a trial's epoch; one it had reached before it was lost does not count."""
+        if epoch > self._reached.get(number, 0):
+            self._reached[number] = epoch
+            self._nodes.pop(number, None)
+
+
+def unfit_node(error: BaseException | None) -> NodeUnfit | None:
+    """Returns what a trial has told of its node, if that is what ended it."""
+    cause = getattr(error, "cause", None) or error
+    return cause if isinstance(cause, NodeUnfit) else None
