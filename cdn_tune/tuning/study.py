@@ -253,7 +253,9 @@ class Study:
 
     def put_back(self, number: int) -> None:
         """Takes back a running trial that has lost its place: it is the next to be handed out."""
-        if self._settled(number) is not None and number not in self._left:
+        with self._storage.transaction():
+            settled = self._settled(number)
+        if settled is not None and number not in self._left:
             self._left.insert(0, number)
             self._new.discard(number)  # its folder holds what it has reached
 
