@@ -258,8 +258,8 @@ def main() -> None:
             found += [
                 "",
                 f"Best val R1@0.5 on `planted-medium` ({VIDEOS} videos) within so much of {options.epochs} trained "
-                f"epochs, mean ± standard deviation over {options.seeds} seeds: TPE with ASHA against random search, whose "
-                f"trials all train {LENGTH} epochs.",
+                f"epochs, mean ± standard deviation over {options.seeds} seeds: TPE with ASHA against random search, "
+                f"whose trials all train {LENGTH} epochs.",
                 "",
                 *table(["search", "25 %", "50 %", "75 %", "100 %"], rows),
                 "",
