@@ -260,7 +260,7 @@ def server() -> Iterator[str | None]:
         until(lambda: subprocess.run(ready, check=False, **quiet).returncode == 0, 60)
         yield f"postgresql+psycopg2://bench@127.0.0.1:{port}/postgres"
     finally:
-        started.terminate()
+        started.send_signal(signal.SIGINT)  # at once: the study keeps a connection open
         started.wait(timeout=60)
         shutil.rmtree(home, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 from cdn_tune.distributed.group import reason_of
 from cdn_tune.distributed.ray import FIFOScheduler, Searcher, TrialScheduler
 from cdn_tune.tuning.failures import DETERMINISTIC, LOST
-from cdn_tune.tuning.losses import Losses, unfit_node
+from cdn_tune.tuning.losses import Losses, error_of, unfit_node
 from cdn_tune.tuning.pruners import QUERY_IOUS
 from cdn_tune.tuning.study import Study
 
@@ -138,7 +138,7 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_error(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
         """Puts a trial back whose process failed, or records its failure if that has happened too often."""
-        number, error = trial.config[NUMBER], trial.get_pickled_error()
+        number, error = trial.config[NUMBER], error_of(trial)
         unfit = unfit_node(error)
         if unfit is not None:
             self._admission.refuse(unfit.node, unfit.reason)

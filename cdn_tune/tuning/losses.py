@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 from cdn_tune.distributed.nodes import node_was_lost
 from cdn_tune.errors import NodeUnfit
@@ -47,6 +50,18 @@ class Losses:
         if epoch > self._reached.get(number, 0):
             self._reached[number] = epoch
             self._nodes.pop(number, None)
+
+
+def error_of(trial: Any) -> BaseException | None:
+    """Returns what ended a trial of Ray Tune's, as Ray raised it; None if Ray has not written it down.
+
+    Ray's own ``get_pickled_error`` looks where errors are copied to later.
+    """
+    file = trial.pickled_error_file
+    if file is None or not Path(file).exists():
+        return None
+    error = pickle.loads(Path(file).read_bytes())  # noqa: S301 - written by this process
+    return error if isinstance(error, BaseException) else None
 
 
 def unfit_node(error: BaseException | None) -> NodeUnfit | None:

@@ -20,7 +20,7 @@ from .clusters import autoscaling_cluster, partitioned_cluster, ray_cluster, wai
 from .processes import Driver, command, recorded, write_space
 
 Tiny = Callable[..., Experiment]
-EPOCHS = 120
+EPOCHS = 60
 
 
 @pytest.fixture
