@@ -90,6 +90,7 @@ def test_ray_start_accepts_every_option(name: str) -> None:
 def test_what_is_copied_is_there_and_installs(name: str) -> None:
     mounts = load(name)["file_mounts"]
     assert mounts.pop(TOKEN_FILE) == TOKEN_FILE
+    assert mounts.pop("~/data", None) == ("REPLACE_DATA" if name in CLOUD else None)
     assert all((ROOT / here).exists() for here in mounts.values())
     assert {f"~/cdn-tune/{here}" for here in mounts.values()} == set(mounts)
     project = (ROOT / "pyproject.toml").read_text()
