@@ -78,7 +78,7 @@ class Job:
             "HOME": str(self.folder),
             "PYTHONPATH": str(ROOT),
             "CDN_TUNE_VENV": sys.prefix,
-            "CDN_TUNE_JOIN_SECONDS": "120",
+            "CDN_TUNE_JOIN_SECONDS": "240",
             "FAKE_SLURM": str(self.folder),
             "SLURM_SUBMIT_DIR": str(self.folder),
             "SLURM_JOB_ID": str(self.number),
@@ -239,10 +239,11 @@ def test_outside_slurm_it_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.timeout(500)
 def test_two_raylets_run_a_search_to_its_end(job: Job, tiny: Tiny) -> None:
     write_space(job.folder, tiny())
     process = job.start("space.yaml", "--run", "run")
-    assert process.wait(timeout=200) == 0, job.said()
+    assert process.wait(timeout=400) == 0, job.said()
     text = job.log.read_text()
     assert "2 of 2 machines have joined" in text
     assert f"ray start --block --disable-usage-stats --node-ip-address={WORKER}" in "\n".join(job.calls)
@@ -261,7 +262,7 @@ def test_preempted_and_requeued_it_goes_on_where_it_stopped(job: Job, tiny: Tiny
     process = job.start("space.yaml", "--run", "run")
     wait_until(job, process, lambda: len(epochs(run)) == 2 and min(epochs(run).values()) >= 2)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=120) == 0, job.said()
+    assert process.wait(timeout=240) == 0, job.said()
     assert [call for call in job.calls if not call.startswith("srun")] == [f"requeue {job.number}"]
     assert "the same command goes on" in job.log.read_text()
     check_nothing_is_left(job)
@@ -270,7 +271,7 @@ def test_preempted_and_requeued_it_goes_on_where_it_stopped(job: Job, tiny: Tiny
     assert all(list((run / "trials" / f"{number:04d}").rglob("last.pt")) for number in before)
 
     process = job.start("space.yaml", "--run", "run")
-    assert process.wait(timeout=280) == 0, job.said()
+    assert process.wait(timeout=500) == 0, job.said()
     entries = own(read_record(run).entries)
     assert {trial.number: trial.state for trial in entries} == dict.fromkeys(before, TrialState.COMPLETE), job.said()
     assert epochs(run) == dict.fromkeys(before, 250)
@@ -300,5 +301,5 @@ def test_strangers_cannot_use_its_ray(job: Job, tiny: Tiny) -> None:
         assert ("let in" in done.stdout) == allowed, done.stderr
         assert allowed or "uthentication" in done.stderr, done.stderr
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=120) == 0, job.said()
+    assert process.wait(timeout=240) == 0, job.said()
     check_nothing_is_left(job)
