@@ -55,6 +55,11 @@ def pods(thing: Any) -> list[Object]:
     return here + [pod for each in thing.values() for pod in pods(each)]
 
 
+def containers(pod: Object) -> list[Object]:
+    """Returns a pod's containers, those that run first included."""
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
 def _without_aliases(each: Object) -> Object:
     return yaml.load(yaml.dump(each, Dumper=_Plain), Loader=yaml.SafeLoader)  # type: ignore[no-any-return]
 
@@ -106,6 +111,6 @@ def _apply(document: Any, step: dict[str, Any]) -> None:
 
 def _rename(thing: Object, image: dict[str, str]) -> None:
     for pod in pods(thing):
-        for container in pod["containers"]:
+        for container in containers(pod):
             if container["image"] == image["name"]:
                 container["image"] = f"{image['newName']}:{image['newTag']}"

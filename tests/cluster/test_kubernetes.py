@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_no_pod_has_rights_it_does_not_need(overlay: str) -> None:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 1000
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for container in pod["containers"]:
+        for container in kustomize.containers(pod):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "capabilities": {"drop": ["ALL"]},
@@ -148,6 +149,24 @@ def test_ray_pods_are_probed_and_mount_what_is_there(overlay: str) -> None:
         claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "emptyDir" not in volume]
         existing = objects(overlay).get("PersistentVolumeClaim")
         assert claims == ([existing["metadata"]["name"]] if existing else [])
+
+
+def test_small_files_are_fetched_before_ray_starts(tmp_path: Path) -> None:
+    """The init container's own program, given a folder in place of the bucket."""
+    spec = objects(OVERLAYS[3])["RayJob"]["spec"]
+    cluster = spec["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"]["template"]["spec"], cluster["workerGroupSpecs"][0]["template"]["spec"]]
+    assert pods[0]["initContainers"] == pods[1]["initContainers"]
+    (fetch,) = pods[0]["initContainers"]
+    python, option, program, source, target = fetch["command"]
+    assert (python, option) == ("python", "-c")
+    assert source.startswith("s3://")
+    assert f"data.root={target.rstrip('/')} " in spec["entrypoint"]
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "charades_sta_train.txt").write_text("moments")
+    command = [sys.executable, "-c", program, f"file://{tmp_path}/bucket", f"{tmp_path}/cache/data/"]
+    subprocess.run(command, check=True, timeout=60)
+    assert (tmp_path / "cache" / "data" / "charades_sta_train.txt").read_text() == "moments"
 
 
 @pytest.mark.parametrize("path", ["/api/local_raylet_healthz", "/api/gcs_healthz"])

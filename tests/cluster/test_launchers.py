@@ -90,6 +90,7 @@ def test_ray_start_accepts_every_option(name: str) -> None:
 def test_what_is_copied_is_there_and_installs(name: str) -> None:
     mounts = load(name)["file_mounts"]
     assert mounts.pop(TOKEN_FILE) == TOKEN_FILE
+    assert mounts.pop("~/data", None) == ("REPLACE_DATA" if name in CLOUD else None)
     assert all((ROOT / here).exists() for here in mounts.values())
     assert {f"~/cdn-tune/{here}" for here in mounts.values()} == set(mounts)
     project = (ROOT / "pyproject.toml").read_text()
@@ -259,3 +260,14 @@ def test_shell_commands_parse() -> None:
         for key, lines in load(name).items():
             for line in lines if key.endswith("_commands") else []:
                 subprocess.run(["bash", "-n", "-c", line], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("name", LOCAL + CLOUD)
+def test_every_key_is_explained(name: str) -> None:
+    """A comment stands above each top-level key, or above what comes first in it."""
+    lines = (CLUSTER / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    for number, line in enumerate(lines):
+        if re.match(r"\w+:", line):
+            around = [lines[number - 1], *lines[number + 1 : number + 2]]
+            assert any(each.strip().startswith("#") for each in around), line

@@ -53,6 +53,11 @@ class Job:
         return self.folder / "slurm.log"
 
     @property
+    def port(self) -> int:
+        """Where its Ray is to be reached, as the script chooses it."""
+        return 20000 + self.number % 4000 * 10
+
+    @property
     def ray_folder(self) -> Path:
         """Where the script has Ray put its sockets and logs."""
         return Path(f"/tmp/cdn-tune-ray-{self.number}")  # noqa: S108 - the script's choice
@@ -73,7 +78,7 @@ class Job:
             "HOME": str(self.folder),
             "PYTHONPATH": str(ROOT),
             "CDN_TUNE_VENV": sys.prefix,
-            "CDN_TUNE_JOIN_SECONDS": "120",
+            "CDN_TUNE_JOIN_SECONDS": "240",
             "FAKE_SLURM": str(self.folder),
             "SLURM_SUBMIT_DIR": str(self.folder),
             "SLURM_JOB_ID": str(self.number),
@@ -128,8 +133,7 @@ class Job:
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Job]:
     """A job whose ports nobody holds."""
-    number = next(number for number in range(os.getpid(), os.getpid() + 4000) if _is_free(20000 + number % 4000 * 10))
-    made = Job(tmp_path, number)
+    made = next(each for number in range(4000) if _is_free((each := Job(tmp_path, os.getpid() + number)).port))
     yield made
     made.destroy()
 
@@ -235,10 +239,11 @@ def test_outside_slurm_it_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.timeout(500)
 def test_two_raylets_run_a_search_to_its_end(job: Job, tiny: Tiny) -> None:
     write_space(job.folder, tiny())
     process = job.start("space.yaml", "--run", "run")
-    assert process.wait(timeout=200) == 0, job.said()
+    assert process.wait(timeout=400) == 0, job.said()
     text = job.log.read_text()
     assert "2 of 2 machines have joined" in text
     assert f"ray start --block --disable-usage-stats --node-ip-address={WORKER}" in "\n".join(job.calls)
@@ -249,26 +254,52 @@ def test_two_raylets_run_a_search_to_its_end(job: Job, tiny: Tiny) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_preempted_and_requeued_it_goes_on_where_it_stopped(job: Job, tiny: Tiny) -> None:
     """SIGTERM to the batch script alone, as ``--signal=B:TERM`` sends it; then the same job once more."""
-    write_space(job.folder, tiny(**{"train.epochs": 150}))
+    write_space(job.folder, tiny(**{"train.epochs": 250}))
     run = job.folder / "run"
     process = job.start("space.yaml", "--run", "run")
     wait_until(job, process, lambda: len(epochs(run)) == 2 and min(epochs(run).values()) >= 2)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=120) == 0, job.said()
+    assert process.wait(timeout=240) == 0, job.said()
     assert [call for call in job.calls if not call.startswith("srun")] == [f"requeue {job.number}"]
     assert "the same command goes on" in job.log.read_text()
     check_nothing_is_left(job)
     before = epochs(run)
-    assert all(2 <= done < 150 for done in before.values()), before
+    assert all(2 <= done < 250 for done in before.values()), before
     assert all(list((run / "trials" / f"{number:04d}").rglob("last.pt")) for number in before)
 
     process = job.start("space.yaml", "--run", "run")
-    assert process.wait(timeout=280) == 0, job.said()
+    assert process.wait(timeout=500) == 0, job.said()
     entries = own(read_record(run).entries)
     assert {trial.number: trial.state for trial in entries} == dict.fromkeys(before, TrialState.COMPLETE), job.said()
-    assert epochs(run) == dict.fromkeys(before, 150)
+    assert epochs(run) == dict.fromkeys(before, 250)
     assert "start number 1" in job.log.read_text()
     assert len([call for call in job.calls if call.startswith("requeue")]) == 1
+    check_nothing_is_left(job)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_strangers_cannot_use_its_ray(job: Job, tiny: Tiny) -> None:
+    """Who brings no token, or a wrong one, is not let in; who brings the right one is."""
+    write_space(job.folder, tiny(**{"train.epochs": 100_000}))
+    process = job.start("space.yaml", "--run", "run")
+    wait_until(job, process, lambda: epochs(job.folder / "run"))
+    join = f"import ray; ray.init(address='{HEAD}:{job.port}', logging_level='ERROR'); print('let in')"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    token = (job.folder / ".ray" / "auth_token").read_text()
+    for settings, allowed in (
+        ({"RAY_AUTH_MODE": "disabled"}, False),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, False),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, True),
+    ):
+        environment = {**kept, "HOME": str(job.folder / "elsewhere"), **settings}
+        command = [sys.executable, "-c", join]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert ("let in" in done.stdout) == allowed, done.stderr
+        assert allowed or "uthentication" in done.stderr, done.stderr
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=240) == 0, job.said()
     check_nothing_is_left(job)
