@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 from cdn_tune.config import Experiment
@@ -84,6 +85,17 @@ def test_bars_of_one_place_never_overlap(html: str) -> None:
     for row in {row for row, _, _ in bars}:
         here = sorted((begin, end) for name, begin, end in bars if name == row)
         assert all(one[1] <= other[0] + 1e-3 for one, other in pairwise(here))
+
+
+def test_figures_call_trials_by_their_numbers(html: str, run: Path) -> None:
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{run}/study.db")
+    complete = [trial.number for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert complete != list(range(len(complete)))  # others lie between them
+    figures = data_of(html)["figures"]
+    for trace in figures["slices"]["views"]["slices"]["data"]:
+        assert sorted(trace["marker"]["color"]) == complete
+    hovers = " ".join(str(trace["text"]) for trace in figures["pareto"]["views"]["pareto"]["data"])
+    assert sorted(int(number) for number in re.findall(r'"number": (\d+)', hovers)) == complete
 
 
 def test_what_people_wrote_is_text(html: str) -> None:
