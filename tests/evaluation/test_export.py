@@ -281,7 +281,7 @@ def test_a_model_that_reads_padding_has_no_graph(tiny: Tiny, tmp_path: Path) -> 
 
 
 def test_onnx_without_its_packages_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"--onnx needs onnx.*pip install"):
         export_run(run, tmp_path / "out", onnx=True)
     assert not (tmp_path / "out").exists()
