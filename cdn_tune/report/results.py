@@ -20,7 +20,7 @@ _TITLES = {
     "length_seconds": "length in seconds",
     "query_words": "words of the query",
 }
-_COUNTS = ("queries", "videos", "features", "note")
+_COUNTS = ("queries", "videos", "parameters", "features", "note")
 _LABELS = ("label", "method", "checkpoint", "name", "title", "trial")
 # Shown elsewhere, or no result.
 _APART = {"metrics", "intervals", "std", "val", "experiment", "data", "chosen_by", "baselines", "advantage", "nms"}
