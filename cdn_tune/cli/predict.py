@@ -41,7 +41,7 @@ def predict(
     ] = None,
     nms_threshold: Annotated[
         float | None,
-        typer.Option(metavar="IOU", help="Drop what overlaps a better one by more.", show_default="the experiment's"),
+        typer.Option(metavar="IOU", help="Drop what overlaps a better one by more.", show_default="as evaluated"),
     ] = None,
     word_vectors: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Word vectors, if no longer where the experiment says.")

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
 from cdn_tune.console.data_commands import build_clips
 from cdn_tune.console.interrupt import GentleStop
-from cdn_tune.console.output import err, one_line_errors, out, terminable
+from cdn_tune.console.output import GOES_ON, err, one_line_errors, out, terminable
 from cdn_tune.console.progress import TrainProgress
 from cdn_tune.console.tables import experiment_line
 from cdn_tune.console.trained import trained_table
@@ -29,7 +29,7 @@ DEMO_SPACE = "quick.yaml"
 
 def run_train(experiment_path: str, overrides: list[str], workers: int, run: Path | None, address: str | None) -> None:
     """`cdn-tune train`."""
-    with one_line_errors(), terminable():
+    with one_line_errors(GOES_ON), terminable():
         experiment = load_experiment(experiment_path, parse_overrides(overrides))
         if address is not None and workers == 1:
             raise ConfigError("--address ADDR: one worker trains on this machine; add --workers N, or drop --address")
@@ -71,7 +71,7 @@ def run_evaluate(run: Path | None, overrides: list[str], **options: Any) -> None
     """`cdn-tune evaluate`; options are those of `evaluation_commands.evaluate`."""
     from cdn_tune.console.evaluation_commands import evaluate
 
-    with one_line_errors(), terminable():
+    with one_line_errors("the same command does what is left of it"), terminable():
         if run is None:
             raise ConfigError("name a run folder, or a file of predictions with --predictions FILE")
         evaluate(run, parse_overrides(overrides), **options)
@@ -110,7 +110,7 @@ def run_demo(run: Path, trials: int | None) -> None:
     from cdn_tune.data.planted import plant
     from cdn_tune.report.page import REPORT
 
-    with one_line_errors(), terminable():
+    with one_line_errors(GOES_ON), terminable():
         data = run.parent / f"{run.name}-data"
         err.print(f"1/4 planting a dataset in {data}", markup=False)
         with Progress(console=err, transient=True) as progress:

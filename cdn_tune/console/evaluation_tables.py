@@ -10,6 +10,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from cdn_tune.training.kept import CHECKPOINT
+
 _KINDS = {
     "length_share": "length of the moment, share of the video",
     "length_seconds": "length of the moment",
@@ -42,7 +44,7 @@ def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Tabl
         table.add_row("  std over seeds", *cells, style="green")
     models = result.get("models", [])
     for model in models if result.get("seeds") else models[1:]:
-        _add(table, model["checkpoint"], model["metrics"], names, "")
+        _add(table, _model_label(model), model["metrics"], names, "")
     for name, (label, style) in _ROWS.items():
         _add(table, label, result["baselines"][name]["metrics"], names, style)
     gain = result["advantage"]
@@ -54,12 +56,20 @@ def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Tabl
     return table
 
 
+def _model_label(model: Mapping[str, Any]) -> str:
+    path = Path(model["checkpoint"])
+    name = str(path.parent) if path.name == CHECKPOINT else str(path)
+    return f"{name}\n  {model['parameters']:,} parameters"
+
+
 def _label(result: Mapping[str, Any]) -> str:
     if "reported" not in result:
         return Path(result["predictions"]["file"]).name
     if result["protocol"] == "published":
         return f"CDN, best on test ({result['reported']})"
-    return "CDN, best on val" if result["reported"] == "checkpoint" else f"CDN, {result['reported']}"
+    label = "CDN, best on val" if result["reported"] == "checkpoint" else f"CDN, {result['reported']}"
+    several = len(result["models"]) > 1 and not result.get("seeds")
+    return f"{label}\n  {result['models'][0]['parameters']:,} parameters" if several else label
 
 
 def groups_table(result: Mapping[str, Any]) -> Table:

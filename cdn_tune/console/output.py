@@ -29,13 +29,17 @@ def _console(stderr: bool = False) -> Console:
 out = _console()
 err = _console(stderr=True)
 DEBUG = "CDN_TUNE_DEBUG"
+GOES_ON = "the same command goes on from the last checkpoint"
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(interrupted: str = "") -> Iterator[None]:
     """Turns errors into one line and an exit code: 2 for what the user can mend, 1 for what we have to, 130 for Ctrl-C.
 
     With CDN_TUNE_DEBUG=1 the traceback is shown as well.
+
+    Args:
+        interrupted: What is told after Ctrl-C, such as `GOES_ON`.
     """
     try:
         yield
@@ -46,7 +50,7 @@ def one_line_errors() -> Iterator[None]:
             _tell(f"error: {line}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        _tell("interrupted; the same command goes on from the last checkpoint")
+        _tell(f"interrupted; {interrupted}" if interrupted else "interrupted")
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise

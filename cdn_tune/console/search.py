@@ -13,7 +13,7 @@ import typer
 from cdn_tune.config import Experiment, SearchSpace, load_space, override_space, parse_overrides
 from cdn_tune.console.interrupt import GentleStop
 from cdn_tune.console.live import SearchProgress
-from cdn_tune.console.output import err, one_line_errors, out, terminable, warn
+from cdn_tune.console.output import GOES_ON, err, one_line_errors, out, terminable, warn
 from cdn_tune.console.tables import search_summary
 from cdn_tune.errors import RunError
 from cdn_tune.training.run_folder import MANIFEST, read_manifest
@@ -35,7 +35,7 @@ def run_search(
     **options: Any,
 ) -> None:
     """`cdn-tune search`."""
-    with one_line_errors(), terminable():
+    with one_line_errors(GOES_ON), terminable():
         space, experiment = load_space(space_path, parse_overrides(overrides))
         space = override_space(space, {**parse_overrides(settings), **budget}, experiment)
         run = run or Path("runs") / space.name

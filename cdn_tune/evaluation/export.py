@@ -27,7 +27,7 @@ from cdn_tune.data.word_table import pieces
 from cdn_tune.errors import ConfigError, DataError, RunError
 from cdn_tune.evaluation import exported, graph
 from cdn_tune.evaluation.loading import choose_checkpoint
-from cdn_tune.evaluation.measured import read_test_result
+from cdn_tune.evaluation.measured import chosen_threshold, read_test_result
 from cdn_tune.evaluation.model_card import Facts, model_card
 from cdn_tune.training.checkpoint import Checkpoint
 from cdn_tune.training.files import told
@@ -87,8 +87,9 @@ def export_run(
     if torch_export or onnx:
         graph.check_can_trace(checkpoint.model, onnx)
     lexicon = _words(_where(checkpoint, overrides or {}), all_words)
+    threshold = chosen_threshold(checkpoint)
     with _whole(out) as folder, told(out):
-        _write(folder, checkpoint, lexicon)
+        _write(folder, checkpoint, lexicon, threshold)
         if torch_export or onnx:
             frames = checkpoint.experiment.data.frames
             program = graph.trace(checkpoint.model, frames)
@@ -97,7 +98,7 @@ def export_run(
             if onnx:
                 graph.save_onnx(program, folder / ONNX, checkpoint.model, frames)
         test, why_not = read_test_result(run, checkpoint)
-        facts = Facts(run.resolve().name, checkpoint, test, why_not, len(lexicon.rows), all_words)
+        facts = Facts(run.resolve().name, checkpoint, test, why_not, len(lexicon.rows), all_words, threshold)
         names = sorted(path.name for path in folder.iterdir())
         (folder / exported.CARD).write_text(model_card(facts, names), encoding="utf-8")
         config = _config(run, checkpoint, test, all_words, len(lexicon.rows))
@@ -108,13 +109,16 @@ def export_run(
     return Export(out, sizes, len(lexicon.rows), choice.damaged)
 
 
-def _write(folder: Path, checkpoint: Checkpoint, lexicon: Lexicon) -> None:
+def _write(folder: Path, checkpoint: Checkpoint, lexicon: Lexicon, threshold: float | None) -> None:
     weights = {name: value.detach().cpu().clone() for name, value in checkpoint.model.state_dict().items()}
     about = {"format": exported.FORMAT, "cdn_tune": __version__}
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / exported.WEIGHTS, about)
     save_file({"vectors": lexicon.vectors.contiguous()}, folder / exported.WORD_VECTORS, about)
     (folder / exported.WORDS).write_text(json.dumps(list(lexicon.rows), ensure_ascii=False), encoding="utf-8")
-    (folder / exported.EXPERIMENT).write_text(dump(_without_paths(checkpoint.experiment)), encoding="utf-8")
+    experiment = _without_paths(checkpoint.experiment)
+    if threshold is not None:
+        experiment["eval"]["nms_threshold"] = threshold
+    (folder / exported.EXPERIMENT).write_text(dump(experiment), encoding="utf-8")
 
 
 def _config(

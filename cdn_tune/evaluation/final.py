@@ -92,7 +92,8 @@ class _Evaluation:
                 f"{self.run}: its data have changed since the run ({', '.join(self.changed)}); name the old ones with "
                 "data.root=DIR, or evaluate on these with --other-data"
             )
-        open_split(self.experiment.data, "val")  # what is wrong with features or words is said before anything is done
+        for split in ("val", "test"):  # what is wrong with features or words is said before anything is done
+            open_split(self.experiment.data, split)
         retrained = self._retrain()
         nms = self._choose_nms()
         mine = [] if published else list(zip([model.path for model in self.models], self.experiments, strict=True))

@@ -18,6 +18,7 @@ from typing import Any
 
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.charades import parse_line
+from cdn_tune.data.tokenizer import words
 from cdn_tune.errors import DataError
 from cdn_tune.evaluation.queries import QueryResult
 from cdn_tune.training.files import write_text
@@ -90,6 +91,7 @@ def read_predictions(path: Path, annotations: Sequence[Annotation]) -> list[Mome
     for where, line in lines:
         entry = _object(where, line)
         number = _query(entry, where, position)
+        _check_same(entry, where, annotations[number])
         if number in found:
             raise DataError(f"{where}: query {annotations[number].id} is there twice; keep one line for each query")
         listed = entry.get("moments", entry.get("pred_relevant_windows"))
@@ -124,6 +126,22 @@ def _query(entry: dict[str, Any], where: str, position: dict[str, int]) -> int:
         f"{where}: query {name!r} is not in the split; name it by its id, such as {next(iter(position))!r}, "
         f"or by its position from 0 to {len(position) - 1} as qid"
     )
+
+
+def _check_same(entry: dict[str, Any], where: str, item: Annotation) -> None:
+    """Refuses a line of another query: positions mean nothing in another split or order."""
+    video = entry.get("video", entry.get("vid", item.video))
+    query = entry.get("query", item.query)
+    same_query = isinstance(query, str) and words(query) == words(item.query)  # case and punctuation do not matter
+    for name, told, wanted, same in (
+        ("video", video, item.video, video == item.video),
+        ("query", query, item.query, same_query),
+    ):
+        if not same:
+            raise DataError(
+                f"{where}: its {name} is {told!r:.60}, but query {item.id} of the split has {wanted!r:.60}; "
+                "name the dataset and split that the predictions are of"
+            )
 
 
 def _moments(listed: Any, where: str, item: Annotation) -> Moments:

@@ -11,6 +11,7 @@ from cdn_tune.data.lexicon import open_lexicon
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.best import Choice, choose_best
 from cdn_tune.evaluation.exported import CONFIG, is_exported, read_exported
+from cdn_tune.evaluation.measured import chosen_threshold
 from cdn_tune.evaluation.retriever import Retriever
 from cdn_tune.training.checkpoint import load_checkpoint
 from cdn_tune.training.loop import BEST
@@ -35,8 +36,9 @@ def load(
         word_vectors: Where the word vectors are now, if no longer where the experiment says. An exported folder holds
             its own; naming others replaces them.
         device: Where to compute; a GPU if there is one and None is given.
-        nms_threshold: A moment that overlaps a better one by more than this IoU is dropped; the experiment's
-            `eval.nms_threshold` if None.
+        nms_threshold: A moment that overlaps a better one by more than this IoU is dropped. If None, what the run's
+            last evaluation chose on val for this checkpoint (``evaluate --choose-nms``; an exported folder carries
+            it), else the experiment's `eval.nms_threshold`.
 
     Raises:
         CdnTuneError: If there is no model, it is damaged, or its word vectors cannot be found; one line.
@@ -53,6 +55,8 @@ def load(
             _LOG.warning("%s", line)
         checkpoint = choice.checkpoint
         lexicon = open_lexicon(checkpoint.experiment.data, vectors)
+        if nms_threshold is None:
+            nms_threshold = chosen_threshold(checkpoint)
     return Retriever(
         checkpoint.model, checkpoint.experiment, lexicon, checkpoint.planted, checkpoint.path, device, nms_threshold
     )

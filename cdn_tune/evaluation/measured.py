@@ -1,4 +1,4 @@
-"""What a run's evaluation found on the test split, for whoever passes the model on."""
+"""What a run's evaluation found and chose, for whoever uses the model or passes it on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from cdn_tune.evaluation.final import EVALUATION
 from cdn_tune.training.checkpoint import Checkpoint
+from cdn_tune.training.run_folder import MANIFEST
 
 
 def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
@@ -47,6 +48,28 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
         if isinstance(value, Mapping) and (found := _numbers(value.get("metrics")))
     }
     return {**kept, "metrics": metrics, "baselines": beside}, ""
+
+
+def chosen_threshold(checkpoint: Checkpoint) -> float | None:
+    """Returns the NMS threshold chosen on val with which the run's last evaluation measured a checkpoint, if one did.
+
+    Args:
+        checkpoint: Read from its place in the run folder; one that lies elsewhere has no evaluation.
+    """
+    path = checkpoint.path.absolute()
+    run = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
+    if run is None:
+        return None
+    try:
+        content = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
+        nms, seeds = content["nms"], content["seeds"] or {"runs": []}
+        measured = [each["checkpoint"] for each in (*content["models"], *seeds["runs"])]
+        if nms["chosen_on"] != "val" or str(path.relative_to(run)) not in measured:
+            return None
+        threshold = float(nms["threshold"])
+    except (OSError, ValueError, KeyError, TypeError):  # not evaluated, or by an earlier version
+        return None
+    return threshold if 0 <= threshold <= 1 else None
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -32,6 +32,7 @@ class Facts:
         why_no_test: Why there are none.
         words: How many words have a vector in the folder.
         all_words: Whether these are all of the vectors file, not only those of the dataset.
+        threshold: NMS threshold that evaluation chose on val; None: the experiment's.
     """
 
     run: str
@@ -40,6 +41,7 @@ class Facts:
     why_no_test: str
     words: int
     all_words: bool
+    threshold: float | None = None
 
 
 def model_card(facts: Facts, files: Sequence[str]) -> str:
@@ -122,10 +124,12 @@ def _protocol(facts: Facts) -> str:
     if checkpoint.value is None:
         return "The weights were imported from the published implementation; nothing was chosen on val here."
     metric = checkpoint.experiment.eval.metric
+    threshold = f"{checkpoint.experiment.eval.nms_threshold:g}"
+    if facts.threshold is not None:
+        threshold = f"{facts.threshold:g}, chosen on val after training"
     return (
         f"Trained on train. Epoch {checkpoint.epoch} (and, in a search, the trial) was chosen by {metric} on val; the "
-        f"test split took no part in any choice. Seed {checkpoint.experiment.seed}, NMS threshold "
-        f"{checkpoint.experiment.eval.nms_threshold:g}."
+        f"test split took no part in any choice. Seed {checkpoint.experiment.seed}, NMS threshold {threshold}."
     )
 
 

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdn_tune.data.annotations import Annotation
+from cdn_tune.data.annotations import SPLITS, Annotation
 from cdn_tune.errors import DataError
 from cdn_tune.moments.spans import iou
 from cdn_tune.training.files import write_text
@@ -137,7 +138,7 @@ def _result(line: str, where: str) -> QueryResult:
     try:
         entry = json.loads(line)
         start, end = entry["truth"]
-        return QueryResult(
+        result = QueryResult(
             str(entry["id"]),
             str(entry["video"]),
             str(entry["query"]),
@@ -147,6 +148,11 @@ def _result(line: str, where: str) -> QueryResult:
             float(entry["iou"]),
             str(entry["split"]),
         )
+        if not all(map(math.isfinite, (result.duration, *result.truth, result.iou, *chain(*result.moments)))):
+            raise ValueError("a time or a score is not finite")
+        if result.split not in SPLITS:
+            raise ValueError(f"its split is {result.split!r}")
+        return result
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{where}: not a line of predictions ({reason}); expected {LINE}") from None

@@ -21,6 +21,7 @@ from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.retrain import Retrained
 from cdn_tune.evaluation.scoring import Retrieved, open_split
 from cdn_tune.evaluation.summary import summarise
+from cdn_tune.training.size import count_parameters
 
 SCHEMA = 2
 PUBLISHED = "published protocol: the epoch was chosen on the test split itself, as the published code does"
@@ -107,6 +108,7 @@ def describe_result(basis: Basis, mine: Sequence[Retrieved], theirs: Sequence[Re
                 "checkpoint": basis.name(model.path),
                 "seed": model.experiment.seed,
                 "epoch": model.epoch,
+                "parameters": count_parameters(model.experiment),
                 "val": model.val,
                 **each_one[basis.name(model.path)],
             }

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cdn_tune.errors import CdnTuneError
-from cdn_tune.report.predictions import Cases, Predictions, choose_cases, read_predictions
+from cdn_tune.report.predictions import Cases, Predictions, choose_cases, recorded_predictions
 from cdn_tune.report.record import PREDICTIONS, RunRecord
 from cdn_tune.report.viewer import Viewer, Views
 
@@ -87,7 +87,7 @@ def _recorded(path: Path, notices: list[str]) -> Predictions | None:
     if not path.exists():
         return None
     try:
-        return read_predictions(path)
+        return recorded_predictions(path)
     except CdnTuneError as error:
         notices.append(str(error))
         return None

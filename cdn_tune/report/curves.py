@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 from cdn_tune.report.figures import SYMBOLS, Figure, Plot, axes, label, named, rounded, scale_of
 from cdn_tune.report.record import RunRecord
-from cdn_tune.report.trials import STATES
+from cdn_tune.tuning.leaderboard import STATES
 from cdn_tune.tuning.ranking import own, ranking
 
 

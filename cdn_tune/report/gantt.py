@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from cdn_tune.report.figures import Figure, axes, label, rounded
 from cdn_tune.report.record import RunRecord
-from cdn_tune.report.trials import STATES, segments_of
+from cdn_tune.report.trials import segments_of
 from cdn_tune.report.wording import duration
+from cdn_tune.tuning.leaderboard import STATES
 from cdn_tune.tuning.ranking import own
 
 

@@ -9,7 +9,8 @@ from optuna.trial import FrozenTrial
 
 from cdn_tune.report.figures import SYMBOLS, Figure, Plot, axes, label, named, rounded, scale_of
 from cdn_tune.report.record import RunRecord
-from cdn_tune.report.trials import STATES, gpus_per_trial, seconds_of, segments_of
+from cdn_tune.report.trials import gpus_per_trial, seconds_of, segments_of
+from cdn_tune.tuning.leaderboard import STATES
 from cdn_tune.tuning.ranking import own, value_of
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -76,7 +76,7 @@ def _of_parameters(study: optuna.Study, varied: list[str], count: int, record: R
                 height=120 + 34 * len(varied),
             )
         ]
-    always = [name for name in order if all(name in trial.params for trial in study.trials)] or order
+    always = [name for name in order if all(name in trial.params for trial in _complete(study))] or order
     axes = always[:AXES]
     lines = _plot(partial(visualization.plot_parallel_coordinate, study, axes, target_name=target))
     slices = _plot(partial(visualization.plot_slice, study, order[:SLICES], target_name=target))
@@ -99,7 +99,7 @@ def _of_parameters(study: optuna.Study, varied: list[str], count: int, record: R
     ]
     if count >= ENOUGH and len(always) > 1:
         thinned = _thin(study)
-        some = "" if len(thinned.trials) == count else f"; {len(thinned.trials)} of {among}, evenly spread"
+        some = "" if count <= CONTOUR_TRIALS else f"; {CONTOUR_TRIALS} of {among}, evenly spread"
         pairs = list(combinations(always[:CONTOURS], 2))
         figures.append(
             Figure(
@@ -179,9 +179,8 @@ def _study(
     trials: Sequence[FrozenTrial], short: dict[str, str], directions: Sequence[StudyDirection], scale: Sequence[float]
 ) -> optuna.Study:
     """A study in memory of copies of the trials: short names, values in per cent, as many objectives as asked for."""
-    study = optuna.create_study(directions=list(directions))
-    study.add_trials(
-        create_trial(
+    copies = {
+        trial.number: create_trial(
             state=TrialState.COMPLETE,
             values=[value * factor for value, factor in zip(trial.values or (), scale, strict=False)][
                 : len(directions)
@@ -190,18 +189,28 @@ def _study(
             distributions={short[key]: value for key, value in trial.distributions.items()},
         )
         for trial in trials
-    )
+    }
+    return _numbered(copies, directions)
+
+
+def _numbered(trials: Mapping[int, FrozenTrial], directions: Sequence[StudyDirection]) -> optuna.Study:
+    """A study in memory whose trials have these numbers; between them are failed ones, which no figure shows."""
+    study = optuna.create_study(directions=list(directions))
+    gap = create_trial(state=TrialState.FAIL)
+    study.add_trials(trials.get(number, gap) for number in range(max(trials) + 1))
     return study
 
 
+def _complete(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
 def _thin(study: optuna.Study) -> optuna.Study:
-    trials = study.get_trials(deepcopy=False)
+    trials = _complete(study)
     if len(trials) <= CONTOUR_TRIALS:
         return study
     chosen = [trials[round(at * (len(trials) - 1) / (CONTOUR_TRIALS - 1))] for at in range(CONTOUR_TRIALS)]
-    thinned = optuna.create_study(directions=study.directions)
-    thinned.add_trials(chosen)
-    return thinned
+    return _numbered({trial.number: trial for trial in chosen}, study.directions)
 
 
 def _plot(make: Callable[[], Any]) -> Plot:

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from cdn_tune.report.figures import Figure
 from cdn_tune.report.predictions import Cases, Predictions
-from cdn_tune.report.viewer import Views
+from cdn_tune.report.viewer import TOP, Views
 
 
 def pack(value: Any) -> str:
@@ -58,7 +58,7 @@ def query_data(predictions: Predictions, cases: Cases, views: Views | None) -> d
         "duration": [round(query.duration, 2) for query in queries],
         "truth": [[round(end, 2) for end in query.truth] for query in queries],
         "moments": [
-            [[round(start, 2), round(end, 2), round(score, 4)] for start, end, score in query.moments]
+            [[round(start, 2), round(end, 2), round(score, 4)] for start, end, score in query.moments[:TOP]]
             for query in queries
         ],
         "iou": [round(query.iou, 4) for query in queries],

@@ -20,7 +20,7 @@ _TITLES = {
     "length_seconds": "length in seconds",
     "query_words": "words of the query",
 }
-_COUNTS = ("queries", "videos", "features", "note")
+_COUNTS = ("queries", "videos", "parameters", "features", "note")
 _LABELS = ("label", "method", "checkpoint", "name", "title", "trial")
 # Shown elsewhere, or no result.
 _APART = {"metrics", "intervals", "std", "val", "experiment", "data", "chosen_by", "baselines", "advantage", "nms"}
@@ -79,7 +79,8 @@ def interval(entry: Mapping[str, Any], metric: str) -> str:
     found = entry.get("intervals")
     ends = found.get(metric) if isinstance(found, Mapping) else None
     if isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
-        return f"{number(ends[0], metric)} \u2013 {number(ends[1], metric)}"
+        low, high = (f"{100 * end:.1f}" if is_share(metric) else number(end) for end in ends)
+        return f"{low}\u2009\u2013\u2009{high}"
     return ""
 
 
@@ -113,8 +114,12 @@ def _advantage(part: Any) -> list[Table]:
         ("difference", [Cell(number(value, name), interval(part, name)) for name, value in part["difference"].items()])
     ]
     if p_values:
-        rows.append(("p-value", [Cell(number(p_values.get(name))) for name in heads]))
+        rows.append(("p-value", [Cell(_p_value(p_values.get(name))) for name in heads]))
     return [Table(f"advantage over the {_title(str(part.get('over', 'baseline')))}, paired by query", heads, rows)]
+
+
+def _p_value(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else number(value)
 
 
 def _tables(title: str, part: Any) -> Iterator[Table]:

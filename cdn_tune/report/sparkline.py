@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from cdn_tune.report.record import RunRecord
-from cdn_tune.report.trials import STATES
 from cdn_tune.report.wording import number
+from cdn_tune.tuning.leaderboard import STATES
 from cdn_tune.tuning.ranking import own, value_of
 
 WIDTH, HEIGHT = 420, 150

@@ -11,15 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.report.record import RunRecord
 from cdn_tune.report.wording import duration, number, short_names
+from cdn_tune.tuning.leaderboard import STATES
 from cdn_tune.tuning.ranking import own, pareto_front, ranking, role_of, superseded, value_of
 
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
 # What a failure's kind means, where the study names one.
 FAILURES = {
     "deterministic": "would fail again: its values or the data are at fault",

@@ -5,7 +5,6 @@ Shape letters: B batch, S clips, P valid cells, T frames, F = T / S frames per c
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,10 @@ from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import Batch, MomentDataset, load_split
 from cdn_tune.errors import CheckpointError
 from cdn_tune.evaluation.best import choose_best
+from cdn_tune.evaluation.queries import QueryResult, query_results
 from cdn_tune.model.cdn import CDNOutput
 from cdn_tune.moments.nms import top_moments
-from cdn_tune.report.predictions import Prediction, Predictions, overlap
+from cdn_tune.report.predictions import Predictions
 from cdn_tune.training.checkpoint import Checkpoint, load_checkpoint
 from cdn_tune.training.precision import autocast, resolve_precision
 from cdn_tune.training.world import this_world
@@ -88,7 +88,7 @@ class Viewer:
         """Answers the split's queries, as many as can be in the given time, evenly spread over the split."""
         count = len(self.dataset)
         spread = _spread(count)
-        found: dict[int, Prediction] = {}
+        found: dict[int, QueryResult] = {}
         until = time.monotonic() + seconds
         for rows in sequential_batches(count, self._config.batch_size):
             if found and time.monotonic() > until:
@@ -96,9 +96,10 @@ class Viewer:
             indices = spread[rows]
             batch, output = self._forward(indices)
             scores = torch.sigmoid(output.logits.float())
-            tops, marks = top_moments(scores, batch.durations, TOP, self._config.nms_threshold, valid=output.mask)
-            for index, spans, values in zip(indices.tolist(), tops.tolist(), marks.tolist(), strict=True):
-                found[index] = self._prediction(index, spans, values)
+            top, marks = top_moments(scores, batch.durations, TOP, self._config.nms_threshold, valid=output.mask)
+            items = [self.dataset.annotations[index] for index in indices]
+            results = query_results(items, top.cpu(), marks.cpu(), self.split)
+            found |= dict(zip(indices.tolist(), results, strict=True))
         told = "the best checkpoint, computed for this report"
         return Predictions(self.split, tuple(found[index] for index in sorted(found)), count, told)
 
@@ -127,17 +128,6 @@ class Viewer:
         with torch.no_grad(), autocast(self._device, self._dtype):
             batch = self.dataset.batch(indices).to(self._device)
             return batch, self._model(batch.visual, batch.words, batch.word_mask)
-
-    def _prediction(self, index: int, spans: list[list[float]], scores: list[float]) -> Prediction:
-        item = self.dataset.annotations[index]
-        moments = tuple(
-            (start, end, score)
-            for (start, end), score in zip(spans, scores, strict=True)
-            if not math.isnan(start)  # fewer answers than asked for are padded with NaN
-        )
-        truth = (item.start, item.end)
-        iou = overlap(moments[0][:2], truth) if moments else 0.0
-        return Prediction(item.id, item.video, item.query, item.duration, truth, moments, iou)
 
 
 def _checkpoint(run: Path, named: str | None) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged pickle fails in any way, an IndexError among them
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in it
+            reason = "no plain archive of tensors; anything else might run code and is not opened"
         raise CheckpointError(f"{path}: damaged or no checkpoint ({reason}); delete it, or use another one") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__

@@ -57,7 +57,7 @@ def told(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < _FULL
         reason = "the disk is full" if full else getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise RunError(f"{path}: cannot be written ({reason}); free space or choose another --run folder") from error
+        raise RunError(f"{path}: cannot be written ({reason}); free space, or choose another place") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -107,6 +107,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         RunError: If the folder is no run folder or its manifest is damaged.
     """
     path = folder / MANIFEST
+    if folder.is_file():
+        raise RunError(f"{folder}: is a file; name the run folder")
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder")
     if not path.exists():

@@ -123,6 +123,22 @@ def test_other_data_are_refused_unless_asked_for(trained: Path, tmp_path: Path) 
     assert "vgg_rgb_features.hdf5" in result["data_changed"]
 
 
+@pytest.mark.parametrize("fault", ["missing", "nan"])
+def test_faulty_test_features_are_found_before_a_look_is_recorded(
+    trained: Path, planted: Path, tmp_path: Path, fault: str
+) -> None:
+    shutil.copytree(planted, tmp_path / "faulty")
+    video = load_split(load_checkpoint(trained / BEST).experiment.data, "test").annotations[0].video
+    with h5py.File(tmp_path / "faulty" / "vgg_rgb_features.hdf5", "r+") as file:
+        if fault == "missing":
+            del file[video]
+        else:
+            file[video][0, 0] = np.nan
+    with pytest.raises(DataError, match=video):
+        evaluate_run(trained, {"data.root": str(tmp_path / "faulty")}, Request(other_data=True, resamples=20))
+    assert not (trained / "looks.jsonl").exists()
+
+
 def test_moved_data_are_the_same_data(trained: Path, planted: Path, tmp_path: Path) -> None:
     shutil.copytree(planted, tmp_path / "moved")
     result = evaluate_run(trained, {"data.root": str(tmp_path / "moved")})
@@ -310,6 +326,7 @@ def test_top_checkpoint_and_trials(tiny: Tiny, trained: Path) -> None:
     two = evaluate_run(run, None, Request(top=2, resamples=20))
     assert [model["checkpoint"][5:15] for model in two["models"]] == ["trial-0001", "trial-0002"]
     assert two["looks"] == 1
+    assert {model["parameters"] for model in two["models"]} == {sum(each.numel() for each in best.model.parameters())}
     front = evaluate_run(run, None, Request(trials=(2, 0, 7), resamples=20))
     assert [model["checkpoint"][5:15] for model in front["models"]] == ["trial-0002", "trial-0000"]
     assert "trial-0007: its checkpoint was not kept" in front["damaged_checkpoints"][0]

@@ -87,6 +87,12 @@ def test_both_formats_are_read_back(tmp_path: Path) -> None:
     assert [moments[0][:2] for moments in read] == [(2.0, 9.0), (0.0, 0.0), (0.0, 31.5)]
 
 
+def test_case_and_punctuation_of_a_query_do_not_matter(tmp_path: Path) -> None:
+    said = [{"id": item.id, "query": item.query.upper() + ".", "moments": []} for item in ITEMS]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(each) + "\n" for each in said))
+    assert read_predictions(tmp_path / "p.jsonl", ITEMS) == [()] * len(ITEMS)
+
+
 def line(**changes: Any) -> dict[str, Any]:
     return {"id": "a:1", "moments": [[1.0, 2.0, 0.5]], **changes}
 
@@ -110,6 +116,10 @@ def line(**changes: Any) -> dict[str, Any]:
         ([line(moments="x")], "are no list"),
         ([line(moments=[[1, 2, 0.1], [1, 3, 0.2]])], "higher score than the one before it; list moments best first"),
         ([{"id": "a:1"}], "not a line of predictions"),
+        ([line(video="b")], r":1: its video is 'b', but query a:1 of the split has 'a'; name the dataset and split"),
+        ([{"qid": 0, "vid": "c", "pred_relevant_windows": []}], "its video is 'c'"),
+        ([line(query="she closes the door")], "its query is 'she closes the door', but query a:1 of the split has"),
+        ([line(query=7)], "its query is 7"),
     ],
 )
 def test_faults_are_one_line(tmp_path: Path, lines: list[dict[str, Any]], told: str) -> None:

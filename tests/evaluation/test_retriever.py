@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +22,11 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import CheckpointError, DataError, RunError
+from cdn_tune.evaluation.export import export_run
+from cdn_tune.evaluation.final import evaluate_run
+from cdn_tune.evaluation.nms import NmsChoice
+from cdn_tune.evaluation.queries import read_query_results
+from cdn_tune.evaluation.request import Request
 from cdn_tune.training.checkpoint import build_model, load_checkpoint, save_checkpoint
 from cdn_tune.training.evaluation import evaluate_split
 from cdn_tune.training.launch import train_in
@@ -255,3 +262,41 @@ def test_importing_the_package_is_light() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = cdn_tune.nothing
     assert cdn_tune.Moment is Moment
+
+
+def test_it_suppresses_as_the_last_evaluation_did(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(trained).nms_threshold == 0.5  # the experiment's
+    monkeypatch.setattr("cdn_tune.evaluation.nms.GRID", (0.2,))
+    evaluate_run(trained, None, Request(choose_nms=True, resamples=20))
+    facts = json.loads((trained / "evaluation.json").read_text())
+    if facts["nms_threshold"] != 0.2:  # the choice is tested elsewhere; here it matters that it is used
+        facts["nms"]["threshold"] = 0.2
+        (trained / "evaluation.json").write_text(json.dumps(facts))
+    exported = export_run(trained, tmp_path / "out").folder
+    for path in (trained, trained / BEST, exported):
+        assert load(path).nms_threshold == 0.2
+    assert load(trained, nms_threshold=0.7).nms_threshold == 0.7
+    assert "NMS threshold 0.2, chosen on val" in (exported / "README.md").read_text()
+    elsewhere = shutil.copyfile(trained / BEST, tmp_path / "alone.pt")
+    assert load(elsewhere).nms_threshold == 0.5
+    facts["models"][0]["checkpoint"] = "best/trial-0007/checkpoint.pt"  # another model's choice is not its own
+    (trained / "evaluation.json").write_text(json.dumps(facts))
+    assert load(trained).nms_threshold == 0.5
+    evaluate_run(trained, None, Request(resamples=20))
+    assert load(trained).nms_threshold == 0.5
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.8])
+def test_answers_are_those_of_an_evaluation_that_chose(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, threshold: float
+) -> None:
+    monkeypatch.setattr("cdn_tune.evaluation.final.choose_nms", lambda *_: NmsChoice(threshold, "val", "R5@0.5", {}))
+    evaluate_run(trained, None, Request(choose_nms=True, resamples=20))
+    results = read_query_results(trained / "predictions.jsonl")
+    retriever = load(trained)
+    test = load_split(retriever.experiment.data, "test")
+    for result in results[:8]:
+        (found,) = retriever.retrieve(frames_of(test, result.video), result.duration, [result.query], top=10)
+        assert [(moment.start, moment.end) for moment in found] == [moment[:2] for moment in result.moments]

@@ -231,9 +231,20 @@ def test_a_served_page_loads_itself_anew(
 
 def test_it_prints(opened: Opened, file: Path) -> None:
     page = opened.go(file.as_uri())
-    draw_all(page)
+    page.wait_for_function("window.Plotly")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")  # a print does not wait: all is drawn when this returns
+    widths = page.evaluate(
+        "[...document.querySelectorAll('[data-figure] svg.main-svg')].map((svg) => svg.width.baseVal.value)"
+    )
+    assert set(widths) == {690}
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 900})  # A4 between its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 703
     assert not page.locator(".bar").is_visible()
     assert not page.locator(".controls").is_visible()
     assert page.locator("#board tbody tr").last.is_visible()
     assert len(page.pdf()) > 20_000
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_function("document.querySelector('[data-figure] svg.main-svg').width.baseVal.value > 1000")

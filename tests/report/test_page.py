@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
-from cdn_tune.errors import RunError
+from cdn_tune.errors import DataError, RunError
+from cdn_tune.evaluation.queries import QueryResult
 from cdn_tune.report.page import Builder, check_target
-from cdn_tune.report.predictions import Prediction, choose_cases, overlap, read_predictions
+from cdn_tune.report.predictions import choose_cases, recorded_predictions
 
 Tiny = Callable[..., Experiment]
 MakeRun = Callable[..., Path]
@@ -83,6 +85,17 @@ def test_bars_of_one_place_never_overlap(html: str) -> None:
     for row in {row for row, _, _ in bars}:
         here = sorted((begin, end) for name, begin, end in bars if name == row)
         assert all(one[1] <= other[0] + 1e-3 for one, other in pairwise(here))
+
+
+def test_figures_call_trials_by_their_numbers(html: str, run: Path) -> None:
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{run}/study.db")
+    complete = [trial.number for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert complete != list(range(len(complete)))  # others lie between them
+    figures = data_of(html)["figures"]
+    for trace in figures["slices"]["views"]["slices"]["data"]:
+        assert sorted(trace["marker"]["color"]) == complete
+    hovers = " ".join(str(trace["text"]) for trace in figures["pareto"]["views"]["pareto"]["data"])
+    assert sorted(int(number) for number in re.findall(r'"number": (\d+)', hovers)) == complete
 
 
 def test_what_people_wrote_is_text(html: str) -> None:
@@ -189,6 +202,8 @@ GOOD: dict[str, Any] = {
     "duration": 9.0,
     "truth": [1, 2],
     "moments": [[1, 2, 0.5]],
+    "iou": 1.0,
+    "split": "test",
 }
 
 
@@ -200,8 +215,8 @@ GOOD: dict[str, Any] = {
 def test_a_damaged_prediction_is_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
     path = tmp_path / "predictions.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **wrong}) + "\n")
-    with pytest.raises(RunError, match=r"predictions.jsonl:2: is no prediction"):
-        read_predictions(path)
+    with pytest.raises(DataError, match=r"predictions.jsonl:2: not a line of predictions"):
+        recorded_predictions(path)
 
 
 def test_damaged_predictions_are_told_and_val_is_answered(make_run: MakeRun, tiny: Tiny) -> None:
@@ -209,12 +224,12 @@ def test_damaged_predictions_are_told_and_val_is_answered(make_run: MakeRun, tin
     with (run / "predictions.jsonl").open("a") as file:
         file.write('{"id": 1}\n')
     page = Builder(run).build(NOW)
-    assert any("predictions.jsonl:4: is no prediction" in notice for notice in page.notices)
+    assert any("predictions.jsonl:4: not a line of predictions" in notice for notice in page.notices)
     assert data_of(page.html)["queries"]["split"] == "val"
 
 
 def test_predictions_are_read_as_written(run: Path) -> None:
-    found = read_predictions(run / "predictions.jsonl")
+    found = recorded_predictions(run / "predictions.jsonl")
     assert found.split == "test"
     assert len(found.queries) == 30
     assert found.queries[0].moments[0][:2] == pytest.approx(found.queries[0].truth)
@@ -223,7 +238,8 @@ def test_predictions_are_read_as_written(run: Path) -> None:
 
 def test_cases_are_the_best_the_worst_and_those_in_the_middle() -> None:
     ious = [0.1, 0.9, 0.5, 0.4, 0.6, 0.0, 1.0]
-    queries = tuple(Prediction(str(at), "v", "q", 10.0, (0, 1), ((0, 1, 0.5),), iou) for at, iou in enumerate(ious))
+    answer = ((0.0, 1.0, 0.5),)
+    queries = [QueryResult(str(at), "v", "q", 10.0, (0, 1), answer, iou, "test") for at, iou in enumerate(ious)]
     cases = choose_cases(queries, 2, seed=0)
     assert cases.best == [6, 1]
     assert cases.worst == [5, 0]
@@ -231,12 +247,6 @@ def test_cases_are_the_best_the_worst_and_those_in_the_middle() -> None:
     assert len(set(cases.sample)) == 2
     assert cases == choose_cases(queries, 2, seed=0)
     assert cases.positions()[:3] == [5, 6, 2]
-
-
-def test_overlap() -> None:
-    assert overlap((0, 2), (1, 3)) == pytest.approx(1 / 3)
-    assert overlap((0, 1), (2, 3)) == 0
-    assert overlap((1, 1), (1, 1)) == 0
 
 
 def test_nothing_but_a_report_is_replaced(tmp_path: Path, html: str) -> None:

@@ -52,7 +52,7 @@ def test_opening_a_checkpoint_never_runs_code(tmp_path: Path, monkeypatch: pytes
     torch.save({"format": 1, "x": Evil()}, "evil.pt")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
     for name in ("evil.pt", "evil.pkl"):
-        with pytest.raises(CheckpointError, match=name):
+        with pytest.raises(CheckpointError, match=f"{name}: .*might run code and is not opened"):
             read_checkpoint(tmp_path / name)
     assert not (tmp_path / "pwned").exists()
 

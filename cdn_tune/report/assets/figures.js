@@ -1,4 +1,6 @@
-// Figures: plotly.js is unpacked when the first one comes into view, and each is drawn only then.
+// Figures: each is drawn when it comes into view, and all of them before the page is printed.
+
+const PAPER = 690; // width of a figure on paper, in pixels: A4 and letter between their margins
 
 let plotly = null;
 
@@ -37,7 +39,7 @@ function inTheme(value) {
   return colour(value.slice(1));
 }
 
-function layoutOf(view, figure, narrow) {
+function layoutOf(view, figure, narrow, width) {
   const layout = inTheme(view.layout);
   const grid = { gridcolor: colour("grid"), zerolinecolor: colour("grid"), linecolor: colour("grid"), automargin: true };
   const axes = new Set([...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)), "xaxis", "yaxis"]);
@@ -48,7 +50,7 @@ function layoutOf(view, figure, narrow) {
   return {
     ...layout,
     height: figure.height,
-    autosize: true,
+    ...(width ? { width } : { autosize: true }),
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 13, color: colour("text") },
@@ -64,17 +66,21 @@ function startFigures(figures) {
   const shown = new Map(); // plot element -> name of its view
   const wanted = new Set();
 
-  async function draw(plot) {
-    const id = plot.dataset.figure;
-    const figure = figures[id];
+  function paint(plot, width) { // once plotly.js is there; draws before it returns, since a print does not wait
+    const figure = figures[plot.dataset.figure];
     const name = shown.get(plot) || Object.keys(figure.views)[0];
     shown.set(plot, name);
-    const Plotly = await loadPlotly();
     const view = figure.views[name];
-    const narrow = matchMedia("(max-width: 760px)").matches;
+    const narrow = matchMedia("screen and (max-width: 760px)").matches;
     plot.querySelector(".placeholder")?.remove();
-    await Plotly.react(plot, inTheme(view.data), layoutOf(view, figure, narrow), { displayModeBar: false, responsive: true });
-    plot.dataset.drawn = name;
+    const options = { displayModeBar: false, responsive: !width };
+    const done = window.Plotly.react(plot, inTheme(view.data), layoutOf(view, figure, narrow, width), options);
+    return done.then(() => { plot.dataset.drawn = name; });
+  }
+
+  async function draw(plot) {
+    await loadPlotly();
+    await paint(plot);
   }
 
   const plots = [...document.querySelectorAll("[data-figure]")];
@@ -99,9 +105,12 @@ function startFigures(figures) {
       });
     }
   }
-  onTheme.push(() => plots.filter((plot) => plot.dataset.drawn).forEach(draw));
+  onTheme.push(() => plots.filter((plot) => plot.dataset.drawn).forEach((plot) => paint(plot)));
+  addEventListener("beforeprint", () => { if (window.Plotly) plots.forEach((plot) => paint(plot, PAPER)); });
+  addEventListener("afterprint", () => { if (window.Plotly) plots.forEach((plot) => paint(plot)); });
+  if (plots.length) (window.requestIdleCallback ?? setTimeout)(loadPlotly); // so that a print finds it there
   byId("print").addEventListener("click", async () => {
-    await Promise.all(plots.map(draw));
+    if (plots.length) await loadPlotly();
     print();
   });
 }
