@@ -78,7 +78,10 @@ def _tell(line: str) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM (a cluster's preemption) ends a command as Ctrl-C does: everything finished is on disk."""
+    """SIGTERM (a cluster's preemption) ends a command as Ctrl-C does: everything finished is on disk.
+
+    Ray starts jobs with SIGINT blocked, so that neither would ever arrive.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -87,7 +90,9 @@ def terminable() -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)  # Ray Tune ends gracefully on it, Python raises KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGTERM, before)

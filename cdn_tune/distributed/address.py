@@ -11,8 +11,6 @@ import os
 import socket
 from dataclasses import dataclass
 
-import grpc
-
 from cdn_tune.distributed.ray import (
     RAY_VERSION_KEY,
     AuthenticationError,
@@ -20,15 +18,18 @@ from cdn_tune.distributed.ray import (
     compute_version_info,
     gcs_service_pb2,
     gcs_service_pb2_grpc,
+    grpc,
     init_grpc_channel,
     maybe_enable_token_auth_if_token_available,
+    on_loopback,
+    resolve_ip_for_localhost,
 )
 from cdn_tune.errors import ClusterError
 
 AUTO = "auto"
 CLIENT = "ray://"
 JOB_SERVER = ("http://", "https://")
-TOKEN_REMEDY = (
+_REMEDY = (
     "set RAY_AUTH_MODE=token, and give the cluster's token in RAY_AUTH_TOKEN_PATH=FILE or ~/.ray/auth_token "
     "(on the head node: ray get-auth-token)"
 )
@@ -58,8 +59,8 @@ def is_job_server(address: str | None) -> bool:
     return address is not None and address.startswith((CLIENT, *JOB_SERVER))
 
 
-def check_join(address: str) -> None:
-    """Checks that this process can join the cluster as it is.
+def check_join(address: str) -> str:
+    """Checks that this process can join the cluster as it is; returns ``HOST:PORT`` of its head node.
 
     Raises:
         ClusterError: If the address is of another kind, nothing answers there, the token is missing or wrong, or the
@@ -79,6 +80,7 @@ def check_join(address: str) -> None:
             f"--address {address}: the cluster runs {' and '.join(wrong)}; use the same environment on both sides, or "
             "cdn-tune cluster submit, which runs the command in the cluster's"
         )
+    return cluster.address
 
 
 def ask(address: str) -> Cluster:
@@ -103,9 +105,13 @@ def find(address: str) -> str:
         ClusterError: If the address cannot be understood, or ``auto`` finds no Ray on this machine.
     """
     if address == AUTO:
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as Ray does, for a Ray of this machine only
+        maybe_enable_token_auth_if_token_available(
+            warn_if_disabled=False
+        )  # as Ray does, for a Ray of this machine only
         try:
-            return str(canonicalize_bootstrap_address_or_die(AUTO))
+            with on_loopback():
+                here = str(canonicalize_bootstrap_address_or_die(AUTO))
+            return here if is_on_loopback(here) else str(canonicalize_bootstrap_address_or_die(AUTO))
         except (ConnectionError, ValueError) as error:
             raise ClusterError(
                 f"--address auto: {_line(error)[:160]}; run it on a node of the cluster, or write HOST:PORT"
@@ -114,10 +120,33 @@ def find(address: str) -> str:
     if not colon or not port.isdigit() or not host or "/" in host:
         raise ClusterError(f"--address {address}: write {_KINDS}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+        _reach(host, port)
     except (OSError, OverflowError) as error:
         raise ClusterError(f"--address {address}: nothing answers there ({error}); is Ray running?") from None
     return address
+
+
+def is_on_loopback(where: str) -> bool:
+    """Returns whether a head node listens on the loopback interface alone.
+
+    Ray replaces such an address by the machine's outward one, and then waits in vain.
+
+    Args:
+        where: ``HOST:PORT``, as `find` has found it.
+    """
+    host, _, port = where.rpartition(":")
+    outward = resolve_ip_for_localhost(host.strip("[]"))
+    if outward == host.strip("[]"):
+        return False
+    try:
+        _reach(outward, port)
+    except OSError:
+        return True
+    return False
+
+
+def _reach(host: str, port: str) -> None:
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
 
 
 def _value(address: str, where: str, namespace: bytes, key: bytes) -> str:
@@ -126,7 +155,7 @@ def _value(address: str, where: str, namespace: bytes, key: bytes) -> str:
     try:
         reply = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=_REACH_SECONDS)
     except AuthenticationError:
-        raise ClusterError(f"--address {address}: RAY_AUTH_MODE=token, but there is no token; {TOKEN_REMEDY}") from None
+        raise ClusterError(f"--address {address}: RAY_AUTH_MODE=token, but there is no token; {_REMEDY}") from None
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise ClusterError(f"--address {address}: {token_fault()}") from None
@@ -142,8 +171,8 @@ def _value(address: str, where: str, namespace: bytes, key: bytes) -> str:
 def token_fault() -> str:
     """Returns what is wrong with the token that a cluster has refused, and what to do."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return f"the cluster asks for a token, and none was sent; {TOKEN_REMEDY}"
-    return f"the cluster refuses this token; {TOKEN_REMEDY}"
+        return f"the cluster asks for a token, and none was sent; {_REMEDY}"
+    return f"the cluster refuses this token; {_REMEDY}"
 
 
 def _line(text: object) -> str:

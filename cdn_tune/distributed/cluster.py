@@ -10,10 +10,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.address import check_join
+from cdn_tune.distributed.address import check_join, is_on_loopback
 from cdn_tune.distributed.ray import AuthenticationError, GetTimeoutError, RayError, on_loopback, ray
 from cdn_tune.errors import ClusterError
 
@@ -52,12 +52,11 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
 
 
 def _start(address: str | None) -> None:
-    if address is not None:
-        check_join(address)
+    head = None if address is None else check_join(address)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if address is None:
+            if head is None:
                 with on_loopback():
                     ray.init(
                         address="local",
@@ -67,7 +66,8 @@ def _start(address: str | None) -> None:
                         log_to_driver=False,
                     )
             else:
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
+                with on_loopback() if is_on_loopback(head) else nullcontext():
+                    ray.init(address=head, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
         except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
             reason = " ".join(str(error).split())[:200]
             what = (

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,9 +78,7 @@ def fetch(jobs: Jobs, run: str, to: Path, *, states: bool, python: str, on_progr
     return result
 
 
-def _receive(
-    jobs: Jobs, run: str, to: Path, parts: Path, states: bool, python: str, on_progress: OnProgress
-) -> _State:
+def _receive(jobs: Jobs, run: str, to: Path, parts: Path, states: bool, python: str, on_progress: OnProgress) -> _State:
     state = _State()
     skip = [*LEFT_OUT, *(() if states else STATES)]
     have = {**digests(to), **digests(parts)}
@@ -99,7 +97,7 @@ def _receive(
     return state
 
 
-def _lines(jobs: Jobs, asked: dict[str, Any], python: str) -> Iterator[tuple[str, str]]:
+def _lines(jobs: Jobs, asked: dict[str, Any], python: str) -> Generator[tuple[str, str], None, None]:
     """Yields the lines of a job that sends, as (kind, value); once left, the job empties its log and goes."""
     with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
         shutil.copyfile(sender.__file__, Path(folder) / "sender.py")
@@ -170,7 +168,9 @@ def _check(header: dict[str, Any], run: str, to: Path) -> int:
     free = shutil.disk_usage(to.parent).free
     held_bytes = sum(path.stat().st_size for path in to.rglob("*") if path.is_file()) if to.exists() else 0
     if size - held_bytes > free:
-        raise RunError(f"{to}: the run takes {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; choose another --to")
+        raise RunError(
+            f"{to}: the run takes {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; choose another --to"
+        )
     return size
 
 

@@ -157,7 +157,7 @@ class Jobs:
     def _tail(self, job: str) -> Iterator[str]:
         loop = asyncio.new_event_loop()
         lines = self._client.tail_job_logs(job)
-        pending: asyncio.Task[str] | None = None
+        pending: asyncio.Task[str | None] | None = None
         try:
             while True:
                 pending = pending or loop.create_task(_next(lines))
@@ -219,7 +219,7 @@ def _server(given: str) -> str:
 
 
 def _client(url: str) -> Any:
-    """Returns Ray's client, which by itself waits for ever, and lets the environment overrule the address it is given."""
+    """Returns Ray's client, which by itself waits for ever and lets the environment overrule its address."""
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]

@@ -89,7 +89,7 @@ def unpacked(wheel: Path) -> Iterator[Path]:
             names = [name for name in archive.namelist() if name.startswith(f"{_PACKAGE}/")]
             if f"{_PACKAGE}/__init__.py" not in names:
                 raise ConfigError(f"--wheel {wheel}: is no wheel of cdn-tune; build one with `pip wheel --no-deps .`")
-            archive.extractall(folder, names)  # noqa: S202 - zipfile keeps names inside the folder
+            archive.extractall(folder, names)
             yield Path(folder) / _PACKAGE
     except (OSError, zipfile.BadZipFile) as error:
         raise ConfigError(f"--wheel {wheel}: cannot be read ({error})") from None

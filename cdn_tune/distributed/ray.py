@@ -22,6 +22,7 @@ os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import grpc  # type: ignore[import-untyped]
     import ray
     from ray import tune
     from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as RAY_VERSION_KEY
@@ -30,7 +31,7 @@ with warnings.catch_warnings():
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.runtime_env.packaging import _dir_travel as directory_travel
     from ray._private.runtime_env.packaging import _get_excludes as excluder
-    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._private.services import canonicalize_bootstrap_address_or_die, resolve_ip_for_localhost
     from ray._private.state import state as gcs
     from ray._private.utils import compute_version_info
     from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
@@ -50,6 +51,7 @@ with warnings.catch_warnings():
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = [
+    "RAY_VERSION_KEY",
     "AuthenticationError",
     "ControllerMetricsCallback",
     "DatasetsCallback",
@@ -61,7 +63,6 @@ __all__ = [
     "PlacementGroupCleanerCallback",
     "PreemptionCallback",
     "Queue",
-    "RAY_VERSION_KEY",
     "RayActorError",
     "RayError",
     "RunConfig",
@@ -79,6 +80,7 @@ __all__ = [
     "gcs_service_pb2",
     "gcs_service_pb2_grpc",
     "groups_made_by",
+    "grpc",
     "init_grpc_channel",
     "live_actors",
     "maybe_enable_token_auth_if_token_available",
@@ -87,6 +89,7 @@ __all__ = [
     "process_of",
     "ray",
     "remove_placement_group",
+    "resolve_ip_for_localhost",
     "tune",
 ]
 

@@ -11,6 +11,7 @@ is another one's second name), ``done`` (whether more is to come in another job)
 from __future__ import annotations
 
 import base64
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -77,7 +78,11 @@ def listing(run: Path, skip: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if path.is_file() and inside in path.resolve().parents and not any(fnmatch.fnmatch(name, each) for each in skip):
+        if (
+            path.is_file()
+            and inside in path.resolve().parents
+            and not any(fnmatch.fnmatch(name, each) for each in skip)
+        ):
             found[name] = path
     databases = [name for name, path in found.items() if is_sqlite(path)]
     for name in databases:
@@ -156,10 +161,8 @@ def _feed(digest: hashlib._Hash, file: BinaryIO, count: int) -> None:
 
 def empty_log(_number: int = 0, _frame: FrameType | None = None) -> None:
     """Empties the file that standard output goes to, and leaves."""
-    try:
+    with contextlib.suppress(OSError):  # it goes to no file
         os.ftruncate(sys.stdout.fileno(), 0)
-    except OSError:
-        pass  # it goes to no file
     os._exit(0)
 
 
