@@ -84,12 +84,13 @@ def unpacked(wheel: Path) -> Iterator[Path]:
     Raises:
         ConfigError: If it is no wheel of cdn-tune.
     """
-    try:
-        with TemporaryDirectory(prefix="cdn-tune-") as folder, zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if name.startswith(f"{_PACKAGE}/")]
-            if f"{_PACKAGE}/__init__.py" not in names:
-                raise ConfigError(f"--wheel {wheel}: is no wheel of cdn-tune; build one with `pip wheel --no-deps .`")
-            archive.extractall(folder, names)
-            yield Path(folder) / _PACKAGE
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"--wheel {wheel}: cannot be read ({error})") from None
+    with TemporaryDirectory(prefix="cdn-tune-") as folder:
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if name.startswith(f"{_PACKAGE}/")]
+                if f"{_PACKAGE}/__init__.py" not in names:
+                    raise ConfigError(f"--wheel {wheel}: is no wheel of cdn-tune; build one: pip wheel --no-deps .")
+                archive.extractall(folder, names)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ConfigError(f"--wheel {wheel}: cannot be read ({error})") from None
+        yield Path(folder) / _PACKAGE
