@@ -87,6 +87,8 @@ def terminable() -> Iterator[None]:
         return
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell script has it for what it starts with &
+            raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGINT)  # Ray Tune ends gracefully on it, Python raises KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -7,7 +7,6 @@ that the token is wrong, that the cluster runs another Ray.
 from __future__ import annotations
 
 import json
-import os
 import socket
 from dataclasses import dataclass
 
@@ -24,15 +23,12 @@ from cdn_tune.distributed.ray import (
     on_loopback,
     resolve_ip_for_localhost,
 )
+from cdn_tune.distributed.token import REMEDY, token_fault
 from cdn_tune.errors import ClusterError
 
 AUTO = "auto"
 CLIENT = "ray://"
 JOB_SERVER = ("http://", "https://")
-_REMEDY = (
-    "set RAY_AUTH_MODE=token, and give the cluster's token in RAY_AUTH_TOKEN_PATH=FILE or ~/.ray/auth_token "
-    "(on the head node: ray get-auth-token)"
-)
 _KINDS = "auto, HOST:PORT of the head node, ray://HOST:PORT or http://HOST:PORT of a job server"
 _REACH_SECONDS = 10.0
 
@@ -155,7 +151,7 @@ def _value(address: str, where: str, namespace: bytes, key: bytes) -> str:
     try:
         reply = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=_REACH_SECONDS)
     except AuthenticationError:
-        raise ClusterError(f"--address {address}: RAY_AUTH_MODE=token, but there is no token; {_REMEDY}") from None
+        raise ClusterError(f"--address {address}: RAY_AUTH_MODE=token, but there is no token; {REMEDY}") from None
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise ClusterError(f"--address {address}: {token_fault()}") from None
@@ -166,13 +162,6 @@ def _value(address: str, where: str, namespace: bytes, key: bytes) -> str:
     finally:
         channel.close()
     return bytes(reply.value).decode()
-
-
-def token_fault() -> str:
-    """Returns what is wrong with the token that a cluster has refused, and what to do."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return f"the cluster asks for a token, and none was sent; {_REMEDY}"
-    return f"the cluster refuses this token; {_REMEDY}"
 
 
 def _line(text: object) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed.address import check_join, is_on_loopback
 from cdn_tune.distributed.ray import AuthenticationError, GetTimeoutError, RayError, on_loopback, ray
+from cdn_tune.distributed.token import ensure_token
 from cdn_tune.errors import ClusterError
 
 _WORKER_SECONDS = 60.0
@@ -57,6 +58,7 @@ def _start(address: str | None) -> None:
         warnings.simplefilter("ignore")
         try:
             if head is None:
+                ensure_token()
                 with on_loopback():
                     ray.init(
                         address="local",

@@ -15,8 +15,9 @@ from typing import Any
 import aiohttp
 import requests
 
-from cdn_tune.distributed.address import CLIENT, JOB_SERVER, ask, token_fault
+from cdn_tune.distributed.address import CLIENT, JOB_SERVER, ask
 from cdn_tune.distributed.ray import AuthenticationError
+from cdn_tune.distributed.token import token_fault
 from cdn_tune.errors import ClusterError
 
 STOP_SECONDS = 600  # that a job may take to end in order; Ray's own 3 are too few for checkpoints

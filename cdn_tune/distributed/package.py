@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ EXCLUDED = (
 )
 LIMIT = 100 << 20  # bytes that a dashboard takes
 _TOLD = 5
+_LOGGER = logging.getLogger(__name__)  # in place of Ray's, which tells of every .gitignore
 _PACKAGE = "cdn_tune"
 
 
@@ -62,7 +64,7 @@ def pack(folder: Path, excludes: Sequence[str] = (), stays: Sequence[Path] = ())
         if path.is_file():
             sizes[path] = path.stat().st_size
 
-    directory_travel(folder, [excluder(folder, patterns)], note, include_gitignore=True)
+    directory_travel(folder, [excluder(folder, patterns)], note, include_gitignore=True, logger=_LOGGER)
     total = sum(sizes.values())
     if total > LIMIT:
         largest = sorted(sizes, key=lambda path: -sizes[path])[:_TOLD]

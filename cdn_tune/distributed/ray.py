@@ -27,6 +27,7 @@ with warnings.catch_warnings():
     from ray import tune
     from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as RAY_VERSION_KEY
     from ray._private import ray_constants
+    from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.runtime_env.packaging import _dir_travel as directory_travel
@@ -34,6 +35,7 @@ with warnings.catch_warnings():
     from ray._private.services import canonicalize_bootstrap_address_or_die, resolve_ip_for_localhost
     from ray._private.state import state as gcs
     from ray._private.utils import compute_version_info
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined, unused-ignore]
     from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
     from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -53,6 +55,7 @@ with warnings.catch_warnings():
 __all__ = [
     "RAY_VERSION_KEY",
     "AuthenticationError",
+    "AuthenticationTokenLoader",
     "ControllerMetricsCallback",
     "DatasetsCallback",
     "Empty",
@@ -79,6 +82,7 @@ __all__ = [
     "gcs",
     "gcs_service_pb2",
     "gcs_service_pb2_grpc",
+    "generate_new_authentication_token",
     "groups_made_by",
     "grpc",
     "init_grpc_channel",

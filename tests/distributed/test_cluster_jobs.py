@@ -149,18 +149,23 @@ def test_a_stopped_search_saves_and_goes_on(head, tiny: Tiny, work: Path, tmp_pa
     assert status["counts"]["running"] >= 1
 
 
-def test_sigterm_reaches_a_process_whose_sigint_ray_has_blocked() -> None:
-    code = """
+@pytest.mark.parametrize(
+    "inherited", ["pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})", "signal(signal.SIGINT, signal.SIG_IGN)"]
+)
+def test_sigterm_interrupts_where_sigint_is_blocked_by_ray_or_ignored_by_a_shell(inherited: str) -> None:
+    code = f"""
 import os, signal
 from cdn_tune.console.output import terminable
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.{inherited}
+held = signal.pthread_sigmask(signal.SIG_BLOCK, set())
 try:
     with terminable():
         os.kill(os.getpid(), signal.SIGTERM)
         import time
         time.sleep(20)
 except KeyboardInterrupt:
-    print("interrupted", signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set()))
+    print("interrupted", held == signal.pthread_sigmask(signal.SIG_BLOCK, set()))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.split() == ["interrupted", "True"], result.stderr

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cdn_tune.distributed.address import check_join, is_job_server, token_fault
+from cdn_tune.distributed.address import check_join, is_job_server
 from cdn_tune.distributed.nodes import clock_offset, differences, here, survey
+from cdn_tune.distributed.ray import AuthenticationTokenLoader
+from cdn_tune.distributed.token import ensure_token, token_fault
 from cdn_tune.errors import ClusterError
 from tests.distributed.conftest import family_of
 
@@ -22,6 +24,8 @@ CONVERSE = """
 import json
 from cdn_tune.distributed import ray
 from cdn_tune.distributed.address import ask, check_join
+from cdn_tune.distributed.ray import AuthenticationTokenLoader
+from cdn_tune.distributed.token import ensure_token, token_fault
 from cdn_tune.errors import ClusterError
 from tests.distributed.conftest import family_of
 kv = ray.gcs_service_pb2_grpc.InternalKVGcsServiceStub(ray.init_grpc_channel("{address}"))
@@ -81,6 +85,35 @@ def test_a_refused_token_is_told_with_the_remedy(mode: str, told: str, monkeypat
     assert told in token_fault()
     assert "RAY_AUTH_TOKEN_PATH" in token_fault()
     assert "s3cret" not in token_fault()
+
+
+@pytest.fixture
+def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of a home that has no token yet."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    AuthenticationTokenLoader.instance().reset_cache()
+    yield tmp_path / ".ray" / "auth_token"
+    monkeypatch.undo()
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def test_a_new_token_is_for_its_owner_alone(no_token: Path) -> None:
+    ensure_token()
+    assert no_token.stat().st_mode & 0o777 == 0o600
+    token = no_token.read_text()
+    assert len(token) >= 32
+    assert AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    ensure_token()
+    assert no_token.read_text() == token
+    assert [path.name for path in no_token.parent.iterdir()] == ["auth_token"]
+
+
+def test_no_token_is_made_for_who_wants_none(no_token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ensure_token()
+    assert not no_token.exists()
 
 
 @pytest.mark.parametrize(
