@@ -1,11 +1,13 @@
 """`cdn-tune cluster` in words: what is submitted, what stays, what is told of nodes and jobs."""
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -14,7 +16,7 @@ from cdn_tune.cli.cluster import as_job, understood
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.console import submit
 from cdn_tune.console.cluster import fault_lines, nodes_table, plain, room_for, room_line, versions_table
-from cdn_tune.console.jobs import exit_code, job_table, jobs_table
+from cdn_tune.console.jobs import exit_code, follow, job_table, jobs_table
 from cdn_tune.console.submit import Shipping, check, entrypoint, run_submit
 from cdn_tune.distributed import package
 from cdn_tune.distributed.jobs import Job
@@ -274,3 +276,21 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
 def test_a_manifest_holds_no_password(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["cdn-tune", "search", "s.yaml", "--storage", "postgresql://me:s3cret@h/d"])
     assert "s3cret" not in str(describe_run("search", tiny(), {}))
+
+
+def test_ctrl_c_leaves_the_job_alone() -> None:
+    asked: list[str] = []
+
+    class Server:
+        def follow(self, _job: str) -> Iterator[str]:
+            yield "a line\n"
+            raise KeyboardInterrupt
+
+        def stop(self, job: str) -> bool:
+            asked.append(job)
+            return True
+
+    with pytest.raises(typer.Exit) as left:
+        follow(Server(), "job-1")
+    assert left.value.exit_code == 130
+    assert asked == []
