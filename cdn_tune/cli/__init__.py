@@ -1,10 +1,13 @@
 """The commands, as typer sees them: parse and hand over."""
 
-from cdn_tune.cli import compare, data, evaluate, leaderboard, predict, report, schema, search, train
+import sys
+
+from cdn_tune.cli import cluster, compare, data, evaluate, leaderboard, predict, report, schema, search, train
 from cdn_tune.cli.app import app
 
 __all__ = [
     "app",
+    "cluster",
     "compare",
     "data",
     "evaluate",
@@ -20,4 +23,4 @@ __all__ = [
 
 def main() -> None:
     """The entry point."""
-    app()
+    app(cluster.as_job(sys.argv[1:]))

@@ -10,7 +10,21 @@ from typer.core import TyperGroup
 
 from cdn_tune import __version__
 
-_ORDER = ("demo", "train", "search", "leaderboard", "evaluate", "compare", "report", "predict", "export", "data")
+_ORDER = (
+    *(
+        "demo",
+        "train",
+        "search",
+        "leaderboard",
+        "evaluate",
+        "compare",
+        "report",
+        "predict",
+        "export",
+        "cluster",
+        "data",
+    ),
+)
 
 
 class _InOrder(TyperGroup):
@@ -42,6 +56,14 @@ Overrides = Annotated[
 ]
 RunOption = Annotated[
     Path | None, typer.Option("--run", metavar="DIR", help="Run folder.", show_default="runs/<name>", dir_okay=True)
+]
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDR",
+        help="Ray cluster to join: auto or HOST:PORT; http://HOST:8265 and ray://HOST:10001 run it there as a job.",
+    ),
 ]
 
 

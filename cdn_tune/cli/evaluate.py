@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cdn_tune.cli.app import Overrides, app
+from cdn_tune.cli.app import AddressOption, Overrides, app
 
 
 class TrainOn(str, Enum):
@@ -61,7 +61,7 @@ def evaluate(
         Protocol, typer.Option(help="published: train again and choose the epoch on test, as the published code does.")
     ] = Protocol.HONEST,
     workers: Annotated[int, typer.Option(min=1, help="Ray tasks at a time; the numbers stay the same.")] = 1,
-    address: Annotated[str | None, typer.Option(metavar="ADDR", help="Ray cluster to join: auto or HOST:PORT.")] = None,
+    address: AddressOption = None,
     score_maps: Annotated[bool, typer.Option("--score-maps", help="Write RUN/score_maps.hdf5.")] = False,
     export_format: Annotated[
         list[Format] | None, typer.Option(help="Write the predictions in this format too; may be repeated.")

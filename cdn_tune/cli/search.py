@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cdn_tune.cli.app import Overrides, RunOption, app
+from cdn_tune.cli.app import AddressOption, Overrides, RunOption, app
 
 _START = "start"
 
@@ -73,7 +73,7 @@ def start(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of the search space, e.g. --set sampler.seed=3."),
     ] = None,
-    address: Annotated[str | None, typer.Option(metavar="ADDR", help="Ray cluster to join: auto or HOST:PORT.")] = None,
+    address: AddressOption = None,
 ) -> None:
     """Search for the best configuration with Ray Tune and Optuna.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cdn_tune.cli.app import Overrides, RunOption, app
+from cdn_tune.cli.app import AddressOption, Overrides, RunOption, app
 
 
 @app.command(epilog="Example: cdn-tune train experiments/charades/CDN-16x16-K5L8-pool.yaml data.root=/data/charades")
@@ -16,7 +16,7 @@ def train(
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Training workers; above 1 they are a Ray Train group.")] = 1,
     run: RunOption = None,
-    address: Annotated[str | None, typer.Option(metavar="ADDR", help="Ray cluster to join: auto or HOST:PORT.")] = None,
+    address: AddressOption = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print parameters, memory, steps and time, told from a few steps, and stop.")
     ] = False,

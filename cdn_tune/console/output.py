@@ -82,16 +82,23 @@ def _tell(line: str) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM (a cluster's preemption) ends a command as Ctrl-C does: everything finished is on disk."""
+    """SIGTERM (a cluster's preemption) ends a command as Ctrl-C does: everything finished is on disk.
+
+    Ray starts jobs with SIGINT blocked, so that neither would ever arrive.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell script has it for what it starts with &
+            raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGINT)  # Ray Tune ends gracefully on it, Python raises KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGTERM, before)

@@ -6,18 +6,18 @@ import logging
 import math
 import shlex
 import signal
-import socket
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.ray import GetTimeoutError, RayError, ray
+from cdn_tune.distributed.address import check_join, is_on_loopback
+from cdn_tune.distributed.ray import AuthenticationError, GetTimeoutError, RayError, on_loopback, ray
+from cdn_tune.distributed.token import ensure_token
 from cdn_tune.errors import ClusterError
 
-_REACH_SECONDS = 10.0
 _WORKER_SECONDS = 60.0
 
 
@@ -28,13 +28,14 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
     A Ray that this process is already connected to is used and left running.
 
     Args:
-        address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` of a running cluster; None starts one here.
+        address: ``auto`` or ``HOST:PORT`` of a running cluster; None starts one here, which listens on the loopback
+            interface alone and asks for a token.
 
     Yields:
         The cluster's total resources, e.g. ``{"CPU": 2.0}``.
 
     Raises:
-        ClusterError: If the cluster cannot be reached.
+        ClusterError: If the cluster cannot be reached or refuses the token, or runs another Ray or Python.
     """
     started = not ray.is_initialized()
     if started:
@@ -52,22 +53,24 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
 
 
 def _start(address: str | None) -> None:
-    if address is not None:
-        _check_reachable(address)
+    head = None if address is None else check_join(address)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if address is None:
-                ray.init(
-                    address="local",
-                    runtime_env=_runtime_env(),
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+            if head is None:
+                ensure_token()
+                with on_loopback():
+                    ray.init(
+                        address="local",
+                        runtime_env=_runtime_env(),
+                        include_dashboard=False,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                    )
             else:
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+                with on_loopback() if is_on_loopback(head) else nullcontext():
+                    ray.init(address=head, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
+        except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
             reason = " ".join(str(error).split())[:200]
             what = (
                 "Ray cannot be started here"
@@ -99,19 +102,6 @@ def _check_workers() -> None:
 
 def _answer() -> bool:
     return True
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries an address that nobody listens at for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto":
-        return
-    if not colon or not port.isdigit():
-        raise ClusterError(f"--address {address}: write auto, HOST:PORT or ray://HOST:PORT")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"--address {address}: nothing answers there ({error}); is Ray running?") from None
 
 
 def node_resources() -> list[dict[str, float]]:

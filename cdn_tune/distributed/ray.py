@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old output can be silenced
@@ -22,13 +24,25 @@ os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "64")  # that start at once;
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import grpc  # type: ignore[import-untyped]
     import ray
     from ray import tune
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as RAY_VERSION_KEY
+    from ray._private import ray_constants
+    from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.runtime_env.packaging import _dir_travel as directory_travel
+    from ray._private.runtime_env.packaging import _get_excludes as excluder
+    from ray._private.services import canonicalize_bootstrap_address_or_die, resolve_ip_for_localhost
     from ray._private.state import state as gcs
-    from ray.core.generated import gcs_pb2
+    from ray._private.utils import compute_version_info
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined, unused-ignore]
+    from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
     from ray.exceptions import (
         ActorUnavailableError,
         ActorUnschedulableError,
+        AuthenticationError,
         GetTimeoutError,
         RayActorError,
         RayError,
@@ -48,8 +62,11 @@ with warnings.catch_warnings():
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = [
+    "RAY_VERSION_KEY",
     "ActorUnavailableError",
     "ActorUnschedulableError",
+    "AuthenticationError",
+    "AuthenticationTokenLoader",
     "ControllerMetricsCallback",
     "DatasetsCallback",
     "Empty",
@@ -69,15 +86,43 @@ __all__ = [
     "TrainController",
     "TrialScheduler",
     "WorkerMetricsCallback",
+    "canonicalize_bootstrap_address_or_die",
+    "compute_version_info",
+    "directory_travel",
+    "excluder",
+    "gcs",
+    "gcs_service_pb2",
+    "gcs_service_pb2_grpc",
+    "generate_new_authentication_token",
     "groups_made_by",
+    "grpc",
+    "init_grpc_channel",
     "live_actors",
+    "maybe_enable_token_auth_if_token_available",
+    "on_loopback",
     "orphaned_groups",
     "placement_group_table",
     "process_of",
     "ray",
     "remove_placement_group",
+    "resolve_ip_for_localhost",
     "tune",
 ]
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray that is started meanwhile takes 127.0.0.1 for its address, and so listens on the loopback interface alone.
+
+    By itself Ray takes the machine's outward address and listens on every interface, also for a cluster of one node;
+    an address of 127.0.0.1 that it is given is replaced by the outward one, unless clusters are ruled out.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def live_actors() -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cdn_tune import __version__
 from cdn_tune.config import Experiment
+from cdn_tune.training.secrets import without_secrets
 
 SCHEMA = 1
 _PACKAGES = ("torch", "torchtext", "numpy", "h5py", "ray", "optuna")
@@ -34,7 +35,7 @@ def describe_run(kind: str, experiment: Experiment, data: dict[str, Any]) -> dic
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],
         "seed": experiment.seed,
         "experiment": experiment.plain(),
         "data": data,

@@ -20,6 +20,7 @@ from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import never
 from cdn_tune.training.manifest import describe_run
 from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, claim, locked, read_manifest
+from cdn_tune.training.secrets import without_secrets
 from cdn_tune.training.world import World
 from cdn_tune.tuning.audit import Audit, audit, snapshot
 from cdn_tune.tuning.control import withdraw
@@ -27,7 +28,6 @@ from cdn_tune.tuning.driver import Driver, OnChange
 from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.preflight import check_steps, preflight
 from cdn_tune.tuning.ranking import ranking
-from cdn_tune.tuning.storage import without_secrets
 from cdn_tune.tuning.study import Study
 from cdn_tune.tuning.tuner import run_tuner
 from cdn_tune.tuning.warm_start import learn_from

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
+from cdn_tune.training.secrets import PASSWORD, without_secrets
 from cdn_tune.tuning.reconnect import ReconnectingStorage
 from cdn_tune.tuning.sole_writer import FileStorage
 
@@ -23,8 +23,6 @@ _KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DAT
 DRIVERS = {"postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
 _BUSY_SECONDS = 60  # that a sqlite file may be locked by another process
 _REACH_SECONDS = 10
-_SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#]*")
-_PASSWORD = re.compile(r"^([^:/?#]+://[^:/?#@]*):(.*)@")
 _REFUSED = ("password authentication failed", "no password supplied", "access denied", "role", "1045")
 
 
@@ -56,11 +54,6 @@ def open_storage(url: str) -> BaseStorage:
         raise ConfigError(f"storage {url}: names no file; write {scheme}:///PATH (an absolute PATH makes four slashes)")
     _check_folder(url, path)
     return _open_journal(url, path) if kind == "journal" else _open_sqlite(url, path)
-
-
-def without_secrets(url: str) -> str:
-    """Returns a storage URL as it may be printed, logged and written to a manifest: passwords become ``***``."""
-    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
 
 
 def _open_sqlite(url: str, path: Path) -> BaseStorage:
@@ -144,7 +137,7 @@ def _line(error: BaseException) -> str:
 def _clean(error: BaseException, url: str) -> str:
     """Returns an error's line without the URL's password, however it is written there."""
     line = _line(error)
-    found = _PASSWORD.match(url)
+    found = PASSWORD.match(url)
     for secret in {found[2], unquote(found[2])} if found and found[2] else ():
         line = line.replace(secret, "***")
     return line

@@ -118,7 +118,7 @@ def test_a_running_ray_is_used_and_left_running() -> None:
     [("127.0.0.1:1", "nothing answers there"), ("somewhere", "write auto, HOST:PORT"), ("host:port", "write auto")],
 )
 def test_a_wrong_address_is_told_at_once(address: str, told: str) -> None:
-    from cdn_tune.distributed import cluster
+    from cdn_tune.distributed.address import check_join
 
     with pytest.raises(ClusterError, match=told):
-        cluster._check_reachable(address)
+        check_join(address)

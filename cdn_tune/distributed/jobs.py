@@ -1,0 +1,257 @@
+"""Jobs: commands that a cluster runs for us, through the HTTP server on its head node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import requests
+
+from cdn_tune.distributed.address import CLIENT, JOB_SERVER, ask
+from cdn_tune.distributed.ray import AuthenticationError
+from cdn_tune.distributed.token import token_fault
+from cdn_tune.errors import ClusterError
+
+STOP_SECONDS = 600  # that a job may take to end in order; Ray's own 3 are too few for checkpoints
+_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+_TIMEOUT = (10.0, 120.0)  # to reach the server, and for its answer
+_RETRIES = 30  # in a row, of a log that breaks off
+_PAUSE_SECONDS = 1.0
+_QUIET_SECONDS = 15.0  # without a line, after which the job's state is looked up
+_ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job.
+
+    Attributes:
+        id: Its id.
+        state: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``.
+        command: What it runs.
+        message: What Ray tells about its state.
+        started: Unix time; None before.
+        ended: Unix time; None before.
+        exit_code: Of its process; None before it ends, or if it was stopped.
+        metadata: What was noted when it was submitted.
+    """
+
+    id: str
+    state: str
+    command: str
+    message: str
+    started: float | None
+    ended: float | None
+    exit_code: int | None
+    metadata: dict[str, str]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it runs no longer, and will not."""
+        return self.state in _ENDED
+
+
+class Jobs:
+    """The jobs of a cluster.
+
+    Args:
+        address: ``http://HOST:PORT`` of the job server; or ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` of the
+            cluster, which is asked for it; None for what RAY_API_SERVER_ADDRESS or RAY_ADDRESS say, else ``auto``.
+
+    Raises:
+        ClusterError: If no job server answers, or the token is missing or wrong.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
+        self._given = given
+        with self._told():
+            self.url = _server(given).rstrip("/")
+            self._client = _client(self.url)
+
+    def submit(self, command: str, runtime_env: dict[str, Any], resources: dict[str, float], note: str) -> str:
+        """Submits a shell command, with what it needs; returns the job's id.
+
+        Args:
+            command: The shell command.
+            runtime_env: Ray's runtime environment; a working directory is uploaded.
+            resources: What its process occupies: ``num_cpus``, ``num_gpus``.
+            note: What it is, for the list of jobs.
+        """
+        variables = {_STOP_WAIT: str(STOP_SECONDS), **runtime_env.get("env_vars", {})}
+        with self._told():
+            return str(
+                self._client.submit_job(
+                    entrypoint=command,
+                    runtime_env={**runtime_env, "env_vars": variables},
+                    metadata={"cdn_tune": note},
+                    **{f"entrypoint_{name}": value for name, value in resources.items()},
+                )
+            )
+
+    def all(self) -> list[Job]:
+        """Returns the jobs that were submitted, the latest first."""
+        with self._told():
+            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
+
+    def job(self, job: str) -> Job:
+        """Returns a job as it stands."""
+        with self._told(job):
+            return _job(self._client.get_job_info(job))
+
+    def logs(self, job: str) -> str:
+        """Returns what a job has printed so far."""
+        with self._told(job):
+            return str(self._client.get_job_logs(job))
+
+    def follow(self, job: str) -> Iterator[str]:
+        """Yields what a job prints, from its beginning to its end, over broken connections.
+
+        Raises:
+            ClusterError: If the server cannot be reached for longer.
+        """
+        seen = failed = 0
+        while True:
+            position, ended = 0, self.job(job).has_ended
+            try:
+                for text in self._tail(job):
+                    if position + len(text) > seen:
+                        yield text[max(seen - position, 0) :]
+                        seen, failed = position + len(text), 0
+                    position += len(text)
+                if ended or self.job(job).has_ended:
+                    return
+            except (aiohttp.ClientError, RuntimeError, OSError, asyncio.TimeoutError):
+                if ended:
+                    return
+            failed += 1
+            if failed > _RETRIES:
+                raise ClusterError(f"job {job}: its log breaks off; cdn-tune cluster logs {job} --follow goes on")
+            time.sleep(_PAUSE_SECONDS)
+
+    def wait(self, job: str, seconds: float) -> Job:
+        """Waits until a job has ended, so many seconds at most; returns it as it stands then."""
+        deadline = time.monotonic() + seconds
+        while not (found := self.job(job)).has_ended and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+        return found
+
+    def stop(self, job: str) -> bool:
+        """Asks a job to stop: its process gets SIGTERM, and `STOP_SECONDS` later SIGKILL; returns whether it ran."""
+        with self._told(job):
+            return bool(self._client.stop_job(job))
+
+    def forget(self, job: str) -> None:
+        """Takes an ended job off the list."""
+        with self._told(job):
+            self._client.delete_job(job)
+
+    def _tail(self, job: str) -> Iterator[str]:
+        loop = asyncio.new_event_loop()
+        lines = self._client.tail_job_logs(job)
+        pending: asyncio.Task[str | None] | None = None
+        try:
+            while True:
+                pending = pending or loop.create_task(_next(lines))
+                done, _ = loop.run_until_complete(asyncio.wait({pending}, timeout=_QUIET_SECONDS))
+                if done:
+                    text, pending = pending.result(), None
+                    if text is None:
+                        return
+                    yield text
+                elif self.job(job).has_ended:
+                    return
+        finally:
+            if pending is not None:
+                pending.cancel()
+                loop.run_until_complete(asyncio.gather(pending, return_exceptions=True))
+            loop.run_until_complete(lines.aclose())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    @contextmanager
+    def _told(self, job: str | None = None) -> Iterator[None]:
+        """Turns what the client raises into one line."""
+        try:
+            yield
+        except AuthenticationError:
+            raise ClusterError(f"--address {self._given}: {token_fault()}") from None
+        except (requests.RequestException, ConnectionError, json.JSONDecodeError) as error:
+            raise ClusterError(
+                f"--address {self._given}: no job server answers there ({_reason(error)}); write http://HOST:PORT of "
+                "the head node's dashboard (8265 by default, on its loopback interface unless it was started with "
+                "--dashboard-host), through an SSH tunnel for example"
+            ) from None
+        except (RuntimeError, ValueError) as error:
+            if job is not None and "does not exist" in str(error):
+                raise ClusterError(f"{job}: no such job; cdn-tune cluster jobs lists them") from None
+            raise ClusterError(f"--address {self._given}: the job server refuses this ({_reason(error)})") from None
+
+
+async def _next(lines: Any) -> str | None:
+    async for text in lines:
+        return str(text)
+    return None
+
+
+def _server(given: str) -> str:
+    """Returns the job server's URL."""
+    if given.startswith(JOB_SERVER):
+        return given
+    if given.startswith(CLIENT):
+        from ray.dashboard.utils import ray_client_address_to_api_server_url
+
+        return str(ray_client_address_to_api_server_url(given))
+    cluster = ask(given)
+    if cluster.dashboard is None:
+        raise ClusterError(
+            f"--address {given}: this cluster runs no job server; start its head node with --include-dashboard=true"
+        )
+    return f"http://{cluster.dashboard}"
+
+
+def _client(url: str) -> Any:
+    """Returns Ray's client, which by itself waits for ever and lets the environment overrule its address."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            return super()._do_request(*arguments, **{"timeout": _TIMEOUT, **options})
+
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
+    try:
+        return Client(url)
+    finally:
+        del os.environ["RAY_API_SERVER_ADDRESS"]
+        if before is not None:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
+
+
+def _job(details: Any) -> Job:
+    state = getattr(details.status, "value", details.status)
+    return Job(
+        id=str(details.submission_id),
+        state=str(state),
+        command=str(details.entrypoint),
+        message=str(details.message or ""),
+        started=None if details.start_time is None else details.start_time / 1000,
+        ended=None if details.end_time is None else details.end_time / 1000,
+        exit_code=details.driver_exit_code,
+        metadata=dict(details.metadata or {}),
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,188 @@
+"""What a job runs to send a run folder home: files as text lines of its log. It is sent to the cluster alone.
+
+It needs nothing but Python, reads files as bytes, and writes none. Its last act is to empty its own log, so that
+nothing of the run is left on the head node.
+
+A line is ``@cdn-tune KIND VALUE``. Kinds: ``run`` (the manifest and what is to come), ``file`` (a file begins: its
+path, size, and how much of it is there already), ``data`` (base64), ``end`` (the file's SHA-256), ``link`` (a file that
+is another one's second name), ``done`` (whether more is to come in another job), ``fault`` (why nothing can be sent).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fnmatch
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+from urllib.parse import quote
+
+MARK = "@cdn-tune"
+ASKED = "asked.json"
+_PIECE = 384 << 10
+_LINGER_SECONDS = 600
+_SQLITE = b"SQLite format 3\0"
+_BESIDE = ("-journal", "-wal", "-shm")  # of a sqlite file
+
+
+def say(kind: str, value: object) -> None:
+    """Writes a line."""
+    print(MARK, kind, value if isinstance(value, str) else json.dumps(value), flush=kind != "data")  # noqa: T201
+
+
+def send(run: Path, have: dict[str, tuple[int, str]], skip: list[str], limit: int) -> None:
+    """Sends what the receiver lacks of a run folder.
+
+    Args:
+        run: The run folder.
+        have: Bytes that the receiver has of a file, from its start, and their SHA-256, by relative path.
+        skip: Patterns of relative paths that are left out.
+        limit: Bytes after which another job goes on.
+    """
+    files = listing(run, skip)
+    total = sum(path.stat().st_size for path in files.values())
+    say("run", {"manifest": (run / "manifest.json").read_text("utf-8"), "bytes": total, "files": len(files)})
+    first_names: dict[tuple[int, int], str] = {}
+    with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
+        for name, path in files.items():
+            if limit <= 0:
+                say("done", {"more": True})
+                return
+            try:
+                status = path.stat()
+                first = first_names.setdefault((status.st_dev, status.st_ino), name)
+                if first != name:
+                    say("link", {"path": name, "to": first})
+                    continue
+                source = snapshot(path, Path(folder))
+                most = limit if source == path else source.stat().st_size  # another copy might be another
+                with source.open("rb") as file:
+                    limit -= _send_file(name, file, have.get(name), most)
+            except FileNotFoundError:
+                continue  # it has been replaced or deleted since it was listed
+    say("done", {"more": limit <= 0})
+
+
+def listing(run: Path, skip: list[str]) -> dict[str, Path]:
+    """Returns the files to send by relative path; links that lead out of the folder and unfinished writes are none."""
+    inside = run.resolve()
+    found: dict[str, Path] = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if (
+            path.is_file()
+            and inside in path.resolve().parents
+            and not any(fnmatch.fnmatch(name, each) for each in skip)
+        ):
+            found[name] = path
+    databases = [name for name, path in found.items() if is_sqlite(path)]
+    for name in databases:
+        if can_snapshot(found[name]):
+            for ending in _BESIDE:
+                found.pop(name + ending, None)
+    return found
+
+
+def is_sqlite(path: Path) -> bool:
+    """Returns whether a file is a sqlite database."""
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+
+
+def can_snapshot(path: Path) -> bool:
+    """Returns whether a database can be read; one whose writer was killed in mid-write has to be rolled back first."""
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=10)
+        try:
+            connection.execute("select count(*) from sqlite_master").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def snapshot(path: Path, folder: Path) -> Path:
+    """Returns a file to read in a file's place: of a database that may be written to meanwhile, a consistent copy."""
+    if not is_sqlite(path) or not can_snapshot(path):
+        return path
+    copy = folder / "copy.db"
+    copy.unlink(missing_ok=True)
+    source, target = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=60), sqlite3.connect(copy)
+    try:
+        source.backup(target)
+    finally:
+        source.close()
+        target.close()
+    return copy
+
+
+def _send_file(name: str, file: BinaryIO, had: tuple[int, str] | None, limit: int) -> int:
+    """Sends the rest of a file, or all of it if the receiver's part is of another; returns the bytes sent.
+
+    A file that is too large for this job is sent as far as it goes; the next job goes on after that.
+    """
+    size = os.fstat(file.fileno()).st_size
+    digest, offset = hashlib.sha256(), 0
+    if had is not None and had[0] <= size:
+        _feed(digest, file, had[0])
+        offset = had[0]
+        if digest.hexdigest() != had[1]:
+            digest, offset = hashlib.sha256(), 0
+            file.seek(0)
+    last = min(size, offset + limit)
+    say("file", {"path": name, "size": size, "offset": offset})
+    sent = 0
+    while sent < last - offset:
+        piece = file.read(min(_PIECE, last - offset - sent))
+        if not piece:
+            break
+        digest.update(piece)
+        say("data", base64.b64encode(piece).decode())
+        sent += len(piece)
+    say("end", digest.hexdigest())
+    return sent
+
+
+def _feed(digest: hashlib._Hash, file: BinaryIO, count: int) -> None:
+    while count > 0 and (piece := file.read(min(_PIECE, count))):
+        digest.update(piece)
+        count -= len(piece)
+
+
+def empty_log(_number: int = 0, _frame: FrameType | None = None) -> None:
+    """Empties the file that standard output goes to, and leaves."""
+    with contextlib.suppress(OSError):  # it goes to no file
+        os.ftruncate(sys.stdout.fileno(), 0)
+    os._exit(0)
+
+
+def main() -> None:
+    """Sends what the file beside this one asks for, then waits until it is told that all has arrived."""
+    signal.signal(signal.SIGTERM, empty_log)
+    asked = json.loads(Path(__file__).with_name(ASKED).read_text("utf-8"))
+    run = Path(asked["run"])
+    try:
+        if not (run / "manifest.json").is_file():
+            say("fault", "is not a run folder" if run.is_dir() else "no such folder")
+        else:
+            have = {name: (int(part[0]), str(part[1])) for name, part in asked["have"].items()}
+            send(run, have, asked["skip"], int(asked["limit"]))
+    except OSError as error:
+        say("fault", f"{error.filename or run}: {error.strerror}")
+    sys.stdout.flush()
+    time.sleep(_LINGER_SECONDS)
+    empty_log()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The nodes of a joined cluster: what each has, what of it is free, what is installed on it, how its clock goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cdn_tune.distributed.ray import GetTimeoutError, NodeAffinitySchedulingStrategy, RayError, gcs, ray
+
+PACKAGES = ("torch", "ray", "optuna")
+_HEAD = "node:__internal_head__"
+_ACCELERATOR = "accelerator_type:"
+_ANSWER_SECONDS = 60.0
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class SurveyedNode:
+    """A node.
+
+    Attributes:
+        id: Its id, hexadecimal.
+        address: Its address, as Ray has it.
+        host: Its host name.
+        is_alive: Whether the head node hears from it.
+        is_head: Whether it is the head node.
+        total: Its resources, as Ray names them (memory in bytes).
+        free: What of them is free now.
+        gpu: Kind of its GPUs; empty if it has none, or Ray does not know.
+        versions: Of Python, cdn-tune and `PACKAGES`, and the path of its ``python``; a package that is missing has
+            None. None if the node did not answer.
+        clock: Seconds by which its clock is ahead of this machine's, if it is off by more than can be told from the
+            time an answer takes; 0.0 else; None if the node did not answer.
+        fault: Why it did not answer; empty if it did.
+    """
+
+    id: str
+    address: str
+    host: str
+    is_alive: bool
+    is_head: bool
+    total: dict[str, float]
+    free: dict[str, float]
+    gpu: str
+    versions: dict[str, str | None] | None = None
+    clock: float | None = None
+    fault: str = ""
+
+
+def survey(seconds: float = _ANSWER_SECONDS) -> list[SurveyedNode]:
+    """Asks all nodes of the joined cluster at once, the head node first.
+
+    Args:
+        seconds: How long a node may take to answer; one without a warm process starts one first.
+    """
+    free = gcs.available_resources_per_node()
+    nodes = sorted(ray.nodes(), key=lambda node: (_HEAD not in node["Resources"], node["NodeManagerAddress"]))
+    answers = _ask([node["NodeID"] for node in nodes if node["Alive"]], seconds)
+    return [_node(node, free.get(node["NodeID"], {}), answers) for node in nodes]
+
+
+def here() -> dict[str, str | None]:
+    """Returns the versions of this process, as `SurveyedNode.versions` has them."""
+    versions: dict[str, str | None] = _describer()(PACKAGES)["versions"]
+    return versions
+
+
+def differences(node: SurveyedNode, ours: Mapping[str, str | None]) -> dict[str, tuple[str | None, str | None]]:
+    """Returns what differs on a node from this process: name to (there, here); nothing of one that did not answer."""
+    if node.versions is None:
+        return {}
+    return {
+        name: (node.versions[name], ours[name])
+        for name in node.versions
+        if name != "executable" and node.versions[name] != ours[name]
+    }
+
+
+def _node(node: dict[str, Any], free: Mapping[str, float], answers: Mapping[str, dict[str, Any] | str]) -> SurveyedNode:
+    total = {name: float(value) for name, value in node["Resources"].items()}
+    answer = answers.get(node["NodeID"], "is not alive")
+    told = answer if isinstance(answer, dict) else None
+    return SurveyedNode(
+        id=node["NodeID"],
+        address=node["NodeManagerAddress"],
+        host=node["NodeManagerHostname"],
+        is_alive=node["Alive"],
+        is_head=_HEAD in total,
+        total=total,
+        free=dict(free) if node["Alive"] else {},
+        gpu=next((name.removeprefix(_ACCELERATOR) for name in total if name.startswith(_ACCELERATOR)), ""),
+        versions=None if told is None else told["versions"],
+        clock=None if told is None else clock_offset(told["time"], told["sent"], told["received"]),
+        fault="" if told is not None else str(answer),
+    )
+
+
+def clock_offset(there: float, sent: float, received: float) -> float:
+    """Returns by how many seconds a clock must be ahead at least; negative if behind, 0.0 if it may be right.
+
+    Args:
+        there: What it showed at some time between the question and the answer.
+        sent: When the question was sent, by our clock.
+        received: When the answer had come, by our clock.
+    """
+    if there > received:
+        return there - received
+    return min(there - sent, 0.0)
+
+
+def _ask(nodes: list[str], seconds: float) -> dict[str, dict[str, Any] | str]:
+    """Asks nodes by id, all at once; returns what each answered, or why it did not.
+
+    Each is asked twice: an answer for which no process has to be started tells the time well.
+    """
+    describe = ray.remote(num_cpus=0, max_retries=0)(_describer())
+    answers: dict[str, dict[str, Any] | str] = {}
+    waiting: dict[Any, tuple[str, float]] = {}
+    asked_again: set[str] = set()
+
+    def ask(node: str) -> None:
+        pinned = describe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        waiting[pinned.remote(PACKAGES)] = (node, time.time())
+
+    for node in nodes:
+        ask(node)
+    deadline = time.monotonic() + seconds
+    while waiting and time.monotonic() < deadline:
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_SECONDS)
+        for reference in ready:
+            node, sent = waiting.pop(reference)
+            received = time.time()
+            try:
+                answers[node] = {**ray.get(reference, timeout=1.0), "sent": sent, "received": received}
+            except (RayError, GetTimeoutError) as error:
+                answers.setdefault(node, " ".join(str(error).split())[:200])
+                continue
+            if node not in asked_again:
+                asked_again.add(node)
+                ask(node)
+    for reference, (node, _) in waiting.items():
+        ray.cancel(reference, force=True)
+        answers.setdefault(node, f"did not answer within {seconds:.0f} s")
+    return answers
+
+
+def _describer() -> Callable[[tuple[str, ...]], dict[str, Any]]:
+    """Returns what a node runs; a function within a function travels whole, also to where cdn-tune is not installed."""
+
+    def describe(packages: tuple[str, ...]) -> dict[str, Any]:
+        import platform
+        import sys
+        import time
+        from importlib import metadata
+
+        now = time.time()
+        versions: dict[str, str | None] = {"python": platform.python_version(), "executable": sys.executable}
+        try:
+            import cdn_tune
+
+            versions["cdn-tune"] = cdn_tune.__version__
+        except ImportError:
+            versions["cdn-tune"] = None
+        for name in packages:
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                versions[name] = None
+        return {"time": now, "versions": versions}
+
+    return describe

@@ -1,0 +1,202 @@
+"""Joining a cluster: what an address, a token, a version are told to be wrong with; who may reach a Ray of ours."""
+
+import contextlib
+import ipaddress
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from cdn_tune.distributed.address import check_join, is_job_server
+from cdn_tune.distributed.ray import AuthenticationTokenLoader
+from cdn_tune.distributed.survey import clock_offset, differences, here, survey
+from cdn_tune.distributed.token import ensure_token, token_fault
+from cdn_tune.errors import ClusterError
+from tests.distributed.conftest import family_of
+
+LISTEN = "0A"
+CONVERSE = """
+import json
+from cdn_tune.distributed import ray
+from cdn_tune.distributed.address import ask, check_join
+from cdn_tune.distributed.ray import AuthenticationTokenLoader
+from cdn_tune.distributed.token import ensure_token, token_fault
+from cdn_tune.errors import ClusterError
+from tests.distributed.conftest import family_of
+kv = ray.gcs_service_pb2_grpc.InternalKVGcsServiceStub(ray.init_grpc_channel("{address}"))
+def put(ray_version, python):
+    value = json.dumps({{"ray_version": ray_version, "python_version": python}}).encode()
+    kv.InternalKVPut(ray.gcs_service_pb2.InternalKVPutRequest(
+        namespace=b"cluster", key=ray.RAY_VERSION_KEY, value=value, overwrite=True), timeout=10)
+ours = ask("{address}")
+assert "http://" + ours.dashboard == "{jobs}", ours
+try:
+    put("2.1.0", "3.9.1")
+    check_join("{address}")
+except ClusterError as error:
+    print(error)
+finally:
+    put(ours.ray, ours.python)
+check_join("{address}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("foo", "write auto, HOST:PORT"),
+        ("host:port", "write auto"),
+        ("a/b:12", "write auto"),
+        ("127.0.0.1:1", "nothing answers there"),
+        ("http://127.0.0.1:8265", "cdn-tune cluster submit --address http://127.0.0.1:8265"),
+        ("ray://127.0.0.1:10001", "has to run inside its cluster"),
+    ],
+)
+def test_wrong_addresses_are_told_at_once(address: str, told: str) -> None:
+    with pytest.raises(ClusterError, match=told) as caught:
+        check_join(address)
+    assert "\n" not in str(caught.value)
+
+
+def test_something_else_that_listens_is_no_cluster() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(ClusterError, match="no Ray cluster answers there"):
+                check_join(f"127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+
+
+def test_job_servers_are_told_from_clusters() -> None:
+    assert all(map(is_job_server, ("http://a:1", "https://a", "ray://a:1")))
+    assert not any(map(is_job_server, (None, "auto", "a:1")))
+
+
+@pytest.mark.parametrize(("mode", "told"), [("token", "refuses this token"), ("disabled", "none was sent")])
+def test_a_refused_token_is_told_with_the_remedy(mode: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cret")
+    assert told in token_fault()
+    assert "RAY_AUTH_TOKEN_PATH" in token_fault()
+    assert "s3cret" not in token_fault()
+
+
+@pytest.fixture
+def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of a home that has no token yet."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    AuthenticationTokenLoader.instance().reset_cache()
+    yield tmp_path / ".ray" / "auth_token"
+    monkeypatch.undo()
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def test_a_new_token_is_for_its_owner_alone(no_token: Path) -> None:
+    ensure_token()
+    assert no_token.stat().st_mode & 0o777 == 0o600
+    token = no_token.read_text()
+    assert len(token) >= 32
+    assert AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    ensure_token()
+    assert no_token.read_text() == token
+    assert [path.name for path in no_token.parent.iterdir()] == ["auth_token"]
+
+
+def test_no_token_is_made_for_who_wants_none(no_token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ensure_token()
+    assert not no_token.exists()
+
+
+@pytest.mark.parametrize(
+    ("token", "command", "told"),
+    [("wrong-token", ("status", "address"), "refuses this token"), (None, ("jobs", "jobs"), "none was sent")],
+)
+def test_a_cluster_refuses_who_has_no_token(head, token, command, told) -> None:
+    result = head.call("cluster", command[0], "--address", getattr(head, command[1]), token=token)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert head.token not in result.stderr
+    assert "wrong-token" not in result.stderr
+
+
+def test_another_version_is_one_line(head) -> None:
+    result = head.script(CONVERSE.format(address=head.address, jobs=head.jobs))
+    assert result.returncode == 0, result.stderr
+    assert "the cluster runs Ray 2.1.0, here 2." in result.stdout
+    assert "and Python 3.9.1, here 3." in result.stdout
+    assert len(result.stdout.strip().splitlines()) == 1
+
+
+def test_status_tells_nodes_versions_and_room(head) -> None:
+    result = head.call("cluster", "status", "--address", head.address, "--json")
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    [node] = told["nodes"]
+    assert node["is_head"]
+    assert node["versions"]["cdn-tune"] == told["here"]["cdn-tune"]
+    assert node["differs"] == []
+    assert node["total"]["CPU"] == 2
+    assert (told["trials_now"], told["trials_at_most"]) == (2, 2)
+
+
+def test_a_ray_of_ours_listens_on_loopback_only_and_asks_for_a_token(ray_session) -> None:
+    from ray._raylet import AuthenticationMode, get_authentication_mode
+
+    listening = list(listeners(os.getpid()))
+    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
+    for name, address in listening:
+        assert (getattr(address, "ipv4_mapped", None) or address).is_loopback, (name, address)
+    assert get_authentication_mode() == AuthenticationMode.TOKEN
+
+
+def test_nodes_answer_for_themselves(ray_session) -> None:
+    [node] = survey()
+    assert node.is_head
+    assert node.fault == ""
+    assert node.clock == 0.0
+    assert differences(node, here()) == {}
+    assert differences(node, here() | {"torch": "1.0"}) == {"torch": (node.versions["torch"], "1.0")}
+
+
+def test_a_node_that_does_not_answer_is_told(ray_session) -> None:
+    [node] = survey(seconds=0.0)
+    assert node.versions is None
+    assert node.clock is None
+    assert node.fault == "did not answer within 0 s"
+
+
+@pytest.mark.parametrize(("there", "offset"), [(100.0, 0.0), (101.9, 0.0), (222.0, 120.0), (40.0, -60.0)])
+def test_a_clock_is_off_only_if_no_delay_explains_it(there: float, offset: float) -> None:
+    assert clock_offset(there, sent=100.0, received=102.0) == pytest.approx(offset)
+
+
+def listeners(pid: int) -> Iterator[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
+    """Names of a process and its descendants, with the addresses they listen at."""
+    owners = {}
+    for each in family_of(pid):
+        with contextlib.suppress(OSError):
+            name = Path(f"/proc/{each}/comm").read_text().strip()
+            owners |= {link.readlink().name: name for link in Path(f"/proc/{each}/fd").iterdir() if link.is_symlink()}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            owner = owners.get(f"socket:[{fields[9]}]")
+            if fields[3] == LISTEN and owner is not None:
+                words = [bytes.fromhex(fields[1].split(":")[0])[start : start + 4] for start in range(0, 16, 4)]
+                yield owner, ipaddress.ip_address(b"".join(word[::-1] for word in words))
+
+
+def test_listeners_are_found() -> None:
+    with socket.create_server(("", 0)), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        found = {address for _, address in listeners(os.getpid())}
+    assert {ipaddress.ip_address(0), ipaddress.ip_address("::1")} <= found
