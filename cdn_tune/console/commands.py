@@ -21,8 +21,10 @@ from cdn_tune.errors import ConfigError
 from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.loop import BEST, LAST
 from cdn_tune.training.manifest import describe_run
+from cdn_tune.training.mirror import fetched
 from cdn_tune.training.records import read_metrics
 from cdn_tune.training.run_folder import EXPERIMENT, claim, locked
+from cdn_tune.training.working_copy import place_of, shown
 
 DEMO_SPACE = "quick.yaml"
 
@@ -33,14 +35,14 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
         experiment = load_experiment(experiment_path, parse_overrides(overrides))
         if address is not None and workers == 1:
             raise ConfigError("--address ADDR: one worker trains on this machine; add --workers N, or drop --address")
-        run = (run or Path("runs") / experiment.name).absolute()
+        run = fetched(run or Path("runs") / experiment.name)
         with locked(run):
             build_clips(experiment.data)
             open_data(experiment.data)  # what is wrong with the data is said before anything is written
             facts = fingerprint(experiment.data)
             resumed = claim(run, describe_run("train", experiment, facts), {EXPERIMENT: experiment.plain()})
-            goes_on = resumed and (run / LAST).exists()
-            err.print(f"{'going on with' if goes_on else 'training'} {experiment.name} in {run}", markup=False)
+            goes_on = resumed and _has_state(run)
+            err.print(f"{'going on with' if goes_on else 'training'} {experiment.name} in {shown(run)}", markup=False)
             err.print(experiment_line(experiment), markup=False)
             if _is_finished(run):
                 err.print("this run is finished: nothing to do", markup=False)
@@ -155,9 +157,15 @@ def _train_group(
     train_on_workers(experiment, run, workers, progress.on_epoch, address, progress.on_step, stop)
 
 
+def _has_state(run: Path) -> bool:
+    """Whether there is a state to go on from, here or at the run's home."""
+    place = place_of(run)
+    return (run / LAST).exists() or (place is not None and place.home.entry(str(LAST)) is not None)
+
+
 def _is_finished(run: Path) -> bool:
     epochs = read_metrics(run)
-    return bool(epochs) and (run / LAST).exists() and epochs[-1]["epoch"] >= epochs[-1]["epochs"]
+    return bool(epochs) and _has_state(run) and epochs[-1]["epoch"] >= epochs[-1]["epochs"]
 
 
 def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
@@ -166,5 +174,5 @@ def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
     label = " (planted data)" if planted else ""
     value = f"{epochs[-1]['best_value']:.4f} after epoch {epochs[-1]['best_epoch']}"
     out.print(f"best val {experiment.eval.metric} {value}{label}", markup=False)
-    out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
-    out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
+    out.print(f"best checkpoint: {shown(run / BEST)}", markup=False, soft_wrap=True)
+    out.print(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}", markup=False, soft_wrap=True)

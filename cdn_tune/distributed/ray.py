@@ -37,6 +37,7 @@ with warnings.catch_warnings():
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
     from ray.util.queue import Empty, Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = [
     "ControllerMetricsCallback",
@@ -45,6 +46,7 @@ __all__ = [
     "FIFOScheduler",
     "FailureConfig",
     "GetTimeoutError",
+    "NodeAffinitySchedulingStrategy",
     "PlacementGroupCleanerCallback",
     "PreemptionCallback",
     "Queue",

@@ -16,7 +16,9 @@ from typing import Any
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.distributed.cluster import capacity, node_resources
 from cdn_tune.distributed.ray import tune
+from cdn_tune.training.mirror import bring_home
 from cdn_tune.training.size import checkpoint_bytes
+from cdn_tune.training.working_copy import delete_at_home, portable
 from cdn_tune.tuning.adapters import NUMBER, Admission, StudyScheduler, StudySearcher
 from cdn_tune.tuning.budget import End, end_of, spent
 from cdn_tune.tuning.control import StopFile, ask_to_stop, withdraw
@@ -180,6 +182,7 @@ class Driver:
     def _write(self) -> None:
         self._written = time.monotonic()
         write_leaderboard(self.run, self.rows())
+        bring_home(self.run)
 
     def _is_over(self) -> bool:
         return self._stop() or self._stop_file() or self._end is not None
@@ -191,6 +194,7 @@ class Driver:
         """Prepares a trial's start."""
         if self.study.is_new(number):  # a folder there is of a trial whose record was lost with its machine
             shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
+            delete_at_home(trial_folder(self.run, number))
         self._keeper.reserve(number, checkpoint_bytes(self.study.experiment(number)))
 
     def _budget_end(self) -> End | None:
@@ -228,7 +232,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 def run_tuner(driver: Driver, train: Callable[..., object]) -> None:
     """Runs Ray Tune over the study until no trial is left, a budget is spent, or somebody asks to stop."""
     space = driver.space
-    settings = {"base": driver.experiment.plain(), "run": str(driver.run), "resources": space.resources.plain()}
+    settings = {"base": driver.experiment.plain(), "run": portable(driver.run), "resources": space.resources.plain()}
     resources = space.resources
     grouped = resources.workers > 1
     if grouped:  # the driver of a group only waits: it takes a byte of memory, and no CPU from the workers
