@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-KEY, SECRET = "test-key", "test-secret"  # noqa: S105
+KEY, SECRET = "test-key", "test-secret"
 DENIED = "denied"  # a bucket that nobody may use
 CONTROL = "/-control"
 

@@ -44,7 +44,7 @@ def load(
     Raises:
         CdnTuneError: If there is no model, it is damaged, or its word vectors cannot be found; one line.
     """
-    path = Path(path).expanduser() if url_of(path) is None else _fetch(path)
+    path = Path(path).expanduser() if url_of(path) is None else brought(path)
     vectors = None if word_vectors is None else Path(word_vectors).expanduser()
     if is_exported(path):
         checkpoint, lexicon = read_exported(path)
@@ -61,8 +61,12 @@ def load(
     )
 
 
-def _fetch(url: str | Path) -> Path:
-    """Fetches a run, a kept checkpoint's folder or a checkpoint file from an object store."""
+def brought(url: str | Path) -> Path:
+    """Fetches a run, a kept checkpoint's folder, an exported folder or a checkpoint file from an object store.
+
+    Raises:
+        CdnTuneError: If it is a wrong URL, the store cannot be reached, or there is nothing.
+    """
     folder = fetched(url, models=True)
     if folder.is_dir() and any(folder.iterdir()):
         return folder

@@ -16,6 +16,7 @@ from cdn_tune.training.files import write_atomic
 from cdn_tune.training.working_copy import place_of
 
 ATTEMPT = ".attempt"
+POSITION = ".position.json"  # which state the last checkpoint of a trial at home holds
 LOCK = ".training"  # held by the process that trains in a folder, against others on its machine
 
 

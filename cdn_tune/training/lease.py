@@ -93,10 +93,10 @@ class Lease:
         self._home.write(LEASE, json.dumps(facts).encode())
 
 
-def is_locked(folder: Path) -> bool:
-    """Returns whether a process of this machine holds a run folder now; it does not wait, and creates nothing."""
+def is_locked(folder: Path, name: str = LOCK) -> bool:
+    """Returns whether a process of this machine holds a folder now; it does not wait, and creates nothing."""
     try:
-        with (folder / LOCK).open("rb") as file:
+        with (folder / name).open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:

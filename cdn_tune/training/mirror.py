@@ -10,17 +10,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from cdn_tune.errors import RunError
+from cdn_tune.training.attempt import LOCK as TRAINING
+from cdn_tune.training.attempt import POSITION
 from cdn_tune.training.files import write_json
 from cdn_tune.training.home import Entry
 from cdn_tune.training.lease import is_locked
 from cdn_tune.training.working_copy import Place, place_of, url_of, working_copy
 
 MANIFEST = "manifest.json"
+BEST_OF_TRAIN = "checkpoints/best.pt"
 _INDEX = "index.json"
-_MODEL = re.compile(r"(checkpoints/best|best/[^/]+/checkpoint|seeds/.*|published/.*)\.pt")
+_MODEL = re.compile(r"(.*/)?(best|checkpoint)\.pt")
 _TRIAL = re.compile(r"trials/[^/]+/(metrics\.jsonl|error\.txt|tensorboard/.*)")
 # Brought home by those who train: the folder of a train run is a trial's.
-_TRIALS_OWN = re.compile(r"trials/.*|checkpoints/.*|metrics\.jsonl|tensorboard/.*|.*/(last|previous)\.pt")
+_TRIALS_FILES = re.compile(r"trials/.*|checkpoints/.*|metrics\.jsonl|tensorboard/.*|.*/(last|previous)\.pt")
 _AT_ONCE = 8
 
 
@@ -40,12 +43,13 @@ class Mirror:
         with suppress(OSError, ValueError):
             self._index = json.loads(self._path.read_text(encoding="utf-8"))
 
-    def pull(self, models: bool = False, trials: bool = False) -> None:
+    def pull(self, models: bool = False, trials: bool = False, to_work: bool = False) -> None:
         """Fetches what home has and this machine has not, or has in another version.
 
         Args:
             models: Also the best checkpoints.
             trials: Also the trials' metrics and curves.
+            to_work: For a command that holds the run: what trials look after is left to them.
 
         Raises:
             RunError: If the store cannot be reached.
@@ -56,14 +60,21 @@ class Mirror:
         if mine.exists() and mine.read_bytes() != manifest:
             self._forget()  # of another run that was at this URL
         entries = self._home.entries(deep=models or trials)
-        wanted = {name: entry for name, entry in entries.items() if _is_wanted(name, models, trials)}
+        left_alone = _TRIALS_FILES if to_work else self._trained_here()
+        wanted = {
+            name: entry
+            for name, entry in entries.items()
+            if _is_wanted(name, models, trials) and not left_alone.fullmatch(name)
+        }
         for name in self._index.keys() - entries.keys():
-            if _is_wanted(name, models, trials):
+            if _is_wanted(name, models, trials) and not left_alone.fullmatch(name):
                 (self._root / name).unlink(missing_ok=True)
                 del self._index[name]
         stale = [name for name, entry in wanted.items() if not self._is_here(name, entry)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda name: self._home.download(name, self._root / name), stale))
+        if BEST_OF_TRAIN in stale:  # it may be of another state than the last one that lies here
+            (self._root / POSITION).unlink(missing_ok=True)
         for name in stale:
             if (self._root / name).exists():
                 self._note(name, wanted[name])
@@ -92,12 +103,24 @@ class Mirror:
         self._home.delete_folder(folder)
         for name in [name for name in self._index if name.startswith(f"{folder}/")]:
             del self._index[name]
+        self._write_index()
+
+    def _trained_here(self) -> re.Pattern[str]:
+        """Returns a pattern of the files of trials that are being trained on this machine."""
+        busy = [
+            re.escape(path.parent.relative_to(self._root).as_posix()) + "/.*"
+            for path in self._root.glob(f"trials/*/{TRAINING}")
+            if is_locked(path.parent, TRAINING)
+        ]
+        if is_locked(self._root, TRAINING):
+            busy.append(_TRIALS_FILES.pattern)
+        return re.compile("|".join(busy) or r"(?!)")
 
     def _files(self) -> Iterator[str]:
         for path in self._root.rglob("*"):
             name = path.relative_to(self._root).as_posix()
             hidden = any(part.startswith(".") for part in name.split("/"))
-            if not hidden and not _TRIALS_OWN.fullmatch(name) and path.is_file():
+            if not hidden and not _TRIALS_FILES.fullmatch(name) and path.is_file():
                 yield name
 
     def _is_here(self, name: str, entry: Entry) -> bool:
@@ -145,7 +168,7 @@ def fetched(run: Path | str, models: bool = False, trials: bool = False) -> Path
     return folder
 
 
-def fetched_file(path: Path) -> Path:
+def fetched_file(path: Path | str) -> Path:
     """Returns a file of a run, fetched if the path is a URL: that of the run, then the file's name in it.
 
     Raises:
@@ -153,7 +176,7 @@ def fetched_file(path: Path) -> Path:
     """
     url = url_of(path)
     if url is None:
-        return path
+        return Path(path)
     file = working_copy(url)
     place = place_of(file)
     if place is not None and not place.home.download("", file / "file"):

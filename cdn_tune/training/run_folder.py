@@ -16,7 +16,7 @@ from cdn_tune.errors import RunError
 from cdn_tune.training.files import write_json, write_text
 from cdn_tune.training.lease import LOCK, Lease
 from cdn_tune.training.mirror import MANIFEST, Mirror, bring_home
-from cdn_tune.training.working_copy import place_of
+from cdn_tune.training.working_copy import place_of, shown
 
 __all__ = ["EXPERIMENT", "LOCK", "MANIFEST", "SPACE", "changed_files", "claim", "first_difference", "locked"]
 __all__ += ["read_manifest"]
@@ -42,7 +42,7 @@ def locked(folder: Path) -> Iterator[Path]:
         lock.acquire()
     except Timeout:
         raise RunError(
-            f"{folder}: is in use by another cdn-tune; wait for it, or choose another --run folder"
+            f"{shown(folder)}: is in use by another cdn-tune; wait for it, or choose another --run folder"
         ) from None
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --run folder") from None
@@ -62,7 +62,7 @@ def _held_at_home(folder: Path) -> Iterator[None]:
         return
     place.home.check()
     with Lease(place.home) as lease:
-        Mirror(place).pull(models=True)
+        Mirror(place).pull(models=True, to_work=True)
         try:
             yield
         except BaseException:
@@ -134,9 +134,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such run folder")
+        raise RunError(f"{shown(folder)}: no such run folder")
     if not path.exists():
-        raise RunError(f"{folder}: is not a run folder (no {MANIFEST}); name a folder made by train or search")
+        raise RunError(f"{shown(folder)}: is not a run folder (no {MANIFEST}); name a folder made by train or search")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cdn_tune.errors import CheckpointError
-from cdn_tune.training.attempt import LOCK, Attempt
+from cdn_tune.training.attempt import LOCK, POSITION, Attempt
 from cdn_tune.training.checkpoint import read_checkpoint
 from cdn_tune.training.files import write_json
 from cdn_tune.training.home import Entry
@@ -21,7 +21,6 @@ from cdn_tune.training.records import EVENTS, METRICS
 from cdn_tune.training.state import BEST, LAST, PREVIOUS
 from cdn_tune.training.working_copy import Place
 
-POSITION = ".position.json"
 _EVENTS_SECONDS = 30.0  # curves are brought home so often
 
 

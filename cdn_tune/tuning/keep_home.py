@@ -25,7 +25,7 @@ class KeptHome:
     """
 
     def __init__(self, place: Place) -> None:
-        self._home, self._run, self._mirror = place.home, place.root, Mirror(place)
+        self._place, self._home, self._run = place, place.home, place.root
 
     def fetch(self, number: int) -> Path:
         """Fetches a trial's best checkpoint, as it is at home; returns the file, which need not be there."""
@@ -36,7 +36,7 @@ class KeptHome:
 
     def keep(self) -> None:
         """Brings the kept checkpoints home."""
-        self._mirror.push()
+        Mirror(self._place).push()
 
     def size(self, number: int) -> int:
         """Returns the bytes of a trial's best checkpoint at home."""
@@ -45,7 +45,7 @@ class KeptHome:
 
     def drop(self, number: int) -> None:
         """Deletes a kept checkpoint at home."""
-        self._mirror.drop(self._name(kept_folder(self._run, number)))
+        Mirror(self._place).drop(self._name(kept_folder(self._run, number)))
 
     def clear(self, number: int) -> None:
         """Deletes the checkpoints of a trial that has ended; should its process live on, it writes there no more."""
@@ -67,7 +67,7 @@ class KeptHome:
         folders = {tuple(name.split("/")[:2]) for name in names if name.startswith(f"{KEPT}/")}
         for number, folder in ((_number(folder[1]), "/".join(folder)) for folder in folders):
             if number not in {*kept, *spared}:
-                self._mirror.drop(folder)
+                Mirror(self._place).drop(folder)
         checkpoints = str(BEST.parent)
         left = {name.split("/")[1] for name in names if name.startswith(f"{TRIALS}/") and f"/{checkpoints}/" in name}
         for name in left:

@@ -15,6 +15,7 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.distributed.cluster import slots
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
+from cdn_tune.training.working_copy import place_of
 from cdn_tune.tuning.candidates import GB, Candidates, cost
 from cdn_tune.tuning.keep import disk_used
 from cdn_tune.tuning.sample import draw, never_sampled
@@ -252,7 +253,7 @@ def _machines(nodes: Sequence[Mapping[str, float]]) -> int:
 def _shared(run: Path, machines: int) -> list[str]:
     """Warns of a run folder that other machines may not see."""
     kind = file_system(run)
-    if machines < 2 or kind is None or is_networked(kind):
+    if machines < 2 or place_of(run) is not None or kind is None or is_networked(kind):
         return []
     return [
         f"{run}: lies on a local file system ({kind}), and {machines} machines must reach it; is it exported to them?"
