@@ -2,7 +2,7 @@
 
 A process of its own on loopback, run as ``python tests/s3_server.py``; it prints its port. Objects live in memory. The
 usual mock, moto, cannot be installed beside this project's versions (botocore wants python-dateutil below 3); set
-CDN_TUNE_TEST_S3 to the URL of any other server to run the tests against that (see `tests/training/conftest.py`).
+CDN_TUNE_TEST_S3 to the URL of any other server to run the tests against that (see `tests/object_store.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ faults = {"fail": 0, "delay": 0.0}
 lock = threading.RLock()
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818
     """An answer other than success."""
 
     def __init__(self, status: int, code: str) -> None:
@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""

@@ -19,8 +19,7 @@ from cdn_tune.training.lease import LEASE, Lease, is_leased
 from cdn_tune.training.mirror import Mirror, bring_home, fetched
 from cdn_tune.training.run_folder import claim, locked, read_manifest
 from cdn_tune.training.working_copy import place_of, portable, shown, url_of, working_copy
-
-from .conftest import SECRET, Store
+from tests.object_store import SECRET, Store
 
 
 def home_of(url: str) -> Home:
@@ -179,7 +178,7 @@ def test_two_machines_do_not_work_on_one_run(store: Store, tmp_path: Path, monke
         claim(mine, {"kind": "train"}, {"experiment.yaml": {"a": 1}})
         assert is_leased(home_of(url))
         monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "other"))
-        with pytest.raises(RunError, match="is in use by another cdn-tune .process"), locked(working_copy(url)):
+        with pytest.raises(RunError, match="is in use by another cdn-tune"), locked(working_copy(url)):
             pass
     assert not is_leased(home_of(url))
     with locked(working_copy(url)) as theirs:
@@ -214,7 +213,7 @@ def test_a_killed_holder_does_not_block(store: Store, monkeypatch: pytest.Monkey
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     with monkeypatch.context() as patch:
-        patch.setattr(lease, "_is_live", lambda home, held, _: not lease._is_dead_here(held))
+        patch.setattr(lease, "_is_live", lambda _, held, __: not lease._is_dead_here(held))
         assert not is_leased(home)
     monkeypatch.setattr(lease, "_machine", lambda: "another machine")
     with Lease(home):
@@ -227,9 +226,12 @@ def test_who_has_lost_the_lease_is_stopped(store: Store, monkeypatch: pytest.Mon
     interrupted = threading.Event()
     monkeypatch.setattr("_thread.interrupt_main", interrupted.set)
     home = home_of(store.url())
-    with pytest.raises(RunError, match="was taken over by another cdn-tune"), Lease(home):
-        home.write(LEASE, b'{"owner": "somebody else"}')
-        assert interrupted.wait(10)
+    held = Lease(home).__enter__()
+    home.write(LEASE, b'{"owner": "somebody else"}')
+    assert interrupted.wait(10)
+    assert held.is_lost
+    with pytest.raises(RunError, match="was taken over by another cdn-tune"):
+        held.__exit__(None, None, None)
     assert home.read(LEASE) == b'{"owner": "somebody else"}'
 
 

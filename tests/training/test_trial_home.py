@@ -8,10 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
@@ -25,34 +23,11 @@ from cdn_tune.training.report import EpochReport, StepReport, ignore
 from cdn_tune.training.state import BEST, LAST, PREVIOUS
 from cdn_tune.training.trial_home import POSITION, TrialHome
 from cdn_tune.training.working_copy import place_of, working_copy
+from tests.object_store import Store
 
-from .conftest import Store
+from .test_exact_resume import StopAt, assert_same
 
 Tiny = Callable[..., Experiment]
-MEASURED = {"seconds", "train_seconds", "val_seconds", "samples_per_second", "peak_bytes"}
-
-
-def without_measured(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_measured(item) for key, item in value.items() if key not in MEASURED}
-    if isinstance(value, list):
-        return [without_measured(item) for item in value]
-    return value
-
-
-def assert_same(folder: Path, whole: Path) -> None:
-    """The same weights, optimiser, generators and metrics, bit by bit."""
-    for name in (BEST, LAST):
-        mine, theirs = (without_measured(read_checkpoint(each / name)) for each in (folder, whole))
-        assert str(mine.keys()) == str(theirs.keys())
-        torch.testing.assert_close(mine["model"], theirs["model"], rtol=0, atol=0)
-        if name == LAST:
-            torch.testing.assert_close(mine["optimiser"], theirs["optimiser"], rtol=0, atol=0)
-            assert all(
-                torch.equal(a["cpu"], b["cpu"]) for a, b in zip(mine["generators"], theirs["generators"], strict=True)
-            )
-            assert mine["history"] == theirs["history"]
-    assert without_measured(read_metrics(folder)) == without_measured(read_metrics(whole))
 
 
 def at_home(folder: Path) -> dict[str, int]:
@@ -60,19 +35,6 @@ def at_home(folder: Path) -> dict[str, int]:
     place = place_of(folder)
     assert place is not None
     return {name: entry.size for name, entry in place.home.entries(place.name).items()}
-
-
-class StopAt:
-    """Stops a training after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __call__(self) -> bool:
-        return self.left <= 0
-
-    def on_step(self, _: StepReport) -> None:
-        self.left -= 1
 
 
 def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
