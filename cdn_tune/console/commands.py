@@ -21,10 +21,10 @@ from cdn_tune.errors import ConfigError
 from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.loop import BEST, LAST
 from cdn_tune.training.manifest import describe_run
-from cdn_tune.training.mirror import fetched
+from cdn_tune.training.mirror import fetched, refresh
 from cdn_tune.training.records import read_metrics
 from cdn_tune.training.run_folder import EXPERIMENT, claim, locked
-from cdn_tune.training.working_copy import place_of, shown
+from cdn_tune.training.working_copy import place_of, shown, url_of
 
 DEMO_SPACE = "quick.yaml"
 
@@ -52,6 +52,7 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
                         train_in(experiment, run, progress.on_epoch, progress.on_step, stop=stop)
                     else:
                         _train_group(experiment, run, workers, address, progress, stop)
+                        refresh(run)
         _print_trained(experiment, run, planted=bool(facts["planted"]))
 
 
@@ -113,6 +114,7 @@ def run_demo(run: Path, trials: int | None) -> None:
     from cdn_tune.report.page import REPORT
 
     with one_line_errors(), terminable():
+        _refuse_url(run, "--run")
         data = run.parent / f"{run.name}-data"
         err.print(f"1/4 planting a dataset in {data}", markup=False)
         with Progress(console=err, transient=True) as progress:
@@ -142,9 +144,15 @@ def run_import_weights(file: Path, experiment_path: str, overrides: list[str], r
     from cdn_tune.training.imported import import_weights
 
     with one_line_errors():
+        _refuse_url(run, "--out")
         import_weights(file, load_experiment(experiment_path, parse_overrides(overrides)), run)
         out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
         out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
+
+
+def _refuse_url(run: Path, option: str) -> None:
+    if url_of(run) is not None:
+        raise ConfigError(f"{option} {run}: this command writes to a folder of this machine; name one")
 
 
 def _train_group(

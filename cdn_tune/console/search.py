@@ -18,7 +18,7 @@ from cdn_tune.console.tables import search_summary
 from cdn_tune.errors import RunError
 from cdn_tune.training.mirror import fetched
 from cdn_tune.training.run_folder import MANIFEST, read_manifest
-from cdn_tune.training.working_copy import shown, url_of
+from cdn_tune.training.working_copy import shown, url_of, working_copy
 from cdn_tune.tuning.control import ask_to_stop
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
 from cdn_tune.tuning.status import is_held
@@ -41,7 +41,7 @@ def run_search(
         space, experiment = load_space(space_path, parse_overrides(overrides))
         space = override_space(space, {**parse_overrides(settings), **budget}, experiment)
         run = run or Path("runs") / space.name
-        run = run if url_of(run) is None else fetched(run)
+        run = run if url_of(run) is None else working_copy(run) if plan else fetched(run)
         if plan:
             from cdn_tune.console.search_plan import print_plan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -14,6 +15,8 @@ from cdn_tune import __version__
 from cdn_tune.config import Experiment
 
 SCHEMA = 1
+_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^:/?#@]*):.*@", re.IGNORECASE)
+_SECRET = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#]*")
 _PACKAGES = ("torch", "torchtext", "numpy", "h5py", "ray", "optuna")
 
 
@@ -34,11 +37,16 @@ def describe_run(kind: str, experiment: Experiment, data: dict[str, Any]) -> dic
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *(_without_secrets(each) for each in sys.argv[1:])],
         "seed": experiment.seed,
         "experiment": experiment.plain(),
         "data": data,
     }
+
+
+def _without_secrets(argument: str) -> str:
+    """Returns an argument as it may be recorded: passwords in URLs become ``***``."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1:***@", argument))
 
 
 def git_commit() -> str | None:

@@ -168,6 +168,13 @@ def fetched(run: Path | str, models: bool = False, trials: bool = False) -> Path
     return folder
 
 
+def refresh(folder: Path) -> None:
+    """Fetches what others have brought home of the run that this process holds; does nothing where it is at home."""
+    place = place_of(folder)
+    if place is not None:
+        Mirror(place).pull()
+
+
 def fetched_file(path: Path | str) -> Path:
     """Returns a file of a run, fetched if the path is a URL: that of the run, then the file's name in it.
 

@@ -19,7 +19,7 @@ from cdn_tune.training.working_copy import place_of
 from cdn_tune.tuning.candidates import GB, Candidates, cost
 from cdn_tune.tuning.keep import disk_used
 from cdn_tune.tuning.sample import draw, never_sampled
-from cdn_tune.tuning.storage_check import check_storage, existing, file_system, is_networked
+from cdn_tune.tuning.storage_check import check_shared, check_storage, existing, file_system, is_networked
 
 Check = Callable[[], list[str]]
 
@@ -232,6 +232,10 @@ def _checks(
         at_once[0] = slots(space.resources, nodes)
         return []
 
+    def at_home() -> list[str]:
+        check_shared(run, storage)
+        return []
+
     def disk() -> list[str]:
         return [warning for warning in (check_disk(space, candidates, run, at_once[0]),) if warning]
 
@@ -239,6 +243,7 @@ def _checks(
     yield lambda: never_sampled(candidates)
     yield pickling
     yield placing
+    yield at_home
     yield lambda: check_storage(storage, machines)
     yield lambda: _shared(run, machines)
     yield disk

@@ -14,6 +14,7 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.distributed.cluster import connected, node_resources
+from cdn_tune.distributed.reach import check_reach
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.engine import global_batches
 from cdn_tune.training.launch import train_in
@@ -28,8 +29,8 @@ from cdn_tune.tuning.driver import Driver, OnChange, run_tuner
 from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.preflight import check_steps, preflight
 from cdn_tune.tuning.ranking import ranking
-from cdn_tune.tuning.reach import check_reach, check_shared
 from cdn_tune.tuning.storage import without_secrets
+from cdn_tune.tuning.storage_check import check_shared
 from cdn_tune.tuning.study import Study
 from cdn_tune.tuning.warm_start import learn_from
 

@@ -8,17 +8,17 @@ import pytest
 from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment
+from cdn_tune.distributed.reach import what_is_missing
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.attempt import Attempt, Superseded
 from cdn_tune.training.checkpoint import read_checkpoint
-from cdn_tune.training.home import Home
+from cdn_tune.training.home import Home, open_home
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.mirror import bring_home, fetched
 from cdn_tune.training.working_copy import place_of, portable, working_copy
-from cdn_tune.tuning import reach
 from cdn_tune.tuning.keep import Keeper
 from cdn_tune.tuning.layout import trial_folder
-from cdn_tune.tuning.reach import check_shared, what_is_missing
+from cdn_tune.tuning.storage_check import check_shared
 from tests.object_store import Store
 
 from .test_keep import make_trials, write_best
@@ -128,5 +128,5 @@ def test_a_machine_tells_whether_it_sees_a_run(store: Store, tmp_path: Path, mon
     home_of(run).write("token", b"42")
     assert what_is_missing(portable(run), "token", "42") is None
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    reach.place_of.__globals__["open_home"].cache_clear()
+    open_home.cache_clear()
     assert "cannot reach it (s3://bucket/" in str(what_is_missing(portable(run), "token", "42"))

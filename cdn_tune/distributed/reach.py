@@ -6,25 +6,11 @@ import secrets
 from pathlib import Path
 
 from cdn_tune.distributed.ray import GetTimeoutError, NodeAffinitySchedulingStrategy, RayError, ray
-from cdn_tune.errors import ConfigError, RunError
+from cdn_tune.errors import RunError
 from cdn_tune.training.files import told
 from cdn_tune.training.working_copy import place_of, portable, working_copy
 
 _SECONDS = 60.0  # for all nodes together
-
-
-def check_shared(run: Path, storage: str) -> None:
-    """Refuses a study in a file where the run's home is an object store: it would stay on this machine.
-
-    Raises:
-        ConfigError: With the remedy.
-    """
-    place = place_of(run)
-    if place is not None and not storage.startswith(("postgresql", "mysql")):
-        raise ConfigError(
-            f"--run {place.home.shown}: its study must be on a server that every machine reaches, not in a file or in "
-            "memory; add --storage postgresql://USER@HOST/NAME (or mysql://...)"
-        )
 
 
 def check_reach(run: Path) -> None:
