@@ -18,6 +18,7 @@ from cdn_tune.training.files import write_atomic
 from cdn_tune.training.home_errors import NO_BUCKET, Trouble, trouble_of
 
 PATIENCE_SECONDS = 120.0  # how long a store that was there may be away
+COPIED_BYTES = 5 << 30  # S3 copies no larger object in one request
 _CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 5.0, 30.0, 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _BLOCK = 8 << 20
@@ -53,6 +54,7 @@ class Home:
     def __init__(self, url: str, patience: float = PATIENCE_SECONDS) -> None:
         self.url, self.patience = url, patience
         self.shown = url.partition("?")[0]
+        self.closed: str | None = None  # why this process may write there no more
         try:
             self._files, self._root = _open(url)
         except Exception as error:  # every store has errors of its own
@@ -96,7 +98,7 @@ class Home:
             with self._files.open_output_stream(self._path(name), compression=None) as stream:
                 stream.write(content)
 
-        self._patiently(name, write)
+        self._write(name, write)
 
     def upload(self, path: Path, name: str) -> Entry:
         """Uploads a file whole; the file may be replaced meanwhile, not written to.
@@ -115,7 +117,7 @@ class Home:
                 raise ConnectionError(f"timed out: {size} bytes were sent, {found.size if found else 0} arrived")
             return found
 
-        return self._patiently(name, upload)
+        return self._write(name, upload)
 
     def download(self, name: str, path: Path) -> bool:
         """Downloads an object into a file that is whole or absent; returns whether there is such an object.
@@ -160,12 +162,9 @@ class Home:
         found = self._patiently(folder, lambda: self._files.get_file_info(selector))
         return {info.path[len(self._root) + 1 :]: _entry_of(info) for info in found if info.type == FileType.File}
 
-    def copy(self, name: str, target: str, path: Path) -> None:
-        """Copies an object within the store; uploads `path` in its place where the store copies none of its size."""
-        try:
-            self._patiently(name, lambda: self._files.copy_file(self._path(name), self._path(target)))
-        except RunError:
-            self.upload(path, target)
+    def copy(self, name: str, target: str) -> None:
+        """Copies an object within the store; one of at most `COPIED_BYTES`."""
+        self._write(name, lambda: self._files.copy_file(self._path(name), self._path(target)))
 
     def delete(self, name: str) -> None:
         """Deletes an object, if there is one."""
@@ -174,7 +173,7 @@ class Home:
             with contextlib.suppress(FileNotFoundError):
                 self._files.delete_file(self._path(name))
 
-        self._patiently(name, delete)
+        self._write(name, delete)
 
     def delete_folder(self, name: str) -> None:
         """Deletes everything under a folder, if there is anything."""
@@ -183,7 +182,7 @@ class Home:
             with contextlib.suppress(FileNotFoundError):
                 self._files.delete_dir(self._path(name))
 
-        self._patiently(name, delete)
+        self._write(name, delete)
 
     def file_system(self, name: str) -> tuple[Any, str]:
         """Returns pyarrow's file system and the path of a folder in it, for those who write by themselves."""
@@ -197,6 +196,11 @@ class Home:
 
         found = self._files.get_file_info(self._path(name))
         return _entry_of(found) if found.type == FileType.File else None
+
+    def _write(self, name: str, operation: Callable[[], Value]) -> Value:
+        if self.closed is not None:
+            raise RunError(f"{self.shown}: {self.closed}")
+        return self._patiently(name, operation)
 
     def _patiently(self, name: str, operation: Callable[[], Value]) -> Value:
         deadline, pause = time.monotonic() + self.patience, _FIRST_PAUSE

@@ -29,12 +29,17 @@ RENEW_SECONDS = 5.0
 STALE_SECONDS = 30.0
 _SETTLE_SECONDS = 1.0  # in which another one who saw no lease, either, has written its own
 _LOOK_SECONDS = 0.5
+_LOST = (
+    "was taken over by another cdn-tune while the store could not be reached from here; the same command goes on once "
+    "that one has ended"
+)
 
 
 class Lease:
     """Holds a run's home for one command.
 
-    A holder that could not renew it for so long that another command has taken it is interrupted, as by Ctrl-C.
+    A holder that could not renew it for so long that another command has taken it is interrupted, as by Ctrl-C, and
+    its process writes to that home no more.
 
     Args:
         home: The run's home.
@@ -49,6 +54,7 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, daemon=True, name="cdn-tune-lease")
 
     def __enter__(self) -> Lease:
+        self._home.closed = None
         held = _read(self._home)
         if held is not None and _is_live(self._home, held, STALE_SECONDS):
             raise RunError(
@@ -70,16 +76,13 @@ class Lease:
         if not self.is_lost and self._is_mine():
             self._home.delete(LEASE)
         elif kind is None or issubclass(kind, KeyboardInterrupt):
-            raise RunError(
-                f"{self._home.shown}: was taken over by another cdn-tune while the store could not be reached from "
-                "here; the same command goes on once that one has ended"
-            )
+            raise RunError(f"{self._home.shown}: {_LOST}")
 
     def _renew(self) -> None:
         while not self._end.wait(RENEW_SECONDS):
             with suppress(RunError):  # away: seen again the next time
                 if not self._is_mine():
-                    self.is_lost = True
+                    self.is_lost, self._home.closed = True, _LOST
                     _thread.interrupt_main()
                     return
                 self._write()

@@ -61,14 +61,13 @@ def _held_at_home(folder: Path) -> Iterator[None]:
         yield
         return
     place.home.check()
-    with Lease(place.home) as lease:
+    with Lease(place.home):
         Mirror(place).pull(models=True, to_work=True)
         try:
             yield
         except BaseException:
-            if not lease.is_lost:
-                with suppress(RunError):  # what went wrong first is what is told
-                    Mirror(place).push()
+            with suppress(RunError):  # what went wrong first is what is told
+                Mirror(place).push()
             raise
         Mirror(place).push()
 

@@ -16,7 +16,7 @@ from cdn_tune.errors import CheckpointError
 from cdn_tune.training.attempt import LOCK, POSITION, Attempt
 from cdn_tune.training.checkpoint import read_checkpoint
 from cdn_tune.training.files import write_json
-from cdn_tune.training.home import Entry
+from cdn_tune.training.home import COPIED_BYTES, Entry
 from cdn_tune.training.records import EVENTS, METRICS
 from cdn_tune.training.state import BEST, LAST, PREVIOUS
 from cdn_tune.training.working_copy import Place
@@ -112,10 +112,7 @@ class TrialHome:
         position = Position(self._life, self._attempt.token, epoch, step)
         write_json(self._folder / POSITION, asdict(position))
         self._send(BEST)
-        if self._home.entry(self._place.named(LAST)) is not None:
-            self._attempt.check()
-            last, previous = self._place.named(LAST), self._place.named(PREVIOUS)
-            self._home.copy(last, previous, self._folder / PREVIOUS)
+        self._keep_previous()
         self._send(LAST)
         self._home.write(self._place.named(POSITION), json.dumps(asdict(position)).encode())
         lines = "".join(json.dumps(report) + "\n" for report in history)
@@ -136,6 +133,18 @@ class TrialHome:
         self._send_events()
         if (self._folder / METRICS).exists():
             self._home.upload(self._folder / METRICS, self._place.named(METRICS))
+
+    def _keep_previous(self) -> None:
+        """Keeps the last checkpoint at home beside the one to come."""
+        last, previous = self._place.named(LAST), self._place.named(PREVIOUS)
+        found = self._home.entry(last)
+        if found is None:
+            return
+        self._attempt.check()
+        if found.size <= COPIED_BYTES:
+            self._home.copy(last, previous)
+        elif (self._folder / PREVIOUS).exists():
+            self._home.upload(self._folder / PREVIOUS, previous)
 
     def _send(self, name: Path) -> None:
         """Uploads a file if it is another one than was uploaded before."""

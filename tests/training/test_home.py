@@ -108,7 +108,7 @@ def test_a_large_file_comes_and_goes_whole(store: Store, tmp_path: Path) -> None
     home = home_of(store.url())
     (tmp_path / "a").write_bytes(os.urandom(25 << 20))  # several parts
     assert home.upload(tmp_path / "a", "x/a.pt") == home.entry("x/a.pt") == home.entries()["x/a.pt"]
-    home.copy("x/a.pt", "x/b.pt", tmp_path / "a")
+    home.copy("x/a.pt", "x/b.pt")
     assert home.download("x/b.pt", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
     assert not home.download("x/c.pt", tmp_path / "c")
@@ -230,6 +230,8 @@ def test_who_has_lost_the_lease_is_stopped(store: Store, monkeypatch: pytest.Mon
     home.write(LEASE, b'{"owner": "somebody else"}')
     assert interrupted.wait(10)
     assert held.is_lost
+    with pytest.raises(RunError, match="was taken over by another cdn-tune"):
+        home.write("leaderboard.csv", b"of the one that was lost from sight")
     with pytest.raises(RunError, match="was taken over by another cdn-tune"):
         held.__exit__(None, None, None)
     assert home.read(LEASE) == b'{"owner": "somebody else"}'

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment
+from cdn_tune.errors import RunError
 from cdn_tune.training.home import Home
-from cdn_tune.training.working_copy import place_of, working_copy
+from cdn_tune.training.working_copy import place_of, shown, working_copy
 from tests.object_store import Store
 
 from .processes import Driver, command, finish, write_space
@@ -107,6 +108,33 @@ def test_a_search_on_nodes_that_share_nothing(
     asked = ("--features", str(features), "--video", _a_video(features), "--query", "a person runs", "--json")
     for model in (url, f"{url}/{kept[0]}", f"{url}/{kept[0].rpartition('/')[0]}"):
         assert json.loads(run_cli("predict", model, *asked))["queries"]
+
+
+def test_a_node_that_cannot_reach_home_is_named(store: Store, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    from cdn_tune.distributed.cluster import connected
+    from cdn_tune.distributed.ray import ray
+    from cdn_tune.distributed.reach import check_reach
+
+    assert not ray.is_initialized()
+    run = working_copy(store.url())
+    nodes = Cluster()
+    try:
+        nodes.add_node(num_cpus=1, include_dashboard=False)
+        second = nodes.add_node(num_cpus=1, include_dashboard=False)
+        with connected(nodes.address):
+            check_reach(run)
+            (tmp_path / "shared").mkdir()
+            check_reach(tmp_path / "shared")
+            assert not list((tmp_path / "shared").iterdir())
+        nodes.remove_node(second)
+        nodes.add_node(num_cpus=1, env_vars={"AWS_SECRET_ACCESS_KEY": "wrong"}, include_dashboard=False)
+        with connected(nodes.address), pytest.raises(RunError, match=r"node .* cannot reach it .*no such credentials"):
+            check_reach(run)
+        assert not home_of(shown(run)).entries()
+    finally:
+        nodes.shutdown()
 
 
 def _a_video(features: Path) -> str:
