@@ -55,7 +55,14 @@ Overrides = Annotated[
     ),
 ]
 RunOption = Annotated[
-    Path | None, typer.Option("--run", metavar="DIR", help="Run folder.", show_default="runs/<name>", dir_okay=True)
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="Run folder, or its URL on an object store: s3://BUCKET/NAME, gs://, abfs://.",
+        show_default="runs/<name>",
+        dir_okay=True,
+    ),
 ]
 
 AddressOption = Annotated[

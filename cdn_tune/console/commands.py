@@ -21,8 +21,10 @@ from cdn_tune.errors import ConfigError
 from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.loop import BEST, LAST
 from cdn_tune.training.manifest import describe_run
+from cdn_tune.training.mirror import fetched, refresh
 from cdn_tune.training.records import read_metrics
 from cdn_tune.training.run_folder import EXPERIMENT, claim, locked
+from cdn_tune.training.working_copy import place_of, shown, url_of
 
 DEMO_SPACE = "quick.yaml"
 
@@ -33,14 +35,14 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
         experiment = load_experiment(experiment_path, parse_overrides(overrides))
         if address is not None and workers == 1:
             raise ConfigError("--address ADDR: one worker trains on this machine; add --workers N, or drop --address")
-        run = (run or Path("runs") / experiment.name).absolute()
+        run = fetched(run or Path("runs") / experiment.name)
         with locked(run):
             build_clips(experiment.data)
             open_data(experiment.data)  # what is wrong with the data is said before anything is written
             facts = fingerprint(experiment.data)
             resumed = claim(run, describe_run("train", experiment, facts), {EXPERIMENT: experiment.plain()})
-            goes_on = resumed and (run / LAST).exists()
-            err.print(f"{'going on with' if goes_on else 'training'} {experiment.name} in {run}", markup=False)
+            goes_on = resumed and _has_state(run)
+            err.print(f"{'going on with' if goes_on else 'training'} {experiment.name} in {shown(run)}", markup=False)
             err.print(experiment_line(experiment), markup=False)
             if _is_finished(run):
                 err.print("this run is finished: nothing to do", markup=False)
@@ -50,6 +52,7 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
                         train_in(experiment, run, progress.on_epoch, progress.on_step, stop=stop)
                     else:
                         _train_group(experiment, run, workers, address, progress, stop)
+                        refresh(run)
         _print_trained(experiment, run, planted=bool(facts["planted"]))
 
 
@@ -111,6 +114,7 @@ def run_demo(run: Path, trials: int | None) -> None:
     from cdn_tune.report.page import REPORT
 
     with one_line_errors(GOES_ON), terminable():
+        _refuse_url(run, "--run")
         data = run.parent / f"{run.name}-data"
         err.print(f"1/4 planting a dataset in {data}", markup=False)
         with Progress(console=err, transient=True) as progress:
@@ -140,9 +144,15 @@ def run_import_weights(file: Path, experiment_path: str, overrides: list[str], r
     from cdn_tune.training.imported import import_weights
 
     with one_line_errors():
+        _refuse_url(run, "--out")
         import_weights(file, load_experiment(experiment_path, parse_overrides(overrides)), run)
         out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
         out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
+
+
+def _refuse_url(run: Path, option: str) -> None:
+    if url_of(run) is not None:
+        raise ConfigError(f"{option} {run}: this command writes to a folder of this machine; name one")
 
 
 def _train_group(
@@ -155,9 +165,15 @@ def _train_group(
     train_on_workers(experiment, run, workers, progress.on_epoch, address, progress.on_step, stop)
 
 
+def _has_state(run: Path) -> bool:
+    """Whether there is a state to go on from, here or at the run's home."""
+    place = place_of(run)
+    return (run / LAST).exists() or (place is not None and place.home.entry(str(LAST)) is not None)
+
+
 def _is_finished(run: Path) -> bool:
     epochs = read_metrics(run)
-    return bool(epochs) and (run / LAST).exists() and epochs[-1]["epoch"] >= epochs[-1]["epochs"]
+    return bool(epochs) and _has_state(run) and epochs[-1]["epoch"] >= epochs[-1]["epochs"]
 
 
 def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
@@ -166,5 +182,5 @@ def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
     label = " (planted data)" if planted else ""
     value = f"{epochs[-1]['best_value']:.4f} after epoch {epochs[-1]['best_epoch']}"
     out.print(f"best val {experiment.eval.metric} {value}{label}", markup=False)
-    out.print(f"best checkpoint: {run / BEST}", markup=False, soft_wrap=True)
-    out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
+    out.print(f"best checkpoint: {shown(run / BEST)}", markup=False, soft_wrap=True)
+    out.print(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}", markup=False, soft_wrap=True)

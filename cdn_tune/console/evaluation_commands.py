@@ -18,6 +18,8 @@ from cdn_tune.evaluation.queries import PREDICTIONS
 from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.score_maps import SCORE_MAPS
 from cdn_tune.evaluation.scoring import Workers
+from cdn_tune.training.mirror import fetched, fetched_file
+from cdn_tune.training.working_copy import shown, url_of
 
 
 def evaluate(
@@ -38,6 +40,12 @@ def evaluate(
     other_data: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a run and prints what it found; returns what evaluation.json holds."""
+    if url_of(run) is not None:
+        if address is not None:
+            raise ConfigError("--address ADDR: a run on an object store is evaluated on one machine; leave it out")
+        run = fetched(run, models=True)
+    if checkpoint is not None:
+        checkpoint = fetched_file(checkpoint)
     trials = None
     if front:
         from cdn_tune.tuning.front import front_trials
@@ -90,6 +98,7 @@ def score(
 
 def compare(first: Path, second: Path, as_json: bool = False) -> dict[str, Any]:
     """Compares two evaluated runs and prints the difference."""
+    first, second = (each if url_of(each) is None else fetched(each, models=True) for each in (first, second))
     with err.status("resampling"):
         result = compare_runs(first, second)
     if as_json:
@@ -138,11 +147,11 @@ def _print_evaluation(run: Path, result: dict[str, Any], score_maps: bool) -> No
         how = "imported" if chosen["value"] is None else f"chosen by val {chosen['metric']} {chosen['value']:.4f}"
         out.print(f"{result['checkpoint']}, epoch {result['epoch']}, {how}", markup=False, soft_wrap=True)
     predictions = run / ("predictions-published.jsonl" if published else PREDICTIONS)
-    out.print(f"predictions: {predictions}", markup=False, soft_wrap=True)
+    out.print(f"predictions: {shown(predictions)}", markup=False, soft_wrap=True)
     if score_maps:
-        out.print(f"score maps: {run / SCORE_MAPS}", markup=False, soft_wrap=True)
+        out.print(f"score maps: {shown(run / SCORE_MAPS)}", markup=False, soft_wrap=True)
     evaluation = run / (EVALUATION_PUBLISHED if published else EVALUATION)
-    out.print(f"evaluation: {evaluation}", markup=False, soft_wrap=True)
+    out.print(f"evaluation: {shown(evaluation)}", markup=False, soft_wrap=True)
 
 
 def _print_planted(result: dict[str, Any]) -> None:

@@ -70,8 +70,11 @@ def run_export(
 ) -> None:
     """`cdn-tune export`."""
     from cdn_tune.evaluation.export import export_run
+    from cdn_tune.evaluation.loading import brought
+    from cdn_tune.training.working_copy import url_of
 
     with one_line_errors():
+        run = run if url_of(run) is None else brought(run)
         with err.status("exporting"):
             written = export_run(
                 run, folder, parse_overrides(overrides), all_words=all_words, torch_export=torch_export, onnx=onnx

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.errors import ConfigError
+from cdn_tune.training.mirror import fetched
+from cdn_tune.training.working_copy import shown, url_of
 
 PORT = 8080
 
@@ -18,6 +20,7 @@ def run_report(run: Path, file: Path | None, views: int, *, serve: bool, port: i
             raise ConfigError("--serve writes no file; drop --out FILE, or --serve")
         if not serve and port is not None:
             raise ConfigError("--port PORT is where --serve serves; add --serve, or drop --port")
+        run = run if url_of(run) is None else fetched(run, models=views > 0, trials=True)
         if serve:
             _serve(run, views, PORT if port is None else port, open_it)
             return
@@ -36,15 +39,21 @@ def write_report(run: Path, file: Path | None = None, views: int | None = None) 
     """
     from cdn_tune.report.page import REPORT, VIEWS, Builder, check_target
     from cdn_tune.training.files import write_text
+    from cdn_tune.training.lease import is_locked
+    from cdn_tune.training.mirror import bring_home
 
     path = file or run / REPORT
     check_target(path)
     with err.status("building the report"):
         page = Builder(run, VIEWS if views is None else views).build()
     write_text(path, page.html)
+    if file is None and not is_locked(run):
+        bring_home(path)
     for notice in page.notices:
         warn(notice)
-    out.print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+    out.print(
+        f"report: {path if file else shown(path)} ({path.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True
+    )
     return path
 
 

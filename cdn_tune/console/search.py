@@ -16,7 +16,9 @@ from cdn_tune.console.live import SearchProgress
 from cdn_tune.console.output import GOES_ON, err, one_line_errors, out, terminable, warn
 from cdn_tune.console.tables import search_summary
 from cdn_tune.errors import RunError
+from cdn_tune.training.mirror import fetched
 from cdn_tune.training.run_folder import MANIFEST, read_manifest
+from cdn_tune.training.working_copy import shown, url_of, working_copy
 from cdn_tune.tuning.control import ask_to_stop
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
 from cdn_tune.tuning.status import is_held
@@ -39,6 +41,7 @@ def run_search(
         space, experiment = load_space(space_path, parse_overrides(overrides))
         space = override_space(space, {**parse_overrides(settings), **budget}, experiment)
         run = run or Path("runs") / space.name
+        run = run if url_of(run) is None else working_copy(run) if plan else fetched(run)
         if plan:
             from cdn_tune.console.search_plan import print_plan
 
@@ -66,7 +69,7 @@ def search_and_print(space: SearchSpace, experiment: Experiment, run: Path, **op
         err.print(note, markup=False, soft_wrap=True)
     out.print(search_summary(result.rows, parameters, metric, several))
     if result.was_finished:
-        err.print(f"{run} is finished; --add-trials N goes on with N more", markup=False, soft_wrap=True)
+        err.print(f"{shown(run)} is finished; --add-trials N goes on with N more", markup=False, soft_wrap=True)
     if result.audit is not None:
         if result.audit.is_clean:
             err.print(str(result.audit), style="dim", markup=False, soft_wrap=True)
@@ -78,21 +81,22 @@ def search_and_print(space: SearchSpace, experiment: Experiment, run: Path, **op
         err.print(f"ended early: {result.ended_by}; raise it to go on", markup=False, soft_wrap=True)
     elif result.interrupted:
         err.print("stopped as asked; the same command goes on", markup=False, soft_wrap=True)
-    out.print(f"leaderboard: {run / 'leaderboard.csv'}", markup=False, soft_wrap=True)
-    best = result.kept[0] if result.kept else "none is left in the run folder"
+    out.print(f"leaderboard: {shown(run / 'leaderboard.csv')}", markup=False, soft_wrap=True)
+    best = shown(result.kept[0]) if result.kept else "none is left in the run folder"
     out.print(f"best checkpoint: {best}", markup=False, soft_wrap=True)
     if result.kept:
-        out.print(f"test split: cdn-tune evaluate {shlex.quote(str(run))}", markup=False, soft_wrap=True)
+        out.print(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}", markup=False, soft_wrap=True)
     return result
 
 
 def run_stop(run: Path, wait: bool) -> None:
     """`cdn-tune search stop`."""
     with one_line_errors():
+        run = run if url_of(run) is None else fetched(run)
         if read_manifest(run)["kind"] != "search":
             raise RunError(f"{run}: holds a train run; Ctrl-C, or SIGTERM to its process, stops it with a checkpoint")
         if not is_held(run):
-            out.print(f"{run}: no search is running there", markup=False, soft_wrap=True)
+            out.print(f"{shown(run)}: no search is running there", markup=False, soft_wrap=True)
             return
         ask_to_stop(run)
         if wait:
@@ -100,12 +104,12 @@ def run_stop(run: Path, wait: bool) -> None:
                 while is_held(run):
                     time.sleep(_WAIT_SECONDS)
         text = "stopped; the same command goes on" if wait else "asked to stop"
-        out.print(f"{run}: {text}", markup=False, soft_wrap=True)
+        out.print(f"{shown(run)}: {text}", markup=False, soft_wrap=True)
 
 
 def _ask_to_go_on(run: Path) -> None:
     """Asks, in a terminal, whether a run folder's search is meant to go on."""
     if not (run / MANIFEST).exists() or not (sys.stdin.isatty() and err.is_terminal):
         return
-    if not typer.confirm(f"{run} holds a search already; go on with it?", default=True, err=True):
+    if not typer.confirm(f"{shown(run)} holds a search already; go on with it?", default=True, err=True):
         raise typer.Exit(0)

@@ -17,9 +17,12 @@ from cdn_tune.distributed.controller import Trainer
 from cdn_tune.distributed.nodes import off_nodes
 from cdn_tune.distributed.ray import Empty, FailureConfig, Queue, RunConfig, ScalingConfig
 from cdn_tune.errors import CdnTuneError, MemoryShortage, TrainingError, WorkerLost
+from cdn_tune.training.attempt import Superseded
+from cdn_tune.training.flag import Flag
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import never
 from cdn_tune.training.report import EpochReport, OnStep, StepReport, ignore
+from cdn_tune.training.working_copy import delete_at_home, place_of, portable, working_copy
 
 REPORT, STEP, ERROR = "report", "step", "error"
 STOP = ".stop"  # a file in the trial's folder that asks its workers to stop
@@ -55,10 +58,13 @@ class WorkerGroup:
         check: Callable[[], None] | None = None,
     ) -> None:
         self._on_step, self._stop = on_step, stop
-        self._flag = folder / STOP
-        self._flag.unlink(missing_ok=True)
-        self._scratch = folder / ".ray"
-        shutil.rmtree(self._scratch, ignore_errors=True)  # a killed run's, which Ray Train would take for its own
+        self._flag, self._raised = Flag(folder / STOP), False
+        self._flag.lower()
+        self._scratch, self._place = folder / ".ray", place_of(folder)
+        self._clear_scratch()  # a killed run's, which Ray Train would take for its own
+        files, scratch = None, str(self._scratch)
+        if self._place is not None:
+            files, scratch = self._place.home.file_system(self._place.named(".ray"))
         self._queue = Queue(actor_options={"num_cpus": 0})
         self._error: BaseException | None = None
         bundle: dict[str, float] = {"CPU": resources.cpus_per_worker}
@@ -68,7 +74,7 @@ class WorkerGroup:
             _work,
             train_loop_config={
                 "experiment": experiment.plain(),
-                "folder": str(folder),
+                "folder": portable(folder),
                 "threads": resources.cpus_per_worker,
                 "queue": self._queue,
                 "steps": on_step is not None,
@@ -82,7 +88,8 @@ class WorkerGroup:
             ),
             run_config=RunConfig(
                 name="train",
-                storage_path=str(self._scratch),
+                storage_path=scratch,
+                storage_filesystem=files,
                 failure_config=FailureConfig(max_failures=max_failures),
             ),
         )
@@ -102,8 +109,9 @@ class WorkerGroup:
         """
         while True:
             alive = self._thread.is_alive()
-            if self._stop() and not self._flag.exists():
-                self._flag.touch()
+            if not self._raised and self._stop():
+                self._raised = True
+                self._flag.raise_it()
             try:
                 kind, content = self._queue.get(timeout=_POLL_SECONDS)
             except Empty:
@@ -126,9 +134,14 @@ class WorkerGroup:
         """Frees everything the group holds; safe to call at any time, and more than once."""
         self._trainer.end()
         self._thread.join(timeout=_END_SECONDS)
-        self._flag.unlink(missing_ok=True)
+        self._flag.lower()
         self._queue.shutdown(force=True)
+        self._clear_scratch()
+
+    def _clear_scratch(self) -> None:
+        """Deletes what Ray Train has noted of the run; every machine of the group has seen it."""
         shutil.rmtree(self._scratch, ignore_errors=True)
+        delete_at_home(self._scratch)
 
     def _fit(self) -> None:
         try:
@@ -169,10 +182,12 @@ def _work(config: dict[str, Any]) -> None:
         if config["check"] is not None:
             config["check"]()
         steps = on_step if config["steps"] else ignore
-        folder = Path(config["folder"])
-        train_in(experiment, folder, report, steps, config["threads"], stop=(folder / STOP).exists)
+        folder = working_copy(config["folder"])
+        train_in(experiment, folder, report, steps, config["threads"], stop=Flag(folder / STOP))
     except KeyboardInterrupt:  # asked to stop, and saved: no failure
         return
+    except Superseded:  # the group that has taken over speaks for the trial
+        raise
     except Exception as error:  # would fail again: told before Ray counts it as a failure and starts over
         if not _lacks_a_peer(error):
             queue.put((ERROR, _told(error)))

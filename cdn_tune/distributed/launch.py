@@ -8,6 +8,7 @@ from pathlib import Path
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.cluster import connected, node_resources, slots
 from cdn_tune.distributed.group import WorkerGroup
+from cdn_tune.distributed.reach import check_reach
 from cdn_tune.training.loop import never
 from cdn_tune.training.report import EpochReport, OnStep, Report, ignore
 
@@ -43,6 +44,7 @@ def train_on_workers(
         cpus = 1 if gpus else max(1, int(available.get("CPU", 1) // workers))
         resources = ResourcesConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
         slots(resources, node_resources())
+        check_reach(folder)
         group = WorkerGroup(experiment, folder, resources, max_failures=2, on_step=on_step, stop=stop)
         try:
             last = None

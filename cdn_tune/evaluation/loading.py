@@ -15,7 +15,9 @@ from cdn_tune.evaluation.measured import chosen_threshold
 from cdn_tune.evaluation.retriever import Retriever
 from cdn_tune.training.checkpoint import load_checkpoint
 from cdn_tune.training.loop import BEST
+from cdn_tune.training.mirror import fetched, fetched_file
 from cdn_tune.training.run_folder import MANIFEST
+from cdn_tune.training.working_copy import url_of
 
 KEPT_CHECKPOINT = "checkpoint.pt"
 _LOG = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ def load(
 
     Args:
         path: A run folder of `train` or `search` (its best checkpoint on val), a kept checkpoint's folder such as
-            ``RUN/best/trial-0003``, a checkpoint file, or a folder written by `cdn-tune export`.
+            ``RUN/best/trial-0003``, a checkpoint file, a folder written by `cdn-tune export`, or the URL of one of
+            these on an object store.
         word_vectors: Where the word vectors are now, if no longer where the experiment says. An exported folder holds
             its own; naming others replaces them.
         device: Where to compute; a GPU if there is one and None is given.
@@ -43,7 +46,7 @@ def load(
     Raises:
         CdnTuneError: If there is no model, it is damaged, or its word vectors cannot be found; one line.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser() if url_of(path) is None else brought(path)
     vectors = None if word_vectors is None else Path(word_vectors).expanduser()
     if is_exported(path):
         checkpoint, lexicon = read_exported(path)
@@ -60,6 +63,18 @@ def load(
     return Retriever(
         checkpoint.model, checkpoint.experiment, lexicon, checkpoint.planted, checkpoint.path, device, nms_threshold
     )
+
+
+def brought(url: str | Path) -> Path:
+    """Fetches a run, a kept checkpoint's folder, an exported folder or a checkpoint file from an object store.
+
+    Raises:
+        CdnTuneError: If it is a wrong URL, the store cannot be reached, or there is nothing.
+    """
+    folder = fetched(url, models=True)
+    if folder.is_dir() and any(folder.iterdir()):
+        return folder
+    return fetched_file(url)
 
 
 def choose_checkpoint(path: Path) -> Choice:

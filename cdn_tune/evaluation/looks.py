@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.training.files import write_text
+from cdn_tune.training.mirror import bring_home
 
 LOOKS = "looks.jsonl"
 
@@ -37,4 +38,5 @@ def record_look(run: Path, facts: dict[str, Any]) -> int:
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     entry = {"look": looks, "opened": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts}
     write_text(path, before + json.dumps(entry, ensure_ascii=False) + "\n")
+    bring_home(path)  # where the run lives elsewhere, it is recorded there before anything is opened
     return looks

@@ -15,12 +15,14 @@ from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.errors import FolderHeld
+from cdn_tune.training.attempt import LOCK, Attempt
 from cdn_tune.training.files import told
 from cdn_tune.training.loop import TrainResult, never, train
 from cdn_tune.training.report import OnStep, Report, ignore
+from cdn_tune.training.trial_home import TrialHome
+from cdn_tune.training.working_copy import place_of
 from cdn_tune.training.world import this_world
 
-LOCK = ".training"
 _DYING_SECONDS = 60.0  # how long a process whose driver was killed may live on
 
 
@@ -59,7 +61,38 @@ def train_in(
         torch.set_num_threads(threads)
     splits, planted = open_data(experiment.data), is_planted(experiment.data)
     with _alone(folder):
-        return train(experiment, folder, report, splits, on_step, planted, stop)
+        trial = _take_up(folder)
+        try:
+            result = train(experiment, folder, report, splits, on_step, planted, stop, trial)
+        except KeyboardInterrupt:
+            if trial is not None:
+                trial.finish()
+            raise
+        if trial is not None:
+            trial.finish()
+        return result
+
+
+def _take_up(folder: Path) -> Attempt | TrialHome | None:
+    """Claims a trial, on worker 0; a trial that lives on an object store is fetched on every worker's machine.
+
+    Returns:
+        Who looks after its checkpoints; None but on worker 0.
+    """
+    world = this_world()
+    place, attempt = place_of(folder), Attempt(folder)
+    if place is None:
+        if not world.is_main:
+            return None
+        attempt.claim()
+        return attempt
+    trial = TrialHome(place, folder, attempt)
+    position = trial.begin(alone=world.size == 1) if world.is_main else None
+    position = world.gather(position)[0]
+    if world.is_main:
+        return trial
+    trial.follow(position)
+    return None
 
 
 @contextmanager

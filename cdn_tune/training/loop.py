@@ -31,7 +31,7 @@ from cdn_tune.training.query_ious import pack_ious
 from cdn_tune.training.records import Records
 from cdn_tune.training.report import EpochReport, OnStep, Report, ignore
 from cdn_tune.training.shortage import shortage_told
-from cdn_tune.training.state import BEST, LAST, Progress, TrialState
+from cdn_tune.training.state import BEST, LAST, Progress, Saving, TrialState
 from cdn_tune.training.world import World, this_world
 from cdn_tune.training.writer import Writer
 
@@ -70,6 +70,7 @@ def train(
     on_step: OnStep = ignore,
     planted: bool = False,
     stop: Callable[[], bool] = never,
+    saving: Saving | None = None,
 ) -> TrainResult:
     """Trains one trial; called on every one of its workers.
 
@@ -87,6 +88,7 @@ def train(
         planted: Whether the data are planted; recorded in the checkpoints.
         stop: Asked after every step, with several workers after every tenth; once it says yes on worker 0 the state is
             saved and `KeyboardInterrupt` raised.
+        saving: Called around every checkpoint; an epoch is reported when it is done.
 
     Raises:
         NotFinite: If a loss, a gradient or a score is not finite.
@@ -109,7 +111,7 @@ def train(
     steps = len(global_batches(len(splits["train"]), experiment, 1, world))
     schedule = Schedule(optimiser, experiment.optim, steps * experiment.train.epochs)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
-    state = TrialState(experiment, folder, model, optimiser, schedule, scaler, ema, world, planted)
+    state = TrialState(experiment, folder, model, optimiser, schedule, scaler, ema, world, planted, saving)
     micro_batch = choose_micro_batch(experiment, model, splits["train"], world, dtype)
     progress = state.resume()
     first = progress.epoch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,15 @@ from cdn_tune.config import keys
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.errors import RunError
 from cdn_tune.training.files import write_json, write_text
+from cdn_tune.training.lease import LOCK, Lease
+from cdn_tune.training.mirror import MANIFEST, Mirror, bring_home
+from cdn_tune.training.working_copy import place_of, shown
 
-MANIFEST = "manifest.json"
+__all__ = ["EXPERIMENT", "LOCK", "MANIFEST", "SPACE", "changed_files", "claim", "first_difference", "locked"]
+__all__ += ["read_manifest"]
+
 EXPERIMENT = "experiment.yaml"
 SPACE = "search_space.yaml"
-LOCK = ".lock"
 
 
 @contextmanager
@@ -38,14 +42,34 @@ def locked(folder: Path) -> Iterator[Path]:
         lock.acquire()
     except Timeout:
         raise RunError(
-            f"{folder}: is in use by another cdn-tune; wait for it, or choose another --run folder"
+            f"{shown(folder)}: is in use by another cdn-tune; wait for it, or choose another --run folder"
         ) from None
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --run folder") from None
     try:
-        yield folder
+        with _held_at_home(folder):
+            yield folder
     finally:
         lock.release()
+
+
+@contextmanager
+def _held_at_home(folder: Path) -> Iterator[None]:
+    """Where the run's home is an object store: holds it there, too, fetches it, and brings it back in the end."""
+    place = place_of(folder)
+    if place is None:
+        yield
+        return
+    place.home.check()
+    with Lease(place.home):
+        Mirror(place).pull(models=True, to_work=True)
+        try:
+            yield
+        except BaseException:
+            with suppress(RunError):  # what went wrong first is what is told
+                Mirror(place).push()
+            raise
+        Mirror(place).push()
 
 
 def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict[str, Any]]) -> bool:
@@ -81,6 +105,7 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
     for name, values in configurations.items():
         write_text(folder / name, dump(values))
     write_json(folder / MANIFEST, manifest)
+    bring_home(folder)
     return False
 
 
@@ -110,9 +135,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if folder.is_file():
         raise RunError(f"{folder}: is a file; name the run folder")
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such run folder")
+        raise RunError(f"{shown(folder)}: no such run folder")
     if not path.exists():
-        raise RunError(f"{folder}: is not a run folder (no {MANIFEST}); name a folder made by train or search")
+        raise RunError(f"{shown(folder)}: is not a run folder (no {MANIFEST}); name a folder made by train or search")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

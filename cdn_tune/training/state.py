@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,16 @@ LAST = Path("checkpoints/last.pt")
 PREVIOUS = Path("checkpoints/previous.pt")
 BEST = Path("checkpoints/best.pt")
 _LOG = logging.getLogger(__name__)
+
+
+class Saving(Protocol):
+    """What is to be done around every checkpoint that is written, in the thread that writes it."""
+
+    def check(self) -> None:
+        """Raises if nothing may be written."""
+
+    def saved(self, epoch: int, step: int, history: Sequence[dict[str, Any]]) -> None:
+        """Told that a checkpoint is on disk: the finished epochs, steps into the next, and the epochs' reports."""
 
 
 @dataclass
@@ -74,6 +84,7 @@ class TrialState:
         ema: Running mean of the weights, if wanted.
         world: Its workers.
         planted: Whether the data are planted; recorded in the checkpoints.
+        saving: What is to be done around every checkpoint.
         snapshots: Memory for copies.
     """
 
@@ -86,6 +97,7 @@ class TrialState:
     ema: Ema | None
     world: World
     planted: bool
+    saving: Saving | None = None
     snapshots: Snapshots = field(default_factory=Snapshots)
 
     @property
@@ -119,12 +131,17 @@ class TrialState:
         weights = last["model"] if last["ema"] is None else last["ema"][0]
         improved = within is None and progress.best_epoch == progress.epoch
         epoch, val = progress.epoch, progress.history[-1].val if progress.history else {}
+        step, saving = 0 if within is None else within.step, self.saving
 
         def write() -> None:
+            if saving is not None:
+                saving.check()
             if improved:
                 best = {"model": weights, "epoch": epoch, "val": val, "planted": self.planted}
                 save_checkpoint(self.folder / BEST, self.experiment, best)
             save_checkpoint(self.folder / LAST, self.experiment, last, self.folder / PREVIOUS)
+            if saving is not None:
+                saving.saved(epoch, step, last["history"])
 
         return write
 

@@ -12,7 +12,9 @@ from typing import Any
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.distributed.nodes import was_started_here
 from cdn_tune.distributed.ray import orphaned_groups, remove_placement_group
+from cdn_tune.training.mirror import bring_home
 from cdn_tune.training.size import checkpoint_bytes
+from cdn_tune.training.working_copy import delete_at_home
 from cdn_tune.tuning.adapters import Admission
 from cdn_tune.tuning.budget import End, end_of, spent
 from cdn_tune.tuning.control import StopFile, ask_to_stop, withdraw
@@ -211,6 +213,7 @@ class Driver:
     def _write(self) -> None:
         self._written = time.monotonic()
         write_leaderboard(self.run, self.rows())
+        bring_home(self.run)
 
     def _is_over(self) -> bool:
         return self._stop() or self._stop_file() or self._end is not None
@@ -222,6 +225,7 @@ class Driver:
         """Prepares a trial's start."""
         if self.study.is_new(number):  # a folder there is of a trial whose record was lost with its machine
             shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
+            delete_at_home(trial_folder(self.run, number))
         if self.space.disk_budget_gb is not None:
             self._keeper.reserve(number, checkpoint_bytes(self.study.experiment(number)))
 

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.kept import CHECKPOINT, KEPT, KeptRecord, check_kept, keep_checkpoint, kept_folder
 from cdn_tune.training.loop import BEST
+from cdn_tune.tuning.keep_home import kept_home
 from cdn_tune.tuning.layout import TRIALS, trial_folder
 from cdn_tune.tuning.ranking import FINISHED, own, pareto_front, ranking, value_of
 
@@ -49,6 +50,7 @@ class Keeper:
         self._late: deque[int] = deque(maxlen=_LATE)
         self._reserved: dict[int, int] = {}
         self._begun = False
+        self._home = kept_home(run)
 
     def tidy(self, trials: list[FrozenTrial]) -> list[Path]:
         """Keeps the best and clears away the rest.
@@ -82,6 +84,8 @@ class Keeper:
                 room = None if room is None else room - size
         losers = (self.records.keys() | {trial.number for trial in ended}) - records.keys() - self.damaged.keys()
         self.records = records
+        if self._home is not None:
+            self._home.keep()
         self._clear(ended, losers)
         if not self._begun and trials:
             self._collect(trials)
@@ -118,7 +122,7 @@ class Keeper:
                     f"{(used + checkpoint_bytes) / GB:.3g}"
                 )
             number, _ = self.records.popitem()
-            shutil.rmtree(kept_folder(self._run, number), ignore_errors=True)
+            self._drop(number)
         return True
 
     def _paths(self) -> list[Path]:
@@ -151,10 +155,15 @@ class Keeper:
                     return check_kept(folder, *figures)
                 except CheckpointError as error:
                     reasons.append(str(error))
+            if self._home is not None:
+                source = self._home.fetch(number)
             try:
                 return keep_checkpoint(source, folder, *figures)
             except CheckpointError as error:
                 reasons.append(str(error))
+            finally:
+                if self._home is not None:
+                    source.unlink(missing_ok=True)
         except OSError as error:  # the file may well be sound: nothing may be deleted on account of it
             raise RunError(f"{folder}: its checkpoint cannot be read ({error.strerror}); mend the disk") from None
         self.damaged[number] = "; ".join(reasons)
@@ -163,7 +172,11 @@ class Keeper:
     def _clear(self, ended: Iterable[FrozenTrial], losers: Iterable[int]) -> None:
         """Deletes the weights of those that have lost, and what trials that have ended no longer need."""
         for number in losers:
-            shutil.rmtree(kept_folder(self._run, number), ignore_errors=True)
+            self._drop(number)
+        if self._home is not None:
+            for trial in own(ended if self._begun else ()):  # what the first call finds is collected at once
+                if trial.number not in self.damaged:
+                    self._home.clear(trial.number)
         self._late.extend(trial.number for trial in own(ended))
         for number in {*self._late, *(trial.number for trial in own(ended))}:
             folder = trial_folder(self._run, number)
@@ -194,6 +207,9 @@ class Keeper:
             for path in folder.glob(".*.tmp"):
                 if f".{os.getpid()}." not in path.name:  # not one that this process is writing
                     path.unlink(missing_ok=True)
+        if self._home is not None:
+            numbers = [trial.number for trial in own(trials) if trial.state in FINISHED]
+            self._home.collect(self.records.keys(), self.damaged.keys(), numbers)
 
     def _held(self, trials: Iterable[FrozenTrial]) -> int:
         """Returns the bytes that running trials take or may come to take, and those of unreadable kept checkpoints."""
@@ -208,7 +224,13 @@ class Keeper:
         for path in (kept_folder(self._run, number) / CHECKPOINT, trial_folder(self._run, number) / BEST):
             with contextlib.suppress(FileNotFoundError):
                 return path.stat().st_size
-        return 0
+        return 0 if self._home is None else self._home.size(number)
+
+    def _drop(self, number: int) -> None:
+        """Deletes a kept checkpoint."""
+        shutil.rmtree(kept_folder(self._run, number), ignore_errors=True)
+        if self._home is not None:
+            self._home.drop(number)
 
 
 def keep_best(

@@ -15,10 +15,11 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.distributed.cluster import slots
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
+from cdn_tune.training.working_copy import place_of
 from cdn_tune.tuning.candidates import GB, Candidates, cost
 from cdn_tune.tuning.keep import disk_used
 from cdn_tune.tuning.sample import draw, never_sampled
-from cdn_tune.tuning.storage_check import check_storage, existing, file_system, is_networked
+from cdn_tune.tuning.storage_check import check_shared, check_storage, existing, file_system, is_networked
 
 Check = Callable[[], list[str]]
 
@@ -231,6 +232,10 @@ def _checks(
         at_once[0] = slots(space.resources, nodes)
         return []
 
+    def at_home() -> list[str]:
+        check_shared(run, storage)
+        return []
+
     def disk() -> list[str]:
         return [warning for warning in (check_disk(space, candidates, run, at_once[0]),) if warning]
 
@@ -238,6 +243,7 @@ def _checks(
     yield lambda: never_sampled(candidates)
     yield pickling
     yield placing
+    yield at_home
     yield lambda: check_storage(storage, machines)
     yield lambda: _shared(run, machines)
     yield disk
@@ -252,7 +258,7 @@ def _machines(nodes: Sequence[Mapping[str, float]]) -> int:
 def _shared(run: Path, machines: int) -> list[str]:
     """Warns of a run folder that other machines may not see."""
     kind = file_system(run)
-    if machines < 2 or kind is None or is_networked(kind):
+    if machines < 2 or place_of(run) is not None or kind is None or is_networked(kind):
         return []
     return [
         f"{run}: lies on a local file system ({kind}), and {machines} machines must reach it; is it exported to them?"

@@ -25,6 +25,7 @@ from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.config.load import build
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import RunError
+from cdn_tune.training.mirror import fetched
 from cdn_tune.training.run_folder import EXPERIMENT, SPACE, read_manifest
 from cdn_tune.tuning.candidates import Candidates
 from cdn_tune.tuning.layout import sqlite_url
@@ -113,7 +114,7 @@ def read_record(run: Path, storage: str | None = None) -> Record:
         RunError: If the folder is no run folder or a training's, or its study cannot be read.
         ConfigError: If its experiment or search space is damaged.
     """
-    run = run.absolute()
+    run = fetched(run)
     manifest = read_manifest(run)
     if manifest["kind"] != "search":
         raise RunError(f"{run}: is a {manifest['kind']} run, which has no leaderboard; name a search's run folder")

@@ -14,11 +14,13 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.distributed.cluster import connected, node_resources
+from cdn_tune.distributed.reach import check_reach
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.engine import global_batches
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import never
 from cdn_tune.training.manifest import describe_run
+from cdn_tune.training.mirror import fetched
 from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, claim, locked, read_manifest
 from cdn_tune.training.secrets import without_secrets
 from cdn_tune.training.world import World
@@ -28,6 +30,7 @@ from cdn_tune.tuning.driver import Driver, OnChange
 from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.preflight import check_steps, preflight
 from cdn_tune.tuning.ranking import ranking
+from cdn_tune.tuning.storage_check import check_shared
 from cdn_tune.tuning.study import Study
 from cdn_tune.tuning.tuner import run_tuner
 from cdn_tune.tuning.warm_start import learn_from
@@ -97,7 +100,7 @@ def search(
     Args:
         space: What is searched, and how.
         experiment: The base experiment under all fixed overrides.
-        run: The run folder; on a cluster, reachable from every node under this path.
+        run: The run folder, or the URL of one on an object store; on a cluster, reachable from every node.
         on_change: Called in the driver whenever a trial has reported or ended.
         options: How it is started.
 
@@ -108,7 +111,7 @@ def search(
         CdnTuneError: If data, run folder, storage, cluster or every single trial is at fault.
     """
     options = options or SearchOptions()
-    run = run.absolute()
+    run = fetched(run)
     if options.resume and not (run / MANIFEST).exists():
         raise RunError(f"--resume: {run} holds no search; check --run, or leave --resume out to start one")
     with locked(run):
@@ -125,6 +128,7 @@ def search(
                     before = snapshot() if before.in_ray or options.address is not None else before
                     nodes = node_resources()
                     notes += preflight(space, study.candidates, run, _url(run, options), nodes, options.train)
+                    check_reach(run)
                     run_tuner(driver, options.train)
                     found = audit(before) if before.in_ray else None
                 found = found or audit(before)
@@ -148,9 +152,10 @@ def open_study(
     Raises:
         CdnTuneError: If the data, the folder or the storage are at fault or hold something else.
     """
+    url = _url(run, options)
+    check_shared(run, url)
     splits = load_splits(experiment.data, ("train", "val"))  # what is wrong with the data is said here, once
     data = fingerprint(experiment.data)
-    url = _url(run, options)
     manifest = describe_run("search", experiment, data) | {"run_id": secrets.token_hex(8)}
     if url != sqlite_url(run):
         manifest["storage"] = without_secrets(url)

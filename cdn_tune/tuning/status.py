@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import time
 from collections import Counter
@@ -12,9 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cdn_tune.training.lease import is_leased, is_locked
 from cdn_tune.training.records import METRICS
-from cdn_tune.training.run_folder import LOCK
-from cdn_tune.tuning.layout import STOP, TRIALS, UNFIT
+from cdn_tune.training.working_copy import place_of, shown, working_copy
+from cdn_tune.tuning.control import is_asked
+from cdn_tune.tuning.layout import TRIALS, UNFIT
 from cdn_tune.tuning.leaderboard import ENDED, HOUR, TRIED, Row, objective_column
 from cdn_tune.tuning.ranking import own
 from cdn_tune.tuning.record import Record, read_record
@@ -111,7 +112,7 @@ def status_of(run: Path, storage: str | None = None) -> Status:
     Raises:
         RunError: If it is no search's run folder or its study cannot be read.
     """
-    run = run.absolute()
+    run = working_copy(run)
     alive = is_held(run)  # before the record is read: a search that ends in between is then no riddle
     record = read_record(run, storage)
     rows = record.rows()
@@ -126,13 +127,13 @@ def status_of(run: Path, storage: str | None = None) -> Status:
     counts = Counter(row["state"] for row in rows)
     eta = eta_seconds(rows, asked, max(len(running), 1)) if alive and asked is not None else None
     return Status(
-        run=str(run),
+        run=shown(run),
         name=record.space.name,
         metric=record.metric,
         parameters=list(record.space.parameters),
         planted=bool(record.attributes.get("planted", False)),
         is_alive=alive,
-        stop_asked=(run / STOP).exists(),
+        stop_asked=is_asked(run),
         asked=asked,
         ended=ended,
         counts={state: counts[state] for state in (*TRIED, "refused", "copy", "learned") if counts[state]},
@@ -211,16 +212,9 @@ def best_per_objective(rows: Sequence[Row], objectives: dict[str, str]) -> dict[
 
 
 def is_held(run: Path) -> bool:
-    """Returns whether a process holds a run folder now; it does not wait, and creates nothing."""
-    try:
-        with (run / LOCK).open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-            return False  # closing the file gives the lock back
-    except OSError:
-        return False
+    """Returns whether a process holds a run folder now, on this machine or, through its home, on any."""
+    place = place_of(run)
+    return is_locked(run) or (place is not None and is_leased(place.home))
 
 
 def _running(row: Row, record: Record, now: float) -> RunningTrial:

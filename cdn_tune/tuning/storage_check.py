@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from cdn_tune.errors import ConfigError, RunError
+from cdn_tune.training.working_copy import place_of
 
 JOURNAL = "journal:///"
 MEMORY = "memory"
@@ -67,6 +68,20 @@ def check_storage(url: str, nodes: int = 1) -> list[str]:
         return _check_sqlite(parsed, nodes)
     _check_server(parsed)
     return []
+
+
+def check_shared(run: Path, storage: str) -> None:
+    """Refuses a study in a file where the run's home is an object store: it would stay on this machine.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    place = place_of(run)
+    if place is not None and not storage.startswith(("postgresql", "mysql")):
+        raise ConfigError(
+            f"--run {place.home.shown}: its study must be on a server that every machine reaches, not in a file or in "
+            "memory; add --storage postgresql://USER@HOST/NAME (or mysql://...)"
+        )
 
 
 def file_system(path: Path, mounts: Path = _MOUNTS) -> str | None:

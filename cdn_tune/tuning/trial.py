@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import traceback
 from collections.abc import Callable
@@ -18,11 +19,14 @@ from cdn_tune.errors import CdnTuneError, DataError, FolderHeld, NodeUnfit, RunE
 from cdn_tune.training.files import write_text
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
+from cdn_tune.training.working_copy import place_of, working_copy
 from cdn_tune.tuning.adapters import AVOID, FAILURE, FAILURE_KIND, HALT, NUMBER, PARAMETERS, STOPPED
 from cdn_tune.tuning.control import StopFile
 from cdn_tune.tuning.failures import kind_of
 from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.readiness import check_here
+
+ERROR = "error.txt"  # a failed trial's traceback
 
 
 def run_trial(
@@ -42,7 +46,7 @@ def run_trial(
     Args:
         config: The trial's number and parameters.
         base: The search's base experiment.
-        run: The run folder.
+        run: The run folder, as `portable` names it.
         resources: What the trial occupies.
         data: Fingerprint of the driver's data.
         home: The driver's node.
@@ -52,8 +56,8 @@ def run_trial(
         NodeUnfit: If the data are not on this node.
         FolderHeld: If a process that was given up still trains the trial.
     """
-    number = config[NUMBER]
-    folder = trial_folder(Path(run), number)
+    number, here = config[NUMBER], working_copy(run)
+    folder = trial_folder(here, number)
     seconds = 0.0
 
     def report(done: EpochReport) -> None:
@@ -64,7 +68,7 @@ def run_trial(
     try:
         check_here(base["data"], data, home)
         experiment = override(base, config[PARAMETERS], f"trial {number}")
-        train(experiment, folder, report, threads=resources["cpus_per_worker"], stop=StopFile(Path(run)))
+        train(experiment, folder, report, threads=resources["cpus_per_worker"], stop=StopFile(here))
     except KeyboardInterrupt:  # asked to stop, and saved
         tune.report({STOPPED: True})
     except (NodeUnfit, FolderHeld):
@@ -94,8 +98,9 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._group: WorkerGroup | None = None
         self._failure: dict[str, str] | None = None
         self._seconds, self._is_last = 0.0, False
-        self._stop = StopFile(Path(run))
-        self._folder = trial_folder(Path(run), config[NUMBER])
+        here = working_copy(run)
+        self._stop = StopFile(here)
+        self._folder = trial_folder(here, config[NUMBER])
         try:
             experiment = override(base, config[PARAMETERS], f"trial {config[NUMBER]}")
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +168,11 @@ def describe_failure(error: Exception, folder: Path) -> str:
     """Returns a failure's reason in one line, and leaves the traceback in the trial's folder."""
     if isinstance(error, CdnTuneError):
         return " ".join(str(error).split())
-    write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
+    write_text(folder / ERROR, "".join(traceback.format_exception(error)))
+    place = place_of(folder)
+    if place is not None:
+        with contextlib.suppress(RunError):  # the reason counts, and is told all the same
+            place.home.upload(folder / ERROR, place.named(ERROR))
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
 

@@ -15,6 +15,7 @@ from typing import Any
 from cdn_tune.distributed.nodes import off_nodes, this_node
 from cdn_tune.distributed.ray import tune
 from cdn_tune.training.run_folder import read_manifest
+from cdn_tune.training.working_copy import portable
 from cdn_tune.tuning.adapters import AVOID, NUMBER, StudyScheduler, StudySearcher
 from cdn_tune.tuning.driver import Driver
 from cdn_tune.tuning.layout import RAY_LOG
@@ -52,7 +53,7 @@ def run_tuner(driver: Driver, train: Callable[..., object]) -> None:
     home, data = this_node(), read_manifest(driver.run)["data"]
     settings = {
         "base": driver.experiment.plain(),
-        "run": str(driver.run),
+        "run": portable(driver.run),
         "resources": resources.plain(),
         "data": data,
         "home": home,

@@ -13,6 +13,10 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.object_store import store, store_server
+
+__all__ = ["postgresql", "postgresql_url", "store", "store_server"]
+
 PASSWORD = "s3cr:t/w%rd"  # noqa: S105
 SECONDS = 60
 
