@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cdn_tune.cli import app
-from cdn_tune.config import Experiment
+from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
+from cdn_tune.tuning.front import front_trials
+from cdn_tune.tuning.search import search
 
 Tiny = Callable[..., Experiment]
 
@@ -133,3 +135,30 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_written(run: Path) -> None:
     assert result.exit_code == 2
     assert "damaged" in errors(result)[0]
     assert not (run / "looks.jsonl").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_front_of_a_finished_search_is_measured(tiny: Tiny, tmp_path: Path) -> None:
+    space = SearchSpace.model_validate(
+        {
+            "name": "front",
+            "experiment": "tiny",
+            "objectives": ["R1@0.5", "parameters"],
+            "parameters": {"model.hidden": {"type": "categorical", "choices": [4, 8]}},
+            "sampler": {"name": "grid"},
+            "early_stopping": {"name": "none"},
+            "trials": 2,
+            "keep": 2,
+        }
+    )
+    search(space, tiny(**{"train.epochs": 1}), tmp_path / "run", lambda _: None)
+    front = front_trials(tmp_path / "run")
+    result = invoke("evaluate", tmp_path / "run", "--front")
+    assert result.exit_code == 0, result.output
+    models = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
+    assert sorted(model["checkpoint"] for model in models) == [
+        f"best/trial-{at:04d}/checkpoint.pt" for at in sorted(front)
+    ]
+    if len(front) > 1:
+        assert all(f"{model['parameters']:,} parameters" in result.output for model in models)
+        assert "to pick one here is to tune on test" in result.output
