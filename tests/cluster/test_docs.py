@@ -116,7 +116,7 @@ def test_ray_commands_parse() -> None:
         name, *rest = words[1:]
         command: Any = cli.commands[name]
         given = [word for word in rest if word not in (">", "/dev/null);")]
-        options = [word for word in given if word.startswith("-")]
+        options = [word.partition("=")[0] for word in given if word.startswith("-")]
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(options) <= known, words
 
