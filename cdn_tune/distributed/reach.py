@@ -8,7 +8,7 @@ from pathlib import Path
 from cdn_tune.distributed.ray import GetTimeoutError, NodeAffinitySchedulingStrategy, RayError, ray
 from cdn_tune.errors import RunError
 from cdn_tune.training.files import told
-from cdn_tune.training.working_copy import place_of, portable, working_copy
+from cdn_tune.training.working_copy import place_of, portable, shown, working_copy
 
 _SECONDS = 60.0  # for all nodes together
 
@@ -56,9 +56,9 @@ def _ask(nodes: list[dict[str, object]], run: Path, name: str, token: str) -> No
             missing = ray.get(reference, timeout=0.1)
         except (GetTimeoutError, RayError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise RunError(f"{run}: {where} did not say whether it sees it ({reason}); is it up?") from None
+            raise RunError(f"{shown(run)}: {where} did not say whether it sees it ({reason}); is it up?") from None
         if missing is not None:
-            raise RunError(f"{run}: {where} {missing}")
+            raise RunError(f"{shown(run)}: {where} {missing}")
 
 
 def what_is_missing(run: str, name: str, token: str) -> str | None:

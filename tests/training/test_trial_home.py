@@ -1,6 +1,5 @@
 """A trial whose home is on an object store: taken up anywhere, exactly; never written by two."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -81,22 +80,23 @@ def test_a_report_is_told_when_its_checkpoint_is_at_home(tiny: Tiny, store: Stor
     train_in(tiny(), folder, report)
 
 
-def test_killed_and_its_machine_lost(tiny: Tiny, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice: kill -9 at a random moment, and every file on the machine gone."""
+@pytest.mark.parametrize("pauses", [(0.1,), pytest.param((0.0, 0.15, 0.3, 0.45), marks=pytest.mark.slow)])
+def test_killed_and_its_machine_lost(pauses: tuple[float, ...], tiny: Tiny, store: Store, tmp_path: Path) -> None:
+    """Each time: kill -9 at a random moment, and every file on the machine gone."""
     experiment, url = tiny(**{"train.epochs": 8, "train.checkpoint_minutes": 1e-9}), store.url()
     train_in(experiment, tmp_path / "whole", ignore)
     (tmp_path / "experiment.yaml").write_text(dump(experiment.plain()))
     command = [sys.executable, "-m", "cdn_tune", "train", str(tmp_path / "experiment.yaml"), "--run", url]
     home = place_of(working_copy(url)).home  # type: ignore[union-attr]
     killed = 0
-    for pause in (0.0, 0.15):
+    for pause in pauses:
         before = home.read(POSITION)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline and home.read(POSITION) == before:
             time.sleep(0.01)
         time.sleep(pause)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         killed += process.wait() == -signal.SIGKILL
         shutil.rmtree(tmp_path / "cache")
     assert killed

@@ -19,7 +19,7 @@ from tests.object_store import Store
 
 from .processes import Driver, command, finish, write_space
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_search_on_nodes_that_share_nothing(
     start = command(space, Path("unused"), "--address", cluster, "--storage", postgresql_url)
     start[start.index("unused")] = url
     driver = Driver(start, tmp_path / "log")
-    assert driver.wait_until(lambda: any("/checkpoints/previous.pt" in name for name in home.entries()))
+    assert driver.wait_until(lambda: any("/previous.pt" in name for name in home.entries()), 300)
     refused = subprocess.run(start, capture_output=True, text=True, timeout=100, check=False)
     assert refused.returncode == 2
     assert "is in use by another cdn-tune" in refused.stderr
@@ -79,7 +79,7 @@ def test_a_search_on_nodes_that_share_nothing(
     for name in ("cache", "first", "second"):
         shutil.rmtree(tmp_path / name, ignore_errors=True)
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "another machine"))
-    printed = finish([*start, "--resume"])
+    printed = finish([*start, "--resume"], 500)
     assert f"leaderboard: {url}/leaderboard.csv" in printed
     assert "s3cr" not in printed
     names = home.entries()
@@ -130,7 +130,10 @@ def test_a_node_that_cannot_reach_home_is_named(store: Store, tmp_path: Path) ->
             assert not list((tmp_path / "shared").iterdir())
         nodes.remove_node(second)
         nodes.add_node(num_cpus=1, env_vars={"AWS_SECRET_ACCESS_KEY": "wrong"}, include_dashboard=False)
-        with connected(nodes.address), pytest.raises(RunError, match=r"node .* cannot reach it .*no such credentials"):
+        with (
+            connected(nodes.address),
+            pytest.raises(RunError, match=r"node .* cannot reach it .*(access is denied|no such cred)"),
+        ):
             check_reach(run)
         assert not home_of(shown(run)).entries()
     finally:
