@@ -207,6 +207,7 @@ def _withdraw(tune_controller: Any, trial: Any) -> None:
     controller = tune_controller._tune_controller  # the wrapper logs a warning at every such look
     if trial in controller._staged_trials:  # else an idle actor would be kept for it
         controller._unstage_trial_with_resources(trial)
+    trial.init_local_path()  # Ray lists the folders of all trials in the end, also of those it never placed
     trial.update_last_result({"withdrawn": True})  # without a result Ray prints that the trial has completed
     controller.stop_trial(trial)
 

@@ -27,6 +27,7 @@ class Places:
         self._resources, self._readiness, self._demand = resources, readiness, Demand(may_grow)
         self._looked = -_LOOK_SECONDS
         self._ever = False
+        self._size = 0  # trials the cluster has room for, on nodes that are still being asked too
         self.slots = 0  # trials that may run at once
         self.avoid: tuple[str, ...] = ()  # ids of the nodes alive that take no trials now
         self.why_none: str | None = None  # why no trial will ever run, as far as one can tell
@@ -43,15 +44,15 @@ class Places:
         self.slots = self._room(ready)
         self.avoid = tuple(sorted(node.id for node in nodes if not self._readiness.is_ready(node.id)))
         self._ever = self._ever or self.slots > 0
-        hopeful = [node for node in nodes if not self._readiness.is_unfit(node.id)]
+        self._size = self._room([node for node in nodes if not self._readiness.is_unfit(node.id)])
         self.why_none = None
-        if not self._ever and not self._room(hopeful) and self._room(nodes):
+        if not self._ever and not self._size and self._room(nodes):
             self.why_none = f"no node of the cluster has the data: {'; '.join(self.lines())}"
 
     @property
     def asked(self) -> int:
         """Trials that may be with Ray at once: those that run, and those that wait for the cluster to grow."""
-        return self.slots + self._demand.waiting(self.slots)
+        return self.slots + self._demand.waiting(self._size)
 
     def lines(self) -> tuple[str, ...]:
         """Returns what the user should know of the nodes."""
@@ -90,7 +91,7 @@ class Demand:
         """Returns how many.
 
         Args:
-            slots: Places there are now.
+            slots: Places there are, ready or not yet.
         """
         if not self._may_grow:
             return 0

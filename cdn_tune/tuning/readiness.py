@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,8 @@ from cdn_tune.errors import CdnTuneError, NodeUnfit
 from cdn_tune.training.run_folder import changed_files
 
 _AGAIN_SECONDS = 60.0  # after which a node without the data is asked again
+_SOON_SECONDS = 5.0  # and one whose check died
+_DEATHS = 3  # of its check, that a node is forgiven
 
 
 class Readiness:
@@ -35,6 +38,7 @@ class Readiness:
         self._ready = {home}
         self._unfit: dict[str, str] = {}  # why, by node
         self._asked: dict[str, float] = {}
+        self._deaths: Counter[str] = Counter()
         self._names: dict[str, str] = {}
 
     def look(self, nodes: Sequence[Node]) -> None:
@@ -49,9 +53,12 @@ class Readiness:
             if answer is None:
                 self._ready.add(node)
                 self._unfit.pop(node, None)
+            elif isinstance(answer, BaseException) and self._deaths[node] < _DEATHS:
+                self._deaths[node] += 1  # as a rule its node dies, which Ray notices later
+                self._asked[node] = time.monotonic() - _AGAIN_SECONDS + _SOON_SECONDS
             elif node in alive:
-                reason = f"its check died ({reason_of(answer)})" if isinstance(answer, BaseException) else answer
-                self.refuse(node, reason)
+                died = isinstance(answer, BaseException)
+                self.refuse(node, f"its check keeps dying ({reason_of(answer)[:160]})" if died else answer)
         for gone in (self._ready | self._unfit.keys()) - alive:
             self._ready.discard(gone)
             self._unfit.pop(gone, None)

@@ -111,6 +111,22 @@ def test_nodes_take_trials_once_they_have_the_data(
     assert found.slots == 1
 
 
+def test_a_check_that_dies_is_no_answer(checked: tuple[Readiness, Answers], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its node is dying, as a rule; one whose checks keep dying takes no trials."""
+    ready, answers = checked
+    found = Places(ResourcesConfig(), ready, may_grow=False)
+    monkeypatch.setattr(readiness, "_SOON_SECONDS", 0.0)
+    look(found, [node("home", 0), node("a")], monkeypatch)
+    for times in range(1, 4):
+        answers.answers = {"a": NODE}
+        look(found, [node("home", 0), node("a")], monkeypatch)
+        assert (found.avoid, found.lines(), found.why_none) == (("a",), (), None)
+        assert answers.asked == ["a"] * (times + 1)
+    answers.answers = {"a": NODE}
+    look(found, [node("home", 0), node("a")], monkeypatch)
+    assert "its check keeps dying (RayActorError: The actor died" in found.lines()[0]
+
+
 def test_a_node_that_a_trial_found_unfit(checked: tuple[Readiness, Answers], monkeypatch: pytest.MonkeyPatch) -> None:
     ready, answers = checked
     found = Places(ResourcesConfig(), ready, may_grow=False)
@@ -145,6 +161,20 @@ def test_as_many_wait_as_a_cluster_has_grown(monkeypatch: pytest.MonkeyPatch) ->
     assert [demand.waiting(slots) for slots in (2, 2, 3, 5, 4, 9)] == [1, 1, 1, 3, 3, 7]
     now += 3600.0
     assert demand.waiting(9) == 1
+
+
+def test_a_node_that_becomes_ready_is_no_growth(
+    checked: tuple[Readiness, Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, answers = checked
+    found = Places(ResourcesConfig(), ready, may_grow=True)
+    look(found, [node("home"), node("a", 4)], monkeypatch)
+    assert (found.slots, found.asked) == (1, 2)
+    answers.answers = {"a": None}
+    look(found, [node("home"), node("a", 4)], monkeypatch)
+    assert (found.slots, found.asked) == (5, 6)
+    look(found, [node("home"), node("a", 4), node("b", 3)], monkeypatch)
+    assert (found.slots, found.asked) == (5, 8)
 
 
 def test_label_selector() -> None:
