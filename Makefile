@@ -5,6 +5,8 @@
 SYSTEM_PYTHON ?= python3
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
+# Two files at a time: what takes long is mostly waiting for processes to start. Slow tests want the machine for themselves.
+TEST := $(PYTHON) -m pytest -n 2 --dist loadfile
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/  /' | expand -t 14
@@ -13,16 +15,17 @@ demo: $(STAMP)  ## Plant a dataset, search, evaluate: everything once, in a few 
 	$(PYTHON) -m cdn_tune demo
 
 test: $(STAMP)  ## Run the tests (minutes)
-	$(PYTHON) -m pytest
+	$(TEST)
 
-test-all: $(STAMP)  ## Run all tests, the slow ones too
-	$(PYTHON) -m pytest -m "slow or not slow"
+test-all: $(STAMP)  ## Run all tests, the slow ones too (hours)
+	$(TEST)
+	$(PYTHON) -m pytest -m slow
 
 check: $(STAMP)  ## Format, lint, types, tests: what must be clean before a commit
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest
+	$(TEST)
 
 format: $(STAMP)  ## Format the code and mend what ruff can mend
 	$(PYTHON) -m ruff format .
