@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,13 @@ def tiny(planted: Path) -> Callable[..., Experiment]:
         return override({**TINY, "data": {**TINY["data"], "root": str(planted)}}, overrides, "tiny")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_start() -> None:
+    """Skips what needs `ray start` where that cannot run: it does not quote the path of its Python."""
+    if " " in sys.executable:
+        pytest.skip("`ray start` does not run from a path with a space")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memor
 _QUERY = ("--query-compute-apps=pid", "--format=csv,noheader")
 # Ray's own: one for the whole cluster, started with its first Train run, and as long-lived as the cluster.
 _SERVICES = {"_AutoscalingCoordinatorActor"}
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # of nodes: they outlive a killed one by a minute, then go
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,10 @@ def _all_processes() -> dict[int, _Process]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            program, _, arguments = (folder / "cmdline").read_bytes().decode(errors="replace").partition("\0")
+            if program.startswith("/"):
+                program = program.rpartition("/")[2]  # a long path would hide what runs
+            command = f"{program} {arguments}".replace("\0", " ").strip()
             if state != "Z" and command:
                 found[int(folder.name)] = _Process(int(parent), command[:80])
     return found
@@ -155,7 +159,8 @@ def _descendants(processes: dict[int, _Process], but: Collection[int] = ()) -> s
     orphans = {
         pid
         for pid, process in processes.items()
-        if process.command.startswith("ray::") and process.parent not in processes.keys() - {1} and _is_mine(pid)
+        if process.command.startswith("ray::") and not process.command.startswith(_AGENTS)
+        if process.parent not in processes.keys() - {1} and _is_mine(pid)
     }
     found, last = {os.getpid()} | orphans, 0
     while len(found) != last:

@@ -131,7 +131,7 @@ class Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
+def job(tmp_path: Path, ray_start: None) -> Iterator[Job]:
     """A job whose ports nobody holds."""
     made = next(each for number in range(4000) if _is_free((each := Job(tmp_path, os.getpid() + number)).port))
     yield made

@@ -62,7 +62,7 @@ class Head:
 
 
 @pytest.fixture(scope="session")
-def head() -> Iterator[Head]:
+def head(ray_start: None) -> Iterator[Head]:
     """A head node of two CPUs on the loopback interface, with its own token and job server."""
     folder = Path(tempfile.mkdtemp(prefix="cdt", dir="/tmp"))  # Ray's sockets need a short path
     ports = free_ports(5)

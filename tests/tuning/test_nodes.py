@@ -24,7 +24,7 @@ EPOCHS = 60
 
 
 @pytest.fixture
-def start(tiny: Tiny, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+def start(tiny: Tiny, tmp_path: Path, ray_start: None) -> Iterator[Callable[..., Driver]]:
     """Starts searches over a cluster; ends what is left of them."""
     drivers: list[Driver] = []
 

@@ -83,16 +83,16 @@ def with_a_wrong_clock(experiment: Experiment, folder: Path, report: Report, **o
     """Runs where the clock is a quarter of an hour late or early, trial by trial."""
     from datetime import datetime, timedelta
 
-    from ray.tune.trainable import trainable
+    from ray.train._internal import session
 
     class Wrong(datetime):
         """What Ray stamps results with."""
 
         @classmethod
-        def today(cls) -> datetime:  # type: ignore[override]
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override] # noqa: ARG003
             return datetime.now() + timedelta(minutes=(-15, 15)[int(folder.name) % 2])
 
-    trainable.datetime = Wrong
+    session.datetime = Wrong
     played(experiment, folder, report, **options)
 
 
