@@ -19,12 +19,15 @@ from cdn_tune.errors import ConfigError
 _WRITTEN = ("name", "experiment", "overrides", "parameters", "start_with")
 
 
-def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[SearchSpace, Experiment]:
+def load_space(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None
+) -> tuple[SearchSpace, Experiment]:
     """Loads a search space and its base experiment, and checks the one against the other.
 
     Args:
         path: A YAML file, or a shipped one by its path below ``search_spaces/``.
         overrides: Dotted keys of the *experiment* fixed for the whole search.
+        changes: Dotted keys of the space itself, as `override_space` takes them; the result is checked.
 
     Returns:
         The search space, and the base experiment under the space's and the given overrides.
@@ -46,6 +49,8 @@ def load_space(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     base = Path(space.experiment)
     relative = file.parent / base
     experiment = load_experiment(relative if relative.exists() else base, fixed)
+    if changes:
+        return override_space(space, changes, experiment), experiment
     check_space(space, experiment, str(file))
     return space, experiment
 

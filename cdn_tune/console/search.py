@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from cdn_tune.config import Experiment, SearchSpace, load_space, override_space, parse_overrides
+from cdn_tune.config import Experiment, SearchSpace, load_space, parse_overrides
 from cdn_tune.console.interrupt import GentleStop
 from cdn_tune.console.live import SearchProgress
 from cdn_tune.console.output import GOES_ON, err, one_line_errors, out, terminable, warn
@@ -38,8 +38,8 @@ def run_search(
 ) -> None:
     """`cdn-tune search`."""
     with one_line_errors(GOES_ON), terminable():
-        space, experiment = load_space(space_path, parse_overrides(overrides))
-        space = override_space(space, {**parse_overrides(settings), **budget}, experiment)
+        changes = {**parse_overrides(settings), **budget}
+        space, experiment = load_space(space_path, parse_overrides(overrides), changes)
         run = run or Path("runs") / space.name
         run = run if url_of(run) is None else working_copy(run) if plan else fetched(run)
         if plan:

@@ -226,3 +226,13 @@ def test_wrong_setting_of_the_space(tmp_path: Path, setting: dict[str, Any], wor
     with pytest.raises(ConfigError) as caught:
         override_space(space, setting, experiment)
     assert words in str(caught.value)
+
+
+def test_a_space_is_checked_as_it_was_changed() -> None:
+    short = {"data.root": "/nowhere", "train.epochs": 1}
+    with pytest.raises(ConfigError, match=r"early_stopping.min_resource=3 is above train.epochs=1"):
+        load_space("charades-core", short)
+    space, _ = load_space("charades-core", short, {"early_stopping.min_resource": 1})
+    assert space.early_stopping.min_resource == 1
+    with pytest.raises(ConfigError, match=r"min_resource=2 is above train.epochs=1"):
+        load_space("charades-core", short, {"early_stopping.min_resource": 2})

@@ -99,7 +99,7 @@ def played(space: SearchSpace, length: int, trials: int, seed: int) -> int:
         if rule.name == "asha"
         else optuna.pruners.HyperbandPruner(max_resource=length, **options)
     )
-    study = optuna.create_study(direction="maximize", pruner=pruner)
+    study = optuna.create_study(study_name=f"played-{seed}", direction="maximize", pruner=pruner)  # brackets go by name
     generator = np.random.default_rng(seed)
     epochs = 0
     for _ in range(trials):
