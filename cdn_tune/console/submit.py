@@ -149,7 +149,8 @@ def _data_root(name: str, values: Mapping[str, Any], shipped: Path | None) -> li
     if shipped is None:
         return []
     if name == "search start":
-        return [Path(load_space(values["space"], overrides)[1].data.root)]
+        changes = parse_overrides(values.get("settings") or [])
+        return [Path(load_space(values["space"], overrides, changes)[1].data.root)]
     if name == "train":
         return [Path(load_experiment(values["experiment"], overrides).data.root)]
     return []

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed.address import check_join, is_on_loopback
+from cdn_tune.distributed.nodes import alive_nodes
 from cdn_tune.distributed.ray import AuthenticationError, GetTimeoutError, RayError, on_loopback, ray
 from cdn_tune.distributed.token import ensure_token
 from cdn_tune.errors import ClusterError
@@ -106,7 +107,7 @@ def _answer() -> bool:
 
 def node_resources() -> list[dict[str, float]]:
     """Returns the resources of each node of the joined cluster that is alive now, e.g. ``[{"CPU": 2.0}]``."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [node.resources for node in alive_nodes()]
 
 
 def capacity(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:

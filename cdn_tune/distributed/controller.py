@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cdn_tune.distributed.nodes import alive_nodes
 from cdn_tune.distributed.ray import (
     ControllerMetricsCallback,
     DatasetsCallback,
@@ -93,7 +94,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
         """As Ray's own, but the controller is ours and, with no environment of its own, takes a process at hand."""
         node = ray.get_runtime_context().get_node_id()
         actor = ray.remote(num_cpus=0, label_selector={ray._raylet.RAY_NODE_ID_KEY: node})(_Controller)
-        preemptible = len([node for node in ray.nodes() if node["Alive"]]) > 1  # one machine is not taken away in part
+        preemptible = len(alive_nodes()) > 1  # one machine is not taken away in part
         with self._lock:
             if self._ended:
                 raise RuntimeError("ended before it began")

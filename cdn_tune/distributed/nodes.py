@@ -25,17 +25,19 @@ class Node:
         id: Ray's, in hexadecimal.
         name: Its host's name.
         resources: In all, e.g. ``{"CPU": 8.0, "GPU": 2.0}``.
+        address: Its address, as Ray has it.
     """
 
     id: str
     name: str
     resources: dict[str, float]
+    address: str = ""
 
 
 def alive_nodes() -> list[Node]:
     """Returns the nodes that are alive now."""
     return [
-        Node(node["NodeID"], node["NodeManagerHostname"], dict(node["Resources"]))
+        Node(node["NodeID"], node["NodeManagerHostname"], dict(node["Resources"]), node["NodeManagerAddress"])
         for node in ray.nodes()
         if node["Alive"]
     ]
@@ -63,6 +65,17 @@ def off_nodes(nodes: tuple[str, ...]) -> dict[str, str]:
     return {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(nodes)})"} if nodes else {}
 
 
+def pinned(function: Callable[..., Any], node: str) -> Any:
+    """Returns a function as a Ray task of one node, by id, that occupies nothing and is tried once.
+
+    Args:
+        function: Module-level, or whole in itself, so that it reaches the node.
+        node: Where it runs, or nowhere.
+    """
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(function)
+
+
 def node_was_lost(error: BaseException | None) -> bool:
     """Whether an actor's failure is that of its node, or of the way there, rather than its own.
 
@@ -85,20 +98,13 @@ class OnNodes:
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._remote = ray.remote(num_cpus=0, max_retries=0)(function)
-        self._arguments = arguments
+        self._function, self._arguments = function, arguments
         self._running: dict[str, Any] = {}
-
-    @property
-    def running(self) -> frozenset[str]:
-        """The nodes on which it runs."""
-        return frozenset(self._running)
 
     def start(self, node: str) -> None:
         """Calls it on a node, by id, unless it runs there."""
         if node not in self._running:
-            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-            self._running[node] = self._remote.options(scheduling_strategy=strategy).remote(*self._arguments)
+            self._running[node] = pinned(self._function, node).remote(*self._arguments)
 
     def finished(self) -> dict[str, Any]:
         """Returns what it has returned since the last call, by node; the error if it, or the node, died."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from cdn_tune.distributed.ray import GetTimeoutError, NodeAffinitySchedulingStrategy, RayError, ray
+from cdn_tune.distributed.nodes import Node, alive_nodes, pinned
+from cdn_tune.distributed.ray import GetTimeoutError, RayError, ray
 from cdn_tune.errors import RunError
 from cdn_tune.training.files import told
 from cdn_tune.training.working_copy import place_of, portable, shown, working_copy
@@ -25,7 +26,7 @@ def check_reach(run: Path) -> None:
         RunError: Naming a node that does not, and the remedy.
     """
     place = place_of(run)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     if len(nodes) < 2:
         return
     name, token = f".reach-{secrets.token_hex(8)}", secrets.token_hex(8)
@@ -43,15 +44,11 @@ def check_reach(run: Path) -> None:
             (run / name).unlink(missing_ok=True)
 
 
-def _ask(nodes: list[dict[str, object]], run: Path, name: str, token: str) -> None:
-    look = ray.remote(num_cpus=0, max_retries=0)(what_is_missing)
-    asked = {}
-    for node in nodes:
-        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[look.options(scheduling_strategy=here).remote(portable(run), name, token)] = node
+def _ask(nodes: list[Node], run: Path, name: str, token: str) -> None:
+    asked = {pinned(what_is_missing, node.id).remote(portable(run), name, token): node for node in nodes}
     ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
     for reference, node in asked.items():
-        where = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        where = f"node {node.name} ({node.address})"
         try:
             missing = ray.get(reference, timeout=0.1)
         except (GetTimeoutError, RayError) as error:

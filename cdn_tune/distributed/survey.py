@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cdn_tune.distributed.ray import GetTimeoutError, NodeAffinitySchedulingStrategy, RayError, gcs, ray
+from cdn_tune.distributed.nodes import pinned
+from cdn_tune.distributed.ray import GetTimeoutError, RayError, gcs, ray
 
 PACKAGES = ("torch", "ray", "optuna")
 _HEAD = "node:__internal_head__"
@@ -115,14 +116,13 @@ def _ask(nodes: list[str], seconds: float) -> dict[str, dict[str, Any] | str]:
 
     Each is asked twice: an answer for which no process has to be started tells the time well.
     """
-    describe = ray.remote(num_cpus=0, max_retries=0)(_describer())
+    describe = _describer()
     answers: dict[str, dict[str, Any] | str] = {}
     waiting: dict[Any, tuple[str, float]] = {}
     asked_again: set[str] = set()
 
     def ask(node: str) -> None:
-        pinned = describe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        waiting[pinned.remote(PACKAGES)] = (node, time.time())
+        waiting[pinned(describe, node).remote(PACKAGES)] = (node, time.time())
 
     for node in nodes:
         ask(node)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cdn_tune.config import Experiment
-from cdn_tune.model import CDN
+from cdn_tune.model import CDN, describe
 from cdn_tune.training.state import LAST
 
 
@@ -19,7 +19,7 @@ def model_without_memory(experiment: Experiment) -> CDN:
 
 def count_parameters(experiment: Experiment) -> int:
     """Returns the number of parameters of the experiment's model."""
-    return sum(parameter.numel() for parameter in model_without_memory(experiment).parameters())
+    return describe.count_parameters(experiment.model, experiment.data.feature_size, experiment.data.word_size)
 
 
 def occupied_bytes(folder: Path) -> int:

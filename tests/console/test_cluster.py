@@ -17,7 +17,7 @@ from cdn_tune.config import ResourcesConfig
 from cdn_tune.console import submit
 from cdn_tune.console.cluster import fault_lines, nodes_table, plain, room_for, room_line, versions_table
 from cdn_tune.console.jobs import exit_code, follow, job_table, jobs_table
-from cdn_tune.console.submit import Shipping, check, entrypoint, run_submit
+from cdn_tune.console.submit import Shipping, _data_root, check, entrypoint, run_submit
 from cdn_tune.distributed import package
 from cdn_tune.distributed.jobs import Job
 from cdn_tune.distributed.package import pack, unpacked
@@ -102,6 +102,14 @@ def test_a_submitted_command_is_understood_as_if_it_ran_here() -> None:
     result = CliRunner().invoke(app, ["cluster", "submit", "--", "search", "s.yaml", "--trails", "3"])
     assert result.exit_code == 2
     assert "No such option" in result.output
+
+
+def test_a_space_is_checked_as_set_has_changed_it(tmp_path: Path) -> None:
+    command = ["search", "charades-core", f"data.root={tmp_path}", "train.epochs=1", "--run", "/r"]
+    with pytest.raises(ConfigError, match="min_resource=3 is above"):
+        _data_root(*understood(command), tmp_path)
+    command += ["--set", "early_stopping.min_resource=1"]
+    assert _data_root(*understood(command), tmp_path) == [tmp_path]
 
 
 @pytest.mark.parametrize(
