@@ -247,7 +247,7 @@ class AutoscalingCluster:
             "max_workers": workers,
             "upscaling_speed": 1.0,
             "idle_timeout_minutes": 0.2,
-            "provider": {"type": "fake_multinode", "gcs_address": self.address},
+            "provider": {"type": "fake_multinode", "gcs_address": self.address, "use_node_id_as_ip": True},
             "auth": {},
             "head_node_type": "ray.head.default",
             "available_node_types": {
@@ -265,7 +265,14 @@ class AutoscalingCluster:
         file.write_text(json.dumps(config))
         start = f"start --head --port={port} --num-cpus=1 --object-store-memory={80 << 20} --block"
         start += f" --include-dashboard=false --disable-usage-stats --autoscaling-config={file}"
-        env = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        # `ray start` asks for the user's token where there is one; the clusters of cluster_utils do not.
+        env = {
+            **os.environ,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "00000",  # by which the provider knows the head
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        }
         with (folder / "autoscaler.log").open("a") as log:
             self._start = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", *start.split()],

@@ -1,5 +1,6 @@
 """Searches too long for every commit: two hundred trials, a study on PostgreSQL, the shipped spaces."""
 
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,17 @@ def test_a_study_on_postgresql(tiny: Tiny, tmp_path: Path, postgresql_url: str) 
     assert "postgresql" in (run / "manifest.json").read_text()
 
 
+def first_sentences(source: Path, folder: Path) -> Path:
+    """Copies TACoS annotations with three sentences a video; returns where to."""
+    folder.mkdir()
+    for path in source.glob("*.json"):
+        videos = json.loads(path.read_text())
+        for video in videos.values():
+            video["timestamps"], video["sentences"] = video["timestamps"][:3], video["sentences"][:3]
+        (folder / path.name).write_text(json.dumps(videos))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2500)
 @pytest.mark.parametrize(("space", "dataset"), [("charades-core", "charades_sta"), ("tacos-core", "tacos")])
@@ -83,6 +95,8 @@ def test_core_spaces_run_two_trials(tmp_path: Path, space: str, dataset: str) ->
     shared = ROOT.parent / "shared" / "data" / dataset
     if not shared.exists():
         pytest.skip("the real annotations are not here")
+    if dataset == "tacos":  # a query takes seconds here, and a video has more than a hundred
+        shared = first_sentences(shared, tmp_path / "annotations")
     data = tmp_path / "data"
     plant(data, annotations=dataset, source=shared, videos=12, feature_size=4096, word_size=300, frame_rate=1.0)
     vectors = next(data.glob("glove*.txt")).name
