@@ -31,7 +31,7 @@ class Node:
     id: str
     name: str
     resources: dict[str, float]
-    address: str = ""
+    address: str
 
 
 def alive_nodes() -> list[Node]:
@@ -65,15 +65,18 @@ def off_nodes(nodes: tuple[str, ...]) -> dict[str, str]:
     return {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(nodes)})"} if nodes else {}
 
 
-def pinned(function: Callable[..., Any], node: str) -> Any:
-    """Returns a function as a Ray task of one node, by id, that occupies nothing and is tried once.
+def small_task(function: Callable[..., Any]) -> Any:
+    """Returns a function as a Ray task that occupies nothing and is tried once; Ray ships each such task once.
 
     Args:
-        function: Module-level, or whole in itself, so that it reaches the node.
-        node: Where it runs, or nowhere.
+        function: Module-level, or whole in itself, so that it reaches other nodes.
     """
-    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(function)
+    return ray.remote(num_cpus=0, max_retries=0)(function)
+
+
+def pinned(task: Any, node: str) -> Any:
+    """Returns a Ray task as it runs on one node, by id, or nowhere."""
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
 
 
 def node_was_lost(error: BaseException | None) -> bool:
@@ -98,13 +101,13 @@ class OnNodes:
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._function, self._arguments = function, arguments
+        self._task, self._arguments = small_task(function), arguments
         self._running: dict[str, Any] = {}
 
     def start(self, node: str) -> None:
         """Calls it on a node, by id, unless it runs there."""
         if node not in self._running:
-            self._running[node] = pinned(self._function, node).remote(*self._arguments)
+            self._running[node] = pinned(self._task, node).remote(*self._arguments)
 
     def finished(self) -> dict[str, Any]:
         """Returns what it has returned since the last call, by node; the error if it, or the node, died."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from cdn_tune.distributed.nodes import Node, alive_nodes, pinned
+from cdn_tune.distributed.nodes import Node, alive_nodes, pinned, small_task
 from cdn_tune.distributed.ray import GetTimeoutError, RayError, ray
 from cdn_tune.errors import RunError
 from cdn_tune.training.files import told
@@ -45,7 +45,8 @@ def check_reach(run: Path) -> None:
 
 
 def _ask(nodes: list[Node], run: Path, name: str, token: str) -> None:
-    asked = {pinned(what_is_missing, node.id).remote(portable(run), name, token): node for node in nodes}
+    look = small_task(what_is_missing)
+    asked = {pinned(look, node.id).remote(portable(run), name, token): node for node in nodes}
     ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
     for reference, node in asked.items():
         where = f"node {node.name} ({node.address})"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cdn_tune.distributed.nodes import pinned
+from cdn_tune.distributed.nodes import pinned, small_task
 from cdn_tune.distributed.ray import GetTimeoutError, RayError, gcs, ray
 
 PACKAGES = ("torch", "ray", "optuna")
@@ -116,7 +116,7 @@ def _ask(nodes: list[str], seconds: float) -> dict[str, dict[str, Any] | str]:
 
     Each is asked twice: an answer for which no process has to be started tells the time well.
     """
-    describe = _describer()
+    describe = small_task(_describer())
     answers: dict[str, dict[str, Any] | str] = {}
     waiting: dict[Any, tuple[str, float]] = {}
     asked_again: set[str] = set()

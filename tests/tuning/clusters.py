@@ -236,6 +236,8 @@ class AutoscalingCluster:
     """
 
     def __init__(self, folder: Path, workers: int) -> None:
+        from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
@@ -270,7 +272,7 @@ class AutoscalingCluster:
             **os.environ,
             "RAY_AUTH_MODE": "disabled",
             "RAY_FAKE_CLUSTER": "1",
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "00000",  # by which the provider knows the head
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         }
         with (folder / "autoscaler.log").open("a") as log:

@@ -73,7 +73,7 @@ class Answers:
 
 
 def node(name: str, cpus: float = 1.0) -> Node:
-    return Node(name, f"host-{name}", {"CPU": cpus})
+    return Node(name, f"host-{name}", {"CPU": cpus}, f"address-{name}")
 
 
 @pytest.fixture
