@@ -35,7 +35,7 @@ def assemble() -> None:
 
 def heading() -> str:
     """Returns what the figures were measured on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (not measured on a GPU)"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return (
         "# Benchmark results\n\n"
         "Written by `make bench`. Each table compares two things in one run; machines differ and are noisy, so the "

@@ -58,7 +58,12 @@ def peak_memory(work: Callable[[], object]) -> int:
 
 
 def publish(name: str, lines: list[str]) -> list[str]:
-    """Prints a section of the results and writes it to ``benchmarks/results/NAME.md``; returns its lines."""
+    """Prints a section of the results and writes it to ``benchmarks/results/NAME.md``; returns its lines.
+
+    What was measured on a GPU is a section of its own, ``NAME_gpu.md``, which names the GPU.
+    """
+    if torch.cuda.is_available():
+        name, lines = f"{name}_gpu", [f"{lines[0]} on a GPU", "", f"{torch.cuda.get_device_name()}.", *lines[1:]]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines), end="\n\n", flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import random
 import resource
 import shutil
 import signal
@@ -19,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -49,11 +51,24 @@ def one_epoch(experiment: Experiment, epoch: int, epochs: int, value: float) -> 
     )  # fmt: skip
 
 
-def sleeping(experiment: Experiment, folder: Path, report: Report, **_: object) -> None:
-    """Stands for a training: sleeps, reports three epochs, notes when it began and ended, and in which process."""
+def sleeping(experiment: Experiment, folder: Path, report: Report, *, slots: int, **_: object) -> None:
+    """Stands for a training: sleeps, reports three epochs, notes when it began and ended, and in which process.
+
+    A process's first trial waits until every slot has its process: 64 processes take minutes to start on two cores.
+    Then it sleeps up to twice as long as the others, so that trials end one by one, as real ones do.
+    """
     began, epochs = time.time(), 3
+    seconds = experiment.train.checkpoint_minutes * 60
+    present = folder.parents[1] / "present"
+    present.mkdir(parents=True, exist_ok=True)
+    mine = present / str(os.getpid())
+    if not mine.exists():
+        mine.touch()
+        while len(list(present.iterdir())) < slots:
+            time.sleep(1.0)
+        seconds *= 1 + random.Random(os.getpid()).random()
     for epoch in range(1, epochs + 1):
-        time.sleep(experiment.train.checkpoint_minutes * 60 / epochs)
+        time.sleep(seconds / epochs)
         report(one_epoch(experiment, epoch, epochs, min(1.0, experiment.optim.lr * epoch)))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / STAMPS).open("a") as file:
@@ -105,7 +120,8 @@ def scheduling(
     with nodes(*[per_node] * raylets) as (cluster, members):
         [head] = [info.process.pid for info in members[0].all_processes["gcs_server"]]
         before = time.process_time()
-        result = search(space, experiment, run, ignore, SearchOptions(train=sleeping, address=cluster.address))
+        options = SearchOptions(train=partial(sleeping, slots=slots), address=cluster.address)
+        result = search(space, experiment, run, ignore, options)
         spent = time.process_time() - before
         head_memory = memory_of([head])
     by_process: dict[int, list[tuple[float, float]]] = defaultdict(list)
@@ -116,11 +132,11 @@ def scheduling(
     spans = [sorted(each) for each in by_process.values()]
     gaps = [after[0] - before[1] for each in spans for before, after in itertools.pairwise(each)]
     everything = sorted(span for each in spans for span in each)
-    start = everything[slots - 1][0]  # every slot has had its first trial
-    end = everything[-slots][0] if len(everything) > 2 * slots else everything[-1][0]
+    seconds = experiment.train.checkpoint_minutes * 60
+    start = sorted(each[0][0] for each in spans)[slots - 1] + 2 * seconds  # every slot has ended its first trial
+    end = everything[-1][0]  # until then there is a trial for every slot
     busy = sum(max(0.0, min(ended, end) - max(began, start)) for began, ended in everything)
     lost = slots * rounds - sum(row["state"] == "complete" for row in result.rows)
-    seconds = experiment.train.checkpoint_minutes * 60
     left = "nothing" if result.audit is None or result.audit.is_clean else str(result.audit)
     full = [
         f"{slots} over {raylets} raylets",
@@ -272,7 +288,8 @@ def main() -> None:
     parser.add_argument("--raylets", type=int, default=8)
     parser.add_argument("--per-node", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=30.0, help="that a trial of the first part sleeps")
-    parser.add_argument("--rounds", type=int, default=5, help="trials per slot, and nodes killed")
+    parser.add_argument("--rounds", type=int, default=8, help="trials per slot")
+    parser.add_argument("--kills", type=int, default=5, help="of nodes, in the second part")
     parser.add_argument("--trials", type=int, default=300, help="of the storage's part")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -287,9 +304,9 @@ def main() -> None:
             heads = ["slots", "a trial", "busy in steady state", "to the next, median", "95 %", "lost", "left behind"]
             lines += [
                 "",
-                "Trials that sleep and report three epochs. Busy: from every slot's first trial until the last round "
-                "begins. To the next: from a trial's end to the next one's first step in the same process. Aims: 90 %, "
-                "1.5 s.",
+                "Trials that sleep and report three epochs. Busy: from when every slot has ended its first trial until "
+                "the last trial begins. To the next: from a trial's end to the next one's first step in the same "
+                "process. Aims: 90 %, 1.5 s.",
                 "",
                 *table(heads, full),
                 "",
@@ -303,7 +320,7 @@ def main() -> None:
                 "From the death of a trial's node (raylet and workers killed) until the trial runs again, on a node "
                 "that joins then.",
                 "",
-                *table(["", "median", "longest", "aim"], recovery(folder, demo, options.rounds)),
+                *table(["", "median", "longest", "aim"], recovery(folder, demo, options.kills)),
             ]
         if "storage" in options.part:
             heads = ["storage", "next trial", "a report", "its end", "trials a second", "reports a second"]

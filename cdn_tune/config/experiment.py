@@ -105,7 +105,7 @@ class TrainConfig(Frozen):
         "auto",
         description="of the forward pass; auto: bf16 on a GPU that has it, fp32 otherwise; fp16 scales the loss",
     )
-    tf32: bool = Field(False, description="on a GPU, multiply float32 matrices in TensorFloat-32")
+    tf32: bool = Field(False, description="on a GPU, multiply and convolve float32 in TensorFloat-32")
     compile: bool = Field(False, description="compile the model with torch.compile")
     micro_batch: Positive | Literal["auto"] = Field(
         "auto",

@@ -20,7 +20,7 @@ from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
 from cdn_tune.moments.nms import top_moments
 from cdn_tune.training.checkpoint import load_checkpoint
-from cdn_tune.training.precision import resolve_precision
+from cdn_tune.training.precision import resolve_precision, use_tf32
 from cdn_tune.training.scores import score_batches
 from cdn_tune.training.world import this_world
 
@@ -132,6 +132,7 @@ def retrieve_part(
     device = this_world().device
     model = load_checkpoint(Path(file)).model.to(device)
     dtype = resolve_precision(settings.train.precision, device)
+    use_tf32(settings.train.tf32)
     batches = sequential_batches(len(dataset), settings.eval.batch_size)[rank::parts]
     found: _Part = []
     with ExitStack() as stack:

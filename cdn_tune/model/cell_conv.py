@@ -67,10 +67,10 @@ def _in_tiles(x: Tensor, kernel: int) -> bool:
 def _grouped(x: Tensor, weight: Tensor, bias: Tensor, mixture: Tensor, kernel: int) -> Tensor:
     """Mixes kernels and convolves each sample with its own, as one group each; mixes again in the backward pass."""
     batch, channels, *size = x.shape
+    mixed = _mixed_at_once if x.device.type == "cuda" else _mixed_by_tap
 
     def mix(mixture: Tensor, weight: Tensor) -> Tensor:
-        taps = torch.bmm(mixture.expand(len(weight), -1, -1), weight.flatten(2))  # [K², B, C C]; @ would keep a copy
-        return taps.permute(1, 2, 0).reshape(batch * channels, channels, kernel, kernel)
+        return mixed(mixture, weight).view(batch * channels, channels, kernel, kernel)
 
     kernels = mix(mixture, weight)
     kept = (mixture.detach(), weight.detach())
@@ -87,3 +87,14 @@ def _grouped(x: Tensor, weight: Tensor, bias: Tensor, mixture: Tensor, kernel: i
             x.reshape(1, batch * channels, *size), kernels, bias.flatten(), padding=kernel // 2, groups=batch
         )
     return out.view(batch, channels, *size)
+
+
+def _mixed_by_tap(mixture: Tensor, weight: Tensor) -> Tensor:
+    """Mixes kernels [K², E, C, C] tap by tap to [B, C C, K²]: no copy of the experts."""
+    taps = torch.bmm(mixture.expand(len(weight), -1, -1), weight.flatten(2))  # [K², B, C C]; @ would keep a copy
+    return taps.permute(1, 2, 0).contiguous()
+
+
+def _mixed_at_once(mixture: Tensor, weight: Tensor) -> Tensor:
+    """Mixes kernels [K², E, C, C] in one product to [B, C C K²]: turns E experts around, not B kernels."""
+    return mixture @ weight.permute(1, 2, 3, 0).reshape(weight.shape[1], -1)

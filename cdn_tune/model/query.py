@@ -47,10 +47,9 @@ class QueryEncoder(nn.Module):
         Returns:
             Query encodings [B, H]; a query without words is encoded as without context (zeros before `join`).
         """
-        if words.device.type == "cpu":  # LSTMs in half precision are refused by many processors
-            with torch.autocast("cpu", enabled=False):
-                return self._encode(words.float() if words.dtype.itemsize < 4 else words, word_mask)
-        return self._encode(words, word_mask)
+        # Many processors refuse LSTMs in half precision, and GPUs compute them in fp16 where bf16 is asked for.
+        with torch.autocast(words.device.type, enabled=False):
+            return self._encode(words.float() if words.dtype.itemsize < 4 else words, word_mask)
 
     def _encode(self, words: Tensor, word_mask: Tensor) -> Tensor:
         mask = word_mask.bool()

@@ -26,7 +26,7 @@ from cdn_tune.training.memory import peak_bytes
 from cdn_tune.training.micro_batch import choose_micro_batch
 from cdn_tune.training.optimiser import Schedule, build_optimiser
 from cdn_tune.training.pictures import captions, draw
-from cdn_tune.training.precision import resolve_precision
+from cdn_tune.training.precision import resolve_precision, use_tf32
 from cdn_tune.training.query_ious import pack_ious
 from cdn_tune.training.records import Records
 from cdn_tune.training.report import EpochReport, OnStep, Report, ignore
@@ -102,8 +102,7 @@ def train(
             left.unlink()
     _check_sizes(experiment, splits, world)
     seed_everything(experiment.seed, world.rank)
-    if experiment.train.tf32:
-        torch.set_float32_matmul_precision("high")
+    use_tf32(experiment.train.tf32)
     dtype = resolve_precision(experiment.train.precision, world.device)
     model = build_model(experiment).to(world.device)
     ema = Ema(model, experiment.train.ema) if experiment.train.ema else None

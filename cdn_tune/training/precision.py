@@ -23,3 +23,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     """Returns the context in which the model's forward pass runs."""
     context: AbstractContextManager[None] = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     return context
+
+
+def use_tf32(allowed: bool) -> None:
+    """Lets GPUs round float32 to TensorFloat-32 in matrix products and convolutions, or not; for the whole process.
+
+    Always set: a process that trains one trial after the other would keep what the last one chose, and convolutions are
+    rounded unless one objects.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -17,6 +17,7 @@ WAIT_SECONDS = 30.0
 _PAUSE = 0.1
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memory
 _QUERY = ("--query-compute-apps=pid", "--format=csv,noheader")
+_CUDA = "/dev/nvidia-uvm"  # what has it open uses CUDA; tools that only ask a GPU how it is do not
 # Ray's own: one for the whole cluster, started with its first Train run, and as long-lived as the cluster.
 _SERVICES = {"_AutoscalingCoordinatorActor"}
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # of nodes: they outlive a killed one by a minute, then go
@@ -207,16 +208,27 @@ def _strangers(segments: Collection[str]) -> set[str]:
 
 def _gpu_processes() -> list[str]:
     """Returns which of this process's descendants hold memory of a GPU."""
+    processes = _all_processes()
+    held = (_listed_on_gpus() | {pid for pid in processes if _has_open(pid, _CUDA)}) & _descendants(processes)
+    return [f"{pid} {processes[pid].command}" for pid in held]
+
+
+def _listed_on_gpus() -> set[int]:
+    """Returns the processes that the driver names; in many containers it names none."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return []
+        return set()
     try:
         told = subprocess.run([command, *_QUERY], capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    processes = _all_processes()
-    listed = {int(line) for line in told.stdout.splitlines() if line.strip().isdigit()}
-    return [f"{pid} {processes[pid].command}" for pid in listed & _descendants(processes)]
+        return set()
+    return {int(line) for line in told.stdout.splitlines() if line.strip().isdigit()}
+
+
+def _has_open(pid: int, device: str) -> bool:
+    with contextlib.suppress(OSError):
+        return any(os.readlink(link) == device for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def _is_mine(pid: int) -> bool:

@@ -37,7 +37,7 @@ _MODELLING = ("tpe", "gp", "cmaes")  # random before startup_trials results
 _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
 # TPE takes at most 25 trials for good ones and weighs the others by their age; so it loses little with the oldest of
 # many, and a proposal costs the same however many trials there are.
-_TPE_BEST, _TPE_LATEST = 50, 250
+_TPE_BEST, _TPE_LATEST = 50, 150
 _GP_TRIALS = 256  # at most, as a Gaussian process costs the cube of their number: the best half and the latest
 
 

@@ -136,6 +136,20 @@ def test_a_process_with_gpu_memory_is_found(tmp_path: Path, monkeypatch: pytest.
         child.kill()
 
 
+def test_a_process_with_gpu_memory_is_found_where_the_driver_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "nvidia-uvm"
+    device.touch()
+    monkeypatch.setattr(module, "_CUDA", str(device))
+    monkeypatch.setenv("PATH", str(tmp_path))  # without nvidia-smi
+    before = snapshot()
+    with device.open() as file, subprocess.Popen(["/bin/sleep", "60"], stdin=file) as child:
+        assert audit(before, wait=0).gpu_processes == (f"{child.pid} sleep 60",)
+        child.kill()
+    assert not audit(before, wait=0).gpu_processes
+
+
 def test_a_ray_of_our_own_counts_once_it_should_be_gone(tmp_path: Path) -> None:
     """In another process, since this one's Ray is the session's."""
     code = (

@@ -1,0 +1,143 @@
+"""On a GPU: number formats, the compiled model, a full card, trials that share one, what a search leaves on it."""
+
+import math
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.training.checkpoint import build_model, read_checkpoint
+from cdn_tune.training.launch import open_data, train_in
+from cdn_tune.training.loop import LAST
+from cdn_tune.training.report import EpochReport, ignore
+from cdn_tune.tuning.driver import SearchState
+from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.search import SearchOptions, SearchResult, search
+
+Tiny = Callable[..., Experiment]
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def little_left() -> Iterator[None]:
+    """Occupies the GPU but for 2 GiB: enough for a CUDA context and a tiny model, not for a large one."""
+    free, _ = torch.cuda.mem_get_info()
+    held = torch.empty(free - 2 * GIB, dtype=torch.uint8, device="cuda")
+    yield
+    del held
+    torch.cuda.empty_cache()
+
+
+def searched(tiny: Tiny, run: Path, hidden: list[int], share: float, **more: Any) -> SearchResult:
+    """Searches over a width on parts of a GPU."""
+    space = SearchSpace.model_validate(
+        {
+            "name": "gpu",
+            "experiment": "tiny",
+            "parameters": {"model.hidden": {"type": "categorical", "choices": hidden}},
+            "start_with": [{"model.hidden": size} for size in hidden],
+            "trials": len(hidden),
+            "sampler": {"name": "random"},
+            "early_stopping": {"name": "none"},
+            "resources": {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": share},
+            **more,
+        }
+    )
+
+    def see(_: SearchState) -> None:
+        pass
+
+    return search(space, tiny(**{"train.epochs": 2}), run, see, SearchOptions())
+
+
+def test_scores_are_those_of_a_cpu(tiny: Tiny) -> None:
+    experiment = tiny()
+    dataset = open_data(experiment.data)["val"]
+    batch = dataset.batch(np.arange(8))
+    model = build_model(experiment).eval()
+    with torch.no_grad():
+        expected = model(batch.visual, batch.words, batch.word_mask)
+        model.cuda()
+        found = model(batch.visual.cuda(), batch.words.cuda(), batch.word_mask.cuda())
+    torch.testing.assert_close(found.logits.cpu(), expected.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.attention.cpu(), expected.attention, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train.precision": "fp32"},
+        {"train.precision": "fp32", "train.tf32": True},
+        {"train.precision": "bf16"},
+        {"train.precision": "fp16"},
+        {"train.precision": "bf16", "model.query.bidirectional": True},
+        {"train.precision": "bf16", "train.compile": True},
+    ],
+    ids=["fp32", "tf32", "bf16", "fp16", "bidirectional", "compiled"],
+)
+def test_every_format_learns_alike(tiny: Tiny, tmp_path: Path, settings: dict[str, Any]) -> None:
+    reports: list[EpochReport] = []
+    plain: list[EpochReport] = []
+    experiment = {"train.epochs": 4, "model.map.mixing_dropout": 0.0}
+    train_in(tiny(**experiment, **settings), tmp_path / "this", reports.append)
+    reference = {**experiment, **settings, "train.precision": "fp32", "train.tf32": False, "train.compile": False}
+    train_in(tiny(**reference), tmp_path / "fp32", plain.append)
+    assert reports[-1].loss < reports[0].loss
+    for report, exact in zip(reports, plain, strict=True):
+        assert math.isclose(report.loss, exact.loss, rel_tol=0.05)
+    weights = read_checkpoint(tmp_path / "this" / LAST)["model"]
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_a_training_goes_on_where_it_was_killed(tiny: Tiny, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def die(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise KilledError
+
+    experiment = tiny(**{"train.epochs": 4})
+    train_in(experiment, tmp_path / "whole", ignore)
+    with pytest.raises(KilledError):
+        train_in(experiment, tmp_path / "killed", die)
+    train_in(experiment, tmp_path / "killed", ignore)
+    whole, killed = (read_checkpoint(tmp_path / name / LAST)["model"] for name in ("whole", "killed"))
+    for name, weights in whole.items():  # dropout's draws too; only the order of sums on a GPU may differ
+        torch.testing.assert_close(killed[name], weights, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_share_a_gpu_and_leave_nothing_on_it(tiny: Tiny, tmp_path: Path) -> None:
+    torch.cuda.empty_cache()
+    before, _ = torch.cuda.mem_get_info()
+    result = searched(tiny, tmp_path / "run", [8, 16, 24, 32], share=0.5)
+    assert [row["state"] for row in result.rows] == ["complete"] * 4
+    trials = read_record(tmp_path / "run").entries
+    begun = sorted(trial.datetime_start for trial in trials if trial.datetime_start)
+    ended = sorted(trial.datetime_complete for trial in trials if trial.datetime_complete)
+    assert begun[1] < ended[0]  # two at a time
+    assert result.audit is not None
+    assert result.audit.is_clean, result.audit
+    after, _ = torch.cuda.mem_get_info()
+    assert before - after < GIB / 8, subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.usefixtures("ray_session", "little_left")
+def test_a_full_gpu_is_a_lack_of_memory(tiny: Tiny, tmp_path: Path) -> None:
+    result = searched(tiny, tmp_path / "run", [3072, 8], share=1.0)
+    assert sorted(row["state"] for row in result.rows) == ["complete", "failed"]
+    [failed] = [trial for trial in read_record(tmp_path / "run").entries if trial.state == TrialState.FAIL]
+    assert failed.params["model.hidden"] == 3072
+    assert failed.user_attrs["failure"] == "memory"
+    assert failed.constraints["memory"] > 0
+    assert result.audit is not None
+    assert result.audit.is_clean, result.audit
