@@ -130,13 +130,13 @@ def scheduling(
             pid, began, ended = line.split()
             by_process[int(pid)].append((float(began), float(ended)))
     spans = [sorted(each) for each in by_process.values()]
-    gaps = [after[0] - before[1] for each in spans for before, after in itertools.pairwise(each)]
     everything = sorted(span for each in spans for span in each)
-    seconds = experiment.train.checkpoint_minutes * 60
-    start = sorted(each[0][0] for each in spans)[slots - 1] + 2 * seconds  # every slot has ended its first trial
+    start = sorted(ended for _, ended in everything)[2 * slots - 1]  # Ray's own start is over
     end = everything[-1][0]  # until then there is a trial for every slot
+    gaps = [after[0] - before[1] for each in spans for before, after in itertools.pairwise(each) if before[1] >= start]
     busy = sum(max(0.0, min(ended, end) - max(began, start)) for began, ended in everything)
     lost = slots * rounds - sum(row["state"] == "complete" for row in result.rows)
+    seconds = experiment.train.checkpoint_minutes * 60
     left = "nothing" if result.audit is None or result.audit.is_clean else str(result.audit)
     full = [
         f"{slots} over {raylets} raylets",
@@ -304,9 +304,9 @@ def main() -> None:
             heads = ["slots", "a trial", "busy in steady state", "to the next, median", "95 %", "lost", "left behind"]
             lines += [
                 "",
-                "Trials that sleep and report three epochs. Busy: from when every slot has ended its first trial until "
-                "the last trial begins. To the next: from a trial's end to the next one's first step in the same "
-                "process. Aims: 90 %, 1.5 s.",
+                "Trials that sleep and report three epochs. Steady state: from the end of two trials a slot until the "
+                "last trial begins. To the next: from a trial's end to the next one's first step in the same process, "
+                "in steady state. Aims: 90 %, 1.5 s.",
                 "",
                 *table(heads, full),
                 "",

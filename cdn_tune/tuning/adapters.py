@@ -120,8 +120,13 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         """Takes note that a trial waits for a place."""
         self._waiting[trial] = time.monotonic()
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Returns the trial that has waited longest; those that wait in vain go back to the study."""
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Leaves it to Tune to start trials as they come; those that wait in vain go back to the study.
+
+        A process that is free then goes to the newest trial. The oldest may be one that waits for the cluster to grow:
+        were it chosen, what it has asked Ray for would be withdrawn, and asked for again for the next to wait, and Ray
+        starts a process for each.
+        """
         over = self._admission.is_over() or self._study.halted is not None
         for trial, since in list(self._waiting.items()):
             if trial.status != _PENDING:
@@ -134,7 +139,6 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
                 del self._waiting[trial]
                 self._study.put_back(trial.config[NUMBER])
                 _withdraw(tune_controller, trial)
-        return next(iter(self._waiting), None)
 
     def on_trial_error(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
         """Puts a trial back whose process failed, or records its failure if that has happened too often."""

@@ -1,6 +1,7 @@
 """What a search does about failures, budgets, retries, stops and other runs' results; its trials are played."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def played(experiment: Experiment, folder: Path, report: Report, **_: Any) -> No
     for epoch in range(1, EPOCHS + 1):
         value = min(1.0, 50 * experiment.optim.lr * epoch / EPOCHS)
         report(epoch_report(experiment, epoch, value))
+
+
+def unhurried(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
+    """Leaves Ray the time to start a process for whatever waits."""
+    time.sleep(0.5)
+    played(experiment, folder, report, **options)
 
 
 def epoch_report(experiment: Experiment, epoch: int, value: float) -> EpochReport:
@@ -297,3 +304,22 @@ def test_a_storage_elsewhere(tiny: Tiny, tmp_path: Path) -> None:
         run_search(tiny, run, make_space(trials=2), storage=f"sqlite:///{tmp_path / 'x.db'}")
     with pytest.raises(RunError, match="of another run"):
         run_search(tiny, tmp_path / "another", make_space(trials=2), storage=url)
+
+
+def test_a_trial_that_waits_for_the_cluster_to_grow_costs_no_processes(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A free process goes to another trial; the request of the one that waits stands."""
+    from ray.air.execution._internal.actor_manager import RayActorManager
+
+    def add_actor(manager: RayActorManager, *arguments: Any, **options: Any) -> Any:
+        asked.append(1)
+        return original(manager, *arguments, **options)
+
+    asked: list[int] = []
+    original = RayActorManager.add_actor
+    monkeypatch.setattr(RayActorManager, "add_actor", add_actor)
+    monkeypatch.setattr("cdn_tune.tuning.driver.was_started_here", lambda: False)  # as on a cluster that was joined
+    result = run_search(tiny, tmp_path / "run", make_space(trials=12), train=unhurried)
+    assert sum(row["state"] in ("complete", "pruned") for row in result.rows) == 12
+    assert len(asked) == 3  # for two places, and for one that may come
