@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdn_tune.model.mixed_conv import mixed_conv
+from cdn_tune.model.sample_conv import sample_conv
 from cdn_tune.model.tiles import tiling
 
 # Tiled convolution pays where kernels are large: below this product of channels and kernel size transforms cost more.
@@ -29,8 +30,8 @@ def convolve(
 ) -> Tensor:
     """Convolves maps, with zeros around them.
 
-    On a CPU, large convolutions run in tiles (see `mixed_conv`), others as a grouped convolution. No path keeps mixed
-    kernels.
+    On a CPU, large convolutions run in tiles (see `mixed_conv`), others as a grouped convolution; on a GPU, those with
+    mixed kernels run as matrix products or one by one (see `sample_conv`). No path keeps mixed kernels.
 
     Args:
         x: Maps [B, C, S, S].
@@ -56,6 +57,9 @@ def convolve(
     if mixture is None:
         taps = weight[:, 0].permute(1, 2, 0).reshape(*weight.shape[2:], kernel, kernel)  # [C, C, K, K]
         return functional.conv2d(x, taps, out_bias, padding=kernel // 2)
+    if x.device.type == "cuda":
+        out = sample_conv(x, weight, mixture)
+        return out + out_bias[:, :, None, None].to(out.dtype)
     return _grouped(x, weight, out_bias, mixture, kernel)
 
 
@@ -67,10 +71,11 @@ def _in_tiles(x: Tensor, kernel: int) -> bool:
 def _grouped(x: Tensor, weight: Tensor, bias: Tensor, mixture: Tensor, kernel: int) -> Tensor:
     """Mixes kernels and convolves each sample with its own, as one group each; mixes again in the backward pass."""
     batch, channels, *size = x.shape
-    mixed = _mixed_at_once if x.device.type == "cuda" else _mixed_by_tap
 
     def mix(mixture: Tensor, weight: Tensor) -> Tensor:
-        return mixed(mixture, weight).view(batch * channels, channels, kernel, kernel)
+        """Mixes kernels tap by tap: no copy of the experts."""
+        taps = torch.bmm(mixture.expand(len(weight), -1, -1), weight.flatten(2))  # [K², B, C C]; @ would keep a copy
+        return taps.permute(1, 2, 0).reshape(batch * channels, channels, kernel, kernel)
 
     kernels = mix(mixture, weight)
     kept = (mixture.detach(), weight.detach())
@@ -87,14 +92,3 @@ def _grouped(x: Tensor, weight: Tensor, bias: Tensor, mixture: Tensor, kernel: i
             x.reshape(1, batch * channels, *size), kernels, bias.flatten(), padding=kernel // 2, groups=batch
         )
     return out.view(batch, channels, *size)
-
-
-def _mixed_by_tap(mixture: Tensor, weight: Tensor) -> Tensor:
-    """Mixes kernels [K², E, C, C] tap by tap to [B, C C, K²]: no copy of the experts."""
-    taps = torch.bmm(mixture.expand(len(weight), -1, -1), weight.flatten(2))  # [K², B, C C]; @ would keep a copy
-    return taps.permute(1, 2, 0).contiguous()
-
-
-def _mixed_at_once(mixture: Tensor, weight: Tensor) -> Tensor:
-    """Mixes kernels [K², E, C, C] in one product to [B, C C K²]: turns E experts around, not B kernels."""
-    return mixture @ weight.permute(1, 2, 3, 0).reshape(weight.shape[1], -1)

@@ -5,6 +5,8 @@ Shape letters: B batch, L words, W word size, H hidden.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +50,8 @@ class QueryEncoder(nn.Module):
             Query encodings [B, H]; a query without words is encoded as without context (zeros before `join`).
         """
         # Many processors refuse LSTMs in half precision, and GPUs compute them in fp16 where bf16 is asked for.
-        with torch.autocast(words.device.type, enabled=False):
+        # There is no autocast of tensors without memory.
+        with nullcontext() if words.is_meta else torch.autocast(words.device.type, enabled=False):
             return self._encode(words.float() if words.dtype.itemsize < 4 else words, word_mask)
 
     def _encode(self, words: Tensor, word_mask: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from cdn_tune.config import Experiment
 from cdn_tune.errors import MemoryShortage
 from cdn_tune.model import CDN
+from cdn_tune.model.sample_conv import AT_ONCE
 from cdn_tune.training.shortage import is_shortage
 from cdn_tune.training.size import model_without_memory
 
@@ -29,7 +30,7 @@ UNKNOWN = 1 << 60  # bytes available where nobody tells
 _WAITING = 3  # batches assembled ahead of the step (data/batches.py)
 _WORDS = 30  # of a query, at most as a rule
 # What autocast computes in short numbers.
-_LOWERED = frozenset(["linear", "conv1d", "conv2d", "lstm", "bmm", "matmul", "__matmul__"])
+_LOWERED = frozenset(["linear", "conv1d", "conv2d", "bmm", "matmul", "__matmul__"])
 _TILED = 1024  # from this product of channels and kernel size on a CPU convolves in tiles (model/cell_conv.py)
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1
 
@@ -90,6 +91,7 @@ def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | 
         # A CPU convolves in tiles wherever weights are large, without copies of them.
         copies=max(parameter.nbytes for parameter in model.parameters())
         + snapshot
+        + _at_once(experiment, dtype, device)
         + (0 if device.type == "cpu" else max(two - 2 * (three - two), 0)),
     )
 
@@ -202,9 +204,7 @@ def _kept(model: CDN, experiment: Experiment, dtype: torch.dtype, queries: int) 
     visual = torch.empty(queries, data.frames, data.feature_size, device="meta")
     words = torch.empty(queries, _WORDS, data.word_size, device="meta")
     mask = torch.ones(queries, _WORDS, dtype=torch.bool, device="meta")
-    # Autocast lets LSTMs take numbers of two formats; it changes no tensor without memory.
-    formats = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
-    with formats, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _Watch(dtype) as watch:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _Watch(dtype) as watch:
         model(visual, words, mask)
     others = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers(), *watch.kernels)}
     sizes = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in (*saved, *watch.inputs)}
@@ -214,20 +214,40 @@ def _kept(model: CDN, experiment: Experiment, dtype: torch.dtype, queries: int) 
 def _temporary(experiment: Experiment, dtype: torch.dtype, device: torch.device) -> int:
     """Returns the bytes per query that are occupied for a while, a generous count.
 
-    Everywhere a few maps with their gradients. On a CPU also tiles under transform (model/mixed_conv.py) and waiting
-    batches, elsewhere kernels mixed per query: thrice, as they are, their gradient, and one in another order.
+    Everywhere a few maps with their gradients. On a CPU also tiles under transform (model/mixed_conv.py), or kernels
+    mixed per query: thrice, as they are, their gradient, and one in another order; and waiting batches.
     """
     model = experiment.model
     cells, channels = model.clips**2, model.hidden
     most = 0
     for kernel, dynamic in zip(model.map.kernel_sizes, model.map.dynamic, strict=True):
-        if device.type == "cpu" and kernel <= 7 and kernel * channels >= _TILED:
+        if device.type != "cpu":
+            continue
+        if kernel <= 7 and kernel * channels >= _TILED:
             tiles = 3 * (-(-model.clips // 4)) ** 2 * (kernel + 3) ** 2 * channels * 4
             most = max(most, tiles)
         elif dynamic:
             most = max(most, 3 * kernel**2 * channels**2 * dtype.itemsize)
     waiting = _WAITING * experiment.data.frames * experiment.data.feature_size * 4 if device.type == "cpu" else 0
     return most + 4 * cells * channels * 4 + waiting
+
+
+def _at_once(experiment: Experiment, dtype: torch.dtype, device: torch.device) -> int:
+    """Returns the bytes that the dearest layer with mixed kernels occupies for a while on a GPU, a generous count.
+
+    However many queries there are (model/sample_conv.py): kernels of a few queries and all that these see of the map,
+    both with their gradients, and experts in another order.
+    """
+    if device.type == "cpu":
+        return 0
+    model, most = experiment.model, 0
+    for kernel, dynamic in zip(model.map.kernel_sizes, model.map.dynamic, strict=True):
+        if dynamic:
+            kernels = kernel**2 * model.hidden**2
+            seen = kernel**2 * model.hidden * (model.clips + kernel - 1) ** 2
+            queries = min(experiment.train.batch_size, max(1, AT_ONCE // max(kernels, seen)))
+            most = max(most, 2 * queries * (kernels + seen) + 2 * model.map.experts * kernels)
+    return most * dtype.itemsize
 
 
 def _machine_bytes() -> int:

@@ -148,11 +148,3 @@ def test_mixed_kernels_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             layer(x, query)
         assert max(kept) <= layer.weight.numel() < batch * channels**2 * kernel**2
-
-
-def test_kernels_mixed_at_once_are_those_mixed_by_tap() -> None:
-    torch.manual_seed(0)
-    weight, mixture = torch.randn(9, 4, 5, 5), torch.randn(3, 4)
-    by_tap = cell_conv._mixed_by_tap(mixture, weight).reshape(3, 5, 5, 9)
-    torch.testing.assert_close(cell_conv._mixed_at_once(mixture, weight).view(3, 5, 5, 9), by_tap)
-    torch.testing.assert_close(by_tap, torch.einsum("be,keoi->boik", mixture, weight))

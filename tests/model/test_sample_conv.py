@@ -1,0 +1,93 @@
+"""The convolution with a kernel per sample as a GPU computes it: equal to the formula, gradients too."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from cdn_tune.model import sample_conv
+from cdn_tune.model.sample_conv import sample_conv as convolve
+
+
+def formula(x: torch.Tensor, weight: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:
+    kernel = int(len(weight) ** 0.5)
+    taps = torch.einsum("be,keoi->boik", mixture, weight).unflatten(3, (kernel, kernel))
+    return torch.cat(
+        [functional.conv2d(one[None], mixed, padding=kernel // 2) for one, mixed in zip(x, taps, strict=True)]
+    )
+
+
+def example(batch: int, channels: int, experts: int, kernel: int, size: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [
+        torch.randn(batch, channels, size, size, dtype=torch.float64, requires_grad=True),
+        torch.randn(kernel**2, experts, channels, channels, dtype=torch.float64, requires_grad=True),
+        torch.randn(batch, experts, dtype=torch.float64).softmax(dim=1).requires_grad_(),
+    ]
+
+
+@pytest.mark.parametrize("as_matrices", [True, False])
+@pytest.mark.parametrize("most", [1, 3000, 1 << 26])  # one sample at once, a few, all
+@pytest.mark.parametrize(
+    ("batch", "channels", "experts", "kernel", "size"),
+    [(3, 6, 2, 5, 7), (2, 4, 3, 3, 5), (4, 3, 2, 1, 4), (1, 5, 4, 7, 3), (5, 2, 3, 9, 4)],
+)
+def test_equals_the_formula(
+    monkeypatch: pytest.MonkeyPatch,
+    as_matrices: bool,
+    most: int,
+    batch: int,
+    channels: int,
+    experts: int,
+    kernel: int,
+    size: int,
+) -> None:
+    monkeypatch.setattr(sample_conv, "_as_matrices", lambda _: as_matrices)
+    monkeypatch.setattr(sample_conv, "AT_ONCE", most)
+    inputs = example(batch, channels, experts, kernel, size)
+    found, expected = convolve(*inputs), formula(*inputs)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("as_matrices", [True, False])
+def test_takes_the_format_of_autocast(monkeypatch: pytest.MonkeyPatch, as_matrices: bool) -> None:
+    monkeypatch.setattr(sample_conv, "_as_matrices", lambda _: as_matrices)
+    exact = example(3, 6, 2, 3, 5)
+    inputs = [tensor.detach().float().requires_grad_() for tensor in exact]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = convolve(*inputs)
+    assert found.dtype == torch.bfloat16
+    expected = formula(*exact)
+    torch.testing.assert_close(found.double(), expected, atol=0.1, rtol=0.02)
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, exact, upstream)
+    for mine, theirs in zip(torch.autograd.grad(found, inputs, upstream.bfloat16()), wanted, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine.double(), theirs, atol=0.03 * float(theirs.abs().max()), rtol=0)
+
+
+def test_keeps_nothing_but_its_arguments() -> None:
+    inputs = example(8, 4, 2, 3, 5)
+    kept: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        convolve(*inputs)
+    assert kept == [tensor.data_ptr() for tensor in inputs]
+
+
+def test_small_maps_are_matrices_and_large_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = torch.zeros(1, 16, 4, 4), torch.zeros(1, 16, 5, 5)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert sample_conv._as_matrices(small)
+    assert not sample_conv._as_matrices(large)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert sample_conv._as_matrices(large)  # plain float32
+    assert not sample_conv._as_matrices(large.bfloat16())
