@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -33,10 +33,27 @@ def sample_conv(x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
     Returns:
         Maps [B, C, S, S], channels last.
     """
+    return _convolve(x, weight, mixture)
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    """Compiles a module, but for these convolutions: few, large products, nothing to fuse and much to unroll.
+
+    They are left out here and not where they are written: the compiler takes seconds to load.
+    """
+    global _convolve
+    _convolve = torch.compiler.disable(_in_autocasts_format)  # type: ignore[no-untyped-call]
+    return cast(nn.Module, torch.compile(module))
+
+
+def _in_autocasts_format(x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         return _apply(x.to(dtype), weight, mixture.to(dtype))
+
+
+_convolve = _in_autocasts_format
 
 
 class _SampleConv(torch.autograd.Function):
@@ -67,8 +84,7 @@ class _SampleConv(torch.autograd.Function):
         return torch.cat(x_grads), weight_grad, torch.cat(mixture_grads)
 
 
-# To the compiler these are few, large products: nothing to fuse, much to unroll.
-_apply = cast(Callable[[Tensor, Tensor, Tensor], Tensor], torch.compiler.disable(_SampleConv.apply))  # type: ignore[no-untyped-call]
+_apply = cast(Callable[[Tensor, Tensor, Tensor], Tensor], _SampleConv.apply)
 
 
 def _as_matrices(x: Tensor) -> bool:

@@ -18,6 +18,7 @@ from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import CDN
+from cdn_tune.model.sample_conv import compiled
 from cdn_tune.training.checkpoint import build_model
 from cdn_tune.training.ema import Ema
 from cdn_tune.training.engine import Engine, EpochState, EpochTotals, global_batches
@@ -261,4 +262,4 @@ def _wrap(model: CDN, experiment: Experiment, world: World) -> torch.nn.Module:
             wrapped = DistributedDataParallel(
                 model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-    return torch.compile(wrapped) if experiment.train.compile else wrapped  # type: ignore[return-value]
+    return compiled(wrapped) if experiment.train.compile else wrapped

@@ -1,10 +1,16 @@
 """The convolution with a kernel per sample as a GPU computes it: equal to the formula, gradients too."""
 
+import functools
+import subprocess
+import sys
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from cdn_tune.model import sample_conv
+from cdn_tune.model.sample_conv import compiled
 from cdn_tune.model.sample_conv import sample_conv as convolve
 
 
@@ -91,3 +97,27 @@ def test_small_maps_are_matrices_and_large_ones_are_not(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert sample_conv._as_matrices(large)  # plain float32
     assert not sample_conv._as_matrices(large.bfloat16())
+
+
+class Layer(nn.Module):
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return convolve(*inputs).relu()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler asks for it where it goes on
+def test_a_compiled_module_convolves_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # needs no C compiler
+    monkeypatch.setattr(sample_conv, "_convolve", sample_conv._convolve)
+    inputs = example(3, 4, 2, 3, 5)
+    found, expected = compiled(Layer())(*inputs), formula(*inputs).relu()
+    torch.testing.assert_close(found, expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_compiler_is_not_loaded_unasked() -> None:
+    """It takes seconds, and a search starts many processes."""
+    code = "import sys, cdn_tune.training.loop; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
