@@ -45,6 +45,39 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], previous: Pat
         raise
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Writes a file that is whole from the first moment on, and leaves one that is there already, by whomever.
+
+    Args:
+        path: Its name; an empty file of that name counts as none.
+        content: All of it.
+
+    Raises:
+        RunError: If the file cannot be written (folder not writable, disk full).
+    """
+    if path.exists() and not path.stat().st_size:
+        write_atomic(path, lambda file: file.write(content))
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with told(path):
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(aside, path)
+            except FileExistsError:
+                return
+            except OSError:  # a file system without hard links
+                if not path.exists():
+                    aside.rename(path)
+            sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def told(path: Path) -> Iterator[None]:
     """Turns a failed write into one line that names the file or folder.

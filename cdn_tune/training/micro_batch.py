@@ -8,7 +8,8 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import MomentDataset
 from cdn_tune.model import CDN
 from cdn_tune.training.losses import losses
-from cdn_tune.training.memory import available_bytes, estimate, fit_micro_batch
+from cdn_tune.training.memory import available_bytes, fit_micro_batch
+from cdn_tune.training.memory_estimate import estimate
 from cdn_tune.training.world import World
 
 

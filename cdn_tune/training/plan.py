@@ -21,7 +21,8 @@ from cdn_tune.model import CDN
 from cdn_tune.training.checkpoint import build_model
 from cdn_tune.training.evaluation import evaluate_split
 from cdn_tune.training.losses import losses
-from cdn_tune.training.memory import MemoryEstimate, available_bytes, estimate, fit_micro_batch, peak_bytes
+from cdn_tune.training.memory import available_bytes, fit_micro_batch, peak_bytes
+from cdn_tune.training.memory_estimate import MemoryEstimate, estimate
 from cdn_tune.training.optimiser import build_optimiser
 from cdn_tune.training.precision import resolve_precision
 from cdn_tune.training.size import checkpoint_bytes

@@ -23,7 +23,7 @@ from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key
 from cdn_tune.config.space import ENUMERATING, LAYERS
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.memory import MemoryEstimate, estimate
+from cdn_tune.training.memory_estimate import MemoryEstimate, estimate
 from cdn_tune.training.precision import resolve_precision
 from cdn_tune.training.size import checkpoint_bytes, count_parameters
 from cdn_tune.training.world import this_world

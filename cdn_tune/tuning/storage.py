@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
+from cdn_tune.training.files import write_new
 from cdn_tune.training.secrets import PASSWORD, without_secrets
 from cdn_tune.tuning.reconnect import ReconnectingStorage
 from cdn_tune.tuning.sole_writer import FileStorage
@@ -67,9 +69,22 @@ def _open_sqlite(url: str, path: Path) -> BaseStorage:
                 connection.close()
             if tables and "studies" not in tables:
                 raise RunError(f"storage {url}: {path} is a database, but holds no Optuna study; name another file")
+        else:
+            write_new(path, _empty_sqlite())
         return FileStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}})
     except (sqlite3.Error, SQLAlchemyError, RuntimeError, OSError) as error:
         raise _told(url, error, f"{path} cannot be used as a study") from None
+
+
+def _empty_sqlite() -> bytes:
+    """Returns the file of a storage without studies.
+
+    Made elsewhere: a process killed while it makes tables leaves some without their indexes, which nobody makes later.
+    """
+    with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
+        path = Path(folder) / "study.db"
+        RDBStorage(f"sqlite:///{path}").engine.dispose()
+        return path.read_bytes()
 
 
 def _open_journal(url: str, path: Path) -> BaseStorage:

@@ -13,13 +13,12 @@ from cdn_tune.errors import MemoryShortage
 from cdn_tune.training.checkpoint import build_model
 from cdn_tune.training.memory import (
     UNKNOWN,
-    MemoryEstimate,
     _cgroup_bytes,
     available_bytes,
-    estimate,
     fit_micro_batch,
     peak_bytes,
 )
+from cdn_tune.training.memory_estimate import MemoryEstimate, estimate
 
 Tiny = Callable[..., Experiment]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -9,7 +9,7 @@ from cdn_tune.config import Experiment
 from cdn_tune.training import micro_batch
 from cdn_tune.training.checkpoint import build_model
 from cdn_tune.training.launch import open_data
-from cdn_tune.training.memory import estimate
+from cdn_tune.training.memory_estimate import estimate
 from cdn_tune.training.micro_batch import choose_micro_batch
 from cdn_tune.training.world import World
 

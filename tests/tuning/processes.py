@@ -53,7 +53,7 @@ class Driver:
         with log.open("a") as file:
             self.process = subprocess.Popen(arguments, stdout=file, stderr=file, start_new_session=True)
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> bool:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 240) -> bool:
         """Waits for a condition; returns whether it came true before the search ended."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -61,7 +61,7 @@ class Driver:
                 return True
             if self.process.poll() is not None:
                 return False
-            time.sleep(0.02)
+            time.sleep(0.05)
         raise AssertionError(f"waited {seconds} s in vain: {self.log.read_text()}")
 
     def kill(self, everything: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Storages: each kind is opened, each error is one line without a password, no trial is lost or made twice."""
 
+import os
 import pickle
 import socket
 import sqlite3
@@ -14,11 +15,13 @@ from typing import Any
 import optuna
 import pytest
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
+from cdn_tune.training.files import write_new
 from cdn_tune.tuning.reconnect import ReconnectingStorage
 from cdn_tune.tuning.storage import open_storage, without_secrets
 from cdn_tune.tuning.storage_check import check_storage
@@ -71,6 +74,46 @@ def test_a_study_lasts_in_a_file(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sqlite", "journal"])
 def test_two_processes_lose_no_trial(kind: str, tmp_path: Path) -> None:
     assert_all_there(add_from_two_processes(f"{kind}:///{tmp_path}/study", 12), 12)
+
+
+def test_a_killed_maker_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose tables lack their indexes takes a study of the same name twice, and is of no use then."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    create_all = models.BaseModel.metadata.create_all
+
+    def die(engine: Any) -> None:
+        create_all(engine, tables=[models.StudyModel.__table__])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(models.BaseModel.metadata, "create_all", die)
+        with pytest.raises(KeyboardInterrupt):
+            open_storage(url)
+    assert list(tmp_path.iterdir()) == []
+    first = make_study(open_storage(url))
+    with pytest.raises(optuna.exceptions.DuplicatedStudyError):
+        open_storage(url).create_new_study(first.directions, first.study_name)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
+
+
+def test_a_file_that_another_made_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "study.db"
+    make_study(open_storage(f"sqlite:///{path}")).add_trial(optuna.trial.create_trial(value=1.0))
+    content = path.read_bytes()
+    write_new(path, b"another")
+    assert path.read_bytes() == content
+    path.write_bytes(b"")
+    write_new(path, content)
+    assert path.read_bytes() == content
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_new(path, b"another")
+    write_new(tmp_path / "new.db", content)
+    assert path.read_bytes() == (tmp_path / "new.db").read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.db", "study.db"]
 
 
 def test_memory_is_for_tests() -> None:
