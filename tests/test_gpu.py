@@ -74,7 +74,7 @@ def test_scores_are_those_of_a_cpu(tiny: Tiny) -> None:
     torch.testing.assert_close(found.attention.cpu(), expected.attention, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("size", [8, 20])  # as matrices, and one by one
+@pytest.mark.parametrize("size", [8, 20])  # bfloat16: as matrices, and one by one; plain float32: as matrices
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_a_kernel_per_sample_is_the_formula(size: int, dtype: torch.dtype, within: float) -> None:
     torch.manual_seed(0)

@@ -31,7 +31,7 @@ def convolve(
     """Convolves maps, with zeros around them.
 
     On a CPU, large convolutions run in tiles (see `mixed_conv`), others as a grouped convolution; on a GPU, those with
-    mixed kernels run as matrix products or one by one (see `sample_conv`). No path keeps mixed kernels.
+    mixed kernels run as matrix products or one by one (see `sample_conv`). Large mixed kernels are not kept.
 
     Args:
         x: Maps [B, C, S, S].

@@ -1,7 +1,8 @@
 """Convolution with a kernel per sample, mixed from experts, on a GPU.
 
-All kernels of a few samples are mixed in one product. Small maps are then multiplied as matrices, one row per cell with
-all that its kernel sees; large maps are convolved one by one. Nothing of that is kept: the backward pass does it again.
+All kernels of a few samples are mixed in one product. Small maps, and all in plain float32, are then multiplied as
+matrices, one row per cell with all that its kernel sees; other maps are convolved one by one. Nothing of that is kept:
+the backward pass does it again.
 
 Shape letters: B batch, b some of its samples, C channels, S clips, E experts, K kernel size; W = S + K - 1 cells a row
 of a map with margins.

@@ -46,10 +46,12 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], previous: Pat
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Writes a file that is whole from the first moment on, and leaves one that is there already, by whomever.
+    """Writes a file that is whole from the first moment on, and leaves one that is there already.
+
+    Also one that another process makes at the same moment, where the file system has hard links.
 
     Args:
-        path: Its name; an empty file of that name counts as none.
+        path: Its name; an empty file of that name counts as none, and is replaced.
         content: All of it.
 
     Raises:
@@ -58,10 +60,11 @@ def write_new(path: Path, content: bytes) -> None:
     if path.exists() and not path.stat().st_size:
         write_atomic(path, lambda file: file.write(content))
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with told(path):
-            with aside.open("wb") as file:
+            aside.unlink(missing_ok=True)  # never written into: a killed process's may be another name of what it made
+            with aside.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

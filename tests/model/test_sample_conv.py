@@ -32,7 +32,7 @@ def example(batch: int, channels: int, experts: int, kernel: int, size: int) -> 
 
 
 @pytest.mark.parametrize("as_matrices", [True, False])
-@pytest.mark.parametrize("most", [1, 3000, 1 << 26])  # one sample at once, a few, all
+@pytest.mark.parametrize("most", [1, 10_000, 1 << 26])  # one sample at once, a few, all
 @pytest.mark.parametrize(
     ("batch", "channels", "experts", "kernel", "size"),
     [(3, 6, 2, 5, 7), (2, 4, 3, 3, 5), (4, 3, 2, 1, 4), (1, 5, 4, 7, 3), (5, 2, 3, 9, 4)],

@@ -79,7 +79,8 @@ def test_kernels_mixed_per_query_are_not_kept(tiny: Tiny) -> None:
     kernel = 256**2 * 25 * 4
     assert abs(dynamic.activations - static.activations) < kernel / 20
     assert dynamic.temporary == static.temporary
-    assert dynamic.copies - static.copies >= kernel  # a few at once
+    experts = 2 * kernel  # the largest parameter, counted among the copies
+    assert dynamic.copies - static.copies - (experts - kernel) >= 2 * kernel  # a few at once, and their gradients
 
 
 def test_short_numbers_halve_activations_at_most(tiny: Tiny) -> None:
