@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 # Elements of the mixed kernels, or of the rows, that lie in memory at once; those of one sample at least.
-AT_ONCE = 1 << 26
+_AT_ONCE = 1 << 26
 
 
 def sample_conv(x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
@@ -35,6 +35,11 @@ def sample_conv(x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
         Maps [B, C, S, S], channels last.
     """
     return _convolve(x, weight, mixture)
+
+
+def samples_at_once(channels: int, size: int, kernel: int) -> int:
+    """Returns how many samples' mixed kernels, and rows of maps [C, S, S], lie in memory together."""
+    return max(1, _AT_ONCE // (kernel**2 * channels * max(channels, (size + kernel - 1) ** 2)))
 
 
 def compiled(module: nn.Module) -> nn.Module:
@@ -97,8 +102,7 @@ def _as_matrices(x: Tensor) -> bool:
 def _chunks(x: Tensor, kernel: int) -> Iterator[slice]:
     """Yields samples whose kernels lie in memory together."""
     batch, channels, size, _ = x.shape
-    of_one = kernel**2 * channels * max(channels, (size + kernel - 1) ** 2)
-    many = max(1, AT_ONCE // of_one)
+    many = samples_at_once(channels, size, kernel)
     return (slice(first, first + many) for first in range(0, batch, many))
 
 

@@ -27,14 +27,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], previous: Pat
     Raises:
         RunError: If the file cannot be written (folder not writable, disk full).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         with told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_flushed(temporary, write)
             if previous is not None and path.exists():
                 path.replace(previous)
             temporary.replace(path)
@@ -60,25 +57,33 @@ def write_new(path: Path, content: bytes) -> None:
     if path.exists() and not path.stat().st_size:
         write_atomic(path, lambda file: file.write(content))
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         with told(path):
-            aside.unlink(missing_ok=True)  # never written into: a killed process's may be another name of what it made
-            with aside.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_flushed(temporary, lambda file: file.write(content))
             try:
-                os.link(aside, path)
+                os.link(temporary, path)
             except FileExistsError:
                 return
             except OSError:  # a file system without hard links
                 if not path.exists():
-                    aside.rename(path)
+                    temporary.rename(path)
             sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _write_flushed(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    path.unlink(missing_ok=True)  # never written into: a killed process's may be another name of what it made
+    with path.open("xb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from cdn_tune.config import Experiment
 from cdn_tune.model import CDN
-from cdn_tune.model.sample_conv import AT_ONCE
+from cdn_tune.model.sample_conv import samples_at_once
 from cdn_tune.training.size import model_without_memory
 
 _WAITING = 3  # batches assembled ahead of the step (data/batches.py)
@@ -38,7 +38,8 @@ class MemoryEstimate:
         temporary: What comes and goes in the dearest layer, per query, and on a CPU the batches that wait.
         ema: The running mean of the weights; 0 without.
         copies: Weights in another order or number format that the backward pass keeps, and a layer's gradient before
-            it is added to the others; on a CPU also the copy that a checkpoint is written from.
+            it is added to the others; on a CPU also the copy that a checkpoint is written from, elsewhere
+            kernels mixed for a few queries at once.
     """
 
     weights: int
@@ -152,17 +153,18 @@ def _temporary(experiment: Experiment, dtype: torch.dtype, device: torch.device)
     """
     model = experiment.model
     cells, channels = model.clips**2, model.hidden
+    maps = 4 * cells * channels * 4
+    if device.type != "cpu":
+        return maps
     most = 0
     for kernel, dynamic in zip(model.map.kernel_sizes, model.map.dynamic, strict=True):
-        if device.type != "cpu":
-            continue
         if kernel <= 7 and kernel * channels >= _TILED:
             tiles = 3 * (-(-model.clips // 4)) ** 2 * (kernel + 3) ** 2 * channels * 4
             most = max(most, tiles)
         elif dynamic:
             most = max(most, 3 * kernel**2 * channels**2 * dtype.itemsize)
-    waiting = _WAITING * experiment.data.frames * experiment.data.feature_size * 4 if device.type == "cpu" else 0
-    return most + 4 * cells * channels * 4 + waiting
+    waiting = _WAITING * experiment.data.frames * experiment.data.feature_size * 4
+    return most + maps + waiting
 
 
 def _at_once(experiment: Experiment, dtype: torch.dtype, device: torch.device) -> int:
@@ -178,7 +180,7 @@ def _at_once(experiment: Experiment, dtype: torch.dtype, device: torch.device) -
         if dynamic:
             kernels = kernel**2 * model.hidden**2
             seen = kernel**2 * model.hidden * (model.clips + kernel - 1) ** 2
-            queries = min(experiment.train.batch_size, max(1, AT_ONCE // max(kernels, seen)))
+            queries = min(experiment.train.batch_size, samples_at_once(model.hidden, model.clips, kernel))
             most = max(most, 2 * queries * (kernels + seen) + 2 * model.map.experts * kernels)
     return most * dtype.itemsize
 

@@ -208,8 +208,8 @@ def _strangers(segments: Collection[str]) -> set[str]:
 
 def _gpu_processes() -> list[str]:
     """Returns which of this process's descendants hold memory of a GPU."""
-    processes = _all_processes()
-    held = (_listed_on_gpus() | {pid for pid in processes if _has_open(pid, _CUDA)}) & _descendants(processes)
+    listed, processes = _listed_on_gpus(), _all_processes()
+    held = (pid for pid in _descendants(processes) if pid in listed or _has_open(pid, _CUDA))
     return [f"{pid} {processes[pid].command}" for pid in held]
 
 

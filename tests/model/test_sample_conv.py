@@ -48,7 +48,7 @@ def test_equals_the_formula(
     size: int,
 ) -> None:
     monkeypatch.setattr(sample_conv, "_as_matrices", lambda _: as_matrices)
-    monkeypatch.setattr(sample_conv, "AT_ONCE", most)
+    monkeypatch.setattr(sample_conv, "_AT_ONCE", most)
     inputs = example(batch, channels, experts, kernel, size)
     found, expected = convolve(*inputs), formula(*inputs)
     torch.testing.assert_close(found, expected)
