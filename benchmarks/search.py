@@ -11,6 +11,7 @@ import resource
 import statistics
 import tempfile
 import time
+import uuid
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,48 @@ def groups(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]
     return [[f"{trials} trials", f"{statistics.median(each):.1f} s", f"{max(each):.1f} s", str(lost), left, "<= 13 s"]]
 
 
+def plain_groups(folder: Path, trials: int) -> list[list[str]]:
+    """Returns the row of Ray's own way to nest: `TorchTrainer.fit` in a Tune function, two workers that do nothing."""
+    from cdn_tune.distributed.ray import tune
+
+    ends: list[float] = []
+
+    class Watch(tune.Callback):  # type: ignore[misc]  # Ray ships no types
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+            ends.append(time.monotonic())
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+    tuner = tune.Tuner(
+        tune.with_resources(_nest, {"CPU": 0.01}),
+        param_space={"folder": str(folder / "plain")},
+        tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1),
+        run_config=tune.RunConfig(name="tune", storage_path=str(folder / "plain"), callbacks=[Watch()], verbose=0),
+    )
+    errors = tuner.fit().errors
+    each = [after - before for before, after in pairwise(ends)]
+    middle = f"{statistics.median(each):.1f} s"
+    return [[f"plain Ray, {trials} trials", middle, f"{max(each):.1f} s", str(len(errors)), "not looked at", "-"]]
+
+
+def _nest(config: dict[str, Any]) -> None:
+    """A trial of plain Ray."""
+    from ray import tune
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    run = RunConfig(name=uuid.uuid4().hex, storage_path=config["folder"])
+    TorchTrainer(
+        _idle, scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.9}), run_config=run
+    ).fit()
+    tune.report({"ended": True})
+
+
+def _idle() -> None:
+    """What its workers do."""
+
+
 # Before a third of its epochs a trial of planted-medium shows little: high learning rates, which win, begin badly.
 STOPPING = {"name": "asha", "min_resource": 4, "reduction_factor": 3}
 LENGTH, VIDEOS = 12, 200  # epochs of a trial there, and videos; 40 % of those that are not test are val
@@ -245,9 +288,13 @@ def main() -> None:
         if "groups" in options.part:
             lines += [
                 "",
-                "Nested trials of two workers in a row, two epochs of the demo-sized model each, the dashboard off.",
+                "Nested trials of two workers in a row, the dashboard off. Ours train the demo-sized model for two "
+                "epochs, those of plain Ray (`TorchTrainer.fit` in a Tune function) do nothing.",
                 "",
-                *table(["", "a trial, median", "longest", "lost", "left behind", "aim"], groups(folder, demo, 20)),
+                *table(
+                    ["", "a trial, median", "longest", "lost", "left behind", "aim"],
+                    groups(folder, demo, 20) + plain_groups(folder, 6),
+                ),
             ]
         if "budget" in options.part:
             medium = folder / "medium"

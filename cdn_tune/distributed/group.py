@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,12 @@ from cdn_tune.training.report import EpochReport, OnStep, StepReport, ignore
 from cdn_tune.training.working_copy import delete_at_home, place_of, portable, working_copy
 
 REPORT, STEP, ERROR = "report", "step", "error"
-STOP = ".stop"  # a file in the trial's folder that asks its workers to stop
+STOP = ".stop"  # a file in the trial's folder that asks its workers to save their state and stop
+GIVEN_UP = ".given-up"  # one that tells who holds them to kill them
 _STEP_SECONDS = 0.25
 _POLL_SECONDS = 0.1
 _END_SECONDS = 10.0
+_log = logging.getLogger(__name__)
 
 
 class WorkerGroup:
@@ -60,6 +64,8 @@ class WorkerGroup:
         self._on_step, self._stop = on_step, stop
         self._flag, self._raised = Flag(folder / STOP), False
         self._flag.lower()
+        self._given_up = Flag(folder / GIVEN_UP)
+        self._given_up.lower()
         self._scratch, self._place = folder / ".ray", place_of(folder)
         self._clear_scratch()  # a killed run's, which Ray Train would take for its own
         files, scratch = None, str(self._scratch)
@@ -92,6 +98,7 @@ class WorkerGroup:
                 storage_filesystem=files,
                 failure_config=FailureConfig(max_failures=max_failures),
             ),
+            given_up=self._given_up,
         )
         self._thread = threading.Thread(target=self._fit, daemon=True, name="ray-train")
         self._thread.start()
@@ -130,13 +137,38 @@ class WorkerGroup:
                 report: dict[str, Any] = content
                 return report
 
-    def stop(self) -> None:
-        """Frees everything the group holds; safe to call at any time, and more than once."""
-        self._trainer.end()
-        self._thread.join(timeout=_END_SECONDS)
-        self._flag.lower()
-        self._queue.shutdown(force=True)
-        self._clear_scratch()
+    def stop(self) -> bool:
+        """Frees everything the group holds; safe to call at any time, and more than once.
+
+        Returns:
+            Whether it is gone for certain; if not, so will it be when this process ends.
+        """
+        parts: tuple[Callable[[], object], ...] = (
+            self._trainer.end,
+            partial(self._thread.join, timeout=_END_SECONDS),
+            self._flag.lower,
+            self._given_up.lower,
+            partial(self._queue.shutdown, force=True),
+            self._clear_scratch,
+        )
+        for part in parts:
+            try:
+                part()
+            except Exception:  # a store or a disk that is away must not cost the trial's result, nor the other parts
+                _log.warning("a part of a group of workers could not be freed", exc_info=True)
+        self._error = None  # its traceback holds the actors of a start that failed
+        return not self._thread.is_alive()
+
+    @staticmethod
+    def give_up(folder: Path) -> None:
+        """Has the workers that train in a folder killed by the actor that holds their group, wherever it is.
+
+        Raises:
+            OSError: If the folder cannot be written.
+            RunError: If the run's home does not answer.
+        """
+        folder.mkdir(parents=True, exist_ok=True)  # on a machine without workers there is none
+        Flag(folder / GIVEN_UP).raise_it()
 
     def _clear_scratch(self) -> None:
         """Deletes what Ray Train has noted of the run; every machine of the group has seen it."""

@@ -54,6 +54,7 @@ with warnings.catch_warnings():
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
     from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.controller.state import AbortedState
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
     from ray.util import placement_group_table, remove_placement_group
@@ -63,6 +64,7 @@ with warnings.catch_warnings():
 
 __all__ = [
     "RAY_VERSION_KEY",
+    "AbortedState",
     "ActorUnavailableError",
     "ActorUnschedulableError",
     "AuthenticationError",

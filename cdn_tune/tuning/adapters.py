@@ -34,6 +34,7 @@ class Admission:
         slots: How many may be with Ray at once, as the cluster is now.
         has_room: Whether the disk budget has room for another one.
         admitted: Told the number of each that starts.
+        given_up: Told the number of each that is stopped early.
         avoid: Nodes, by id, that take no trials now.
         refuse: Told of a node that a trial found unfit, and why.
     """
@@ -43,6 +44,7 @@ class Admission:
     slots: Callable[[], int]
     has_room: Callable[[], bool]
     admitted: Callable[[int], None]
+    given_up: Callable[[int], None] = lambda number: None  # noqa: ARG005
     avoid: Callable[[], tuple[str, ...]] = tuple
     refuse: Callable[[str, str], None] = lambda node, reason: None  # noqa: ARG005
 
@@ -175,6 +177,7 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         lags = self._study.report(number, step, result["best_value"], self._note(number, step, result))
         if lags and result[EPOCH] < result["epochs"]:  # after its last epoch a trial is complete
             self._study.prune(number, f"stopped early after epoch {result[EPOCH]}")
+            self._admission.given_up(number)
             return stop
         return go_on
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.nodes import was_started_here
 from cdn_tune.distributed.ray import orphaned_groups, remove_placement_group
+from cdn_tune.errors import RunError
 from cdn_tune.training.mirror import bring_home
 from cdn_tune.training.size import checkpoint_bytes
 from cdn_tune.training.working_copy import delete_at_home
@@ -129,7 +132,14 @@ class Driver:
             return places.asked
 
         return Admission(
-            self.limit, self._is_over, asked, self._has_room, self._reserve, lambda: places.avoid, places.refuse
+            self.limit,
+            self._is_over,
+            asked,
+            self._has_room,
+            self._reserve,
+            self._give_up,
+            lambda: places.avoid,
+            places.refuse,
         )
 
     def poll(self) -> None:
@@ -228,6 +238,12 @@ class Driver:
             delete_at_home(trial_folder(self.run, number))
         if self.space.disk_budget_gb is not None:
             self._keeper.reserve(number, checkpoint_bytes(self.study.experiment(number)))
+
+    def _give_up(self, number: int) -> None:
+        """Has the workers of a trial that is stopped early end: Ray Tune tells who holds them only with the next."""
+        if self.space.resources.workers > 1:
+            with contextlib.suppress(OSError, RunError):  # then with the next trial, or the end of the search
+                WorkerGroup.give_up(trial_folder(self.run, number))
 
     def _budget_end(self) -> End | None:
         budget = self.space.budget

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.distributed.nodes import node_was_lost
-from cdn_tune.errors import NodeUnfit
+from cdn_tune.errors import NodeUnfit, ProcessSpent
 
 NODES_IN_A_ROW = 10  # lost under one trial, without an epoch in between, after which it is the suspect
 
@@ -16,9 +16,9 @@ NODES_IN_A_ROW = 10  # lost under one trial, without an epoch in between, after 
 class Losses:
     """Counts what trials have lost.
 
-    A worker's death is the trial's own until shown otherwise: it is borne `max_failures` times. A node that dies, is
-    preempted, out of reach or without the data costs nothing, unless one trial loses node after node without ever
-    reporting an epoch.
+    A worker's death is the trial's own until shown otherwise: it is borne `max_failures` times. A process that an
+    earlier trial has used up costs nothing, nor does a node that dies, is preempted, out of reach or without the data,
+    unless one trial loses node after node without ever reporting an epoch.
 
     Args:
         max_failures: Deaths of workers that a trial is forgiven.
@@ -37,7 +37,7 @@ class Losses:
             number: The trial.
             error: As Ray raised it.
         """
-        if isinstance(unfit_node(error), NodeUnfit):
+        if isinstance(_cause(error), NodeUnfit | ProcessSpent):
             return True
         if node_was_lost(error):
             self._nodes[number] += 1
@@ -66,5 +66,11 @@ def error_of(trial: Any) -> BaseException | None:
 
 def unfit_node(error: BaseException | None) -> NodeUnfit | None:
     """Returns what a trial has told of its node, if that is what ended it."""
-    cause = getattr(error, "cause", None) or error
+    cause = _cause(error)
     return cause if isinstance(cause, NodeUnfit) else None
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """Returns what a trial has raised, out of what Ray has wrapped it in."""
+    cause: BaseException | None = getattr(error, "cause", None) or error
+    return cause

@@ -15,7 +15,7 @@ import torch
 from cdn_tune.config import ResourcesConfig, override
 from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.ray import tune
-from cdn_tune.errors import CdnTuneError, DataError, FolderHeld, NodeUnfit, RunError
+from cdn_tune.errors import CdnTuneError, DataError, FolderHeld, NodeUnfit, ProcessSpent, RunError
 from cdn_tune.training.files import write_text
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
@@ -82,7 +82,13 @@ def run_trial(
 
 
 class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
-    """A trial of several workers: a Ray Train group whose reports become this trial's results."""
+    """A trial of several workers: a Ray Train group whose reports become this trial's results.
+
+    Its process goes from trial to trial. A group that ends by itself is freed with its last result. One that is stopped
+    early is freed when Ray Tune has the process start the next trial or end; until then the driver's word ends its
+    workers (`WorkerGroup.give_up`). It starts with the first step, for Ray Tune may set up two processes for a trial
+    and use the one that comes first.
+    """
 
     def setup(
         self,
@@ -94,30 +100,53 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         home: str,
         max_failures: int,
     ) -> None:
-        """Starts the group."""
+        """Takes note of the first trial."""
+        self._base, self._resources, self._max_failures = base, ResourcesConfig(**resources), max_failures
+        self._run, self._check = run, partial(check_here, base["data"], data, home)
         self._group: WorkerGroup | None = None
-        self._failure: dict[str, str] | None = None
-        self._seconds, self._is_last = 0.0, False
-        here = working_copy(run)
+        self._note(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes note of another trial, and frees the former one's group.
+
+        Raises:
+            ProcessSpent: If that does not end; this process then does, and the trial is handed out again.
+        """
+        if not self._free():  # False, as Ray has it, would not be told to the searcher, which would wait for ever
+            raise ProcessSpent(f"the workers of {self._folder} do not end")
+        gc.collect()
+        self._note(new_config)
+        return True
+
+    def _note(self, config: dict[str, Any]) -> None:
+        here = working_copy(self._run)
+        self._parameters, self._avoid = config[PARAMETERS], tuple(config.get(AVOID, ()))
+        self._number, self._folder = config[NUMBER], trial_folder(here, config[NUMBER])
         self._stop = StopFile(here)
-        self._folder = trial_folder(here, config[NUMBER])
+        self._failure: dict[str, str] | None = None
+        self._seconds, self._is_last, self._has_begun = 0.0, False, False
+
+    def _begin(self) -> None:
+        self._has_begun = True
         try:
-            experiment = override(base, config[PARAMETERS], f"trial {config[NUMBER]}")
+            experiment = override(self._base, self._parameters, f"trial {self._number}")
             self._folder.mkdir(parents=True, exist_ok=True)
             self._group = WorkerGroup(
                 experiment,
                 self._folder,
-                ResourcesConfig(**resources),
-                max_failures,
+                self._resources,
+                self._max_failures,
                 stop=self._stop,
-                avoid=tuple(config.get(AVOID, ())),
-                check=partial(check_here, base["data"], data, home),
+                avoid=self._avoid,
+                check=self._check,
             )
-        except Exception as error:  # told by the first step
+        except Exception as error:  # told by this step
             self._failure = failed(error, self._folder)
 
     def step(self) -> dict[str, Any]:
         """Waits for the group's next report."""
+        if not self._has_begun:
+            self._begin()
         report: dict[str, Any] | None = None
         if self._group is not None:
             try:
@@ -127,8 +156,10 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             except Exception as error:  # told as the trial's failure
                 self._failure = failed(error, self._folder)
         if self._failure is not None:
+            self._free()
             return self._failure
         if report is None:
+            self._free()
             return {"done": True} if self._is_last or not self._stop() else {STOPPED: True}
         self._is_last = report["epoch"] >= report["epochs"]
         self._seconds += report["train_seconds"] + report["val_seconds"]
@@ -141,10 +172,13 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Loads nothing: a trial taken up again goes on from its folder."""
 
     def cleanup(self) -> None:
-        """Frees the group; Ray calls this whenever a trial ends, is stopped, or fails."""
-        if self._group is not None:
-            self._group.stop()
-            self._group = None
+        """Frees the group; Ray calls this when the process is to end."""
+        self._free()
+
+    def _free(self) -> bool:
+        """Frees the group, if there is one; returns whether it is gone for certain."""
+        group, self._group = self._group, None
+        return group is None or group.stop()
 
 
 def flat_report(report: dict[str, Any], seconds: float) -> dict[str, Any]:

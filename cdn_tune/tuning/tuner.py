@@ -76,7 +76,7 @@ def run_tuner(driver: Driver, train: Callable[..., object]) -> None:
                 search_alg=StudySearcher(driver.study, admission),
                 scheduler=StudyScheduler(driver.study, admission),
                 num_samples=-1,
-                reuse_actors=not grouped,
+                reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_dirname,
             ),

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,95 @@ def test_an_error_on_a_worker_is_told_once_and_not_retried(tiny: Tiny, tmp_path:
     finally:
         group.stop()
         group.stop()  # twice does no harm
+
+
+class Holder:
+    """An actor that holds a group, as a trial does."""
+
+    def stop_after(self, experiment: dict[str, Any], folder: Path, seconds: float) -> bool:
+        self._start(experiment, folder)
+        time.sleep(seconds)
+        return self._group.stop()
+
+    def first_report(self, experiment: dict[str, Any], folder: Path) -> int:
+        self._start(experiment, folder)
+        report = self._group.next_report()
+        assert report is not None
+        epoch: int = report["epoch"]
+        return epoch
+
+    def stop(self) -> bool:
+        return self._group.stop()
+
+    def _start(self, experiment: dict[str, Any], folder: Path) -> None:
+        trial = Experiment.model_validate(experiment, strict=False)
+        self._group = WorkerGroup(trial, folder, ResourcesConfig(workers=2))
+
+
+@pytest.fixture
+def holder(ray_session: None) -> Iterator[Any]:
+    from cdn_tune.distributed.ray import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
+    actor = ray.remote(num_cpus=0)(Holder).remote()
+    yield actor
+    ray.kill(actor)
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def left_behind(expected: int = 0) -> tuple[list[str], int]:
+    """Actors of groups, and placement groups; looks again for a while if there are any but so many groups."""
+    from cdn_tune.distributed.ray import live_actors, placement_group_table
+
+    deadline = time.monotonic() + 20
+    while True:
+        groups = sum(group["state"] != "REMOVED" for group in placement_group_table().values())
+        names = ("_QueueActor", "SynchronizationActor", "RayTrainWorker", "PreemptionWatcher")
+        actors = [actor["ActorClassName"] for actor in live_actors() if actor["ActorClassName"] in names]
+        if (not actors and groups == expected) or time.monotonic() > deadline:
+            return actors, groups
+        time.sleep(0.1)
+
+
+def test_a_group_in_an_actor_ends_at_any_moment(holder: Any, tiny: Tiny, tmp_path: Path) -> None:
+    """Before it has begun, while its workers start, while they train."""
+    from cdn_tune.distributed.ray import ray
+
+    experiment = tiny(**{"train.epochs": 500}).plain()
+    for moment in (0.0, 0.3, 1.0, 2.5, 9.0):
+        assert ray.get(holder.stop_after.remote(experiment, tmp_path / f"{moment}", moment), timeout=60)
+        assert left_behind() == ([], 0), moment
+
+
+def test_a_group_in_an_actor_ends_while_it_waits_for_a_place(holder: Any, tiny: Tiny, tmp_path: Path) -> None:
+    from ray.util.placement_group import placement_group
+
+    from cdn_tune.distributed.ray import ray, remove_placement_group
+
+    held = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    try:
+        assert held.wait(60)
+        assert ray.get(holder.stop_after.remote(tiny().plain(), tmp_path, 4.0), timeout=60)
+        assert left_behind(1) == ([], 1)
+    finally:
+        remove_placement_group(held)
+
+
+def test_workers_that_are_given_up_end_without_their_holder(holder: Any, tiny: Tiny, tmp_path: Path) -> None:
+    """The driver of a search gives a trial up; who holds the group may hear of it much later."""
+    from cdn_tune.distributed.ray import ray
+
+    experiment = tiny(**{"train.epochs": 500}).plain()
+    assert ray.get(holder.first_report.remote(experiment, tmp_path), timeout=120) == 1
+    assert len(train_workers()) == 2
+    WorkerGroup.give_up(tmp_path)
+    deadline = time.monotonic() + 30
+    while train_workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert train_workers() == []
+    assert ray.get(holder.stop.remote(), timeout=60)
+    assert left_behind() == ([], 0)
+    assert not (tmp_path / ".given-up").exists()
 
 
 def train_workers() -> list[int]:

@@ -16,13 +16,16 @@ import pytest
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
+from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import ClusterError, RunError, SearchError
 from cdn_tune.training.checkpoint import load_checkpoint
 from cdn_tune.training.records import read_metrics
+from cdn_tune.tuning import tuner
 from cdn_tune.tuning.driver import SearchState
 from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.record import read_record
 from cdn_tune.tuning.search import SearchOptions, search
+from cdn_tune.tuning.trial import GroupTrial
 
 Tiny = Callable[..., Experiment]
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -46,6 +49,14 @@ def make_space(**more: Any) -> SearchSpace:
 
 def ignore(_: SearchState) -> None:
     pass
+
+
+class Stubborn(GroupTrial):
+    """A trial's process that is never sure that its group has ended."""
+
+    def _free(self) -> bool:
+        super()._free()
+        return False
 
 
 def assert_nothing_left() -> None:
@@ -139,10 +150,45 @@ def test_values_that_do_not_go_together_are_told_without_training(tiny: Tiny, tm
 
 
 def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
-    space = make_space(trials=2, resources={"workers": 2}, early_stopping={"name": "asha", "reduction_factor": 2})
-    result = search(space, tiny(**{"train.epochs": 2}), tmp_path / "run", ignore)
-    assert {row["state"] for row in result.rows} <= {"complete", "pruned"}, result.rows
+    """Trials of two workers, one after the other in one process, stopped early or not."""
+    from cdn_tune.distributed.ray import live_actors
+
+    processes = set()
+
+    def look(_: SearchState) -> None:
+        processes.update(actor["Pid"] for actor in live_actors() if "Trainable" in actor["ActorClassName"])
+
+    learning_rates = {"type": "categorical", "choices": [1e-2, 1e-7]}
+    space = make_space(
+        parameters={"optim.lr": learning_rates, "seed": {"type": "int", "low": 0, "high": 9}},
+        start_with=[{"optim.lr": 1e-2, "seed": 0}, {"optim.lr": 1e-7, "seed": 0}, {"optim.lr": 1e-2, "seed": 1}],
+        trials=3,
+        resources={"workers": 2},
+        early_stopping={"name": "asha", "min_resource": 1, "reduction_factor": 2},
+    )
+    run = tmp_path / "run"
+    result = search(space, tiny(**{"train.epochs": 4}), run, look)
+    states = {row["trial"]: row["state"] for row in result.rows}
+    assert states[0] == "complete"
+    assert states[1] == "pruned"
+    assert len(states) == 3
+    assert len(processes - {0}) == 1
+    for number in states:
+        assert not {path.name for path in trial_folder(run, number).iterdir()} & {".stop", ".given-up", ".ray"}
     assert load_checkpoint(result.kept[0]).val
+    assert_nothing_left()
+
+
+def test_a_process_whose_group_does_not_end_is_replaced(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
+    """The next trial is handed out again, at no cost: none is lost, none waits for ever."""
+    monkeypatch.setattr(tuner, "GroupTrial", Stubborn)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
+    try:
+        space = make_space(trials=2, max_failures=0, resources={"workers": 2}, early_stopping={"name": "none"})
+        result = search(space, tiny(**{"train.epochs": 1}), tmp_path / "run", ignore)
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert [row["state"] for row in result.rows] == ["complete", "complete"]
     assert_nothing_left()
 
 
