@@ -137,7 +137,7 @@ def groups(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]
     space = make_space("groups", trials, resources={"workers": 2}, early_stopping={"name": "none"})
     result = search(space, experiment, run, ignore)
     ends = times(run)
-    left = "nothing" if result.audit is None or result.audit.is_clean else result.audit.text
+    left = "nothing" if result.audit is None or result.audit.is_clean else str(result.audit)
     lost = trials - sum(row["state"] == "complete" for row in result.rows)
     each = [after - before for before, after in pairwise(ends)]
     return [[f"{trials} trials", f"{statistics.median(each):.1f} s", f"{max(each):.1f} s", str(lost), left, "<= 13 s"]]

@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -48,6 +49,9 @@ class WorkerGroup:
         max_failures: How often the group is restarted from its last checkpoint after a worker died.
         on_step: Called with worker 0's steps, a few times a second at most, while a report is waited for.
         stop: Asked while a report is waited for; once it says yes the workers save their state and end.
+        avoid: Nodes, by id, to keep clear of.
+        check: Called by each worker before it trains; what it raises ends the training.
+        queue: Takes the workers' reports, and is left as it is; None makes one, a process, for this group.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class WorkerGroup:
         stop: Callable[[], bool] = never,
         avoid: tuple[str, ...] = (),
         check: Callable[[], None] | None = None,
+        queue: Queue | None = None,
     ) -> None:
         self._on_step, self._stop = on_step, stop
         self._flag, self._raised = Flag(folder / STOP), False
@@ -71,7 +76,8 @@ class WorkerGroup:
         files, scratch = None, str(self._scratch)
         if self._place is not None:
             files, scratch = self._place.home.file_system(self._place.named(".ray"))
-        self._queue = Queue(actor_options={"num_cpus": 0})
+        self._owns_queue, self._queue = queue is None, make_queue() if queue is None else queue
+        self._token = uuid.uuid4().hex  # of what its own workers report; others' may lie in the queue
         self._error: BaseException | None = None
         bundle: dict[str, float] = {"CPU": resources.cpus_per_worker}
         if resources.gpus_per_worker:
@@ -83,6 +89,7 @@ class WorkerGroup:
                 "folder": portable(folder),
                 "threads": resources.cpus_per_worker,
                 "queue": self._queue,
+                "token": self._token,
                 "steps": on_step is not None,
                 "check": check,
             },
@@ -120,13 +127,15 @@ class WorkerGroup:
                 self._raised = True
                 self._flag.raise_it()
             try:
-                kind, content = self._queue.get(timeout=_POLL_SECONDS)
+                token, kind, content = self._queue.get(timeout=_POLL_SECONDS)
             except Empty:
                 if alive:
                     continue
                 if self._error is not None:
                     raise WorkerLost(reason_of(self._error)) from self._error
                 return None
+            if token != self._token:
+                continue
             if kind == STEP:
                 if self._on_step is not None:
                     self._on_step(StepReport(**content))
@@ -148,7 +157,7 @@ class WorkerGroup:
             partial(self._thread.join, timeout=_END_SECONDS),
             self._flag.lower,
             self._given_up.lower,
-            partial(self._queue.shutdown, force=True),
+            partial(self._queue.shutdown, force=True) if self._owns_queue else never,
             self._clear_scratch,
         )
         for part in parts:
@@ -182,6 +191,11 @@ class WorkerGroup:
             self._error = error
 
 
+def make_queue() -> Queue:
+    """Returns a queue for the reports of groups, one after the other: a process without a CPU of its own."""
+    return Queue(actor_options={"num_cpus": 0})
+
+
 def reason_of(error: BaseException) -> str:
     """Returns the innermost reason of an error that Ray has wrapped, in one line."""
     failures = getattr(error, "worker_failures", None)
@@ -198,8 +212,11 @@ def _work(config: dict[str, Any]) -> None:
     """What every worker runs; its world is the process group that Ray Train has joined."""
     queue: Queue = config["queue"]
 
+    def put(kind: str, content: object) -> None:
+        queue.put((config["token"], kind, content))
+
     def report(done: EpochReport) -> None:
-        queue.put((REPORT, done.plain()))
+        put(REPORT, done.plain())
 
     told = 0.0
 
@@ -207,7 +224,7 @@ def _work(config: dict[str, Any]) -> None:
         nonlocal told
         if time.monotonic() - told >= _STEP_SECONDS:
             told = time.monotonic()
-            queue.put((STEP, asdict(step)))
+            put(STEP, asdict(step))
 
     experiment = Experiment.model_validate(config["experiment"], strict=False)
     try:
@@ -222,7 +239,7 @@ def _work(config: dict[str, Any]) -> None:
         raise
     except Exception as error:  # would fail again: told before Ray counts it as a failure and starts over
         if not _lacks_a_peer(error):
-            queue.put((ERROR, _told(error)))
+            put(ERROR, _told(error))
         raise
 
 

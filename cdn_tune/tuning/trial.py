@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from cdn_tune.config import ResourcesConfig, override
-from cdn_tune.distributed.group import WorkerGroup
-from cdn_tune.distributed.ray import tune
+from cdn_tune.distributed.group import WorkerGroup, make_queue
+from cdn_tune.distributed.ray import Queue, RayError, tune
 from cdn_tune.errors import CdnTuneError, DataError, FolderHeld, NodeUnfit, ProcessSpent, RunError
 from cdn_tune.training.files import write_text
 from cdn_tune.training.launch import train_in
@@ -104,6 +104,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._base, self._resources, self._max_failures = base, ResourcesConfig(**resources), max_failures
         self._run, self._check = run, partial(check_here, base["data"], data, home)
         self._group: WorkerGroup | None = None
+        self._queue: Queue | None = None
         self._note(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -139,6 +140,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
                 stop=self._stop,
                 avoid=self._avoid,
                 check=self._check,
+                queue=self._live_queue(),
             )
         except Exception as error:  # told by this step
             self._failure = failed(error, self._folder)
@@ -172,8 +174,17 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Loads nothing: a trial taken up again goes on from its folder."""
 
     def cleanup(self) -> None:
-        """Frees the group; Ray calls this when the process is to end."""
+        """Frees the group; Ray calls this when the process is to end, and the queue ends with it."""
         self._free()
+
+    def _live_queue(self) -> Queue:
+        """Returns the queue of this process's groups: the one it has, unless that one is dead."""
+        if self._queue is not None:
+            with contextlib.suppress(RayError):
+                self._queue.qsize()
+                return self._queue
+        self._queue = make_queue()
+        return self._queue
 
     def _free(self) -> bool:
         """Frees the group, if there is one; returns whether it is gone for certain."""

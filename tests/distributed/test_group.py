@@ -13,7 +13,7 @@ import pytest
 
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.cluster import connected, slots
-from cdn_tune.distributed.group import WorkerGroup
+from cdn_tune.distributed.group import WorkerGroup, make_queue
 from cdn_tune.distributed.launch import train_on_workers
 from cdn_tune.errors import ClusterError, NotFinite
 from cdn_tune.training.launch import train_in
@@ -46,6 +46,24 @@ def test_an_error_on_a_worker_is_told_once_and_not_retried(tiny: Tiny, tmp_path:
     finally:
         group.stop()
         group.stop()  # twice does no harm
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_queue_that_is_lent_stays_and_what_lies_in_it_is_not_taken_for_a_report(tiny: Tiny, tmp_path: Path) -> None:
+    queue = make_queue()
+    try:
+        queue.put(("of a former group", "report", {"epoch": 99}))
+        group = WorkerGroup(tiny(**{"train.epochs": 1}), tmp_path, ResourcesConfig(workers=2), queue=queue)
+        try:
+            report = group.next_report()
+            assert report is not None
+            assert report["epoch"] == 1
+            assert group.next_report() is None
+        finally:
+            group.stop()
+        assert queue.qsize() == 0
+    finally:
+        queue.shutdown(force=True)
 
 
 class Holder:

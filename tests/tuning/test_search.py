@@ -192,6 +192,18 @@ def test_a_process_whose_group_does_not_end_is_replaced(tiny: Tiny, tmp_path: Pa
     assert_nothing_left()
 
 
+def test_a_queue_whose_process_is_gone_is_made_again() -> None:
+    trial = GroupTrial.__new__(GroupTrial)
+    trial._queue = None
+    first = trial._live_queue()
+    assert trial._live_queue() is first
+    ray.kill(first.actor)
+    second = trial._live_queue()
+    assert second is not first
+    assert second.qsize() == 0
+    second.shutdown(force=True)
+
+
 def test_a_failure_in_a_group_is_told_with_its_reason(tiny: Tiny, tmp_path: Path) -> None:
     space = make_space(
         parameters={"optim.lr": {"type": "categorical", "choices": [1e30]}}, trials=1, resources={"workers": 2}
