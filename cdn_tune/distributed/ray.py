@@ -109,6 +109,7 @@ __all__ = [
     "remove_placement_group",
     "resolve_ip_for_localhost",
     "tune",
+    "waits_for_place",
 ]
 
 
@@ -141,6 +142,12 @@ def process_of(actor: str) -> int:
 def groups_made_by(actor: str) -> list[PlacementGroup]:
     """Returns the placement groups an actor has made that stand; Ray's public table does not say who made one."""
     return [_group(table) for table in _standing_groups() if table.creator_actor_id.hex() == actor]
+
+
+def waits_for_place(actor: str) -> bool:
+    """Whether a placement group that an actor, by hexadecimal id, has made has found no place yet."""
+    pending = gcs_pb2.PlacementGroupTableData.PlacementGroupState.Value("PENDING")
+    return any(table.creator_actor_id.hex() == actor and table.state == pending for table in _standing_groups())
 
 
 def orphaned_groups() -> list[PlacementGroup]:

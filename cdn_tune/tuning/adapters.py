@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdn_tune.distributed.group import reason_of
-from cdn_tune.distributed.ray import FIFOScheduler, Searcher, TrialScheduler
+from cdn_tune.distributed.ray import (
+    FIFOScheduler,
+    Searcher,
+    TrialScheduler,
+    groups_made_by,
+    ray,
+    remove_placement_group,
+    waits_for_place,
+)
 from cdn_tune.tuning.failures import DETERMINISTIC, LOST
 from cdn_tune.tuning.losses import Losses, error_of, unfit_node
 from cdn_tune.tuning.pruners import QUERY_IOUS
@@ -21,7 +29,8 @@ FAILURE, FAILURE_KIND = "failure", "failure_kind"
 HALT = "halt"
 STOPPED = "stopped"
 AVOID = "avoid"
-_PENDING, _STALE_SECONDS = "PENDING", 2.0  # how long a trial waits before its placement is looked into
+_PENDING, _RUNNING = "PENDING", "RUNNING"  # Ray Tune's
+_STALE_SECONDS = 2.0  # how long a trial waits before its placement is looked into
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,8 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         self._study, self._admission = study, admission
         self._losses = Losses(study.space.max_failures)
         self._waiting: dict[Any, float] = {}  # since when trials wait for a place
+        self._recalled: set[int] = set()  # whose process was ended, for its group to be placed anew
+        self._grouped = study.space.resources.workers > 1
         self._in_steps = study.space.early_stopping.unit == "step"
         self._by_query = study.space.early_stopping.name == "wilcoxon"
         self._seen: dict[int, dict[str, Any]] = {}  # of running trials: fastest evaluation, where they ran
@@ -131,20 +142,37 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         """
         over = self._admission.is_over() or self._study.halted is not None
         for trial, since in list(self._waiting.items()):
-            if trial.status != _PENDING:
+            late = time.monotonic() - since > _STALE_SECONDS and self._keeps_clear_in_vain(trial)
+            if trial.status == _PENDING:
+                if over or (late and _has_no_place(tune_controller, trial)):
+                    del self._waiting[trial]
+                    self._study.put_back(trial.config[NUMBER])
+                    _withdraw(tune_controller, trial)
+            elif not self._grouped or trial.status != _RUNNING:
                 del self._waiting[trial]
-            elif over or (
-                time.monotonic() - since > _STALE_SECONDS
-                and self._keeps_clear_in_vain(trial)
-                and _has_no_place(tune_controller, trial)
-            ):
-                del self._waiting[trial]
-                self._study.put_back(trial.config[NUMBER])
-                _withdraw(tune_controller, trial)
+            elif over or late:  # its process has a place, and what it waits with are its workers
+                self._recall(trial)
+
+    def _recall(self, trial: Any) -> None:
+        """Ends the process of a trial whose workers wait for a place; then the trial goes back to the study."""
+        actor = trial.temporary_state.ray_actor
+        if actor is None or not waits_for_place(actor._actor_id.hex()):  # not yet, or they have found one
+            return
+        del self._waiting[trial]
+        self._recalled.add(trial.config[NUMBER])
+        ray.kill(actor)
+        for group in groups_made_by(actor._actor_id.hex()):
+            remove_placement_group(group)
 
     def on_trial_error(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
         """Puts a trial back whose process failed, or records its failure if that has happened too often."""
-        number, error = trial.config[NUMBER], error_of(trial)
+        number = trial.config[NUMBER]
+        self._waiting.pop(trial, None)
+        if number in self._recalled:
+            self._recalled.remove(number)
+            self._study.put_back(number)
+            return
+        error = error_of(trial)
         unfit = unfit_node(error)
         if unfit is not None:
             self._admission.refuse(unfit.node, unfit.reason)
@@ -160,6 +188,7 @@ class StudyScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     def on_trial_result(self, tune_controller: object, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """Records a report and decides whether the trial goes on."""
         number = trial.config[NUMBER]
+        self._waiting.pop(trial, None)
         go_on: str = TrialScheduler.CONTINUE
         stop: str = TrialScheduler.STOP
         if result.get(STOPPED):
