@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,9 +230,17 @@ def test_a_served_page_loads_itself_anew(
             thread.join()
 
 
+def wait_for(page: Any, condition: str) -> None:
+    """Waits for a condition; the browser's own way to asks the page to evaluate text, which its policy forbids."""
+    deadline = time.monotonic() + 60
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, f"waited in vain for {condition}"
+        page.wait_for_timeout(50)
+
+
 def test_it_prints(opened: Opened, file: Path) -> None:
     page = opened.go(file.as_uri())
-    page.wait_for_function("window.Plotly")
+    wait_for(page, "window.Plotly !== undefined")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")  # a print does not wait: all is drawn when this returns
     widths = page.evaluate(
         "[...document.querySelectorAll('[data-figure] svg.main-svg')].map((svg) => svg.width.baseVal.value)"
@@ -247,4 +256,4 @@ def test_it_prints(opened: Opened, file: Path) -> None:
     page.emulate_media(media="screen")
     page.set_viewport_size({"width": 1400, "height": 900})
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    page.wait_for_function("document.querySelector('[data-figure] svg.main-svg').width.baseVal.value > 1000")
+    wait_for(page, "document.querySelector('[data-figure] svg.main-svg').width.baseVal.value > 1000")

@@ -89,6 +89,7 @@ def test_a_node_dies_and_another_comes(start: Any, tmp_path: Path) -> None:
     assert sum(len([*trial_folder(run, trial.number).rglob("*tfevents*")]) for trial in record) >= 4  # one per start
 
 
+@pytest.mark.timeout(600)
 def test_a_node_without_the_data_takes_no_trials(start: Any, planted: Path, tmp_path: Path) -> None:
     """It says so; each other node builds a clip cache of its own; the search goes on."""
     run, cache = tmp_path / "run", tmp_path / "cache"
@@ -102,7 +103,7 @@ def test_a_node_without_the_data_takes_no_trials(start: Any, planted: Path, tmp_
             seen.update(name for name in cluster.raylets if cluster.workers(name))
             return driver.process.poll() is not None
 
-        wait_for(look, 200)
+        wait_for(look, 400)
         text = ends_well(driver)
     assert f"takes no trials: {planted}" in text
     assert seen == {"head", "full"}
