@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from cdn_tune.config import BudgetConfig
 from cdn_tune.tuning.leaderboard import occupied_seconds
-from cdn_tune.tuning.ranking import value_of
+from cdn_tune.tuning.ranking import VALUED, value_of
 
 HOUR = 3600.0
 
@@ -54,11 +54,7 @@ def spent(trials: Sequence[FrozenTrial], seconds: float, gpus_per_trial: float) 
     """
     gpu_seconds = gpus_per_trial * sum(occupied_seconds(trial.user_attrs) for trial in trials)
     values = [value for value in map(value_of, trials) if value is not None]
-    ended = [
-        trial
-        for trial in trials
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.datetime_complete is not None
-    ]
+    ended = [trial for trial in trials if trial.state in VALUED and trial.datetime_complete is not None]
     ended.sort(key=lambda trial: (trial.datetime_complete, trial.number))
     best, since = -1.0, 0
     for trial in ended:

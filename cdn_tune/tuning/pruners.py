@@ -21,10 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import SearchSpace
 from cdn_tune.training.query_ious import unpack_ious
-from cdn_tune.tuning.ranking import own, superseded, value_of
+from cdn_tune.tuning.ranking import VALUED, own, superseded, value_of
 from cdn_tune.tuning.view import altered, seen
 
-_WITH_VALUE = (TrialState.COMPLETE, TrialState.PRUNED)
 QUERY_IOUS = "query_ious"  # user attribute f"{QUERY_IOUS}:{step}", packed by training.query_ious
 
 
@@ -123,7 +122,7 @@ def should_prune(
 def competitors(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Returns the trials that a trial is compared with, each with its best intermediate value as its value."""
     replaced = superseded(trials)
-    return [_valued(trial) for trial in own(trials) if not replaced or trial.number not in replaced]
+    return [_valued(trial) for trial in own(trials) if trial.number not in replaced]
 
 
 def _prune_by_queries(study: optuna.Study, pruner: WilcoxonPruner, trial: FrozenTrial, step: int) -> bool:
@@ -147,7 +146,7 @@ def _query_ious(trial: FrozenTrial, step: int | None) -> np.ndarray | None:
 
 
 def _valued(trial: FrozenTrial) -> FrozenTrial:
-    if trial.state in _WITH_VALUE and len(trial.values or ()) == 1:  # recorded so when it ended; asked at every report
+    if trial.state in VALUED and len(trial.values or ()) == 1:  # recorded so when it ended; asked at every report
         return trial
     value = value_of(trial)
     values = None if value is None else [value]

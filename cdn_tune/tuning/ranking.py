@@ -13,7 +13,8 @@ ROLE = "role"
 REFUSED, COPY, LEARNED = "refused", "copy", "learned"
 Role = Literal["trial", "refused", "copy", "learned"]
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+VALUED = (TrialState.COMPLETE, TrialState.PRUNED)  # ended with what they had reached
+FINISHED = (*VALUED, TrialState.FAIL)
 
 
 def role_of(trial: FrozenTrial) -> Role:
@@ -44,7 +45,7 @@ def value_of(trial: FrozenTrial) -> float | None:
 
 def ranking(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Returns this run's finished trials that have a value, best val metric first; of equals, the earlier."""
-    finished = [trial for trial in own(trials) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    finished = [trial for trial in own(trials) if trial.state in VALUED]
     valued = [(value_of(trial), trial) for trial in finished]
     return [
         trial

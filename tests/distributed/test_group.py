@@ -18,6 +18,7 @@ from cdn_tune.distributed.launch import train_on_workers
 from cdn_tune.errors import ClusterError, NotFinite
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
+from tests.tuning.clusters import wait_for
 
 Tiny = Callable[..., Experiment]
 
@@ -146,10 +147,7 @@ def test_workers_that_are_given_up_end_without_their_holder(holder: Any, tiny: T
     assert ray.get(holder.first_report.remote(experiment, tmp_path), timeout=120) == 1
     assert len(train_workers()) == 2
     WorkerGroup.give_up(tmp_path)
-    deadline = time.monotonic() + 30
-    while train_workers() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert train_workers() == []
+    wait_for(lambda: train_workers() == [], 30)
     assert ray.get(holder.stop.remote(), timeout=60)
     assert left_behind() == ([], 0)
     assert not (tmp_path / ".given-up").exists()

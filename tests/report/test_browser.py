@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from cdn_tune.report import serve
 from cdn_tune.report.page import Builder
 from cdn_tune.report.serve import LiveReport, open_server
 from tests.conftest import TINY
+from tests.tuning.clusters import wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -230,17 +230,10 @@ def test_a_served_page_loads_itself_anew(
             thread.join()
 
 
-def wait_for(page: Any, condition: str) -> None:
-    """Waits for a condition; the browser's own way to asks the page to evaluate text, which its policy forbids."""
-    deadline = time.monotonic() + 60
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, f"waited in vain for {condition}"
-        page.wait_for_timeout(50)
-
-
 def test_it_prints(opened: Opened, file: Path) -> None:
     page = opened.go(file.as_uri())
-    wait_for(page, "window.Plotly !== undefined")
+    # the browser's own way to wait asks the page to evaluate text, which its policy forbids
+    wait_for(lambda: page.evaluate("window.Plotly !== undefined"), 60)
     page.evaluate("dispatchEvent(new Event('beforeprint'))")  # a print does not wait: all is drawn when this returns
     widths = page.evaluate(
         "[...document.querySelectorAll('[data-figure] svg.main-svg')].map((svg) => svg.width.baseVal.value)"
@@ -256,4 +249,5 @@ def test_it_prints(opened: Opened, file: Path) -> None:
     page.emulate_media(media="screen")
     page.set_viewport_size({"width": 1400, "height": 900})
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    wait_for(page, "document.querySelector('[data-figure] svg.main-svg').width.baseVal.value > 1000")
+    drawn = "document.querySelector('[data-figure] svg.main-svg').width.baseVal.value"
+    wait_for(lambda: page.evaluate(drawn) > 1000, 60)

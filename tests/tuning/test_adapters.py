@@ -69,16 +69,21 @@ class Search:
         )
         self.scheduler = StudyScheduler(cast(Study, study), admission)
 
+    def run(self, cpus: float) -> tuple[Trial, Any, str]:
+        """Runs a trial whose workers ask for so many CPUs; returns it, its process, and its placement group."""
+        actor = ray.remote(num_cpus=0)(Holder).remote()
+        group = ray.get(actor.ask.remote(cpus))
+        trial = Trial(actor)
+        self.scheduler.on_trial_add(None, trial)
+        return trial, actor, group
+
 
 @pytest.mark.parametrize("reason", ["in vain", "over"])
 def test_workers_that_wait_for_a_place_are_placed_anew(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They keep clear of a node that takes trials by now, or nobody wants them any more: the trial goes back, free."""
     monkeypatch.setattr(adapters, "_STALE_SECONDS", 0.0)
     search = Search()
-    actor = ray.remote(num_cpus=0)(Holder).remote()
-    group = ray.get(actor.ask.remote(1e6))
-    trial = Trial(actor)
-    search.scheduler.on_trial_add(None, trial)
+    trial, actor, group = search.run(1e6)
     search.scheduler.choose_trial_to_run(None)
     assert placement_group_table()[group]["state"] == "PENDING"  # it has a reason to wait
     if reason == "over":
@@ -96,10 +101,7 @@ def test_workers_that_wait_for_a_place_are_placed_anew(reason: str, monkeypatch:
 def test_workers_that_have_a_place_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "_STALE_SECONDS", 0.0)
     search = Search()
-    actor = ray.remote(num_cpus=0)(Holder).remote()
-    group = ray.get(actor.ask.remote(0.01))
-    trial = Trial(actor)
-    search.scheduler.on_trial_add(None, trial)
+    _, actor, group = search.run(0.01)
     search.avoid.clear()
     search.is_over = True
     search.scheduler.choose_trial_to_run(None)
