@@ -20,7 +20,6 @@ import signal
 import sqlite3
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -180,7 +179,11 @@ def main() -> None:
     except OSError as error:
         say("fault", f"{error.filename or run}: {error.strerror}")
     sys.stdout.flush()
-    time.sleep(_LINGER_SECONDS)
+    # Not a sleep: a signal that comes just before it begins would be seen only once it ends.
+    awaited = {signal.SIGTERM, signal.SIGALRM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    signal.alarm(_LINGER_SECONDS)
+    signal.sigwait(awaited)
     empty_log()
 
 
