@@ -21,11 +21,13 @@ from cdn_tune.distributed.ray import (
     RayActorError,
     TorchTrainer,
     TrainController,
+    WorkerGroup,
     WorkerMetricsCallback,
     groups_made_by,
     process_of,
     ray,
     remove_placement_group,
+    without_barrier,
 )
 from cdn_tune.training.loop import never
 
@@ -39,6 +41,14 @@ _UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback, ControllerMetricsCal
 _log = logging.getLogger(__name__)
 
 
+class _Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no types
+    """Ray Train's workers, which need none of its barrier."""
+
+    def _start_impl(self, *arguments: Any, **options: Any) -> None:
+        with without_barrier():
+            super()._start_impl(*arguments, **options)
+
+
 class _Controller(TrainController):  # type: ignore[misc]  # Ray ships no types
     """Ray Train's controller, which looks at its workers more often, and for preemption only where there is any.
 
@@ -47,6 +57,8 @@ class _Controller(TrainController):  # type: ignore[misc]  # Ray ships no types
         given_up: Asked at every look at the workers; once it says yes they are killed, and the run is over.
         arguments: Ray Train's.
     """
+
+    worker_group_cls = _Workers
 
     def __init__(self, watch_preemption: bool, given_up: Callable[[], bool] = never, **arguments: Any) -> None:
         super().__init__(**arguments)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +55,9 @@ with warnings.catch_warnings():
     from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.controller.state import AbortedState
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2._internal.execution.worker_group import state as _group_state
+    from ray.train.v2._internal.execution.worker_group import worker_group as _worker_group
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
     from ray.util import placement_group_table, remove_placement_group
@@ -87,6 +90,7 @@ __all__ = [
     "TorchTrainer",
     "TrainController",
     "TrialScheduler",
+    "WorkerGroup",
     "WorkerMetricsCallback",
     "canonicalize_bootstrap_address_or_die",
     "compute_version_info",
@@ -110,7 +114,45 @@ __all__ = [
     "resolve_ip_for_localhost",
     "tune",
     "waits_for_place",
+    "without_barrier",
 ]
+
+
+class NoBarrier:
+    """Stands for the actor at which Ray Train's workers wait for one another in `ray.train.report`.
+
+    Ours report through a queue and meet in collectives of torch, so they do without it: a process less to start and to
+    load for every group. Whoever waits there all the same gets an AttributeError.
+    """
+
+    @classmethod
+    def options(cls, **_: Any) -> type[NoBarrier]:
+        """Stands for the choice of a node."""
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> NoBarrier:
+        """Stands for the start."""
+        return cls()
+
+
+@contextmanager
+def without_barrier() -> Iterator[None]:
+    """A group of Ray Train workers that is started meanwhile gets no actor to wait for one another at."""
+    before = _worker_group.SynchronizationActor
+    _worker_group.SynchronizationActor = NoBarrier
+    try:
+        yield
+    finally:
+        _worker_group.SynchronizationActor = before
+
+
+def _end_barrier(actor: Any, end: Callable[[Any], None] = _group_state._shutdown_sync_actor) -> None:
+    if not isinstance(actor, NoBarrier):
+        end(actor)
+
+
+_group_state._shutdown_sync_actor = _end_barrier
 
 
 @contextmanager
