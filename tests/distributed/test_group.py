@@ -152,6 +152,7 @@ def test_workers_that_are_given_up_end_without_their_holder(holder: Any, tiny: T
 
     experiment = tiny(**{"train.epochs": 500}).plain()
     assert ray.get(holder.first_report.remote(experiment, tmp_path), timeout=120) == 1
+    assert len(train_workers()) == 2
     assert group_actors() == ["RayTrainWorker", "RayTrainWorker", "_QueueActor"], "a process that no group needs"
     WorkerGroup.give_up(tmp_path)
     wait_for(lambda: train_workers() == [], 30)

@@ -110,7 +110,7 @@ def test_stop_and_ctrl_c_leave_checkpoints_and_no_process(tiny: Tiny, tmp_path: 
     space = write_space(tmp_path, experiment, trials=2, early_stopping={"name": "none"})
     arguments = command(space, run)
     stop = [*arguments[:3], "search", "stop", str(run)]
-    for request in ("SIGINT", "stop"):  # SIGTERM: see tests/test_cli.py
+    for request in ("stop", "SIGINT", "SIGTERM"):
         driver = Driver(arguments, tmp_path / request)
         try:
             known = {trial.number: len(trial.intermediate_values) for trial in recorded(run)}
