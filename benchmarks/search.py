@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=240)
+    parser.add_argument("--epochs", type=int, default=480)
     options = parser.parse_args()
     lines = ["## Search", "", "`python -m benchmarks.search`, Ray on this machine, the study in a sqlite file."]
     found = ["## Search: what it finds", "", "`python -m benchmarks.search --part budget`."]
