@@ -1,4 +1,4 @@
-"""A PostgreSQL server for a test: Debian's, on a socket in the test's folder, stopped afterwards."""
+"""Database servers for a test: Debian's, on a socket in a folder of their own, stopped afterwards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from tests.object_store import store, store_server
 
-__all__ = ["postgresql", "postgresql_url", "store", "store_server"]
+__all__ = ["mysql_url", "postgresql", "postgresql_url", "store", "store_server"]
 
 PASSWORD = "s3cr:t/w%rd"  # noqa: S105
 SECONDS = 60
@@ -84,3 +85,43 @@ def postgresql() -> Iterator[PostgreSql]:
 def postgresql_url(postgresql: PostgreSql) -> str:
     """The storage URL of a running PostgreSQL server, with a password of awkward characters."""
     return postgresql.url
+
+
+@pytest.fixture
+def mysql_url() -> Iterator[str]:
+    """The storage URL of a running MariaDB server, with a password of awkward characters; skipped without one."""
+    programs = {name: shutil.which(name) for name in ("mariadb-install-db", "mariadbd", "mariadb")}
+    if not all(programs.values()):
+        pytest.skip("MariaDB is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="cdn-my-"))  # as for PostgreSQL
+    user = "mysql" if os.getuid() == 0 else None
+    socket = folder / "socket"
+    try:
+        if user:
+            shutil.chown(folder, user)
+        prefix = ["runuser", "-u", user, "--"] if user else []
+        data = f"--datadir={folder / 'data'}"
+        make = [*prefix, str(programs["mariadb-install-db"]), "--no-defaults", data]
+        subprocess.run(make, check=True, timeout=SECONDS, cwd="/", stdout=subprocess.DEVNULL)
+        serve = [str(programs["mariadbd"]), "--no-defaults", data, "--skip-networking", f"--socket={socket}"]
+        with (folder / "log").open("w") as log:
+            # By its own way to another user, not by `runuser`, so that the process we stop is the server.
+            own = [f"--user={user}"] if user else []
+            server = subprocess.Popen([*serve, *own, f"--pid-file={folder / 'pid'}"], cwd="/", stdout=log, stderr=log)
+        try:
+            # The one who runs the server is its administrator: `unix_socket`.
+            admin = [*prefix, str(programs["mariadb"]), "--no-defaults", f"--socket={socket}"]
+            until = time.monotonic() + SECONDS
+            while subprocess.run([*admin, "-e", "select 1"], check=False, capture_output=True).returncode:
+                if time.monotonic() > until or server.poll() is not None:
+                    pytest.fail((folder / "log").read_text())
+                time.sleep(0.2)
+            prepare = f"create database study; create user cdn@localhost identified by '{PASSWORD}'"
+            prepare += "; grant all on study.* to cdn@localhost"
+            subprocess.run([*admin, "-e", prepare], check=True, timeout=SECONDS)
+            yield f"mysql://cdn:{quote(PASSWORD, safe='')}@localhost/study?unix_socket={quote(str(socket))}"
+        finally:
+            server.kill()
+            server.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

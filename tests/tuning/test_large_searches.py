@@ -1,4 +1,4 @@
-"""Searches too long for every commit: two hundred trials, a study on PostgreSQL, the shipped spaces."""
+"""Searches too long for every commit: two hundred trials, a study on a database server, the shipped spaces."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from optuna.trial import TrialState
@@ -18,6 +19,7 @@ from cdn_tune.data.planted import plant
 from cdn_tune.tuning.ranking import role_of
 from cdn_tune.tuning.record import read_record
 
+from .conftest import PASSWORD
 from .processes import Driver, command, finish, recorded, write_space
 
 Tiny = Callable[..., Experiment]
@@ -54,11 +56,13 @@ def has_ended(run: Path, count: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2500)
-def test_a_study_on_postgresql(tiny: Tiny, tmp_path: Path, postgresql_url: str) -> None:
+@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+def test_a_study_on_a_server(kind: str, tiny: Tiny, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The driver is killed in mid-search; the same command goes on from the server, and no secret is written down."""
+    url = request.getfixturevalue(f"{kind}_url")
     run = tmp_path / "run"
     space = write_space(tmp_path, tiny(**{"train.epochs": 6}), trials=4, early_stopping={"name": "none"})
-    arguments = command(space, run, "--storage", postgresql_url)
+    arguments = command(space, run, "--storage", url)
 
     def has_begun() -> bool:
         return any(run.glob("trials/*/metrics.jsonl"))
@@ -69,11 +73,13 @@ def test_a_study_on_postgresql(tiny: Tiny, tmp_path: Path, postgresql_url: str) 
     finally:
         driver.kill()
     finish(arguments)
-    trials = read_record(run, postgresql_url).entries
+    trials = read_record(run, url).entries
     assert [trial.number for trial in trials] == [0, 1, 2, 3]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert not (run / "study.db").exists()
-    assert "postgresql" in (run / "manifest.json").read_text()
+    manifest = (run / "manifest.json").read_text()
+    assert f"{kind}://cdn:***@" in manifest
+    assert quote(PASSWORD, safe="") not in manifest
 
 
 def first_sentences(source: Path, folder: Path) -> Path:

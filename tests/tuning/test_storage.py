@@ -1,5 +1,6 @@
 """Storages: each kind is opened, each error is one line without a password, no trial is lost or made twice."""
 
+import gc
 import os
 import pickle
 import socket
@@ -283,8 +284,25 @@ def test_other_errors_are_not_waited_out(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_postgresql_holds_a_study(postgresql_url: str) -> None:
-    assert_all_there(add_from_two_processes(postgresql_url, 25), 25)
+@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+def test_a_server_holds_a_study(kind: str, request: pytest.FixtureRequest) -> None:
+    assert_all_there(add_from_two_processes(request.getfixturevalue(f"{kind}_url"), 25), 25)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # the driver's, of a connection refused
+def test_mysql_tells_what_is_wrong(mysql_url: str) -> None:
+    cases = {
+        mysql_url.replace("s3cr", "wr0ng"): "the server refuses the user",
+        mysql_url.replace("/study?", "/nowhere?"): "Access denied for user .* to database 'nowhere'",
+        f"{mysql_url}x": "cannot be reached",
+    }
+    for url, told in cases.items():
+        with pytest.raises(ClusterError, match=told) as raised:
+            open_storage(url)
+        assert "w/rd" not in str(raised.value)
+        del raised
+    gc.collect()
 
 
 @pytest.mark.slow
