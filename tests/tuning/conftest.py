@@ -94,23 +94,19 @@ def mysql_url() -> Iterator[str]:
     if not all(programs.values()):
         pytest.skip("MariaDB is not installed")
     folder = Path(tempfile.mkdtemp(prefix="cdn-my-"))  # as for PostgreSQL
-    user = "mysql" if os.getuid() == 0 else None
     socket = folder / "socket"
+    options = ["--no-defaults", f"--datadir={folder / 'data'}"]
     try:
-        if user:
-            shutil.chown(folder, user)
-        prefix = ["runuser", "-u", user, "--"] if user else []
-        data = f"--datadir={folder / 'data'}"
-        make = [*prefix, str(programs["mariadb-install-db"]), "--no-defaults", data]
+        if os.getuid() == 0:
+            shutil.chown(folder, "mysql")
+            options.append("--user=mysql")  # not `runuser`: the process that we stop is then the server
+        make = [str(programs["mariadb-install-db"]), *options]
         subprocess.run(make, check=True, timeout=SECONDS, cwd="/", stdout=subprocess.DEVNULL)
-        serve = [str(programs["mariadbd"]), "--no-defaults", data, "--skip-networking", f"--socket={socket}"]
+        serve = [str(programs["mariadbd"]), *options, "--skip-networking", f"--socket={socket}"]
         with (folder / "log").open("w") as log:
-            # By its own way to another user, not by `runuser`, so that the process we stop is the server.
-            own = [f"--user={user}"] if user else []
-            server = subprocess.Popen([*serve, *own, f"--pid-file={folder / 'pid'}"], cwd="/", stdout=log, stderr=log)
+            server = subprocess.Popen(serve, cwd="/", stdout=log, stderr=log)
         try:
-            # The one who runs the server is its administrator: `unix_socket`.
-            admin = [*prefix, str(programs["mariadb"]), "--no-defaults", f"--socket={socket}"]
+            admin = [str(programs["mariadb"]), "--no-defaults", f"--socket={socket}"]  # as who we are: `unix_socket`
             until = time.monotonic() + SECONDS
             while subprocess.run([*admin, "-e", "select 1"], check=False, capture_output=True).returncode:
                 if time.monotonic() > until or server.poll() is not None:
