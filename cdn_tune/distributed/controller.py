@@ -16,19 +16,19 @@ from cdn_tune.distributed.ray import (
     ControllerMetricsCallback,
     DatasetsCallback,
     GetTimeoutError,
+    PlacementGroup,
     PlacementGroupCleanerCallback,
     PreemptionCallback,
     RayActorError,
     TorchTrainer,
     TrainController,
-    WorkerGroup,
     WorkerMetricsCallback,
     groups_made_by,
     process_of,
     ray,
     remove_placement_group,
-    without_barrier,
 )
+from cdn_tune.distributed.spares import Spares, Workers
 from cdn_tune.training.loop import never
 
 _POLL_SECONDS = 0.2  # Ray's own 2 s is what a finished trial would wait for
@@ -41,27 +41,25 @@ _UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback, ControllerMetricsCal
 _log = logging.getLogger(__name__)
 
 
-class _Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no types
-    """Ray Train's workers, which need none of its barrier."""
-
-    def _start_impl(self, *arguments: Any, **options: Any) -> None:
-        with without_barrier():
-            super()._start_impl(*arguments, **options)
-
-
 class _Controller(TrainController):  # type: ignore[misc]  # Ray ships no types
     """Ray Train's controller, which looks at its workers more often, and for preemption only where there is any.
 
     Args:
         watch_preemption: Whether nodes may be taken away.
         given_up: Asked at every look at the workers; once it says yes they are killed, and the run is over.
+        spares: Where workers come from, and stay, if any may.
         arguments: Ray Train's.
     """
 
-    worker_group_cls = _Workers
-
-    def __init__(self, watch_preemption: bool, given_up: Callable[[], bool] = never, **arguments: Any) -> None:
+    def __init__(
+        self,
+        watch_preemption: bool,
+        given_up: Callable[[], bool] = never,
+        spares: Spares | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
+        self.worker_group_cls = Workers.over(spares)
         self._worker_group_callbacks_to_propagate: list[Any]
         self._worker_group: Any
         self._health_check_interval_s = _POLL_SECONDS
@@ -108,13 +106,20 @@ class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
 
     Args:
         given_up: In an actor, asked all the time; once it says yes the run ends by itself, as if ended from outside.
+        spares: In an actor, where workers come from, and stay after a run that ended well; None starts and ends them.
         arguments: Ray Train's.
         options: Ray Train's.
     """
 
-    def __init__(self, *arguments: Any, given_up: Callable[[], bool] = never, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        given_up: Callable[[], bool] = never,
+        spares: Spares | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
-        self._given_up = given_up
+        self._given_up, self._spares = given_up, spares
         self._lock = threading.Lock()
         self._ended, self._over = False, threading.Event()
         self._controller: Any = None
@@ -138,7 +143,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
         while not over and time.monotonic() < deadline:  # it does not listen while it starts workers
             _remove_groups(identity)
             over = self._over.wait(_POLL_SECONDS)
-        _remove_groups(identity)
+        _remove_groups(identity, kept=None if self._spares is None else self._spares.place)
 
     def _create_default_callbacks(self) -> list[Any]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, _UNUSED)]
@@ -148,7 +153,9 @@ class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
         context = ray.get_runtime_context()
         preemptible = len(alive_nodes()) > 1  # one machine is not taken away in part
         if context.get_actor_id() is not None:
-            return self._run_here(watch_preemption=preemptible, given_up=self._given_up, **arguments)
+            return self._run_here(
+                watch_preemption=preemptible, given_up=self._given_up, spares=self._spares, **arguments
+            )
         node = {ray._raylet.RAY_NODE_ID_KEY: context.get_node_id()}
         actor = ray.remote(num_cpus=0, label_selector=node)(_Controller)  # no environment: takes a process at hand
         with self._lock:
@@ -194,7 +201,8 @@ def _end_actor(controller: Any) -> None:
         time.sleep(_POLL_SECONDS if busy else 0.0)
 
 
-def _remove_groups(maker: str) -> None:
-    """Removes the placement groups an actor has made, and so whatever runs in them."""
+def _remove_groups(maker: str, kept: PlacementGroup | None = None) -> None:
+    """Removes the placement groups an actor has made, but for one, and so whatever runs in them."""
     for group in groups_made_by(maker):
-        remove_placement_group(group)
+        if group != kept:
+            remove_placement_group(group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import threading
@@ -19,6 +20,7 @@ from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.controller import Trainer
 from cdn_tune.distributed.nodes import off_nodes
 from cdn_tune.distributed.ray import Empty, FailureConfig, Queue, RunConfig, ScalingConfig
+from cdn_tune.distributed.spares import Spares
 from cdn_tune.errors import CdnTuneError, MemoryShortage, TrainingError, WorkerLost
 from cdn_tune.training.attempt import Superseded
 from cdn_tune.training.flag import Flag
@@ -52,6 +54,7 @@ class WorkerGroup:
         avoid: Nodes, by id, to keep clear of.
         check: Called by each worker before it trains; what it raises ends the training.
         queue: Takes the workers' reports, and is left as it is; None makes one, a process, for this group.
+        spares: In an actor, takes the workers when they are done, for the next group; None ends them.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class WorkerGroup:
         avoid: tuple[str, ...] = (),
         check: Callable[[], None] | None = None,
         queue: Queue | None = None,
+        spares: Spares | None = None,
     ) -> None:
         self._on_step, self._stop = on_step, stop
         self._flag, self._raised = Flag(folder / STOP), False
@@ -106,6 +110,7 @@ class WorkerGroup:
                 failure_config=FailureConfig(max_failures=max_failures),
             ),
             given_up=self._given_up,
+            spares=spares,
         )
         self._thread = threading.Thread(target=self._fit, daemon=True, name="ray-train")
         self._thread.start()
@@ -241,6 +246,8 @@ def _work(config: dict[str, Any]) -> None:
         if not _lacks_a_peer(error):
             put(ERROR, _told(error))
         raise
+    finally:
+        gc.collect()  # a model on a GPU must not wait in this process for another trial's to come
 
 
 def _lacks_a_peer(error: Exception) -> bool:

@@ -55,7 +55,7 @@ with warnings.catch_warnings():
     from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.controller.state import AbortedState
-    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupState
     from ray.train.v2._internal.execution.worker_group import state as _group_state
     from ray.train.v2._internal.execution.worker_group import worker_group as _worker_group
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -79,6 +79,7 @@ __all__ = [
     "FailureConfig",
     "GetTimeoutError",
     "NodeAffinitySchedulingStrategy",
+    "PlacementGroup",
     "PlacementGroupCleanerCallback",
     "PreemptionCallback",
     "Queue",
@@ -91,6 +92,7 @@ __all__ = [
     "TrainController",
     "TrialScheduler",
     "WorkerGroup",
+    "WorkerGroupState",
     "WorkerMetricsCallback",
     "canonicalize_bootstrap_address_or_die",
     "compute_version_info",
@@ -186,10 +188,11 @@ def groups_made_by(actor: str) -> list[PlacementGroup]:
     return [_group(table) for table in _standing_groups() if table.creator_actor_id.hex() == actor]
 
 
-def waits_for_place(actor: str) -> bool:
-    """Whether a placement group that an actor, by hexadecimal id, has made has found no place yet."""
+def waits_for_place(actor: str | None = None) -> bool:
+    """Whether a placement group that an actor, by hexadecimal id, or anybody has made has found no place yet."""
     pending = gcs_pb2.PlacementGroupTableData.PlacementGroupState.Value("PENDING")
-    return any(table.creator_actor_id.hex() == actor and table.state == pending for table in _standing_groups())
+    waiting = (table.creator_actor_id.hex() for table in _standing_groups() if table.state == pending)
+    return any(maker == actor or actor is None for maker in waiting)
 
 
 def orphaned_groups() -> list[PlacementGroup]:

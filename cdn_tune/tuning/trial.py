@@ -15,6 +15,7 @@ import torch
 from cdn_tune.config import ResourcesConfig, override
 from cdn_tune.distributed.group import WorkerGroup, make_queue
 from cdn_tune.distributed.ray import Queue, RayError, tune
+from cdn_tune.distributed.spares import Spares
 from cdn_tune.errors import CdnTuneError, DataError, FolderHeld, NodeUnfit, ProcessSpent, RunError
 from cdn_tune.training.files import write_text
 from cdn_tune.training.launch import train_in
@@ -84,10 +85,10 @@ def run_trial(
 class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """A trial of several workers: a Ray Train group whose reports become this trial's results.
 
-    Its process goes from trial to trial. A group that ends by itself is freed with its last result. One that is stopped
-    early is freed when Ray Tune has the process start the next trial or end; until then the driver's word ends its
-    workers (`WorkerGroup.give_up`). It starts with the first step, for Ray Tune may set up two processes for a trial
-    and use the one that comes first.
+    Its process goes from trial to trial. A group that ends by itself is freed with its last result; its workers go on
+    to the next trial's group, or end if none follows soon. One that is stopped early is freed when Ray Tune has the
+    process start the next trial or end; until then the driver's word ends its workers (`WorkerGroup.give_up`). It
+    starts with the first step, for Ray Tune may set up two processes for a trial and use the one that comes first.
     """
 
     def setup(
@@ -105,6 +106,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._run, self._check = run, partial(check_here, base["data"], data, home)
         self._group: WorkerGroup | None = None
         self._queue: Queue | None = None
+        self._spares = Spares()
         self._note(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -141,6 +143,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
                 avoid=self._avoid,
                 check=self._check,
                 queue=self._live_queue(),
+                spares=self._spares,
             )
         except Exception as error:  # told by this step
             self._failure = failed(error, self._folder)
@@ -174,8 +177,9 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Loads nothing: a trial taken up again goes on from its folder."""
 
     def cleanup(self) -> None:
-        """Frees the group; Ray calls this when the process is to end, and the queue ends with it."""
+        """Frees the group and its workers; Ray calls this when the process is to end, and the queue ends with it."""
         self._free()
+        self._spares.free()
 
     def _live_queue(self) -> Queue:
         """Returns the queue of this process's groups: the one it has, unless that one is dead."""

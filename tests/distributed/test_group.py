@@ -1,6 +1,5 @@
 """Several workers: the same training as one, the same evaluation, errors with their reason, nothing left behind."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from cdn_tune.distributed.launch import train_on_workers
 from cdn_tune.errors import ClusterError, NotFinite
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
+from tests.distributed.group_actors import group_actors, left_behind, train_workers
 from tests.tuning.clusters import wait_for
 
 Tiny = Callable[..., Experiment]
@@ -101,27 +101,6 @@ def holder(ray_session: None) -> Iterator[Any]:
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def group_actors() -> list[str]:
-    """The classes of the actors that groups have, by name."""
-    from cdn_tune.distributed.ray import live_actors
-
-    names = ("_QueueActor", "SynchronizationActor", "RayTrainWorker", "PreemptionWatcher")
-    return sorted(actor["ActorClassName"] for actor in live_actors() if actor["ActorClassName"] in names)
-
-
-def left_behind(expected: int = 0) -> tuple[list[str], int]:
-    """Actors of groups, and placement groups; looks again for a while if there are any but so many groups."""
-    from cdn_tune.distributed.ray import placement_group_table
-
-    deadline = time.monotonic() + 20
-    while True:
-        groups = sum(group["state"] != "REMOVED" for group in placement_group_table().values())
-        actors = group_actors()
-        if (not actors and groups == expected) or time.monotonic() > deadline:
-            return actors, groups
-        time.sleep(0.1)
-
-
 def test_a_group_in_an_actor_ends_at_any_moment(holder: Any, tiny: Tiny, tmp_path: Path) -> None:
     """Before it has begun, while its workers start, while they train."""
     from cdn_tune.distributed.ray import ray
@@ -159,20 +138,6 @@ def test_workers_that_are_given_up_end_without_their_holder(holder: Any, tiny: T
     assert ray.get(holder.stop.remote(), timeout=60)
     assert left_behind() == ([], 0)
     assert not (tmp_path / ".given-up").exists()
-
-
-def train_workers() -> list[int]:
-    """Process ids of the session's Ray Train workers: children of the raylet that this process has started."""
-    from cdn_tune.distributed.ray import ray
-
-    raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if int(parent) == raylet and "RayTrainWorker" in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-    return found
 
 
 @pytest.mark.usefixtures("ray_session")

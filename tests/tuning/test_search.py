@@ -150,13 +150,17 @@ def test_values_that_do_not_go_together_are_told_without_training(tiny: Tiny, tm
 
 
 def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
-    """Trials of two workers, one after the other in one process, stopped early or not."""
+    """Trials of two workers, one after the other in one process, stopped early or not; two start workers anew."""
     from cdn_tune.distributed.ray import live_actors
 
-    processes = set()
+    processes, workers = set(), set()
 
     def look(_: SearchState) -> None:
-        processes.update(actor["Pid"] for actor in live_actors() if "Trainable" in actor["ActorClassName"])
+        for actor in live_actors():
+            if "Trainable" in actor["ActorClassName"]:
+                processes.add(actor["Pid"])
+            if actor["ActorClassName"] == "RayTrainWorker":
+                workers.add(actor["Pid"])
 
     learning_rates = {"type": "categorical", "choices": [1e-2, 1e-7]}
     space = make_space(
@@ -173,6 +177,7 @@ def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
     assert states[1] == "pruned"
     assert len(states) == 3
     assert len(processes - {0}) == 1
+    assert len(workers - {0}) == 4  # trial 1 has trial 0's; when it is stopped early, they are killed
     for number in states:
         assert not {path.name for path in trial_folder(run, number).iterdir()} & {".stop", ".given-up", ".ray"}
     assert load_checkpoint(result.kept[0]).val

@@ -1,0 +1,165 @@
+"""Workers that go from one Ray Train run to the next: what a process loads before its first step takes seconds."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from cdn_tune.distributed.ray import (
+    GetTimeoutError,
+    PlacementGroup,
+    RayError,
+    WorkerGroup,
+    WorkerGroupState,
+    ray,
+    waits_for_place,
+    without_barrier,
+)
+
+_IDLE_SECONDS = 20.0  # between two trials lies less than one, but for a sampler that thinks long
+_ANSWER_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A group that waits for its next run."""
+
+    wanted: tuple[object, ...]
+    state: Any
+    timer: threading.Timer
+
+
+class Spares:
+    """Keeps the workers of a run that ended well, with their place, for the next run in this process.
+
+    It keeps one group, and for some seconds only: a trial elsewhere may come to need its place.
+
+    Args:
+        seconds: How long a group is kept.
+    """
+
+    def __init__(self, seconds: float = _IDLE_SECONDS) -> None:
+        self._seconds, self._lock = seconds, threading.Lock()
+        self._held: _Held | None = None
+
+    def leave(self, wanted: tuple[object, ...], state: Any) -> None:
+        """Keeps a group; one that was kept before is freed.
+
+        Args:
+            wanted: What it was asked for to be.
+            state: The group.
+        """
+        timer = threading.Timer(self._seconds, self._expire, (state,))
+        timer.daemon = True
+        with self._lock:
+            before, self._held = self._held, _Held(wanted, state, timer)
+        timer.start()
+        _end(before)
+
+    def take(self, wanted: tuple[object, ...]) -> Any | None:
+        """Hands the group over if it is as wanted and its workers answer; frees it otherwise."""
+        held = self._let_go()
+        if held is not None and held.wanted == wanted and _answers(held.state):
+            return held.state
+        _end(held)
+        return None
+
+    def free(self) -> None:
+        """Frees the group, if one is kept."""
+        _end(self._let_go())
+
+    @property
+    def place(self) -> PlacementGroup | None:
+        """The placement group that is kept."""
+        with self._lock:
+            return None if self._held is None else self._held.state.placement_group_handle.placement_group
+
+    def _let_go(self, state: Any = None) -> _Held | None:
+        """Forgets the group, or only this one, and returns it."""
+        with self._lock:
+            held = self._held
+            if held is None or (state is not None and held.state is not state):
+                return None
+            self._held = None
+        held.timer.cancel()
+        return held
+
+    def _expire(self, state: Any) -> None:
+        try:
+            _end(self._let_go(state))
+        except Exception:  # Ray is gone, and the workers with it
+            _log.debug("workers that were kept could not be freed", exc_info=True)
+
+
+class _Stays(WorkerGroupState):  # type: ignore[misc]  # Ray ships no types
+    """A group that outlives its run."""
+
+    def shutdown(self) -> None:
+        """Leaves the workers and their place."""
+
+
+class Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no types
+    """Ray Train's workers, which need none of its barrier, and come from the run before where that left some."""
+
+    _spares: Spares | None = None
+    _worker_group_state: Any
+    _taken: Any | None = None
+
+    @classmethod
+    def over(cls, spares: Spares | None) -> type[Workers]:
+        """Returns workers that are taken from spares and left to them; without any, each run starts its own."""
+        return type(cls.__name__, (cls,), {"_spares": spares})
+
+    def shutdown(self) -> None:
+        """Ends the run; its workers stay for the next one if all went well and nobody waits for their place."""
+        state = self._worker_group_state
+        if self._spares is None or not self._have_ended_well() or waits_for_place():
+            super().shutdown()
+            return
+        self._worker_group_state = _Stays(**vars(state))
+        try:
+            super().shutdown()
+        except BaseException:
+            state.shutdown()
+            raise
+        self._spares.leave(self._wanted(), state)
+
+    def _have_ended_well(self) -> bool:
+        status = self._latest_poll_status
+        return bool(status and status.finished and not status.errors and status.get_preemption_info() is None)
+
+    def _wanted(self) -> tuple[object, ...]:
+        """Returns all that tells one group from another."""
+        asked = self._worker_group_context
+        return asked.num_workers, asked.resources_per_worker, asked.placement_strategy, asked.label_selector
+
+    def _start_impl(self, *arguments: Any, **options: Any) -> None:
+        with without_barrier():
+            super()._start_impl(*arguments, **options)
+
+    def _create_placement_group(self, *arguments: Any, **options: Any) -> Any:
+        if self._spares is not None and (taken := self._spares.take(self._wanted())) is not None:
+            self._taken = taken
+            return taken.placement_group_handle
+        return super()._create_placement_group(*arguments, **options)
+
+    def _create_workers(self, *arguments: Any, **options: Any) -> Any:
+        if self._taken is not None:
+            return self._taken.workers
+        return super()._create_workers(*arguments, **options)
+
+
+def _answers(state: Any) -> bool:
+    try:
+        ray.get([worker.actor.get_metadata.remote() for worker in state.workers], timeout=_ANSWER_SECONDS)
+    except (RayError, GetTimeoutError):
+        return False
+    return True
+
+
+def _end(held: _Held | None) -> None:
+    if held is not None:
+        held.state.shutdown()
