@@ -31,7 +31,7 @@ from cdn_tune.tuning.status import gpu_hours
 from cdn_tune.tuning.study import Study
 
 _SHOW_SECONDS = 0.2
-_SHARE = 20.0  # of the driver's time, at most one part in so many goes into showing
+_SHARE = 50.0  # of the driver's time, at most one part in so many goes into showing
 _WRITE_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 

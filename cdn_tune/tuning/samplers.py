@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -151,10 +153,9 @@ class Proposal(BaseSampler):
     def _is_started(self, study: Study) -> bool:
         """Whether there is enough to model: results, or twice as many refusals where next to nothing is feasible."""
         if self._started is None:
-            finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-            refused = sum(role_of(trial) == REFUSED for trial in finished)
-            results = sum(_has_result(trial) for trial in finished)
-            self._started = results >= self._startup or refused >= 2 * self._startup
+            trials = study.get_trials(deepcopy=False)
+            refused = (trial for trial in trials if trial.state.is_finished() and role_of(trial) == REFUSED)
+            self._started = _has(self._startup, filter(_has_result, trials)) or _has(2 * self._startup, refused)
         return self._started
 
     def _results(self, directions: Sequence[StudyDirection], trials: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -229,6 +230,10 @@ def _for_tpe(is_multi_objective: bool, trials: list[FrozenTrial]) -> list[Frozen
     Of several objectives, pruned trials lose their intermediate values, which TPE would order by the one direction that
     such a study does not have.
     """
+    if not is_multi_objective and len(trials) > _TPE_BEST + _TPE_LATEST:
+        best = heapq.nsmallest(_TPE_BEST, filter(_has_result, trials), key=_tpe_rank)
+        chosen = {trial.number: trial for trial in (*best, *trials[-_TPE_LATEST:])}
+        trials = [chosen[number] for number in sorted(chosen)]
     shown = []
     for trial in trials:
         if trial.state == TrialState.FAIL and _is_infeasible(trial):
@@ -237,11 +242,7 @@ def _for_tpe(is_multi_objective: bool, trials: list[FrozenTrial]) -> list[Frozen
             shown.append(altered(trial, intermediate_values={}))
         else:
             shown.append(trial)
-    if is_multi_objective or len(shown) <= _TPE_BEST + _TPE_LATEST:
-        return shown
-    best = sorted(filter(_has_result, shown), key=_tpe_rank)[:_TPE_BEST]
-    chosen = {trial.number: trial for trial in (*best, *shown[-_TPE_LATEST:])}
-    return [chosen[number] for number in sorted(chosen)]
+    return shown
 
 
 def _tpe_rank(trial: FrozenTrial) -> tuple[float, ...]:
@@ -250,6 +251,11 @@ def _tpe_rank(trial: FrozenTrial) -> tuple[float, ...]:
         return 0, 0, -(trial.value or 0.0)
     step, value = max(trial.intermediate_values.items())
     return 1, -step, -value
+
+
+def _has(count: int, trials: Iterable[FrozenTrial]) -> bool:
+    """Whether there are so many; looks no further."""
+    return sum(1 for _ in islice(trials, count)) == count
 
 
 def _has_result(trial: FrozenTrial) -> bool:
