@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,7 +21,7 @@ from cdn_tune.distributed.controller import Trainer
 from cdn_tune.distributed.nodes import off_nodes
 from cdn_tune.distributed.ray import Empty, FailureConfig, Queue, RunConfig, ScalingConfig
 from cdn_tune.distributed.spares import Spares
-from cdn_tune.errors import CdnTuneError, MemoryShortage, TrainingError, WorkerLost
+from cdn_tune.errors import CdnTuneError, DataError, MemoryShortage, TrainingError, WorkerLost
 from cdn_tune.training.attempt import Superseded
 from cdn_tune.training.flag import Flag
 from cdn_tune.training.launch import train_in
@@ -38,6 +38,13 @@ _END_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
+class Check(Protocol):
+    """Looks whether a worker's node can train."""
+
+    def __call__(self, *, again: bool = False) -> None:
+        """Raises if it cannot; looks again at what it has looked at before if it is asked to."""
+
+
 class WorkerGroup:
     """Several workers that train one trial together.
 
@@ -52,7 +59,8 @@ class WorkerGroup:
         on_step: Called with worker 0's steps, a few times a second at most, while a report is waited for.
         stop: Asked while a report is waited for; once it says yes the workers save their state and end.
         avoid: Nodes, by id, to keep clear of.
-        check: Called by each worker before it trains; what it raises ends the training.
+        check: Called by each worker before it trains; what it raises ends the training. Called again after an error in
+            the data, with `again`: what it raises then is told instead.
         queue: Takes the workers' reports, and is left as it is; None makes one, a process, for this group.
         spares: In an actor, takes the workers when they are done, for the next group; None ends them.
     """
@@ -66,7 +74,7 @@ class WorkerGroup:
         on_step: OnStep | None = None,
         stop: Callable[[], bool] = never,
         avoid: tuple[str, ...] = (),
-        check: Callable[[], None] | None = None,
+        check: Check | None = None,
         queue: Queue | None = None,
         spares: Spares | None = None,
     ) -> None:
@@ -244,10 +252,20 @@ def _work(config: dict[str, Any]) -> None:
         raise
     except Exception as error:  # would fail again: told before Ray counts it as a failure and starts over
         if not _lacks_a_peer(error):
-            put(ERROR, _told(error))
+            put(ERROR, _told(_unfit(error, config["check"])))
         raise
     finally:
         gc.collect()  # a model on a GPU must not wait in this process for another trial's to come
+
+
+def _unfit(error: Exception, check: Check | None) -> Exception:
+    """Returns why the node is at fault for an error in the data, which may have gone since they were checked."""
+    if isinstance(error, DataError) and check is not None:
+        try:
+            check(again=True)
+        except CdnTuneError as reason:
+            return reason
+    return error
 
 
 def _lacks_a_peer(error: Exception) -> bool:

@@ -115,6 +115,7 @@ __all__ = [
     "remove_placement_group",
     "resolve_ip_for_localhost",
     "tune",
+    "waiting_groups",
     "waits_for_place",
     "without_barrier",
 ]
@@ -188,11 +189,19 @@ def groups_made_by(actor: str) -> list[PlacementGroup]:
     return [_group(table) for table in _standing_groups() if table.creator_actor_id.hex() == actor]
 
 
-def waits_for_place(actor: str | None = None) -> bool:
-    """Whether a placement group that an actor, by hexadecimal id, or anybody has made has found no place yet."""
+def waits_for_place(actor: str) -> bool:
+    """Whether a placement group that an actor, by hexadecimal id, has made has found no place yet."""
     pending = gcs_pb2.PlacementGroupTableData.PlacementGroupState.Value("PENDING")
-    waiting = (table.creator_actor_id.hex() for table in _standing_groups() if table.state == pending)
-    return any(maker == actor or actor is None for maker in waiting)
+    return any(table.creator_actor_id.hex() == actor and table.state == pending for table in _standing_groups())
+
+
+def waiting_groups() -> tuple[int, int]:
+    """Returns how many placement groups of this job, and how many of others, have no place yet or have lost it."""
+    states = gcs_pb2.PlacementGroupTableData.PlacementGroupState
+    without = (states.Value("PENDING"), states.Value("RESCHEDULING"))
+    job = ray.get_runtime_context().get_job_id()
+    own = [table.creator_job_id.hex() == job for table in _standing_groups() if table.state in without]
+    return sum(own), len(own) - sum(own)
 
 
 def orphaned_groups() -> list[PlacementGroup]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from cdn_tune.distributed.ray import (
-    GetTimeoutError,
     PlacementGroup,
     RayError,
     WorkerGroup,
     WorkerGroupState,
     ray,
-    waits_for_place,
+    waiting_groups,
     without_barrier,
 )
 
 _IDLE_SECONDS = 20.0  # between two trials lies less than one, but for a sampler that thinks long
+_LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
@@ -29,21 +32,32 @@ class _Held:
 
     wanted: tuple[object, ...]
     state: Any
-    timer: threading.Timer
 
 
 class Spares:
     """Keeps the workers of a run that ended well, with their place, for the next run in this process.
 
-    It keeps one group, and for some seconds only: a trial elsewhere may come to need its place.
+    It keeps one group, for some seconds only, and while no placement group of another job waits for a place.
 
     Args:
+        waiting: How many placement groups of this job may wait nevertheless. A search on a cluster that may grow has
+            one that always does, so that an autoscaler sees it; that trial's turn then comes last.
         seconds: How long a group is kept.
     """
 
-    def __init__(self, seconds: float = _IDLE_SECONDS) -> None:
-        self._seconds, self._lock = seconds, threading.Lock()
+    def __init__(self, waiting: int = 0, seconds: float = _IDLE_SECONDS) -> None:
+        self._waiting, self._seconds = waiting, seconds
+        self._lock = threading.Lock()
         self._held: _Held | None = None
+
+    def may_hold(self) -> bool:
+        """Whether nobody waits who should have the place."""
+        try:
+            own, others = waiting_groups()
+        except Exception:  # nobody can tell: the head is away
+            _log.debug("it is not known whether anybody waits for a place", exc_info=True)
+            return False
+        return others == 0 and own <= self._waiting
 
     def leave(self, wanted: tuple[object, ...], state: Any) -> None:
         """Keeps a group; one that was kept before is freed.
@@ -52,12 +66,10 @@ class Spares:
             wanted: What it was asked for to be.
             state: The group.
         """
-        timer = threading.Timer(self._seconds, self._expire, (state,))
-        timer.daemon = True
+        self.free()
         with self._lock:
-            before, self._held = self._held, _Held(wanted, state, timer)
-        timer.start()
-        _end(before)
+            self._held = held = _Held(wanted, state)
+        threading.Thread(target=self._watch, args=(held,), daemon=True, name="cdn-tune-spares").start()
 
     def take(self, wanted: tuple[object, ...]) -> Any | None:
         """Hands the group over if it is as wanted and its workers answer; frees it otherwise."""
@@ -77,19 +89,24 @@ class Spares:
         with self._lock:
             return None if self._held is None else self._held.state.placement_group_handle.placement_group
 
-    def _let_go(self, state: Any = None) -> _Held | None:
+    def _let_go(self, only: _Held | None = None) -> _Held | None:
         """Forgets the group, or only this one, and returns it."""
         with self._lock:
             held = self._held
-            if held is None or (state is not None and held.state is not state):
+            if only is not None and held is not only:
                 return None
             self._held = None
-        held.timer.cancel()
-        return held
+            return held
 
-    def _expire(self, state: Any) -> None:
+    def _watch(self, held: _Held) -> None:
+        """Frees a group once it has been kept for long enough, or somebody waits; not if it was taken before."""
+        deadline = time.monotonic() + self._seconds
+        while self._held is held and time.monotonic() < deadline:
+            time.sleep(min(_LOOK_SECONDS, self._seconds))
+            if self._held is held and not self.may_hold():
+                break
         try:
-            _end(self._let_go(state))
+            _end(self._let_go(held))
         except Exception:  # Ray is gone, and the workers with it
             _log.debug("workers that were kept could not be freed", exc_info=True)
 
@@ -116,7 +133,7 @@ class Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no types
     def shutdown(self) -> None:
         """Ends the run; its workers stay for the next one if all went well and nobody waits for their place."""
         state = self._worker_group_state
-        if self._spares is None or not self._have_ended_well() or waits_for_place():
+        if self._spares is None or not self._have_ended_well() or not self._spares.may_hold():
             super().shutdown()
             return
         self._worker_group_state = _Stays(**vars(state))
@@ -137,8 +154,13 @@ class Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no types
         return asked.num_workers, asked.resources_per_worker, asked.placement_strategy, asked.label_selector
 
     def _start_impl(self, *arguments: Any, **options: Any) -> None:
-        with without_barrier():
-            super()._start_impl(*arguments, **options)
+        try:
+            with without_barrier():
+                super()._start_impl(*arguments, **options)
+        except BaseException:
+            if self.has_started():  # Ray ends a group whose start has failed only if it failed before that
+                self._worker_group_state.shutdown()
+            raise
 
     def _create_placement_group(self, *arguments: Any, **options: Any) -> Any:
         if self._spares is not None and (taken := self._spares.take(self._wanted())) is not None:
@@ -153,11 +175,12 @@ class Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no types
 
 
 def _answers(state: Any) -> bool:
+    """Whether the workers live, and have left the process group of their last run."""
+    asked = [worker.execute_async(torch.distributed.is_initialized) for worker in state.workers]
     try:
-        ray.get([worker.actor.get_metadata.remote() for worker in state.workers], timeout=_ANSWER_SECONDS)
-    except (RayError, GetTimeoutError):
+        return not any(ray.get(asked, timeout=_ANSWER_SECONDS))
+    except RayError:
         return False
-    return True
 
 
 def _end(held: _Held | None) -> None:

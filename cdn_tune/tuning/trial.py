@@ -100,13 +100,14 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         data: dict[str, Any],
         home: str,
         max_failures: int,
+        waiting: int,
     ) -> None:
         """Takes note of the first trial."""
         self._base, self._resources, self._max_failures = base, ResourcesConfig(**resources), max_failures
         self._run, self._check = run, partial(check_here, base["data"], data, home)
         self._group: WorkerGroup | None = None
         self._queue: Queue | None = None
-        self._spares = Spares()
+        self._spares = Spares(waiting)
         self._note(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.distributed.nodes import off_nodes, this_node
+from cdn_tune.distributed.nodes import off_nodes, this_node, was_started_here
 from cdn_tune.distributed.ray import tune
 from cdn_tune.training.run_folder import read_manifest
 from cdn_tune.training.working_copy import portable
@@ -60,7 +60,8 @@ def run_tuner(driver: Driver, train: Callable[..., object]) -> None:
     }
     grouped = resources.workers > 1
     if grouped:  # the driver of a group only waits: it takes a byte of memory, and no CPU from the workers
-        group = tune.with_parameters(GroupTrial, **settings, max_failures=space.max_failures)
+        waiting = 0 if was_started_here() else 1  # see places.Demand
+        group = tune.with_parameters(GroupTrial, **settings, max_failures=space.max_failures, waiting=waiting)
         trainable = tune.with_resources(group, partial(_request, {"memory": 1.0}))
     else:
         needs = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}

@@ -12,9 +12,9 @@ import pytest
 
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.cluster import connected, slots
-from cdn_tune.distributed.group import WorkerGroup, make_queue
+from cdn_tune.distributed.group import WorkerGroup, _unfit, make_queue
 from cdn_tune.distributed.launch import train_on_workers
-from cdn_tune.errors import ClusterError, NotFinite
+from cdn_tune.errors import ClusterError, DataError, NodeUnfit, NotFinite
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.report import EpochReport
 from tests.distributed.group_actors import group_actors, left_behind, train_workers
@@ -159,6 +159,20 @@ def test_a_killed_worker_costs_no_epoch(tiny: Tiny, tmp_path: Path) -> None:
     assert len(killed) == 2
     assert list(told) == [1, 2, 3, 4, 5, 6]
     assert list(told.values()) == pytest.approx([report.loss for report in whole], rel=1e-4)
+
+
+def test_an_error_in_the_data_is_the_nodes_if_they_have_gone() -> None:
+    """Workers outlive trials, so what they have checked once may be so no more."""
+    unfit, error = NodeUnfit("f" * 56, "node-2: no features"), DataError("features.hdf5: no such file")
+
+    def check(*, again: bool = False) -> None:
+        if again:
+            raise unfit
+
+    assert _unfit(error, check) is unfit
+    assert _unfit(error, lambda again=False: None) is error  # noqa: ARG005
+    assert _unfit(error, None) is error
+    assert isinstance(_unfit(NotFinite("loss"), check), NotFinite)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment, ResourcesConfig
+from cdn_tune.distributed import spares as spares_module
 from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.spares import Spares
 from cdn_tune.errors import CdnTuneError
@@ -23,8 +24,8 @@ Tiny = Callable[..., Experiment]
 class Holder:
     """An actor that runs groups one after the other, as the process of a search's trials does."""
 
-    def __init__(self, seconds: float = 60.0) -> None:
-        self.spares: Spares | None = Spares(seconds)
+    def __init__(self, **options: Any) -> None:
+        self.spares = Spares(**{"seconds": 60.0, **options})
 
     def train(self, experiment: dict[str, Any], folder: Path, epochs: int = 99, **more: Any) -> list[float]:
         """Returns the losses of a trial that is stopped early after so many epochs, or why it failed."""
@@ -41,19 +42,18 @@ class Holder:
         return losses
 
     def free(self) -> None:
-        assert self.spares is not None
         self.spares.free()
 
 
 @pytest.fixture
 def start(ray_session: None) -> Iterator[Callable[..., Any]]:
-    """Starts a holder whose spares wait so long."""
+    """Starts a holder with such spares."""
     from cdn_tune.distributed.ray import ray
 
     holders = []
 
-    def make(seconds: float = 60.0) -> Any:
-        holders.append(ray.remote(num_cpus=0)(Holder).remote(seconds))
+    def make(**options: Any) -> Any:
+        holders.append(ray.remote(num_cpus=0)(Holder).remote(**options))
         return holders[-1]
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
@@ -79,7 +79,7 @@ def test_workers_go_on_and_train_as_new_ones(start: Callable[..., Any], tiny: Ti
     assert len(get(holder.train.remote(other, tmp_path / "1"))) == 1
     assert get(holder.train.remote(first, tmp_path / "2")) == expected
     assert train_workers() == processes
-    assert group_actors() == ["RayTrainWorker", "RayTrainWorker"]  # no queue, no barrier, no watcher is left
+    wait_for(lambda: group_actors() == ["RayTrainWorker", "RayTrainWorker"], 20)  # no queue, no barrier, no watcher
 
     endless = tiny(**{"train.epochs": 500}).plain()
     assert len(get(holder.train.remote(endless, tmp_path / "3", epochs=1))) == 1
@@ -123,29 +123,43 @@ def test_workers_that_do_not_answer_are_replaced(start: Callable[..., Any], tiny
 
 
 def test_workers_end_when_no_trial_follows(start: Callable[..., Any], tiny: Tiny, tmp_path: Path) -> None:
-    holder = start(seconds=2.0)
+    holder = start(seconds=6.0)
     get(holder.train.remote(tiny(**{"train.epochs": 1}).plain(), tmp_path))
-    assert len(group_actors()) == 2
+    assert len(train_workers()) == 2
     assert left_behind() == ([], 0)
 
 
 def test_workers_make_room_for_whoever_waits(start: Callable[..., Any], tiny: Tiny, tmp_path: Path) -> None:
-    """Another trial, or another's job, whose place they would hold."""
+    """For another trial, at the end of theirs; and for one more where a trial waits so that an autoscaler sees it."""
     from ray.util.placement_group import placement_group
 
-    from cdn_tune.distributed.ray import ray, remove_placement_group, waits_for_place
+    from cdn_tune.distributed.ray import ray, remove_placement_group, waiting_groups
 
-    holder = start()
-    trial = holder.train.remote(tiny(**{"train.epochs": 4}).plain(), tmp_path)
-    wait_for(lambda: len(train_workers()) == 2, 60)
-    everything = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    everything = [{"CPU": ray.cluster_resources()["CPU"]}]
+    experiment = tiny(**{"train.epochs": 4}).plain()
+    groups = []
     try:
-        assert waits_for_place()
+        trial = start().train.remote(experiment, tmp_path / "0")
+        wait_for(lambda: len(train_workers()) == 2, 60)
+        groups.append(placement_group(everything))
+        assert waiting_groups() == (1, 0)
         assert len(get(trial)) == 4
-        assert everything.wait(20)
+        assert groups[0].wait(20)
         assert left_behind(1) == ([], 1)
+        remove_placement_group(groups.pop())
+
+        trial = start(waiting=1).train.remote(experiment, tmp_path / "1")
+        wait_for(lambda: len(train_workers()) == 2, 60)
+        groups.append(placement_group(everything))
+        assert len(get(trial)) == 4
+        assert not groups[0].wait(2)
+        assert len(train_workers()) == 2
+        groups.append(placement_group(everything))
+        wait_for(lambda: waiting_groups() == (1, 0), 20)  # one of the two has the place
     finally:
-        remove_placement_group(everything)
+        for group in groups:
+            remove_placement_group(group)
+    assert left_behind() == ([], 0)
 
 
 class Group:
@@ -160,9 +174,14 @@ class Group:
         self.ended += 1
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.fixture
+def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spares, "may_hold", lambda _: True)
+
+
+@pytest.mark.usefixtures("ray_session", "nobody_waits")
 def test_spares_hold_one_group() -> None:
-    spares, groups = Spares(60.0), [Group(), Group(), Group()]
+    spares, groups = Spares(seconds=60.0), [Group(), Group(), Group()]
     assert spares.take(("two",)) is None
     spares.leave(("two",), groups[0])
     spares.leave(("two",), groups[1])
@@ -178,11 +197,25 @@ def test_spares_hold_one_group() -> None:
     assert [group.ended for group in groups] == [1, 1, 1]
 
 
-def test_a_group_that_was_taken_does_not_expire() -> None:
-    spares, taken, left = Spares(0.2), Group(), Group()
+@pytest.mark.usefixtures("ray_session", "nobody_waits")
+def test_only_what_was_left_for_long_ends() -> None:
+    """Neither what was taken meanwhile nor what was left in its place."""
+    spares, taken, left = Spares(seconds=0.3), Group(), Group()
     spares.leave(("two",), taken)
-    assert spares._let_go() is not None
+    assert spares.take(("two",)) is taken
+    spares._seconds = 1.5
     spares.leave(("two",), left)
+    time.sleep(0.8)
+    assert (taken.ended, left.ended) == (0, 0)
     wait_for(lambda: left.ended == 1, 10)
-    time.sleep(0.3)
-    assert (taken.ended, left.ended) == (0, 1)
+    assert taken.ended == 0
+
+
+def test_a_head_that_does_not_answer_ends_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers are not kept then, and that is all."""
+
+    def unknown() -> tuple[int, int]:
+        raise RuntimeError("the GCS is away")
+
+    monkeypatch.setattr(spares_module, "waiting_groups", unknown)
+    assert not Spares().may_hold()
