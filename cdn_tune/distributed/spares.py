@@ -21,7 +21,7 @@ from cdn_tune.distributed.ray import (
 )
 
 _IDLE_SECONDS = 20.0  # between two trials lies less than one, but for a sampler that thinks long
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 3.0
 _ANSWER_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ class _Held:
 class Spares:
     """Keeps the workers of a run that ended well, with their place, for the next run in this process.
 
-    It keeps one group, for some seconds only, and while no placement group of another job waits for a place.
+    It keeps one group, for some seconds only, and while no placement group waits for a place.
 
     Args:
-        waiting: How many placement groups of this job may wait nevertheless. A search on a cluster that may grow has
-            one that always does, so that an autoscaler sees it; that trial's turn then comes last.
+        waiting: How many placement groups of this job may wait at the end of a run all the same. A search on a cluster
+            that may grow has one that always does, so that an autoscaler sees it; that trial's turn then comes last.
         seconds: How long a group is kept.
     """
 
@@ -50,14 +50,9 @@ class Spares:
         self._lock = threading.Lock()
         self._held: _Held | None = None
 
-    def may_hold(self) -> bool:
-        """Whether nobody waits who should have the place."""
-        try:
-            own, others = waiting_groups()
-        except Exception:  # nobody can tell: the head is away
-            _log.debug("it is not known whether anybody waits for a place", exc_info=True)
-            return False
-        return others == 0 and own <= self._waiting
+    def may_stay(self) -> bool:
+        """Whether a group whose run is over may be left: nobody should have its place before the next run."""
+        return not _somebody_waits(self._waiting)
 
     def leave(self, wanted: tuple[object, ...], state: Any) -> None:
         """Keeps a group; one that was kept before is freed.
@@ -99,11 +94,11 @@ class Spares:
             return held
 
     def _watch(self, held: _Held) -> None:
-        """Frees a group once it has been kept for long enough, or somebody waits; not if it was taken before."""
+        """Frees a group that is not taken: once it was kept for long enough, or if somebody waits at a later look."""
         deadline = time.monotonic() + self._seconds
         while self._held is held and time.monotonic() < deadline:
             time.sleep(min(_LOOK_SECONDS, self._seconds))
-            if self._held is held and not self.may_hold():
+            if self._held is held and _somebody_waits():
                 break
         try:
             _end(self._let_go(held))
@@ -133,7 +128,7 @@ class Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no types
     def shutdown(self) -> None:
         """Ends the run; its workers stay for the next one if all went well and nobody waits for their place."""
         state = self._worker_group_state
-        if self._spares is None or not self._have_ended_well() or not self._spares.may_hold():
+        if self._spares is None or not self._have_ended_well() or not self._spares.may_stay():
             super().shutdown()
             return
         self._worker_group_state = _Stays(**vars(state))
@@ -172,6 +167,16 @@ class Workers(WorkerGroup):  # type: ignore[misc]  # Ray ships no types
         if self._taken is not None:
             return self._taken.workers
         return super()._create_workers(*arguments, **options)
+
+
+def _somebody_waits(beyond: int = 0) -> bool:
+    """Whether placement groups wait for a place: of other jobs any, of this one more than so many."""
+    try:
+        own, others = waiting_groups()
+    except Exception:  # the head is away: nobody can tell
+        _log.debug("it is not known whether anybody waits for a place", exc_info=True)
+        return True
+    return others > 0 or own > beyond
 
 
 def _answers(state: Any) -> bool:
