@@ -5,6 +5,7 @@ Ray ships no types and warns on import; both are dealt with here so that the res
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ with warnings.catch_warnings():
     from ray import tune
     from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as RAY_VERSION_KEY
     from ray._private import ray_constants
+    from ray._private import worker as _driver
     from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray._private.grpc_utils import init_grpc_channel
@@ -156,6 +158,14 @@ def _end_barrier(actor: Any, end: Callable[[Any], None] = _group_state._shutdown
 
 
 _group_state._shutdown_sync_actor = _end_barrier
+
+
+def _told_by_ray(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - Ray's
+    """Logs what a cluster reports, such as a process that was killed; Ray would print it, whatever its settings."""
+    logging.getLogger("ray").warning("%s", " ".join(data["lines"]))
+
+
+_driver.print_to_stdstream = _told_by_ray
 
 
 @contextmanager

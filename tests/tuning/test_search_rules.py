@@ -14,7 +14,7 @@ from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage, RunError, SearchError
 from cdn_tune.training.report import EpochReport, Report
 from cdn_tune.tuning.driver import SearchState
-from cdn_tune.tuning.layout import STOP
+from cdn_tune.tuning.layout import RAY_LOG, STOP
 from cdn_tune.tuning.ranking import role_of
 from cdn_tune.tuning.record import Record, read_record
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
@@ -175,9 +175,14 @@ def test_failed_trials_are_tried_again_when_asked(tiny: Tiny, tmp_path: Path) ->
     assert retried[0].params == {"model.hidden": 8}
 
 
-def test_a_lost_worker_is_replaced_and_the_trial_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_lost_worker_is_replaced_and_the_trial_goes_on(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What Ray has to say about it goes to its file, not between the lines of the table."""
     result = run_search(tiny, tmp_path / "run", make_space(trials=2, max_failures=2), loses_its_worker)
     assert [row["state"] for row in result.rows] == ["complete", "complete"]
+    assert "A worker died" not in "".join(capfd.readouterr())
+    assert "A worker died" in (tmp_path / "run" / RAY_LOG).read_text()
 
 
 def test_a_worker_lost_too_often_fails_its_trial(tiny: Tiny, tmp_path: Path) -> None:
