@@ -15,7 +15,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from cdn_tune.errors import ClusterError
@@ -128,11 +128,14 @@ class ReconnectingStorage(RDBStorage):
 
 def _lost(error: BaseException) -> DBAPIError | None:
     """Returns the error that says the server is away or has been stopped, or None if it says something else."""
-    for found in (error, error.__cause__):
+    found: BaseException | None = error
+    while found is not None:
         if isinstance(found, OperationalError | InterfaceError):
             return found
         if isinstance(found, DBAPIError) and found.connection_invalidated:
             return found
+        # Optuna reads trials another way where the first has failed, also on a connection that it has just lost.
+        found = found.__context__ if isinstance(found, PendingRollbackError) else found.__cause__
     return None
 
 

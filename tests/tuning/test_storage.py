@@ -15,15 +15,16 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.training.files import write_new
-from cdn_tune.tuning.reconnect import ReconnectingStorage
+from cdn_tune.tuning.reconnect import ReconnectingStorage, _lost
 from cdn_tune.tuning.storage import open_storage, without_secrets
 from cdn_tune.tuning.storage_check import check_storage
 
@@ -343,6 +344,27 @@ def test_a_search_outlasts_a_restart_of_its_server(postgresql: Any) -> None:
     assert len(trials) > 1
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+
+
+def test_a_connection_lost_between_two_ways_to_read_is_lost() -> None:
+    """Optuna reads trials another way where the first has failed; the connection is what has gone."""
+    gone = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
+
+    def read(reason: Exception) -> None:
+        try:
+            try:
+                raise reason
+            except Exception:
+                raise PendingRollbackError("rolled back first, please")  # noqa: B904 - as SQLAlchemy does
+        except SQLAlchemyError as error:
+            raise StorageInternalError("An exception is raised during the commit.") from error
+
+    with pytest.raises(StorageInternalError) as lost:
+        read(gone)
+    assert _lost(lost.value) is gone
+    with pytest.raises(StorageInternalError) as other:
+        read(ValueError("not the server's fault"))
+    assert _lost(other.value) is None
 
 
 def test_a_file_whose_writer_was_killed_is_taken_up(tmp_path: Path) -> None:
