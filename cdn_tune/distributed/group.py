@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 import threading
@@ -26,6 +25,7 @@ from cdn_tune.training.attempt import Superseded
 from cdn_tune.training.flag import Flag
 from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import never
+from cdn_tune.training.memory import release_memory
 from cdn_tune.training.report import EpochReport, OnStep, StepReport, ignore
 from cdn_tune.training.working_copy import delete_at_home, place_of, portable, working_copy
 
@@ -255,7 +255,7 @@ def _work(config: dict[str, Any]) -> None:
             put(ERROR, _told(_unfit(error, config["check"])))
         raise
     finally:
-        gc.collect()  # a model on a GPU must not wait in this process for another trial's to come
+        release_memory()
 
 
 def _unfit(error: Exception, check: Check | None) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 from collections.abc import Callable, Iterator
@@ -34,6 +35,13 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts KiB
+
+
+def release_memory() -> None:
+    """Gives back what a trial has left in this process's caches, for the next one on the same GPU."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: Callable[[int], None]) -> int:

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cdn_tune.config import ResourcesConfig, override
 from cdn_tune.distributed.group import WorkerGroup, make_queue
 from cdn_tune.distributed.ray import Queue, RayError, tune
@@ -19,6 +17,7 @@ from cdn_tune.distributed.spares import Spares
 from cdn_tune.errors import CdnTuneError, DataError, FolderHeld, NodeUnfit, ProcessSpent, RunError
 from cdn_tune.training.files import write_text
 from cdn_tune.training.launch import train_in
+from cdn_tune.training.memory import release_memory
 from cdn_tune.training.report import EpochReport
 from cdn_tune.training.working_copy import place_of, working_copy
 from cdn_tune.tuning.adapters import AVOID, FAILURE, FAILURE_KIND, HALT, NUMBER, PARAMETERS, STOPPED
@@ -225,10 +224,3 @@ def describe_failure(error: Exception, folder: Path) -> str:
             place.home.upload(folder / ERROR, place.named(ERROR))
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
-
-
-def release_memory() -> None:
-    """Gives back what a trial has left in this process's caches, for the next one on the same GPU."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
