@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cdn_tune.model.mixed_conv import workspace
+from cdn_tune.model.kernels.mixed_conv import workspace
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MIB = 1 << 20

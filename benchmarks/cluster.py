@@ -32,9 +32,9 @@ from benchmarks._measure import publish, table
 from benchmarks.search import ignore, make_space
 from cdn_tune.config import Experiment, load_experiment
 from cdn_tune.data.planted import plant
-from cdn_tune.training.report import EpochReport, Report
+from cdn_tune.training.reports import EpochReport, Report
 from cdn_tune.tuning.search import SearchOptions, search
-from cdn_tune.tuning.study import Study
+from cdn_tune.tuning.study.study import Study
 
 PARTS = ("scheduling", "recovery", "storage")
 STAMPS = "stamps"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks._direct import DirectStaticConv2d, direct
 from benchmarks._measure import MIB, alternate, peak_memory, publish, table
-from cdn_tune.model.dynamic_conv import DynamicConv2d
-from cdn_tune.model.sample_conv import compiled
+from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
+from cdn_tune.model.kernels.sample_conv import compiled
 
 CHANNELS, SIZE, KERNEL, EXPERTS, QUERY = 512, 16, 5, 8, 512
 AIM = 1.6

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks._measure import alternate, publish, table
 from cdn_tune.data.annotations import Annotation
-from cdn_tune.evaluation.measures import Measures, depth, measures, video_numbers
+from cdn_tune.evaluation.per_query_metrics import Measures, depth, measures, video_numbers
 from cdn_tune.evaluation.queries import query_results, write_query_results
 from cdn_tune.evaluation.summary import summarise
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval

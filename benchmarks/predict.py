@@ -16,7 +16,7 @@ from benchmarks._measure import alternate, publish, table
 from cdn_tune import Moment, Retriever, Video
 from cdn_tune.config import load_experiment
 from cdn_tune.data.lexicon import Lexicon
-from cdn_tune.training.checkpoint import build_model
+from cdn_tune.training.runs.checkpoint import build_model
 
 EXPERIMENT = "demo/small.yaml"
 RATE = 4.0  # frame features per second, as in the demo

@@ -21,11 +21,11 @@ from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.data.planted import plant
 from cdn_tune.data.planted.planting import preset
 from cdn_tune.distributed.cluster import connected
-from cdn_tune.training.report import EpochReport, Report
+from cdn_tune.training.reports import EpochReport, Report
 from cdn_tune.tuning.driver import SearchState
-from cdn_tune.tuning.ranking import value_of
-from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.search import SearchOptions, search
+from cdn_tune.tuning.study.ranking import value_of
 
 TIMED = ("overhead", "start", "groups")
 PARTS = (*TIMED, "budget")
@@ -119,7 +119,7 @@ def start(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]:
 
 def stamped(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
     """Trains, and notes when it was called, when it made its first step, and when it ended."""
-    from cdn_tune.training.launch import train_in
+    from cdn_tune.training.train_trial import train_in
 
     moments = [time.time()]
 

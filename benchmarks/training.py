@@ -1,7 +1,7 @@
 """What training a trial costs beyond its arithmetic: against a bare PyTorch loop, on two workers, while it is saved.
 
 ``python -m benchmarks.training [--rounds N] [--part overhead|workers|saving ...]`` plants small datasets and measures
-`cdn_tune.training.launch.train_in` as the command line calls it, with a warm clip cache.
+`cdn_tune.training.train_trial.train_in` as the command line calls it, with a warm clip cache.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from cdn_tune.config import Experiment, load_experiment
 from cdn_tune.data.dataset import Batch
 from cdn_tune.data.planted import plant
 from cdn_tune.distributed.launch import train_on_workers
-from cdn_tune.model.loss import attention_loss, moment_loss
+from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.moments.temporal_map import iou_maps
-from cdn_tune.training.checkpoint import build_model
-from cdn_tune.training.engine import global_batches
-from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.loop import seed_everything
-from cdn_tune.training.optimiser import Schedule, build_optimiser
-from cdn_tune.training.report import EpochReport
+from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.runs.checkpoint import build_model
+from cdn_tune.training.runs.writer import Writer
 from cdn_tune.training.state import Progress, TrialState
-from cdn_tune.training.world import World
-from cdn_tune.training.writer import Writer
+from cdn_tune.training.step.optimiser import Schedule, build_optimiser
+from cdn_tune.training.step.process_group import World
+from cdn_tune.training.step.steps import global_batches
+from cdn_tune.training.train_trial import open_data, train_in
 
 DEMO, PUBLISHED = "demo/small", "charades/CDN-16x16-K5L8-pool"
 WIDE = "tacos/CDN-128x128-K5L8-pool"

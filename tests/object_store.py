@@ -69,7 +69,7 @@ def store_server() -> Iterator[Store]:
 @pytest.fixture
 def store(store_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
     """The store, with credentials in the environment and a cache folder of the test's own."""
-    from cdn_tune.training.home import open_home
+    from cdn_tune.training.object_store.store import open_home
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)

@@ -60,10 +60,5 @@ def test_ray_stays_at_home(path: Path) -> None:
         assert not any(name.split(".")[0] == "ray" for name in imported(path))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_one_noun_per_file(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
-
-
 def test_every_part_is_known() -> None:
     assert {part_of(path) for path in FILES} - {"__init__"} == set(ALLOWED)

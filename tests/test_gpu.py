@@ -13,14 +13,14 @@ import torch
 from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.model.cell_conv import convolve
-from cdn_tune.training.checkpoint import build_model, read_checkpoint
-from cdn_tune.training.launch import open_data, train_in
+from cdn_tune.model.kernels.cell_conv import convolve
 from cdn_tune.training.loop import LAST
-from cdn_tune.training.precision import use_tf32
-from cdn_tune.training.report import EpochReport, ignore
+from cdn_tune.training.reports import EpochReport, ignore
+from cdn_tune.training.runs.checkpoint import build_model, read_checkpoint
+from cdn_tune.training.step.precision import use_tf32
+from cdn_tune.training.train_trial import open_data, train_in
 from cdn_tune.tuning.driver import SearchState
-from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
 
 Tiny = Callable[..., Experiment]

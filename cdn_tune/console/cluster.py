@@ -18,7 +18,7 @@ from cdn_tune.console.plan import duration_text
 from cdn_tune.console.submit import Shipping, run_submit
 from cdn_tune.distributed.address import is_job_server
 from cdn_tune.distributed.cluster import capacity, connected
-from cdn_tune.distributed.survey import SurveyedNode, differences, here, survey
+from cdn_tune.distributed.node_info import SurveyedNode, differences, here, survey
 from cdn_tune.errors import ClusterError
 
 _GB = 1e9

@@ -18,13 +18,13 @@ from cdn_tune.console.trained import trained_table
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.loop import BEST, LAST
-from cdn_tune.training.manifest import describe_run
-from cdn_tune.training.mirror import fetched, refresh
-from cdn_tune.training.records import read_metrics
-from cdn_tune.training.run_folder import EXPERIMENT, claim, locked
-from cdn_tune.training.working_copy import place_of, shown, url_of
+from cdn_tune.training.object_store.sync import fetched, refresh
+from cdn_tune.training.object_store.working_copy import place_of, shown, url_of
+from cdn_tune.training.runs.manifest import describe_run
+from cdn_tune.training.runs.records import read_metrics
+from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, locked
+from cdn_tune.training.train_trial import open_data, train_in
 
 DEMO_SPACE = "quick.yaml"
 
@@ -141,7 +141,7 @@ def run_demo(run: Path, trials: int | None) -> None:
 
 def run_import_weights(file: Path, experiment_path: str, overrides: list[str], run: Path) -> None:
     """`cdn-tune import-weights`."""
-    from cdn_tune.training.imported import import_weights
+    from cdn_tune.training.import_weights import import_weights
 
     with one_line_errors():
         _refuse_url(run, "--out")

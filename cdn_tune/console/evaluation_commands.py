@@ -12,14 +12,14 @@ from cdn_tune.console.output import err, out, warn
 from cdn_tune.data.annotations import Split
 from cdn_tune.errors import ConfigError
 from cdn_tune.evaluation.compare import compare_runs
-from cdn_tune.evaluation.final import EVALUATION, EVALUATION_PUBLISHED, evaluate_run
+from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED, evaluate_run
 from cdn_tune.evaluation.predictions import score_predictions
 from cdn_tune.evaluation.queries import PREDICTIONS
 from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.score_maps import SCORE_MAPS
 from cdn_tune.evaluation.scoring import Workers
-from cdn_tune.training.mirror import fetched, fetched_file
-from cdn_tune.training.working_copy import shown, url_of
+from cdn_tune.training.object_store.sync import fetched, fetched_file
+from cdn_tune.training.object_store.working_copy import shown, url_of
 
 
 def evaluate(
@@ -48,7 +48,7 @@ def evaluate(
         checkpoint = fetched_file(checkpoint)
     trials = None
     if front:
-        from cdn_tune.tuning.front import front_trials
+        from cdn_tune.tuning.results.front import front_trials
 
         trials = tuple(front_trials(run))
     request = Request(
@@ -89,7 +89,7 @@ def score(
     out.print(*evaluation_tables(result))
     out.print(groups_table(result))
     if output is not None:
-        from cdn_tune.training.files import write_json
+        from cdn_tune.training.runs.files import write_json
 
         write_json(output, result)
         out.print(f"evaluation: {output}", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cdn_tune.training.kept import CHECKPOINT
+from cdn_tune.training.runs.kept import CHECKPOINT
 
 _KINDS = {
     "length_share": "length of the moment, share of the video",

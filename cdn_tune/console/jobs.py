@@ -20,8 +20,8 @@ from cdn_tune.console.plan import duration_text
 from cdn_tune.distributed.fetch import fetch
 from cdn_tune.distributed.jobs import STOP_SECONDS, Job, Jobs
 from cdn_tune.errors import RunError
-from cdn_tune.training.kept import CHECKPOINT, KEPT
 from cdn_tune.training.loop import BEST
+from cdn_tune.training.runs.kept import CHECKPOINT, KEPT
 
 _INTERRUPTED = 130
 _SETTLE_SECONDS = 30.0

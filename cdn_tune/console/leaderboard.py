@@ -14,11 +14,11 @@ from cdn_tune.config.yaml import dump
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.console.tables import counts_line, failure_lines, leaderboard_table, number
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.training.files import write_text
-from cdn_tune.tuning.filters import find_column, parse_filter, sort_rows
-from cdn_tune.tuning.leaderboard import TRIED, Row, csv_text, json_text, state_of
-from cdn_tune.tuning.ranking import value_of
-from cdn_tune.tuning.record import Record, read_record
+from cdn_tune.training.runs.files import write_text
+from cdn_tune.tuning.results.filters import find_column, parse_filter, sort_rows
+from cdn_tune.tuning.results.leaderboard import TRIED, Row, csv_text, json_text, state_of
+from cdn_tune.tuning.results.record import Record, read_record
+from cdn_tune.tuning.study.ranking import value_of
 
 _TABLE_ROWS = 20
 
@@ -58,7 +58,7 @@ def run_leaderboard(
 
 def run_importance(run: Path, evaluator: Literal["ped-anova", "fanova"], storage: str | None = None) -> None:
     """`cdn-tune leaderboard RUN --importance`."""
-    from cdn_tune.tuning.importance import ENOUGH, importance
+    from cdn_tune.tuning.results.importance import ENOUGH, importance
 
     with one_line_errors():
         found = importance(read_record(run, storage), evaluator)

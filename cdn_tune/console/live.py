@@ -25,8 +25,8 @@ from cdn_tune.console.tables import (
     number,
     parameters_line,
 )
-from cdn_tune.tuning.leaderboard import ENDED, HOUR, objective_column
-from cdn_tune.tuning.status import best_per_objective, count_ended, eta_seconds
+from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, objective_column
+from cdn_tune.tuning.results.status import best_per_objective, count_ended, eta_seconds
 
 UNKNOWN = "--"
 _BAR = 12

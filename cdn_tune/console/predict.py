@@ -71,7 +71,7 @@ def run_export(
     """`cdn-tune export`."""
     from cdn_tune.evaluation.export import export_run
     from cdn_tune.evaluation.loading import brought
-    from cdn_tune.training.working_copy import url_of
+    from cdn_tune.training.object_store.working_copy import url_of
 
     with one_line_errors():
         run = run if url_of(run) is None else brought(run)

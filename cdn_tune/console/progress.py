@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cdn_tune.console.output import err
-from cdn_tune.training.report import EpochReport, StepReport
+from cdn_tune.training.reports import EpochReport, StepReport
 
 
 class TrainProgress:

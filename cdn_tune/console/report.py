@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.mirror import fetched
-from cdn_tune.training.working_copy import shown, url_of
+from cdn_tune.training.object_store.sync import fetched
+from cdn_tune.training.object_store.working_copy import shown, url_of
 
 PORT = 8080
 
@@ -38,9 +38,9 @@ def write_report(run: Path, file: Path | None = None, views: int | None = None) 
         views: Queries whose score maps and attention are drawn; the usual number if None.
     """
     from cdn_tune.report.page import REPORT, VIEWS, Builder, check_target
-    from cdn_tune.training.files import write_text
-    from cdn_tune.training.lease import is_locked
-    from cdn_tune.training.mirror import bring_home
+    from cdn_tune.training.object_store.lease import is_locked
+    from cdn_tune.training.object_store.sync import bring_home
+    from cdn_tune.training.runs.files import write_text
 
     path = file or run / REPORT
     check_target(path)

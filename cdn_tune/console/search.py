@@ -16,12 +16,12 @@ from cdn_tune.console.live import SearchProgress
 from cdn_tune.console.output import GOES_ON, err, one_line_errors, out, terminable, warn
 from cdn_tune.console.tables import search_summary
 from cdn_tune.errors import RunError
-from cdn_tune.training.mirror import fetched
-from cdn_tune.training.run_folder import MANIFEST, read_manifest
-from cdn_tune.training.working_copy import shown, url_of, working_copy
-from cdn_tune.tuning.control import ask_to_stop
+from cdn_tune.training.object_store.sync import fetched
+from cdn_tune.training.object_store.working_copy import shown, url_of, working_copy
+from cdn_tune.training.runs.run_folder import MANIFEST, read_manifest
+from cdn_tune.tuning.results.status import is_held
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
-from cdn_tune.tuning.status import is_held
+from cdn_tune.tuning.stop_file import ask_to_stop
 
 _WAIT_SECONDS = 0.5
 

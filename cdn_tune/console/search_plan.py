@@ -18,9 +18,9 @@ from cdn_tune.config.keys import get_key
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.console.plan import duration_text
 from cdn_tune.console.tables import experiment_line
-from cdn_tune.tuning.expectation import HALVING
 from cdn_tune.tuning.layout import sqlite_url
-from cdn_tune.tuning.plan import SearchPlan, plan_search, refused_name
+from cdn_tune.tuning.planning.expected_epochs import HALVING
+from cdn_tune.tuning.planning.plan import SearchPlan, plan_search, refused_name
 
 _HOUR = 3600.0
 _MANY = 10**6

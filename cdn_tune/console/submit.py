@@ -14,10 +14,10 @@ from typing import Any
 from cdn_tune.config import load_experiment, load_space, parse_overrides
 from cdn_tune.console.jobs import follow
 from cdn_tune.console.output import err, one_line_errors, warn
+from cdn_tune.distributed.job_package import pack, unpacked
 from cdn_tune.distributed.jobs import Jobs
-from cdn_tune.distributed.package import pack, unpacked
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.secrets import without_secrets
+from cdn_tune.training.runs.secrets import without_secrets
 
 COMMANDS = ("search", "train", "evaluate", "cluster status")
 _JOINING = ("search", "search start", "cluster status")  # the others join only for several workers

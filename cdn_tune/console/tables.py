@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdn_tune.config import Experiment
-from cdn_tune.tuning.leaderboard import TRIED, objective_column
+from cdn_tune.tuning.results.leaderboard import TRIED, objective_column
 
 STATE_ORDER = ("complete", "pruned", "failed", "running", "waiting")
 ENTRIES = {
@@ -53,7 +53,7 @@ def leaderboard_table(
     """Returns the leaderboard's trials as a table; entries that are no trials (refused, copies, learned) are not shown.
 
     Args:
-        rows: As :func:`cdn_tune.tuning.leaderboard.leaderboard` gives them.
+        rows: As :func:`cdn_tune.tuning.results.leaderboard.leaderboard` gives them.
         parameters: Dotted keys to show.
         metric: Name of the val metric that ranks.
         limit: Rows shown; all if None.

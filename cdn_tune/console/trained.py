@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cdn_tune.config import Experiment
 from cdn_tune.console.plan import duration_text, size_text
-from cdn_tune.training.size import occupied_bytes
+from cdn_tune.training.memory.size import occupied_bytes
 
 
 def trained_table(experiment: Experiment, epochs: Sequence[dict[str, Any]], run: Path, planted: bool) -> Table:

@@ -28,7 +28,7 @@ from cdn_tune.distributed.ray import (
     ray,
     remove_placement_group,
 )
-from cdn_tune.distributed.spares import Spares, Workers
+from cdn_tune.distributed.warm_workers import Spares, Workers
 from cdn_tune.training.loop import never
 
 _POLL_SECONDS = 0.2  # Ray's own 2 s is what a finished trial would wait for

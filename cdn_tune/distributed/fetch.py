@@ -19,12 +19,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cdn_tune.distributed import sender
-from cdn_tune.distributed.arrived import RECORD, Fetched, digests, inside, pieces, settle
+from cdn_tune.distributed import fetch_send as sender
+from cdn_tune.distributed.fetch_receive import RECORD, Fetched, digests, inside, pieces, settle
 from cdn_tune.distributed.jobs import Jobs
 from cdn_tune.errors import ClusterError, RunError
-from cdn_tune.training.files import told
-from cdn_tune.training.run_folder import LOCK, MANIFEST
+from cdn_tune.training.runs.files import told
+from cdn_tune.training.runs.run_folder import LOCK, MANIFEST
 
 # What only the search that runs there needs: its lock, unfinished writes, and the states trials go on from.
 LEFT_OUT = (LOCK, "*/" + LOCK, ".stop", ".*.tmp", "*/.*.tmp", RECORD)

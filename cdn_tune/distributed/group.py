@@ -19,15 +19,15 @@ from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.controller import Trainer
 from cdn_tune.distributed.nodes import off_nodes
 from cdn_tune.distributed.ray import Empty, FailureConfig, Queue, RunConfig, ScalingConfig
-from cdn_tune.distributed.spares import Spares
+from cdn_tune.distributed.warm_workers import Spares
 from cdn_tune.errors import CdnTuneError, DataError, MemoryShortage, TrainingError, WorkerLost
-from cdn_tune.training.attempt import Superseded
-from cdn_tune.training.flag import Flag
-from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import never
-from cdn_tune.training.memory import release_memory
-from cdn_tune.training.report import EpochReport, OnStep, StepReport, ignore
-from cdn_tune.training.working_copy import delete_at_home, place_of, portable, working_copy
+from cdn_tune.training.memory.device import release_memory
+from cdn_tune.training.object_store.fencing import Superseded
+from cdn_tune.training.object_store.working_copy import delete_at_home, place_of, portable, working_copy
+from cdn_tune.training.reports import EpochReport, OnStep, StepReport, ignore
+from cdn_tune.training.runs.stop_flag import Flag
+from cdn_tune.training.train_trial import train_in
 
 REPORT, STEP, ERROR = "report", "step", "error"
 STOP = ".stop"  # a file in the trial's folder that asks its workers to save their state and stop

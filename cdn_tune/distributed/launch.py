@@ -8,9 +8,9 @@ from pathlib import Path
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.cluster import connected, node_resources, slots
 from cdn_tune.distributed.group import WorkerGroup
-from cdn_tune.distributed.reach import check_reach
+from cdn_tune.distributed.shared_folder_check import check_reach
 from cdn_tune.training.loop import never
-from cdn_tune.training.report import EpochReport, OnStep, Report, ignore
+from cdn_tune.training.reports import EpochReport, OnStep, Report, ignore
 
 
 def train_on_workers(

@@ -10,8 +10,8 @@ from typing import Any
 
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.errors import RunError
-from cdn_tune.evaluation.final import EVALUATION
-from cdn_tune.evaluation.measures import Measures, mean_measures, measures, video_numbers
+from cdn_tune.evaluation.evaluate import EVALUATION
+from cdn_tune.evaluation.per_query_metrics import Measures, mean_measures, measures, video_numbers
 from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, ranked_moments, read_query_results, true_moments
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
 from cdn_tune.moments.paired import compare_paired

@@ -27,10 +27,10 @@ from cdn_tune.data.word_table import pieces
 from cdn_tune.errors import ConfigError, DataError, RunError
 from cdn_tune.evaluation import exported, graph
 from cdn_tune.evaluation.loading import choose_checkpoint
-from cdn_tune.evaluation.measured import chosen_threshold, read_test_result
 from cdn_tune.evaluation.model_card import Facts, model_card
-from cdn_tune.training.checkpoint import Checkpoint
-from cdn_tune.training.files import told
+from cdn_tune.evaluation.test_result import chosen_threshold, read_test_result
+from cdn_tune.training.runs.checkpoint import Checkpoint
+from cdn_tune.training.runs.files import told
 
 GRAPH, ONNX = "model.pt2", "model.onnx"
 # Only where the data lie can change: the words are taken from there.

@@ -18,7 +18,7 @@ from cdn_tune.config.yaml import read_mapping
 from cdn_tune.data.files import sha256
 from cdn_tune.data.lexicon import Lexicon
 from cdn_tune.errors import CdnTuneError, CheckpointError
-from cdn_tune.training.checkpoint import Checkpoint, build_model, load_weights
+from cdn_tune.training.runs.checkpoint import Checkpoint, build_model, load_weights
 
 FORMAT, VERSION = "cdn-tune export", 1
 CONFIG, EXPERIMENT, WEIGHTS = "config.json", "experiment.yaml", "model.safetensors"

@@ -21,7 +21,7 @@ from cdn_tune.data.charades import parse_line
 from cdn_tune.data.tokenizer import words
 from cdn_tune.errors import DataError
 from cdn_tune.evaluation.queries import QueryResult
-from cdn_tune.training.files import write_text
+from cdn_tune.training.runs.files import write_text
 
 FORMATS = ("qvhighlights", "charades_sta")
 Moments = tuple[tuple[float, float, float], ...]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.model import CDN
+from cdn_tune.model.cdn import CDN
 
 WORDS = 32
 INPUTS = ("features", "words", "word_mask")

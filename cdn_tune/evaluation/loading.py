@@ -9,15 +9,15 @@ import torch
 
 from cdn_tune.data.lexicon import open_lexicon
 from cdn_tune.errors import RunError
-from cdn_tune.evaluation.best import Choice, choose_best
+from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.exported import CONFIG, is_exported, read_exported
-from cdn_tune.evaluation.measured import chosen_threshold
 from cdn_tune.evaluation.retriever import Retriever
-from cdn_tune.training.checkpoint import load_checkpoint
+from cdn_tune.evaluation.test_result import chosen_threshold
 from cdn_tune.training.loop import BEST
-from cdn_tune.training.mirror import fetched, fetched_file
-from cdn_tune.training.run_folder import MANIFEST
-from cdn_tune.training.working_copy import url_of
+from cdn_tune.training.object_store.sync import fetched, fetched_file
+from cdn_tune.training.object_store.working_copy import url_of
+from cdn_tune.training.runs.checkpoint import load_checkpoint
+from cdn_tune.training.runs.run_folder import MANIFEST
 
 KEPT_CHECKPOINT = "checkpoint.pt"
 _LOG = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cdn_tune import __version__
 from cdn_tune.evaluation import exported, graph
-from cdn_tune.training.checkpoint import Checkpoint
+from cdn_tune.training.runs.checkpoint import Checkpoint
 
 _FILES = {
     exported.EXPERIMENT: "the experiment that trained it, folders left out",

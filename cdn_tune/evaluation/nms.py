@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, recall_name
-from cdn_tune.evaluation.measures import measures
+from cdn_tune.evaluation.per_query_metrics import measures
 from cdn_tune.evaluation.scoring import Workers, open_split, retrieve
 
 GRID = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 0.3 to 0.8

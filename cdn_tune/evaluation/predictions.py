@@ -17,7 +17,7 @@ from cdn_tune.data.layouts import LAYOUTS
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.errors import ConfigError, DataError
 from cdn_tune.evaluation.formats import read_predictions
-from cdn_tune.evaluation.measures import depth, measures
+from cdn_tune.evaluation.per_query_metrics import depth, measures
 from cdn_tune.evaluation.queries import pad_moments
 from cdn_tune.evaluation.summary import summarise
 from cdn_tune.moments.bootstrap import RESAMPLES

@@ -16,7 +16,7 @@ from torch import Tensor
 from cdn_tune.data.annotations import SPLITS, Annotation
 from cdn_tune.errors import DataError
 from cdn_tune.moments.spans import iou
-from cdn_tune.training.files import write_text
+from cdn_tune.training.runs.files import write_text
 
 PREDICTIONS = "predictions.jsonl"
 LINE = (

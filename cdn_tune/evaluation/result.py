@@ -12,16 +12,16 @@ import numpy as np
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.splits import split_annotations
-from cdn_tune.evaluation.best import Choices
+from cdn_tune.evaluation.choose_checkpoint import Choices
 from cdn_tune.evaluation.literature import published_rows
-from cdn_tune.evaluation.measures import Measures, mean_measures, measures
 from cdn_tune.evaluation.nms import NmsChoice
+from cdn_tune.evaluation.per_query_metrics import Measures, mean_measures, measures
 from cdn_tune.evaluation.queries import PREDICTIONS
 from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.retrain import Retrained
 from cdn_tune.evaluation.scoring import Retrieved, open_split
 from cdn_tune.evaluation.summary import summarise
-from cdn_tune.training.size import count_parameters
+from cdn_tune.training.memory.size import count_parameters
 
 SCHEMA = 2
 PUBLISHED = "published protocol: the epoch was chosen on the test split itself, as the published code does"

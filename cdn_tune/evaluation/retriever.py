@@ -23,10 +23,10 @@ from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.lexicon import Lexicon
 from cdn_tune.errors import DataError, TrainingError
-from cdn_tune.model import CDN
+from cdn_tune.model.cdn import CDN
 from cdn_tune.moments.nms import top_moments, top_spans
 from cdn_tune.moments.windows import sliding_windows
-from cdn_tune.training.precision import autocast, resolve_precision
+from cdn_tune.training.step.precision import autocast, resolve_precision
 
 WINDOWS_AT_ONCE = 16
 _SCORES_AT_ONCE = 1 << 23  # elements: a batch of queries is cut where there are many windows

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cdn_tune.data.annotations import Annotation
-from cdn_tune.training.files import told
+from cdn_tune.training.runs.files import told
 
 SCORE_MAPS = "score_maps.hdf5"
 

@@ -11,7 +11,7 @@ import torch
 from cdn_tune.config import recall_name
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.tokenizer import words
-from cdn_tune.evaluation.measures import Measures, depth, measures, video_numbers
+from cdn_tune.evaluation.per_query_metrics import Measures, depth, measures, video_numbers
 from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top, constant_top, random_top
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
 from cdn_tune.moments.groups import query_groups

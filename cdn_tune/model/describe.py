@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cdn_tune.config import ModelConfig
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.cdn.network import CDN
 
 
 def count_parameters(config: ModelConfig, feature_size: int, word_size: int) -> int:

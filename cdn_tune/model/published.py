@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdn_tune.config import ModelConfig
 from cdn_tune.errors import CheckpointError
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.cdn.network import CDN
 
 _PROPOSALS = {"SparsePropMaxPool": "pool", "SparsePropConv": "conv"}
 _SHOWN = 5  # entries named in an error

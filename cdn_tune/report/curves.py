@@ -9,8 +9,8 @@ from optuna.trial import FrozenTrial
 
 from cdn_tune.report.figures import SYMBOLS, Figure, Plot, axes, label, named, rounded, scale_of
 from cdn_tune.report.record import RunRecord
-from cdn_tune.tuning.leaderboard import STATES
-from cdn_tune.tuning.ranking import own, ranking
+from cdn_tune.tuning.results.leaderboard import STATES
+from cdn_tune.tuning.study.ranking import own, ranking
 
 
 def trial_curves(record: RunRecord) -> Figure | None:

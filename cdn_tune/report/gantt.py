@@ -6,8 +6,8 @@ from cdn_tune.report.figures import Figure, axes, label, rounded
 from cdn_tune.report.record import RunRecord
 from cdn_tune.report.trials import segments_of
 from cdn_tune.report.wording import duration
-from cdn_tune.tuning.leaderboard import STATES
-from cdn_tune.tuning.ranking import own
+from cdn_tune.tuning.results.leaderboard import STATES
+from cdn_tune.tuning.study.ranking import own
 
 
 def gantt(record: RunRecord, now: float) -> Figure | None:

@@ -10,8 +10,8 @@ from optuna.trial import FrozenTrial
 from cdn_tune.report.figures import SYMBOLS, Figure, Plot, axes, label, named, rounded, scale_of
 from cdn_tune.report.record import RunRecord
 from cdn_tune.report.trials import gpus_per_trial, seconds_of, segments_of
-from cdn_tune.tuning.leaderboard import STATES
-from cdn_tune.tuning.ranking import own, value_of
+from cdn_tune.tuning.results.leaderboard import STATES
+from cdn_tune.tuning.study.ranking import own, value_of
 
 
 def history(record: RunRecord, now: float) -> Figure | None:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cdn_tune.report.figures import Figure, Plot
 from cdn_tune.report.record import RunRecord, quiet
 from cdn_tune.report.wording import is_share, short_names
-from cdn_tune.tuning.ranking import own
+from cdn_tune.tuning.study.ranking import own
 
 SLICES, CONTOURS, AXES = 6, 3, 8  # parameters shown at most
 ENOUGH = 4  # complete trials below which importance would be noise

@@ -17,10 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import CdnTuneError
-from cdn_tune.training.records import METRICS, read_metrics
-from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
+from cdn_tune.training.runs.records import METRICS, read_metrics
+from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
 from cdn_tune.tuning.layout import DATABASE, TRIALS
-from cdn_tune.tuning.record import read_record as read_search
+from cdn_tune.tuning.results.record import read_record as read_search
 
 EVALUATION = "evaluation.json"
 EVALUATION_PUBLISHED = "evaluation-published.json"

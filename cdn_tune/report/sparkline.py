@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cdn_tune.report.record import RunRecord
 from cdn_tune.report.wording import number
-from cdn_tune.tuning.leaderboard import STATES
-from cdn_tune.tuning.ranking import own, value_of
+from cdn_tune.tuning.results.leaderboard import STATES
+from cdn_tune.tuning.study.ranking import own, value_of
 
 WIDTH, HEIGHT = 420, 150
 _EDGE = 6  # pixels left free around

@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.report.record import RunRecord
 from cdn_tune.report.wording import duration, number, short_names
-from cdn_tune.tuning.leaderboard import STATES
-from cdn_tune.tuning.ranking import own, pareto_front, ranking, role_of, superseded, value_of
+from cdn_tune.tuning.results.leaderboard import STATES
+from cdn_tune.tuning.study.ranking import own, pareto_front, ranking, role_of, superseded, value_of
 
 # What a failure's kind means, where the study names one.
 FAILURES = {

@@ -19,14 +19,14 @@ from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import Batch, MomentDataset, load_split
 from cdn_tune.errors import CheckpointError
-from cdn_tune.evaluation.best import choose_best
+from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.evaluation.queries import QueryResult, query_results
-from cdn_tune.model.cdn import CDNOutput
+from cdn_tune.model.cdn.network import CDNOutput
 from cdn_tune.moments.nms import top_moments
 from cdn_tune.report.predictions import Predictions
-from cdn_tune.training.checkpoint import Checkpoint, load_checkpoint
-from cdn_tune.training.precision import autocast, resolve_precision
-from cdn_tune.training.world import this_world
+from cdn_tune.training.runs.checkpoint import Checkpoint, load_checkpoint
+from cdn_tune.training.step.precision import autocast, resolve_precision
+from cdn_tune.training.step.process_group import this_world
 
 TOP = 5
 Bytes = npt.NDArray[np.uint8]

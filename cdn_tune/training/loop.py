@@ -17,24 +17,24 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset
 from cdn_tune.errors import ConfigError
-from cdn_tune.model import CDN
-from cdn_tune.model.sample_conv import compiled
-from cdn_tune.training.checkpoint import build_model
-from cdn_tune.training.ema import Ema
-from cdn_tune.training.engine import Engine, EpochState, EpochTotals, global_batches
-from cdn_tune.training.evaluation import evaluate_split
-from cdn_tune.training.memory import peak_bytes
-from cdn_tune.training.micro_batch import choose_micro_batch
-from cdn_tune.training.optimiser import Schedule, build_optimiser
-from cdn_tune.training.pictures import captions, draw
-from cdn_tune.training.precision import resolve_precision, use_tf32
-from cdn_tune.training.query_ious import pack_ious
-from cdn_tune.training.records import Records
-from cdn_tune.training.report import EpochReport, OnStep, Report, ignore
-from cdn_tune.training.shortage import shortage_told
+from cdn_tune.model.cdn import CDN
+from cdn_tune.model.kernels.sample_conv import compiled
+from cdn_tune.training.evaluate.evaluation import evaluate_split
+from cdn_tune.training.evaluate.pictures import captions, draw
+from cdn_tune.training.evaluate.query_ious import pack_ious
+from cdn_tune.training.memory.device import peak_bytes
+from cdn_tune.training.memory.out_of_memory import shortage_told
+from cdn_tune.training.reports import EpochReport, OnStep, Report, ignore
+from cdn_tune.training.runs.checkpoint import build_model
+from cdn_tune.training.runs.records import Records
+from cdn_tune.training.runs.writer import Writer
 from cdn_tune.training.state import BEST, LAST, Progress, Saving, TrialState
-from cdn_tune.training.world import World, this_world
-from cdn_tune.training.writer import Writer
+from cdn_tune.training.step.ema import Ema
+from cdn_tune.training.step.micro_batch import choose_micro_batch
+from cdn_tune.training.step.optimiser import Schedule, build_optimiser
+from cdn_tune.training.step.precision import resolve_precision, use_tf32
+from cdn_tune.training.step.process_group import World, this_world
+from cdn_tune.training.step.steps import Engine, EpochState, EpochTotals, global_batches
 
 __all__ = ["BEST", "LAST", "TrainResult", "train"]
 

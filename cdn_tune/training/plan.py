@@ -17,16 +17,16 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import epoch_batches, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
-from cdn_tune.model import CDN
-from cdn_tune.training.checkpoint import build_model
-from cdn_tune.training.evaluation import evaluate_split
-from cdn_tune.training.losses import losses
-from cdn_tune.training.memory import available_bytes, fit_micro_batch, peak_bytes
-from cdn_tune.training.memory_estimate import MemoryEstimate, estimate
-from cdn_tune.training.optimiser import build_optimiser
-from cdn_tune.training.precision import resolve_precision
-from cdn_tune.training.size import checkpoint_bytes
-from cdn_tune.training.world import this_world
+from cdn_tune.model.cdn import CDN
+from cdn_tune.training.evaluate.evaluation import evaluate_split
+from cdn_tune.training.memory.device import available_bytes, fit_micro_batch, peak_bytes
+from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
+from cdn_tune.training.memory.size import checkpoint_bytes
+from cdn_tune.training.runs.checkpoint import build_model
+from cdn_tune.training.step.batch_loss import losses
+from cdn_tune.training.step.optimiser import build_optimiser
+from cdn_tune.training.step.precision import resolve_precision
+from cdn_tune.training.step.process_group import this_world
 
 _LEAST = 2  # measured steps
 

@@ -12,14 +12,14 @@ import torch
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError
-from cdn_tune.model import CDN
-from cdn_tune.training.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from cdn_tune.training.ema import Ema
-from cdn_tune.training.engine import EpochState
-from cdn_tune.training.optimiser import Schedule
-from cdn_tune.training.report import EpochReport
-from cdn_tune.training.world import World
-from cdn_tune.training.writer import Snapshots
+from cdn_tune.model.cdn import CDN
+from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from cdn_tune.training.runs.writer import Snapshots
+from cdn_tune.training.step.ema import Ema
+from cdn_tune.training.step.optimiser import Schedule
+from cdn_tune.training.step.process_group import World
+from cdn_tune.training.step.steps import EpochState
 
 LAST = Path("checkpoints/last.pt")
 PREVIOUS = Path("checkpoints/previous.pt")

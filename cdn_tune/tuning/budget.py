@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import BudgetConfig
-from cdn_tune.tuning.leaderboard import occupied_seconds
-from cdn_tune.tuning.ranking import VALUED, value_of
+from cdn_tune.tuning.results.leaderboard import occupied_seconds
+from cdn_tune.tuning.study.ranking import VALUED, value_of
 
 HOUR = 3600.0
 

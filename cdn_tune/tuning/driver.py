@@ -15,20 +15,20 @@ from cdn_tune.distributed.group import WorkerGroup
 from cdn_tune.distributed.nodes import was_started_here
 from cdn_tune.distributed.ray import orphaned_groups, remove_placement_group
 from cdn_tune.errors import RunError
-from cdn_tune.training.mirror import bring_home
-from cdn_tune.training.size import checkpoint_bytes
-from cdn_tune.training.working_copy import delete_at_home
-from cdn_tune.tuning.adapters import Admission
+from cdn_tune.training.memory.size import checkpoint_bytes
+from cdn_tune.training.object_store.sync import bring_home
+from cdn_tune.training.object_store.working_copy import delete_at_home
 from cdn_tune.tuning.budget import End, end_of, spent
-from cdn_tune.tuning.control import StopFile, ask_to_stop, withdraw
-from cdn_tune.tuning.keep import GB, Keeper, keep_best
+from cdn_tune.tuning.checkpoints.retention import GB, Keeper, keep_best
+from cdn_tune.tuning.engine.ray.node_checks import Readiness
+from cdn_tune.tuning.engine.ray.slots import Places
+from cdn_tune.tuning.engine.ray.tune_adapters import Admission
 from cdn_tune.tuning.layout import UNFIT, trial_folder
-from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
-from cdn_tune.tuning.places import Places
-from cdn_tune.tuning.preflight import largest_checkpoint
-from cdn_tune.tuning.readiness import Readiness
-from cdn_tune.tuning.status import gpu_hours
-from cdn_tune.tuning.study import Study
+from cdn_tune.tuning.planning.preflight import largest_checkpoint
+from cdn_tune.tuning.results.leaderboard import leaderboard, write_leaderboard
+from cdn_tune.tuning.results.status import gpu_hours
+from cdn_tune.tuning.stop_file import StopFile, ask_to_stop, withdraw
+from cdn_tune.tuning.study.study import Study
 
 _SHOW_SECONDS = 0.2
 _SHARE = 50.0  # of the driver's time, at most one part in so many goes into showing

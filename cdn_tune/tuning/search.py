@@ -14,25 +14,25 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.distributed.cluster import connected, node_resources
-from cdn_tune.distributed.reach import check_reach
+from cdn_tune.distributed.shared_folder_check import check_reach
 from cdn_tune.errors import ConfigError, RunError, SearchError
-from cdn_tune.training.engine import global_batches
-from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import never
-from cdn_tune.training.manifest import describe_run
-from cdn_tune.training.mirror import fetched
-from cdn_tune.training.run_folder import EXPERIMENT, MANIFEST, SPACE, claim, locked, read_manifest
-from cdn_tune.training.secrets import without_secrets
-from cdn_tune.training.world import World
-from cdn_tune.tuning.audit import Audit, audit, snapshot
-from cdn_tune.tuning.control import withdraw
+from cdn_tune.training.object_store.sync import fetched
+from cdn_tune.training.runs.manifest import describe_run
+from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, claim, locked, read_manifest
+from cdn_tune.training.runs.secrets import without_secrets
+from cdn_tune.training.step.process_group import World
+from cdn_tune.training.step.steps import global_batches
+from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.driver import Driver, OnChange
+from cdn_tune.tuning.engine.ray.audit import Audit, audit, snapshot
+from cdn_tune.tuning.engine.ray.tuner import run_tuner
 from cdn_tune.tuning.layout import sqlite_url
-from cdn_tune.tuning.preflight import check_steps, preflight
-from cdn_tune.tuning.ranking import ranking
-from cdn_tune.tuning.storage_check import check_shared
-from cdn_tune.tuning.study import Study
-from cdn_tune.tuning.tuner import run_tuner
+from cdn_tune.tuning.planning.preflight import check_steps, preflight
+from cdn_tune.tuning.stop_file import withdraw
+from cdn_tune.tuning.storage.check import check_shared
+from cdn_tune.tuning.study.ranking import ranking
+from cdn_tune.tuning.study.study import Study
 from cdn_tune.tuning.warm_start import learn_from
 
 BUDGETS = frozenset({"trials", "budget", "keep", "max_failures", "disk_budget_gb", "resources"})

@@ -12,12 +12,12 @@ from cdn_tune.config import Experiment, SearchSpace, build, override
 from cdn_tune.config.keys import flatten, get_key
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.training.run_folder import EXPERIMENT, SPACE, read_manifest
-from cdn_tune.tuning.candidates import Candidates
-from cdn_tune.tuning.ranking import LEARNED, ROLE, own
-from cdn_tune.tuning.record import read_record
-from cdn_tune.tuning.samplers import to_distribution
-from cdn_tune.tuning.study import Study
+from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
+from cdn_tune.tuning.results.record import read_record
+from cdn_tune.tuning.study.candidates import Candidates
+from cdn_tune.tuning.study.ranking import LEARNED, ROLE, own
+from cdn_tune.tuning.study.samplers import to_distribution
+from cdn_tune.tuning.study.study import Study
 
 # Keys in which an experiment may differ from another without its result being another.
 _BESIDE = (

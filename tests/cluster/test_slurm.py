@@ -22,8 +22,8 @@ from optuna.trial import TrialState
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import CdnTuneError
-from cdn_tune.tuning.ranking import own
-from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.results.record import read_record
+from cdn_tune.tuning.study.ranking import own
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "cluster" / "slurm" / "search.sbatch"

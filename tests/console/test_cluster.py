@@ -18,13 +18,13 @@ from cdn_tune.console import submit
 from cdn_tune.console.cluster import fault_lines, nodes_table, plain, room_for, room_line, versions_table
 from cdn_tune.console.jobs import exit_code, follow, job_table, jobs_table
 from cdn_tune.console.submit import Shipping, _data_root, check, entrypoint, run_submit
-from cdn_tune.distributed import package
+from cdn_tune.distributed import job_package as package
+from cdn_tune.distributed.job_package import pack, unpacked
 from cdn_tune.distributed.jobs import Job
-from cdn_tune.distributed.package import pack, unpacked
-from cdn_tune.distributed.survey import SurveyedNode
+from cdn_tune.distributed.node_info import SurveyedNode
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.manifest import describe_run
-from cdn_tune.training.secrets import without_secrets
+from cdn_tune.training.runs.manifest import describe_run
+from cdn_tune.training.runs.secrets import without_secrets
 
 OURS: dict[str, str | None] = {
     "python": "3.11.7",

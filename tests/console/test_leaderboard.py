@@ -13,10 +13,10 @@ from typer.testing import CliRunner, Result
 from cdn_tune.cli import app
 from cdn_tune.config import Experiment, load_experiment
 from cdn_tune.console.status import run_status
-from cdn_tune.training.checkpoint import load_checkpoint
-from cdn_tune.training.launch import train_in
 from cdn_tune.training.loop import BEST
-from cdn_tune.tuning.record import read_record
+from cdn_tune.training.runs.checkpoint import load_checkpoint
+from cdn_tune.training.train_trial import train_in
+from cdn_tune.tuning.results.record import read_record
 
 Entry = Callable[..., FrozenTrial]
 MakeSearch = Callable[..., Path]

@@ -15,7 +15,7 @@ from cdn_tune.config.space import BudgetConfig, Objective
 from cdn_tune.console import live
 from cdn_tune.console.live import LiveTable, SearchProgress, objective_directions
 from cdn_tune.console.tables import failure_lines, leaderboard_table, search_summary
-from cdn_tune.tuning.leaderboard import leaderboard
+from cdn_tune.tuning.results.leaderboard import leaderboard
 
 Entry = Callable[..., FrozenTrial]
 PARAMETERS = ["optim.lr", "model.clip_pool", "model.attention_steps", "model.map.layers", "model.map.kernel_size"]

@@ -7,10 +7,10 @@ from rich.console import Console
 
 from cdn_tune.config import Experiment
 from cdn_tune.console.trained import trained_table
-from cdn_tune.training.launch import train_in
-from cdn_tune.training.records import read_metrics
-from cdn_tune.training.report import ignore
-from cdn_tune.training.size import checkpoint_bytes, occupied_bytes
+from cdn_tune.training.memory.size import checkpoint_bytes, occupied_bytes
+from cdn_tune.training.reports import ignore
+from cdn_tune.training.runs.records import read_metrics
+from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]
 

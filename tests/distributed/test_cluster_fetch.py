@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from cdn_tune.distributed import fetch as fetching
-from cdn_tune.distributed import sender
-from cdn_tune.distributed.arrived import RECORD, digests, inside
+from cdn_tune.distributed import fetch_send as sender
 from cdn_tune.distributed.fetch import fetch
+from cdn_tune.distributed.fetch_receive import RECORD, digests, inside
 from cdn_tune.distributed.jobs import Job
 from cdn_tune.errors import ClusterError, RunError
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cdn_tune.distributed.address import check_join, is_job_server
+from cdn_tune.distributed.node_info import clock_offset, differences, here, survey
 from cdn_tune.distributed.ray import AuthenticationTokenLoader
-from cdn_tune.distributed.survey import clock_offset, differences, here, survey
 from cdn_tune.distributed.token import ensure_token, token_fault
 from cdn_tune.errors import ClusterError
 from tests.distributed.conftest import family_of

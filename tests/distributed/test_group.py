@@ -15,8 +15,8 @@ from cdn_tune.distributed.cluster import connected, slots
 from cdn_tune.distributed.group import WorkerGroup, _unfit, make_queue
 from cdn_tune.distributed.launch import train_on_workers
 from cdn_tune.errors import ClusterError, DataError, NodeUnfit, NotFinite
-from cdn_tune.training.launch import train_in
-from cdn_tune.training.report import EpochReport
+from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.train_trial import train_in
 from tests.distributed.group_actors import group_actors, left_behind, train_workers
 from tests.tuning.clusters import wait_for
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment, ResourcesConfig
-from cdn_tune.distributed import spares as spares_module
+from cdn_tune.distributed import warm_workers as spares_module
 from cdn_tune.distributed.group import WorkerGroup
-from cdn_tune.distributed.spares import Spares
+from cdn_tune.distributed.warm_workers import Spares
 from cdn_tune.errors import CdnTuneError
 from tests.distributed.group_actors import group_actors, left_behind, train_workers
 from tests.tuning.clusters import wait_for

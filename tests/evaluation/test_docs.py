@@ -7,7 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from cdn_tune.cli import app
-from cdn_tune.evaluation.final import CHANGEABLE, evaluate_run
+from cdn_tune.evaluation.evaluate import CHANGEABLE, evaluate_run
 from cdn_tune.evaluation.nms import GRID
 from cdn_tune.evaluation.request import Request
 from cdn_tune.moments.bootstrap import RESAMPLES

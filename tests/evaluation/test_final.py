@@ -16,18 +16,18 @@ from cdn_tune.data.dataset import load_split
 from cdn_tune.data.planted import plant
 from cdn_tune.distributed.tasks import run_tasks
 from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
-from cdn_tune.evaluation import final
-from cdn_tune.evaluation.best import choose_best, choose_models
+from cdn_tune.evaluation import evaluate as final
+from cdn_tune.evaluation.choose_checkpoint import choose_best, choose_models
 from cdn_tune.evaluation.compare import compare_runs
-from cdn_tune.evaluation.final import evaluate_run
-from cdn_tune.evaluation.measures import measures
+from cdn_tune.evaluation.evaluate import evaluate_run
+from cdn_tune.evaluation.per_query_metrics import measures
 from cdn_tune.evaluation.queries import ranked_moments, read_query_results, true_moments
 from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.scoring import Workers
-from cdn_tune.training.checkpoint import build_model, load_checkpoint, save_checkpoint
-from cdn_tune.training.evaluation import evaluate_split
+from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.loop import BEST
-from cdn_tune.training.run_folder import claim, locked
+from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, save_checkpoint
+from cdn_tune.training.runs.run_folder import claim, locked
 
 Tiny = Callable[..., Experiment]
 

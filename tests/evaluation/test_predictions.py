@@ -154,7 +154,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_scored_alone_a_run_has_the_same_metrics(trained: Path, planted: Path, tiny: Callable[..., Any]) -> None:
-    from cdn_tune.evaluation.final import evaluate_run
+    from cdn_tune.evaluation.evaluate import evaluate_run
     from cdn_tune.evaluation.request import Request
 
     request = Request(formats=("qvhighlights", "charades_sta"), resamples=50)

@@ -22,18 +22,18 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import CheckpointError, DataError, RunError
+from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.evaluation.export import export_run
-from cdn_tune.evaluation.final import evaluate_run
 from cdn_tune.evaluation.nms import NmsChoice
 from cdn_tune.evaluation.queries import read_query_results
 from cdn_tune.evaluation.request import Request
-from cdn_tune.training.checkpoint import build_model, load_checkpoint, save_checkpoint
-from cdn_tune.training.evaluation import evaluate_split
-from cdn_tune.training.launch import train_in
+from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.loop import BEST
-from cdn_tune.training.manifest import describe_run
-from cdn_tune.training.report import ignore
-from cdn_tune.training.run_folder import claim, locked
+from cdn_tune.training.reports import ignore
+from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, save_checkpoint
+from cdn_tune.training.runs.manifest import describe_run
+from cdn_tune.training.runs.run_folder import claim, locked
+from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]
 SENTENCE = "a person opens the door"
@@ -292,7 +292,7 @@ def test_it_suppresses_as_the_last_evaluation_did(
 def test_answers_are_those_of_an_evaluation_that_chose(
     trained: Path, monkeypatch: pytest.MonkeyPatch, threshold: float
 ) -> None:
-    monkeypatch.setattr("cdn_tune.evaluation.final.choose_nms", lambda *_: NmsChoice(threshold, "val", "R5@0.5", {}))
+    monkeypatch.setattr("cdn_tune.evaluation.evaluate.choose_nms", lambda *_: NmsChoice(threshold, "val", "R5@0.5", {}))
     evaluate_run(trained, None, Request(choose_nms=True, resamples=20))
     results = read_query_results(trained / "predictions.jsonl")
     retriever = load(trained)

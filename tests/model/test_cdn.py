@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cdn_tune.config import ModelConfig, load_experiment
-from cdn_tune.model import CDN, cell_conv
+from cdn_tune.model.cdn import CDN
+from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.model.describe import count_parameters
-from cdn_tune.model.loss import attention_loss, moment_loss
+from cdn_tune.model.kernels import cell_conv
 
 FRAMES, FEATURES, WORD, LENGTH, BATCH = 16, 6, 5, 7, 3
 SMALL: dict[str, Any] = {

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from cdn_tune.model.finite import explain_nonfinite
+from cdn_tune.model.nonfinite import explain_nonfinite
 
 NAMES = ["AO8RW:3", "0A8CF:1", "Y6R7T:9"]
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cdn_tune.model.dynamic_conv import DynamicConv2d
-from cdn_tune.model.loss import attention_loss, moment_loss
-from cdn_tune.model.map_stack import weight_maps
-from cdn_tune.model.norm import MapNorm
-from cdn_tune.model.proposals import pool_proposals
+from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
+from cdn_tune.model.cdn.loss import attention_loss, moment_loss
+from cdn_tune.model.cdn.map_stack import weight_maps
+from cdn_tune.model.cdn.moment_map import pool_proposals
+from cdn_tune.model.layers.norm import MapNorm
 from cdn_tune.moments.temporal_map import valid_mask
 
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cdn_tune.model import cell_conv
-from cdn_tune.model.dynamic_conv import DynamicConv2d
-from cdn_tune.model.loss import moment_loss, scale_iou
-from cdn_tune.model.norm import MapNorm
+from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
+from cdn_tune.model.cdn.loss import moment_loss, scale_iou
+from cdn_tune.model.kernels import cell_conv
+from cdn_tune.model.layers.norm import MapNorm
 from cdn_tune.moments.temporal_map import valid_mask
 
 

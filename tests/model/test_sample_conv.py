@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cdn_tune.model import sample_conv
-from cdn_tune.model.sample_conv import compiled
-from cdn_tune.model.sample_conv import sample_conv as convolve
+from cdn_tune.model.kernels import sample_conv
+from cdn_tune.model.kernels.sample_conv import compiled
+from cdn_tune.model.kernels.sample_conv import sample_conv as convolve
 
 
 def formula(x: torch.Tensor, weight: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.data.dataset import load_split
-from cdn_tune.training.checkpoint import build_model, save_checkpoint
+from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
 
 HOSTILE = "<script>alert('x')</script> </script><img src=x onerror=alert(1)> opens a \u2028 door & \"quotes\""
 KEYS = {

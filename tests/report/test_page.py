@@ -162,7 +162,7 @@ def test_without_a_checkpoint_the_rest_is_shown(make_run: MakeRun, tiny: Tiny) -
 def test_without_data_maps_are_left_out(make_run: MakeRun, tiny: Tiny, tmp_path: Path) -> None:
     run = make_run(tiny(), queries=5, evaluated=True)
     experiment = tiny(**{"data.root": str(tmp_path / "moved")})
-    from cdn_tune.training.checkpoint import build_model, save_checkpoint
+    from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
 
     content = {"model": build_model(experiment).state_dict(), "epoch": 1, "val": {}, "planted": True}
     save_checkpoint(run / "best" / "trial-0003" / "checkpoint.pt", experiment, content)

@@ -10,8 +10,8 @@ import torch
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError, RunError
-from cdn_tune.training.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
-from cdn_tune.training.files import write_atomic, write_text
+from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
+from cdn_tune.training.runs.files import write_atomic, write_text
 
 Tiny = Callable[..., Experiment]
 

@@ -16,11 +16,11 @@ import torch
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import CheckpointError
-from cdn_tune.training.checkpoint import read_checkpoint
-from cdn_tune.training.launch import train_in
-from cdn_tune.training.records import read_metrics
-from cdn_tune.training.report import EpochReport, StepReport, ignore
+from cdn_tune.training.reports import EpochReport, StepReport, ignore
+from cdn_tune.training.runs.checkpoint import read_checkpoint
+from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.state import BEST, LAST, PREVIOUS
+from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]
 EVERYTHING: dict[str, Any] = {"optim.schedule": "cosine", "optim.warmup_steps": 3, "train.ema": 0.9}

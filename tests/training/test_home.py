@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.training import flag, lease
-from cdn_tune.training.flag import Flag
-from cdn_tune.training.home import Home
-from cdn_tune.training.lease import LEASE, Lease, is_leased
-from cdn_tune.training.mirror import Mirror, bring_home, fetched
-from cdn_tune.training.run_folder import claim, locked, read_manifest
-from cdn_tune.training.working_copy import place_of, portable, shown, url_of, working_copy
+from cdn_tune.training.object_store import lease
+from cdn_tune.training.object_store.lease import LEASE, Lease, is_leased
+from cdn_tune.training.object_store.store import Home
+from cdn_tune.training.object_store.sync import Mirror, bring_home, fetched
+from cdn_tune.training.object_store.working_copy import place_of, portable, shown, url_of, working_copy
+from cdn_tune.training.runs import stop_flag as flag
+from cdn_tune.training.runs.run_folder import claim, locked, read_manifest
+from cdn_tune.training.runs.stop_flag import Flag
 from tests.object_store import SECRET, Store
 
 
@@ -190,8 +191,8 @@ def test_two_machines_do_not_work_on_one_run(store: Store, tmp_path: Path, monke
 
 HOLD = """
 import sys, time
-from cdn_tune.training.lease import Lease
-from cdn_tune.training.working_copy import place_of, working_copy
+from cdn_tune.training.object_store.lease import Lease
+from cdn_tune.training.object_store.working_copy import place_of, working_copy
 with Lease(place_of(working_copy(sys.argv[1])).home):
     print("held", flush=True)
     time.sleep(100)

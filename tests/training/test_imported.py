@@ -9,12 +9,12 @@ import torch
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
-from cdn_tune.evaluation.final import evaluate_run
-from cdn_tune.model import CDN
+from cdn_tune.evaluation.evaluate import evaluate_run
+from cdn_tune.model.cdn import CDN
 from cdn_tune.model.published import published_names
-from cdn_tune.training.checkpoint import build_model, load_checkpoint
-from cdn_tune.training.imported import import_weights, published_settings, read_state
+from cdn_tune.training.import_weights import import_weights, published_settings, read_state
 from cdn_tune.training.loop import BEST
+from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint
 
 Tiny = Callable[..., Experiment]
 PUBLISHED_WIDTH = {"model.attention_size": 256}

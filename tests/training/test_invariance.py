@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.checkpoint import read_checkpoint
+from cdn_tune.training.runs.checkpoint import read_checkpoint
 from cdn_tune.training.state import LAST
 
 Tiny = Callable[..., Experiment]
@@ -22,7 +22,7 @@ import json, sys
 from pathlib import Path
 import torch.distributed as dist
 from cdn_tune.config import Experiment
-from cdn_tune.training.launch import train_in
+from cdn_tune.training.train_trial import train_in
 
 experiment = Experiment.model_validate(json.loads(sys.argv[1]), strict=False)
 if int(sys.argv[4]) > 1:

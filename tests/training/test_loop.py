@@ -14,14 +14,14 @@ import torch
 from cdn_tune.config import Experiment, load_experiment, override
 from cdn_tune.data.dataset import Batch
 from cdn_tune.errors import CheckpointError, ConfigError, MemoryShortage, NotFinite, TrainingError
-from cdn_tune.training.checkpoint import build_model, load_checkpoint, read_checkpoint
-from cdn_tune.training.engine import Engine
-from cdn_tune.training.evaluation import evaluate_split
-from cdn_tune.training.launch import open_data, train_in
+from cdn_tune.training.evaluate.evaluation import evaluate_split
+from cdn_tune.training.evaluate.query_ious import unpack_ious
 from cdn_tune.training.loop import BEST, LAST, train
-from cdn_tune.training.query_ious import unpack_ious
-from cdn_tune.training.records import read_metrics
-from cdn_tune.training.report import EpochReport, StepReport, ignore
+from cdn_tune.training.reports import EpochReport, StepReport, ignore
+from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint
+from cdn_tune.training.runs.records import read_metrics
+from cdn_tune.training.step.steps import Engine
+from cdn_tune.training.train_trial import open_data, train_in
 
 Tiny = Callable[..., Experiment]
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +176,7 @@ def test_best_rebuilds_its_model_in_a_new_process(tiny: Tiny, tmp_path: Path) ->
     program = """
 import json, sys, torch
 from pathlib import Path
-from cdn_tune.training.checkpoint import load_checkpoint
+from cdn_tune.training.runs.checkpoint import load_checkpoint
 folder = Path(sys.argv[1])
 batch = torch.load(folder / "batch.pt")
 with torch.no_grad():
@@ -190,7 +190,7 @@ print(json.dumps(logits.tolist()))
 
 def test_more_workers_than_queries_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cdn_tune.training import loop
-    from cdn_tune.training.world import World
+    from cdn_tune.training.step.process_group import World
 
     monkeypatch.setattr(loop, "this_world", lambda: World(rank=0, size=9))
     experiment = tiny()

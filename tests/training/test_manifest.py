@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.manifest import describe_run
+from cdn_tune.training.runs.manifest import describe_run
 
 
 def test_a_password_on_the_command_line_is_not_recorded(

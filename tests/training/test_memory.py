@@ -10,15 +10,15 @@ from torch import Tensor
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import MemoryShortage
-from cdn_tune.training.checkpoint import build_model
-from cdn_tune.training.memory import (
+from cdn_tune.training.memory.device import (
     UNKNOWN,
     _cgroup_bytes,
     available_bytes,
     fit_micro_batch,
     peak_bytes,
 )
-from cdn_tune.training.memory_estimate import MemoryEstimate, estimate
+from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
+from cdn_tune.training.runs.checkpoint import build_model
 
 Tiny = Callable[..., Experiment]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -129,7 +129,7 @@ def test_begins_where_the_estimate_says(available: int, first: int) -> None:
 
 
 def test_an_estimate_alone_refuses_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "cdn_tune.training.memory"):
+    with caplog.at_level(logging.INFO, "cdn_tune.training.memory.device"):
         assert fit_micro_batch(4, NEED, 10, lambda _: None) == 1
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 

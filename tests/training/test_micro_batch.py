@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from cdn_tune.config import Experiment
-from cdn_tune.training import micro_batch
-from cdn_tune.training.checkpoint import build_model
-from cdn_tune.training.launch import open_data
-from cdn_tune.training.memory_estimate import estimate
-from cdn_tune.training.micro_batch import choose_micro_batch
-from cdn_tune.training.world import World
+from cdn_tune.training.memory.estimate import estimate
+from cdn_tune.training.runs.checkpoint import build_model
+from cdn_tune.training.step import micro_batch
+from cdn_tune.training.step.micro_batch import choose_micro_batch
+from cdn_tune.training.step.process_group import World
+from cdn_tune.training.train_trial import open_data
 
 Tiny = Callable[..., Experiment]
 

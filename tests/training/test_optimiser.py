@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from cdn_tune.config import OptimConfig
-from cdn_tune.model.dynamic_conv import DynamicConv2d
-from cdn_tune.training.optimiser import PLATEAU_FACTOR, PLATEAU_PATIENCE, Schedule, build_optimiser
+from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
+from cdn_tune.training.step.optimiser import PLATEAU_FACTOR, PLATEAU_PATIENCE, Schedule, build_optimiser
 
 
 def rates(config: OptimConfig, steps: int) -> list[float]:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.checkpoint import build_model, load_checkpoint, read_checkpoint
-from cdn_tune.training.ema import Ema
-from cdn_tune.training.evaluation import evaluate_split
-from cdn_tune.training.launch import open_data, train_in
-from cdn_tune.training.report import EpochReport, ignore
+from cdn_tune.training.evaluate.evaluation import evaluate_split
+from cdn_tune.training.reports import EpochReport, ignore
+from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint
+from cdn_tune.training.runs.writer import Snapshots, Writer
 from cdn_tune.training.state import BEST, LAST
-from cdn_tune.training.writer import Snapshots, Writer
+from cdn_tune.training.step.ema import Ema
+from cdn_tune.training.train_trial import open_data, train_in
 
 Tiny = Callable[..., Experiment]
 NO_STATISTICS = {"model.map.batch_norm": False, "model.map.mixing_dropout": 0.0}

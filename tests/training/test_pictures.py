@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cdn_tune.config import Experiment
-from cdn_tune.model import CDN
-from cdn_tune.training.checkpoint import build_model
-from cdn_tune.training.launch import open_data
-from cdn_tune.training.pictures import COLOURS, SIDE, captions, chosen, draw, draw_attention, draw_scores
+from cdn_tune.model.cdn import CDN
+from cdn_tune.training.evaluate.pictures import COLOURS, SIDE, captions, chosen, draw, draw_attention, draw_scores
+from cdn_tune.training.runs.checkpoint import build_model
+from cdn_tune.training.train_trial import open_data
 
 Tiny = Callable[..., Experiment]
 CPU = torch.device("cpu")

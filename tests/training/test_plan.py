@@ -11,9 +11,9 @@ from cdn_tune.config import Experiment
 from cdn_tune.console.plan import duration_text, plan_table, size_text
 from cdn_tune.data.batches import epoch_batches
 from cdn_tune.training import plan as plans
-from cdn_tune.training.launch import open_data
-from cdn_tune.training.memory_estimate import estimate
+from cdn_tune.training.memory.estimate import estimate
 from cdn_tune.training.plan import Plan, make_plan
+from cdn_tune.training.train_trial import open_data
 
 Tiny = Callable[..., Experiment]
 

@@ -8,9 +8,9 @@ import pytest
 
 from cdn_tune.config import Experiment, load_experiment
 from cdn_tune.data.planted import plant
-from cdn_tune.training.launch import open_data, train_in
 from cdn_tune.training.plan import make_plan
-from cdn_tune.training.report import EpochReport, StepReport
+from cdn_tune.training.reports import EpochReport, StepReport
+from cdn_tune.training.train_trial import open_data, train_in
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted(path for name in ("charades", "tacos") for path in (ROOT / "experiments" / name).glob("*.yaml"))

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.launch import train_in
-from cdn_tune.training.records import EVENTS, METRICS, Records, read_metrics
-from cdn_tune.training.report import EpochReport, ignore
+from cdn_tune.training.reports import EpochReport, ignore
+from cdn_tune.training.runs.records import EVENTS, METRICS, Records, read_metrics
+from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]
 

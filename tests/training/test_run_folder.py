@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cdn_tune.errors import RunError
-from cdn_tune.training.run_folder import claim, first_difference, locked, read_manifest
+from cdn_tune.training.runs.run_folder import claim, first_difference, locked, read_manifest
 
 MANIFEST: dict[str, Any] = {"kind": "train"}
 CONFIGURATION: dict[str, dict[str, Any]] = {"experiment.yaml": {"optim": {"lr": 0.1}, "seed": 1}}

@@ -13,15 +13,15 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import RunError
-from cdn_tune.training.attempt import Attempt, Superseded
-from cdn_tune.training.checkpoint import read_checkpoint
-from cdn_tune.training.home import open_home
-from cdn_tune.training.launch import train_in
-from cdn_tune.training.records import read_metrics
-from cdn_tune.training.report import EpochReport, StepReport, ignore
+from cdn_tune.training.object_store.fencing import Attempt, Superseded
+from cdn_tune.training.object_store.store import open_home
+from cdn_tune.training.object_store.trial_sync import POSITION, TrialHome
+from cdn_tune.training.object_store.working_copy import place_of, working_copy
+from cdn_tune.training.reports import EpochReport, StepReport, ignore
+from cdn_tune.training.runs.checkpoint import read_checkpoint
+from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.state import BEST, LAST, PREVIOUS
-from cdn_tune.training.trial_home import POSITION, TrialHome
-from cdn_tune.training.working_copy import place_of, working_copy
+from cdn_tune.training.train_trial import train_in
 from tests.object_store import Store
 
 from .test_exact_resume import StopAt, assert_same

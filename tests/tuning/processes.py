@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import CdnTuneError
-from cdn_tune.tuning.ranking import own
-from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.results.record import read_record
+from cdn_tune.tuning.study.ranking import own
 
 PARAMETERS: dict[str, Any] = {
     "optim.lr": {"type": "float", "low": 1e-3, "high": 1e-2, "log": True},

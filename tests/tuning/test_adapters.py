@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from cdn_tune.distributed.ray import RayActorError, placement_group_table, ray
-from cdn_tune.tuning import adapters
-from cdn_tune.tuning.adapters import AVOID, NUMBER, Admission, StudyScheduler
-from cdn_tune.tuning.study import Study
+from cdn_tune.tuning.engine.ray import tune_adapters as adapters
+from cdn_tune.tuning.engine.ray.tune_adapters import AVOID, NUMBER, Admission, StudyScheduler
+from cdn_tune.tuning.study.study import Study
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cdn_tune.tuning import audit as module
-from cdn_tune.tuning.audit import Audit, audit, snapshot
+from cdn_tune.tuning.engine.ray import audit as module
+from cdn_tune.tuning.engine.ray.audit import Audit, audit, snapshot
 
 SHARED_MEMORY = module._SHARED_MEMORY
 
@@ -153,7 +153,7 @@ def test_a_process_with_gpu_memory_is_found_where_the_driver_names_none(
 def test_a_ray_of_our_own_counts_once_it_should_be_gone(tmp_path: Path) -> None:
     """In another process, since this one's Ray is the session's."""
     code = (
-        "from cdn_tune.tuning.audit import audit, snapshot\n"
+        "from cdn_tune.tuning.engine.ray.audit import audit, snapshot\n"
         "from cdn_tune.distributed.cluster import connected\n"
         "before = snapshot()\n"
         "with connected():\n"

@@ -7,8 +7,8 @@ import optuna
 import pytest
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.tuning import candidates as module
-from cdn_tune.tuning.candidates import INVALID, Candidates, cost
+from cdn_tune.tuning.study import candidates as module
+from cdn_tune.tuning.study.candidates import INVALID, Candidates, cost
 
 Tiny = Callable[..., Experiment]
 LAYERS = {"type": "int", "low": 1, "high": 3}

@@ -15,8 +15,8 @@ import pytest
 from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.checkpoint import load_checkpoint
-from cdn_tune.training.records import read_metrics
+from cdn_tune.training.runs.checkpoint import load_checkpoint
+from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.tuning.layout import trial_folder
 
 from .clusters import RayCluster, ray_cluster, wait_for

@@ -24,11 +24,11 @@ from sqlalchemy import event
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.space import ENUMERATING, EarlyStoppingName, SamplerName
-from cdn_tune.training.query_ious import pack_ious
-from cdn_tune.tuning.candidates import Candidates
-from cdn_tune.tuning.pruners import QUERY_IOUS, build_pruner, should_prune
-from cdn_tune.tuning.ranking import REFUSED, ROLE, own, role_of, value_of
-from cdn_tune.tuning.samplers import Proposal, build_sampler, is_exhausted
+from cdn_tune.training.evaluate.query_ious import pack_ious
+from cdn_tune.tuning.study.candidates import Candidates
+from cdn_tune.tuning.study.ranking import REFUSED, ROLE, own, role_of, value_of
+from cdn_tune.tuning.study.samplers import Proposal, build_sampler, is_exhausted
+from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, build_pruner, should_prune
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -323,7 +323,7 @@ def test_proposals_come_to_satisfy_the_constraints(sampler: str, state: TrialSta
 
 def test_libraries_are_imported_when_their_sampler_is_chosen() -> None:
     code = (
-        "import sys, cdn_tune.tuning.pruners, cdn_tune.tuning.view, optuna\n"
+        "import sys, cdn_tune.tuning.study.stopping_rules, cdn_tune.tuning.study.filtered_study, optuna\n"
         "assert not {'cmaes', 'scipy.stats', 'optuna._gp.gp'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).resolve().parents[2])

@@ -17,14 +17,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError, RunError
-from cdn_tune.evaluation.best import choose_best
-from cdn_tune.training.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
-from cdn_tune.training.files import write_json
-from cdn_tune.training.kept import CHECKPOINT, kept_folder
+from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.training.loop import BEST
-from cdn_tune.tuning.keep import Keeper, disk_used, keep_best
+from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
+from cdn_tune.training.runs.files import write_json
+from cdn_tune.training.runs.kept import CHECKPOINT, kept_folder
+from cdn_tune.tuning.checkpoints.retention import Keeper, disk_used, keep_best
 from cdn_tune.tuning.layout import trial_folder
-from cdn_tune.tuning.leaderboard import leaderboard, write_leaderboard
+from cdn_tune.tuning.results.leaderboard import leaderboard, write_leaderboard
 
 Tiny = Callable[..., Experiment]
 KEPT_FILES = ("checkpoint.pt", "experiment.yaml", "record.json")

@@ -8,17 +8,17 @@ import pytest
 from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment
-from cdn_tune.distributed.reach import what_is_missing
+from cdn_tune.distributed.shared_folder_check import what_is_missing
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.training.attempt import Attempt, Superseded
-from cdn_tune.training.checkpoint import read_checkpoint
-from cdn_tune.training.home import Home, open_home
 from cdn_tune.training.loop import BEST
-from cdn_tune.training.mirror import bring_home, fetched
-from cdn_tune.training.working_copy import place_of, portable, working_copy
-from cdn_tune.tuning.keep import Keeper
+from cdn_tune.training.object_store.fencing import Attempt, Superseded
+from cdn_tune.training.object_store.store import Home, open_home
+from cdn_tune.training.object_store.sync import bring_home, fetched
+from cdn_tune.training.object_store.working_copy import place_of, portable, working_copy
+from cdn_tune.training.runs.checkpoint import read_checkpoint
+from cdn_tune.tuning.checkpoints.retention import Keeper
 from cdn_tune.tuning.layout import trial_folder
-from cdn_tune.tuning.storage_check import check_shared
+from cdn_tune.tuning.storage.check import check_shared
 from tests.object_store import Store
 
 from .test_keep import make_trials, write_best

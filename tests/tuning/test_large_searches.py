@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.planted import plant
-from cdn_tune.tuning.ranking import role_of
-from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.results.record import read_record
+from cdn_tune.tuning.study.ranking import role_of
 
 from .conftest import PASSWORD
 from .processes import Driver, command, finish, recorded, write_space

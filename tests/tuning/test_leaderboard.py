@@ -16,10 +16,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.tuning.filters import find_column, parse_filter, sort_rows
-from cdn_tune.tuning.importance import importance
-from cdn_tune.tuning.leaderboard import csv_text, json_text, leaderboard, occupied_seconds, write_leaderboard
-from cdn_tune.tuning.record import Record, _server, read_record
+from cdn_tune.tuning.results.filters import find_column, parse_filter, sort_rows
+from cdn_tune.tuning.results.importance import importance
+from cdn_tune.tuning.results.leaderboard import csv_text, json_text, leaderboard, occupied_seconds, write_leaderboard
+from cdn_tune.tuning.results.record import Record, _server, read_record
 
 Entry = Callable[..., FrozenTrial]
 MakeSearch = Callable[..., Path]

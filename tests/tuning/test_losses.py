@@ -12,11 +12,12 @@ from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.nodes import Node, off_nodes
 from cdn_tune.distributed.ray import ActorUnavailableError, RayActorError
 from cdn_tune.errors import NodeUnfit
-from cdn_tune.tuning import places, readiness
-from cdn_tune.tuning.adapters import _extend
-from cdn_tune.tuning.losses import NODES_IN_A_ROW, Losses
-from cdn_tune.tuning.places import Demand, Places
-from cdn_tune.tuning.readiness import Readiness
+from cdn_tune.tuning.engine.ray import node_checks as readiness
+from cdn_tune.tuning.engine.ray import slots as places
+from cdn_tune.tuning.engine.ray.node_checks import Readiness
+from cdn_tune.tuning.engine.ray.slots import Demand, Places
+from cdn_tune.tuning.engine.ray.tune_adapters import _extend
+from cdn_tune.tuning.study.retries import NODES_IN_A_ROW, Losses
 
 Tiny = Callable[..., Experiment]
 WORKER = RayActorError(error_msg="The actor died unexpectedly: worker process crashed")

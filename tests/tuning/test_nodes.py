@@ -12,9 +12,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.records import read_metrics
+from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.tuning.layout import trial_folder
-from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.results.record import read_record
 
 from .clusters import autoscaling_cluster, partitioned_cluster, ray_cluster, wait_for
 from .processes import Driver, command, recorded, write_space

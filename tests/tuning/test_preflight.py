@@ -11,10 +11,8 @@ import pytest
 from cdn_tune.config import Experiment, ResourcesConfig, SearchSpace
 from cdn_tune.distributed.cluster import slots as slots_on
 from cdn_tune.errors import ClusterError, ConfigError, RunError, SearchError
-from cdn_tune.tuning import preflight as checks
-from cdn_tune.tuning import storage_check as storages
-from cdn_tune.tuning.candidates import Candidates, cost
-from cdn_tune.tuning.preflight import (
+from cdn_tune.tuning.planning import preflight as checks
+from cdn_tune.tuning.planning.preflight import (
     check_budget,
     check_disk,
     check_picklable,
@@ -23,7 +21,9 @@ from cdn_tune.tuning.preflight import (
     findings,
     preflight,
 )
-from cdn_tune.tuning.storage_check import check_storage, file_system, is_networked, storage_url
+from cdn_tune.tuning.storage import check as storages
+from cdn_tune.tuning.storage.check import check_storage, file_system, is_networked, storage_url
+from cdn_tune.tuning.study.candidates import Candidates, cost
 
 Tiny = Callable[..., Experiment]
 LAYERS = {"type": "int", "low": 1, "high": 3}

@@ -13,9 +13,9 @@ from optuna.pruners import HyperbandPruner
 from optuna.trial import TrialState, create_trial
 
 from cdn_tune.config import SearchSpace
-from cdn_tune.training.query_ious import pack_ious
-from cdn_tune.tuning.pruners import QUERY_IOUS, PatiencePruner, build_pruner, should_prune
-from cdn_tune.tuning.ranking import COPY, LEARNED, REFUSED, ROLE
+from cdn_tune.training.evaluate.query_ious import pack_ious
+from cdn_tune.tuning.study.ranking import COPY, LEARNED, REFUSED, ROLE
+from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, PatiencePruner, build_pruner, should_prune
 
 PRUNING = ("asha", "hyperband", "median", "percentile", "wilcoxon", "patience")
 QUERIES = np.clip(np.random.default_rng(0).beta(2, 2, size=256), 0, 1)

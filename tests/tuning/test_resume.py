@@ -14,8 +14,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.checkpoint import load_checkpoint
-from cdn_tune.training.records import read_metrics
+from cdn_tune.training.runs.checkpoint import load_checkpoint
+from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.tuning.layout import trial_folder
 
 from .processes import Driver, command, descendants, end, finish, is_alive, recorded, write_space

@@ -5,7 +5,7 @@ import random
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from cdn_tune.tuning.samplers import _for_tpe
+from cdn_tune.tuning.study.samplers import _for_tpe
 
 
 def make_trials(count: int) -> list[FrozenTrial]:

@@ -18,14 +18,14 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import ClusterError, RunError, SearchError
-from cdn_tune.training.checkpoint import load_checkpoint
-from cdn_tune.training.records import read_metrics
-from cdn_tune.tuning import tuner
+from cdn_tune.training.runs.checkpoint import load_checkpoint
+from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.tuning.driver import SearchState
+from cdn_tune.tuning.engine.ray import tuner
+from cdn_tune.tuning.engine.ray.trial import GroupTrial
 from cdn_tune.tuning.layout import trial_folder
-from cdn_tune.tuning.record import read_record
+from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.search import SearchOptions, search
-from cdn_tune.tuning.trial import GroupTrial
 
 Tiny = Callable[..., Experiment]
 pytestmark = pytest.mark.usefixtures("ray_session")

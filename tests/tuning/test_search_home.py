@@ -13,8 +13,8 @@ import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import RunError
-from cdn_tune.training.home import Home
-from cdn_tune.training.working_copy import place_of, shown, working_copy
+from cdn_tune.training.object_store.store import Home
+from cdn_tune.training.object_store.working_copy import place_of, shown, working_copy
 from tests.object_store import Store
 
 from .processes import Driver, command, finish, write_space
@@ -115,7 +115,7 @@ def test_a_node_that_cannot_reach_home_is_named(store: Store, tmp_path: Path) ->
 
     from cdn_tune.distributed.cluster import connected
     from cdn_tune.distributed.ray import ray
-    from cdn_tune.distributed.reach import check_reach
+    from cdn_tune.distributed.shared_folder_check import check_reach
 
     assert not ray.is_initialized()
     run = working_copy(store.url())

@@ -15,10 +15,10 @@ from cdn_tune.config import Experiment, SearchSpace, load_space
 from cdn_tune.config.yaml import dump
 from cdn_tune.console.output import _console
 from cdn_tune.console.search_plan import run_search_plan, search_plan_table
-from cdn_tune.tuning.candidates import INVALID, Candidates, cost
-from cdn_tune.tuning.expectation import expected_epochs
-from cdn_tune.tuning.plan import SearchPlan, plan_search
-from cdn_tune.tuning.sample import count_points, draw
+from cdn_tune.tuning.planning.expected_epochs import expected_epochs
+from cdn_tune.tuning.planning.plan import SearchPlan, plan_search
+from cdn_tune.tuning.planning.random_points import count_points, draw
+from cdn_tune.tuning.study.candidates import INVALID, Candidates, cost
 
 Tiny = Callable[..., Experiment]
 SPACES = sorted((Path(__file__).resolve().parents[2] / "search_spaces").glob("*.yaml"))

@@ -12,12 +12,12 @@ from optuna.trial import TrialState
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage, RunError, SearchError
-from cdn_tune.training.report import EpochReport, Report
+from cdn_tune.training.reports import EpochReport, Report
 from cdn_tune.tuning.driver import SearchState
 from cdn_tune.tuning.layout import RAY_LOG, STOP
-from cdn_tune.tuning.ranking import role_of
-from cdn_tune.tuning.record import Record, read_record
+from cdn_tune.tuning.results.record import Record, read_record
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
+from cdn_tune.tuning.study.ranking import role_of
 
 Tiny = Callable[..., Experiment]
 pytestmark = pytest.mark.usefixtures("ray_session", "by_value")

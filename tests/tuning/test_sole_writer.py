@@ -10,8 +10,8 @@ import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from cdn_tune.tuning.sole_writer import FileStorage, SoleWriter
-from cdn_tune.tuning.storage import open_storage
+from cdn_tune.tuning.storage.open import open_storage
+from cdn_tune.tuning.storage.write_through import FileStorage, SoleWriter
 
 
 @pytest.fixture(params=["sqlite", "journal", "memory"])

@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.errors import RunError
 from cdn_tune.tuning.layout import sqlite_url
-from cdn_tune.tuning.record import read_record
-from cdn_tune.tuning.status import eta_seconds, is_held, status_of
+from cdn_tune.tuning.results.record import read_record
+from cdn_tune.tuning.results.status import eta_seconds, is_held, status_of
 
 Entry = Callable[..., FrozenTrial]
 MakeSearch = Callable[..., Path]

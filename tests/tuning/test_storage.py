@@ -23,14 +23,14 @@ from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyErr
 from sqlalchemy.orm import Session
 
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
-from cdn_tune.training.files import write_new
-from cdn_tune.tuning.reconnect import ReconnectingStorage, _lost
-from cdn_tune.tuning.storage import open_storage, without_secrets
-from cdn_tune.tuning.storage_check import check_storage
+from cdn_tune.training.runs.files import write_new
+from cdn_tune.tuning.storage.check import check_storage
+from cdn_tune.tuning.storage.open import open_storage, without_secrets
+from cdn_tune.tuning.storage.reconnect import ReconnectingStorage, _lost
 
 WORKER = """
 import sys, optuna
-from cdn_tune.tuning.storage import open_storage
+from cdn_tune.tuning.storage.open import open_storage
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.load_study(study_name="s", storage=open_storage(sys.argv[1]))
 for _ in range(int(sys.argv[2])):

@@ -7,10 +7,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, Float, Int, SearchSpace, override
-from cdn_tune.tuning.failures import LOST, MEMORY, NOT_FINITE
 from cdn_tune.tuning.layout import sqlite_url
-from cdn_tune.tuning.ranking import pareto_front, ranking, role_of, value_of
-from cdn_tune.tuning.study import Study
+from cdn_tune.tuning.study.failures import LOST, MEMORY, NOT_FINITE
+from cdn_tune.tuning.study.ranking import pareto_front, ranking, role_of, value_of
+from cdn_tune.tuning.study.study import Study
 
 BASE: Experiment = override(
     {"name": "base", "data": {"dataset": "charades_sta", "root": "nowhere", "feature_size": 8, "word_size": 8}},

@@ -1,0 +1,78 @@
+"""Whether every node of the cluster sees the run folder, found out before a trial is lost to it."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from cdn_tune.distributed.nodes import Node, alive_nodes, pinned, small_task
+from cdn_tune.distributed.ray import GetTimeoutError, RayError, ray
+from cdn_tune.errors import RunError
+from cdn_tune.training.object_store.working_copy import place_of, portable, shown, working_copy
+from cdn_tune.training.runs.files import told
+
+_SECONDS = 60.0  # for all nodes together
+
+
+def check_reach(run: Path) -> None:
+    """Refuses a run folder that not every node of the joined cluster reaches.
+
+    A file is written there that every node must find.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        RunError: Naming a node that does not, and the remedy.
+    """
+    place = place_of(run)
+    nodes = alive_nodes()
+    if len(nodes) < 2:
+        return
+    name, token = f".reach-{secrets.token_hex(8)}", secrets.token_hex(8)
+    try:
+        if place is not None:
+            place.home.write(name, token.encode())
+        else:
+            with told(run / name):
+                (run / name).write_text(token, encoding="ascii")
+        _ask(nodes, run, name, token)
+    finally:
+        if place is not None:
+            place.home.delete(name)
+        else:
+            (run / name).unlink(missing_ok=True)
+
+
+def _ask(nodes: list[Node], run: Path, name: str, token: str) -> None:
+    look = small_task(what_is_missing)
+    asked = {pinned(look, node.id).remote(portable(run), name, token): node for node in nodes}
+    ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
+    for reference, node in asked.items():
+        where = f"node {node.name} ({node.address})"
+        try:
+            missing = ray.get(reference, timeout=0.1)
+        except (GetTimeoutError, RayError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise RunError(f"{shown(run)}: {where} did not say whether it sees it ({reason}); is it up?") from None
+        if missing is not None:
+            raise RunError(f"{shown(run)}: {where} {missing}")
+
+
+def what_is_missing(run: str, name: str, token: str) -> str | None:
+    """Tells, on a node, what keeps it from the run folder; None if nothing does. Module-level, so that it pickles."""
+    try:
+        folder = working_copy(run)
+        place = place_of(folder)
+        if place is not None:
+            found = place.home.read(name)
+        else:
+            found = (folder / name).read_bytes() if (folder / name).exists() else None
+    except (RunError, OSError) as error:
+        return f"cannot reach it ({error})"
+    if found == token.encode():
+        return None
+    return (
+        "does not see it: that folder is not shared with this machine; choose a --run folder on a file system that all "
+        "nodes have under the same path, or one on an object store, such as s3://BUCKET/NAME"
+    )

@@ -1,0 +1,83 @@
+"""What a run's evaluation found and chose, for whoever uses the model or passes it on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.evaluation.evaluate import EVALUATION
+from cdn_tune.training.runs.checkpoint import Checkpoint
+from cdn_tune.training.runs.run_folder import MANIFEST
+
+
+def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
+    """Reads the test metrics of a checkpoint from ``evaluation.json``, whichever version wrote it.
+
+    Args:
+        run: The run folder (or a checkpoint in it, which has no evaluation).
+        checkpoint: Whose metrics are wanted; those of another one are not taken for its own.
+
+    Returns:
+        ``metrics`` by name, ``queries``, ``looks``, ``created`` and ``baselines`` (name to metrics) as far as they are
+        there, or None; and why there are none.
+    """
+    path = run / EVALUATION
+    if not path.is_file():
+        return None, "the test split has not been evaluated"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None, f"{EVALUATION} cannot be read"
+    models = content.get("models") if isinstance(content, dict) else None
+    own = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else content
+    metrics = _numbers(own.get("metrics")) if isinstance(own, dict) else {}  # over seeds, `metrics` are their mean
+    if not metrics:
+        return None, f"{EVALUATION} holds no metrics"
+    measured = content.get("checkpoint")
+    if not isinstance(measured, str):
+        return None, f"{EVALUATION} does not say which checkpoint it measured"
+    if measured != str(checkpoint.path.relative_to(run)):
+        return None, f"{EVALUATION} measured another checkpoint, {measured}"
+    kept = {key: content[key] for key in ("queries", "looks", "created") if isinstance(content.get(key), int | str)}
+    baselines = content.get("baselines")
+    beside = {
+        name: found
+        for name, value in (baselines.items() if isinstance(baselines, Mapping) else ())
+        if isinstance(value, Mapping) and (found := _numbers(value.get("metrics")))
+    }
+    return {**kept, "metrics": metrics, "baselines": beside}, ""
+
+
+def chosen_threshold(checkpoint: Checkpoint) -> float | None:
+    """Returns the NMS threshold chosen on val with which the run's last evaluation measured a checkpoint, if one did.
+
+    Args:
+        checkpoint: Read from its place in the run folder; one that lies elsewhere has no evaluation.
+    """
+    path = checkpoint.path.absolute()
+    run = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
+    if run is None:
+        return None
+    try:
+        content = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
+        nms, seeds = content["nms"], content["seeds"] or {"runs": []}
+        measured = [each["checkpoint"] for each in (*content["models"], *seeds["runs"])]
+        if nms["chosen_on"] != "val" or str(path.relative_to(run)) not in measured:
+            return None
+        threshold = float(nms["threshold"])
+    except (OSError, ValueError, KeyError, TypeError):  # not evaluated, or by an earlier version
+        return None
+    return threshold if 0 <= threshold <= 1 else None
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """Returns what is a number; of entries with an interval or a spread, their middle."""
+    found = {}
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, Mapping):
+            value = next((value[key] for key in ("value", "mean", "estimate") if key in value), None)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[str(name)] = float(value)
+    return found

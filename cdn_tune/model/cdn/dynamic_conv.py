@@ -1,0 +1,97 @@
+"""The map's convolutions: static with one kernel, dynamic with a kernel per sample, mixed from experts.
+
+Shape letters: B batch, C channels, S clips, Q query size, E experts, K kernel size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cdn_tune.model.kernels.cell_conv import convolve
+
+Mixing = Literal["query", "map", "both"]
+
+
+class StaticConv2d(nn.Module):
+    """Convolution of equal size in and out, with zeros around the map.
+
+    Args:
+        channels: Channels C in and out.
+        kernel_size: Odd kernel size K.
+        experts: Number of kernels E; one, unless somebody mixes them.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, experts: int = 1) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.weight = nn.Parameter(torch.empty(kernel_size**2, experts, channels, channels))  # tap, expert, out, in
+        self.bias = nn.Parameter(torch.empty(experts, channels))
+        bound = 1 / math.sqrt(kernel_size**2 * channels)  # each kernel as `nn.Conv2d` draws it
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def kernels(self) -> Tensor:
+        """The kernels as `torch` orders them, a view [E, C, C, K, K] (expert, out, in, row, column)."""
+        size = math.isqrt(len(self.weight))
+        return self.weight.permute(1, 2, 3, 0).reshape(*self.weight.shape[1:], size, size)
+
+    def forward(self, x: Tensor, query: Tensor, cells: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Convolves maps [B, C, S, S] whatever the query [B, Q]; see `DynamicConv2d`."""
+        return convolve(x, self.weight, self.bias, cells=cells)
+
+
+class DynamicConv2d(StaticConv2d):
+    """Convolution of equal size in and out, whose kernel is a mixture of E experts, one mixture per sample.
+
+    Mixture weights: softmax(linear(tanh(linear(query) + linear(mean of x)))).
+
+    Args:
+        channels: Channels C in and out.
+        kernel_size: Odd kernel size K.
+        query_size: Size Q of the query encoding.
+        experts: Number of kernels E.
+        mixing: What the mixture is computed from; an ablation drops the other term.
+        dropout: Dropout on the mixture weights in training.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        query_size: int,
+        experts: int,
+        mixing: Mixing = "both",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(channels, kernel_size, experts)
+        self.query = nn.Linear(query_size, channels) if mixing != "map" else None
+        self.map = nn.Linear(channels, channels) if mixing != "query" else None
+        self.mix = nn.Linear(channels, experts)
+        self.dropout = nn.Dropout(dropout)
+
+    def mixture(self, x: Tensor, query: Tensor) -> Tensor:
+        """Returns the mixture weights [B, E] of maps [B, C, S, S] and queries [B, Q]."""
+        terms = [] if self.query is None else [self.query(query)]
+        if self.map is not None:
+            terms.append(self.map(x.mean(dim=(2, 3))))
+        weights: Tensor = self.dropout(self.mix(torch.tanh(sum(terms))).softmax(dim=1))
+        return weights
+
+    def forward(self, x: Tensor, query: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Convolves each map with the kernel mixed for it.
+
+        Args:
+            x: Maps [B, C, S, S].
+            query: Query encodings [B, Q].
+            cells: Output cells that are needed [S, S]; what others hold is undefined. All by default.
+
+        Returns:
+            Maps [B, C, S, S].
+        """
+        return convolve(x, self.weight, self.bias, self.mixture(x, query), cells)

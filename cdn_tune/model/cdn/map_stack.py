@@ -1,0 +1,123 @@
+"""The convolution stack over the temporal map, static or dynamic layer by layer.
+
+Shape letters: B batch, C channels (the hidden size), S clips, Q query size, N layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdn_tune.config import MapConfig
+from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
+from cdn_tune.model.layers.norm import MapNorm
+
+
+class MapStack(nn.Module):
+    """N layers of normalisation, convolution with residual, ReLU and a weight map; a normalisation at the end.
+
+    A convolution near the edge of the valid cells sees fewer of them; the weight map, 1 / (number of valid cells under
+    the kernel), makes up for it. A cell that the kernel reaches becomes valid for the next layer; all others are 0.
+
+    Args:
+        config: The stack's settings.
+        channels: Channels C.
+        query_size: Size of the query encoding Q.
+        mask: Valid cells [S, S] of the stack's input.
+    """
+
+    mask: Tensor
+    weight_maps: Tensor
+    train_cells: Tensor
+    eval_cells: Tensor
+
+    def __init__(self, config: MapConfig, channels: int, query_size: int, mask: Tensor) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.convs = nn.ModuleList(
+            DynamicConv2d(channels, size, query_size, config.experts, config.mixing, config.mixing_dropout)
+            if dynamic
+            else StaticConv2d(channels, size)
+            for size, dynamic in zip(config.kernel_sizes, config.dynamic, strict=True)
+        )
+        norms = len(self.convs) + 1 if config.batch_norm else 0
+        self.norms = nn.ModuleList(MapNorm(channels, config.norm_over) for _ in range(norms))
+        maps = weight_maps(mask, config.kernel_sizes)
+        sees_map = [dynamic and config.mixing != "query" for dynamic in config.dynamic]
+        statistics = config.batch_norm and config.norm_over == "all"
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("weight_maps", maps, persistent=False)
+        needed = needed_cells(
+            mask, maps > 0, config.kernel_sizes, [statistics or sees for sees in sees_map], statistics
+        )
+        self.register_buffer("train_cells", needed, persistent=False)
+        needed = needed_cells(mask, maps > 0, config.kernel_sizes, sees_map, False)
+        self.register_buffer("eval_cells", needed, persistent=False)
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+        """Convolves maps for queries.
+
+        Args:
+            x: Maps [B, C, S, S], 0 at invalid cells.
+            query: Query encodings [B, Q].
+
+        Returns:
+            Maps [B, C, S, S]; cells that are not valid in `mask` hold nothing of use.
+        """
+        cells = self.train_cells if self.training else self.eval_cells
+        x = x.contiguous(memory_format=torch.channels_last)
+        for index, conv in enumerate(self.convs):
+            x = self._norm(index, x)
+            out = conv(x, query, cells[index])
+            out = out + x if self.residual else out
+            x = torch.relu(out * self.weight_maps[index])  # no weight is negative
+        return self._norm(len(self.convs), x)
+
+    def _norm(self, index: int, x: Tensor) -> Tensor:
+        return self.norms[index](x, self.mask) if len(self.norms) else x
+
+
+def weight_maps(mask: Tensor, kernel_sizes: tuple[int, ...]) -> Tensor:
+    """Returns each layer's weight map [N, S, S]: 1 / (number of valid cells under its kernel), 0 where there is none.
+
+    Args:
+        mask: Valid cells [S, S] of the first layer's input.
+        kernel_sizes: Odd kernel size of each layer.
+    """
+    valid, maps = mask, []
+    for size in kernel_sizes:
+        count = _count_under(valid, size)
+        valid = count > 0
+        maps.append(torch.where(valid, 1 / count.clamp(min=1), 0.0).float())
+    return torch.stack(maps)
+
+
+def needed_cells(
+    mask: Tensor, reached: Tensor, kernel_sizes: tuple[int, ...], whole_input: list[bool], whole_output: bool
+) -> Tensor:
+    """Returns the cells [N, S, S] of each layer's output that can influence the score of a valid cell.
+
+    A score depends on the cells under the kernels of the layers above; on all cells, where a layer above takes the mean
+    of its whole input (mixing by the map) or normalises by statistics over it. Cells that no kernel has reached are 0
+    whatever the layer computes.
+
+    Args:
+        mask: Valid cells [S, S], whose scores are wanted.
+        reached: Cells [N, S, S] that hold anything after each layer.
+        kernel_sizes: Odd kernel size of each layer.
+        whole_input: Whether each layer depends on its whole input.
+        whole_output: Whether all of the last layer's output is wanted.
+    """
+    wanted, cells = torch.ones_like(mask) if whole_output else mask, []
+    for output, size, whole in reversed(list(zip(reached, kernel_sizes, whole_input, strict=True))):
+        cells.append(output & wanted)
+        wanted = torch.ones_like(mask) if whole else _count_under(cells[-1], size) > 0
+    return torch.stack(cells[::-1])
+
+
+def _count_under(mask: Tensor, kernel_size: int) -> Tensor:
+    """Counts the True cells under a kernel at each cell: float64 [S, S]."""
+    cells = mask[None, None].double()
+    count = functional.avg_pool2d(cells, kernel_size, stride=1, padding=kernel_size // 2, divisor_override=1)
+    return count.round()[0, 0]

@@ -1,0 +1,1 @@
+"""How the convolutions of a map are computed: mixed kernels, tiles, minimal filtering."""

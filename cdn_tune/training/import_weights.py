@@ -1,0 +1,128 @@
+"""Weights of the published implementation become a run of ours, which `evaluate` can measure."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdn_tune.config import Experiment, override
+from cdn_tune.data.files import sha256
+from cdn_tune.data.fingerprint import is_planted
+from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, RunError
+from cdn_tune.model.published import from_published
+from cdn_tune.training.loop import BEST
+from cdn_tune.training.runs.checkpoint import save_checkpoint
+from cdn_tune.training.runs.manifest import describe_run
+from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, locked, read_manifest
+
+_PROPOSALS = {"pool": "SparsePropMaxPool", "conv": "SparsePropConv"}
+
+
+def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
+    """Writes a run folder whose best checkpoint holds published weights.
+
+    Args:
+        path: A ``.pkl`` or ``.pt`` file: the state by published name, bare or under ``model``; no code in it is run.
+        experiment: Says how the model is built; its model section must describe the published model.
+        run: The folder to write.
+
+    Returns:
+        The experiment under the published behaviour, as the run holds it.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or entries are missing, unknown, misshapen or not finite (named).
+        ConfigError: If the experiment has a switch that the published model lacks.
+        RunError: If the folder is in use or holds something else.
+    """
+    try:
+        model = from_published(read_state(path), published_settings(experiment))
+    except CheckpointError as error:
+        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
+    data = {**experiment.plain()["data"], "tokenizer": "legacy", "resampling": "legacy"}  # as it was trained
+    changed = {"model": model.config.model_dump(mode="json"), "data": data}
+    imported = override({**experiment.plain(), **changed}, {}, str(path))
+    with locked(run):
+        source = {"name": path.name, "sha256": sha256(path)}
+        if (run / BEST).exists() and read_manifest(run).get("imported_from") != source:
+            raise RunError(f"{run}: holds another checkpoint; choose another --out folder")
+        manifest = {**describe_run("train", imported, {}), "imported_from": source}
+        claim(run, manifest, {EXPERIMENT: imported.plain()})
+        content = {"model": model.state_dict(), "epoch": 0, "val": {}, "planted": _planted(imported)}
+        save_checkpoint(run / BEST, imported, content)
+    return imported
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Reads a published checkpoint's tensors by name.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or holds anything but plain tensors.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about older pickles
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        unsafe = "Weights only" in str(error)
+        reason = "it holds more than tensors" if unsafe else "it is damaged, or no checkpoint"
+        raise CheckpointError(
+            f"{path}: cannot be read as plain tensors ({reason}); save its state_dict with torch.save, and import that"
+        ) from None
+    state = content.get("model", content) if isinstance(content, dict) else content
+    tensors = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: holds no state: a mapping of names to tensors, bare or under 'model', is expected"
+        )
+    found: dict[str, Any] = state
+    return found
+
+
+def published_settings(experiment: Experiment) -> dict[str, Any]:
+    """Returns an experiment's model in the words of the published settings.
+
+    Raises:
+        ConfigError: If the published model has no such variant.
+    """
+    model = experiment.model
+    variants = {
+        "model.clip_pool": (model.clip_pool, "attention"),
+        "model.attention_size": (model.attention_size, 256),
+        "model.map.mixing": (model.map.mixing, "both"),
+        "model.map.residual": (model.map.residual, True),
+        "model.map.batch_norm": (model.map.batch_norm, True),
+        "model.map.norm_over": (model.map.norm_over, "all"),
+    }
+    for key, (value, published) in variants.items():
+        if value != published:
+            raise ConfigError(f"{key}={value}: the published model has {published} only; change the experiment")
+    return {
+        "num_clips": model.clips,
+        "proposal": _PROPOSALS[model.proposals],
+        "scale_layers": list(model.scales),
+        "hidden": model.hidden,
+        "visual_dim": experiment.data.feature_size,
+        "word_dim": experiment.data.word_size,
+        "attention_steps": model.attention_steps,
+        "kernel_sizes": list(model.map.kernel_sizes),
+        "dynamic": list(model.map.dynamic),
+        "num_experts": model.map.experts,
+        "lstm_layers": model.query.layers,
+        "lstm_bidirectional": model.query.bidirectional,
+    }
+
+
+def _planted(experiment: Experiment) -> bool:
+    """Whether the experiment's data are planted; weights may be imported where there are no data."""
+    try:
+        return is_planted(experiment.data)
+    except CdnTuneError:
+        return False

@@ -1,0 +1,1 @@
+"""Run folders on object stores: working copies, leases, synchronisation, fencing of old attempts."""

@@ -1,0 +1,154 @@
+"""A run on an object store and its working copy on this machine: which belongs to which.
+
+Everything works on the working copy, a folder in the cache; `mirror`, `trial_home` and `lease` keep it and the run's
+home together. The working copy knows its home by a file beside it, so that a path is all that need be passed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+from cdn_tune.data.cache import user_cache
+from cdn_tune.errors import ConfigError
+from cdn_tune.training.object_store.store import Home, open_home
+from cdn_tune.training.runs.files import write_json
+
+MARKER = "home.json"
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has made one slash of two
+_INSIDE = "#"
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_SETTINGS = {"s3": {"endpoint_override", "scheme", "region"}, "gs": {"endpoint_override", "scheme"}}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or file of a working copy.
+
+    Attributes:
+        home: The run's home.
+        root: The run's working copy.
+        name: What it is called in either; empty for the run folder itself.
+    """
+
+    home: Home
+    root: Path
+    name: str
+
+    def named(self, name: str | Path) -> str:
+        """Returns the name at home of something in this folder."""
+        return f"{self.name}/{name}" if self.name else str(name)
+
+
+def url_of(run: Path | str) -> str | None:
+    """Returns the URL of a run on an object store, in one form; None if it is a local path.
+
+    The endpoint that the environment names becomes part of it, so that every machine means the same.
+
+    Args:
+        run: As the user wrote it, also if it has been a `Path` meanwhile.
+
+    Raises:
+        ConfigError: If it is no URL that can be a run's, or holds credentials.
+    """
+    found = _URL.fullmatch(str(run))
+    if found is None:
+        return None
+    scheme, (rest, _, query) = found[1].lower(), found[2].partition("?")
+    authority, _, path = rest.partition("/")
+    if ":" in authority.rpartition("@")[0] or ("@" in authority and scheme in ("s3", "gs", "gcs")):
+        place = f"{scheme}://{authority.rpartition('@')[2]}/{path}"
+        raise ConfigError(
+            f"--run {place}: credentials do not belong in a URL, where they would be recorded; set AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY (or what your store's tools read), or give the machine a role"
+        )
+    shown = f"{scheme}://{rest}"
+    if scheme not in _SCHEMES:
+        raise ConfigError(f"--run {shown}: no such store; write s3://, gs:// or abfs://, or a folder's path")
+    path = "/".join(part for part in path.split("/") if part)
+    if not path or not authority:
+        raise ConfigError(f"--run {shown}: names no folder in a bucket; write {scheme}://BUCKET/NAME")
+    if ".." in path.split("/"):
+        raise ConfigError(f"--run {shown}: write it without ..")
+    settings = dict(parse_qsl(re.sub(r"=(https?):/+", r"=\1://", query)))
+    unknown = settings.keys() - _SETTINGS.get({"gcs": "gs"}.get(scheme, scheme), set())
+    if unknown:  # keys and tokens among them
+        known = ", ".join(sorted(_SETTINGS.get(scheme, ()))) or "none"
+        raise ConfigError(f"--run {shown}: {', '.join(sorted(unknown))} cannot be set in the URL; what can: {known}")
+    if scheme == "s3":
+        _settle_endpoint(settings)
+    query = urlencode(sorted(settings.items()))
+    return f"{scheme}://{authority}/{path}" + (f"?{query}" if query else "")
+
+
+def _settle_endpoint(settings: dict[str, str]) -> None:
+    """Names the endpoint as host and port, and its scheme."""
+    endpoint = settings.get("endpoint_override") or next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
+    if endpoint is None:
+        return
+    scheme, separator, host = endpoint.partition("://")
+    settings["endpoint_override"] = (host if separator else endpoint).rstrip("/")
+    if separator:
+        settings["scheme"] = scheme
+
+
+def working_copy(run: Path | str) -> Path:
+    """Returns the folder on this machine in which a run is worked on: itself, or in the cache if its home is a store.
+
+    Nothing is fetched.
+
+    Args:
+        run: A path, a URL, or what `portable` has made of a folder.
+
+    Raises:
+        ConfigError: If it is a URL that cannot be a run's.
+    """
+    url, _, inside = str(run).partition(_INSIDE) if _URL.fullmatch(str(run)) else (str(run), "", "")
+    url_ = url_of(url)
+    if url_ is None:
+        return Path(run).absolute()
+    name = url_.partition("?")[0].rpartition("/")[2]
+    root = user_cache().absolute() / "runs" / hashlib.sha256(url_.encode()).hexdigest()[:16] / name
+    root.mkdir(parents=True, exist_ok=True)
+    marker = root.parent / MARKER
+    if not marker.exists():
+        write_json(marker, {"url": url_})
+    return root / inside
+
+
+def place_of(path: Path) -> Place | None:
+    """Returns which home a path of a working copy belongs to; None if it is no part of one."""
+    for folder in (path, *path.parents):
+        marker = folder.parent / MARKER
+        if marker.is_file() and folder.parent.parent.name == "runs":
+            url = json.loads(marker.read_text(encoding="utf-8"))["url"]
+            name = path.relative_to(folder).as_posix()
+            return Place(open_home(url), folder, "" if name == "." else name)
+    return None
+
+
+def portable(folder: Path) -> str:
+    """Returns what names a folder on every machine: its path, or its home's URL and its name there."""
+    place = place_of(folder)
+    if place is None:
+        return str(folder)
+    return place.home.url + (f"{_INSIDE}{place.name}" if place.name else "")
+
+
+def delete_at_home(folder: Path) -> None:
+    """Deletes a folder of a working copy at its home; does nothing where there is no other home."""
+    place = place_of(folder)
+    if place is not None and place.name:
+        place.home.delete_folder(place.name)
+
+
+def shown(path: Path) -> str:
+    """Returns how a path is told to the user: as it is, or as its place at home."""
+    place = place_of(path)
+    return str(path) if place is None else f"{place.home.shown}/{place.name}".rstrip("/")

@@ -1,0 +1,149 @@
+"""Checkpoints: plain tensors and plain values, loaded without running code; each rebuilds its own model."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdn_tune import __version__
+from cdn_tune.config import Experiment, build
+from cdn_tune.errors import CheckpointError
+from cdn_tune.model.cdn import CDN
+from cdn_tune.training.runs.files import write_atomic
+
+FORMAT = 1
+DIGEST = "sha256"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A kept model.
+
+    Attributes:
+        path: Where it was read from.
+        experiment: The experiment that produced it.
+        model: The rebuilt model, in eval mode, on the CPU.
+        epoch: After which epoch it was saved, from 1.
+        val: Its metrics on the val split.
+        planted: Whether it was trained on planted data.
+    """
+
+    path: Path
+    experiment: Experiment
+    model: CDN
+    epoch: int
+    val: dict[str, float]
+    planted: bool
+
+    @property
+    def value(self) -> float | None:
+        """The val metric that chose it; None if it was imported and never measured on val."""
+        return self.val.get(self.experiment.eval.metric)
+
+
+def build_model(experiment: Experiment) -> CDN:
+    """Builds the experiment's untrained model; its weights follow from the experiment's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        return CDN(experiment.model, experiment.data.feature_size, experiment.data.word_size)
+
+
+def save_checkpoint(path: Path, experiment: Experiment, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Writes a checkpoint atomically, with a digest of its content.
+
+    Args:
+        path: Where to.
+        experiment: Stored beside the content.
+        content: Tensors and plain values by name.
+        previous: Where the checkpoint that is replaced is kept; it goes if None.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    whole = {"format": FORMAT, "cdn_tune": __version__, "experiment": experiment.plain(), **content}
+    whole[DIGEST] = digest(whole)
+    write_atomic(path, lambda file: torch.save(whole, file), previous)
+
+
+def digest(value: Any) -> str:
+    """Returns the SHA-256 of nested dicts, lists, tuples, tensors and plain values, in hexadecimal."""
+    found = hashlib.sha256()
+    _feed(found, value)
+    return found.hexdigest()
+
+
+def _feed(found: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        found.update(f"{value.dtype}{[*value.shape]}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            found.update(f"{key!r}:".encode())
+            _feed(found, item)
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)}[".encode())
+        for item in value:
+            _feed(found, item)
+    else:
+        found.update(repr(value).encode())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint's content onto the CPU; no code in the file is run.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or not one of ours.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about foreign pickles, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way, an IndexError among them
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in it
+            reason = "no plain archive of tensors; anything else might run code and is not opened"
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason}); delete it, or use another one") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(
+            f"{path}: checkpoint format {found!r}, but this version of cdn-tune reads format {FORMAT}"
+        )
+    if content.pop(DIGEST, None) != digest(content):
+        raise CheckpointError(f"{path}: damaged (its content does not match its digest); delete it, or use another one")
+    return content
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Rebuilds a model from its checkpoint alone.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or its weights do not fit its experiment.
+    """
+    content = read_checkpoint(path)
+    experiment = build(Experiment, content["experiment"], f"{path}: experiment")
+    model = build_model(experiment)
+    load_weights(model, content["model"], path)
+    return Checkpoint(path, experiment, model.eval(), content["epoch"], dict(content["val"]), content["planted"])
+
+
+def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads weights strictly.
+
+    Raises:
+        CheckpointError: Naming entries that are missing, unknown, or of another shape.
+    """
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f"{path}: its weights do not fit its experiment: {' '.join(lines)[:300]}") from None

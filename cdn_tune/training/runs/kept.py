@@ -1,0 +1,125 @@
+"""A kept checkpoint: a trial's best model in a folder of its own, with its experiment and its record."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config.yaml import dump
+from cdn_tune.data.files import sync_folder
+from cdn_tune.errors import CheckpointError
+from cdn_tune.training.runs.checkpoint import read_checkpoint
+from cdn_tune.training.runs.files import told, write_json, write_text
+from cdn_tune.training.runs.run_folder import EXPERIMENT
+
+KEPT = "best"
+CHECKPOINT = "checkpoint.pt"
+RECORD = "record.json"
+TEMPORARY = f".{CHECKPOINT}.tmp"
+# What a disk, a file server or a limit is to blame for; a damaged file shows as an invalid argument at most.
+_ELSEWHERE = {getattr(errno, name) for name in ("EIO", "ESTALE", "EACCES", "EPERM", "ETIMEDOUT", "EMFILE", "ENOMEM")}
+
+
+@dataclass(frozen=True)
+class KeptRecord:
+    """What is known of a kept checkpoint.
+
+    A trial that is stopped early may have finished another epoch meanwhile, and bettered itself. The study's figures
+    then stay what was reported, and rank; the checkpoint's own say which model the file holds.
+
+    Attributes:
+        trial: The trial's number.
+        value: Its best val metric in the study.
+        epoch: The epoch of that, in the study.
+        checkpoint_epoch: After which epoch the kept model was saved.
+        checkpoint_value: Its val metric; None if it was not measured.
+    """
+
+    trial: int
+    value: float
+    epoch: int | None
+    checkpoint_epoch: int
+    checkpoint_value: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the kept model is the one of the study's epoch."""
+        return self.epoch is None or self.epoch == self.checkpoint_epoch
+
+
+def kept_folder(run: Path, number: int) -> Path:
+    """Returns the folder of a trial's kept checkpoint."""
+    return run / KEPT / f"trial-{number:04d}"
+
+
+def keep_checkpoint(source: Path, folder: Path, number: int, value: float, epoch: int | None) -> KeptRecord:
+    """Makes a folder hold a checkpoint, durably: once this returns, `source` may be deleted.
+
+    Everything else in the folder is written before the checkpoint appears in it; a folder without one is half written.
+
+    Args:
+        source: The trial's best checkpoint; it is linked, or copied where there are no hard links.
+        folder: Where it is kept.
+        number: The trial's number.
+        value: Its best val metric in the study.
+        epoch: The epoch of that, if recorded.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing or damaged; nothing is written.
+        OSError: If the checkpoint cannot be read for another reason.
+        RunError: If the folder cannot be written.
+    """
+    content = _read(source)
+    metric = content["experiment"]["eval"]["metric"]
+    record = KeptRecord(number, value, epoch, content["epoch"], content["val"].get(metric))
+    write_text(folder / EXPERIMENT, dump(content["experiment"]))
+    write_json(folder / RECORD, asdict(record))
+    temporary = folder / TEMPORARY
+    with told(folder / CHECKPOINT):
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)  # its bytes were flushed when it was written
+        except OSError:
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        temporary.replace(folder / CHECKPOINT)
+        for changed in (folder, folder.parent, folder.parent.parent):
+            sync_folder(changed)
+    return record
+
+
+def check_kept(folder: Path, number: int, value: float, epoch: int | None) -> KeptRecord:
+    """Reads a kept checkpoint through, and returns its record with the study's present figures.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+        OSError: If it cannot be read for another reason.
+    """
+    content = _read(folder / CHECKPOINT)
+    metric = content["experiment"]["eval"]["metric"]
+    return KeptRecord(number, value, epoch, content["epoch"], content["val"].get(metric))
+
+
+def recorded_value(folder: Path) -> float | None:
+    """Returns the study's value of a kept checkpoint; None if the folder has no readable record."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads((folder / RECORD).read_text(encoding="utf-8"))["value"])
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint; one that cannot be read just now is told apart from a damaged one, which may go."""
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        reason = error.__context__
+        if isinstance(reason, OSError) and reason.errno in _ELSEWHERE:
+            raise reason from None
+        raise

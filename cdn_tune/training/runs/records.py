@@ -1,0 +1,125 @@
+"""What a trial leaves to read: metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
+from cdn_tune.config import Experiment, keys
+from cdn_tune.training.runs.files import told, write_text
+from cdn_tune.training.reports import EpochReport
+
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
+_TRAIN = ("loss", "moment_loss", "attention_loss", "learning_rate", "gradient_norm", "samples_per_second")
+_MIB = 1 << 20
+
+
+class Records:
+    """Writes every epoch to ``metrics.jsonl`` and to TensorBoard.
+
+    Args:
+        folder: The trial's folder.
+        history: The epochs that a trial taken up again has finished; what was recorded beyond them goes.
+        enabled: Whether this worker writes.
+    """
+
+    def __init__(self, folder: Path, history: list[EpochReport], enabled: bool = True) -> None:
+        self._path, self._events = folder / METRICS, folder / EVENTS
+        self._captioned = any(report.val for report in history)  # pictures come with evaluations
+        self._writer: SummaryWriter | None = None
+        if not enabled:
+            return
+        write_text(self._path, "".join(json.dumps(report.plain()) + "\n" for report in history))
+        with told(self._events):
+            self._writer = SummaryWriter(str(self._events), purge_step=len(history) + 1)
+
+    def write(self, report: EpochReport) -> None:
+        """Records one epoch."""
+        with told(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report.plain()) + "\n")
+        if self._writer is None:
+            return
+        scalars = {f"train/{name}": getattr(report, name) for name in _TRAIN}
+        scalars["time/train_seconds"] = report.train_seconds
+        peak = getattr(report, "peak_bytes", 0)
+        if peak:
+            scalars["train/peak_memory_mib"] = peak / _MIB
+        if report.val:
+            scalars["time/val_seconds"] = report.val_seconds
+            scalars |= {f"val/{name}": value for name, value in report.val.items()}
+        with told(self._events):
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, report.epoch)
+            self._writer.flush()
+
+    def pictures(self, epoch: int, drawn: Mapping[str, npt.NDArray[np.uint8]], captions: Mapping[str, str]) -> None:
+        """Records pictures in TensorBoard; their queries' texts too, once in a trial.
+
+        Args:
+            epoch: After which epoch they were drawn.
+            drawn: RGB pictures [height, width, 3] by name.
+            captions: Texts by query id, shown as ``queries/ID``.
+        """
+        if self._writer is None:
+            return
+        with told(self._events):
+            for name, picture in drawn.items():
+                self._writer.add_image(name, picture, epoch, dataformats="HWC")
+            if not self._captioned:
+                for name, text in captions.items():
+                    self._writer.add_text(f"queries/{name}", text, epoch)
+                self._captioned = True
+            self._writer.flush()
+
+    def hparams(self, experiment: Experiment, best_value: float, best_epoch: int) -> None:
+        """Records the experiment and what it reached for TensorBoard's HParams, among the trial's other events.
+
+        Args:
+            experiment: The trial; its numbers, texts and switches are recorded under their dotted keys.
+            best_value: Best val metric, recorded as ``hparam/METRIC``.
+            best_epoch: Its epoch.
+        """
+        if self._writer is None:
+            return
+        plain = keys.flatten(experiment.plain())
+        values = {key: value for key, value in plain.items() if isinstance(value, int | float | str)}
+        metric = f"hparam/{experiment.eval.metric}"
+        with told(self._events):
+            # SummaryWriter.add_hparams would open a sub-folder, which TensorBoard shows as another run.
+            summaries = hparams_summaries(values, {metric: best_value})  # type: ignore[no-untyped-call]
+            for summary in summaries:
+                self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # untyped in torch
+            self._writer.add_scalar(metric, best_value, best_epoch)
+            self._writer.flush()
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Returns a trial's epochs as recorded; a last line cut short by a crash is left out."""
+    path = folder / METRICS
+    entries: list[dict[str, Any]] = []
+    if not path.exists():
+        return entries
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries

@@ -1,0 +1,156 @@
+"""A run folder: who may write to it, and what it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cdn_tune.config import keys
+from cdn_tune.config.yaml import dump, read_mapping
+from cdn_tune.errors import RunError
+from cdn_tune.training.runs.files import write_json, write_text
+from cdn_tune.training.object_store.lease import LOCK, Lease
+from cdn_tune.training.object_store.sync import MANIFEST, Mirror, bring_home
+from cdn_tune.training.object_store.working_copy import place_of, shown
+
+__all__ = ["EXPERIMENT", "LOCK", "MANIFEST", "SPACE", "changed_files", "claim", "first_difference", "locked"]
+__all__ += ["read_manifest"]
+
+EXPERIMENT = "experiment.yaml"
+SPACE = "search_space.yaml"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Creates the run folder and holds it for one command.
+
+    Raises:
+        RunError: If it cannot be written or another process holds it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file; choose another --run folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists() and not (folder / LOCK).exists():
+        raise RunError(f"{folder}: is not empty and not a run folder; choose another --run folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"{shown(folder)}: is in use by another cdn-tune; wait for it, or choose another --run folder"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --run folder") from None
+    try:
+        with _held_at_home(folder):
+            yield folder
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _held_at_home(folder: Path) -> Iterator[None]:
+    """Where the run's home is an object store: holds it there, too, fetches it, and brings it back in the end."""
+    place = place_of(folder)
+    if place is None:
+        yield
+        return
+    place.home.check()
+    with Lease(place.home):
+        Mirror(place).pull(models=True, to_work=True)
+        try:
+            yield
+        except BaseException:
+            with suppress(RunError):  # what went wrong first is what is told
+                Mirror(place).push()
+            raise
+        Mirror(place).push()
+
+
+def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict[str, Any]]) -> bool:
+    """Takes a locked folder for a run: writes its configuration, or finds that it holds just this run.
+
+    Args:
+        folder: The run folder.
+        manifest: Written if the folder is new.
+        configurations: Plain configurations by file name, ``experiment.yaml`` among them.
+
+    Returns:
+        Whether the folder already held this run.
+
+    Raises:
+        RunError: If it holds another kind of run, or another configuration; names the first differing key.
+    """
+    if (folder / MANIFEST).exists():
+        held = read_manifest(folder)
+        if held["kind"] != manifest["kind"]:
+            raise RunError(
+                f"{folder}: holds a {held['kind']} run, not a {manifest['kind']} run; choose another --run folder"
+            )
+        for name, values in configurations.items():
+            difference = first_difference(read_mapping(folder / name), values)
+            if difference:
+                raise RunError(f"{folder / name}: holds another run ({difference}); choose another --run folder")
+        changed = changed_files(held.get("data", {}), manifest.get("data", {}))
+        if changed:
+            raise RunError(
+                f"{folder}: its data have changed since it began ({', '.join(changed)}); choose another --run folder"
+            )
+        return True
+    for name, values in configurations.items():
+        write_text(folder / name, dump(values))
+    write_json(folder / MANIFEST, manifest)
+    bring_home(folder)
+    return False
+
+
+def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns the names of data files whose content differs between two fingerprints, wherever they lie."""
+    if not held or not now:
+        return []
+    there, here = (
+        {**data["files"]["annotations"], **{role: data["files"][role] for role in ("features", "word_vectors")}}
+        for data in (held, now)
+    )
+    content = ("size", "sha256", "sampled_sha256")
+    return [
+        there[name].get("name", name)
+        for name in there
+        if name not in here or any(there[name].get(key) != here[name].get(key) for key in content)
+    ]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads a run's manifest.
+
+    Raises:
+        RunError: If the folder is no run folder or its manifest is damaged.
+    """
+    path = folder / MANIFEST
+    if folder.is_file():
+        raise RunError(f"{folder}: is a file; name the run folder")
+    if not folder.is_dir():
+        raise RunError(f"{shown(folder)}: no such run folder")
+    if not path.exists():
+        raise RunError(f"{shown(folder)}: is not a run folder (no {MANIFEST}); name a folder made by train or search")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(manifest, dict) or "kind" not in manifest:
+        raise RunError(f"{path}: is not a cdn-tune manifest")
+    return manifest
+
+
+def first_difference(held: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    """Returns ``key: held value there, asked value here`` for the first differing key, or None."""
+    there, here = keys.flatten(held), keys.flatten(asked)
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            return f"{key} is {there.get(key)} there, {here.get(key)} here"
+    return None

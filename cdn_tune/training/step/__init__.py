@@ -1,0 +1,1 @@
+"""One optimisation step: losses, micro-batches, optimiser, precision, process group."""

@@ -1,0 +1,118 @@
+"""Opens the data of an experiment and trains it; a warm process opens the same data once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from cdn_tune.config import DataConfig, Experiment
+from cdn_tune.data.annotations import Split
+from cdn_tune.data.dataset import MomentDataset, load_splits
+from cdn_tune.data.fingerprint import is_planted
+from cdn_tune.errors import FolderHeld
+from cdn_tune.training.loop import TrainResult, never, train
+from cdn_tune.training.object_store.fencing import LOCK, Attempt
+from cdn_tune.training.object_store.trial_sync import TrialHome
+from cdn_tune.training.object_store.working_copy import place_of
+from cdn_tune.training.reports import OnStep, Report, ignore
+from cdn_tune.training.runs.files import told
+from cdn_tune.training.step.process_group import this_world
+
+_DYING_SECONDS = 60.0  # how long a process whose driver was killed may live on
+
+
+@lru_cache(maxsize=2)
+def open_data(config: DataConfig) -> Mapping[Split, MomentDataset]:
+    """Opens the train and val splits; the trials that follow in this process share them.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    return load_splits(config, ("train", "val"))
+
+
+def train_in(
+    experiment: Experiment,
+    folder: Path,
+    report: Report,
+    on_step: OnStep = ignore,
+    threads: int | None = None,
+    stop: Callable[[], bool] = never,
+) -> TrainResult:
+    """Trains an experiment in a folder; called on every worker of the trial.
+
+    Args:
+        experiment: What to train.
+        folder: The trial's folder.
+        report: Called by worker 0 after every epoch.
+        on_step: Called by worker 0 after every step.
+        threads: CPU threads of this worker; torch's choice if None.
+        stop: Asked after every step; see `loop.train`.
+
+    Raises:
+        CdnTuneError: If the data, the folder's checkpoint or the training is at fault.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    splits, planted = open_data(experiment.data), is_planted(experiment.data)
+    with _alone(folder):
+        trial = _take_up(folder)
+        try:
+            result = train(experiment, folder, report, splits, on_step, planted, stop, trial)
+        except KeyboardInterrupt:
+            if trial is not None:
+                trial.finish()
+            raise
+        if trial is not None:
+            trial.finish()
+        return result
+
+
+def _take_up(folder: Path) -> Attempt | TrialHome | None:
+    """Claims a trial, on worker 0; a trial that lives on an object store is fetched on every worker's machine.
+
+    Returns:
+        Who looks after its checkpoints; None but on worker 0.
+    """
+    world = this_world()
+    place, attempt = place_of(folder), Attempt(folder)
+    if place is None:
+        if not world.is_main:
+            return None
+        attempt.claim()
+        return attempt
+    trial = TrialHome(place, folder, attempt)
+    position = trial.begin(alone=world.size == 1) if world.is_main else None
+    position = world.gather(position)[0]
+    if world.is_main:
+        return trial
+    trial.follow(position)
+    return None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a trial's folder on worker 0: a process whose driver was killed may train there for a while yet.
+
+    Raises:
+        FolderHeld: If another process goes on training there.
+    """
+    if not this_world().is_main:
+        yield
+        return
+    with told(folder / LOCK):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=_DYING_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise FolderHeld(f"{folder}: another process trains this trial; wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()

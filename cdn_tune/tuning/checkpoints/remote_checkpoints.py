@@ -1,0 +1,89 @@
+"""Kept checkpoints of a search whose home is an object store: fetched from trials' homes, and kept at the run's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from cdn_tune.training.loop import BEST
+from cdn_tune.training.object_store.fencing import ATTEMPT
+from cdn_tune.training.object_store.sync import Mirror
+from cdn_tune.training.object_store.working_copy import Place, place_of
+from cdn_tune.training.runs.kept import KEPT, kept_folder
+from cdn_tune.tuning.layout import TRIALS, trial_folder
+
+_ENDED = b"ended"
+
+
+class KeptHome:
+    """What a `Keeper` asks of a run's home; the trials' own files on this machine are their trainers' affair.
+
+    Args:
+        place: The run folder.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place, self._home, self._run = place, place.home, place.root
+
+    def fetch(self, number: int) -> Path:
+        """Fetches a trial's best checkpoint, as it is at home; returns the file, which need not be there."""
+        path = self._run / f".fetched-{number:04d}.{os.getpid()}.tmp"
+        path.unlink(missing_ok=True)
+        self._home.download(self._name(trial_folder(self._run, number) / BEST), path)
+        return path
+
+    def keep(self) -> None:
+        """Brings the kept checkpoints home."""
+        Mirror(self._place).push()
+
+    def size(self, number: int) -> int:
+        """Returns the bytes of a trial's best checkpoint at home."""
+        entry = self._home.entry(self._name(trial_folder(self._run, number) / BEST))
+        return 0 if entry is None else entry.size
+
+    def drop(self, number: int) -> None:
+        """Deletes a kept checkpoint at home."""
+        Mirror(self._place).drop(self._name(kept_folder(self._run, number)))
+
+    def clear(self, number: int) -> None:
+        """Deletes the checkpoints of a trial that has ended; should its process live on, it writes there no more."""
+        folder = trial_folder(self._run, number)
+        self._home.write(self._name(folder / ATTEMPT), _ENDED)
+        self._home.delete_folder(self._name((folder / BEST).parent))
+        if (folder / BEST).parent.exists():
+            shutil.rmtree((folder / BEST).parent, ignore_errors=True)
+
+    def collect(self, kept: Collection[int], spared: Collection[int], ended: Collection[int]) -> None:
+        """Deletes what dead processes have left at home.
+
+        Args:
+            kept: Trials whose checkpoints are kept.
+            spared: Trials of which nothing is deleted.
+            ended: Trials that need no checkpoints of their own any more.
+        """
+        names = self._home.entries()
+        folders = {tuple(name.split("/")[:2]) for name in names if name.startswith(f"{KEPT}/")}
+        for number, folder in ((_number(folder[1]), "/".join(folder)) for folder in folders):
+            if number not in {*kept, *spared}:
+                Mirror(self._place).drop(folder)
+        checkpoints = str(BEST.parent)
+        left = {name.split("/")[1] for name in names if name.startswith(f"{TRIALS}/") and f"/{checkpoints}/" in name}
+        for name in left:
+            if _number(name) in ended and _number(name) not in spared:
+                self.clear(_number(name))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._run).as_posix()
+
+
+def kept_home(run: Path) -> KeptHome | None:
+    """Returns the home of a run's kept checkpoints; None if the run folder is all there is."""
+    place = place_of(run)
+    return None if place is None else KeptHome(place)
+
+
+def _number(folder: str) -> int:
+    digits = folder.removeprefix("trial-")
+    return int(digits) if digits.isdigit() else -1

@@ -1,0 +1,1 @@
+"""What a search will take, and the checks before it starts."""

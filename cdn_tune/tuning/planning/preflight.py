@@ -1,0 +1,270 @@
+"""What is checked before a search starts: what would go wrong in hours is told now, in one line, with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.distributed.cluster import slots
+from cdn_tune.distributed.ray import ray
+from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
+from cdn_tune.training.object_store.working_copy import place_of
+from cdn_tune.tuning.checkpoints.retention import disk_used
+from cdn_tune.tuning.planning.random_points import draw, never_sampled
+from cdn_tune.tuning.storage.check import check_shared, check_storage, existing, file_system, is_networked
+from cdn_tune.tuning.study.candidates import GB, Candidates, cost
+
+Check = Callable[[], list[str]]
+
+_DRAWN = 16  # points from which the largest checkpoint is told
+_TIGHT = 0.8  # share of the free space that is worth a warning
+_FLOAT_BYTES = 4
+_ADDRESS, _HEAD = "node:", "node:__internal_head__"  # resources of Ray's own
+
+
+def preflight(
+    space: SearchSpace,
+    candidates: Candidates,
+    run: Path,
+    storage: str,
+    nodes: Sequence[Mapping[str, float]],
+    trainable: object = None,
+) -> list[str]:
+    """Checks a search before it starts; writes nothing.
+
+    Args:
+        space: The space, as `load_space` has checked it.
+        candidates: Its points.
+        run: The run folder; need not exist.
+        storage: The study's URL.
+        nodes: Each node's resources as Ray tells them, such as ``{"CPU": 8.0, "GPU": 2.0, "node:10.0.0.1": 1.0}``.
+        trainable: What is sent to the workers.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        CdnTuneError: The first thing that would go wrong.
+    """
+    checks = _checks(space, candidates, run, storage, nodes, trainable)
+    return [warning for check in checks for warning in check()]
+
+
+def findings(
+    space: SearchSpace, candidates: Candidates, run: Path, storage: str, nodes: Sequence[Mapping[str, float]]
+) -> tuple[list[str], list[str]]:
+    """Makes the checks of :func:`preflight` and goes on after an error.
+
+    Returns:
+        Errors, and warnings.
+    """
+    errors: list[str] = []
+    warnings: list[str] = []
+    for check in _checks(space, candidates, run, storage, nodes, None):
+        try:
+            warnings += check()
+        except CdnTuneError as error:
+            errors.append(str(error))
+    return errors, warnings
+
+
+def check_picklable(thing: object) -> None:
+    """Refuses what cannot be sent to a worker.
+
+    Raises:
+        SearchError: Naming what does not pickle.
+    """
+    try:
+        ray.cloudpickle.dumps(thing)
+    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        name = getattr(thing, "__name__", type(thing).__name__)
+        raise SearchError(
+            f"{name} cannot be sent to the workers ({reason}); it holds something bound to this process"
+        ) from None
+
+
+def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int) -> str | None:
+    """Refuses a search whose checkpoints would fill the disk.
+
+    Args:
+        space: The space.
+        candidates: Its points; the largest checkpoint is told from a seeded draw of them.
+        run: The run folder; what its checkpoints occupy already counts as free.
+        slots: Trials that run at once.
+
+    Returns:
+        A warning if it will be tight.
+
+    Raises:
+        ConfigError: If ``disk_budget_gb`` is too small for one trial beside the best checkpoint.
+        RunError: If the disk is too small for the trials that run at once and the kept checkpoints, as far as
+            ``disk_budget_gb`` lets them grow.
+    """
+    running, kept = checkpoint_sizes(candidates)
+    budget, need = space.disk_budget_gb, slots * running + space.keep * kept
+    where = f"{slots} trials at once and {space.keep} kept checkpoints need up to {need:.3g} GB"
+    remedy = "lower keep, or bound checkpoint_gb in constraints"
+    if budget is not None and running + kept > budget:
+        one = f"one trial and the best checkpoint need up to {running + kept:.3g} GB"
+        raise ConfigError(f"disk_budget_gb={budget:g}: {one}; raise it, or bound checkpoint_gb in constraints")
+    if budget is not None and need > budget:
+        return f"disk_budget_gb={budget:g}: {where}; fewer will run at once, and fewer be kept"
+    free = (shutil.disk_usage(existing(run)).free + disk_used(run)) / GB
+    if need > free:
+        raise RunError(f"{run}: {where}, the disk has {free:.3g} GB free; choose another --run folder, {remedy}")
+    return f"{run}: {where}, of {free:.3g} GB free" if need > _TIGHT * free else None
+
+
+def disk_gb(space: SearchSpace, candidates: Candidates, slots: int) -> float:
+    """Returns the most, in GB, that checkpoints occupy: of the trials that run at once, and the kept ones."""
+    running, kept = checkpoint_sizes(candidates)
+    return slots * running + space.keep * kept
+
+
+def largest_checkpoint(candidates: Candidates) -> int:
+    """Returns the most bytes that the checkpoints of one trial occupy, over the points of a space."""
+    return int(checkpoint_sizes(candidates)[0] * GB)
+
+
+def checkpoint_sizes(candidates: Candidates) -> tuple[float, float]:
+    """Returns the most, in GB, that the checkpoints of a running trial occupy, and a kept one."""
+    points = draw(candidates, _DRAWN, leave_out=("memory_gb",))
+    experiments = [point.experiment for point in points if point.experiment is not None]
+    named = [*candidates.points(), _corner(candidates)]
+    may_start = [point for point in named if candidates.judge(point, leave_out=("memory_gb",)).reason is None]
+    experiments += [candidates.experiment(point) for point in may_start]
+    experiments = experiments or [candidates.base]
+    running = max(cost("checkpoint_gb", experiment) for experiment in experiments)
+    kept = max(cost("parameters", experiment) for experiment in experiments) * _FLOAT_BYTES / GB
+    return running, kept
+
+
+def _corner(candidates: Candidates) -> dict[str, Any]:
+    """Returns the point at which every number is largest; as a rule the largest model, if constraints let it start."""
+    point = {}
+    for key, parameter in candidates.space.parameters.items():
+        numbers = [value for value in parameter.probes if isinstance(value, int | float)]
+        if numbers:
+            point[key] = max(numbers)
+    return candidates.spread(point)
+
+
+def check_budget(space: SearchSpace) -> None:
+    """Refuses a budget that would never end anything.
+
+    Raises:
+        ConfigError: If it counts GPU-hours and trials take no GPU.
+    """
+    hours = space.budget.gpu_hours
+    if hours is not None and space.resources.gpus_per_worker == 0:
+        raise ConfigError(
+            f"budget.gpu_hours={hours:g}: trials take no GPU (resources.gpus_per_worker=0), so it would never be "
+            "spent; use budget.hours"
+        )
+
+
+def check_steps(space: SearchSpace, experiment: Experiment, queries: int) -> None:
+    """Refuses early stopping by steps that begins after a trial's last.
+
+    Args:
+        space: The space.
+        experiment: Its base experiment.
+        queries: Of the train split.
+
+    Raises:
+        ConfigError: Naming the steps there are.
+    """
+    stopping = space.early_stopping
+    if stopping.name == "none" or stopping.unit != "step":
+        return
+    epochs = _probes(space, "train.epochs", experiment.train.epochs)
+    batches = _probes(space, "train.batch_size", experiment.train.batch_size)
+    steps = max(epochs) * math.ceil(queries / min(batches))
+    if stopping.min_resource > steps:
+        raise ConfigError(
+            f"early_stopping.min_resource={stopping.min_resource}: a trial has at most {steps} steps, so none would "
+            "ever be stopped; lower it"
+        )
+
+
+def this_machine() -> dict[str, float]:
+    """Returns what a Ray started here would have, without starting it."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cpus = max(1, min(cpus, int(quota) // int(period)))
+    gpus = torch.cuda.device_count()
+    return {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
+
+
+def _checks(
+    space: SearchSpace,
+    candidates: Candidates,
+    run: Path,
+    storage: str,
+    nodes: Sequence[Mapping[str, float]],
+    trainable: object,
+) -> Iterator[Check]:
+    """Yields the checks, cheapest first."""
+    at_once = [1]  # as the check of places finds it
+    machines = _machines(nodes)
+
+    def budget() -> list[str]:
+        check_budget(space)
+        return []
+
+    def pickling() -> list[str]:
+        if trainable is not None:
+            check_picklable(trainable)
+        return []
+
+    def placing() -> list[str]:
+        at_once[0] = slots(space.resources, nodes)
+        return []
+
+    def at_home() -> list[str]:
+        check_shared(run, storage)
+        return []
+
+    def disk() -> list[str]:
+        return [warning for warning in (check_disk(space, candidates, run, at_once[0]),) if warning]
+
+    yield budget
+    yield lambda: never_sampled(candidates)
+    yield pickling
+    yield placing
+    yield at_home
+    yield lambda: check_storage(storage, machines)
+    yield lambda: _shared(run, machines)
+    yield disk
+
+
+def _machines(nodes: Sequence[Mapping[str, float]]) -> int:
+    """Returns how many machines the nodes are on; Ray names each one's address among its resources."""
+    addresses = {name for node in nodes for name in node if name.startswith(_ADDRESS) and name != _HEAD}
+    return len(addresses) or len(nodes)
+
+
+def _shared(run: Path, machines: int) -> list[str]:
+    """Warns of a run folder that other machines may not see."""
+    kind = file_system(run)
+    if machines < 2 or place_of(run) is not None or kind is None or is_networked(kind):
+        return []
+    return [
+        f"{run}: lies on a local file system ({kind}), and {machines} machines must reach it; is it exported to them?"
+    ]
+
+
+def _probes(space: SearchSpace, key: str, base: int) -> list[int]:
+    values: Sequence[Any] = space.parameters[key].probes if key in space.parameters else (base,)
+    return [value for value in values if isinstance(value, int)]

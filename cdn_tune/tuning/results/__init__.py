@@ -1,0 +1,1 @@
+"""Reading a search: record, leaderboard, status, importance."""

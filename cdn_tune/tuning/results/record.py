@@ -1,0 +1,228 @@
+"""A search's record, read from its run folder and its storage without writing to either, also while it runs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from cdn_tune.config import Experiment, SearchSpace, load_experiment
+from cdn_tune.config.load import build
+from cdn_tune.config.yaml import read_mapping
+from cdn_tune.errors import RunError
+from cdn_tune.training.object_store.sync import fetched
+from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
+from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.tuning.results.leaderboard import Row, leaderboard
+from cdn_tune.tuning.storage.open import DRIVERS
+from cdn_tune.tuning.study.candidates import Candidates
+
+_SQLITE = "sqlite:///"
+_JOURNAL = "journal:///"
+_HIDDEN = "***"  # what a manifest says in place of a password
+_REACH_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is on record of a search.
+
+    Attributes:
+        run: The run folder.
+        space: What is searched.
+        base: The base experiment under all fixed overrides.
+        entries: Everything that was ever asked for or learned, by number.
+        directions: Whether each objective is maximised or minimised.
+        attributes: Of the search as a whole.
+    """
+
+    run: Path
+    space: SearchSpace
+    base: Experiment
+    entries: list[FrozenTrial]
+    directions: list[StudyDirection]
+    attributes: Mapping[str, Any]
+
+    @property
+    def metric(self) -> str:
+        """Name of the val metric that ranks."""
+        return self.base.eval.metric
+
+    @property
+    def objectives(self) -> dict[str, StudyDirection]:
+        """The objectives' names and directions, in order."""
+        names = self.attributes.get("objectives") or [each.metric for each in self.space.objectives] or [self.metric]
+        return dict(zip(names, self.directions, strict=False))
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that a trial occupies."""
+        resources = self.space.resources
+        return float(self.attributes.get("gpus_per_trial", resources.workers * resources.gpus_per_worker))
+
+    def rows(self) -> list[Row]:
+        """Returns the leaderboard."""
+        keys, metrics = list(self.space.parameters), self.base.eval.metrics
+        return leaderboard(self.entries, keys, metrics, directions=self.directions, gpus=self.gpus)
+
+    def entry(self, number: int) -> FrozenTrial:
+        """Returns one entry.
+
+        Raises:
+            RunError: If there is none of that number.
+        """
+        for trial in self.entries:
+            if trial.number == number:
+                return trial
+        numbers = f"0 to {self.entries[-1].number}" if self.entries else "none so far"
+        raise RunError(f"{self.run}: has no trial {number}; its trials are {numbers}")
+
+    def experiment(self, number: int) -> Experiment:
+        """Returns the experiment of one entry, as the trial trains it.
+
+        Raises:
+            RunError: If there is none of that number.
+            ConfigError: If its values do not go together.
+        """
+        params = dict(sorted(self.entry(number).params.items(), key=_by_layer))
+        return Candidates(self.space, self.base).experiment(params, f"{self.run}: trial {number}")
+
+
+def read_record(run: Path, storage: str | None = None) -> Record:
+    """Reads what is on record of a search; neither the run folder nor the storage is written to or held.
+
+    Args:
+        run: The run folder.
+        storage: Where the study lies, if its URL needs what the manifest does not tell, such as a password.
+
+    Raises:
+        RunError: If the folder is no run folder or a training's, or its study cannot be read.
+        ConfigError: If its experiment or search space is damaged.
+    """
+    run = fetched(run)
+    manifest = read_manifest(run)
+    if manifest["kind"] != "search":
+        raise RunError(f"{run}: is a {manifest['kind']} run, which has no leaderboard; name a search's run folder")
+    space = build(SearchSpace, read_mapping(run / SPACE), str(run / SPACE))
+    base = load_experiment(run / EXPERIMENT)
+    url = storage or manifest.get("storage") or sqlite_url(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = _read(str(url), space.name, run)
+    return Record(run, space, base, *study)
+
+
+_Study = tuple[list[FrozenTrial], list[StudyDirection], dict[str, Any]]
+
+
+def _read(url: str, name: str, run: Path) -> _Study:
+    """Reads a study from a storage of any kind."""
+    shown = _without_password(url)
+
+    def load(opened: BaseStorage) -> _Study:
+        held = {each.study_name: each._study_id for each in opened.get_all_studies()}
+        if name not in held:
+            raise RunError(
+                f"{run}: {shown} holds no study named {name} yet; start the search, or wait for its first trial"
+            )
+        trials = opened.get_all_trials(held[name], deepcopy=False)
+        attributes = opened.get_study_user_attrs(held[name])
+        return trials, list(opened.get_study_directions(held[name])), dict(attributes)
+
+    try:
+        if url.startswith(_SQLITE):
+            return _read_sqlite(Path(make_url(url).database or ""), run, load)
+        if url.startswith(_JOURNAL):
+            path = Path(url.removeprefix(_JOURNAL))
+            _require(path, run)
+            return load(JournalStorage(JournalFileBackend(str(path))))
+        with _database(_server(url), {"connect_args": {"connect_timeout": _REACH_SECONDS}}) as opened:
+            return load(opened)
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
+        raise RunError(
+            f"{run}: its study cannot be read from {shown} ({_reason(error)}); check that the storage can be reached, "
+            "and name it with --storage if it needs a password"
+        ) from None
+
+
+def _read_sqlite(path: Path, run: Path, load: Callable[[BaseStorage], _Study]) -> _Study:
+    """Reads a study from a sqlite file opened read-only, or from a copy of it.
+
+    A driver that was killed in the middle of a write leaves a journal, which the next reader must roll back; one that
+    may not write cannot, so it is done in a copy.
+    """
+    _require(path, run)
+    try:
+        with _database(f"{_SQLITE}file:{quote(str(path))}?mode=ro&uri=true") as opened:
+            return load(opened)
+    except (DBAPIError, StorageInternalError):
+        with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
+            for part in path.parent.glob(f"{path.name}*"):
+                shutil.copyfile(part, Path(folder) / part.name)
+            with _database(f"{_SQLITE}{Path(folder) / path.name}") as opened:
+                return load(opened)
+
+
+@contextmanager
+def _database(url: str, engine: dict[str, Any] | None = None) -> Iterator[BaseStorage]:
+    storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=True)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _server(url: str) -> str:
+    """Returns a server's URL with its driver.
+
+    A password that the manifest hides is left out: the server's client then looks into its own files and variables
+    (``~/.pgpass``, ``PGPASSWORD``).
+    """
+    parsed = make_url(url)
+    driver = DRIVERS.get(parsed.drivername, parsed.drivername)
+    parsed = parsed.set(drivername=driver)
+    if parsed.password == _HIDDEN:
+        parsed = URL.create(driver, parsed.username, None, parsed.host, parsed.port, parsed.database, parsed.query)
+    return parsed.render_as_string(hide_password=False)
+
+
+def _require(path: Path, run: Path) -> None:
+    if not path.is_file():
+        raise RunError(f"{run}: has no study yet (no {path}); wait for the search's first trial")
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the first line of what the database itself said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
+
+
+def _without_password(url: str) -> str:
+    if url.startswith((_SQLITE, _JOURNAL)):
+        return url
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return "a storage of unknown kind"
+
+
+def _by_layer(item: tuple[str, Any]) -> tuple[str, int]:
+    key, _, index = item[0].partition("[")
+    return key, int(index.rstrip("]") or 0)

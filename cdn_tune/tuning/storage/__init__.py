@@ -1,0 +1,1 @@
+"""The storage behind a study: opening, checking, writing through, waiting for a server."""

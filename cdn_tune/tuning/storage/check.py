@@ -1,0 +1,167 @@
+"""Where a study is kept: whether the storage can be reached, and whether it may be used from where it lies."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sqlite3
+from pathlib import Path
+
+import sqlalchemy
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from cdn_tune.errors import ConfigError, RunError
+from cdn_tune.training.object_store.working_copy import place_of
+
+JOURNAL = "journal:///"
+MEMORY = "memory"
+_CONNECT_SECONDS = 10
+_DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql"}  # Python modules, each installed by the extra of that name
+_NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "orangefs", "pvfs")
+_FUSED = ("sshfs", "s3fs", "gcsfuse", "goofys", "blobfuse", "juicefs", "glusterfs", "ceph", "rclone", "mountpoint-s3")
+_MOUNTS = Path("/proc/mounts")
+
+
+def storage_url(url: str) -> str:
+    """Returns a storage URL with the driver that this package's extras install.
+
+    SQLAlchemy's own choice depends on its version: ``postgresql://`` means psycopg2 in some and psycopg 3 in others.
+    """
+    for backend, driver in _DRIVERS.items():
+        if url.startswith(f"{backend}://"):
+            return url.replace(f"{backend}://", f"{backend}+{driver}://", 1)
+    return url
+
+
+def check_storage(url: str, nodes: int = 1) -> list[str]:
+    """Refuses a storage that cannot hold the study; creates and writes nothing.
+
+    Args:
+        url: ``sqlite:///FILE``, ``journal:///FILE``, ``postgresql://…`` or ``mysql://…``.
+        nodes: Machines that the search runs on.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        ConfigError: If the URL is of another kind, or its driver is not installed.
+        RunError: If nothing answers there, the file cannot be written, or SQLite would lie on a network file system
+            that several machines use.
+    """
+    if url.startswith(JOURNAL):
+        _check_file(Path(url.removeprefix(JOURNAL)), url)
+        return []
+    if url == MEMORY:
+        return ["--storage memory: the study is lost with the process, and cannot be taken up again"]
+    try:
+        parsed = make_url(storage_url(url))
+    except SQLAlchemyError:
+        parsed = None
+    if parsed is None or parsed.get_backend_name() not in ("sqlite", *_DRIVERS):
+        scheme = url.partition("://")[0]
+        raise ConfigError(
+            f"--storage {scheme}://: not known; use sqlite:///FILE, journal:///FILE, postgresql://USER@HOST/NAME or "
+            "mysql://USER@HOST/NAME"
+        )
+    if parsed.get_backend_name() == "sqlite":
+        return _check_sqlite(parsed, nodes)
+    _check_server(parsed)
+    return []
+
+
+def check_shared(run: Path, storage: str) -> None:
+    """Refuses a study in a file where the run's home is an object store: it would stay on this machine.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    place = place_of(run)
+    if place is not None and not storage.startswith(("postgresql", "mysql")):
+        raise ConfigError(
+            f"--run {place.home.shown}: its study must be on a server that every machine reaches, not in a file or in "
+            "memory; add --storage postgresql://USER@HOST/NAME (or mysql://...)"
+        )
+
+
+def file_system(path: Path, mounts: Path = _MOUNTS) -> str | None:
+    """Returns the type of the file system that a path lies on, or would lie on, such as ``ext4``; None if unknown."""
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    where = existing(path).resolve()
+    found: tuple[int, str] | None = None
+    for _, point, kind, *_ in lines:
+        mounted = Path(point.encode().decode("unicode_escape"))
+        if (where == mounted or mounted in where.parents) and (found is None or len(mounted.parts) >= found[0]):
+            found = len(mounted.parts), kind
+    return found[1] if found else None
+
+
+def is_networked(kind: str | None) -> bool:
+    """Whether a file system of this type is reached over a network."""
+    if kind is None:
+        return False
+    name = kind.removeprefix("fuse.")
+    return name.startswith(_NETWORK) or name in _FUSED
+
+
+def existing(path: Path) -> Path:
+    """Returns the path, or the nearest folder above it that exists."""
+    return next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
+
+
+def _check_sqlite(url: URL, nodes: int) -> list[str]:
+    if not url.database or url.database == ":memory:":
+        raise ConfigError(
+            "--storage sqlite://: a study in memory is lost with the process; name a file, sqlite:///FILE"
+        )
+    file = Path(url.database)
+    _check_file(file, f"sqlite:///{file}")
+    if file.exists():
+        try:
+            connection = sqlite3.connect(f"file:{file.absolute()}?mode=rw", uri=True, timeout=_CONNECT_SECONDS)
+            try:
+                connection.execute("PRAGMA schema_version").fetchone()
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise RunError(f"--storage sqlite:///{file}: cannot be read ({error}); name another file") from None
+    kind = file_system(file)
+    if not is_networked(kind):
+        return []
+    told = f"{file}: SQLite on a network file system ({kind})"
+    remedy = f"use --storage {JOURNAL}{file.with_suffix('.journal')} or --storage postgresql://USER@HOST/NAME"
+    if nodes > 1:
+        raise RunError(f"{told} loses or damages what several machines write; {remedy}")
+    return [f"{told} may be damaged when connections break; {remedy}"]
+
+
+def _check_file(file: Path, shown: str) -> None:
+    """Refuses a file that cannot be written, without touching it."""
+    if file.is_dir():
+        raise RunError(f"--storage {shown}: is a folder; name a file in it")
+    nearest = existing(file)
+    if not nearest.is_dir() and nearest != file:
+        raise RunError(f"--storage {shown}: {nearest} is no folder; name a file elsewhere")
+    if not os.access(nearest, os.W_OK):
+        raise RunError(f"--storage {shown}: {nearest} cannot be written; mend its permissions or name a file elsewhere")
+
+
+def _check_server(url: URL) -> None:
+    backend, _, module = url.drivername.partition("+")
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(
+            f"--storage {backend}://: needs the Python module {module}; pip install 'cdn-tune[{backend}]'"
+        )
+    shown = url.render_as_string(hide_password=True)
+    options = {"connect_timeout": _CONNECT_SECONDS} if module in ("psycopg2", "psycopg", "pymysql", "MySQLdb") else {}
+    try:
+        engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=sqlalchemy.pool.NullPool)
+        engine.connect().close()
+    except (SQLAlchemyError, OSError) as error:
+        reason = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0][:200]
+        raise RunError(
+            f"--storage {shown}: does not answer ({reason}); is the server up, and the name right?"
+        ) from None

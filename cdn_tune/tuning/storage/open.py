@@ -1,0 +1,158 @@
+"""Where a study is stored: a sqlite file, a database server, a journal file or memory."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
+from cdn_tune.training.runs.files import write_new
+from cdn_tune.training.runs.secrets import PASSWORD, without_secrets
+from cdn_tune.tuning.storage.reconnect import ReconnectingStorage
+from cdn_tune.tuning.storage.write_through import FileStorage
+
+MEMORY = "memory"
+_KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
+# Servers, with the drivers that the package's extras install; SQLAlchemy's default for MySQL is another one.
+DRIVERS = {"postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
+_BUSY_SECONDS = 60  # that a sqlite file may be locked by another process
+_REACH_SECONDS = 10
+_REFUSED = ("password authentication failed", "no password supplied", "access denied", "role", "1045")
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Opens the storage of a study, creating it where it does not exist.
+
+    Args:
+        url: ``sqlite:///PATH`` (four slashes before an absolute path), ``postgresql://…``, ``mysql://…``,
+            ``journal:///PATH``, or ``memory``. Special characters of a password are percent-encoded.
+
+    Returns:
+        The storage. A database server that goes away meanwhile is waited for, up to `reconnect.PATIENCE_SECONDS`.
+
+    Raises:
+        ConfigError: If the URL is wrong, or its driver is not installed.
+        RunError: If the file or database is damaged, no study, another Optuna version's, or not writable.
+        ClusterError: If the server cannot be reached or refuses the user.
+    """
+    if url == MEMORY:
+        return InMemoryStorage()
+    scheme, separator, rest = url.partition("://")
+    kind = scheme.partition("+")[0]
+    if not separator or kind not in {"sqlite", "journal", *DRIVERS}:
+        raise ConfigError(f"storage {without_secrets(url)}: no such kind; write {_KINDS}")
+    if kind in DRIVERS:
+        return _open_server(url, f"{DRIVERS.get(scheme, scheme)}://{rest}", kind)
+    path = Path(rest.removeprefix("/").partition("?")[0])
+    if not rest.startswith("/") or not path.name or ":memory:" in rest:
+        raise ConfigError(f"storage {url}: names no file; write {scheme}:///PATH (an absolute PATH makes four slashes)")
+    _check_folder(url, path)
+    return _open_journal(url, path) if kind == "journal" else _open_sqlite(url, path)
+
+
+def _open_sqlite(url: str, path: Path) -> BaseStorage:
+    try:
+        if path.exists() and path.stat().st_size:
+            # Not read-only: what a killed process was writing is rolled back by whoever opens the file next.
+            connection = sqlite3.connect(f"file:{path.absolute()}?mode=rw".replace("#", "%23"), uri=True)
+            try:
+                tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
+            finally:
+                connection.close()
+            if tables and "studies" not in tables:
+                raise RunError(f"storage {url}: {path} is a database, but holds no Optuna study; name another file")
+        else:
+            write_new(path, _empty_sqlite())
+        return FileStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}})
+    except (sqlite3.Error, SQLAlchemyError, RuntimeError, OSError) as error:
+        raise _told(url, error, f"{path} cannot be used as a study") from None
+
+
+def _empty_sqlite() -> bytes:
+    """Returns the file of a storage without studies.
+
+    Made elsewhere: a process killed while it makes tables leaves some without their indexes, which nobody makes later.
+    """
+    with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
+        path = Path(folder) / "study.db"
+        RDBStorage(f"sqlite:///{path}").engine.dispose()
+        return path.read_bytes()
+
+
+def _open_journal(url: str, path: Path) -> BaseStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise RunError(f"storage {url}: {path} is no journal of a study ({_line(error)}); name another file") from None
+
+
+def _open_server(url: str, resolved: str, kind: str) -> BaseStorage:
+    try:
+        return ReconnectingStorage(
+            resolved,
+            engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": _REACH_SECONDS}},
+            shown=without_secrets(url),
+        )
+    except ImportError:
+        shown = without_secrets(url)
+        raise ConfigError(f"storage {shown}: its driver is not installed; pip install 'cdn-tune[{kind}]'") from None
+    except (ArgumentError, NoSuchModuleError, KeyError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"storage {without_secrets(url)}: cannot be understood ({_clean(error, url)}); write {_KINDS}, special "
+            "characters of the password percent-encoded"
+        ) from None
+    except (SQLAlchemyError, RuntimeError) as error:
+        raise _told(url, error, "its database cannot be used") from None
+
+
+def _check_folder(url: str, path: Path) -> None:
+    folder = path.parent
+    if path.is_dir():
+        raise RunError(f"storage {url}: {path} is a folder; name a file")
+    if not folder.is_dir():
+        raise RunError(f"storage {url}: there is no folder {folder}; create it, or name another file")
+    for place, what in ((folder, "folder"), (path, "file")):  # a sqlite file needs its folder, for its journal
+        if place.exists() and not os.access(place, os.W_OK):
+            raise RunError(f"storage {url}: the {what} {place} is not writable; make it so, or name another file")
+
+
+def _told(url: str, error: BaseException, otherwise: str) -> CdnTuneError:
+    """Returns the one line for what went wrong at opening."""
+    shown, reason = without_secrets(url), _clean(error, url)
+    cause = error.__cause__ if isinstance(error.__cause__, DBAPIError) else error
+    text = str(cause).lower()
+    if "no longer compatible with the table schema" in " ".join(text.split()):
+        return RunError(
+            f"storage {shown}: was made by another Optuna version; run `optuna storage upgrade --storage URL`, or name "
+            "another storage"
+        )
+    if not isinstance(cause, DBAPIError) or url.startswith("sqlite"):
+        return RunError(f"storage {shown}: {otherwise} ({reason}); name another one")
+    if any(word in text for word in _REFUSED):
+        return ClusterError(f"storage {shown}: the server refuses the user ({reason}); check user and password")
+    if "does not exist" in text or "unknown database" in text:
+        return ClusterError(f"storage {shown}: {otherwise} ({reason}); create it")
+    return ClusterError(f"storage {shown}: cannot be reached ({reason}); is the server running?")
+
+
+def _line(error: BaseException) -> str:
+    """Returns an error's own words in one short line, without SQLAlchemy's links and statements."""
+    original: Any = getattr(error, "orig", None) or (getattr(error.__cause__, "orig", None)) or error
+    return " ".join(str(original).partition("\n[SQL")[0].partition("(Background on")[0].split())[:200]
+
+
+def _clean(error: BaseException, url: str) -> str:
+    """Returns an error's line without the URL's password, however it is written there."""
+    line = _line(error)
+    found = PASSWORD.match(url)
+    for secret in {found[2], unquote(found[2])} if found and found[2] else ():
+        line = line.replace(secret, "***")
+    return line

@@ -1,0 +1,54 @@
+"""What is written beside a trial's values: its user attributes, few of them at once.
+
+A server takes every attribute as a transaction of its own. What changes with every report (the loss, the seconds) is
+therefore written every other second at most, and in full when the trial ends; what chooses (the best epoch and its
+metrics) at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from cdn_tune.tuning.storage.write_through import SoleWriter
+
+AT_ONCE = frozenset({"best_epoch", "val", "epochs", "reason", "failure", "memory_gb", "parameters"})
+_SECONDS = 2.0
+
+
+class Notes:
+    """Writes trials' user attributes.
+
+    Args:
+        storage: Of the study.
+    """
+
+    def __init__(self, storage: SoleWriter) -> None:
+        self._storage = storage
+        self._waiting: dict[int, dict[str, Any]] = {}
+        self._written: dict[int, float] = {}
+
+    def add(self, trial: FrozenTrial, notes: Mapping[str, Any]) -> None:
+        """Takes attributes of a running trial; those that can wait are written now and then."""
+        now = time.monotonic()
+        due = now - self._written.setdefault(trial.number, now) >= _SECONDS
+        waiting = self._waiting.setdefault(trial.number, {})
+        waiting |= notes
+        chosen = {key for key in waiting if due or key in AT_ONCE or ":" in key}
+        self.write(trial, {key: waiting.pop(key) for key in sorted(chosen)})
+        if due:
+            self._written[trial.number] = now
+
+    def flush(self, trial: FrozenTrial) -> None:
+        """Writes what waits."""
+        self.write(trial, self._waiting.pop(trial.number, {}))
+        self._written.pop(trial.number, None)
+
+    def write(self, trial: FrozenTrial, notes: Mapping[str, Any]) -> None:
+        """Writes attributes that have changed."""
+        held = trial.user_attrs
+        changed = {key: value for key, value in notes.items() if key not in held or held[key] != value}
+        self._storage.set_trial_user_attrs(trial._trial_id, changed)

@@ -1,0 +1,287 @@
+"""From sampled values to an experiment: what a trial would be, what it would cost, and whether it may start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+from cdn_tune.config import (
+    Categorical,
+    Experiment,
+    Float,
+    LossConfig,
+    OptimConfig,
+    Parameter,
+    SearchSpace,
+    TrainConfig,
+    override,
+)
+from cdn_tune.config.check import resolve_name
+from cdn_tune.config.expression import COSTS
+from cdn_tune.config.keys import get_key
+from cdn_tune.config.space import ENUMERATING, LAYERS
+from cdn_tune.errors import ConfigError
+from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
+from cdn_tune.training.memory.size import checkpoint_bytes, count_parameters
+from cdn_tune.training.step.precision import resolve_precision
+from cdn_tune.training.step.process_group import this_world
+
+GB = 1e9
+INVALID = "experiment"  # the constraint that sampled values make an experiment at all
+
+
+class Suggests(Protocol):
+    """The part of Optuna's trial that samples."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...  # noqa: D102
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float: ...  # noqa: D102
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a trial may start.
+
+    Attributes:
+        violations: How far each constraint is from holding; at most 0 where it holds.
+        reason: Why it may not start; None if it may.
+    """
+
+    violations: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+
+
+class Candidates:
+    """The points of a search space, as experiments.
+
+    Args:
+        space: What is searched.
+        base: The base experiment under all fixed overrides.
+    """
+
+    def __init__(self, space: SearchSpace, base: Experiment) -> None:
+        self.space, self.base = space, base
+        self._plain = base.plain()
+        self._names = {name: resolve_name(name) for expression in space.expressions for name in expression.names}
+
+    def suggest(self, trial: Suggests) -> dict[str, Any]:
+        """Samples a point, parameter after parameter; those whose conditions do not hold are left out.
+
+        Returns:
+            The sampled values by Optuna's names.
+        """
+        params: dict[str, Any] = {}
+        for key in self.space.order:
+            for name in self.names(key, params):
+                params[name] = _suggest(trial, name, self.space.parameters[key])
+        return params
+
+    def names(self, key: str, params: Mapping[str, Any]) -> list[str]:
+        """Returns Optuna's names of a parameter, given the values sampled before it.
+
+        Returns:
+            Nothing where its conditions do not hold, else one name, or one for every layer.
+        """
+        parameter = self.space.parameters[key]
+        if not self._applies(parameter, params):
+            return []
+        return [f"{key}[{layer}]" for layer in range(self._value(LAYERS, params))] if parameter.per_layer else [key]
+
+    def is_complete(self, params: Mapping[str, Any]) -> bool:
+        """Whether a point has a value for every parameter that applies."""
+        try:
+            self.suggest(_Recorded(params))
+        except KeyError:
+            return False
+        return True
+
+    def overrides(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a point as dotted keys and values of the experiment; values per layer become lists."""
+        overrides: dict[str, Any] = {}
+        for name, value in params.items():
+            key, bracket, _ = name.partition("[")
+            if bracket:
+                overrides.setdefault(key, []).append(value)
+            else:
+                overrides[key] = value
+        return overrides
+
+    def experiment(self, params: Mapping[str, Any], source: str = "trial") -> Experiment:
+        """Returns the experiment of a point.
+
+        Raises:
+            ConfigError: If the values do not go together.
+        """
+        return override(self._plain, self.overrides(params), source)
+
+    def judge(
+        self, params: Mapping[str, Any], memory_limit: float | None = None, leave_out: Container[str] = ()
+    ) -> Verdict:
+        """Evaluates the constraints for a point, before anything of it is started.
+
+        Args:
+            params: The point.
+            memory_limit: Estimate, in GB, of a trial that ran out of memory: as much is too much.
+            leave_out: Names whose constraints are not evaluated; an estimate of memory takes tenths of a second.
+        """
+        try:
+            experiment = self.experiment(params, "")
+        except ConfigError as error:
+            return Verdict({INVALID: 1.0}, str(error).partition(": ")[2].splitlines()[0] or str(error))
+        violations: dict[str, float] = {}
+        reasons = []
+        values = _Values(experiment, self._names)
+        for expression in self.space.expressions:
+            if any(name in leave_out for name in expression.names):
+                continue
+            try:
+                violations[expression.text] = expression.violation(values)
+            except ValueError as error:  # such as a division by zero, for these values only
+                violations[expression.text] = 1.0
+                reasons.append(str(error))
+                continue
+            if violations[expression.text] > 0:
+                shown = " ".join(f"{name}={_short(values[name])}" for name in sorted(expression.names))
+                reasons.append(f"{expression.text} does not hold ({shown})")
+        if memory_limit is not None:
+            need = cost("memory_gb", experiment)
+            violations["memory"] = need / memory_limit - 1 + 1e-6 if need >= memory_limit else 0.0
+            if violations["memory"] > 0:
+                reasons.append(f"memory_gb={need:.3g}, and a trial of {memory_limit:.3g} ran out of memory")
+        return Verdict(violations, "; ".join(reasons) or None)
+
+    def points(self) -> list[dict[str, Any]]:
+        """Returns the points to try first, by Optuna's names."""
+        if self.space.start_with is not None:
+            return [self.spread(dict(point)) for point in self.space.start_with]
+        if self.space.sampler.name in ENUMERATING:
+            return []
+        own = {key: get_key(self._plain, key) for key in self.space.parameters}
+        point = self.spread(own)
+        return [point] if point else []
+
+    def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns dotted keys and values as Optuna's names and values that the space allows."""
+        found: dict[str, Any] = {}
+        for key, parameter in self.space.parameters.items():
+            if key not in point:
+                continue
+            if not parameter.per_layer:
+                found[key] = point[key]
+                continue
+            layers = point.get(LAYERS, get_key(self._plain, LAYERS))
+            values = point[key] if isinstance(point[key], list) else [point[key]] * layers
+            found |= {f"{key}[{index}]": value for index, value in enumerate(values)}
+        return {
+            name: value
+            for name, value in found.items()
+            if (parameter := self.space.parameters[name.partition("[")[0]]).has(value)
+            and self._applies(parameter, found)
+        }
+
+    def _applies(self, parameter: Parameter, params: Mapping[str, Any]) -> bool:
+        return all(
+            any(_same(self._value(key, params), value) for value in values) for key, values in parameter.when.items()
+        )
+
+    def _value(self, key: str, params: Mapping[str, Any]) -> Any:
+        """Returns a key's value: as sampled, else the base's; a parameter that was not sampled has none."""
+        if key in params:
+            return params[key]
+        return _ABSENT if key in self.space.parameters else get_key(self._plain, key)
+
+
+_ABSENT = object()
+
+
+def cost(name: str, experiment: Experiment) -> float:
+    """Returns a cost that follows from an experiment alone: ``parameters``, ``memory_gb`` or ``checkpoint_gb``."""
+    return _COSTS[name](experiment)
+
+
+@lru_cache(maxsize=512)
+def _parameters(sized: str) -> float:
+    return float(count_parameters(Experiment.model_validate_json(sized, strict=False)))
+
+
+@lru_cache(maxsize=512)
+def _checkpoint_gb(sized: str) -> float:
+    return checkpoint_bytes(Experiment.model_validate_json(sized, strict=False)) / GB
+
+
+@lru_cache(maxsize=512)
+def _memory(sized: str) -> MemoryEstimate:
+    experiment = Experiment.model_validate_json(sized, strict=False)
+    device = this_world().device
+    return estimate(experiment, resolve_precision(experiment.train.precision, device), device)
+
+
+def _memory_gb(experiment: Experiment) -> float:
+    micro, batch = experiment.train.micro_batch, experiment.train.batch_size
+    queries = batch if micro == "auto" else min(micro, batch)
+    return _memory(_sized(experiment)).total(queries) / GB
+
+
+def _sized(experiment: Experiment) -> str:
+    """Returns the parts of an experiment that sizes follow from, as JSON: points that differ elsewhere share them."""
+    train = TrainConfig(ema=experiment.train.ema, precision=experiment.train.precision)
+    rest = {"name": "sized", "seed": 0, "loss": LossConfig(), "optim": OptimConfig(), "train": train}
+    return experiment.model_copy(update=rest).model_dump_json()
+
+
+_COSTS: dict[str, Callable[[Experiment], float]] = {
+    "parameters": lambda experiment: _parameters(_sized(experiment)),
+    "memory_gb": _memory_gb,
+    "checkpoint_gb": lambda experiment: _checkpoint_gb(_sized(experiment)),
+}
+
+
+class _Values(Mapping[str, Any]):
+    """An experiment's keys and costs by the names of constraints; costs are computed when they are asked for."""
+
+    def __init__(self, experiment: Experiment, names: Mapping[str, str]) -> None:
+        self._experiment, self._plain, self._names = experiment, experiment.plain(), names
+
+    def __getitem__(self, name: str) -> Any:
+        meant = self._names[name]
+        return cost(meant, self._experiment) if meant in COSTS else get_key(self._plain, meant)
+
+    def __iter__(self) -> Any:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _Recorded:
+    """A point that was sampled before, seen as a trial that samples it again."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:  # noqa: ARG002
+        return self._params[name]
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:  # noqa: ARG002
+        return float(self._params[name])
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:  # noqa: ARG002
+        return int(self._params[name])
+
+
+def _suggest(trial: Suggests, name: str, parameter: Parameter) -> Any:
+    if isinstance(parameter, Categorical):
+        return trial.suggest_categorical(name, parameter.choices)
+    if isinstance(parameter, Float):
+        return trial.suggest_float(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+    return trial.suggest_int(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,283 @@
+"""The study: the one record of a search. Ray asks it for trials and tells it what became of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.pruners import NopPruner
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.tuning.storage.open import open_storage
+from cdn_tune.tuning.storage.write_through import SoleWriter
+from cdn_tune.tuning.study.attributes import Notes
+from cdn_tune.tuning.study.candidates import Candidates
+from cdn_tune.tuning.study.failures import MEMORY, Failures
+from cdn_tune.tuning.study.objectives import Objectives
+from cdn_tune.tuning.study.proposals import Proposals
+from cdn_tune.tuning.study.ranking import FINISHED, own, superseded, value_of
+from cdn_tune.tuning.study.samplers import build_sampler
+from cdn_tune.tuning.study.stopping_rules import build_pruner, should_prune
+
+
+class Study:
+    """An Optuna study in a storage, seen as a list of numbered trials.
+
+    The first objective of a trial is its best epoch's val metric so far; that is also its intermediate value at each
+    epoch (or optimiser step), so pruners compare what trials are worth and a pruned trial keeps the value it had
+    reached.
+
+    Only one process writes to a study at a time (it holds the run folder); what is kept in memory here follows from the
+    record.
+
+    Args:
+        storage: Optuna storage URL, e.g. of :func:`sqlite_url`, or a storage.
+        space: What is searched.
+        base: The base experiment under all fixed overrides.
+        name: The study's name in the storage; the space's if None.
+        steps_per_epoch: Of the base experiment, where progress is counted in optimiser steps.
+    """
+
+    def __init__(
+        self,
+        storage: str | BaseStorage,
+        space: SearchSpace,
+        base: Experiment,
+        name: str | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        self.halted: str | None = None  # why no further trial should start, and the search ends with an error
+        self.space, self.candidates = space, Candidates(space, base)
+        self.objectives = Objectives(space, base)
+        self._pruner = build_pruner(space, base.train.epochs, steps_per_epoch)
+        self._storage = SoleWriter(open_storage(storage) if isinstance(storage, str) else storage)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.optuna = optuna.create_study(
+                study_name=name or space.name,
+                storage=self._storage,
+                sampler=build_sampler(space, self.candidates, 0),
+                pruner=NopPruner(),  # the space's is asked by `report`, over a view of the study
+                directions=self.objectives.directions,
+                load_if_exists=True,
+            )
+        entries = self.entries()
+        self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
+        self._new: set[int] = set()
+        self._counted: int | None = None  # follows from the record; counting takes a look at all of it
+        self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
+        self._notes = Notes(self._storage)
+        self._failures = Failures(entries)
+        self._proposals = Proposals(self.optuna, self._storage, self.candidates, entries)
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What is recorded of the search as a whole."""
+        attributes: dict[str, Any] = self.optuna.user_attrs
+        return attributes
+
+    def note(self, **attributes: Any) -> None:
+        """Records something of the search as a whole."""
+        held = self.attributes
+        for key, value in attributes.items():
+            if held.get(key) != value:
+                self.optuna.set_user_attr(key, value)
+
+    def begin(self) -> None:
+        """Queues the points to try first."""
+        with self._storage.transaction():
+            for point in self.candidates.points():
+                self.optuna.enqueue_trial(point, skip_if_exists=True)
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        """Whether each objective is maximised or minimised."""
+        return self.optuna.directions
+
+    def entries(self) -> list[FrozenTrial]:
+        """Returns everything that was ever asked for or learned, by number."""
+        return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+    def trials(self) -> list[FrozenTrial]:
+        """Returns every trial of this run that was ever started, by number."""
+        return own(self.entries())
+
+    def counted(self) -> int:
+        """Returns how many trials count towards the number asked for: a failed one that is tried again does not."""
+        if self._counted is None:
+            again = superseded(self.optuna.get_trials(deepcopy=False))
+            self._counted = sum(trial.number not in again for trial in self.trials())
+        return self._counted
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Returns one trial as it is recorded now."""
+        study = self.optuna._study_id
+        return self._storage.get_trial(self._storage.get_trial_id_from_study_id_trial_number(study, number))
+
+    def unfinished(self) -> list[int]:
+        """Returns the numbers of trials that are recorded as running."""
+        return [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
+
+    def is_finished(self, limit: int) -> bool:
+        """Whether no trial is left to run."""
+        return not self.unfinished() and (self._proposals.is_exhausted or self.counted() >= limit)
+
+    def next(self, limit: int) -> int | None:
+        """Returns the next trial to run: first those that an earlier process left unfinished, then new ones.
+
+        A proposal that breaks a constraint, or equals an earlier trial, is recorded and not returned.
+
+        Args:
+            limit: Trials in all.
+
+        Returns:
+            Its number, or None when there are `limit` trials, or no proposal is left.
+        """
+        while self._left:
+            number = self._left.pop(0)
+            if self._proposals.take_up(self.trial(number), self._failures.memory_limit):
+                return number
+            self._counted = None
+        if self.halted or self.counted() >= limit:
+            return None
+        number_or_reason = self._proposals.propose(self._failures.memory_limit)
+        if isinstance(number_or_reason, str):
+            self.halted = number_or_reason
+            return None
+        if number_or_reason is not None:
+            self._new.add(number_or_reason)
+            self._counted = None if self._has_retries else self.counted() + 1
+        return number_or_reason
+
+    def is_new(self, number: int) -> bool:
+        """Whether a trial was first asked for by this process."""
+        return number in self._new
+
+    def parameters(self, number: int) -> dict[str, Any]:
+        """Returns a trial's sampled values by dotted key, values per layer as lists."""
+        return self.candidates.overrides(self.trial(number).params)
+
+    def experiment(self, number: int) -> Experiment:
+        """Returns a trial's experiment."""
+        return self.candidates.experiment(self.trial(number).params, f"trial {number}")
+
+    def report(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> bool:
+        """Records what a trial has reached.
+
+        Args:
+            number: The trial.
+            step: Its progress in the unit of early stopping, from 1. One that is on record (of a trial taken up again)
+                is kept as it was.
+            value: The trial's best val metric so far.
+            note: User attributes to set, e.g. the best epoch.
+
+        Returns:
+            Whether the trial should be pruned.
+        """
+        trial = self.trial(number)
+        if trial.state != TrialState.RUNNING:
+            return False
+        with self._storage.transaction():
+            self._notes.add(trial, note)
+            self._failures.end_well()
+            if step in trial.intermediate_values:
+                return False
+            self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+            is_last = note.get("epoch", 0) >= note.get("epochs", 1)
+            return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
+
+    def complete(self, number: int) -> None:
+        """Records that a trial ran to its end; one that never reported a value has failed."""
+        with self._storage.transaction():
+            self._complete(number)
+
+    def _complete(self, number: int) -> None:
+        trial = self._settled(number)
+        if trial is None:
+            return
+        value = value_of(trial)
+        epoch, epochs = trial.user_attrs.get("epoch", 0), trial.user_attrs.get("epochs", 0)
+        if value is None:
+            self.fail(number, "ended without reporting a val metric")
+        elif epoch < epochs:
+            self.fail(number, f"ended after epoch {epoch} of {epochs} without a reason")
+        else:
+            values = self.objectives.values(trial, value)
+            missing = [name for name, found in values.items() if found is None or not math.isfinite(found)]
+            if missing:
+                self.fail(number, f"ended without a value of {', '.join(missing)}")
+            else:
+                self.optuna.tell(number, [found for found in values.values() if found is not None])
+
+    def prune(self, number: int, reason: str) -> None:
+        """Records that a trial was stopped early, with the value it had reached."""
+        with self._storage.transaction():
+            trial = self._settled(number)
+            if trial is not None:
+                self._notes.write(trial, {"reason": reason})
+                self.optuna.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str, failure: str = "deterministic") -> None:
+        """Records that a trial failed, and why.
+
+        The third in a row that fails for the same reason before its first epoch halts the search. One that ran out of
+        memory is recorded as infeasible, and no trial that needs as much by estimate is started again.
+
+        Args:
+            number: The trial.
+            reason: In one line.
+            failure: Of which kind: see `tuning.failures`.
+        """
+        with self._storage.transaction():
+            trial = self._settled(number)
+            if trial is None:
+                return
+            notes: dict[str, Any] = {"reason": reason, "failure": failure}
+            if failure == MEMORY:
+                notes["memory_gb"] = self._failures.remember_memory(self.experiment(number))
+                self._storage.set_trial_system_attr(trial._trial_id, "constraints:memory", 1.0)
+            self._notes.write(trial, notes)
+            self.optuna.tell(number, state=TrialState.FAIL)
+        self.halted = self.halted or self._failures.add(self.trial(number))
+
+    def interrupt(self, number: int) -> None:
+        """Writes down what is known of a trial that was stopped with a checkpoint; it stays on record as running."""
+        with self._storage.transaction():
+            self._settled(number)
+
+    def put_back(self, number: int) -> None:
+        """Takes back a running trial that has lost its place: it is the next to be handed out."""
+        with self._storage.transaction():
+            settled = self._settled(number)
+        if settled is not None and number not in self._left:
+            self._left.insert(0, number)
+            self._new.discard(number)  # its folder holds what it has reached
+
+    def is_put_back(self, number: int) -> bool:
+        """Whether a trial waits to be handed out again."""
+        return number in self._left
+
+    def retry_failed(self) -> int:
+        """Has every failed trial tried again, as a new trial with the same parameters; returns how many."""
+        trials = self.trials()
+        tried = superseded(self.optuna.get_trials(deepcopy=False))
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in tried]
+        with self._storage.transaction():
+            for trial in failed:
+                self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+        self._counted, self._has_retries = None, self._has_retries or bool(failed)
+        return len(failed)
+
+    def _settled(self, number: int) -> FrozenTrial | None:
+        """Returns a running trial with all its notes written; None if it has ended."""
+        trial = self.trial(number)
+        if trial.state in FINISHED:
+            return None
+        self._notes.flush(trial)
+        return self.trial(number)
