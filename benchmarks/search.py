@@ -22,7 +22,7 @@ from cdn_tune.data.planted import plant
 from cdn_tune.data.planted.planting import preset
 from cdn_tune.distributed.cluster import connected
 from cdn_tune.training.reports import EpochReport, Report
-from cdn_tune.tuning.driver import SearchState
+from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.search import SearchOptions, search
 from cdn_tune.tuning.study.ranking import value_of

@@ -1,6 +1,8 @@
-"""The house: imports point downward only, and Ray lives under `distributed` and `tuning`."""
+"""The house: imports point downward only; Ray lives under `distributed` and the Ray engine; decisions read no clock."""
 
 import ast
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,12 +27,20 @@ ALLOWED: dict[str, set[str]] = {
     "cli": LEAVES | {"console"},
     "__main__": {"cli"},
 }
-RAY_HOMES = {"distributed", "tuning"}
+RAY_HOMES = ("distributed/", "tuning/engine/ray/", "tuning/planning/", "tuning/search.py")
+# Every decision of a search: no Ray, and no time but that of the clock they are given.
+DECISIONS = ("tuning/study/", "tuning/checkpoints/", "tuning/engine/door.py", "tuning/engine/virtual/")
+DECISIONS += ("tuning/driver.py", "tuning/budget.py", "tuning/progress.py")
 
 
 def part_of(path: Path) -> str:
     """The package, or top-level module, that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def place_of(path: Path) -> str:
+    """The file below the package, such as ``tuning/driver.py``."""
+    return path.relative_to(PACKAGE).as_posix()
 
 
 def imported(path: Path) -> set[str]:
@@ -56,8 +66,34 @@ def test_imports_point_downward(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_ray_stays_at_home(path: Path) -> None:
-    if part_of(path) not in RAY_HOMES:
+    if not place_of(path).startswith(RAY_HOMES):
         assert not any(name.split(".")[0] == "ray" for name in imported(path))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if place_of(path).startswith(DECISIONS)], ids=place_of)
+def test_decisions_know_no_ray_and_no_wall_clock(path: Path) -> None:
+    """Neither directly nor through any of our modules: a search is decided alike on every engine."""
+    reached = {path}
+    waiting = [path]
+    while waiting:
+        for name in imported(waiting.pop()):
+            parts = name.split(".")
+            for end in (len(parts), len(parts) - 1):
+                file = PACKAGE.parent.joinpath(*parts[:end]).with_suffix(".py")
+                if parts[0] == "cdn_tune" and file.exists() and file not in reached:
+                    reached.add(file)
+                    waiting.append(file)
+    assert not [place_of(file) for file in reached if place_of(file).startswith(RAY_HOMES)]
+    code = path.read_text(encoding="utf-8")
+    assert not re.search(r"\btime\.(time|monotonic|perf_counter|sleep)\b|datetime\.now|from time import", code)
+
+
+def test_no_room_is_crowded() -> None:
+    """At most twelve files in a folder of `tuning` and `training`."""
+    rooms = Counter(
+        path.parent for path in FILES if part_of(path) in ("tuning", "training") and path.stem != "__init__"
+    )
+    assert {str(room): count for room, count in rooms.items() if count > 12} == {}
 
 
 def test_every_part_is_known() -> None:

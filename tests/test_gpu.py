@@ -19,7 +19,7 @@ from cdn_tune.training.reports import EpochReport, ignore
 from cdn_tune.training.runs.checkpoint import build_model, read_checkpoint
 from cdn_tune.training.step.precision import use_tf32
 from cdn_tune.training.train_trial import open_data, train_in
-from cdn_tune.tuning.driver import SearchState
+from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
 

@@ -62,7 +62,7 @@ with warnings.catch_warnings():
     from ray.train.v2._internal.execution.worker_group import worker_group as _worker_group
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
-    from ray.util import placement_group_table, remove_placement_group
+    from ray.util import placement_group, placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
     from ray.util.queue import Empty, Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -111,6 +111,7 @@ __all__ = [
     "maybe_enable_token_auth_if_token_available",
     "on_loopback",
     "orphaned_groups",
+    "placement_group",
     "placement_group_table",
     "process_of",
     "ray",

@@ -1,106 +1,84 @@
-"""The running search, as the process that started it holds it."""
+"""The driver: every decision of a search, for whichever engine runs its trials; no Ray, no files, no wall clock."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.distributed.group import WorkerGroup
-from cdn_tune.distributed.nodes import was_started_here
-from cdn_tune.distributed.ray import orphaned_groups, remove_placement_group
-from cdn_tune.errors import RunError
+from cdn_tune.training.loop import never
 from cdn_tune.training.memory.size import checkpoint_bytes
-from cdn_tune.training.object_store.sync import bring_home
-from cdn_tune.training.object_store.working_copy import delete_at_home
 from cdn_tune.tuning.budget import End, end_of, spent
-from cdn_tune.tuning.checkpoints.retention import GB, Keeper, keep_best
-from cdn_tune.tuning.engine.ray.node_checks import Readiness
-from cdn_tune.tuning.engine.ray.slots import Places
-from cdn_tune.tuning.engine.ray.tune_adapters import Admission
-from cdn_tune.tuning.layout import UNFIT, trial_folder
-from cdn_tune.tuning.planning.preflight import largest_checkpoint
-from cdn_tune.tuning.results.leaderboard import leaderboard, write_leaderboard
-from cdn_tune.tuning.results.status import gpu_hours
-from cdn_tune.tuning.stop_file import StopFile, ask_to_stop, withdraw
+from cdn_tune.tuning.checkpoints.retention import Retention
+from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, Loss, Room, TrialReport
+from cdn_tune.tuning.layout import UNFIT
+from cdn_tune.tuning.study.failures import LOST
+from cdn_tune.tuning.study.report_attributes import ReportAttributes
+from cdn_tune.tuning.study.retries import Retries
 from cdn_tune.tuning.study.study import Study
 
-_SHOW_SECONDS = 0.2
-_SHARE = 50.0  # of the driver's time, at most one part in so many goes into showing
-_WRITE_SECONDS = 5.0
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0  # between two checks of the budget
+_RECORD_SECONDS = 5.0  # between two records of the time spent
 
 
-@dataclass(frozen=True)
-class SearchState:
-    """A search as it stands.
+class StopFlag(Protocol):
+    """A request to stop that running trials see; see `tuning.stop_file.StopFile`."""
 
-    Attributes:
-        rows: The leaderboard.
-        limit: Trials in all.
-        slots: Trials that run at once.
-        finished: Whether no trial is left to run.
-        elapsed: Seconds of searching, over all starts.
-        gpu_hours: Of all trials.
-        halted: Why no further trial starts, if so.
-        lines: What the user should know of the cluster.
-    """
+    def __call__(self) -> bool:
+        """Returns whether it is raised."""
 
-    rows: list[dict[str, Any]]
-    limit: int
-    slots: int
-    finished: bool
-    elapsed: float = 0.0
-    gpu_hours: float = 0.0
-    halted: str | None = None
-    lines: tuple[str, ...] = ()
+    def raise_it(self) -> None:
+        """Raises it."""
 
 
-OnChange = Callable[[SearchState], None]
+class Observer(Protocol):
+    """What wants to know that a search has moved on."""
+
+    def changed(self, trial_ended: bool) -> None:
+        """Records that a trial began, reported or ended."""
+
+    def poll(self) -> None:
+        """Shows what has changed; called all the time."""
 
 
 class Driver:
-    """Shows, tidies, and ends a search.
+    """Decides what a search does next: the engine's door (`engine.door`), over a study.
 
     Args:
-        run: The run folder.
-        space: What is searched, and how.
-        experiment: The base experiment.
         study: The record.
         limit: Trials in all.
-        on_change: Called when there is something new, a few times a second at most.
+        retention: Keeps the best checkpoints.
+        clock: Seconds since any moment, never falling.
+        stop_flag: Raised when running trials are to save their state and stop.
         stop: Whether the user has asked to stop.
+        largest_checkpoint: Bytes that a trial's checkpoints may take; used where the disk has a budget.
     """
 
     def __init__(
         self,
-        run: Path,
-        space: SearchSpace,
-        experiment: Experiment,
         study: Study,
         limit: int,
-        on_change: OnChange,
-        stop: Callable[[], bool],
+        retention: Retention,
+        clock: Callable[[], float],
+        stop_flag: StopFlag,
+        stop: Callable[[], bool] = never,
+        largest_checkpoint: int = 0,
     ) -> None:
-        self.run, self.space, self.experiment, self.study, self.limit = run, space, experiment, study, limit
+        self.study, self.limit, self.retention = study, limit, retention
+        self.space = study.space
         self.ended_by: str | None = None
-        self._gpus = space.resources.workers * space.resources.gpus_per_worker
-        self._on_change, self._stop, self._stop_file = on_change, stop, StopFile(run)
-        budget = None if space.disk_budget_gb is None else space.disk_budget_gb * GB
-        self._keeping = (space.keep, budget, study.directions if len(study.directions) > 1 else ())
-        self._keeper = Keeper(run, *self._keeping)
-        self._largest = 0 if budget is None else largest_checkpoint(study.candidates)
+        self.room = Room(0)
+        self.observer: Observer | None = None
+        self._clock, self._stop, self._stop_flag = clock, stop, stop_flag
+        self._largest = largest_checkpoint
+        self._gpus = self.space.resources.workers * self.space.resources.gpus_per_worker
+        self._in_steps = self.space.early_stopping.unit == "step"
+        self._retries = Retries(self.space.max_failures)
+        self._attributes = ReportAttributes(by_query=self.space.early_stopping.name == "wilcoxon")
+        self._assigned: set[int] = set()
         self._searched = float(study.attributes.get("searched_seconds", 0.0))
         self._started: float | None = None
-        self._places: Places | None = None
+        self._checked = self._recorded = float("-inf")
         self._end = None if study.is_finished(limit) else self._budget_end()
-        self._shown = self._written = self._looked = self._counted = 0.0
-        self._changed, self._pause = True, _SHOW_SECONDS
 
     @property
     def is_finished(self) -> bool:
@@ -108,142 +86,142 @@ class Driver:
         return self.study.is_finished(self.limit)
 
     @property
+    def is_over(self) -> bool:
+        """Whether no further trial starts: the user or a budget ends the search, or the machine is at fault."""
+        return self._stop() or self._stop_flag() or self._end is not None or self.study.halted is not None
+
+    @property
+    def wants_slots(self) -> bool:
+        """Whether all slots are taken, and one more would have a trial to run."""
+        return len(self._assigned) >= self.room.slots and not self.is_over and self.study.has_more(self.limit)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether running trials are to save their state and leave."""
+        return self._stop() or self._stop_flag() or (self._end is not None and self._end.at_once)
+
+    @property
     def seconds(self) -> float:
         """Seconds of searching, over all starts."""
-        return self._searched + (0.0 if self._started is None else time.monotonic() - self._started)
+        return self._searched + (0.0 if self._started is None else self._clock() - self._started)
 
-    def start(self, home: str, data: dict[str, Any]) -> Admission:
-        """Begins to count the time, and looks at the cluster; returns when Ray Tune may start another trial.
+    def start(self) -> None:
+        """Begins to count the time, and clears what a crash has left."""
+        self._started = self._clock()
+        self.retention.tidy(self.study.entries())
+
+    def next(self, room: Room) -> Assignment | Answer:
+        """Returns the next trial to run, or why there is none (see `engine.door`).
 
         Args:
-            home: The node that this process is on.
-            data: Fingerprint of its data.
+            room: What the engine can take now.
+
+        Raises:
+            RunError: If the disk budget has no room for any further trial.
         """
-        self._started = time.monotonic()
-        self._keeper.tidy(self.study.entries())  # what a crash has left
-        readiness = Readiness(self.experiment.data, data, home)
-        places = self._places = Places(self.space.resources, readiness, may_grow=not was_started_here())
-        places.look()
-        self.show(at_once=True)
+        self.poll(room)
+        if self.is_over:
+            return Answer.FINISHED
+        if len(self._assigned) >= room.slots:
+            return Answer.WAIT
+        if not self.retention.fits(self.study.entries(), self._largest):
+            return Answer.WAIT
+        number = self.study.next(self.limit)
+        if number is None:  # FINISHED is for good, and a running trial may yet lose its node and come back
+            return Answer.WAIT if self._assigned and self.study.halted is None else Answer.FINISHED
+        self._assigned.add(number)
+        size = checkpoint_bytes(self.study.experiment(number)) if self.space.disk_budget_gb is not None else 0
+        self.retention.begin(number, self.study.is_new(number), size)
+        self._changed()
+        return Assignment(number, self.study.parameters(number), room.avoid)
 
-        def asked() -> int:
-            self.poll()  # Ray Tune asks, and does nothing else, while no trial runs
-            places.look()
-            return places.asked
+    def reported(self, number: int, report: TrialReport) -> Decision:
+        """Records an epoch of a trial; returns what the trial does next."""
+        if number not in self._assigned:  # of an attempt that was given up
+            return Decision.STOP
+        epoch = report.epoch
+        step = epoch.steps if self._in_steps else epoch.epoch
+        self._retries.reported(number, epoch.epoch)
+        attributes = self._attributes.of(number, step, report)
+        lags = self.study.report(number, step, epoch.best_value, attributes)
+        self._changed()
+        if epoch.is_last:  # complete; there is nothing left to stop
+            return Decision.GO_ON
+        if lags:
+            self.study.prune(number, f"stopped early after epoch {epoch.epoch}")
+            self._leave(number)
+            return Decision.STOP
+        return Decision.PAUSE if self.is_stopping else Decision.GO_ON
 
-        return Admission(
-            self.limit,
-            self._is_over,
-            asked,
-            self._has_room,
-            self._reserve,
-            self._give_up,
-            lambda: places.avoid,
-            places.refuse,
-        )
+    def ended(self, number: int, ending: Ending) -> None:
+        """Records that a trial ended by itself; one that has left the engine already is ignored."""
+        if number not in self._assigned:
+            return
+        if ending.kind == "complete":
+            self.study.complete(number)
+        elif ending.kind == "failed":
+            self.study.fail(number, ending.reason, ending.failure)
+        else:  # stays on record as running: the next start takes it up
+            self.study.interrupt(number)
+        if ending.kind == "halted":
+            self.study.halted = self.study.halted or ending.reason
+        self._leave(number)
 
-    def poll(self) -> None:
-        """Looks whether it should end, and at the cluster; called all the time."""
-        now = time.monotonic()
-        if now - self._looked >= _LOOK_SECONDS:
-            self._looked = now
-            self._look()
+    def lost(self, number: int, loss: Loss) -> bool:
+        """Records that a trial lost its place; returns whether it is assigned again."""
+        if number not in self._assigned:
+            return False
+        again = self._retries.may_go_on(number, loss.kind)
+        if again:
+            self.study.put_back(number)
+            self._assigned.discard(number)
+            self._changed()
+        else:
+            self.study.fail(number, loss.reason, LOST)
+            self._leave(number)
+        return again
+
+    def poll(self, room: Room) -> None:
+        """Checks the budget, whether the search should stop, and what the engine found of its nodes."""
+        self.room = room
+        self.study.halted = self.study.halted or room.why_none
+        if list(room.lines) != (self.study.attributes.get(UNFIT) or []):
+            self.study.note(**{UNFIT: list(room.lines)})
+            self._changed()
+        now = self._clock()
+        if now - self._checked >= _CHECK_SECONDS:
+            self._checked = now
             self._end = self._end or self._budget_end()
-            if now - self._counted >= _WRITE_SECONDS:
-                self._counted = now
-                self.study.note(searched_seconds=round(self.seconds, 1))
-                if self.space.resources.workers > 1:
-                    for group in orphaned_groups():  # of trials whose own process was lost
-                        remove_placement_group(group)
-        if (self._stop() or (self._end is not None and self._end.at_once)) and not self._stop_file():
-            ask_to_stop(self.run)
-        if self._changed:
-            self.show()
+            if now - self._recorded >= _RECORD_SECONDS:
+                self._recorded = now
+                self._record_time()
+        if self.is_stopping and not self._stop_flag():
+            self._stop_flag.raise_it()
+        if self.observer is not None:
+            self.observer.poll()
 
-    def _look(self) -> None:
-        """Looks at the cluster, and tells what is wrong with its nodes."""
-        if self._places is None:
-            return
-        self._places.look()
-        self.study.halted = self.study.halted or self._places.why_none
-        lines = list(self._places.lines())
-        if lines != (self.study.attributes.get(UNFIT) or []):
-            self.study.note(**{UNFIT: lines})
-            self._changed = True
-
-    def changed(self) -> None:
-        """Takes note that a trial has begun or reported."""
-        self._changed = True
-
-    def ended(self) -> None:
-        """Tidies after a trial."""
-        self._changed = True
-        self._keeper.tidy(self.study.entries())
-        self._end = self._end or self._budget_end()
-        if time.monotonic() - self._written >= _WRITE_SECONDS:
-            self._write()
-
-    def show(self, at_once: bool = False) -> None:
-        """Shows the search as it stands, a few times a second at most."""
-        if not at_once and time.monotonic() - self._shown < self._pause:
-            return
-        began, self._changed = time.monotonic(), False
-        rows, slots = self.rows(), self._places.slots if self._places else 0
-        lines = self._places.lines() if self._places else ()
-        used = gpu_hours(rows)
-        self._on_change(
-            SearchState(rows, self.limit, slots, self.is_finished, self.seconds, used, self.study.halted, lines)
-        )
-        self._shown = time.monotonic()
-        self._pause = max(_SHOW_SECONDS, _SHARE * (self._shown - began))  # a long table is shown less often
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Returns the leaderboard."""
-        keys, metrics = list(self.space.parameters), list(self.experiment.eval.metrics)
-        return leaderboard(self.study.entries(), keys, metrics, directions=self.study.directions, gpus=self._gpus)
-
-    def stop(self) -> None:
-        """Ends what it has under way on the cluster."""
-        if self._places is not None:
-            self._places.close()
-
-    def close(self) -> list[Path]:
-        """Writes down how the search stands; returns the kept checkpoints, best first."""
-        self.study.note(searched_seconds=round(self.seconds, 1))
+    def close(self) -> None:
+        """Records how the search stands, and what ended it."""
+        self._record_time()
         self._started, self._searched = None, self.seconds
         self._end = self._end or self._budget_end()
         if self._end is not None and not self.is_finished:
             self.ended_by = self._end.reason
-        kept = keep_best(self.run, self.study.entries(), *self._keeping)  # once more over everything
-        self._write()
-        self.show(at_once=True)
-        withdraw(self.run)
-        return kept
 
-    def _write(self) -> None:
-        self._written = time.monotonic()
-        write_leaderboard(self.run, self.rows())
-        bring_home(self.run)
+    def _leave(self, number: int) -> None:
+        """Tidies after a trial that has ended."""
+        self._assigned.discard(number)
+        self._attributes.forget(number)
+        self.retention.tidy(self.study.entries())
+        self._end = self._end or self._budget_end()
+        self._changed(trial_ended=True)
 
-    def _is_over(self) -> bool:
-        return self._stop() or self._stop_file() or self._end is not None
+    def _changed(self, trial_ended: bool = False) -> None:
+        if self.observer is not None:
+            self.observer.changed(trial_ended)
 
-    def _has_room(self) -> bool:
-        return self._keeper.fits(self.study.entries(), self._largest)
-
-    def _reserve(self, number: int) -> None:
-        """Prepares a trial's start."""
-        if self.study.is_new(number):  # a folder there is of a trial whose record was lost with its machine
-            shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
-            delete_at_home(trial_folder(self.run, number))
-        if self.space.disk_budget_gb is not None:
-            self._keeper.reserve(number, checkpoint_bytes(self.study.experiment(number)))
-
-    def _give_up(self, number: int) -> None:
-        """Has the workers of a trial that is stopped early end: Ray Tune tells who holds them only with the next."""
-        if self.space.resources.workers > 1:
-            with contextlib.suppress(OSError, RunError):  # then with the next trial, or the end of the search
-                WorkerGroup.give_up(trial_folder(self.run, number))
+    def _record_time(self) -> None:
+        self.study.note(searched_seconds=round(self.seconds, 1))
 
     def _budget_end(self) -> End | None:
         budget = self.space.budget

@@ -1,8 +1,9 @@
-"""A search: Ray Tune places and runs trials, the study decides and remembers."""
+"""A search: opens its study, has an engine run its trials, and returns the leaderboard and the best checkpoints."""
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,6 @@ import optuna
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
-from cdn_tune.distributed.cluster import connected, node_resources
-from cdn_tune.distributed.shared_folder_check import check_reach
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.loop import never
 from cdn_tune.training.object_store.sync import fetched
@@ -24,12 +23,16 @@ from cdn_tune.training.runs.secrets import without_secrets
 from cdn_tune.training.step.process_group import World
 from cdn_tune.training.step.steps import global_batches
 from cdn_tune.training.train_trial import train_in
-from cdn_tune.tuning.driver import Driver, OnChange
-from cdn_tune.tuning.engine.ray.audit import Audit, audit, snapshot
-from cdn_tune.tuning.engine.ray.tuner import run_tuner
+from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
+from cdn_tune.tuning.checkpoints.retention import GB, Retention, keep_best
+from cdn_tune.tuning.driver import Driver
+from cdn_tune.tuning.engine.door import Engine
+from cdn_tune.tuning.engine.ray.audit import Audit
+from cdn_tune.tuning.engine.ray.engine import RayEngine
 from cdn_tune.tuning.layout import sqlite_url
-from cdn_tune.tuning.planning.preflight import check_steps, preflight
-from cdn_tune.tuning.stop_file import withdraw
+from cdn_tune.tuning.planning.preflight import check_steps, largest_checkpoint, preflight
+from cdn_tune.tuning.progress import OnChange, Progress
+from cdn_tune.tuning.stop_file import StopFile, withdraw
 from cdn_tune.tuning.storage.check import check_shared
 from cdn_tune.tuning.study.ranking import ranking
 from cdn_tune.tuning.study.study import Study
@@ -52,6 +55,7 @@ class SearchOptions:
         warm_start: Runs whose results are learned from, at the search's first start.
         stop: Asked now and then; once it says yes running trials save a checkpoint, and the search ends.
         train: Trains a trial; takes what `train_in` takes.
+        engine: Runs the trials; Ray Tune if None.
     """
 
     trials: int | None = None
@@ -63,6 +67,7 @@ class SearchOptions:
     warm_start: tuple[Path, ...] = ()
     stop: Callable[[], bool] = never
     train: Callable[..., object] = train_in
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class SearchResult:
         was_finished: Whether the run folder held the finished search already; nothing was run.
         interrupted: Whether it was stopped before its last trial; the same command goes on.
         ended_by: The budget that ended it, in words; None if all trials were run.
-        audit: What it left behind on the cluster; None if nothing was run.
+        audit: What it left behind on the cluster; None if nothing was run there.
         notes: What the user should know, in lines.
     """
 
@@ -117,31 +122,41 @@ def search(
     with locked(run):
         study, notes = open_study(space, experiment, run, options)
         limit = _asked_for(study, options)
-        driver = Driver(run, space, experiment, study, limit, on_change, options.stop)
+        budget = None if space.disk_budget_gb is None else space.disk_budget_gb * GB
+        keeping = (space.keep, budget, study.directions if len(study.directions) > 1 else ())
+        driver = Driver(
+            study,
+            limit,
+            Retention(CheckpointFiles(run), *keeping),
+            time.monotonic,
+            StopFile(run),
+            options.stop,
+            largest_checkpoint=0 if budget is None else largest_checkpoint(study.candidates),
+        )
+        progress = driver.observer = Progress(driver, run, experiment, on_change, time.monotonic)
+        engine = options.engine or RayEngine(space, experiment, run, options.address, options.train)
         was_finished = driver.is_finished
-        found: Audit | None = None
         try:
             if not was_finished:
                 withdraw(run)
-                before = snapshot()
-                with connected(options.address):
-                    before = snapshot() if before.in_ray or options.address is not None else before
-                    nodes = node_resources()
+                with engine.started() as nodes:
                     notes += preflight(space, study.candidates, run, _url(run, options), nodes, options.train)
-                    check_reach(run)
-                    run_tuner(driver, options.train)
-                    found = audit(before) if before.in_ray else None
-                found = found or audit(before)
+                    driver.start()
+                    engine.run(driver)
         finally:
-            kept = driver.close()
-        rows = driver.rows()
+            driver.close()
+            kept = keep_best(run, study.entries(), *keeping)  # once more over everything
+            progress.write()
+            progress.show()
+            withdraw(run)
+        rows = progress.rows()
         interrupted = not driver.is_finished and driver.ended_by is None
     if study.halted:
         raise RunError(f"{study.halted}; the same command then goes on")
     if driver.is_finished and not ranking(study.trials()):
         reasons = "; ".join(sorted({str(row["reason"]) for row in rows}))
         raise SearchError(f"{run}: all {len(rows)} trials failed: {reasons}")
-    return SearchResult(rows, kept, was_finished, interrupted, driver.ended_by, found, notes)
+    return SearchResult(rows, kept, was_finished, interrupted, driver.ended_by, engine.left_behind, notes)
 
 
 def open_study(
@@ -168,7 +183,7 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_steps(space, experiment, len(splits["train"]))
     steps = len(global_batches(len(splits["train"]), experiment, 1, World()))
-    study = Study(url, space, experiment, steps_per_epoch=steps)
+    study = Study(url, space, experiment, steps_per_epoch=steps, clock=time.monotonic)
     owner = study.attributes.get("run_id")
     if owner not in (None, held.get("run_id")):
         raise RunError(

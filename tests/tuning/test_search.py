@@ -20,10 +20,8 @@ from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import ClusterError, RunError, SearchError
 from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.runs.records import read_metrics
-from cdn_tune.tuning.driver import SearchState
-from cdn_tune.tuning.engine.ray import tuner
-from cdn_tune.tuning.engine.ray.trial import GroupTrial
 from cdn_tune.tuning.layout import trial_folder
+from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.search import SearchOptions, search
 
@@ -51,17 +49,9 @@ def ignore(_: SearchState) -> None:
     pass
 
 
-class Stubborn(GroupTrial):
-    """A trial's process that is never sure that its group has ended."""
-
-    def _free(self) -> bool:
-        super()._free()
-        return False
-
-
 def assert_nothing_left() -> None:
     """No placement group is alive, and every CPU is free again."""
-    from cdn_tune.distributed.ray import placement_group_table, ray
+    from cdn_tune.distributed.ray import placement_group_table
 
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -184,31 +174,6 @@ def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
     assert_nothing_left()
 
 
-def test_a_process_whose_group_does_not_end_is_replaced(tiny: Tiny, tmp_path: Path, monkeypatch: Any) -> None:
-    """The next trial is handed out again, at no cost: none is lost, none waits for ever."""
-    monkeypatch.setattr(tuner, "GroupTrial", Stubborn)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
-    try:
-        space = make_space(trials=2, max_failures=0, resources={"workers": 2}, early_stopping={"name": "none"})
-        result = search(space, tiny(**{"train.epochs": 1}), tmp_path / "run", ignore)
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    assert [row["state"] for row in result.rows] == ["complete", "complete"]
-    assert_nothing_left()
-
-
-def test_a_queue_whose_process_is_gone_is_made_again() -> None:
-    trial = GroupTrial.__new__(GroupTrial)
-    trial._queue = None
-    first = trial._live_queue()
-    assert trial._live_queue() is first
-    ray.kill(first.actor)
-    second = trial._live_queue()
-    assert second is not first
-    assert second.qsize() == 0
-    second.shutdown(force=True)
-
-
 def test_a_failure_in_a_group_is_told_with_its_reason(tiny: Tiny, tmp_path: Path) -> None:
     space = make_space(
         parameters={"optim.lr": {"type": "categorical", "choices": [1e30]}}, trials=1, resources={"workers": 2}
@@ -272,7 +237,6 @@ def test_kill_9_loses_nothing(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_running_cluster_is_joined(tiny: Tiny, tmp_path: Path) -> None:
-    from cdn_tune.distributed.ray import ray
 
     (tmp_path / "experiment.yaml").write_text(dump(tiny(**{"train.epochs": 1}).plain()))
     space = make_space(experiment=str(tmp_path / "experiment.yaml"), trials=1)

@@ -13,8 +13,8 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage, RunError, SearchError
 from cdn_tune.training.reports import EpochReport, Report
-from cdn_tune.tuning.driver import SearchState
 from cdn_tune.tuning.layout import RAY_LOG, STOP
+from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import Record, read_record
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
 from cdn_tune.tuning.study.ranking import role_of

@@ -1,4 +1,4 @@
-"""Kept checkpoints of a search whose home is an object store: fetched from trials' homes, and kept at the run's."""
+"""Kept checkpoints of a search in an object store: fetched from its trials, uploaded, deleted."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from cdn_tune.tuning.layout import TRIALS, trial_folder
 _ENDED = b"ended"
 
 
-class KeptHome:
-    """What a `Keeper` asks of a run's home; the trials' own files on this machine are their trainers' affair.
+class RemoteCheckpoints:
+    """The kept and the trials' checkpoints of a run in its object store.
 
     Args:
         place: The run folder.
     """
 
     def __init__(self, place: Place) -> None:
-        self._place, self._home, self._run = place, place.home, place.root
+        self._place, self._store, self._run = place, place.home, place.root
 
     def fetch(self, number: int) -> Path:
-        """Fetches a trial's best checkpoint, as it is at home; returns the file, which need not be there."""
+        """Downloads a trial's best checkpoint; returns the file, which need not exist."""
         path = self._run / f".fetched-{number:04d}.{os.getpid()}.tmp"
         path.unlink(missing_ok=True)
-        self._home.download(self._name(trial_folder(self._run, number) / BEST), path)
+        self._store.download(self._name(trial_folder(self._run, number) / BEST), path)
         return path
 
     def keep(self) -> None:
-        """Brings the kept checkpoints home."""
+        """Uploads the kept checkpoints."""
         Mirror(self._place).push()
 
     def size(self, number: int) -> int:
-        """Returns the bytes of a trial's best checkpoint at home."""
-        entry = self._home.entry(self._name(trial_folder(self._run, number) / BEST))
+        """Returns the bytes of a trial's best checkpoint there."""
+        entry = self._store.entry(self._name(trial_folder(self._run, number) / BEST))
         return 0 if entry is None else entry.size
 
     def drop(self, number: int) -> None:
-        """Deletes a kept checkpoint at home."""
+        """Deletes a kept checkpoint there."""
         Mirror(self._place).drop(self._name(kept_folder(self._run, number)))
 
     def clear(self, number: int) -> None:
-        """Deletes the checkpoints of a trial that has ended; should its process live on, it writes there no more."""
+        """Deletes the checkpoints of a trial that has ended; a process of it that lives on is fenced off."""
         folder = trial_folder(self._run, number)
-        self._home.write(self._name(folder / ATTEMPT), _ENDED)
-        self._home.delete_folder(self._name((folder / BEST).parent))
+        self._store.write(self._name(folder / ATTEMPT), _ENDED)
+        self._store.delete_folder(self._name((folder / BEST).parent))
         if (folder / BEST).parent.exists():
             shutil.rmtree((folder / BEST).parent, ignore_errors=True)
 
     def collect(self, kept: Collection[int], spared: Collection[int], ended: Collection[int]) -> None:
-        """Deletes what dead processes have left at home.
+        """Deletes what dead processes have left there.
 
         Args:
             kept: Trials whose checkpoints are kept.
             spared: Trials of which nothing is deleted.
             ended: Trials that need no checkpoints of their own any more.
         """
-        names = self._home.entries()
+        names = self._store.entries()
         folders = {tuple(name.split("/")[:2]) for name in names if name.startswith(f"{KEPT}/")}
         for number, folder in ((_number(folder[1]), "/".join(folder)) for folder in folders):
             if number not in {*kept, *spared}:
@@ -78,10 +78,10 @@ class KeptHome:
         return path.relative_to(self._run).as_posix()
 
 
-def kept_home(run: Path) -> KeptHome | None:
-    """Returns the home of a run's kept checkpoints; None if the run folder is all there is."""
+def remote_checkpoints(run: Path) -> RemoteCheckpoints | None:
+    """Returns a run's checkpoints in its object store; None if the run folder is all there is."""
     place = place_of(run)
-    return None if place is None else KeptHome(place)
+    return None if place is None else RemoteCheckpoints(place)
 
 
 def _number(folder: str) -> int:

@@ -16,7 +16,7 @@ from cdn_tune.distributed.cluster import slots
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
 from cdn_tune.training.object_store.working_copy import place_of
-from cdn_tune.tuning.checkpoints.retention import disk_used
+from cdn_tune.tuning.checkpoints.checkpoint_files import disk_used
 from cdn_tune.tuning.planning.random_points import draw, never_sampled
 from cdn_tune.tuning.storage.check import check_shared, check_storage, existing, file_system, is_networked
 from cdn_tune.tuning.study.candidates import GB, Candidates, cost

@@ -7,8 +7,7 @@ metrics) at once.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -19,21 +18,22 @@ AT_ONCE = frozenset({"best_epoch", "val", "epochs", "reason", "failure", "memory
 _SECONDS = 2.0
 
 
-class Notes:
+class Attributes:
     """Writes trials' user attributes.
 
     Args:
         storage: Of the study.
+        clock: Seconds since any moment, never falling.
     """
 
-    def __init__(self, storage: SoleWriter) -> None:
-        self._storage = storage
+    def __init__(self, storage: SoleWriter, clock: Callable[[], float]) -> None:
+        self._storage, self._clock = storage, clock
         self._waiting: dict[int, dict[str, Any]] = {}
         self._written: dict[int, float] = {}
 
     def add(self, trial: FrozenTrial, notes: Mapping[str, Any]) -> None:
         """Takes attributes of a running trial; those that can wait are written now and then."""
-        now = time.monotonic()
+        now = self._clock()
         due = now - self._written.setdefault(trial.number, now) >= _SECONDS
         waiting = self._waiting.setdefault(trial.number, {})
         waiting |= notes

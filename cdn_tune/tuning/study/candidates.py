@@ -64,6 +64,7 @@ class Candidates:
     def __init__(self, space: SearchSpace, base: Experiment) -> None:
         self.space, self.base = space, base
         self._plain = base.plain()
+        self._latest: tuple[str, Experiment] | None = None
         self._names = {name: resolve_name(name) for expression in space.expressions for name in expression.names}
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
@@ -114,7 +115,10 @@ class Candidates:
         Raises:
             ConfigError: If the values do not go together.
         """
-        return override(self._plain, self.overrides(params), source)
+        key = repr(params)
+        if self._latest is None or self._latest[0] != key:  # a proposal is judged, costed and started in a row
+            self._latest = key, override(self._plain, self.overrides(params), source)
+        return self._latest[1]
 
     def judge(
         self, params: Mapping[str, Any], memory_limit: float | None = None, leave_out: Container[str] = ()

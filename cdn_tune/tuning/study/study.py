@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.storage.write_through import SoleWriter
-from cdn_tune.tuning.study.attributes import Notes
+from cdn_tune.tuning.study.attributes import Attributes
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.failures import MEMORY, Failures
 from cdn_tune.tuning.study.objectives import Objectives
@@ -42,6 +42,8 @@ class Study:
         base: The base experiment under all fixed overrides.
         name: The study's name in the storage; the space's if None.
         steps_per_epoch: Of the base experiment, where progress is counted in optimiser steps.
+        clock: Seconds since any moment, never falling; attributes that change with every report are written now and
+            then by it. The default stands still: they are then written when a trial ends.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Study:
         base: Experiment,
         name: str | None = None,
         steps_per_epoch: int | None = None,
+        clock: Callable[[], float] = float,
     ) -> None:
         self.halted: str | None = None  # why no further trial should start, and the search ends with an error
         self.space, self.candidates = space, Candidates(space, base)
@@ -72,7 +75,7 @@ class Study:
         self._new: set[int] = set()
         self._counted: int | None = None  # follows from the record; counting takes a look at all of it
         self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
-        self._notes = Notes(self._storage)
+        self._attributes = Attributes(self._storage, clock)
         self._failures = Failures(entries)
         self._proposals = Proposals(self.optuna, self._storage, self.candidates, entries)
 
@@ -127,6 +130,10 @@ class Study:
     def is_finished(self, limit: int) -> bool:
         """Whether no trial is left to run."""
         return not self.unfinished() and (self._proposals.is_exhausted or self.counted() >= limit)
+
+    def has_more(self, limit: int) -> bool:
+        """Whether another trial may be handed out, as far as one can tell without asking the sampler."""
+        return bool(self._left) or (not self._proposals.is_exhausted and self.counted() < limit)
 
     def next(self, limit: int) -> int | None:
         """Returns the next trial to run: first those that an earlier process left unfinished, then new ones.
@@ -184,7 +191,7 @@ class Study:
         if trial.state != TrialState.RUNNING:
             return False
         with self._storage.transaction():
-            self._notes.add(trial, note)
+            self._attributes.add(trial, note)
             self._failures.end_well()
             if step in trial.intermediate_values:
                 return False
@@ -220,7 +227,7 @@ class Study:
         with self._storage.transaction():
             trial = self._settled(number)
             if trial is not None:
-                self._notes.write(trial, {"reason": reason})
+                self._attributes.write(trial, {"reason": reason})
                 self.optuna.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str, failure: str = "deterministic") -> None:
@@ -242,7 +249,7 @@ class Study:
             if failure == MEMORY:
                 notes["memory_gb"] = self._failures.remember_memory(self.experiment(number))
                 self._storage.set_trial_system_attr(trial._trial_id, "constraints:memory", 1.0)
-            self._notes.write(trial, notes)
+            self._attributes.write(trial, notes)
             self.optuna.tell(number, state=TrialState.FAIL)
         self.halted = self.halted or self._failures.add(self.trial(number))
 
@@ -279,5 +286,5 @@ class Study:
         trial = self.trial(number)
         if trial.state in FINISHED:
             return None
-        self._notes.flush(trial)
+        self._attributes.flush(trial)
         return self.trial(number)

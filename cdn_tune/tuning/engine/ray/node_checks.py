@@ -1,4 +1,4 @@
-"""Which nodes have the data: each is asked once, and builds its clip cache, before it takes its first trial."""
+"""Which nodes have the data: each is checked once, and builds its clip cache, before it takes its first trial."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cdn_tune.distributed.nodes import Node, OnNodes, host_name, this_node
 from cdn_tune.errors import CdnTuneError, NodeUnfit
 from cdn_tune.training.runs.run_folder import changed_files
 
-_AGAIN_SECONDS = 60.0  # after which a node without the data is asked again
+_AGAIN_SECONDS = 60.0  # after which a node without the data is checked again
 _SOON_SECONDS = 5.0  # and one whose check died
 _DEATHS = 3  # of its check, that a node is forgiven
 
 
-class Readiness:
-    """What is known of the nodes' data.
+class NodeChecks:
+    """The state of the nodes' data.
 
     The driver's own node is ready from the start: it has opened the data. Others are prepared while the ready ones
     work.
@@ -41,8 +41,8 @@ class Readiness:
         self._deaths: Counter[str] = Counter()
         self._names: dict[str, str] = {}
 
-    def look(self, nodes: Sequence[Node]) -> None:
-        """Takes note of what nodes have answered, and asks those that have not been asked.
+    def update(self, nodes: Sequence[Node]) -> None:
+        """Records what nodes have answered, and starts the checks of those that were not checked.
 
         Args:
             nodes: Those that are alive.
@@ -73,11 +73,11 @@ class Readiness:
         return node in self._ready
 
     def is_unfit(self, node: str) -> bool:
-        """Whether a node has said that it cannot take trials."""
+        """Whether a node cannot take trials."""
         return node in self._unfit
 
     def refuse(self, node: str, reason: str) -> None:
-        """Keeps trials off a node, until it is asked again."""
+        """Keeps trials off a node, until it is checked again."""
         self._ready.discard(node)
         self._unfit[node] = reason
         self._asked[node] = time.monotonic()

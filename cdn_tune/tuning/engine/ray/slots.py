@@ -1,4 +1,4 @@
-"""How many trials may run, and where: the cluster as it is now, nodes without the data left out."""
+"""How many trials the cluster can run, and where: nodes without the data left out; and the demand for more."""
 
 from __future__ import annotations
 
@@ -8,93 +8,111 @@ from collections.abc import Sequence
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed.cluster import capacity
 from cdn_tune.distributed.nodes import Node, alive_nodes
-from cdn_tune.tuning.engine.ray.node_checks import Readiness
+from cdn_tune.distributed.ray import placement_group, placement_group_table, remove_placement_group
+from cdn_tune.tuning.engine.door import Room
+from cdn_tune.tuning.engine.ray.node_checks import NodeChecks
 
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _CALM_SECONDS = 600.0  # without a new node, after which the cluster is not expected to grow
 
 
-class Places:
-    """The cluster's places for trials; looked at once a second.
+class Slots:
+    """The cluster's slots for trials; the cluster is asked once a second.
 
     Args:
         resources: What one trial occupies.
-        readiness: Which nodes have the data.
-        may_grow: Whether the cluster is one that was joined: an autoscaler adds nodes when something waits for them.
+        checks: Which nodes have the data.
+        may_grow: Whether the cluster is one that was joined: an autoscaler adds nodes for what waits.
     """
 
-    def __init__(self, resources: ResourcesConfig, readiness: Readiness, may_grow: bool) -> None:
-        self._resources, self._readiness, self._demand = resources, readiness, Demand(may_grow)
-        self._looked = -_LOOK_SECONDS
+    def __init__(self, resources: ResourcesConfig, checks: NodeChecks, may_grow: bool) -> None:
+        self._resources, self._checks = resources, checks
+        self._demand = Demand(resources) if may_grow else None
+        self._checked = float("-inf")
         self._ever = False
-        self._size = 0  # trials the cluster has room for, on nodes that are still being asked too
-        self.slots = 0  # trials that may run at once
-        self.avoid: tuple[str, ...] = ()  # ids of the nodes alive that take no trials now
-        self.why_none: str | None = None  # why no trial will ever run, as far as one can tell
+        self._room = Room(0)
 
-    def look(self) -> None:
-        """Looks at the cluster, if the last look is a second old."""
+    def room(self, wants_more: bool) -> Room:
+        """Returns what the cluster can take now.
+
+        Args:
+            wants_more: Whether an autoscaler is to be shown that more slots than there are would be used.
+        """
         now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = now
-        nodes = alive_nodes()
-        self._readiness.look(nodes)
-        ready = [node for node in nodes if self._readiness.is_ready(node.id)]
-        self.slots = self._room(ready)
-        self.avoid = tuple(sorted(node.id for node in nodes if not self._readiness.is_ready(node.id)))
-        self._ever = self._ever or self.slots > 0
-        self._size = self._room([node for node in nodes if not self._readiness.is_unfit(node.id)])
-        self.why_none = None
-        if not self._ever and not self._size and self._room(nodes):
-            self.why_none = f"no node of the cluster has the data: {'; '.join(self.lines())}"
-
-    @property
-    def asked(self) -> int:
-        """Trials that may be with Ray at once: those that run, and those that wait for the cluster to grow."""
-        return self.slots + self._demand.waiting(self._size)
-
-    def lines(self) -> tuple[str, ...]:
-        """Returns what the user should know of the nodes."""
-        return self._readiness.lines()
+        if now - self._checked >= _CHECK_SECONDS:
+            self._checked = now
+            self._room, size = self._check()
+            if self._demand is not None:
+                self._demand.update(size if wants_more else None)
+        return self._room
 
     def refuse(self, node: str, reason: str) -> None:
         """Keeps trials off a node that one of them found unfit."""
-        self._readiness.refuse(node, reason)
-        self._looked = -_LOOK_SECONDS
+        self._checks.refuse(node, reason)
+        self._checked = float("-inf")
 
     def close(self) -> None:
-        """Ends what still looks at nodes."""
-        self._readiness.close()
+        """Ends what still runs on the cluster."""
+        self._checks.close()
+        if self._demand is not None:
+            self._demand.update(None)
 
-    def _room(self, nodes: Sequence[Node]) -> int:
+    def _check(self) -> tuple[Room, int]:
+        """Returns the room, and the slots on nodes that are ready or still checked."""
+        nodes = alive_nodes()
+        self._checks.update(nodes)
+        ready = [node for node in nodes if self._checks.is_ready(node.id)]
+        slots = self._fit(ready)
+        self._ever = self._ever or slots > 0
+        size = self._fit([node for node in nodes if not self._checks.is_unfit(node.id)])
+        lines = self._checks.lines()
+        why_none = None
+        if not self._ever and not size and self._fit(nodes):
+            why_none = f"no node of the cluster has the data: {'; '.join(lines)}"
+        avoid = tuple(sorted(node.id for node in nodes if not self._checks.is_ready(node.id)))
+        return Room(slots, avoid, lines, why_none), size
+
+    def _fit(self, nodes: Sequence[Node]) -> int:
         return capacity(self._resources, [node.resources for node in nodes])
 
 
 class Demand:
-    """How many trials wait beyond the cluster's places, so that an autoscaler sees that more are wanted.
+    """Placement groups that wait beyond the cluster's slots, so that an autoscaler sees that more are wanted.
 
-    One, on a cluster that was joined: its proposal is made a trial early, which costs nothing. Once the cluster grows,
-    as many as it has gained, so that it doubles; one again when it has not grown for a while. What waits is a pending
-    request of this job, so it ends with the job, even a killed one.
+    One at first; once the cluster grows, as many as it has gained, so that it doubles; one again when it has not grown
+    for a while. One that finds its place is removed: the slot is then free for a trial. They belong to this job and end
+    with it, even if it is killed.
 
     Args:
-        may_grow: Whether anything waits at all.
+        resources: What one trial occupies.
     """
 
-    def __init__(self, may_grow: bool) -> None:
-        self._may_grow = may_grow
+    def __init__(self, resources: ResourcesConfig) -> None:
+        bundle = {"CPU": float(resources.cpus_per_worker)}
+        if resources.gpus_per_worker:
+            bundle["GPU"] = resources.gpus_per_worker
+        self._bundles = [bundle] * resources.workers
+        self._waiting: list[object] = []
         self._first: int | None = None
         self._most, self._grown = 0, 0.0
 
-    def waiting(self, slots: int) -> int:
-        """Returns how many.
+    def update(self, slots: int | None) -> None:
+        """Brings what waits in line.
 
         Args:
-            slots: Places there are, ready or not yet.
+            slots: Slots there are, on nodes that are still checked too; None if no more are wanted.
         """
-        if not self._may_grow:
-            return 0
+        for group in list(self._waiting):
+            if placement_group_table(group).get("state") != "PENDING":
+                self._remove(group)
+        wanted = 0 if slots is None else self.count(slots)
+        while len(self._waiting) > wanted:
+            self._remove(self._waiting[-1])
+        while len(self._waiting) < wanted:
+            self._waiting.append(placement_group(self._bundles, strategy="PACK"))
+
+    def count(self, slots: int) -> int:
+        """Returns how many groups should wait."""
         if self._first is None:
             self._first = self._most = slots
         now = time.monotonic()
@@ -102,3 +120,7 @@ class Demand:
             self._most, self._grown = slots, now
         calm = self._most == self._first or now - self._grown > _CALM_SECONDS
         return 1 if calm else max(1, self._most - self._first)
+
+    def _remove(self, group: object) -> None:
+        self._waiting.remove(group)
+        remove_placement_group(group)

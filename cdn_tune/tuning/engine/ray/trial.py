@@ -21,7 +21,17 @@ from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.files import write_text
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.engine.ray.node_checks import check_here
-from cdn_tune.tuning.engine.ray.tune_adapters import AVOID, FAILURE, FAILURE_KIND, HALT, NUMBER, PARAMETERS, STOPPED
+from cdn_tune.tuning.engine.ray.tune_adapters import (
+    AVOID,
+    FAILURE,
+    FAILURE_KIND,
+    HALT,
+    NUMBER,
+    PARAMETERS,
+    REPORT,
+    SECONDS,
+    STOPPED,
+)
 from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.stop_file import StopFile
 from cdn_tune.tuning.study.failures import kind_of
@@ -63,7 +73,7 @@ def run_trial(
     def report(done: EpochReport) -> None:
         nonlocal seconds  # epochs that an earlier process has trained are told again: they count
         seconds += done.train_seconds + done.val_seconds
-        tune.report(flat_report(done.plain(), seconds))
+        tune.report({REPORT: done, SECONDS: seconds})
 
     try:
         check_here(base["data"], data, home)

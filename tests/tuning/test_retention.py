@@ -22,7 +22,8 @@ from cdn_tune.training.loop import BEST
 from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
 from cdn_tune.training.runs.files import write_json
 from cdn_tune.training.runs.kept import CHECKPOINT, kept_folder
-from cdn_tune.tuning.checkpoints.retention import Keeper, disk_used, keep_best
+from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles, disk_used
+from cdn_tune.tuning.checkpoints.retention import Retention, keep_best
 from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.results.leaderboard import leaderboard, write_leaderboard
 
@@ -182,18 +183,18 @@ def test_a_damaged_checkpoint_takes_no_place(tiny: Tiny, tmp_path: Path) -> None
     broken = trial_folder(tmp_path, 0) / BEST
     broken.write_bytes(broken.read_bytes()[:-200])
     (broken.parent / "last.pt").touch()
-    keeper = Keeper(tmp_path, 2)
-    assert [path.parent.name for path in keeper.tidy(trials[:3])] == ["trial-0001", "trial-0002"]
-    assert set(keeper.damaged) == {0}
-    assert "damaged" in keeper.damaged[0]
+    retention = Retention(CheckpointFiles(tmp_path), 2)
+    assert [path.parent.name for path in retention.tidy(trials[:3])] == ["trial-0001", "trial-0002"]
+    assert set(retention.damaged) == {0}
+    assert "damaged" in retention.damaged[0]
     assert broken.exists()  # who knows what can still be made of it
     assert not (broken.parent / "last.pt").exists()
 
     kept = kept_folder(tmp_path, 1) / CHECKPOINT  # a disk at fault, found at the next start
     kept.write_bytes(b"rubbish")
-    keeper = Keeper(tmp_path, 2)
-    assert [path.parent.name for path in keeper.tidy(trials)] == ["trial-0002", "trial-0003"]
-    assert "trial-0001" in keeper.damaged[1]
+    retention = Retention(CheckpointFiles(tmp_path), 2)
+    assert [path.parent.name for path in retention.tidy(trials)] == ["trial-0002", "trial-0003"]
+    assert "trial-0001" in retention.damaged[1]
     assert kept.exists()
 
 
@@ -247,11 +248,11 @@ def test_what_crashes_leave_is_collected_and_what_lives_is_not(tiny: Tiny, tmp_p
 def test_a_stopped_worker_that_writes_once_more_leaves_nothing(tiny: Tiny, tmp_path: Path) -> None:
     trials = make_trials([(TrialState.COMPLETE, 0.9), (TrialState.PRUNED, 0.1), (TrialState.RUNNING, 0.5)])
     write_best(tmp_path, 0, tiny())
-    keeper = Keeper(tmp_path, 1)
-    keeper.tidy(trials)
+    retention = Retention(CheckpointFiles(tmp_path), 1)
+    retention.tidy(trials)
     write_best(tmp_path, 1, tiny())
     trials[2].state = TrialState.FAIL
-    keeper.tidy(trials)
+    retention.tidy(trials)
     assert not list(tmp_path.glob("trials/*/checkpoints"))
 
 
@@ -261,13 +262,13 @@ def test_the_record_ranks_and_the_checkpoint_says_what_it_is(tiny: Tiny, tmp_pat
     trials[0].user_attrs["best_epoch"], trials[1].user_attrs["best_epoch"] = 3, 1
     for number in (0, 1):  # epoch 1, val 0.5
         write_best(tmp_path, number, tiny(seed=number))
-    keeper = Keeper(tmp_path, 2)
-    kept = keeper.tidy(trials)
+    retention = Retention(CheckpointFiles(tmp_path), 2)
+    kept = retention.tidy(trials)
     assert [path.parent.name for path in kept] == ["trial-0001", "trial-0000"]
-    record = keeper.records[0]
+    record = retention.records[0]
     assert (record.value, record.epoch, record.checkpoint_epoch, record.checkpoint_value) == (0.4, 3, 1, 0.5)
     assert not record.agrees
-    assert keeper.records[1].agrees
+    assert retention.records[1].agrees
     assert json.loads((kept[1].parent / "record.json").read_text()) == asdict(record)
     write_json(tmp_path / "manifest.json", {"kind": "search"})
     assert choose_best(tmp_path).checkpoint.path == kept[0]  # though both checkpoints say 0.5
@@ -284,17 +285,17 @@ def test_a_pareto_front_comes_first(tiny: Tiny, tmp_path: Path) -> None:
         trial.number = number
         trials.append(trial)
         write_best(tmp_path, number, tiny())
-    keeper = Keeper(tmp_path, 4, directions=[maximize, minimize])
-    assert [path.parent.name[-1] for path in keeper.tidy(trials)] == ["0", "1", "3", "2"]
-    keeper = Keeper(tmp_path, 2, directions=[maximize, minimize])
-    assert [path.parent.name[-1] for path in keeper.tidy(trials)] == ["0", "1"]
+    retention = Retention(CheckpointFiles(tmp_path), 4, directions=[maximize, minimize])
+    assert [path.parent.name[-1] for path in retention.tidy(trials)] == ["0", "1", "3", "2"]
+    retention = Retention(CheckpointFiles(tmp_path), 2, directions=[maximize, minimize])
+    assert [path.parent.name[-1] for path in retention.tidy(trials)] == ["0", "1"]
     beaten = create_trial(values=[0.05, 1.5], intermediate_values={1: 0.05})  # by the fourth, which is no longer kept
     beaten.number = 4
     write_best(tmp_path, 4, tiny())
     better = create_trial(values=[0.6, 4.0], intermediate_values={1: 0.6})
     better.number = 5
     write_best(tmp_path, 5, tiny())
-    assert [path.parent.name[-1] for path in keeper.tidy([*trials, beaten, better])] == ["0", "5"]
+    assert [path.parent.name[-1] for path in retention.tidy([*trials, beaten, better])] == ["0", "5"]
 
 
 def test_the_budget_holds_and_the_best_is_above_it(tiny: Tiny, tmp_path: Path) -> None:
@@ -303,24 +304,24 @@ def test_the_budget_holds_and_the_best_is_above_it(tiny: Tiny, tmp_path: Path) -
     for trial in trials[:3]:
         write_best(tmp_path, trial.number, tiny())
     size = (trial_folder(tmp_path, 0) / BEST).stat().st_size
-    keeper = Keeper(tmp_path, 3, budget=6.5 * size)
-    keeper.reserve(3, 4 * size)
-    assert len(keeper.tidy(trials)) == 2  # beside the four that trial 3 may come to take
+    retention = Retention(CheckpointFiles(tmp_path), 3, budget=6.5 * size)
+    retention.begin(3, is_new=False, checkpoint_bytes=4 * size)
+    assert len(retention.tidy(trials)) == 2  # beside the four that trial 3 may come to take
     assert disk_used(tmp_path) == sum(path.stat().st_size for path in (tmp_path / "best").rglob("*.*"))
-    assert not keeper.fits(trials, size)  # 2 kept, 4 reserved
-    assert keeper.fits(trials, size // 4)
+    assert not retention.fits(trials, size)  # 2 kept, 4 reserved
+    assert retention.fits(trials, size // 4)
     trials[3].state = TrialState.FAIL
-    assert len(keeper.tidy(trials)) == 2  # its reservation is over; what has lost does not come back
-    assert keeper.fits(trials, 4 * size)
-    assert len(keeper.records) == 2
-    assert keeper.fits(trials, 5 * size)  # the second gives way, as nothing runs that would
-    assert list(keeper.records) == [0]
+    assert len(retention.tidy(trials)) == 2  # its reservation is over; what has lost does not come back
+    assert retention.fits(trials, 4 * size)
+    assert len(retention.records) == 2
+    assert retention.fits(trials, 5 * size)  # the second gives way, as nothing runs that would
+    assert list(retention.records) == [0]
     assert not kept_folder(tmp_path, 1).exists()
     with pytest.raises(RunError, match=r"disk_budget_gb=.* beside .* of the best one; raise it to"):
-        keeper.fits(trials, 6 * size)
+        retention.fits(trials, 6 * size)
     assert readable(tmp_path, 0)
     assert [path.parent.name for path in keep_best(tmp_path, trials, 3, budget=1)] == ["trial-0000"]
-    assert Keeper(tmp_path, 3).fits(trials, 10**15)
+    assert Retention(CheckpointFiles(tmp_path), 3).fits(trials, 10**15)
 
 
 def test_links_share_their_blocks(tiny: Tiny, tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_later_calls_look_at_what_has_changed_only(tiny: Tiny, tmp_path: Path, m
     trials = make_trials([(TrialState.COMPLETE, number / 1000) for number in range(300)])
     for number in (298, 299):
         write_best(tmp_path, number, tiny())
-    keeper = Keeper(tmp_path, 1)
+    retention = Retention(CheckpointFiles(tmp_path), 1)
     looks = 0
     exists = Path.exists
 
@@ -347,14 +348,14 @@ def test_later_calls_look_at_what_has_changed_only(tiny: Tiny, tmp_path: Path, m
         return exists(path)
 
     monkeypatch.setattr(Path, "exists", count)
-    keeper.tidy(trials[:-1])
+    retention.tidy(trials[:-1])
     first, looks = looks, 0
     assert first > 300
-    kept = keeper.tidy(trials)
+    kept = retention.tidy(trials)
     assert kept[0].parent.name == "trial-0299"
     assert looks < 100
     looks = 0
-    assert keeper.tidy(trials) == kept
+    assert retention.tidy(trials) == kept
     assert looks == 0
 
 

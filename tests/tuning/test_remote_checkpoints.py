@@ -16,7 +16,8 @@ from cdn_tune.training.object_store.store import Home, open_home
 from cdn_tune.training.object_store.sync import bring_home, fetched
 from cdn_tune.training.object_store.working_copy import place_of, portable, working_copy
 from cdn_tune.training.runs.checkpoint import read_checkpoint
-from cdn_tune.tuning.checkpoints.retention import Keeper
+from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
+from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.storage.check import check_shared
 from tests.object_store import Store
@@ -50,10 +51,10 @@ def test_the_best_are_fetched_kept_at_home_and_losers_go(tiny: Tiny, store: Stor
     for trial in trials:
         trained_elsewhere(run, trial.number, tiny(seed=trial.number), tmp_path)
     write_best(run, 1, tiny(seed=99))  # an earlier attempt's, on this machine: not what counts
-    keeper = Keeper(run, keep=1)
+    retention = Retention(CheckpointFiles(run), keep=1)
     attempt = Attempt(trial_folder(run, 2))
     attempt.claim()
-    assert [path.parent.name for path in keeper.tidy(trials)] == ["trial-0001"]
+    assert [path.parent.name for path in retention.tidy(trials)] == ["trial-0001"]
     assert read_checkpoint(run / "best/trial-0001/checkpoint.pt")["experiment"]["seed"] == 1
     assert names(run) == [
         "best/trial-0001/checkpoint.pt",
@@ -62,7 +63,7 @@ def test_the_best_are_fetched_kept_at_home_and_losers_go(tiny: Tiny, store: Stor
     ]
     attempt.check()
     trials[2].state = DONE
-    assert [path.parent.name for path in keeper.tidy(trials)] == ["trial-0002"]
+    assert [path.parent.name for path in retention.tidy(trials)] == ["trial-0002"]
     assert names(run) == ["best/trial-0002/checkpoint.pt", "trials/0003/checkpoints/best.pt"]
     with pytest.raises(Superseded):  # should its process live on, it writes no more
         attempt.check()
@@ -84,9 +85,9 @@ def test_nothing_is_deleted_before_what_is_kept_is_at_home(
     with monkeypatch.context() as patch:
         patch.setattr(Home, "upload", away)
         with pytest.raises(RunError, match="does not answer"):
-            Keeper(run, keep=1).tidy(trials)
+            Retention(CheckpointFiles(run), keep=1).tidy(trials)
     assert names(run) == before
-    Keeper(run, keep=1).tidy(trials)
+    Retention(CheckpointFiles(run), keep=1).tidy(trials)
     assert names(run) == ["best/trial-0001/checkpoint.pt"]
 
 
@@ -98,14 +99,14 @@ def test_another_machine_goes_on_keeping_and_tidies_what_a_crash_has_left(
     trials = make_trials([(DONE, 0.2), (DONE, 0.8)])
     for trial in trials:
         trained_elsewhere(run, trial.number, tiny(seed=trial.number), tmp_path)
-    Keeper(run, keep=1).tidy(trials)
+    Retention(CheckpointFiles(run), keep=1).tidy(trials)
     bring_home(run)
     trained_elsewhere(run, 0, tiny(), tmp_path)  # a late write
     home_of(run).write("best/trial-0000/checkpoint.pt", b"half of what was to be kept")
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "other"))
     other = fetched(url, models=True)
     assert other != run
-    assert [path.parent.name for path in Keeper(other, keep=1).tidy(trials)] == ["trial-0001"]
+    assert [path.parent.name for path in Retention(CheckpointFiles(other), keep=1).tidy(trials)] == ["trial-0001"]
     assert read_checkpoint(other / "best/trial-0001/checkpoint.pt")["experiment"]["seed"] == 1
     assert names(other) == ["best/trial-0001/checkpoint.pt"]
 

@@ -1,0 +1,172 @@
+"""Ray Tune as the engine of a search: it places and runs trials, and reports to the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.distributed.cluster import connected, node_resources
+from cdn_tune.distributed.group import reason_of
+from cdn_tune.distributed.nodes import node_was_lost, off_nodes, this_node, was_started_here
+from cdn_tune.distributed.ray import tune
+from cdn_tune.distributed.shared_folder_check import check_reach
+from cdn_tune.errors import NodeUnfit
+from cdn_tune.training.object_store.working_copy import portable
+from cdn_tune.training.runs.run_folder import read_manifest
+from cdn_tune.training.train_trial import train_in
+from cdn_tune.tuning.engine.door import EngineDriver, Loss, Room
+from cdn_tune.tuning.engine.ray.audit import Audit, audit, snapshot
+from cdn_tune.tuning.engine.ray.node_checks import NodeChecks
+from cdn_tune.tuning.engine.ray.slots import Slots
+from cdn_tune.tuning.engine.ray.trial import run_trial
+from cdn_tune.tuning.engine.ray.tune_adapters import AVOID, NUMBER, Adapters
+from cdn_tune.tuning.layout import RAY_LOG
+
+
+class RayEngine:
+    """Runs a search's trials with Ray Tune: one-worker trials in reused actors, others in kept worker groups.
+
+    Args:
+        space: What is searched; names what a trial occupies.
+        experiment: The base experiment.
+        run: The run folder.
+        address: Ray cluster to join; None starts Ray on this machine.
+        train: Trains a trial; takes what `train_in` takes.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        experiment: Experiment,
+        run: Path,
+        address: str | None = None,
+        train: Callable[..., object] = train_in,
+    ) -> None:
+        self.left_behind: Audit | None = None  # what it left on the cluster, once it has run
+        self._space, self._experiment, self._run = space, experiment, run
+        self._address, self._train = address, train
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[list[dict[str, float]]]:
+        """Starts or joins Ray for the block; yields each node's resources.
+
+        Raises:
+            ClusterError: If the cluster does not answer.
+        """
+        before = snapshot()
+        with connected(self._address):
+            before = snapshot() if before.in_ray or self._address is not None else before
+            yield node_resources()
+            self.left_behind = audit(before) if before.in_ray else None
+        self.left_behind = self.left_behind or audit(before)
+
+    def run(self, driver: EngineDriver) -> None:
+        """Runs trials until the driver has no more.
+
+        Raises:
+            RunError: If a node does not see the run folder.
+        """
+        check_reach(self._run)
+        resources, node = self._space.resources, this_node()
+        data = read_manifest(self._run)["data"]
+        settings = {
+            "base": self._experiment.plain(),
+            "run": portable(self._run),
+            "resources": resources.plain(),
+            "data": data,
+            "home": node,
+        }
+        checks = NodeChecks(self._experiment.data, data, node)
+        slots = Slots(resources, checks, may_grow=not was_started_here())
+        needs = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}
+        trainable = tune.with_parameters(run_trial, **settings, train=self._train)
+
+        def room() -> Room:
+            return slots.room(driver.wants_slots)
+
+        def loss(error: BaseException | None) -> Loss:
+            found = loss_of(error)
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, NodeUnfit):
+                slots.refuse(cause.node, cause.reason)
+            return found
+
+        adapters = Adapters(driver, room, loss, stopped=lambda number: None)  # noqa: ARG005
+        scratch = tempfile.mkdtemp(prefix="cdn-tune-")
+        try:
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, partial(_request, needs)),
+                tune_config=tune.TuneConfig(
+                    search_alg=adapters.searcher,
+                    scheduler=adapters.scheduler,
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_dirname,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=scratch,  # nothing in it is read again: the study is the record
+                    callbacks=[adapters.callback],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
+                    failure_config=tune.FailureConfig(max_failures=0),  # the driver decides about lost trials
+                    verbose=0,
+                ),
+            )
+            with _quiet(self._run / RAY_LOG), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tuner.fit()
+        finally:
+            slots.close()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def loss_of(error: BaseException | None) -> Loss:
+    """Returns what an error of Ray's means for the trial that it ended."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, NodeUnfit):
+        return Loss("unfit", cause.reason)
+    if error is None:
+        return Loss("worker")
+    return Loss("node" if node_was_lost(error) else "worker", reason_of(error))
+
+
+def _request(bundle: dict[str, float], config: dict[str, Any]) -> Any:
+    """Returns what Ray is asked to place a trial on: so much of one node, not of those to keep clear of."""
+    selector = off_nodes(tuple(config[AVOID]))
+    return tune.PlacementGroupFactory([bundle], **({"bundle_label_selector": [selector]} if selector else {}))
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config[NUMBER]:04d}"
+
+
+def _dirname(trial: Any) -> str:
+    return f"{_trial_name(trial)}-{trial.trial_id}"  # one that was lost is several trials to Ray
+
+
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """Sends Ray's own lines to a file; what went wrong is in the study and in the trials' folders."""
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train", "ray.air")]
+    before = [(logger, logger.level, logger.propagate, logger.handlers) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+        logger.propagate, logger.handlers = False, [handler]
+    try:
+        yield
+    finally:
+        for logger, level, propagate, handlers in before:
+            logger.setLevel(level)
+            logger.propagate, logger.handlers = propagate, handlers
+        handler.close()

@@ -1,0 +1,300 @@
+"""The virtual engine: runs a search in one process, on a virtual clock, over learning curves from a function.
+
+Study, driver, budget and retention are the real ones; only training, waiting and machines are not. A script of faults
+takes workers and nodes away. The world (clock, nodes, saved epochs) outlives a driver that is killed: another driver
+may go on in the same world, as another process would.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any, Literal
+
+from cdn_tune.errors import SearchError
+from cdn_tune.training.reports import EpochReport
+from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, EngineDriver, Loss, Room, TrialReport
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One epoch of a learning curve.
+
+    Attributes:
+        val: Metrics on val, by name; the first one is what chooses epochs.
+        seconds: Duration of training and evaluation.
+        loss: Training loss.
+    """
+
+    val: Mapping[str, float]
+    seconds: float = 1.0
+    loss: float = 0.0
+
+
+# A trial's whole learning curve, from its number and parameters.
+Curve = Callable[[int, Mapping[str, Any]], Sequence[CurvePoint]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong, or changes, at a moment.
+
+    Attributes:
+        at: When, in virtual seconds.
+        kind: ``worker``: a running trial's process dies; ``node``: a node dies with its trials; ``unfit``: a trial
+            finds its node unfit, which then takes no more; ``add``: a node joins; ``recall``: the engine takes a trial
+            back; ``fail``: a trial's training raises an error; ``vanish``: a trial ends without a word; ``halt``: a
+            trial finds the machine at fault.
+        which: Chooses the trial or node, modulo how many there are.
+    """
+
+    at: float
+    kind: Literal["worker", "node", "unfit", "add", "recall", "fail", "vanish", "halt"]
+    which: int = 0
+
+
+class VirtualClock:
+    """A clock that moves only when the engine moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Returns the virtual time in seconds."""
+        return self.now
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """A trial under way.
+
+    Attributes:
+        number: Its number in the study.
+        node: Where it runs.
+        curve: Its whole learning curve.
+        began: When.
+        done: Epochs reported by this attempt.
+    """
+
+    number: int
+    node: int
+    curve: Sequence[CurvePoint]
+    began: float
+    done: int = 0
+
+
+@dataclass
+class World:
+    """What outlives a driver.
+
+    Attributes:
+        clock: The time.
+        nodes: Slots of each node that is alive, by id.
+        unfit: Nodes that take no trials.
+        faults: What is still to go wrong.
+        saved: Epochs that each trial has a checkpoint of.
+        trained: How often each epoch of each trial was computed.
+        busy_seconds: Slot time taken by trials, over all slots.
+        slot_seconds: Slot time there was, over all slots.
+    """
+
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    nodes: dict[int, int] = field(default_factory=lambda: {0: 1})
+    unfit: set[int] = field(default_factory=set)
+    faults: list[Fault] = field(default_factory=list)
+    saved: dict[int, int] = field(default_factory=dict)
+    trained: Counter[tuple[int, int]] = field(default_factory=Counter)
+    busy_seconds: float = 0.0
+    slot_seconds: float = 0.0
+
+    @property
+    def slots(self) -> int:
+        """Slots on nodes that take trials."""
+        return sum(slots for node, slots in self.nodes.items() if node not in self.unfit)
+
+
+class VirtualEngine:
+    """Runs trials on a virtual clock.
+
+    Args:
+        curve: Gives each trial's learning curve.
+        world: The clock, the nodes and what goes wrong; one node with one slot if None.
+        start_seconds: From an assignment to the beginning of the first epoch.
+        poll_seconds: The driver is polled so often, besides at every event; None: at events only.
+        steps_per_epoch: Optimiser steps that an epoch counts.
+    """
+
+    def __init__(
+        self,
+        curve: Curve,
+        world: World | None = None,
+        start_seconds: float = 0.0,
+        poll_seconds: float | None = None,
+        steps_per_epoch: int = 1,
+    ) -> None:
+        self.world = world or World()
+        self.left_behind: None = None
+        self.log: list[tuple[float, str, int]] = []  # time, what happened, trial
+        self._curve, self._start_seconds, self._poll_seconds = curve, start_seconds, poll_seconds
+        self._steps = steps_per_epoch
+        self._order = count()  # events of one moment happen in the order in which they were scheduled
+        self._events: list[tuple[float, int, Callable[[EngineDriver], None]]] = []
+        self._running: list[_Attempt] = []
+        for fault in self.world.faults:
+            self._schedule(fault.at, partial(self._break, fault))
+
+    @contextmanager
+    def started(self) -> Iterator[list[dict[str, float]]]:
+        """Yields the nodes, with a CPU a slot."""
+        yield [{"CPU": float(slots)} for slots in self.world.nodes.values()]
+
+    def run(self, driver: EngineDriver) -> None:
+        """Runs trials until the driver has no more.
+
+        Raises:
+            SearchError: If trials are left and no slot will ever take them.
+        """
+        self._running.clear()  # a killed driver's trials died with it
+        next_poll = self.world.clock.now
+        while True:
+            driver.poll(self._room())
+            answer = self._assign(driver)
+            if not self._running and answer is Answer.FINISHED:
+                return
+            if self._poll_seconds is not None:
+                next_poll = max(next_poll, self.world.clock.now) + self._poll_seconds
+                if not self._events or next_poll < self._events[0][0]:
+                    self._move_to(next_poll)
+                    continue
+            if not self._events:
+                raise SearchError("trials are left, but no slot is and none will come")
+            at, _, event = heapq.heappop(self._events)
+            self._move_to(at)
+            event(driver)
+
+    def _assign(self, driver: EngineDriver) -> Answer:
+        while True:
+            answer = driver.next(self._room())
+            if isinstance(answer, Answer):
+                return answer
+            self._begin(driver, answer)
+
+    def _begin(self, driver: EngineDriver, assignment: Assignment) -> None:
+        number, taken = assignment.number, Counter(attempt.node for attempt in self._running)
+        node = next(
+            node
+            for node, slots in sorted(self.world.nodes.items())
+            if taken[node] < slots and str(node) not in assignment.avoid
+        )
+        curve = self._curve(number, assignment.parameters)
+        attempt = _Attempt(number, node, curve, self.world.clock.now)
+        self._running.append(attempt)
+        self._note("begins", number)
+        for _ in range(min(self.world.saved.get(number, 0), len(curve))):  # a trial reports its earlier epochs again
+            if not self._report(driver, attempt):
+                return
+        self._schedule_epoch(attempt, self._start_seconds)
+
+    def _schedule_epoch(self, attempt: _Attempt, delay: float = 0.0) -> None:
+        at = self.world.clock.now + delay + attempt.curve[attempt.done].seconds
+        self._schedule(at, partial(self._epoch, attempt))
+
+    def _epoch(self, attempt: _Attempt, driver: EngineDriver) -> None:
+        if attempt not in self._running:
+            return
+        number, epoch = attempt.number, attempt.done + 1
+        self.world.trained[number, epoch] += 1
+        self.world.saved[number] = max(epoch, self.world.saved.get(number, 0))
+        if self._report(driver, attempt):
+            self._schedule_epoch(attempt)
+
+    def _report(self, driver: EngineDriver, attempt: _Attempt) -> bool:
+        """Reports an attempt's next epoch; returns whether it goes on to the one after."""
+        attempt.done += 1
+        decision = driver.reported(attempt.number, self._as_report(attempt))
+        if decision is Decision.STOP:
+            self._leave(attempt, "stopped")
+        elif attempt.done == len(attempt.curve):
+            self._leave(attempt, "complete")
+            driver.ended(attempt.number, Ending("complete"))
+        elif decision is Decision.PAUSE:
+            self._leave(attempt, "paused")
+            driver.ended(attempt.number, Ending("paused"))
+        return attempt in self._running
+
+    def _as_report(self, attempt: _Attempt) -> TrialReport:
+        points, now = attempt.curve[: attempt.done], self.world.clock.now
+        values = [next(iter(point.val.values())) for point in points]
+        best = max(values)
+        point = points[-1]
+        epoch = EpochReport(
+            epoch=attempt.done,
+            epochs=len(attempt.curve),
+            loss=point.loss,
+            moment_loss=point.loss,
+            attention_loss=0.0,
+            learning_rate=0.0,
+            gradient_norm=0.0,
+            samples_per_second=1.0,
+            train_seconds=point.seconds,
+            val_seconds=0.0,
+            val=dict(point.val),
+            value=values[-1],
+            best_value=best,
+            best_epoch=values.index(best) + 1,
+            steps=attempt.done * self._steps,
+            val_queries=1,
+        )
+        return TrialReport(epoch, sum(point.seconds for point in points), f"node-{attempt.node}", attempt.began, now)
+
+    def _break(self, fault: Fault, driver: EngineDriver) -> None:
+        world = self.world
+        world.faults.remove(fault)
+        if fault.kind == "add":
+            world.nodes[max(world.nodes, default=-1) + 1 + fault.which] = 1
+        elif fault.kind == "node" and world.nodes:
+            node = sorted(world.nodes)[fault.which % len(world.nodes)]
+            del world.nodes[node]
+            for attempt in [attempt for attempt in self._running if attempt.node == node]:
+                self._lose(driver, attempt, Loss("node", "its node died"))
+        elif fault.kind != "node" and self._running:
+            attempt = self._running[fault.which % len(self._running)]
+            if fault.kind == "unfit":
+                world.unfit.add(attempt.node)
+                self._lose(driver, attempt, Loss("unfit", "its node lacks the data"))
+            elif fault.kind == "recall":
+                self._lose(driver, attempt, Loss("recalled", "taken back"))
+            elif fault.kind == "worker":
+                self._lose(driver, attempt, Loss("worker", "its process was killed"))
+            else:
+                self._leave(attempt, fault.kind)
+                kinds = {"fail": "failed", "vanish": "complete", "halt": "halted"}
+                driver.ended(attempt.number, Ending(kinds[fault.kind], "the script of faults"))  # type: ignore[arg-type]
+
+    def _lose(self, driver: EngineDriver, attempt: _Attempt, loss: Loss) -> None:
+        self._leave(attempt, f"lost ({loss.kind})")
+        driver.lost(attempt.number, loss)
+
+    def _leave(self, attempt: _Attempt, how: str) -> None:
+        self._running.remove(attempt)
+        self._note(how, attempt.number)
+
+    def _room(self) -> Room:
+        return Room(self.world.slots, tuple(sorted(map(str, self.world.unfit & self.world.nodes.keys()))))
+
+    def _schedule(self, at: float, event: Callable[[EngineDriver], None]) -> None:
+        heapq.heappush(self._events, (at, next(self._order), event))
+
+    def _move_to(self, moment: float) -> None:
+        passed = max(0.0, moment - self.world.clock.now)
+        self.world.busy_seconds += passed * len(self._running)
+        self.world.slot_seconds += passed * max(self.world.slots, len(self._running))
+        self.world.clock.now = max(moment, self.world.clock.now)
+
+    def _note(self, what: str, number: int) -> None:
+        self.log.append((self.world.clock.now, what, number))
