@@ -1,8 +1,6 @@
-"""What a search does about failures, budgets, retries, stops and other runs' results; its trials are played."""
+"""What a search does about failures, budgets, retries, stops and other results: whole searches, virtual trials."""
 
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,107 +8,46 @@ import pytest
 from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage, RunError, SearchError
-from cdn_tune.training.reports import EpochReport, Report
-from cdn_tune.tuning.layout import RAY_LOG, STOP
+from cdn_tune.tuning.engine.virtual.engine import Curve, CurvePoint, Fault, VirtualEngine, World
+from cdn_tune.tuning.layout import STOP
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import Record, read_record
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
 from cdn_tune.tuning.study.ranking import role_of
 
 Tiny = Callable[..., Experiment]
-pytestmark = pytest.mark.usefixtures("ray_session", "by_value")
+METRICS = ("R1@0.5", "R1@0.3", "R5@0.3", "R5@0.5", "mIoU")
 EPOCHS = 3
 
 
-@pytest.fixture(scope="module")
-def by_value() -> Iterator[None]:
-    """Ray's workers cannot import this module: its functions travel with their code."""
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+def rising(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+    """Epochs whose val metrics follow from the learning rate."""
+    peak = min(1.0, 50 * parameters.get("optim.lr", 3e-3))
+    return [CurvePoint(dict.fromkeys(METRICS, peak * epoch / EPOCHS)) for epoch in range(1, EPOCHS + 1)]
 
 
-def played(experiment: Experiment, folder: Path, report: Report, **_: Any) -> None:
-    """Reports epochs whose val metric follows from the learning rate."""
-    for epoch in range(1, EPOCHS + 1):
-        value = min(1.0, 50 * experiment.optim.lr * epoch / EPOCHS)
-        report(epoch_report(experiment, epoch, value))
-
-
-def unhurried(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
-    """Leaves Ray the time to start a process for whatever waits."""
-    time.sleep(0.5)
-    played(experiment, folder, report, **options)
-
-
-def epoch_report(experiment: Experiment, epoch: int, value: float) -> EpochReport:
-    val = dict.fromkeys(experiment.eval.metrics, value)
-    return EpochReport(
-        epoch=epoch, epochs=EPOCHS, loss=1.0, moment_loss=1.0, attention_loss=0.0, learning_rate=1e-3,
-        gradient_norm=1.0, samples_per_second=1.0, train_seconds=1.0, val_seconds=0.1, val=val, value=value,
-        best_value=value, best_epoch=epoch, steps=10 * epoch, val_queries=10,
-    )  # fmt: skip
-
-
-def short_of_memory(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
-    """Has no memory for wide models."""
-    if experiment.model.hidden >= 32:
+def short_of_memory(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+    """There is no memory for wide models."""
+    if parameters["model.hidden"] >= 32:
         raise MemoryShortage("out of memory with one query at once: about 3.00 GiB needed, 1.00 GiB available")
-    played(experiment, folder, report, **options)
+    return rising(number, parameters)
 
 
-def broken_data(experiment: Experiment, folder: Path, report: Report, **_: Any) -> None:
-    """Finds its features damaged."""
-    raise DataError(f"features.hdf5: video v{int(1e6 * experiment.optim.lr)} is damaged; restore the file")
+def broken_data(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+    """The features are damaged."""
+    raise DataError(f"features.hdf5: video v{int(1e6 * parameters['optim.lr'])} is damaged; restore the file")
 
 
-def fails_once(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
-    """Fails unless somebody has mended what is wrong."""
-    if not (folder.parents[1] / "mended").exists() and experiment.model.hidden == 8:
-        raise ValueError("a shape that does not fit")
-    played(experiment, folder, report, **options)
+class FailsOnce:
+    """A curve that fails for one width until it is mended."""
 
+    mended = False
 
-def loses_its_worker(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
-    """Dies twice as a process does, then goes on."""
-    import os
-
-    folder.mkdir(parents=True, exist_ok=True)
-    deaths = folder / "deaths"
-    count = int(deaths.read_text()) if deaths.exists() else 0
-    if count < 2:
-        deaths.write_text(str(count + 1))
-        os._exit(1)
-    played(experiment, folder, report, **options)
-
-
-def with_a_wrong_clock(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
-    """Runs where the clock is a quarter of an hour late or early, trial by trial."""
-    from datetime import datetime, timedelta
-
-    from ray.train._internal import session
-
-    class Wrong(datetime):
-        """What Ray stamps results with."""
-
-        @classmethod
-        def now(cls, tz: object = None) -> datetime:  # type: ignore[override] # noqa: ARG003
-            return datetime.now() + timedelta(minutes=(-15, 15)[int(folder.name) % 2])
-
-    session.datetime = Wrong
-    played(experiment, folder, report, **options)
-
-
-def endless(experiment: Experiment, folder: Path, report: Report, stop: Callable[[], bool], **_: Any) -> None:
-    """Trains until it is asked to stop, as a training does: after a report, with a checkpoint."""
-    import time
-
-    report(epoch_report(experiment, 1, 0.5))
-    while not stop():
-        time.sleep(0.05)
-    raise KeyboardInterrupt
+    def __call__(self, number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+        if not self.mended and parameters["model.hidden"] == 8:
+            raise ValueError("a shape that does not fit")
+        return rising(number, parameters)
 
 
 def make_space(**more: Any) -> SearchSpace:
@@ -126,8 +63,18 @@ def make_space(**more: Any) -> SearchSpace:
     return SearchSpace.model_validate(values, strict=False)
 
 
-def run_search(tiny: Tiny, run: Path, space: SearchSpace, train: Any = played, **options: Any) -> SearchResult:
-    return search(space, tiny(), run, ignore, SearchOptions(train=train, **options))
+def run_search(
+    tiny: Tiny,
+    run: Path,
+    space: SearchSpace,
+    curve: Curve = rising,
+    faults: Iterable[Fault] = (),
+    slots: int = 2,
+    on_change: Callable[[SearchState], None] | None = None,
+    **options: Any,
+) -> SearchResult:
+    engine = VirtualEngine(curve, World(nodes={0: slots}, faults=list(faults)))
+    return search(space, tiny(), run, on_change or ignore, SearchOptions(engine=engine, **options))
 
 
 def ignore(_: SearchState) -> None:
@@ -161,13 +108,13 @@ def test_a_broken_dataset_stops_the_search(tiny: Tiny, tmp_path: Path) -> None:
 def test_failed_trials_are_tried_again_when_asked(tiny: Tiny, tmp_path: Path) -> None:
     hidden = {"type": "categorical", "choices": [8, 16, 24]}
     space = make_space(parameters={"model.hidden": hidden}, start_with=[{"model.hidden": 8}], trials=3)
-    run = tmp_path / "run"
-    result = run_search(tiny, run, space, fails_once)
+    run, curve = tmp_path / "run", FailsOnce()
+    result = run_search(tiny, run, space, curve)
     assert sorted(row["state"] for row in result.rows if row["state"] in ("complete", "failed"))[-1] == "failed"
-    again = run_search(tiny, run, space, fails_once)
+    again = run_search(tiny, run, space, curve)
     assert again.was_finished
-    (run / "mended").touch()
-    mended = run_search(tiny, run, space, fails_once, retry_failed=True, resume=True)
+    curve.mended = True
+    mended = run_search(tiny, run, space, curve, retry_failed=True, resume=True)
     assert not mended.was_finished
     assert not mended.interrupted
     retried = [trial for trial in record(run).entries if "retry_of" in trial.user_attrs]
@@ -175,38 +122,19 @@ def test_failed_trials_are_tried_again_when_asked(tiny: Tiny, tmp_path: Path) ->
     assert retried[0].params == {"model.hidden": 8}
 
 
-def test_a_lost_worker_is_replaced_and_the_trial_goes_on(
-    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """What Ray has to say about it goes to its file, not between the lines of the table."""
-    result = run_search(tiny, tmp_path / "run", make_space(trials=2, max_failures=2), loses_its_worker)
+def test_a_lost_worker_is_replaced_and_the_trial_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    deaths = [Fault(at, "worker") for at in (0.5, 1.2, 4.5, 5.9)]  # two of each trial
+    result = run_search(tiny, tmp_path / "run", make_space(trials=2, max_failures=2), faults=deaths, slots=1)
     assert [row["state"] for row in result.rows] == ["complete", "complete"]
-    assert "A worker died" not in "".join(capfd.readouterr())
-    assert "A worker died" in (tmp_path / "run" / RAY_LOG).read_text()
 
 
 def test_a_worker_lost_too_often_fails_its_trial(tiny: Tiny, tmp_path: Path) -> None:
-    space = make_space(trials=2, max_failures=1, early_stopping={"name": "none"})
-    with pytest.raises(SearchError, match="all 2 trials failed"):
-        run_search(tiny, tmp_path / "run", space, loses_its_worker)
+    deaths = [Fault(at, "worker") for at in (0.1, 0.2, 0.3, 0.4)]
+    with pytest.raises(SearchError, match="all 2 trials failed: its process was killed"):
+        run_search(tiny, tmp_path / "run", make_space(trials=2, max_failures=1), faults=deaths, slots=1)
     trials = record(tmp_path / "run").entries
     assert {trial.state for trial in trials} == {TrialState.FAIL}
     assert {trial.user_attrs["failure"] for trial in trials} == {"lost"}
-
-
-def test_clocks_that_are_off_change_no_order(tiny: Tiny, tmp_path: Path) -> None:
-    space = make_space(trials=6, budget={"hours": 0.1}, early_stopping={"name": "asha", "reduction_factor": 2})
-    result = run_search(tiny, tmp_path / "run", space, with_a_wrong_clock)
-    trials = record(tmp_path / "run").entries
-    assert result.ended_by is None
-    assert [trial.number for trial in sorted(trials, key=lambda trial: trial.datetime_start)] == list(range(6))
-    assert all(list(trial.intermediate_values) == sorted(trial.intermediate_values) for trial in trials)
-    ranked = [row for row in result.rows if row["rank"] != ""]
-    assert [row["value"] for row in ranked] == sorted((row["value"] for row in ranked), reverse=True)
-    assert {row["rank"] for row in ranked} == set(range(1, len(ranked) + 1))
-    ends = [end for trial in trials for _, _, end in trial.user_attrs["segments"]]
-    assert max(ends) - min(ends) > 1500  # the clocks were off
-    assert all(0 <= end - start < 600 for trial in trials for _, start, end in trial.user_attrs["segments"])
 
 
 def test_trials_are_added(tiny: Tiny, tmp_path: Path) -> None:
@@ -234,19 +162,15 @@ def test_no_progress_ends_the_search(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_stopped_search_keeps_its_trials_running_on_record(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    seen: list[int] = []
-
-    def stop() -> bool:
-        return len(seen) > 0
+    reported: list[int] = []
 
     def look(state: SearchState) -> None:
-        seen.extend(row["trial"] for row in state.rows if row["epochs"] == 1)
+        reported.extend(row["trial"] for row in state.rows if row["epochs"] == 1)
 
-    result = search(make_space(), tiny(), run, look, SearchOptions(train=endless, stop=stop))
+    result = run_search(tiny, run, make_space(), on_change=look, stop=lambda: bool(reported))
     assert result.interrupted
     assert not (run / STOP).exists()
-    states = {trial.state for trial in record(run).entries}
-    assert states == {TrialState.RUNNING}
+    assert {trial.state for trial in record(run).entries} == {TrialState.RUNNING}
     before = {trial.number: trial.params for trial in record(run).entries}
     finished = run_search(tiny, run, make_space(), resume=True)
     assert [row["state"] for row in finished.rows] == ["complete"] * 4
@@ -285,12 +209,11 @@ def test_one_slot_and_one_seed_repeat_exactly(tiny: Tiny, tmp_path: Path) -> Non
         parameters=parameters,
         sampler={"name": "tpe", "seed": 7, "startup_trials": 4},
         early_stopping={"name": "asha", "reduction_factor": 2},
-        resources={"cpus_per_worker": 2},
         trials=10,
     )
     seen = []
     for name in ("first", "second"):
-        run_search(tiny, tmp_path / name, space)
+        run_search(tiny, tmp_path / name, space, slots=1)
         entries = record(tmp_path / name).entries
         seen.append([(trial.number, trial.params, trial.state, trial.value) for trial in entries])
     assert seen[0] == seen[1]
@@ -309,22 +232,3 @@ def test_a_storage_elsewhere(tiny: Tiny, tmp_path: Path) -> None:
         run_search(tiny, run, make_space(trials=2), storage=f"sqlite:///{tmp_path / 'x.db'}")
     with pytest.raises(RunError, match="of another run"):
         run_search(tiny, tmp_path / "another", make_space(trials=2), storage=url)
-
-
-def test_a_trial_that_waits_for_the_cluster_to_grow_costs_no_processes(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A free process goes to another trial; the request of the one that waits stands."""
-    from ray.air.execution._internal.actor_manager import RayActorManager
-
-    def add_actor(manager: RayActorManager, *arguments: Any, **options: Any) -> Any:
-        asked.append(1)
-        return original(manager, *arguments, **options)
-
-    asked: list[int] = []
-    original = RayActorManager.add_actor
-    monkeypatch.setattr(RayActorManager, "add_actor", add_actor)
-    monkeypatch.setattr("cdn_tune.tuning.driver.was_started_here", lambda: False)  # as on a cluster that was joined
-    result = run_search(tiny, tmp_path / "run", make_space(trials=12), train=unhurried)
-    assert sum(row["state"] in ("complete", "pruned") for row in result.rows) == 12
-    assert len(asked) == 3  # for two places, and for one that may come

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from cdn_tune.errors import SearchError
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, EngineDriver, Loss, Room, TrialReport
+from cdn_tune.tuning.study.failures import kind_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class CurvePoint:
     loss: float = 0.0
 
 
-# A trial's whole learning curve, from its number and parameters.
+# A trial's whole learning curve, from its number and parameters; an exception is the trial's failure.
 Curve = Callable[[int, Mapping[str, Any]], Sequence[CurvePoint]]
 
 
@@ -191,10 +192,15 @@ class VirtualEngine:
             for node, slots in sorted(self.world.nodes.items())
             if taken[node] < slots and str(node) not in assignment.avoid
         )
-        curve = self._curve(number, assignment.parameters)
-        attempt = _Attempt(number, node, curve, self.world.clock.now)
+        attempt = _Attempt(number, node, (), self.world.clock.now)
         self._running.append(attempt)
         self._note("begins", number)
+        try:
+            curve = attempt.curve = self._curve(number, assignment.parameters)
+        except Exception as error:  # as a training's: the trial's failure
+            self._leave(attempt, "failed")
+            driver.ended(number, Ending("failed", str(error), kind_of(error)))
+            return
         for _ in range(min(self.world.saved.get(number, 0), len(curve))):  # a trial reports its earlier epochs again
             if not self._report(driver, attempt):
                 return
