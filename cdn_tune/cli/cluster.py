@@ -43,11 +43,11 @@ def status(
 ) -> None:
     """Show nodes, what of them is free, how many trials fit, and which node has other versions or a wrong clock."""
     if job is not None:
-        from cdn_tune.console.jobs import run_job_status
+        from cdn_tune.cli.show.jobs import run_job_status
 
         run_job_status(job, address, json)
     else:
-        from cdn_tune.console.cluster import run_cluster_status
+        from cdn_tune.cli.show.cluster import run_cluster_status
 
         run_cluster_status(address, space, json)
 
@@ -88,7 +88,7 @@ def submit(
 
     The exit code is the job's. Ctrl-C leaves the job running.
     """
-    from cdn_tune.console.submit import Shipping, run_submit
+    from cdn_tune.cli.show.submit import Shipping, run_submit
 
     name, values = understood(command)
     shipping = Shipping(
@@ -100,7 +100,7 @@ def submit(
 @cluster_app.command(epilog="Example: cdn-tune cluster jobs --address http://127.0.0.1:8265")
 def jobs(address: Server = None, json: Json = False) -> None:
     """List the jobs of a cluster, the latest first."""
-    from cdn_tune.console.jobs import run_jobs
+    from cdn_tune.cli.show.jobs import run_jobs
 
     run_jobs(address, json)
 
@@ -112,7 +112,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on to its end, with its exit code.")] = False,
 ) -> None:
     """Print what a job has printed."""
-    from cdn_tune.console.jobs import run_logs
+    from cdn_tune.cli.show.jobs import run_logs
 
     run_logs(job, address, follow)
 
@@ -124,7 +124,7 @@ def stop(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has stopped.")] = True,
 ) -> None:
     """Stop a job in order: trials save a checkpoint, and the same command goes on with them."""
-    from cdn_tune.console.jobs import run_stop_job
+    from cdn_tune.cli.show.jobs import run_stop_job
 
     run_stop_job(job, address, wait)
 
@@ -142,7 +142,7 @@ def fetch(
     python: PythonOption = "python",
 ) -> None:
     """Bring a run folder home: record, curves, best checkpoints. Again brings what has changed."""
-    from cdn_tune.console.jobs import run_fetch
+    from cdn_tune.cli.show.jobs import run_fetch
 
     run_fetch(run, to, address, states, python)
 

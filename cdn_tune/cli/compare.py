@@ -20,6 +20,6 @@ def compare(
 
     Compares what evaluate has written; the test split is not opened again.
     """
-    from cdn_tune.console.commands import run_compare
+    from cdn_tune.cli.show.commands import run_compare
 
     run_compare(first, second, as_json)

@@ -20,7 +20,7 @@ def doctor(
     word_vectors: Annotated[str | None, typer.Option(help="Word vectors, if elsewhere.", metavar="FILE")] = None,
 ) -> None:
     """Examine a data folder: what is in it, what is wrong, and the remedy. Exit code 2 if training would fail."""
-    from cdn_tune.console.data_commands import run_doctor
+    from cdn_tune.cli.show.data_commands import run_doctor
 
     run_doctor(root, json_file, quick=quick, dataset=dataset, features=features, word_vectors=word_vectors)
 
@@ -41,7 +41,7 @@ def convert(
     workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.", show_default="CPU cores")] = None,
 ) -> None:
     """Write raw features as the HDF5 file that training reads. The same command again goes on where it stopped."""
-    from cdn_tune.console.data_commands import run_convert
+    from cdn_tune.cli.show.data_commands import run_convert
 
     run_convert(source, out, form, workers)
 
@@ -87,7 +87,7 @@ def plant(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another planting in DIR.")] = False,
 ) -> None:
     """Write a planted dataset: synthetic features in which every moment can be found, in the real files' layout."""
-    from cdn_tune.console.data_commands import run_plant
+    from cdn_tune.cli.show.data_commands import run_plant
 
     run_plant(
         out or Path("data") / ("planted" if annotations == "generated" else f"{annotations}-planted"),

@@ -81,7 +81,7 @@ def evaluate(
 
     Overrides may name where the data are now (data.root=DIR); how often the test split was opened is counted.
     """
-    from cdn_tune.console.commands import run_evaluate, run_score
+    from cdn_tune.cli.show.commands import run_evaluate, run_score
 
     if predictions is not None:
         run_score(predictions, run, data, dataset, split.value, overrides or [], output)

@@ -76,7 +76,7 @@ def leaderboard(
     Nothing is written to the run. Refused and repeated proposals are in --json and --csv, and in the table if a
     filter asks for a state.
     """
-    from cdn_tune.console.leaderboard import run_config, run_importance, run_leaderboard
+    from cdn_tune.cli.show.leaderboard import run_config, run_importance, run_leaderboard
 
     if sum(map(bool, (json, csv, importance is not None, config is not None))) > 1:
         raise typer.BadParameter("--json, --csv, --importance and --config exclude each other")

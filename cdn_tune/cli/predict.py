@@ -49,7 +49,7 @@ def predict(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find the moments of a video that sentences speak of: ranked, in seconds, with scores."""
-    from cdn_tune.console.predict import Question, run_predict
+    from cdn_tune.cli.show.predict import Question, run_predict
 
     run_predict(
         run,
@@ -79,6 +79,6 @@ def export(
 
     Overrides may name where the data are now (data.root=DIR, data.word_vectors=FILE).
     """
-    from cdn_tune.console.predict import run_export
+    from cdn_tune.cli.show.predict import run_export
 
     run_export(run, out, overrides or [], all_words=all_words, torch_export=torch_export, onnx=onnx)

@@ -26,6 +26,6 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write everything the run recorded as one HTML page that needs no network: to open, to keep, to send around."""
-    from cdn_tune.console.report import run_report
+    from cdn_tune.cli.show.report import run_report
 
     run_report(run, out, views, serve=serve, port=port, open_it=open_)

@@ -15,6 +15,6 @@ def schema(kind: Annotated[str, typer.Argument(metavar="experiment|space", help=
 
     A file names it in a line `# yaml-language-server: $schema=FILE`, as the shipped ones do.
     """
-    from cdn_tune.console.schema import run_schema
+    from cdn_tune.cli.show.schema import run_schema
 
     run_schema(kind)

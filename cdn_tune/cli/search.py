@@ -80,7 +80,7 @@ def start(
     Epochs and trials are chosen on the val split; the best checkpoints are kept under RUN/best/. The same command
     again goes on where it stopped. Ctrl-C once has running trials save a checkpoint; twice leaves at once.
     """
-    from cdn_tune.console.search import run_search
+    from cdn_tune.cli.show.search import run_search
 
     budget = {"budget.hours": hours, "budget.gpu_hours": gpu_hours, "budget.target": target}
     run_search(
@@ -106,7 +106,7 @@ def stop(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has stopped.")] = True,
 ) -> None:
     """Stop a search in order: its trials save a checkpoint, and the same command goes on with it."""
-    from cdn_tune.console.search import run_stop
+    from cdn_tune.cli.show.search import run_stop
 
     run_stop(run, wait)
 
@@ -120,6 +120,6 @@ def status(
     ] = None,
 ) -> None:
     """Show how a search stands, while it runs (from another terminal) or after."""
-    from cdn_tune.console.status import run_status
+    from cdn_tune.cli.show.status import run_status
 
     run_status(run, json, storage)

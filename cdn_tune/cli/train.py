@@ -25,7 +25,7 @@ def train(
 
     Ctrl-C once ends it after the step under way, with a checkpoint; twice at once.
     """
-    from cdn_tune.console.commands import run_plan, run_train
+    from cdn_tune.cli.show.commands import run_plan, run_train
 
     if plan:
         run_plan(experiment, overrides or [])
@@ -48,7 +48,7 @@ def import_weights(
 
     The file is opened without running code in it; entries that are missing, unknown or of another shape are named.
     """
-    from cdn_tune.console.commands import run_import_weights
+    from cdn_tune.cli.show.commands import run_import_weights
 
     run_import_weights(file, experiment, overrides or [], out)
 
@@ -59,6 +59,6 @@ def demo(
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.", show_default="as the space says")] = None,
 ) -> None:
     """See it all once: plant a dataset, search, evaluate. A few minutes on a laptop."""
-    from cdn_tune.console.commands import run_demo
+    from cdn_tune.cli.show.commands import run_demo
 
     run_demo(run or Path("runs/demo"), trials)

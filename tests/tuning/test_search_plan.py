@@ -11,10 +11,10 @@ import pytest
 import typer
 from optuna.trial import TrialState
 
+from cdn_tune.cli.show.output import _console
+from cdn_tune.cli.show.search_plan import run_search_plan, search_plan_table
 from cdn_tune.config import Experiment, SearchSpace, load_space
 from cdn_tune.config.yaml import dump
-from cdn_tune.console.output import _console
-from cdn_tune.console.search_plan import run_search_plan, search_plan_table
 from cdn_tune.tuning.planning.expected_epochs import expected_epochs
 from cdn_tune.tuning.planning.plan import SearchPlan, plan_search
 from cdn_tune.tuning.planning.random_points import count_points, draw

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from cdn_tune.console.output import one_line_errors, out
-from cdn_tune.console.plan import duration_text
-from cdn_tune.console.tables import ENTRIES, KINDS, STATE_ORDER, number, parameters_line
+from cdn_tune.cli.show.output import one_line_errors, out
+from cdn_tune.cli.show.plan import duration_text
+from cdn_tune.cli.show.tables import ENTRIES, KINDS, STATE_ORDER, number, parameters_line
 from cdn_tune.tuning.results.leaderboard import objective_column
 from cdn_tune.tuning.results.status import Status, best_per_objective, status_of
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdn_tune.cli.show.jobs import follow
+from cdn_tune.cli.show.output import err, one_line_errors, warn
 from cdn_tune.config import load_experiment, load_space, parse_overrides
-from cdn_tune.console.jobs import follow
-from cdn_tune.console.output import err, one_line_errors, warn
 from cdn_tune.distributed.job_package import pack, unpacked
 from cdn_tune.distributed.jobs import Jobs
 from cdn_tune.errors import ConfigError

@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial
 from typer.testing import CliRunner, Result
 
 from cdn_tune.cli import app
+from cdn_tune.cli.show.status import run_status
 from cdn_tune.config import Experiment, load_experiment
-from cdn_tune.console.status import run_status
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.train_trial import train_in

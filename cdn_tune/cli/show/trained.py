@@ -9,8 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from cdn_tune.cli.show.plan import duration_text, size_text
 from cdn_tune.config import Experiment
-from cdn_tune.console.plan import duration_text, size_text
 from cdn_tune.training.memory.size import occupied_bytes
 
 

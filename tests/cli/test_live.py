@@ -11,10 +11,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
+from cdn_tune.cli.show import live
+from cdn_tune.cli.show.live import LiveTable, SearchProgress, objective_directions
+from cdn_tune.cli.show.tables import failure_lines, leaderboard_table, search_summary
 from cdn_tune.config.space import BudgetConfig, Objective
-from cdn_tune.console import live
-from cdn_tune.console.live import LiveTable, SearchProgress, objective_directions
-from cdn_tune.console.tables import failure_lines, leaderboard_table, search_summary
 from cdn_tune.tuning.results.leaderboard import leaderboard
 
 Entry = Callable[..., FrozenTrial]

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cdn_tune.console.output import err
+from cdn_tune.cli.show.output import err
 from cdn_tune.training.reports import EpochReport, StepReport
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from cdn_tune.cli.show.output import one_line_errors, out
 from cdn_tune.config.schema import schema_text
-from cdn_tune.console.output import one_line_errors, out
 from cdn_tune.errors import ConfigError
 
 _KINDS = ("experiment", "space")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import webbrowser
 from pathlib import Path
 
-from cdn_tune.console.output import err, one_line_errors, out, warn
+from cdn_tune.cli.show.output import err, one_line_errors, out, warn
 from cdn_tune.errors import ConfigError
 from cdn_tune.training.object_store.sync import fetched
 from cdn_tune.training.object_store.working_copy import shown, url_of

@@ -10,11 +10,11 @@ from typing import Any
 
 import typer
 
+from cdn_tune.cli.show.interrupt import GentleStop
+from cdn_tune.cli.show.live import SearchProgress
+from cdn_tune.cli.show.output import GOES_ON, err, one_line_errors, out, terminable, warn
+from cdn_tune.cli.show.tables import search_summary
 from cdn_tune.config import Experiment, SearchSpace, load_space, parse_overrides
-from cdn_tune.console.interrupt import GentleStop
-from cdn_tune.console.live import SearchProgress
-from cdn_tune.console.output import GOES_ON, err, one_line_errors, out, terminable, warn
-from cdn_tune.console.tables import search_summary
 from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.sync import fetched
 from cdn_tune.training.object_store.working_copy import shown, url_of, working_copy
@@ -43,7 +43,7 @@ def run_search(
         run = run or Path("runs") / space.name
         run = run if url_of(run) is None else working_copy(run) if plan else fetched(run)
         if plan:
-            from cdn_tune.console.search_plan import print_plan
+            from cdn_tune.cli.show.search_plan import print_plan
 
             print_plan(space, experiment, run, options["trials"], options["storage"])
             return

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cdn_tune.cli.show.tables import experiment_line
 from cdn_tune.config import Experiment
-from cdn_tune.console.tables import experiment_line
 from cdn_tune.training.plan import Plan
 
 _KIB = 1 << 10

@@ -14,10 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cdn_tune.config.space import MEASURED_COSTS, BudgetConfig, Objective
-from cdn_tune.console.output import err
-from cdn_tune.console.plan import duration_text
-from cdn_tune.console.tables import (
+from cdn_tune.cli.show.output import err
+from cdn_tune.cli.show.plan import duration_text
+from cdn_tune.cli.show.tables import (
     clock,
     counts_line,
     epochs_text,
@@ -25,6 +24,7 @@ from cdn_tune.console.tables import (
     number,
     parameters_line,
 )
+from cdn_tune.config.space import MEASURED_COSTS, BudgetConfig, Objective
 from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, objective_column
 from cdn_tune.tuning.results.status import best_per_objective, count_ended, eta_seconds
 

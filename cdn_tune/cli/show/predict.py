@@ -12,8 +12,8 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from cdn_tune.cli.show.output import err, one_line_errors, out, warn
 from cdn_tune.config import DataConfig, parse_overrides
-from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.data.annotations import SPLITS
 from cdn_tune.data.files import read_text
 from cdn_tune.data.frames import VideoFrames, check_frames, read_frames

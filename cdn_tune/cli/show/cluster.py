@@ -12,10 +12,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from cdn_tune.cli.show.output import err, one_line_errors, out, warn
+from cdn_tune.cli.show.plan import duration_text
+from cdn_tune.cli.show.submit import Shipping, run_submit
 from cdn_tune.config import ResourcesConfig, load_space
-from cdn_tune.console.output import err, one_line_errors, out, warn
-from cdn_tune.console.plan import duration_text
-from cdn_tune.console.submit import Shipping, run_submit
 from cdn_tune.distributed.address import is_job_server
 from cdn_tune.distributed.cluster import capacity, connected
 from cdn_tune.distributed.node_info import SurveyedNode, differences, here, survey

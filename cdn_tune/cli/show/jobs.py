@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
-from cdn_tune.console.output import err, one_line_errors, out, warn
-from cdn_tune.console.plan import duration_text
+from cdn_tune.cli.show.output import err, one_line_errors, out, warn
+from cdn_tune.cli.show.plan import duration_text
 from cdn_tune.distributed.fetch import fetch
 from cdn_tune.distributed.jobs import STOP_SECONDS, Job, Jobs
 from cdn_tune.errors import RunError

@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.progress import Progress
 
+from cdn_tune.cli.show.data_commands import build_clips
+from cdn_tune.cli.show.interrupt import GentleStop
+from cdn_tune.cli.show.output import GOES_ON, err, one_line_errors, out, terminable
+from cdn_tune.cli.show.progress import TrainProgress
+from cdn_tune.cli.show.tables import experiment_line
+from cdn_tune.cli.show.trained import trained_table
 from cdn_tune.config import Experiment, load_experiment, load_space, parse_overrides
-from cdn_tune.console.data_commands import build_clips
-from cdn_tune.console.interrupt import GentleStop
-from cdn_tune.console.output import GOES_ON, err, one_line_errors, out, terminable
-from cdn_tune.console.progress import TrainProgress
-from cdn_tune.console.tables import experiment_line
-from cdn_tune.console.trained import trained_table
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
@@ -58,7 +58,7 @@ def run_train(experiment_path: str, overrides: list[str], workers: int, run: Pat
 
 def run_plan(experiment_path: str, overrides: list[str]) -> None:
     """`cdn-tune train --plan`."""
-    from cdn_tune.console.plan import plan_table
+    from cdn_tune.cli.show.plan import plan_table
     from cdn_tune.training.plan import make_plan
 
     with one_line_errors(), terminable():
@@ -72,7 +72,7 @@ def run_plan(experiment_path: str, overrides: list[str]) -> None:
 
 def run_evaluate(run: Path | None, overrides: list[str], **options: Any) -> None:
     """`cdn-tune evaluate`; options are those of `evaluation_commands.evaluate`."""
-    from cdn_tune.console.evaluation_commands import evaluate
+    from cdn_tune.cli.show.evaluation_commands import evaluate
 
     with one_line_errors("the same command does what is left of it"), terminable():
         if run is None:
@@ -90,7 +90,7 @@ def run_score(
     output: Path | None,
 ) -> None:
     """`cdn-tune evaluate --predictions`."""
-    from cdn_tune.console.evaluation_commands import score
+    from cdn_tune.cli.show.evaluation_commands import score
 
     with one_line_errors():
         # Where no run is asked for, the first override stands in its place.
@@ -99,7 +99,7 @@ def run_score(
 
 def run_compare(first: Path, second: Path, as_json: bool) -> None:
     """`cdn-tune compare`."""
-    from cdn_tune.console.evaluation_commands import compare
+    from cdn_tune.cli.show.evaluation_commands import compare
 
     with one_line_errors():
         compare(first, second, as_json)
@@ -107,9 +107,9 @@ def run_compare(first: Path, second: Path, as_json: bool) -> None:
 
 def run_demo(run: Path, trials: int | None) -> None:
     """`cdn-tune demo`."""
-    from cdn_tune.console.evaluation_commands import evaluate
-    from cdn_tune.console.report import write_report
-    from cdn_tune.console.search import search_and_print
+    from cdn_tune.cli.show.evaluation_commands import evaluate
+    from cdn_tune.cli.show.report import write_report
+    from cdn_tune.cli.show.search import search_and_print
     from cdn_tune.data.planted import plant
     from cdn_tune.report.page import REPORT
 

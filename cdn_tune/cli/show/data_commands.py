@@ -9,8 +9,8 @@ from typing import Any
 import typer
 from rich.progress import Progress
 
+from cdn_tune.cli.show.output import err, one_line_errors, out
 from cdn_tune.config import DataConfig
-from cdn_tune.console.output import err, one_line_errors, out
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.errors import DataError
 
@@ -32,7 +32,7 @@ def build_clips(config: DataConfig) -> None:
 
 def run_doctor(root: Path, json_file: Path | None, **options: Any) -> None:
     """`cdn-tune data doctor`."""
-    from cdn_tune.console.doctor import fact_lines, findings_table, verdict
+    from cdn_tune.cli.show.doctor import fact_lines, findings_table, verdict
     from cdn_tune.data.doctor import examine
 
     with one_line_errors():

@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cdn_tune.cli.show.output import err, one_line_errors, out, warn
+from cdn_tune.cli.show.plan import duration_text
+from cdn_tune.cli.show.tables import experiment_line
 from cdn_tune.config import Categorical, Experiment, Parameter, SearchSpace, load_space, parse_overrides
 from cdn_tune.config.keys import get_key
-from cdn_tune.console.output import err, one_line_errors, out, warn
-from cdn_tune.console.plan import duration_text
-from cdn_tune.console.tables import experiment_line
 from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.planning.expected_epochs import HALVING
 from cdn_tune.tuning.planning.plan import SearchPlan, plan_search, refused_name

@@ -10,9 +10,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from cdn_tune.cli.show.output import err, one_line_errors, out, warn
+from cdn_tune.cli.show.tables import counts_line, failure_lines, leaderboard_table, number
 from cdn_tune.config.yaml import dump
-from cdn_tune.console.output import err, one_line_errors, out, warn
-from cdn_tune.console.tables import counts_line, failure_lines, leaderboard_table, number
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.runs.files import write_text
 from cdn_tune.tuning.results.filters import find_column, parse_filter, sort_rows

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from cdn_tune.cli import app
 from cdn_tune.cli.cluster import as_job, understood
+from cdn_tune.cli.show import submit
+from cdn_tune.cli.show.cluster import fault_lines, nodes_table, plain, room_for, room_line, versions_table
+from cdn_tune.cli.show.jobs import exit_code, follow, job_table, jobs_table
+from cdn_tune.cli.show.submit import Shipping, _data_root, check, entrypoint, run_submit
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.console import submit
-from cdn_tune.console.cluster import fault_lines, nodes_table, plain, room_for, room_line, versions_table
-from cdn_tune.console.jobs import exit_code, follow, job_table, jobs_table
-from cdn_tune.console.submit import Shipping, _data_root, check, entrypoint, run_submit
 from cdn_tune.distributed import job_package as package
 from cdn_tune.distributed.job_package import pack, unpacked
 from cdn_tune.distributed.jobs import Job

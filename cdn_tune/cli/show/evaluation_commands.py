@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from cdn_tune.cli.show.evaluation_tables import comparison_table, evaluation_tables, groups_table
+from cdn_tune.cli.show.output import err, out, warn
 from cdn_tune.config import parse_overrides
-from cdn_tune.console.evaluation_tables import comparison_table, evaluation_tables, groups_table
-from cdn_tune.console.output import err, out, warn
 from cdn_tune.data.annotations import Split
 from cdn_tune.errors import ConfigError
 from cdn_tune.evaluation.compare import compare_runs

@@ -6,7 +6,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from cdn_tune.console.output import err
+from cdn_tune.cli.show.output import err
 
 
 class GentleStop:
