@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cdn_tune.cli import app
-from cdn_tune.cli.show.doctor import fact_lines, findings_table, verdict
+from cdn_tune.cli.data.doctor import fact_lines, findings_table, verdict
 from cdn_tune.data.doctor import Finding, Report
 
 RUN = CliRunner()

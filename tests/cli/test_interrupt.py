@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from cdn_tune.cli.show.interrupt import GentleStop
+from cdn_tune.cli.show.interrupt import GracefulStop
 
 
 def test_the_first_asks_and_the_second_leaves() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with GentleStop() as stop:
+    with GracefulStop() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop()
@@ -25,7 +25,7 @@ def test_another_thread_changes_nothing() -> None:
     seen: list[object] = []
 
     def enter() -> None:
-        with GentleStop():
+        with GracefulStop():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=enter)

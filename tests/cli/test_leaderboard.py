@@ -11,7 +11,6 @@ from optuna.trial import FrozenTrial
 from typer.testing import CliRunner, Result
 
 from cdn_tune.cli import app
-from cdn_tune.cli.show.status import run_status
 from cdn_tune.config import Experiment, load_experiment
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.runs.checkpoint import load_checkpoint
@@ -152,9 +151,8 @@ def test_wrong_folders_are_told(tmp_path: Path, make_search: MakeSearch) -> None
     assert (empty.exit_code, "has no trials yet" in empty.output) == (2, True)
 
 
-def test_status_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_status(run)
-    text = " ".join(capsys.readouterr().out.split())
+def test_status_is_printed(run: Path) -> None:
+    text = " ".join(CliRunner().invoke(app, ["search", "status", str(run)]).stdout.split())
     assert "tiny-search in" in text
     assert "(planted data)" in text
     assert "not running; the same command goes on; 1 unfinished trials are then taken up again" in text
@@ -163,5 +161,5 @@ def test_status_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "1 would fail again" in text
     assert "best val R1@0.5 0.4000, trial 0, epoch 2: lr=0.0020 clip_pool=attention" in text
     assert "ETA --" in text
-    run_status(run, as_json=True)
-    assert json.loads(capsys.readouterr().out)["counts"]["complete"] == 2
+    plain = CliRunner().invoke(app, ["search", "status", str(run), "--json"])
+    assert json.loads(plain.stdout)["counts"]["complete"] == 2

@@ -11,7 +11,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from cdn_tune.cli.show import live
+from cdn_tune.cli.show import live, output
 from cdn_tune.cli.show.live import LiveTable, SearchProgress, objective_directions
 from cdn_tune.cli.show.tables import failure_lines, leaderboard_table, search_summary
 from cdn_tune.config.space import BudgetConfig, Objective
@@ -131,7 +131,8 @@ def test_several_objectives_show_the_front(entry: Entry) -> None:
 
 def test_lines_where_there_is_no_terminal(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
-    monkeypatch.setattr(live, "err", Console(file=file, width=140))
+    for module in (live, output):
+        monkeypatch.setattr(module, "err", Console(file=file, width=140))
     trials = some_trials(entry)
     progress = SearchProgress(PARAMETERS, "R1@0.5")
     with progress:

@@ -1,1 +1,1 @@
-"""What a person sees in the terminal: tables, progress, and errors of one line."""
+"""What several commands print: output, tables, progress."""

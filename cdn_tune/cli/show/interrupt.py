@@ -6,11 +6,11 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from cdn_tune.cli.show.output import err
+from cdn_tune.cli.show.output import print_note
 
 
-class GentleStop:
-    """While it is entered, the first interrupt only asks to stop; the second raises `KeyboardInterrupt`.
+class GracefulStop:
+    """While it is entered, the first interrupt only requests a stop; the second raises `KeyboardInterrupt`.
 
     In any thread but the main one it changes nothing.
 
@@ -24,10 +24,10 @@ class GentleStop:
         self._before: signal.Handlers | object = None
 
     def __call__(self) -> bool:
-        """Returns whether somebody has asked to stop."""
+        """Returns whether an interrupt has arrived."""
         return self._asked
 
-    def __enter__(self) -> GentleStop:
+    def __enter__(self) -> GracefulStop:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self
@@ -42,4 +42,4 @@ class GentleStop:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        err.print(f"{self._means}; Ctrl-C again leaves at once", style="yellow")
+        print_note(f"{self._means}; Ctrl-C again leaves at once", "yellow")

@@ -14,21 +14,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cdn_tune.cli.show.output import err
-from cdn_tune.cli.show.plan import duration_text
-from cdn_tune.cli.show.tables import (
-    clock,
-    counts_line,
-    epochs_text,
-    leaderboard_table,
-    number,
-    parameters_line,
-)
+from cdn_tune.cli.show.output import err, print_note
+from cdn_tune.cli.show.tables import clock, counts_line, epochs_text, leaderboard_table, number, parameters_line
+from cdn_tune.cli.show.text import UNKNOWN, duration_text
 from cdn_tune.config.space import MEASURED_COSTS, BudgetConfig, Objective
 from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, objective_column
 from cdn_tune.tuning.results.status import best_per_objective, count_ended, eta_seconds
 
-UNKNOWN = "--"
 _BAR = 12
 _BEST_ROWS = 5
 _GAP = 2
@@ -78,7 +70,7 @@ class SearchProgress:
         self._objectives = objective_directions(objectives)
         self._budget = budget or BudgetConfig()
         self._ended: set[int] = set()
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
         self._first = True
         self._picture: LiveTable | None = None
         self._live: Live | None = None
@@ -87,17 +79,17 @@ class SearchProgress:
 
     def on_change(self, state: Shown) -> None:
         """Shows the search as it stands."""
-        if self._live is not None:  # it looks by itself, so that the clock ticks between reports
+        if self._live is not None:  # redrawn in intervals, so that the clock ticks between reports
             self._picture = LiveTable(state, self._parameters, self._metric, self._objectives, self._budget)
             return
         for line in state.lines:
-            if line not in self._told:
-                err.print(line, markup=False, soft_wrap=True)
-        self._told.update(state.lines)
+            if line not in self._printed:
+                print_note(line)
+        self._printed.update(state.lines)
         new = [row for row in state.rows if row["state"] in ENDED and row["trial"] not in self._ended]
         self._ended.update(row["trial"] for row in new)
         for row in sorted(new, key=lambda row: row["trial"]) if not self._first else ():
-            err.print(self._line(row, state), markup=False, soft_wrap=True)
+            print_note(self._line(row, state))
         self._first = False
 
     def _line(self, row: dict[str, Any], state: Shown) -> str:

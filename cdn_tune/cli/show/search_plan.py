@@ -1,26 +1,21 @@
-"""`cdn-tune search --plan`: what a search will take, as a person reads it."""
+"""A search's plan as tables: what it will take."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import typer
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from cdn_tune.cli.show.output import err, one_line_errors, out, warn
-from cdn_tune.cli.show.plan import duration_text
-from cdn_tune.cli.show.tables import experiment_line
-from cdn_tune.config import Categorical, Experiment, Parameter, SearchSpace, load_space, parse_overrides
+from cdn_tune.cli.show.tables import experiment_line, head_table
+from cdn_tune.cli.show.text import duration_text
+from cdn_tune.cli.show.trial_plan import rows_table
+from cdn_tune.config import Categorical, Parameter
 from cdn_tune.config.keys import get_key
-from cdn_tune.tuning.layout import sqlite_url
 from cdn_tune.tuning.planning.expected_epochs import HALVING
-from cdn_tune.tuning.planning.plan import SearchPlan, plan_search, refused_name
+from cdn_tune.tuning.planning.plan import SearchPlan, refused_name
 
 _HOUR = 3600.0
 _MANY = 10**6
@@ -28,63 +23,22 @@ _MANY = 10**6
 Row = tuple[str, str, str]
 
 
-def run_search_plan(
-    space_path: str, overrides: list[str], trials: int | None, storage: str | None, run: Path | None
-) -> None:
-    """`cdn-tune search --plan`: prints, runs no trial; exit code 2 if the search would be refused."""
-    with one_line_errors():
-        space, experiment = load_space(space_path, parse_overrides(overrides))
-        print_plan(space, experiment, run or Path("runs") / space.name, trials, storage)
-
-
-def print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | None, storage: str | None) -> None:
-    """Prints the plan of a search.
-
-    Args:
-        space: What is searched.
-        base: The base experiment under all fixed overrides.
-        run: The run folder; need not exist.
-        trials: Trials in all, in place of the space's.
-        storage: The study's URL; a SQLite file in the run folder if None.
-
-    Raises:
-        typer.Exit: With code 2 if the search would be refused.
-    """
-    run = run.absolute()
-    with err.status("judging proposals, measuring a few steps"):
-        plan = plan_search(space, base, run, storage or sqlite_url(run), trials)
-    out.print(search_plan_table(plan))
-    for line in plan.warnings:
-        warn(line)
-    for line in plan.errors:
-        err.print(f"would be refused: {line}", markup=False, soft_wrap=True, style="red")
-    if plan.errors:
-        raise typer.Exit(2)
-
-
 def search_plan_table(plan: SearchPlan) -> Group:
     """Returns a plan as a heading and tables: the space, proposals, sizes, room and time."""
-    space, points = plan.space, _table(_points(plan))
     return Group(
-        Text(f"{space.name}: over {plan.base.name} ({experiment_line(plan.base)})", style="bold"),
+        Text(f"{plan.space.name}: over {plan.base.name} ({experiment_line(plan.base)})", style="bold"),
         _parameters(plan),
-        points,
-        Text("proposals that would be refused", style="italic"),
-        _table(_refusals(plan)),
-        Text("sizes of those that may start: least, median, most", style="italic"),
-        _table(_sizes(plan)),
-        Text("room", style="italic"),
-        _table(_room(plan)),
-        Text("time", style="italic"),
-        _table(_time(plan)),
+        rows_table(_points(plan)),
+        rows_table(_refusals(plan), "proposals that would be refused"),
+        rows_table(_sizes(plan), "sizes of those that may start: least, median, most"),
+        rows_table(_room(plan), "room"),
+        rows_table(_time(plan), "time"),
     )
 
 
 def _parameters(plan: SearchPlan) -> RenderableType:
     base = plan.base.plain()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("parameter", "kind", "values", "only if", "base"):
-        table.add_column(head, overflow="fold", justify="right" if head == "base" else "left")
+    table = head_table("parameter", "kind", "values", "only if", "base", right=("base",), fold=True)
     for key, parameter in plan.space.parameters.items():
         kind = parameter.type + (", per layer" if parameter.per_layer else "")
         condition = " and ".join(f"{other} is {_any(values)}" for other, values in parameter.when.items())
@@ -202,13 +156,3 @@ def _time(plan: SearchPlan) -> Iterator[Row]:
         cap = plan.space.budget.gpu_hours
         told = f"budget.gpu_hours={cap:g}" if cap is not None else ""
         yield "GPU-hours", f"{duration.gpu_hours:.3g}", told
-
-
-def _table(rows: Iterable[Row]) -> RenderableType:
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_column(min_width=16, overflow="fold")
-    table.add_column(justify="right", min_width=12, style="bold", overflow="fold")
-    table.add_column(style="dim", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table

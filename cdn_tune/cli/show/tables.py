@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -17,19 +17,39 @@ from rich.text import Text
 
 from cdn_tune.config import Experiment
 from cdn_tune.tuning.results.leaderboard import TRIED, objective_column
+from cdn_tune.tuning.study.failures import MEANING
 
 STATE_ORDER = ("complete", "pruned", "failed", "running", "waiting")
-ENTRIES = {
+_ENTRIES = {
     "refused": ("refused proposal", "refused proposals"),
     "copy": ("repeated proposal", "repeated proposals"),
     "learned": ("learned result", "learned results"),
 }
-KINDS = {
-    "deterministic": "would fail again",
-    "memory": "out of memory",
-    "not_finite": "not finite",
-    "lost": "worker or node lost",
-}
+
+
+def head_table(*heads: str, right: Collection[str] = (), fold: Collection[str] | bool = ()) -> Table:
+    """Returns an empty table with heads.
+
+    Args:
+        heads: Of the columns.
+        right: Which of them are justified to the right.
+        fold: Which of them, or whether all, may run over several lines.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for head in heads:
+        folds = fold if isinstance(fold, bool) else head in fold
+        table.add_column(head, justify="right" if head in right else "left", overflow="fold", no_wrap=not folds)
+    return table
+
+
+def facts_table(facts: Iterable[tuple[str, str]]) -> Table:
+    """Returns (name, text) facts as a table without heads."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for head, text in facts:
+        table.add_row(head, escape(text))
+    return table
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -161,10 +181,14 @@ def counts_line(rows: list[dict[str, Any]]) -> str:
     trials = [f"{counts[state]} {state}" for state in STATE_ORDER if counts[state]]
     line = f"{sum(counts[state] for state in TRIED)} trials" + (f": {', '.join(trials)}" if trials else "")
     line += f" ({again} of them tried again)" if again else ""
-    beside = [
-        f"{counts[role]} {one if counts[role] == 1 else many}" for role, (one, many) in ENTRIES.items() if counts[role]
-    ]
-    return line + (f"; besides, {', '.join(beside)}" if beside else "")
+    beside = entries_text(counts)
+    return line + (f"; besides, {beside}" if beside else "")
+
+
+def entries_text(counts: Mapping[str, int]) -> str:
+    """Returns how many entries of the study are no trials: refused, repeated or learned ones."""
+    found = [(counts.get(role, 0), one, many) for role, (one, many) in _ENTRIES.items()]
+    return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in found if count)
 
 
 def failure_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -178,7 +202,9 @@ def failure_lines(rows: list[dict[str, Any]]) -> list[str]:
         reason, often = Counter(_one_line(row["reason"]) for row in failed).most_common(1)[0]
         first = next(row["trial"] for row in failed if _one_line(row["reason"]) == reason)
         more = "" if often == len(failed) else f" (and {len(failed) - often} more for reasons like it)"
-        lines.append(f"{len(failed)} failed, {KINDS.get(kind, 'of unknown kind')}: {reason or 'no reason told'}{more}")
+        lines.append(
+            f"{len(failed)} failed, {MEANING.get(kind, 'of unknown kind')}: {reason or 'no reason told'}{more}"
+        )
         if often < len(failed) or len(failed) > 1:
             lines[-1] += f"; first trial {first}"
     return lines

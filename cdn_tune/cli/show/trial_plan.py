@@ -1,52 +1,40 @@
-"""A trial's plan, as a person reads it."""
+"""A trial's plan as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from cdn_tune.cli.show.tables import experiment_line
+from cdn_tune.cli.show.text import duration_text, size_text
 from cdn_tune.config import Experiment
 from cdn_tune.training.plan import Plan
-
-_KIB = 1 << 10
 
 
 def plan_table(plan: Plan, experiment: Experiment) -> Group:
     """Returns a plan as a heading and four short tables: model, data, memory and disk, time."""
     return Group(
         Text(f"{experiment.name}: {experiment_line(experiment)}", style="bold"),
-        _table("", _model(plan) + _data(plan, experiment)),
-        _table("memory and disk", _memory(plan)),
-        _table("time", _time(plan, experiment)),
+        rows_table(_model(plan) + _data(plan, experiment)),
+        rows_table(_memory(plan), "memory and disk"),
+        rows_table(_time(plan, experiment), "time"),
     )
 
 
-def size_text(size: float) -> str:
-    """Returns a number of bytes as KiB, MiB, GiB or TiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < _KIB:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
-        size /= _KIB
-    return f"{size:.3g} TiB"
-
-
-def duration_text(seconds: float) -> str:
-    """Returns a duration in its two largest units: ``2 d 3 h``, ``1 h 5 min``, ``2 min 7 s``, ``12.3 s``, ``45 ms``."""
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    for size, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        rounded = round(seconds / part) * part
-        if rounded >= size:
-            rest = rounded % size // part
-            return f"{rounded // size} {unit}" + (f" {rest} {small}" if rest else "")
-    return f"{seconds:.3g} s"
+def rows_table(rows: Iterable[tuple[str, str, str]], title: str | None = None) -> Table:
+    """Returns (name, value, remark) rows as a table without heads."""
+    table = Table(title=title, box=box.SIMPLE, show_header=False, pad_edge=False, title_justify="left")
+    table.add_column(min_width=16, overflow="fold")
+    table.add_column(justify="right", min_width=12, style="bold", overflow="fold")
+    table.add_column(style="dim", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -104,13 +92,3 @@ def _time(plan: Plan, experiment: Experiment) -> list[tuple[str, str, str]]:
         ("epoch", duration_text(plan.seconds_per_epoch), "steps and evaluation"),
         ("in all", duration_text(plan.seconds), f"{experiment.train.epochs:,} epochs"),
     ]
-
-
-def _table(title: str, rows: Iterable[tuple[str, str, str]]) -> RenderableType:
-    table = Table(title=title or None, box=box.SIMPLE, show_header=False, pad_edge=False, title_justify="left")
-    table.add_column(min_width=16)
-    table.add_column(justify="right", min_width=14, no_wrap=True, style="bold")
-    table.add_column(style="dim")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-from cdn_tune.cli.show.output import one_line_errors, out
-from cdn_tune.cli.show.plan import duration_text
-from cdn_tune.cli.show.tables import ENTRIES, KINDS, STATE_ORDER, number, parameters_line
-from cdn_tune.tuning.results.leaderboard import objective_column
-from cdn_tune.tuning.results.status import Status, best_per_objective, status_of
+from cdn_tune.cli.options import Json, SearchRun, Storage
+from cdn_tune.cli.search import search_app
+from cdn_tune.cli.show.output import out, print_json
+from cdn_tune.cli.show.text import UNKNOWN, duration_text
 
-UNKNOWN = "--"
-
-
-def run_status(run: Path, as_json: bool = False, storage: str | None = None) -> None:
-    """`cdn-tune search status RUN`."""
-    with one_line_errors():
-        status = status_of(run, storage)
-        if as_json:
-            out.file.write(json.dumps(status.plain(), indent=2, ensure_ascii=False) + "\n")
-            return
-        out.print(status_table(status))
-        if status.running:
-            out.print(running_table(status))
+if TYPE_CHECKING:
+    from cdn_tune.tuning.results.status import Status
 
 
-def status_table(status: Status) -> Table:
-    """Returns a search's status as a table of facts."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for head, text in _facts(status):
-        table.add_row(head, escape(text))
-    return table
+@search_app.command(epilog="Example: cdn-tune search status runs/charades-quick")
+def status(
+    run: SearchRun,
+    json: Json = False,
+    storage: Storage = None,
+) -> None:
+    """Show how a search stands, while it runs (from another terminal) or after."""
+    from cdn_tune.cli.show.tables import facts_table
+    from cdn_tune.tuning.results.status import status_of
+
+    found = status_of(run, storage)
+    if json:
+        print_json(found.plain())
+        return
+    out.print(facts_table(_facts(found)))
+    if found.running:
+        out.print(_running_table(found))
 
 
-def running_table(status: Status) -> Table:
+def _running_table(status: Status) -> Table:
     """Returns the trials on record as running."""
+    from cdn_tune.cli.show.tables import number, parameters_line
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("trial", "epoch", f"val {status.metric}", "last report"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -52,7 +50,7 @@ def running_table(status: Status) -> Table:
             str(trial.trial),
             f"{trial.epoch}/{trial.epochs}" if trial.epochs else str(trial.epoch),
             UNKNOWN if trial.value is None else number(trial.value),
-            UNKNOWN if silent is None else f"{duration_text(max(silent, 1.0))} ago",
+            UNKNOWN if silent is None else f"{_time(silent)} ago",
             escape(trial.node),
             escape(parameters_line(trial.parameters, list(trial.parameters))),
         )
@@ -60,13 +58,12 @@ def running_table(status: Status) -> Table:
 
 
 def _facts(status: Status) -> list[tuple[str, str]]:
+    from cdn_tune.cli.show.tables import STATE_ORDER, entries_text
+    from cdn_tune.tuning.study.failures import MEANING
+
     asked = "" if status.asked is None else f" of {status.asked}"
     states = [f"{status.counts[state]} {state}" for state in STATE_ORDER if state in status.counts]
-    beside = [
-        f"{status.counts[role]} {one if status.counts[role] == 1 else many}"
-        for role, (one, many) in ENTRIES.items()
-        if role in status.counts
-    ]
+    beside = entries_text(status.counts)
     planted = " (planted data)" if status.planted else ""
     facts = [
         ("search", f"{status.name} in {status.run}{planted}"),
@@ -74,25 +71,22 @@ def _facts(status: Status) -> list[tuple[str, str]]:
         ("trials", f"{status.ended}{asked} ended: {', '.join(states) or 'none yet'}"),
     ]
     if beside:
-        facts.append(("besides", ", ".join(beside)))
+        facts.append(("besides", beside))
     if status.failures:
-        kinds = [f"{count} {KINDS.get(kind, kind)}" for kind, count in status.failures.items()]
+        kinds = [f"{count} {MEANING.get(kind, kind)}" for kind, count in status.failures.items()]
         facts.append(("failures", ", ".join(kinds)))
     facts += [("nodes", line) for line in status.unfit_nodes]
     facts += _best(status)
-    elapsed, rate, speed, eta = (
-        status.elapsed_seconds,
-        status.trials_per_hour,
-        status.samples_per_second,
-        status.eta_seconds,
+    rate, speed = (
+        UNKNOWN if value is None else f"{value:.3g}" for value in (status.trials_per_hour, status.samples_per_second)
     )
-    facts += [
-        ("searched", UNKNOWN if elapsed is None else duration_text(max(elapsed, 1.0))),
-        ("throughput", f"{_or_unknown(rate)} trials/h, {_or_unknown(speed)} queries/s"),
+    return [
+        *facts,
+        ("searched", _time(status.elapsed_seconds)),
+        ("throughput", f"{rate} trials/h, {speed} queries/s"),
         ("GPU-hours", f"{status.gpu_hours:.3g}"),
-        ("ETA", UNKNOWN if eta is None else duration_text(max(eta, 1.0))),
+        ("ETA", _time(status.eta_seconds)),
     ]
-    return facts
 
 
 def _state(status: Status) -> str:
@@ -105,6 +99,10 @@ def _state(status: Status) -> str:
 
 
 def _best(status: Status) -> list[tuple[str, str]]:
+    from cdn_tune.cli.show.tables import number, parameters_line
+    from cdn_tune.tuning.results.leaderboard import objective_column
+    from cdn_tune.tuning.results.status import best_per_objective
+
     if status.best is None:
         return [("best", UNKNOWN)]
     keys = status.parameters
@@ -119,5 +117,5 @@ def _best(status: Status) -> list[tuple[str, str]]:
     return [("best", f"{found}: {parameters_line(best, keys)}")]
 
 
-def _or_unknown(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.3g}"
+def _time(seconds: float | None) -> str:
+    return UNKNOWN if seconds is None else duration_text(max(seconds, 1.0))

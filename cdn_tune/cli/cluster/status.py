@@ -2,29 +2,89 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich import box
+import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cdn_tune.cli.show.output import err, one_line_errors, out, warn
-from cdn_tune.cli.show.plan import duration_text
-from cdn_tune.cli.show.submit import Shipping, run_submit
-from cdn_tune.config import ResourcesConfig, load_space
-from cdn_tune.distributed.address import is_job_server
-from cdn_tune.distributed.cluster import capacity, connected
-from cdn_tune.distributed.node_info import SurveyedNode, differences, here, survey
+from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.options import Json, Server
+from cdn_tune.cli.show.output import err, out, print_json, print_line, warn
+from cdn_tune.cli.show.text import UNKNOWN, duration_text
 from cdn_tune.errors import ClusterError
+
+if TYPE_CHECKING:
+    from cdn_tune.config import ResourcesConfig
+    from cdn_tune.distributed.node_info import SurveyedNode
 
 _GB = 1e9
 _CLOCK_SECONDS = 5.0  # off by more than which timestamps of trials mislead
 _SHOWN = ("python", "torch", "ray", "cdn-tune", "optuna")
-_UNKNOWN = "--"
+
+
+@cluster_app.command(epilog="Example: cdn-tune cluster status --address auto --space search_spaces/tacos-core.yaml")
+def status(
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Show this job instead of the nodes.", show_default=False)
+    ] = None,
+    address: Server = None,
+    space: Annotated[
+        str | None,
+        typer.Option(metavar="SPACE", help="Count trials of this search space.", show_default="one CPU, GPU"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show nodes, what of them is free, how many trials fit, and which node has other versions or a wrong clock."""
+    from cdn_tune.distributed.address import is_job_server
+
+    if job is not None:
+        _print_job(job, address, json)
+    elif is_job_server(address):  # where only a job server is reached, a job surveys the nodes
+        from cdn_tune.cli.cluster.submit import Shipping, run_job
+
+        rest = [*(["--space", space] if space else []), *(["--json"] if json else [])]
+        shipping = Shipping(Path() if space else None)
+        run_job(["cluster", "status", *rest], "cluster status", {"space": space}, address, shipping, wait=True)
+    else:
+        _print_nodes(address or "auto", space, json)
+
+
+def _print_job(job: str, address: str | None, as_json: bool) -> None:
+    from cdn_tune.cli.cluster.jobs import job_facts
+    from cdn_tune.cli.show.tables import facts_table
+    from cdn_tune.distributed.jobs import Jobs
+
+    found = Jobs(address).job(job)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        out.print(facts_table(job_facts(found, time.time())))
+
+
+def _print_nodes(address: str, space: str | None, as_json: bool) -> None:
+    from cdn_tune.config import load_space
+    from cdn_tune.distributed.cluster import connected
+    from cdn_tune.distributed.node_info import here, survey
+
+    resources = None if space is None else load_space(space)[0].resources
+    with err.status("asking the nodes"), connected(address):
+        nodes, ours = survey(), here()
+    room = room_for(resources or _one(nodes), nodes)
+    if as_json:
+        print_json(plain(nodes, ours, room))
+    else:
+        out.print(nodes_table(nodes))
+        out.print(versions_table(nodes, ours))
+        print_line(room_line(room))
+        for line in fault_lines(nodes, ours):
+            warn(line)
+    if not any(node.versions for node in nodes):
+        raise ClusterError(f"--address {address}: no node answers; look at the logs of Ray on the nodes")
 
 
 @dataclass(frozen=True)
@@ -42,32 +102,10 @@ class Room:
     at_most: int
 
 
-def run_cluster_status(address: str | None, space: str | None, as_json: bool) -> None:
-    """`cdn-tune cluster status`; where only a job server is reached, a job looks."""
-    if is_job_server(address):
-        rest = [*(["--space", space] if space else []), *(["--json"] if as_json else [])]
-        shipping = Shipping(Path() if space else None)
-        run_submit(["cluster", "status", *rest], "cluster status", {"space": space}, address, shipping, wait=True)
-    with one_line_errors():
-        asked = None if space is None else load_space(space)[0].resources
-        with err.status("asking the nodes"), connected(address or "auto"):
-            nodes, ours = survey(), here()
-        resources = asked or _one(nodes)
-        room = room_for(resources, nodes)
-        if as_json:
-            out.file.write(json.dumps(plain(nodes, ours, room), indent=2, ensure_ascii=False) + "\n")
-        else:
-            out.print(nodes_table(nodes))
-            out.print(versions_table(nodes, ours))
-            out.print(room_line(room), markup=False, soft_wrap=True)
-            for line in fault_lines(nodes, ours):
-                warn(line)
-        if not any(node.versions for node in nodes):
-            raise ClusterError(f"--address {address or 'auto'}: no node answers; look at the logs of Ray on the nodes")
-
-
 def room_for(resources: ResourcesConfig, nodes: Sequence[SurveyedNode]) -> Room:
     """Returns how many trials fit on the nodes that answer."""
+    from cdn_tune.distributed.cluster import capacity
+
     alive = [node for node in nodes if node.versions is not None]
     return Room(
         resources,
@@ -78,12 +116,10 @@ def room_for(resources: ResourcesConfig, nodes: Sequence[SurveyedNode]) -> Room:
 
 def nodes_table(nodes: Sequence[SurveyedNode]) -> Table:
     """Returns the nodes' resources as a table, with their sum."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    table.add_column("node", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for head in ("CPUs free", "GPUs free", "memory free", "object store free"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("GPU", no_wrap=True)
+    from cdn_tune.cli.show.tables import head_table
+
+    amounts = ("CPUs free", "GPUs free", "memory free", "object store free")
+    table = head_table("node", "state", *amounts, "GPU", right=amounts)
     for node in nodes:
         style = "" if node.versions is not None else "red"
         table.add_row(_name(node), _state(node), *_cells([node]), escape(node.gpu), style=style)
@@ -96,15 +132,14 @@ def nodes_table(nodes: Sequence[SurveyedNode]) -> Table:
 
 def versions_table(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> Table:
     """Returns the versions on the nodes and on this machine as a table; what differs is marked."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    table.add_column("versions", no_wrap=True)
-    for name in _SHOWN:
-        table.add_column(name, no_wrap=True)
-    table.add_column("clock", no_wrap=True)
+    from cdn_tune.cli.show.tables import head_table
+    from cdn_tune.distributed.node_info import differences
+
+    table = head_table("versions", *_SHOWN, "clock")
     table.add_row("here", *(escape(ours[name] or "none") for name in _SHOWN), "", style="dim")
     for node in nodes:
         if node.versions is None:
-            table.add_row(_name(node), *[_UNKNOWN] * (len(_SHOWN) + 1), style="red")
+            table.add_row(_name(node), *[UNKNOWN] * (len(_SHOWN) + 1), style="red")
             continue
         wrong = differences(node, ours)
         cells = [
@@ -129,6 +164,8 @@ def room_line(room: Room) -> str:
 
 def fault_lines(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> list[str]:
     """Returns what is wrong with nodes and what to do, a line each."""
+    from cdn_tune.distributed.node_info import differences
+
     lines = []
     for node in nodes:
         name = f"{node.host} ({node.address})"
@@ -137,11 +174,11 @@ def fault_lines(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> l
             continue
         wrong = differences(node, ours)
         if wrong:
-            told = ", ".join(
+            found = ", ".join(
                 f"{what} {there or 'none'} there, {mine or 'none'} here" for what, (there, mine) in wrong.items()
             )
             lines.append(
-                f"{name}: {told}; install the same on every node (pip install -c constraints.txt cdn-tune), use one "
+                f"{name}: {found}; install the same on every node (pip install -c constraints.txt cdn-tune), use one "
                 "image, or ship this cdn-tune with cluster submit --wheel"
             )
         if node.clock is not None and abs(node.clock) > _CLOCK_SECONDS:
@@ -154,6 +191,8 @@ def fault_lines(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> l
 
 def plain(nodes: Sequence[SurveyedNode], ours: dict[str, str | None], room: Room) -> dict[str, Any]:
     """Returns it all as plain values, ready for JSON."""
+    from cdn_tune.distributed.node_info import differences
+
     return {
         "nodes": [asdict(node) | {"differs": sorted(differences(node, ours))} for node in nodes],
         "here": ours,
@@ -165,6 +204,8 @@ def plain(nodes: Sequence[SurveyedNode], ours: dict[str, str | None], room: Room
 
 def _one(nodes: Sequence[SurveyedNode]) -> ResourcesConfig:
     """Returns what a trial of one worker takes: a GPU if there is one."""
+    from cdn_tune.config import ResourcesConfig
+
     return ResourcesConfig(gpus_per_worker=1.0 if any(node.total.get("GPU") for node in nodes) else 0.0)
 
 
@@ -191,7 +232,7 @@ def _cells(nodes: Sequence[SurveyedNode]) -> list[str]:
 
 def _clock(node: SurveyedNode) -> str:
     if node.clock is None:
-        return _UNKNOWN
+        return UNKNOWN
     if abs(node.clock) < 1:
         return "ok"
     text = f"{'+' if node.clock > 0 else '-'}{duration_text(abs(node.clock))}"

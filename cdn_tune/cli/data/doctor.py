@@ -1,18 +1,57 @@
-"""The doctor's report on the screen: the facts in a few lines, then a table of findings with their remedies."""
+"""`cdn-tune data doctor`: what is in a data folder, what is wrong, and the remedy."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cdn_tune.data.doctor import Finding, Report
+from cdn_tune.cli.data import data_app
+from cdn_tune.cli.show.output import out, print_line
+from cdn_tune.cli.show.progress import counted
+from cdn_tune.errors import DataError
 
-STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
-SHOWN = 3
+if TYPE_CHECKING:
+    from cdn_tune.data.doctor import Finding, Report
+
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
+_SHOWN = 3
+
+
+@data_app.command(epilog="Example: cdn-tune data doctor data/charades --quick")
+def doctor(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with annotations, features, word vectors.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Read the features of a sample of the videos.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Layout.", metavar="NAME", show_default="as recognised")] = None,
+    features: Annotated[str | None, typer.Option(help="Feature file, if elsewhere.", metavar="FILE")] = None,
+    word_vectors: Annotated[str | None, typer.Option(help="Word vectors, if elsewhere.", metavar="FILE")] = None,
+) -> None:
+    """Examine a data folder: what is in it, what is wrong, and the remedy. Exit code 2 if training would fail."""
+    from cdn_tune.data.doctor import examine
+
+    with counted("reading features") as progress:
+        report = examine(
+            root, progress=progress, quick=quick, dataset=dataset, features=features, word_vectors=word_vectors
+        )
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(report.plain(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"--json {json_file}: {error.strerror}; choose a file that can be written") from None
+    for line in fact_lines(report):
+        print_line(line)
+    if report.findings:
+        out.print(findings_table(report.findings))
+    print_line(verdict(report), "bold red" if report.fails else "bold green")
+    if report.fails:
+        raise typer.Exit(DataError.exit_code)
 
 
 def fact_lines(report: Report) -> Iterator[str]:
@@ -38,9 +77,9 @@ def findings_table(findings: tuple[Finding, ...]) -> Table:
     for finding in findings:
         what = finding.what
         if finding.count > 1 and finding.examples:
-            more = ", ..." if finding.count > SHOWN else ""
-            what += f" ({', '.join(finding.examples[:SHOWN])}{more})"
-        style = STYLES[finding.level]
+            more = ", ..." if finding.count > _SHOWN else ""
+            what += f" ({', '.join(finding.examples[:_SHOWN])}{more})"
+        style = _STYLES[finding.level]
         table.add_row(f"[{style}]{finding.level}[/{style}]", str(finding.count), escape(what), escape(finding.remedy))
     return table
 

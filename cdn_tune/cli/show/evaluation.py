@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from cdn_tune.cli.show.output import print_line
 from cdn_tune.training.runs.kept import CHECKPOINT
 
 _KINDS = {
@@ -101,6 +102,12 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
         difference = f"{100 * row['difference']:+.2f} {_ends(row['interval'], sign=True)}"
         table.add_row(row["name"], *sides, difference, f"{row['p_value']:.4f}", style=style)
     return table
+
+
+def print_planted(result: Mapping[str, Any]) -> None:
+    """Prints that the data are planted, if they are."""
+    if result["planted"]:
+        print_line("planted data: these numbers say that the tool works, nothing about real videos", "yellow")
 
 
 def _title(result: Mapping[str, Any]) -> str:
