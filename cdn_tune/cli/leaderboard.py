@@ -14,6 +14,7 @@ from rich.table import Table
 from cdn_tune.cli.app import Command, app
 from cdn_tune.cli.options import Json, SearchRun, Storage
 from cdn_tune.cli.show.output import out, print_line, print_note, warn
+from cdn_tune.cli.show.text import head_table
 from cdn_tune.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -131,7 +132,6 @@ def _print_rows(
 
 
 def _print_importance(record: Record, evaluator: Evaluator) -> None:
-    from cdn_tune.cli.show.tables import head_table
     from cdn_tune.tuning.results.importance import ENOUGH, importance
 
     found = importance(record, evaluator)

@@ -14,7 +14,7 @@ from rich.table import Table
 from cdn_tune.cli.cluster import cluster_app
 from cdn_tune.cli.options import Json, Server
 from cdn_tune.cli.show.output import out, print_json
-from cdn_tune.cli.show.text import duration_text
+from cdn_tune.cli.show.text import duration_text, head_table
 
 if TYPE_CHECKING:
     from cdn_tune.distributed.jobs import Job
@@ -34,8 +34,6 @@ def jobs(address: Server = None, json: Json = False) -> None:
 
 def jobs_table(jobs: Sequence[Job], now: float) -> Table:
     """Returns jobs as a table."""
-    from cdn_tune.cli.show.tables import head_table
-
     table = head_table("job", "state", "started", "took", "command", right=("took",), fold=("command",))
     for job in jobs:
         style = {"FAILED": "red", "RUNNING": "cyan", "PENDING": "cyan"}.get(job.state, "")

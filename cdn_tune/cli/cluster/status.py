@@ -15,7 +15,7 @@ from rich.table import Table
 from cdn_tune.cli.cluster import cluster_app
 from cdn_tune.cli.options import Json, Server
 from cdn_tune.cli.show.output import err, out, print_json, print_line, warn
-from cdn_tune.cli.show.text import UNKNOWN, duration_text
+from cdn_tune.cli.show.text import UNKNOWN, duration_text, facts_table, head_table
 from cdn_tune.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def status(
 
 def _print_job(job: str, address: str | None, as_json: bool) -> None:
     from cdn_tune.cli.cluster.jobs import job_facts
-    from cdn_tune.cli.show.tables import facts_table
     from cdn_tune.distributed.jobs import Jobs
 
     found = Jobs(address).job(job)
@@ -116,8 +115,6 @@ def room_for(resources: ResourcesConfig, nodes: Sequence[SurveyedNode]) -> Room:
 
 def nodes_table(nodes: Sequence[SurveyedNode]) -> Table:
     """Returns the nodes' resources as a table, with their sum."""
-    from cdn_tune.cli.show.tables import head_table
-
     amounts = ("CPUs free", "GPUs free", "memory free", "object store free")
     table = head_table("node", "state", *amounts, "GPU", right=amounts)
     for node in nodes:
@@ -132,7 +129,6 @@ def nodes_table(nodes: Sequence[SurveyedNode]) -> Table:
 
 def versions_table(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> Table:
     """Returns the versions on the nodes and on this machine as a table; what differs is marked."""
-    from cdn_tune.cli.show.tables import head_table
     from cdn_tune.distributed.node_info import differences
 
     table = head_table("versions", *_SHOWN, "clock")

@@ -10,20 +10,15 @@ from rich.table import Table
 from cdn_tune.cli.options import Json, SearchRun, Storage
 from cdn_tune.cli.search import search_app
 from cdn_tune.cli.show.output import out, print_json
-from cdn_tune.cli.show.text import UNKNOWN, duration_text
+from cdn_tune.cli.show.text import UNKNOWN, duration_text, facts_table
 
 if TYPE_CHECKING:
     from cdn_tune.tuning.results.status import Status
 
 
 @search_app.command(epilog="Example: cdn-tune search status runs/charades-quick")
-def status(
-    run: SearchRun,
-    json: Json = False,
-    storage: Storage = None,
-) -> None:
+def status(run: SearchRun, json: Json = False, storage: Storage = None) -> None:
     """Show how a search stands, while it runs (from another terminal) or after."""
-    from cdn_tune.cli.show.tables import facts_table
     from cdn_tune.tuning.results.status import status_of
 
     found = status_of(run, storage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -21,32 +21,14 @@ from cdn_tune.config.space import MEASURED_COSTS, BudgetConfig, Objective
 from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, objective_column
 from cdn_tune.tuning.results.status import best_per_objective, count_ended, eta_seconds
 
+if TYPE_CHECKING:
+    from cdn_tune.tuning.driver import SearchState
+
 _BAR = 12
 _BEST_ROWS = 5
 _GAP = 2
 _TABLE_HEAD = 1  # lines of a table that are no rows
 _REDRAWN = 4  # times a second
-
-
-class Shown(Protocol):
-    """What is shown: a `SearchState`, or what has its attributes."""
-
-    @property
-    def rows(self) -> list[dict[str, Any]]: ...  # noqa: D102
-    @property
-    def limit(self) -> int: ...  # noqa: D102
-    @property
-    def slots(self) -> int: ...  # noqa: D102
-    @property
-    def finished(self) -> bool: ...  # noqa: D102
-    @property
-    def elapsed(self) -> float: ...  # noqa: D102
-    @property
-    def gpu_hours(self) -> float: ...  # noqa: D102
-    @property
-    def halted(self) -> str | None: ...  # noqa: D102
-    @property
-    def lines(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 class SearchProgress:
@@ -77,7 +59,7 @@ class SearchProgress:
         if err.is_terminal and not err.is_dumb_terminal:
             self._live = Live(console=err, refresh_per_second=_REDRAWN, transient=True, get_renderable=self._render)
 
-    def on_change(self, state: Shown) -> None:
+    def on_change(self, state: SearchState) -> None:
         """Shows the search as it stands."""
         if self._live is not None:  # redrawn in intervals, so that the clock ticks between reports
             self._picture = LiveTable(state, self._parameters, self._metric, self._objectives, self._budget)
@@ -92,7 +74,7 @@ class SearchProgress:
             print_note(self._line(row, state))
         self._first = False
 
-    def _line(self, row: dict[str, Any], state: Shown) -> str:
+    def _line(self, row: dict[str, Any], state: SearchState) -> str:
         value = f"val {self._metric} {number(row['value'])}" if row["value"] != "" else row["reason"]
         shown = parameters_line(row, self._parameters)
         line = f"[{count_ended(state.rows)}/{state.limit}] trial {row['trial']} {row['state']}: {value}"
@@ -135,7 +117,7 @@ class LiveTable:
     """
 
     def __init__(
-        self, state: Shown, parameters: list[str], metric: str, objectives: dict[str, str], budget: BudgetConfig
+        self, state: SearchState, parameters: list[str], metric: str, objectives: dict[str, str], budget: BudgetConfig
     ) -> None:
         self._state, self._parameters, self._metric = state, parameters, metric
         self._objectives, self._budget = objectives, budget

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from cdn_tune.cli.show.tables import experiment_line, head_table
-from cdn_tune.cli.show.text import duration_text
+from cdn_tune.cli.show.tables import experiment_line
+from cdn_tune.cli.show.text import duration_text, head_table
 from cdn_tune.cli.show.trial_plan import rows_table
 from cdn_tune.config import Categorical, Parameter
 from cdn_tune.config.keys import get_key

@@ -1,6 +1,12 @@
-"""Sizes and durations as text."""
+"""Sizes and durations as text, and the two plain kinds of table."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 UNKNOWN = "--"
 _KIB = 1 << 10
@@ -27,3 +33,28 @@ def duration_text(seconds: float) -> str:
             rest = rounded % size // part
             return f"{rounded // size} {unit}" + (f" {rest} {small}" if rest else "")
     return f"{seconds:.3g} s"
+
+
+def head_table(*heads: str, right: Collection[str] = (), fold: Collection[str] | bool = ()) -> Table:
+    """Returns an empty table with heads.
+
+    Args:
+        heads: Of the columns.
+        right: Which of them are justified to the right.
+        fold: Which of them, or whether all, may run over several lines.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for head in heads:
+        folds = fold if isinstance(fold, bool) else head in fold
+        table.add_column(head, justify="right" if head in right else "left", overflow="fold", no_wrap=not folds)
+    return table
+
+
+def facts_table(facts: Iterable[tuple[str, str]]) -> Table:
+    """Returns (name, text) facts as a table without heads."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for head, text in facts:
+        table.add_row(head, escape(text))
+    return table
