@@ -22,7 +22,7 @@ from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, objective_column
 from cdn_tune.tuning.results.status import best_per_objective, count_ended, eta_seconds
 
 if TYPE_CHECKING:
-    from cdn_tune.tuning.driver import SearchState
+    from cdn_tune.tuning.progress import SearchState
 
 _BAR = 12
 _BEST_ROWS = 5
