@@ -1,7 +1,25 @@
-"""The errors users see: one line that names the file, the key, the value and the remedy.
+"""The errors users read: one line that names the file, the key, the value and the remedy.
 
-A command prints the message of a `CdnTuneError` without a traceback and exits with its `exit_code`:
-2 when the user can mend it (configuration, data, files), 1 when we have to.
+::
+
+    CdnTuneError              exit code
+    ├── ConfigError           2   an experiment, a search space or an option is wrong
+    ├── DataError             2   annotations, features or word vectors
+    ├── RunError              2   a run folder is in use, is another run's, or lacks a file
+    │   ├── FolderHeld        2   another process trains in a trial's folder
+    │   └── Superseded        2   (training.object_store.fencing) another process has taken the trial over
+    ├── CheckpointError       2   missing, damaged, or of another model
+    ├── ClusterError          2   no Ray cluster answers, or it is too small
+    ├── TrainingError         1   training cannot go on
+    │   ├── MemoryShortage    1   out of memory
+    │   ├── NotFinite         1   a loss, a gradient or a score
+    │   └── WorkerLost        1   a worker or its node died
+    ├── SearchError           1   a search cannot start, or ended without a usable trial
+    ├── NodeUnfit             1   a node cannot take trials
+    └── ProcessSpent          1   a process cannot take another trial
+
+A command prints the message of a `CdnTuneError` without a traceback and exits with its `exit_code`: 2 when the user can
+mend it, 1 when we have to (`cdn_tune.cli.show.output.one_line_errors`).
 """
 
 from __future__ import annotations
@@ -14,7 +32,7 @@ class CdnTuneError(Exception):
 
 
 class ConfigError(CdnTuneError):
-    """An experiment, a search space or an override is wrong."""
+    """An experiment, a search space, an override or an option is wrong."""
 
     exit_code = 2
 
@@ -26,7 +44,7 @@ class DataError(CdnTuneError):
 
 
 class RunError(CdnTuneError):
-    """A run folder is in use, holds something else, or lacks what was asked of it."""
+    """A run folder is in use, holds another run, or lacks a file that is needed."""
 
     exit_code = 2
 
@@ -35,12 +53,14 @@ class FolderHeld(RunError):  # noqa: N818
     """Another process trains in a trial's folder, and has not ended in time."""
 
 
-class ProcessSpent(CdnTuneError):  # noqa: N818
-    """A process cannot take another trial, which is no fault of that trial's."""
-
-
 class CheckpointError(CdnTuneError):
     """A checkpoint is missing, damaged, or belongs to another model."""
+
+    exit_code = 2
+
+
+class ClusterError(CdnTuneError):
+    """No Ray cluster answers at the address, or a trial does not fit into it."""
 
     exit_code = 2
 
@@ -48,10 +68,8 @@ class CheckpointError(CdnTuneError):
 class TrainingError(CdnTuneError):
     """Training cannot go on, for example because the loss is not finite."""
 
-    exit_code = 1
 
-
-class MemoryShortage(TrainingError):  # noqa: N818 - as researchers say it
+class MemoryShortage(TrainingError):  # noqa: N818
     """Memory does not suffice: for one query at once, or in the middle of training."""
 
 
@@ -60,11 +78,15 @@ class NotFinite(TrainingError):  # noqa: N818
 
 
 class WorkerLost(TrainingError):  # noqa: N818
-    """A training worker or its node died, more often than is borne."""
+    """A training worker or its node died, more often than `max_failures` allows."""
+
+
+class SearchError(CdnTuneError):
+    """A search cannot start or ended without a usable trial."""
 
 
 class NodeUnfit(CdnTuneError):  # noqa: N818
-    """A node cannot take trials, for example because the data are not there.
+    """A node cannot take trials, for example because the data are missing there.
 
     Args:
         node: Its id.
@@ -79,13 +101,5 @@ class NodeUnfit(CdnTuneError):  # noqa: N818
         return self.reason
 
 
-class ClusterError(CdnTuneError):
-    """No Ray cluster answers at the address, or a trial does not fit into it."""
-
-    exit_code = 2
-
-
-class SearchError(CdnTuneError):
-    """A search cannot start or ended without a usable trial."""
-
-    exit_code = 1
+class ProcessSpent(CdnTuneError):  # noqa: N818
+    """A process cannot take another trial; the trial is not the cause."""

@@ -23,8 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "tuning": LEAVES | {"data", "training", "distributed"},
     "evaluation": LEAVES | {"moments", "model", "data", "training", "distributed"},
     "report": LEAVES | {"moments", "model", "data", "training", "tuning", "evaluation"},
-    "console": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "report"},
-    "cli": LEAVES | {"console"},
+    "cli": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "report"},
     "__main__": {"cli"},
 }
 RAY_HOMES = ("distributed/", "tuning/engine/ray/", "tuning/planning/", "tuning/search.py")

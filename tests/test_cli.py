@@ -41,6 +41,15 @@ def test_help(command: list[str]) -> None:
     assert "Usage" in result.output
 
 
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from cdn_tune.cli import app\n"
+        "app(['search', '--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "ray", "optuna", "h5py", "numpy"} & set(done.stdout.splitlines()[-1].split()) == set()
+
+
 def test_version() -> None:
     assert invoke("--version").output.strip() == f"cdn-tune {__version__}"
 
@@ -95,7 +104,7 @@ def test_our_mistakes_exit_1(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("cdn_tune.console.commands.train_in", fail)
+    monkeypatch.setattr("cdn_tune.training.train_trial.train_in", fail)
     result = invoke("train", file, "--run", tmp_path / "run")
     assert result.exit_code == 1
     assert "internal error: ZeroDivisionError: oops" in result.output

@@ -1,77 +1,62 @@
-"""The application that the commands of this package join, and the arguments they share."""
+"""The application that the commands join: their order in the help, and their errors in one line."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cdn_tune import __version__
+from cdn_tune.cli.show.output import one_line_errors
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _ORDER = (
-    *(
-        "demo",
-        "train",
-        "search",
-        "leaderboard",
-        "evaluate",
-        "compare",
-        "report",
-        "predict",
-        "export",
-        "cluster",
-        "data",
-    ),
+    *("demo", "train", "search", "leaderboard", "evaluate", "compare", "report", "predict", "export"),
+    *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
+    *("data", "doctor", "convert", "plant"),
 )
 
 
-class _InOrder(TyperGroup):
-    """Lists the commands in the order in which a newcomer meets them."""
+class Command(TyperCommand):
+    """A command whose exceptions become one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs it."""
+        with one_line_errors():
+            return super().invoke(ctx)
+
+
+class InOrder(TyperGroup):
+    """A group that lists its commands in the order in which a newcomer meets them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """Returns the names of the commands."""
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
-app = typer.Typer(
-    cls=_InOrder,
+class Commands(typer.Typer):
+    """An application, or a part of one, whose commands are `Command` and whose group is `InOrder`."""
+
+    def __init__(self, *, cls: type[TyperGroup] = InOrder, **settings: Any) -> None:
+        super().__init__(cls=cls, **settings)
+
+    def command(
+        self, *name: Any, cls: type[TyperCommand] | None = Command, **settings: Any
+    ) -> Callable[[_Function], _Function]:
+        """Returns a decorator that adds a command."""
+        return super().command(*name, cls=cls, **settings)
+
+
+app = Commands(
     help="Hyperparameter search for CDN video moment retrieval, on a laptop or on a Ray cluster.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(
-    help="Look after data: examine a folder, convert features, plant a synthetic dataset.", no_args_is_help=True
-)
-app.add_typer(data_app, name="data")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Dotted keys of the experiment, e.g. optim.lr=3e-4 model.map.layers=4"
-    ),
-]
-RunOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--run",
-        metavar="DIR",
-        help="Run folder, or its URL on an object store: s3://BUCKET/NAME, gs://, abfs://.",
-        show_default="runs/<name>",
-        dir_okay=True,
-    ),
-]
-
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ADDR",
-        help="Ray cluster to join: auto or HOST:PORT; http://HOST:8265 and ray://HOST:10001 run it there as a job.",
-    ),
-]
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""`cdn-tune compare`."""
+"""`cdn-tune compare`: two evaluated runs, and whether their difference is more than chance."""
 
 from __future__ import annotations
 
@@ -8,18 +8,35 @@ from typing import Annotated
 import typer
 
 from cdn_tune.cli.app import app
+from cdn_tune.cli.options import Json, local_run
+from cdn_tune.cli.show.output import err, out, print_json, print_line, warn
 
 
 @app.command(epilog="Example: cdn-tune compare runs/pool runs/conv")
 def compare(
     first: Annotated[Path, typer.Argument(metavar="RUN_A", help="An evaluated run.")],
     second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, evaluated on the same queries.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
-    """Say by how much one run is better than another on the test split, with intervals and p-values.
+    """Print by how much one run is better than another on the test split, with intervals and p-values.
 
     Compares what evaluate has written; the test split is not opened again.
     """
-    from cdn_tune.console.commands import run_compare
+    from cdn_tune.cli.show.evaluation import comparison_table, print_planted
+    from cdn_tune.evaluation.compare import compare_runs
 
-    run_compare(first, second, as_json)
+    with err.status("resampling"):
+        result = compare_runs(local_run(first, models=True), local_run(second, models=True))
+    if json:
+        print_json(result)
+        return
+    out.print(comparison_table(result))
+    for name, side in (("A", result["first"]), ("B", result["second"])):
+        print_line(f"{name}: {side['run']}, {side['reported']}")
+        if side["looks"] > 1:
+            warn(f"{name}: its test split was opened {side['looks']} times")
+    print_line(
+        "A - B: mean difference over queries; interval: bootstrap by video; p: sign-flip test by video, "
+        f"{result['resamples']} draws, one test per metric"
+    )
+    print_planted(result)

@@ -1,28 +1,20 @@
-"""`cdn-tune evaluate`."""
+"""`cdn-tune evaluate`: a run, or a file of predictions, on the test split."""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cdn_tune.cli.app import AddressOption, Overrides, app
+from cdn_tune.cli.app import app
+from cdn_tune.cli.options import Address, Overrides, local_run
+from cdn_tune.cli.show.output import err, out, print_line, terminable, warn
+from cdn_tune.errors import ConfigError
 
-
-class TrainOn(str, Enum):
-    """What the winner is trained on again."""
-
-    TRAIN = "train"
-    BOTH = "train+val"
-
-
-class Protocol(str, Enum):
-    """Where the epoch is chosen: on val, or on test as the published code does."""
-
-    HONEST = "honest"
-    PUBLISHED = "published"
+if TYPE_CHECKING:
+    from cdn_tune.evaluation.request import Request
 
 
 class Format(str, Enum):
@@ -30,14 +22,6 @@ class Format(str, Enum):
 
     QVHIGHLIGHTS = "qvhighlights"
     CHARADES_STA = "charades_sta"
-
-
-class SplitName(str, Enum):
-    """The splits."""
-
-    TEST = "test"
-    VAL = "val"
-    TRAIN = "train"
 
 
 @app.command(
@@ -54,17 +38,20 @@ def evaluate(
     front: Annotated[bool, typer.Option("--front", help="Measure the Pareto front of the search.")] = False,
     seeds: Annotated[int, typer.Option(min=0, metavar="N", help="Train the winner again under N other seeds.")] = 0,
     train_on: Annotated[
-        TrainOn, typer.Option(help="What they train on; train+val for the winner's number of epochs.")
-    ] = TrainOn.TRAIN,
+        Literal["train", "train+val"],
+        typer.Option(help="What they train on; train+val for the winner's number of epochs."),
+    ] = "train",
     choose_nms: Annotated[bool, typer.Option("--choose-nms", help="Choose the NMS threshold on val.")] = False,
     protocol: Annotated[
-        Protocol, typer.Option(help="published: train again and choose the epoch on test, as the published code does.")
-    ] = Protocol.HONEST,
+        Literal["honest", "published"],
+        typer.Option(help="published: train again and choose the epoch on test, as the published code does."),
+    ] = "honest",
     workers: Annotated[int, typer.Option(min=1, help="Ray tasks at a time; the numbers stay the same.")] = 1,
-    address: AddressOption = None,
+    address: Address = None,
     score_maps: Annotated[bool, typer.Option("--score-maps", help="Write RUN/score_maps.hdf5.")] = False,
     export_format: Annotated[
-        list[Format] | None, typer.Option(help="Write the predictions in this format too; may be repeated.")
+        list[Format] | None,
+        typer.Option(help="Write the predictions in this format too; may be repeated."),
     ] = None,
     other_data: Annotated[bool, typer.Option("--other-data", help="Go on if the data have changed.")] = False,
     predictions: Annotated[
@@ -74,31 +61,151 @@ def evaluate(
     dataset: Annotated[
         str | None, typer.Option(help="With --predictions: their layout.", show_default="recognised")
     ] = None,
-    split: Annotated[SplitName, typer.Option(help="With --predictions: the split.")] = SplitName.TEST,
+    split: Annotated[Literal["test", "val", "train"], typer.Option(help="With --predictions: the split.")] = "test",
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="With --predictions: write JSON here.")] = None,
 ) -> None:
     """Measure a run on the test split, with intervals; writes RUN/evaluation.json and RUN/predictions.jsonl.
 
     Overrides may name where the data are now (data.root=DIR); how often the test split was opened is counted.
     """
-    from cdn_tune.console.commands import run_evaluate, run_score
+    from cdn_tune.config import parse_overrides
+    from cdn_tune.evaluation.request import Request
+    from cdn_tune.evaluation.scoring import Workers
+    from cdn_tune.training.object_store.sync import fetched_file
+    from cdn_tune.training.object_store.working_copy import url_of
 
     if predictions is not None:
-        run_score(predictions, run, data, dataset, split.value, overrides or [], output)
-    else:
-        run_evaluate(
-            run,
-            overrides or [],
+        # Where no run is named, the first override stands in its place.
+        given = parse_overrides([*([] if run is None else [str(run)]), *(overrides or [])])
+        _score(predictions, data, dataset, split, given, output)
+        return
+    with terminable("the same command does what is left of it"):
+        if run is None:
+            raise ConfigError("name a run folder, or a file of predictions with --predictions FILE")
+        if url_of(run) is not None and address is not None:
+            raise ConfigError("--address ADDR: a run on an object store is evaluated on one machine; leave it out")
+        changes = parse_overrides(overrides or [])
+        run = local_run(run, models=True)
+        trials = None
+        if front:
+            from cdn_tune.tuning.results.front import front_trials
+
+            trials = tuple(front_trials(run))
+        request = Request(
             top=top,
-            checkpoint=checkpoint,
-            front=front,
+            checkpoint=None if checkpoint is None else fetched_file(checkpoint),
+            trials=trials,
             seeds=seeds,
-            train_on=train_on.value,
+            train_on=train_on,
             choose_nms=choose_nms,
-            protocol=protocol.value,
-            workers=workers,
-            address=address,
+            protocol=protocol,
+            workers=Workers(workers, address),
             score_maps=score_maps,
-            formats=tuple(form.value for form in export_format or ()),
+            formats=tuple(each.value for each in export_format or ()),
             other_data=other_data,
         )
+        print_evaluation(run, changes, request)
+
+
+def print_evaluation(run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None) -> None:
+    """Evaluates a run and prints the result.
+
+    Args:
+        run: Its folder.
+        overrides: Where the data are now, if not where they were.
+        request: What is evaluated; the best model on val if None.
+    """
+    from cdn_tune.evaluation.evaluate import evaluate_run
+    from cdn_tune.evaluation.request import Request
+
+    request = request or Request()
+    if request.protocol == "published":
+        warn("--protocol published chooses the epoch on the test split: its numbers are no estimate of new queries")
+    with err.status("evaluating") as status:
+        result = evaluate_run(run, overrides or {}, request, lambda stage: status.update(stage))
+    _print_result(run, result, request.score_maps)
+
+
+def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
+    from cdn_tune.cli.show.evaluation import evaluation_tables, groups_table, print_planted
+    from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
+    from cdn_tune.evaluation.queries import PREDICTIONS
+    from cdn_tune.evaluation.score_maps import SCORE_MAPS
+    from cdn_tune.training.object_store.working_copy import shown
+
+    for line in result["damaged_checkpoints"]:
+        warn(line)
+    out.print(*evaluation_tables(result))
+    out.print(groups_table(result))
+    if result["published"]:
+        print_line("published rows were chosen on the test split; the rows above them were not", "magenta")
+    print_planted(result)
+    if result["data_changed"]:
+        warn(f"these are not the data of the run: {', '.join(result['data_changed'])} changed since")
+    published = result["protocol"] == "published"
+    if result["looks"] > 1:
+        first = run / "evaluation-look-1.json"
+        hint = f"; report the first look, {first}" if first.exists() and not published else ""
+        warn(f"the test split was opened {result['looks']} times for this run{hint}")
+    if len(result["models"]) > 1:
+        many = len(result["models"])
+        warn(f"{many} models were measured; report the first, the best on val: to pick one here is to tune on test")
+    nms = result["nms"]
+    why = f"chosen on val by {nms['metric']}" if nms["chosen_on"] == "val" else "the experiment's"
+    print_line(f"NMS threshold {result['nms_threshold']:g}, {why}")
+    if published:
+        print_line(f"{result['label']}; {result['reported']}")
+    else:
+        chosen = result["chosen_by"]
+        how = "imported" if chosen["value"] is None else f"chosen by val {chosen['metric']} {chosen['value']:.4f}"
+        print_line(f"{result['checkpoint']}, epoch {result['epoch']}, {how}")
+    predictions = run / ("predictions-published.jsonl" if published else PREDICTIONS)
+    print_line(f"predictions: {shown(predictions)}")
+    if score_maps:
+        print_line(f"score maps: {shown(run / SCORE_MAPS)}")
+    evaluation = run / (EVALUATION_PUBLISHED if published else EVALUATION)
+    print_line(f"evaluation: {shown(evaluation)}")
+
+
+def _score(
+    predictions: Path,
+    data: Path | None,
+    dataset: str | None,
+    split: Literal["test", "val", "train"],
+    overrides: dict[str, Any],
+    output: Path | None,
+) -> None:
+    """Scores a file of predictions, of any tool, and prints the result."""
+    from cdn_tune.cli.show.evaluation import evaluation_tables, groups_table
+    from cdn_tune.evaluation.predictions import score_predictions
+    from cdn_tune.training.runs.files import write_json
+
+    if data is None:
+        raise ConfigError("--predictions FILE: name the folder of the annotations with --data DIR")
+    known = {"eval.recalls": "recalls", "eval.ious": "ious", "data.val_fraction": "val_fraction"}
+    for key in overrides:
+        if key not in known:
+            raise ConfigError(f"override {key}: with --predictions only {', '.join(known)} can be given")
+    chosen = {known[key]: _numbers(key, value) for key, value in overrides.items()}
+    with err.status("scoring"):
+        result = score_predictions(predictions, data, dataset, split, **chosen)
+    out.print(*evaluation_tables(result))
+    out.print(groups_table(result))
+    if output is not None:
+        write_json(output, result)
+        print_line(f"evaluation: {output}")
+
+
+def _numbers(key: str, value: Any) -> Any:
+    if key == "data.val_fraction":
+        if not isinstance(value, float) or not 0 < value < 1:
+            raise ConfigError(f"override {key}={value}: write a share between 0 and 1")
+        return value
+    kind, what = (
+        (int, "whole numbers, such as [1, 5]") if key == "eval.recalls" else (float, "IoUs, such as [0.5, 0.7]")
+    )
+    listed = value if isinstance(value, list) else [value]
+    good = all(isinstance(each, kind | int) and not isinstance(each, bool) and each >= 0 for each in listed)
+    if not listed or not good or (kind is int and min(listed) < 1) or (kind is float and max(listed) > 1):
+        raise ConfigError(f"override {key}={value}: write {what}")
+    return listed

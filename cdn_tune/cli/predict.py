@@ -1,13 +1,28 @@
-"""`cdn-tune predict` and `cdn-tune export`."""
+"""`cdn-tune predict`: the moments of a video that sentences describe."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.table import Table
 
-from cdn_tune.cli.app import Overrides, app
+from cdn_tune.cli.app import app
+from cdn_tune.cli.options import Json
+from cdn_tune.cli.show.output import out, print_json, print_line, warn
+from cdn_tune.errors import DataError
+
+if TYPE_CHECKING:
+    from cdn_tune.config import DataConfig
+    from cdn_tune.data.frames import VideoFrames
+    from cdn_tune.evaluation.retriever import Moment, Retriever, Video
+
+_SCHEMA = 1
 
 
 @app.command(
@@ -46,39 +61,134 @@ def predict(
     word_vectors: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Word vectors, if no longer where the experiment says.")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
-    """Find the moments of a video that sentences speak of: ranked, in seconds, with scores."""
-    from cdn_tune.console.predict import Question, run_predict
+    """Find the moments of a video that sentences describe: ranked, in seconds, with scores."""
+    from cdn_tune.data.frames import check_frames, read_frames
+    from cdn_tune.data.layouts import layout_of
+    from cdn_tune.evaluation.exported import is_exported
+    from cdn_tune.evaluation.loading import load
 
-    run_predict(
-        run,
-        Question(features, video, tuple(query or ()), queries, top, duration, frame_rate, window, stride),
-        nms_threshold,
-        word_vectors,
-        as_json=json_output,
-    )
+    sentences = read_queries(query or (), queries)
+    retriever = load(run, word_vectors=word_vectors, nms_threshold=nms_threshold)
+    data = retriever.experiment.data
+    source = read_frames(features, video, layout_of(data.dataset).member)
+    frames = check_frames(source.frames, data.feature_size, f"{features}: video {source.video!r}")
+    seconds, origin = find_duration(duration, frame_rate, source, None if is_exported(run) else data)
+    encoded = retriever.encode(frames, seconds, window=window, stride=stride)
+    unknown = [retriever.unknown_words(sentence) for sentence in sentences]
+    found = retriever.answer(encoded, sentences, top)
+    if retriever.planted != source.planted and source.planted:
+        warn(f"{features}: these features are planted, but the model was not trained on planted data")
+    if json:
+        _print_json(retriever, source.video, encoded, sentences, unknown, found)
+    else:
+        _print_tables(retriever, source.video, encoded, origin, sentences, found)
 
 
-@app.command(epilog="Example: cdn-tune export runs/charades --out models/charades")
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run, kept checkpoint, or checkpoint file.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; must be new or empty.")],
-    overrides: Overrides = None,
-    all_words: Annotated[
-        bool, typer.Option("--all-words", help="Carry all words of the vectors file, not the dataset's alone.")
-    ] = False,
-    torch_export: Annotated[
-        bool, typer.Option("--torch-export", help="Also write the graph for torch.export.load, checked.")
-    ] = False,
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also write ONNX, checked; needs onnx, onnxscript, onnxruntime.")
-    ] = False,
-) -> None:
-    """Write the run's best model as a folder that loads anywhere: weights, words, a model card.
+def read_queries(given: Sequence[str], path: Path | None) -> list[str]:
+    """Returns the queries of the command line, then those of the file, one a line.
 
-    Overrides may name where the data are now (data.root=DIR, data.word_vectors=FILE).
+    Raises:
+        DataError: If there is none, one is empty, or the file cannot be read.
     """
-    from cdn_tune.console.predict import run_export
+    from cdn_tune.data.files import read_text
 
-    run_export(run, out, overrides or [], all_words=all_words, torch_export=torch_export, onnx=onnx)
+    queries = list(given)
+    for number, query in enumerate(queries, start=1):
+        if not query.strip():
+            raise DataError(f"--query number {number} is empty; write a sentence such as 'a person opens the door'")
+    if path is not None:
+        queries += [line.strip() for line in read_text(path, "name a text file").splitlines() if line.strip()]
+    if not queries:
+        raise DataError('no query: give --query "a person opens the door", or --queries FILE')
+    return queries
+
+
+def find_duration(
+    duration: float | None, frame_rate: float | None, source: VideoFrames, data: DataConfig | None
+) -> tuple[float, str]:
+    """Returns the video's length in seconds, and where it comes from.
+
+    Taken, in this order, from --duration, from --frame-rate and the number of frames, or from the annotations that the
+    model was trained with, where these are still in their place.
+
+    Args:
+        duration: Of the option; None if it is not given.
+        frame_rate: Of the option; None if it is not given.
+        source: The video.
+        data: Where the annotations are; None if nowhere.
+
+    Raises:
+        DataError: If it is in none of them.
+    """
+    from cdn_tune.data.annotations import SPLITS
+    from cdn_tune.data.splits import split_annotations
+
+    if duration is not None and frame_rate is not None:
+        raise DataError("--duration and --frame-rate: give one of them")
+    if duration is not None:
+        return duration, "given"
+    if frame_rate is not None:
+        if not (math.isfinite(frame_rate) and frame_rate > 0):
+            raise DataError(f"--frame-rate {frame_rate:g}: must be positive")
+        return len(source.frames) / frame_rate, f"{len(source.frames)} frames at {frame_rate:g} Hz"
+    if data is not None:
+        for split in SPLITS:
+            try:
+                loaded = split_annotations(data, split)
+            except DataError:  # no data here, or not these
+                continue
+            durations = {item.video: item.duration for item in loaded.annotations}
+            if source.video in durations:
+                return durations[source.video], f"from the annotations in {data.root}"
+    raise DataError(f"length of video {source.video!r}: in no annotations of the run; give --duration or --frame-rate")
+
+
+def _print_json(
+    retriever: Retriever,
+    name: str,
+    video: Video,
+    queries: Sequence[str],
+    unknown: Sequence[tuple[str, ...]],
+    found: Sequence[Sequence[Moment]],
+) -> None:
+    content = {
+        "schema": _SCHEMA,
+        "model": str(retriever.source),
+        "planted": retriever.planted,
+        "video": name,
+        "duration": video.duration,
+        "windows": [list(video.seconds(window)) for window in range(len(video.windows))],
+        "nms_threshold": retriever.nms_threshold,
+        "queries": [
+            {"query": query, "unknown_words": list(words), "moments": [asdict(moment) for moment in moments]}
+            for query, words, moments in zip(queries, unknown, found, strict=True)
+        ],
+    }
+    print_json(content)
+
+
+def _print_tables(
+    retriever: Retriever,
+    name: str,
+    video: Video,
+    origin: str,
+    queries: Sequence[str],
+    found: Sequence[Sequence[Moment]],
+) -> None:
+    start, end = video.seconds(0)
+    clips = retriever.experiment.model.clips
+    more = "" if len(video.windows) == 1 else f", {len(video.windows)} windows of {end - start:.1f} s"
+    print_line(f"{name}: {video.duration:.2f} s ({origin}){more}; a clip is {(end - start) / clips:.2f} s")
+    if retriever.planted:
+        print_line("a model trained on planted data: its answers say nothing about real videos", "yellow")
+    for query, moments in zip(queries, found, strict=True):
+        print_line(f"\n{query}", "bold")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for head in ("rank", "start", "end", "score"):
+            table.add_column(head, justify="right", no_wrap=True)
+        for rank, moment in enumerate(moments, start=1):
+            style = "bold green" if rank == 1 else ""
+            table.add_row(str(rank), f"{moment.start:.2f} s", f"{moment.end:.2f} s", f"{moment.score:.4f}", style=style)
+        out.print(table)

@@ -1,13 +1,19 @@
-"""`cdn-tune report`."""
+"""`cdn-tune report`: one HTML page of a run, written or served."""
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cdn_tune.cli.app import app
+from cdn_tune.cli.options import local_run
+from cdn_tune.cli.show.output import err, print_line, print_note, warn
+from cdn_tune.errors import ConfigError
+
+_PORT = 8080
 
 
 @app.command(epilog="Example: cdn-tune report runs/charades-quick --open")
@@ -21,11 +27,63 @@ def report(
     ] = 60,
     serve: Annotated[bool, typer.Option("--serve", help="Serve it to this machine, kept live; Ctrl-C ends.")] = False,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of --serve; 0: any free one.", show_default="8080")
+        int | None, typer.Option(min=0, max=65535, help="Port of --serve; 0: any free one.", show_default=str(_PORT))
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write everything the run recorded as one HTML page that needs no network: to open, to keep, to send around."""
-    from cdn_tune.console.report import run_report
+    if serve and out is not None:
+        raise ConfigError("--serve writes no file; drop --out FILE, or --serve")
+    if not serve and port is not None:
+        raise ConfigError("--port PORT is where --serve serves; add --serve, or drop --port")
+    run = local_run(run, models=views > 0, trials=True)
+    if serve:
+        _serve(run, views, _PORT if port is None else port, open_)
+        return
+    path = write_report(run, out, views)
+    if open_:
+        webbrowser.open(path.absolute().as_uri())
 
-    run_report(run, out, views, serve=serve, port=port, open_it=open_)
+
+def write_report(run: Path, file: Path | None = None, views: int | None = None) -> Path:
+    """Writes a run's report, prints where, and returns its path.
+
+    Args:
+        run: The run folder.
+        file: Where to; ``RUN/report/index.html`` if None.
+        views: Queries whose score maps and attention are drawn; the usual number if None.
+    """
+    from cdn_tune.report.page import REPORT, VIEWS, Builder, check_target
+    from cdn_tune.training.object_store.lease import is_locked
+    from cdn_tune.training.object_store.sync import bring_home
+    from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.training.runs.files import write_text
+
+    path = file or run / REPORT
+    check_target(path)
+    with err.status("building the report"):
+        page = Builder(run, VIEWS if views is None else views).build()
+    write_text(path, page.html)
+    if file is None and not is_locked(run):
+        bring_home(path)
+    for notice in page.notices:
+        warn(notice)
+    print_line(f"report: {path if file else shown(path)} ({path.stat().st_size / 1e6:.1f} MB)")
+    return path
+
+
+def _serve(run: Path, views: int, port: int, open_it: bool) -> None:
+    from cdn_tune.report.serve import HOST, LiveReport, open_server
+
+    with err.status("building the report"):
+        report = LiveReport(run, views, warn)
+    with open_server(report, port) as server:
+        url = f"http://{HOST}:{server.server_address[1]}/"
+        print_line(f"report: {url}")
+        print_note("served to this machine only; it follows the run. Ctrl-C ends.")
+        if open_it:
+            webbrowser.open(url)
+        try:
+            server.serve_forever(poll_interval=0.2)
+        except KeyboardInterrupt:
+            print_note("no longer served")

@@ -1,4 +1,4 @@
-"""`cdn-tune schema`."""
+"""`cdn-tune schema`: the JSON Schema of experiments or of search spaces."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Annotated
 import typer
 
 from cdn_tune.cli.app import app
+from cdn_tune.cli.show.output import out
+from cdn_tune.errors import ConfigError
+
+_KINDS = ("experiment", "space")
 
 
 @app.command(epilog="Example: cdn-tune schema space > search_spaces/schema.json")
@@ -15,6 +19,8 @@ def schema(kind: Annotated[str, typer.Argument(metavar="experiment|space", help=
 
     A file names it in a line `# yaml-language-server: $schema=FILE`, as the shipped ones do.
     """
-    from cdn_tune.console.schema import run_schema
+    from cdn_tune.config.schema import schema_text
 
-    run_schema(kind)
+    if kind not in _KINDS:
+        raise ConfigError(f"schema {kind}: there are two, {' and '.join(_KINDS)}")
+    out.file.write(schema_text(kind))

@@ -1,13 +1,26 @@
-"""`cdn-tune train`, `import-weights`, `demo`."""
+"""`cdn-tune train`: one trial on this machine, or on several workers."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.table import Table
 
-from cdn_tune.cli.app import AddressOption, Overrides, RunOption, app
+from cdn_tune.cli.app import app
+from cdn_tune.cli.options import Address, Overrides, RunOption
+from cdn_tune.cli.show.output import GOES_ON, err, out, print_line, print_note, terminable
+from cdn_tune.cli.show.text import duration_text, size_text
+from cdn_tune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from cdn_tune.config import Experiment
 
 
 @app.command(epilog="Example: cdn-tune train experiments/charades/CDN-16x16-K5L8-pool.yaml data.root=/data/charades")
@@ -16,49 +29,136 @@ def train(
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Training workers; above 1 they are a Ray Train group.")] = 1,
     run: RunOption = None,
-    address: AddressOption = None,
+    address: Address = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print parameters, memory, steps and time, told from a few steps, and stop.")
+        bool,
+        typer.Option("--plan", help="Print parameters, memory, steps and time, measured in a few steps, and stop."),
     ] = False,
 ) -> None:
     """Train one trial. The same command again goes on where it stopped.
 
     Ctrl-C once ends it after the step under way, with a checkpoint; twice at once.
     """
-    from cdn_tune.console.commands import run_plan, run_train
+    from cdn_tune.config import load_experiment, parse_overrides
 
-    if plan:
-        run_plan(experiment, overrides or [])
-    else:
-        run_train(experiment, overrides or [], workers, run, address)
+    with terminable("" if plan else GOES_ON):
+        loaded = load_experiment(experiment, parse_overrides(overrides or []))
+        if plan:
+            _print_plan(loaded)
+        else:
+            _train(loaded, workers, run or Path("runs") / loaded.name, address)
 
 
-@app.command(
-    name="import-weights",
-    epilog="Example: cdn-tune import-weights best.pkl --experiment experiments/charades/CDN-16x16-K5L8-pool.yaml "
-    "--out runs/published",
-)
-def import_weights(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint of the published implementation.")],
-    experiment: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Experiment whose model the weights are of.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder to write.")],
-    overrides: Overrides = None,
-) -> None:
-    """Make a run of weights trained with the published implementation, to evaluate or to export them.
+def _print_plan(experiment: Experiment) -> None:
+    from cdn_tune.cli.show.progress import build_clips
+    from cdn_tune.cli.show.trial_plan import plan_table
+    from cdn_tune.training.plan import make_plan
+    from cdn_tune.training.train_trial import open_data
 
-    The file is opened without running code in it; entries that are missing, unknown or of another shape are named.
+    build_clips(experiment.data)
+    splits = open_data(experiment.data)
+    with err.status("measuring a few steps"):
+        plan = make_plan(experiment, splits)
+    out.print(plan_table(plan, experiment))
+
+
+def _train(experiment: Experiment, workers: int, run: Path, address: str | None) -> None:
+    from cdn_tune.cli.show.interrupt import GracefulStop
+    from cdn_tune.cli.show.progress import TrainProgress, build_clips
+    from cdn_tune.cli.show.tables import experiment_line
+    from cdn_tune.data.fingerprint import fingerprint
+    from cdn_tune.training.object_store.sync import fetched, refresh
+    from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.training.runs.manifest import describe_run
+    from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, locked
+    from cdn_tune.training.train_trial import open_data, train_in
+
+    if address is not None and workers == 1:
+        raise ConfigError("--address ADDR: one worker trains on this machine; add --workers N, or drop --address")
+    run = fetched(run)
+    with locked(run):
+        build_clips(experiment.data)
+        open_data(experiment.data)  # errors of the data are raised before anything is written
+        facts = fingerprint(experiment.data)
+        resumed = claim(run, describe_run("train", experiment, facts), {EXPERIMENT: experiment.plain()})
+        print_note(
+            f"{'going on with' if resumed and _has_state(run) else 'training'} {experiment.name} in {shown(run)}"
+        )
+        print_note(experiment_line(experiment))
+        if _is_finished(run):
+            print_note("this run is finished: nothing to do")
+        else:
+            with TrainProgress(experiment.eval.metric, experiment.train.epochs) as progress, GracefulStop() as stop:
+                if workers == 1:
+                    train_in(experiment, run, progress.on_epoch, progress.on_step, stop=stop)
+                else:
+                    from cdn_tune.distributed.launch import train_on_workers
+
+                    if experiment.train.batch_size < workers:
+                        batch = f"train.batch_size={experiment.train.batch_size}"
+                        raise ConfigError(f"--workers {workers}: more workers than {batch}")
+                    train_on_workers(experiment, run, workers, progress.on_epoch, address, progress.on_step, stop)
+                    refresh(run)
+    _print_trained(experiment, run, planted=bool(facts["planted"]))
+
+
+def _has_state(run: Path) -> bool:
+    """Returns whether there is a state to go on from, here or on the run's object store."""
+    from cdn_tune.training.loop import LAST
+    from cdn_tune.training.object_store.working_copy import place_of
+
+    place = place_of(run)
+    return (run / LAST).exists() or (place is not None and place.home.entry(str(LAST)) is not None)
+
+
+def _is_finished(run: Path) -> bool:
+    from cdn_tune.training.runs.records import read_metrics
+
+    epochs = read_metrics(run)
+    return bool(epochs) and _has_state(run) and epochs[-1]["epoch"] >= epochs[-1]["epochs"]
+
+
+def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
+    from cdn_tune.training.loop import BEST
+    from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.training.runs.records import read_metrics
+
+    epochs = read_metrics(run)
+    out.print(trained_table(experiment, epochs, run, planted))
+    label = " (planted data)" if planted else ""
+    value = f"{epochs[-1]['best_value']:.4f} after epoch {epochs[-1]['best_epoch']}"
+    print_line(f"best val {experiment.eval.metric} {value}{label}")
+    print_line(f"best checkpoint: {shown(run / BEST)}")
+    print_line(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}")
+
+
+def trained_table(experiment: Experiment, epochs: Sequence[dict[str, Any]], run: Path, planted: bool) -> Table:
+    """Returns the best epoch's val metrics in %, and the trial's time, memory and disk use.
+
+    Args:
+        experiment: The trial.
+        epochs: Its epochs as recorded, one at least (see `EpochReport`).
+        run: Its folder.
+        planted: Whether its data are planted.
     """
-    from cdn_tune.console.commands import run_import_weights
+    from cdn_tune.training.memory.size import occupied_bytes
 
-    run_import_weights(file, experiment, overrides or [], out)
-
-
-@app.command(epilog="Example: cdn-tune demo --run runs/demo")
-def demo(
-    run: RunOption = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.", show_default="as the space says")] = None,
-) -> None:
-    """See it all once: plant a dataset, search, evaluate. A few minutes on a laptop."""
-    from cdn_tune.console.commands import run_demo
-
-    run_demo(run or Path("runs/demo"), trials)
+    last = epochs[-1]
+    best = epochs[last["best_epoch"] - 1]
+    label = "planted data" if planted else "real data"
+    title = f"{experiment.data.dataset} ({label}), val split, epoch {best['epoch']} of {last['epoch']}, in %"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("")
+    for name in best["val"]:
+        table.add_column(name, justify="right", style="bold green" if name == experiment.eval.metric else "")
+    for head in ("time", "peak memory", "checkpoints on disk"):
+        table.add_column(head, justify="right", style="dim")
+    seconds = sum(epoch["train_seconds"] + epoch["val_seconds"] for epoch in epochs)
+    table.add_row(
+        "CDN, best on val",
+        *(f"{100 * value:.2f}" for value in best["val"].values()),
+        duration_text(seconds),
+        size_text(last["peak_bytes"]) if last.get("peak_bytes") else "",
+        size_text(occupied_bytes(run)),
+    )
+    return table

@@ -15,6 +15,7 @@ from cdn_tune.evaluation.per_query_metrics import Measures, mean_measures, measu
 from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, ranked_moments, read_query_results, true_moments
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
 from cdn_tune.moments.paired import compare_paired
+from cdn_tune.training.runs.run_folder import read_manifest
 
 SCHEMA = 1
 
@@ -100,8 +101,7 @@ def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: in
 
 def _side(run: Path) -> _Side:
     path = run / EVALUATION
-    if not run.is_dir():
-        raise RunError(f"{run}: no such run folder")
+    read_manifest(run)
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -12,15 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.report.record import RunRecord
 from cdn_tune.report.wording import duration, number, short_names
 from cdn_tune.tuning.results.leaderboard import STATES
+from cdn_tune.tuning.study.failures import MEANING
 from cdn_tune.tuning.study.ranking import own, pareto_front, ranking, role_of, superseded, value_of
 
-# What a failure's kind means, where the study names one.
-FAILURES = {
-    "deterministic": "would fail again: its values or the data are at fault",
-    "memory": "ran out of memory",
-    "not_finite": "loss or scores were not finite",
-    "lost": "its worker or node died",
-}
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _COSTS = ("parameters", "memory_gb", "latency_ms")
 
@@ -135,7 +129,7 @@ def failures(record: RunRecord) -> list[dict[str, Any]]:
             key,
             {
                 "state": state,
-                "kind": FAILURES.get(kind, kind),
+                "kind": MEANING.get(kind, kind),
                 "reason": reason or "no reason was recorded",
                 "trials": [],
                 "again": 0,

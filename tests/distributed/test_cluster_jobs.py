@@ -155,7 +155,7 @@ def test_a_stopped_search_saves_and_goes_on(head, tiny: Tiny, work: Path, tmp_pa
 def test_sigterm_interrupts_where_sigint_is_blocked_by_ray_or_ignored_by_a_shell(inherited: str) -> None:
     code = f"""
 import os, signal
-from cdn_tune.console.output import terminable
+from cdn_tune.cli.show.output import terminable
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.{inherited}
 held = signal.pthread_sigmask(signal.SIG_BLOCK, set())

@@ -51,7 +51,7 @@ def test_failures_are_grouped_up_to_their_numbers(record: RunRecord) -> None:
     assert [group["state"] for group in groups] == ["failed", "pruned"]
     assert groups[0]["trials"] == [7, 18]
     assert "step 7" in groups[0]["reason"]
-    assert groups[0]["kind"] == "loss or scores were not finite"
+    assert groups[0]["kind"] == "not finite"
 
 
 def test_time_is_that_of_the_segments(record: RunRecord) -> None:

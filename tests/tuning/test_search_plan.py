@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import typer
 from optuna.trial import TrialState
+from rich.console import Console
+from typer.testing import CliRunner
 
+from cdn_tune.cli import app
+from cdn_tune.cli.show.search_plan import search_plan_table
 from cdn_tune.config import Experiment, SearchSpace, load_space
 from cdn_tune.config.yaml import dump
-from cdn_tune.console.output import _console
-from cdn_tune.console.search_plan import run_search_plan, search_plan_table
 from cdn_tune.tuning.planning.expected_epochs import expected_epochs
 from cdn_tune.tuning.planning.plan import SearchPlan, plan_search
 from cdn_tune.tuning.planning.random_points import count_points, draw
@@ -34,8 +35,7 @@ def space_of(parameters: dict[str, Any], **more: Any) -> SearchSpace:
 
 
 def shown(plan: SearchPlan) -> str:
-    console = _console()
-    console.width = 160
+    console = Console(width=160, highlight=False)
     with console.capture() as capture:
         console.print(search_plan_table(plan))
     return capture.get()
@@ -204,9 +204,7 @@ def test_shipped_spaces_pass(path: Path, tmp_path: Path) -> None:
         assert candidates.experiment(first) == experiment
 
 
-def test_command_prints_and_tells_what_would_be_refused(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_prints_and_tells_what_would_be_refused(tiny: Tiny, tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text(dump(tiny().plain()))
     path = tmp_path / "space.yaml"
@@ -219,13 +217,11 @@ def test_command_prints_and_tells_what_would_be_refused(
     plain["resources"] = {"cpus_per_worker": 10000}
     path.write_text(dump(plain))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(typer.Exit) as ended:
-        run_search_plan(str(path), [], None, None, tmp_path / "run")
-    assert ended.value.exit_code == 2
-    told = capsys.readouterr().err
-    assert "would be refused: budget.gpu_hours=1" in told
-    assert "would be refused: resources: a trial needs 1 x 10000 CPUs" in told
+    command = ["search", str(path), "--run", str(tmp_path / "run"), "--plan"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert "would be refused: budget.gpu_hours=1" in refused.stderr
+    assert "would be refused: resources: a trial needs 1 x 10000 CPUs" in refused.stderr
     assert sorted(tmp_path.rglob("*")) == before
     path.write_text(dump({**plain, "budget": {}, "resources": {}}))
-    run_search_plan(str(path), [], 4, None, tmp_path / "run")
-    assert "wall clock" in capsys.readouterr().out
+    assert "wall clock" in CliRunner().invoke(app, [*command, "--trials", "4"]).stdout

@@ -13,6 +13,12 @@ from cdn_tune.tuning.study.candidates import cost
 from cdn_tune.tuning.study.ranking import own
 
 DETERMINISTIC, MEMORY, NOT_FINITE, LOST = "deterministic", "memory", "not_finite", "lost"
+MEANING = {
+    DETERMINISTIC: "would fail again",
+    MEMORY: "out of memory",
+    NOT_FINITE: "not finite",
+    LOST: "worker or node lost",
+}
 IN_A_ROW = 3  # equal failures before the first epoch, after which a search stops
 _NUMBERS = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?|/[^\s:;,]+")
 

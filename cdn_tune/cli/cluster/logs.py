@@ -1,0 +1,55 @@
+"""`cdn-tune cluster logs`: what a job has printed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.options import JobArgument, Server
+from cdn_tune.cli.show.output import INTERRUPTED, interruptible, out, print_note
+
+if TYPE_CHECKING:
+    from cdn_tune.distributed.jobs import Job, Jobs
+
+SETTLE_SECONDS = 30.0  # from the end of a job's process to its state
+
+
+@cluster_app.command(epilog="Example: cdn-tune cluster logs raysubmit_1KQUhCSxCZ36MBtE --follow")
+def logs(
+    job: JobArgument,
+    address: Server = None,
+    goes_on: Annotated[bool, typer.Option("--follow", help="Go on to its end, with its exit code.")] = False,
+) -> None:
+    """Print what a job has printed."""
+    from cdn_tune.distributed.jobs import Jobs
+
+    jobs = Jobs(address)
+    if goes_on:
+        follow(jobs, job)
+    out.file.write(jobs.logs(job))
+
+
+def follow(jobs: Jobs, job: str) -> None:
+    """Prints a job's log to its end, and exits with its exit code; Ctrl-C leaves the job running.
+
+    Raises:
+        typer.Exit: Always, but for Ctrl-C.
+    """
+    with interruptible(f"job {job} goes on; cdn-tune cluster logs {job} --follow shows it again"):
+        for text in jobs.follow(job):
+            out.file.write(text)
+            out.file.flush()
+        found = jobs.wait(job, SETTLE_SECONDS)
+    print_note(f"job {job}: {found.state.lower()}")
+    raise typer.Exit(exit_code(found))
+
+
+def exit_code(job: Job) -> int:
+    """Returns a job's exit code: its process's, 130 if it was stopped, 1 if it never ran."""
+    if job.state == "SUCCEEDED":
+        return 0
+    if job.state == "STOPPED":
+        return INTERRUPTED
+    return job.exit_code or 1

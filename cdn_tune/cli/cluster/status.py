@@ -1,0 +1,235 @@
+"""`cdn-tune cluster status`: what a cluster has, what of it is free, and where its nodes differ from this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.options import Json, Server
+from cdn_tune.cli.show.output import err, out, print_json, print_line, warn
+from cdn_tune.cli.show.text import UNKNOWN, duration_text, facts_table, head_table
+from cdn_tune.errors import ClusterError
+
+if TYPE_CHECKING:
+    from cdn_tune.config import ResourcesConfig
+    from cdn_tune.distributed.node_info import SurveyedNode
+
+_GB = 1e9
+_CLOCK_SECONDS = 5.0  # off by more than which timestamps of trials mislead
+_SHOWN = ("python", "torch", "ray", "cdn-tune", "optuna")
+
+
+@cluster_app.command(epilog="Example: cdn-tune cluster status --address auto --space search_spaces/tacos-core.yaml")
+def status(
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Show this job instead of the nodes.", show_default=False)
+    ] = None,
+    address: Server = None,
+    space: Annotated[
+        str | None,
+        typer.Option(metavar="SPACE", help="Count trials of this search space.", show_default="one CPU, GPU"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show nodes, what of them is free, how many trials fit, and which node has other versions or a wrong clock."""
+    from cdn_tune.distributed.address import is_job_server
+
+    if job is not None:
+        _print_job(job, address, json)
+    elif is_job_server(address):  # where only a job server is reached, a job surveys the nodes
+        from cdn_tune.cli.cluster.submit import Shipping, run_job
+
+        rest = [*(["--space", space] if space else []), *(["--json"] if json else [])]
+        shipping = Shipping(Path() if space else None)
+        run_job(["cluster", "status", *rest], "cluster status", {"space": space}, address, shipping, wait=True)
+    else:
+        _print_nodes(address or "auto", space, json)
+
+
+def _print_job(job: str, address: str | None, as_json: bool) -> None:
+    from cdn_tune.cli.cluster.jobs import job_facts
+    from cdn_tune.distributed.jobs import Jobs
+
+    found = Jobs(address).job(job)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        out.print(facts_table(job_facts(found, time.time())))
+
+
+def _print_nodes(address: str, space: str | None, as_json: bool) -> None:
+    from cdn_tune.config import load_space
+    from cdn_tune.distributed.cluster import connected
+    from cdn_tune.distributed.node_info import here, survey
+
+    resources = None if space is None else load_space(space)[0].resources
+    with err.status("asking the nodes"), connected(address):
+        nodes, ours = survey(), here()
+    room = room_for(resources or _one(nodes), nodes)
+    if as_json:
+        print_json(plain(nodes, ours, room))
+    else:
+        out.print(nodes_table(nodes))
+        out.print(versions_table(nodes, ours))
+        print_line(room_line(room))
+        for line in fault_lines(nodes, ours):
+            warn(line)
+    if not any(node.versions for node in nodes):
+        raise ClusterError(f"--address {address}: no node answers; look at the logs of Ray on the nodes")
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many trials there is room for.
+
+    Attributes:
+        resources: What one trial occupies.
+        now: With what is free now.
+        at_most: With all that the nodes have.
+    """
+
+    resources: ResourcesConfig
+    now: int
+    at_most: int
+
+
+def room_for(resources: ResourcesConfig, nodes: Sequence[SurveyedNode]) -> Room:
+    """Returns how many trials fit on the nodes that answer."""
+    from cdn_tune.distributed.cluster import capacity
+
+    alive = [node for node in nodes if node.versions is not None]
+    return Room(
+        resources,
+        capacity(resources, [node.free for node in alive]),
+        capacity(resources, [node.total for node in alive]),
+    )
+
+
+def nodes_table(nodes: Sequence[SurveyedNode]) -> Table:
+    """Returns the nodes' resources as a table, with their sum."""
+    amounts = ("CPUs free", "GPUs free", "memory free", "object store free")
+    table = head_table("node", "state", *amounts, "GPU", right=amounts)
+    for node in nodes:
+        style = "" if node.versions is not None else "red"
+        table.add_row(_name(node), _state(node), *_cells([node]), escape(node.gpu), style=style)
+    if len(nodes) > 1:
+        answering = [node for node in nodes if node.versions is not None]
+        table.add_section()
+        table.add_row(f"{len(answering)} nodes", "", *_cells(answering), "", style="bold")
+    return table
+
+
+def versions_table(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> Table:
+    """Returns the versions on the nodes and on this machine as a table; what differs is marked."""
+    from cdn_tune.distributed.node_info import differences
+
+    table = head_table("versions", *_SHOWN, "clock")
+    table.add_row("here", *(escape(ours[name] or "none") for name in _SHOWN), "", style="dim")
+    for node in nodes:
+        if node.versions is None:
+            table.add_row(_name(node), *[UNKNOWN] * (len(_SHOWN) + 1), style="red")
+            continue
+        wrong = differences(node, ours)
+        cells = [
+            f"[red]{escape(node.versions[name] or 'none')} ![/red]"
+            if name in wrong
+            else escape(node.versions[name] or "")
+            for name in _SHOWN
+        ]
+        table.add_row(_name(node), *cells, _clock(node))
+    return table
+
+
+def room_line(room: Room) -> str:
+    """Returns how many trials fit, in a line."""
+    needs = f"{room.resources.cpus_per_worker} CPU" + ("s" if room.resources.cpus_per_worker > 1 else "")
+    if room.resources.gpus_per_worker:
+        needs += f" and {room.resources.gpus_per_worker:g} GPU" + ("s" if room.resources.gpus_per_worker > 1 else "")
+    if room.resources.workers > 1:
+        needs = f"{room.resources.workers} workers with {needs} each"
+    return f"trials of {needs}: {room.now} fit now, {room.at_most} when all is free"
+
+
+def fault_lines(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> list[str]:
+    """Returns what is wrong with nodes and what to do, a line each."""
+    from cdn_tune.distributed.node_info import differences
+
+    lines = []
+    for node in nodes:
+        name = f"{node.host} ({node.address})"
+        if node.versions is None:
+            lines.append(f"{name}: {node.fault}; trials are not placed there until Ray runs on it again")
+            continue
+        wrong = differences(node, ours)
+        if wrong:
+            found = ", ".join(
+                f"{what} {there or 'none'} there, {mine or 'none'} here" for what, (there, mine) in wrong.items()
+            )
+            lines.append(
+                f"{name}: {found}; install the same on every node (pip install -c constraints.txt cdn-tune), use one "
+                "image, or ship this cdn-tune with cluster submit --wheel"
+            )
+        if node.clock is not None and abs(node.clock) > _CLOCK_SECONDS:
+            lines.append(
+                f"{name}: its clock is {duration_text(abs(node.clock))} {'ahead' if node.clock > 0 else 'behind'}; "
+                "set it with NTP (chrony), else times of trials and ages of heartbeats are wrong"
+            )
+    return lines
+
+
+def plain(nodes: Sequence[SurveyedNode], ours: dict[str, str | None], room: Room) -> dict[str, Any]:
+    """Returns it all as plain values, ready for JSON."""
+    from cdn_tune.distributed.node_info import differences
+
+    return {
+        "nodes": [asdict(node) | {"differs": sorted(differences(node, ours))} for node in nodes],
+        "here": ours,
+        "resources": room.resources.plain(),
+        "trials_now": room.now,
+        "trials_at_most": room.at_most,
+    }
+
+
+def _one(nodes: Sequence[SurveyedNode]) -> ResourcesConfig:
+    """Returns what a trial of one worker takes: a GPU if there is one."""
+    from cdn_tune.config import ResourcesConfig
+
+    return ResourcesConfig(gpus_per_worker=1.0 if any(node.total.get("GPU") for node in nodes) else 0.0)
+
+
+def _name(node: SurveyedNode) -> str:
+    return escape(f"{node.host} {node.address}" if node.host not in ("", node.address) else node.address)
+
+
+def _state(node: SurveyedNode) -> str:
+    if not node.is_alive:
+        return "dead"
+    return ("head" if node.is_head else "worker") + ("" if node.versions is not None else ", silent")
+
+
+def _cells(nodes: Sequence[SurveyedNode]) -> list[str]:
+    """Returns free and total CPUs, GPUs, memory and object store of some nodes."""
+    free, total = (
+        {name: sum(part.get(name, 0.0) for part in parts) for name in ("CPU", "GPU", "memory", "object_store_memory")}
+        for parts in ([node.free for node in nodes], [node.total for node in nodes])
+    )
+    counts = [f"{free[name]:g}/{total[name]:g}" for name in ("CPU", "GPU")]
+    sizes = [f"{free[name] / _GB:.1f}/{total[name] / _GB:.1f} GB" for name in ("memory", "object_store_memory")]
+    return counts + sizes
+
+
+def _clock(node: SurveyedNode) -> str:
+    if node.clock is None:
+        return UNKNOWN
+    if abs(node.clock) < 1:
+        return "ok"
+    text = f"{'+' if node.clock > 0 else '-'}{duration_text(abs(node.clock))}"
+    return f"[red]{text} ![/red]" if abs(node.clock) > _CLOCK_SECONDS else text

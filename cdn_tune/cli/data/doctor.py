@@ -1,0 +1,111 @@
+"""`cdn-tune data doctor`: what is in a data folder, what is wrong, and the remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from cdn_tune.cli.data import data_app
+from cdn_tune.cli.show.output import out, print_line
+from cdn_tune.cli.show.progress import counted
+from cdn_tune.errors import DataError
+
+if TYPE_CHECKING:
+    from cdn_tune.data.doctor import Finding, Report
+
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
+_SHOWN = 3
+
+
+@data_app.command(epilog="Example: cdn-tune data doctor data/charades --quick")
+def doctor(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with annotations, features, word vectors.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Read the features of a sample of the videos.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Layout.", metavar="NAME", show_default="as recognised")] = None,
+    features: Annotated[str | None, typer.Option(help="Feature file, if elsewhere.", metavar="FILE")] = None,
+    word_vectors: Annotated[str | None, typer.Option(help="Word vectors, if elsewhere.", metavar="FILE")] = None,
+) -> None:
+    """Examine a data folder: what is in it, what is wrong, and the remedy. Exit code 2 if training would fail."""
+    from cdn_tune.data.doctor import examine
+
+    with counted("reading features") as progress:
+        report = examine(
+            root, progress=progress, quick=quick, dataset=dataset, features=features, word_vectors=word_vectors
+        )
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(report.plain(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"--json {json_file}: {error.strerror}; choose a file that can be written") from None
+    for line in fact_lines(report):
+        print_line(line)
+    if report.findings:
+        out.print(findings_table(report.findings))
+    print_line(verdict(report), "bold red" if report.fails else "bold green")
+    if report.fails:
+        raise typer.Exit(DataError.exit_code)
+
+
+def fact_lines(report: Report) -> Iterator[str]:
+    """Yields what was found, a line each."""
+    if report.dataset is None:
+        return
+    edition = f", {report.variant}" if report.variant else ""
+    yield f"{report.dataset}{edition}{' (planted data)' if report.planted else ''} in {report.root}"
+    for split, counts in report.splits.items():
+        skipped = f", {counts['skipped']} not used" if counts["skipped"] else ""
+        yield f"  {split:<5} {counts['queries']} queries of {counts['videos']} videos{skipped}"
+    yield from _feature_lines(report.features)
+    yield from _word_lines(report.words)
+
+
+def findings_table(findings: tuple[Finding, ...]) -> Table:
+    """Returns the findings as a table, errors first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("level", no_wrap=True)
+    table.add_column("count", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold", ratio=3)
+    table.add_column("remedy", overflow="fold", ratio=2)
+    for finding in findings:
+        what = finding.what
+        if finding.count > 1 and finding.examples:
+            more = ", ..." if finding.count > _SHOWN else ""
+            what += f" ({', '.join(finding.examples[:_SHOWN])}{more})"
+        style = _STYLES[finding.level]
+        table.add_row(f"[{style}]{finding.level}[/{style}]", str(finding.count), escape(what), escape(finding.remedy))
+    return table
+
+
+def verdict(report: Report) -> str:
+    """Returns the last line: whether training can start."""
+    levels = [finding.level for finding in report.findings]
+    if report.fails:
+        return f"training would fail: {levels.count('error')} to mend"
+    warnings = levels.count("warning")
+    rest = " (features sampled; leave --quick out to read them all)" if report.quick else ""
+    return f"ready to train{f', with {warnings} warnings' if warnings else ''}{rest}"
+
+
+def _feature_lines(facts: dict[str, Any]) -> Iterator[str]:
+    if "size" in facts:
+        yield (
+            f"  features {facts['file']}: {facts['videos']} videos, size {facts['size']}, {facts['type']}, "
+            f"{facts['rows_per_second']:g} rows a second; {facts['checked']} read"
+        )
+
+
+def _word_lines(facts: dict[str, Any]) -> Iterator[str]:
+    if "size" in facts:
+        known = facts["words"] - len(facts["unknown"])
+        yield (
+            f"  words {facts['file']}: size {facts['size']}; {known} of the queries' {facts['words']} words have a "
+            f"vector ({facts['coverage']:.2%} of what is said)"
+        )

@@ -1,0 +1,49 @@
+"""`cdn-tune export`: a run's best model as a folder that loads anywhere."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdn_tune.cli.app import app
+from cdn_tune.cli.options import Overrides
+from cdn_tune.cli.show.output import err, print_line, warn
+
+
+@app.command(epilog="Example: cdn-tune export runs/charades --out models/charades")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run, kept checkpoint, or checkpoint file.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; must be new or empty.")],
+    overrides: Overrides = None,
+    all_words: Annotated[
+        bool, typer.Option("--all-words", help="Carry all words of the vectors file, not the dataset's alone.")
+    ] = False,
+    torch_export: Annotated[
+        bool, typer.Option("--torch-export", help="Also write the graph for torch.export.load, checked.")
+    ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write ONNX, checked; needs onnx, onnxscript, onnxruntime.")
+    ] = False,
+) -> None:
+    """Write the run's best model as a folder that loads anywhere: weights, words, a model card.
+
+    Overrides may name where the data are now (data.root=DIR, data.word_vectors=FILE).
+    """
+    from cdn_tune.config import parse_overrides
+    from cdn_tune.evaluation.export import export_run
+    from cdn_tune.evaluation.loading import brought
+    from cdn_tune.training.object_store.working_copy import url_of
+
+    run = run if url_of(run) is None else brought(run)
+    changes = parse_overrides(overrides or [])
+    with err.status("exporting"):
+        written = export_run(run, out, changes, all_words=all_words, torch_export=torch_export, onnx=onnx)
+    for line in written.damaged:
+        warn(line)
+    for name, size in written.files.items():
+        print_line(f"{out / name}  {size:,} bytes")
+    print_line(f"{written.words:,} words have a vector in it")
+    print_line(f'try: cdn-tune predict {shlex.quote(str(out))} --features FILE --query "..."')

@@ -1,0 +1,38 @@
+"""`cdn-tune import-weights`: a run made of published weights."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdn_tune.cli.app import app
+from cdn_tune.cli.options import Overrides, refuse_url
+from cdn_tune.cli.show.output import print_line
+
+
+@app.command(
+    name="import-weights",
+    epilog="Example: cdn-tune import-weights best.pkl --experiment experiments/charades/CDN-16x16-K5L8-pool.yaml "
+    "--out runs/published",
+)
+def import_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint of the published implementation.")],
+    experiment: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Experiment whose model the weights are of.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder to write.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make a run of weights trained with the published implementation, to evaluate or to export them.
+
+    The file is opened without running code in it; entries that are missing, unknown or of another shape are named.
+    """
+    from cdn_tune.config import load_experiment, parse_overrides
+    from cdn_tune.training.import_weights import import_weights as write_run
+    from cdn_tune.training.loop import BEST
+
+    refuse_url(out, "--out")
+    write_run(file, load_experiment(experiment, parse_overrides(overrides or [])), out)
+    print_line(f"best checkpoint: {out / BEST}")
+    print_line(f"test split: cdn-tune evaluate {shlex.quote(str(out))}")

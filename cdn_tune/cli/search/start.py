@@ -1,0 +1,169 @@
+"""`cdn-tune search SPACE`: the search itself, and its plan."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cdn_tune.cli.options import Address, Overrides, RunOption, Storage, local_run
+from cdn_tune.cli.search import START, search_app
+from cdn_tune.cli.show.output import err, out, print_line, print_note, terminable, warn
+from cdn_tune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cdn_tune.config import Experiment, SearchSpace
+
+
+@search_app.command(
+    name=START,
+    hidden=True,
+    epilog="Example: cdn-tune search search_spaces/charades-quick.yaml data.root=/data/charades --trials 20. "
+    "Of a search under way: cdn-tune search status RUN, cdn-tune search stop RUN.",
+)
+def start(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="Search space YAML, or a shipped one's path.")],
+    overrides: Overrides = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trials in all, in place of the space's; raise it to go on with a finished search."),
+    ] = None,
+    add_trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="N trials more than before.")] = None,
+    run: RunOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the search that RUN holds, without asking; it must hold one.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the space, what trials cost and what would be refused, and stop.")
+    ] = False,
+    storage: Storage = None,
+    warm_start: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="Learn from the results of another search.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0.0, help="Hours of searching, over all starts.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(min=0.0, help="GPU-hours of all trials.")] = None,
+    target: Annotated[float | None, typer.Option(help="Val metric that is good enough.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the search space, e.g. --set sampler.seed=3."),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Search for the best configuration with Ray Tune and Optuna.
+
+    Epochs and trials are chosen on the val split; the best checkpoints are kept under RUN/best/. The same command
+    again goes on where it stopped. Ctrl-C once has running trials save a checkpoint; twice leaves at once.
+    """
+    from cdn_tune.config import load_space, parse_overrides
+    from cdn_tune.training.object_store.working_copy import url_of, working_copy
+
+    with terminable():
+        budget = {"budget.hours": hours, "budget.gpu_hours": gpu_hours, "budget.target": target}
+        changes = parse_overrides(settings or []) | {key: value for key, value in budget.items() if value is not None}
+        found, experiment = load_space(space, parse_overrides(overrides or []), changes)
+        folder = run or Path("runs") / found.name
+        if plan:
+            folder = folder if url_of(folder) is None else working_copy(folder)
+            _print_plan(found, experiment, folder, trials, storage)
+            return
+        folder = local_run(folder)
+        if not resume:
+            _ask_to_go_on(folder)
+        run_search(
+            found,
+            experiment,
+            folder,
+            trials=trials,
+            add_trials=add_trials,
+            address=address,
+            storage=storage,
+            resume=resume,
+            retry_failed=retry_failed,
+            warm_start=tuple(warm_start or ()),
+        )
+
+
+def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options: Any) -> None:
+    """Runs a search and prints how it ended.
+
+    Raises:
+        KeyboardInterrupt: If the user stopped it before its last trial.
+    """
+    from cdn_tune.cli.show.interrupt import GracefulStop
+    from cdn_tune.cli.show.live import SearchProgress
+    from cdn_tune.cli.show.tables import search_summary
+    from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.tuning.search import SearchOptions, search
+
+    parameters, metric = list(space.parameters), experiment.eval.metric
+    several = [objective.metric for objective in space.objectives] if len(space.objectives) > 1 else []
+    with (
+        SearchProgress(parameters, metric, space.objectives, space.budget) as progress,
+        GracefulStop("running trials save a checkpoint") as stop,
+    ):
+        result = search(space, experiment, run, progress.on_change, SearchOptions(**options, stop=stop))
+    for note in result.notes:
+        print_note(note)
+    out.print(search_summary(result.rows, parameters, metric, several))
+    if result.was_finished:
+        print_note(f"{shown(run)} is finished; --add-trials N goes on with N more")
+    if result.audit is not None:
+        if result.audit.is_clean:
+            print_note(str(result.audit), style="dim")
+        else:
+            warn(str(result.audit))
+    if result.interrupted and stop():
+        raise KeyboardInterrupt
+    if result.ended_by is not None:
+        print_note(f"ended early: {result.ended_by}; raise it to go on")
+    elif result.interrupted:
+        print_note("stopped as asked; the same command goes on")
+    print_line(f"leaderboard: {shown(run / 'leaderboard.csv')}")
+    best = shown(result.kept[0]) if result.kept else "none is left in the run folder"
+    print_line(f"best checkpoint: {best}")
+    if result.kept:
+        print_line(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}")
+
+
+def _ask_to_go_on(run: Path) -> None:
+    """Asks, in a terminal, whether a run folder's search is meant to go on."""
+    from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.training.runs.run_folder import MANIFEST
+
+    if not (run / MANIFEST).exists() or not (sys.stdin.isatty() and err.is_terminal):
+        return
+    if not typer.confirm(f"{shown(run)} holds a search already; go on with it?", default=True, err=True):
+        raise typer.Exit(0)
+
+
+def _print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | None, storage: str | None) -> None:
+    """Prints the plan of a search.
+
+    Args:
+        space: What is searched.
+        base: The base experiment under all fixed overrides.
+        run: The run folder; need not exist.
+        trials: Trials in all, in place of the space's.
+        storage: The study's URL; a SQLite file in the run folder if None.
+
+    Raises:
+        typer.Exit: With code 2 if the search would be refused.
+    """
+    from cdn_tune.cli.show.search_plan import search_plan_table
+    from cdn_tune.tuning.layout import sqlite_url
+    from cdn_tune.tuning.planning.plan import plan_search
+
+    run = run.absolute()
+    with err.status("judging proposals, measuring a few steps"):
+        plan = plan_search(space, base, run, storage or sqlite_url(run), trials)
+    out.print(search_plan_table(plan))
+    for line in plan.warnings:
+        warn(line)
+    for line in plan.errors:
+        print_note(f"would be refused: {line}", "red")
+    if plan.errors:
+        raise typer.Exit(ConfigError.exit_code)

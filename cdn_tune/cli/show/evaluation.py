@@ -1,0 +1,150 @@
+"""Tables of an evaluation: metrics with intervals, baselines, published rows, groups, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from cdn_tune.cli.show.output import print_line
+from cdn_tune.training.runs.kept import CHECKPOINT
+
+_KINDS = {
+    "length_share": "length of the moment, share of the video",
+    "length_seconds": "length of the moment",
+    "position": "position of the moment",
+    "query_words": "length of the query",
+}
+_ROWS = {
+    "best_constant": ("best constant answer", ""),
+    "query_blind": ("query-blind list", ""),
+    "random": ("random moments", "dim"),
+}
+
+
+def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Returns the evaluation as tables: what is reported, with its interval, beside what needs no model.
+
+    One of recalls and mIoU, one of average precision.
+    """
+    precision = [name for name in result["metrics"] if name.startswith("mAP")]
+    recall = [name for name in result["metrics"] if name not in precision]
+    return [_evaluation(result, recall, _title(result)), _evaluation(result, precision, "average precision, in %")]
+
+
+def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Table:
+    table = _table(title, "", names)
+    _add(table, _label(result), result["metrics"], names, "bold green")
+    _add_intervals(table, result["intervals"], names)
+    if result.get("std"):
+        cells = (f"±{100 * result['std'][name]:.2f}" for name in names)
+        table.add_row("  std over seeds", *cells, style="green")
+    models = result.get("models", [])
+    for model in models if result.get("seeds") else models[1:]:
+        _add(table, _model_label(model), model["metrics"], names, "")
+    for name, (label, style) in _ROWS.items():
+        _add(table, label, result["baselines"][name]["metrics"], names, style)
+    gain = result["advantage"]
+    _add(table, "above query-blind list", gain["difference"], names, "cyan", sign=True)
+    _add_intervals(table, gain["intervals"], names)
+    for row in result.get("published", []):
+        if any(name in names for name in row["metrics"]):
+            _add(table, f"{row['method']} ({row['features']}, {row['note']})", row["metrics"], names, "magenta")
+    return table
+
+
+def _model_label(model: Mapping[str, Any]) -> str:
+    path = Path(model["checkpoint"])
+    name = str(path.parent) if path.name == CHECKPOINT else str(path)
+    return f"{name}\n  {model['parameters']:,} parameters"
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    if "reported" not in result:
+        return Path(result["predictions"]["file"]).name
+    if result["protocol"] == "published":
+        return f"CDN, best on test ({result['reported']})"
+    label = "CDN, best on val" if result["reported"] == "checkpoint" else f"CDN, {result['reported']}"
+    several = len(result["models"]) > 1 and not result.get("seeds")
+    return f"{label}\n  {result['models'][0]['parameters']:,} parameters" if several else label
+
+
+def groups_table(result: Mapping[str, Any]) -> Table:
+    """Returns the metrics of groups of queries, R@1 and mIoU, with intervals."""
+    names = [name for name in result["metrics"] if name.startswith("R1@") or name == "mIoU"]
+    table = _table("by groups of queries, in %, with 95 % intervals", "", ["queries", "videos", *names])
+    for kind, groups in result["groups"].items():
+        table.add_row(_KINDS.get(kind, kind), style="bold")
+        for group in groups:
+            cells = [
+                f"{100 * group['metrics'][name]:.1f} {_ends(group['intervals'][name], 1)}".strip() for name in names
+            ]
+            table.add_row(f"  {group['label']}", str(group["queries"]), str(group["videos"]), *cells)
+    return table
+
+
+def comparison_table(result: Mapping[str, Any]) -> Table:
+    """Returns the comparison of two runs, a metric per row."""
+    table = _table(
+        f"{result['dataset']} ({_planted(result)}), {result['split']} split, {result['queries']} queries of "
+        f"{result['videos']} videos, in %, with 95 % intervals",
+        "",
+        ["A", "B", "A - B", "p"],
+    )
+    for row in result["metrics"]:
+        sides = [f"{100 * row[side]['value']:.2f} {_ends(row[side]['interval'])}" for side in ("first", "second")]
+        low, high = row["interval"]
+        style = "green" if low > 0 else "red" if high < 0 else ""
+        difference = f"{100 * row['difference']:+.2f} {_ends(row['interval'], sign=True)}"
+        table.add_row(row["name"], *sides, difference, f"{row['p_value']:.4f}", style=style)
+    return table
+
+
+def print_planted(result: Mapping[str, Any]) -> None:
+    """Prints that the data are planted, if they are."""
+    if result["planted"]:
+        print_line("planted data: these numbers say that the tool works, nothing about real videos", "yellow")
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    about = f"{result['dataset']} ({_planted(result)}), " if "planted" in result else f"{result['dataset']}, "
+    title = f"{about}{result['split']} split, {result['queries']} queries of {result['videos']} videos, in %, "
+    title += "with 95 % intervals"
+    return f"{title}\n{result['label']}" if result.get("label") else title
+
+
+def _planted(result: Mapping[str, Any]) -> str:
+    return "planted data" if result["planted"] else "real data"
+
+
+def _table(title: str, first: str, heads: list[str]) -> Table:
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column(first, overflow="fold", min_width=22)
+    for head in heads:
+        table.add_column(head, justify="right")
+    return table
+
+
+def _add(
+    table: Table, title: str, metrics: Mapping[str, float], names: list[str], style: str, sign: bool = False
+) -> None:
+    form = "{:+.2f}" if sign else "{:.2f}"
+    cells = (form.format(100 * metrics[name]) if name in metrics else "" for name in names)
+    table.add_row(escape(title), *cells, style=style)
+
+
+def _add_intervals(table: Table, intervals: Mapping[str, Any], names: list[str]) -> None:
+    sign = any(ends is not None and ends[0] < 0 for ends in intervals.values())
+    table.add_row("", *(_ends(intervals[name], 1, sign) for name in names), style="dim")
+
+
+def _ends(interval: Any, digits: int = 2, sign: bool = False) -> str:
+    if interval is None:
+        return ""
+    form = f"{{:{'+' if sign else ''}.{digits}f}}"
+    low, high = (form.format(100 * end) for end in interval)
+    return f"({low}, {high})" if sign else f"({low}-{high})"

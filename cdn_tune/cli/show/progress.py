@@ -1,0 +1,108 @@
+"""Progress: of counted work as a bar; of one trial as a bar in a terminal, as a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+
+from cdn_tune.cli.show.output import err, print_note
+
+if TYPE_CHECKING:
+    from cdn_tune.config import DataConfig
+    from cdn_tune.training.reports import EpochReport, StepReport
+
+
+@contextmanager
+def counted(text: str, *columns: str | ProgressColumn, visible: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar; yields the function that moves it, which takes what is done and the total.
+
+    Args:
+        text: What is counted.
+        columns: Of the bar, in place of the usual ones.
+        visible: Whether it is shown before the function is called first.
+    """
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(text, total=None, visible=visible)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+
+def build_clips(config: DataConfig) -> None:
+    """Builds the node's clip cache for the train and val splits where it is missing.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    from cdn_tune.data.dataset import load_splits
+
+    with counted("building the clip cache", visible=False) as progress:
+        load_splits(config, ("train", "val"), progress)
+
+
+class TrainProgress:
+    """Shows steps and epochs as they are reported.
+
+    Args:
+        metric: Name of the val metric that chooses epochs.
+        epochs: Epochs in all.
+    """
+
+    def __init__(self, metric: str, epochs: int) -> None:
+        self._metric = metric
+        self._epochs = epochs
+        self._best = ""
+        self._task: TaskID | None = None
+        self._bar: Progress | None = None
+        if err.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} queries/s{task.fields[best]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("left"),
+                console=err,
+                transient=True,
+            )
+
+    def on_step(self, step: StepReport) -> None:
+        """Moves the bar."""
+        if self._bar is None:
+            return
+        done = (step.epoch - 1) * step.steps + step.step
+        if self._task is None:
+            total = self._epochs * step.steps
+            self._task = self._bar.add_task("", total=total, completed=done, loss=0.0, rate=0.0, best="")
+        self._bar.update(
+            self._task,
+            description=f"epoch {step.epoch}/{self._epochs} step {step.step}/{step.steps}",
+            completed=done,
+            loss=step.loss,
+            rate=step.samples_per_second,
+            best=self._best,
+        )
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """Prints a line about a finished epoch."""
+        self._best = f"  best {self._metric} {report.best_value:.4f} (epoch {report.best_epoch})"
+        mark = " *" if report.best_epoch == report.epoch else ""
+        val = f"  val {self._metric} {report.value:.4f}{mark}" if report.val else ""
+        print_note(
+            f"epoch {report.epoch:>3}/{self._epochs}  loss {report.loss:.4f}{val}  lr {report.learning_rate:.2e}"
+            f"  {report.samples_per_second:.1f} queries/s  {report.train_seconds:.1f}+{report.val_seconds:.1f} s"
+        )
+        if report.is_last and report.epoch < self._epochs:
+            print_note(f"stopped early: no better val {self._metric} since epoch {report.best_epoch}")
+
+    def __enter__(self) -> TrainProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

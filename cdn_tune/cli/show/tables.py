@@ -1,0 +1,227 @@
+"""Tables of results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from cdn_tune.config import Experiment
+from cdn_tune.tuning.results.leaderboard import TRIED, objective_column
+from cdn_tune.tuning.study.failures import MEANING
+
+STATE_ORDER = ("complete", "pruned", "failed", "running", "waiting")
+_ENTRIES = {
+    "refused": ("refused proposal", "refused proposals"),
+    "copy": ("repeated proposal", "repeated proposals"),
+    "learned": ("learned result", "learned results"),
+}
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Returns a cell's text: numbers short, lists joined, booleans and words as they are."""
+    if isinstance(value, list):
+        return ",".join(number(item, digits) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    return f"{value:.{digits}f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.2e}"
+
+
+def leaderboard_table(
+    rows: list[dict[str, Any]],
+    parameters: list[str],
+    metric: str,
+    limit: int | None = None,
+    objectives: Sequence[str] = (),
+) -> Leaderboard:
+    """Returns the leaderboard's trials as a table; entries that are no trials (refused, copies, learned) are not shown.
+
+    Args:
+        rows: As :func:`cdn_tune.tuning.results.leaderboard.leaderboard` gives them.
+        parameters: Dotted keys to show.
+        metric: Name of the val metric that ranks.
+        limit: Rows shown; all if None.
+        objectives: Names of the objectives, if there are several: a column each, and one that marks the Pareto front.
+    """
+    return Leaderboard([row for row in rows if row["state"] in TRIED][:limit], parameters, metric, objectives)
+
+
+class Leaderboard:
+    """Rows of a leaderboard: a column per parameter where the terminal is wide enough, else a line below each row.
+
+    Args:
+        rows: The rows, all of them shown.
+        parameters: Dotted keys to show.
+        metric: Name of the val metric that ranks.
+        objectives: Names of the objectives, if there are several.
+    """
+
+    def __init__(
+        self, rows: list[dict[str, Any]], parameters: list[str], metric: str, objectives: Sequence[str] = ()
+    ) -> None:
+        self.rows, self._parameters, self._metric = rows, parameters, metric
+        self._others = [objective_column(name) for name in objectives if name != metric]
+        self._fails = any(row["state"] == "failed" for row in rows)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self._table(options.max_width // 4, apart=True)
+        if Measurement.get(console, options.update(max_width=10_000), wide).maximum <= options.max_width:
+            yield wide
+            return
+        lines = console.render_lines(self._table(0, apart=False), options.update(height=None), pad=False)
+        below = dict(enumerate(self.rows, start=len(lines) - len(self.rows)))
+        for index, line in enumerate(lines):
+            yield from (*line, Segment.line())
+            if index in below:
+                yield self._below(below[index])
+
+    def _table(self, reason_width: int, apart: bool) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+        for head in ("rank", "trial", "state", f"val {self._metric}", *self._others, "epochs", "time"):
+            table.add_column(head, justify="left" if head == "state" else "right", no_wrap=True)
+        several = any("pareto" in row for row in self.rows)
+        if several:
+            table.add_column("front", justify="center", no_wrap=True)
+        if apart:
+            short = short_names(self._parameters)
+            for key in self._parameters:
+                table.add_column(short[key], justify="right", no_wrap=True)
+            if self._fails:
+                table.add_column("why it failed", overflow="fold", max_width=max(reason_width, 20))
+        for row in self.rows:
+            cells = [
+                row["rank"],
+                row["trial"],
+                row["state"],
+                number(row["value"]),
+                *(number(row[name]) for name in self._others),
+                epochs_text(row),
+                "" if row["seconds"] == "" else clock(row["seconds"]),
+                *(["*" if row.get("pareto") == 1 else ""] if several else []),
+            ]
+            if apart:
+                cells += [number(row[key]) for key in self._parameters]
+                cells += [_one_line(row["reason"])] if self._fails and row["state"] == "failed" else []
+            table.add_row(*(escape(str(cell)) for cell in cells), style=_style(row))
+        return table
+
+    def _below(self, row: dict[str, Any]) -> RenderableType:
+        about = _one_line(row["reason"]) if row["state"] == "failed" else parameters_line(row, self._parameters)
+        return Padding(Text(about, style="red" if row["state"] == "failed" else "dim", overflow="fold"), (0, 0, 0, 6))
+
+
+def _style(row: dict[str, Any]) -> str:
+    if row["rank"] == 1:
+        return "bold green"
+    return {"failed": "red", "running": "cyan", "pruned": "dim"}.get(row["state"], "")
+
+
+def search_summary(
+    rows: list[dict[str, Any]], parameters: list[str], metric: str, objectives: Sequence[str] = (), limit: int = 10
+) -> Group:
+    """Returns what a search came to: its best trials, how many there were in all, and why some failed.
+
+    Args:
+        rows: The leaderboard.
+        parameters: Dotted keys to show.
+        metric: Name of the val metric that ranks.
+        objectives: Names of the objectives, if there are several.
+        limit: Rows shown.
+    """
+    trials = [row for row in rows if row["state"] in TRIED]
+    parts: list[RenderableType] = [leaderboard_table(trials, parameters, metric, limit, objectives)]
+    parts.append(Text(counts_line(rows) + (f"; the {limit} best are shown" if len(trials) > limit else ""), "dim"))
+    front = [str(row["trial"]) for row in trials if row.get("pareto") == 1]
+    if front:
+        parts.append(Text(f"Pareto front of {len(front)}: trials {', '.join(front)}"))
+    parts += [Text(line, style="red") for line in failure_lines(rows)]
+    return Group(*parts)
+
+
+def counts_line(rows: list[dict[str, Any]]) -> str:
+    """Returns how many trials are in which state, and apart from them the entries that were never started."""
+    counts = Counter(row["state"] for row in rows)
+    again = sum(row["tried_again"] == 1 for row in rows)
+    trials = [f"{counts[state]} {state}" for state in STATE_ORDER if counts[state]]
+    line = f"{sum(counts[state] for state in TRIED)} trials" + (f": {', '.join(trials)}" if trials else "")
+    line += f" ({again} of them tried again)" if again else ""
+    beside = entries_text(counts)
+    return line + (f"; besides, {beside}" if beside else "")
+
+
+def entries_text(counts: Mapping[str, int]) -> str:
+    """Returns how many entries of the study are no trials: refused, repeated or learned ones."""
+    found = [(counts.get(role, 0), one, many) for role, (one, many) in _ENTRIES.items()]
+    return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in found if count)
+
+
+def failure_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns why trials failed, a line per kind of failure, the most frequent first, each with one reason."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["state"] == "failed":
+            kinds.setdefault(row["failure"], []).append(row)
+    lines = []
+    for kind, failed in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        reason, often = Counter(_one_line(row["reason"]) for row in failed).most_common(1)[0]
+        first = next(row["trial"] for row in failed if _one_line(row["reason"]) == reason)
+        more = "" if often == len(failed) else f" (and {len(failed) - often} more for reasons like it)"
+        lines.append(
+            f"{len(failed)} failed, {MEANING.get(kind, 'of unknown kind')}: {reason or 'no reason told'}{more}"
+        )
+        if often < len(failed) or len(failed) > 1:
+            lines[-1] += f"; first trial {first}"
+    return lines
+
+
+def parameters_line(row: dict[str, Any], parameters: list[str]) -> str:
+    """Returns a row's sampled values in one line, ``layers=3 lr=2.0e-03``."""
+    short = short_names(parameters)
+    return " ".join(f"{short[key]}={number(row[key])}" for key in parameters if row[key] != "")
+
+
+def epochs_text(row: dict[str, Any]) -> str:
+    """Returns a row's epochs, ``3/12`` where it has not reached the last one."""
+    whole = row["of_epochs"]
+    return str(row["epochs"]) if whole in ("", row["epochs"]) else f"{row['epochs']}/{whole}"
+
+
+def clock(seconds: float) -> str:
+    """Returns a duration as ``8.3 s``, ``2:07`` or ``1:02:07``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def experiment_line(experiment: Experiment) -> str:
+    """Returns an experiment in one line."""
+    model, stack = experiment.model, experiment.model.map
+    sizes = "/".join(map(str, dict.fromkeys(stack.kernel_sizes)))
+    return (
+        f"{model.proposals} proposals, {model.clips} clips, hidden {model.hidden}, {stack.layers} layers "
+        f"({stack.dynamic_layers} dynamic), kernel {sizes}, "
+        f"batch {experiment.train.batch_size}, lr {experiment.optim.lr:g}"
+    )
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def short_names(keys: list[str]) -> dict[str, str]:
+    """Returns each key's last part, or the whole key where two end alike."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
