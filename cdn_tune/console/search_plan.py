@@ -18,7 +18,7 @@ from cdn_tune.config.keys import get_key
 from cdn_tune.console.output import err, one_line_errors, out, warn
 from cdn_tune.console.plan import duration_text
 from cdn_tune.console.tables import experiment_line
-from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.tuning.layout import study_url
 from cdn_tune.tuning.planning.expected_epochs import HALVING
 from cdn_tune.tuning.planning.plan import SearchPlan, plan_search, refused_name
 
@@ -52,7 +52,7 @@ def print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | No
     """
     run = run.absolute()
     with err.status("judging proposals, measuring a few steps"):
-        plan = plan_search(space, base, run, storage or sqlite_url(run), trials)
+        plan = plan_search(space, base, run, storage or study_url(run), trials)
     out.print(search_plan_table(plan))
     for line in plan.warnings:
         warn(line)

@@ -7,7 +7,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, Float, Int, SearchSpace, override
-from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.tuning.layout import study_url
+from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.failures import LOST, MEMORY, NOT_FINITE
 from cdn_tune.tuning.study.ranking import pareto_front, ranking, role_of, value_of
 from cdn_tune.tuning.study.study import Study
@@ -29,7 +30,7 @@ def make_space(**more: object) -> SearchSpace:
 
 def open_study(folder: Path, space: SearchSpace) -> Study:
     """Opens a study as a new process does."""
-    study = Study(sqlite_url(folder), space, BASE)
+    study = Study(open_storage(study_url(folder), sole_writer=True), space, BASE)
     if not study.entries():
         study.begin()
     return study

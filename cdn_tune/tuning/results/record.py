@@ -27,7 +27,7 @@ from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.sync import fetched
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
-from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.tuning.layout import study_url
 from cdn_tune.tuning.results.leaderboard import Row, leaderboard
 from cdn_tune.tuning.storage.open import DRIVERS
 from cdn_tune.tuning.study.candidates import Candidates
@@ -120,7 +120,7 @@ def read_record(run: Path, storage: str | None = None) -> Record:
         raise RunError(f"{run}: is a {manifest['kind']} run, which has no leaderboard; name a search's run folder")
     space = build(SearchSpace, read_mapping(run / SPACE), str(run / SPACE))
     base = load_experiment(run / EXPERIMENT)
-    url = storage or manifest.get("storage") or sqlite_url(run)
+    url = storage or manifest.get("storage") or study_url(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = _read(str(url), space.name, run)
