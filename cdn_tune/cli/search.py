@@ -60,7 +60,7 @@ def start(
         typer.Option(
             metavar="URL",
             help="Where the study lives: sqlite:///FILE, postgresql://..., mysql://..., journal:///FILE.",
-            show_default="RUN/study.db",
+            show_default="RUN/study.journal",
         ),
     ] = None,
     warm_start: Annotated[

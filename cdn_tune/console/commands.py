@@ -133,7 +133,7 @@ def run_demo(run: Path, trials: int | None) -> None:
             ("best/", "the kept checkpoints, each with the experiment that rebuilds its model"),
             ("evaluation.json", "the winner on the test split"),
             ("predictions.jsonl", "what it retrieved for each query"),
-            ("study.db", "the Optuna study"),
+            ("study.journal", "the Optuna study"),
             ("trials/", "each trial's metrics.jsonl and TensorBoard events"),
         ):
             out.print(f"  {run / name}  [dim]{what}[/dim]", soft_wrap=True)

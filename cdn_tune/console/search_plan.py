@@ -45,7 +45,7 @@ def print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | No
         base: The base experiment under all fixed overrides.
         run: The run folder; need not exist.
         trials: Trials in all, in place of the space's.
-        storage: The study's URL; a SQLite file in the run folder if None.
+        storage: The study's URL; the run folder's own journal if None.
 
     Raises:
         typer.Exit: With code 2 if the search would be refused.
