@@ -45,7 +45,7 @@ class Study:
         name: The study's name in the storage; the space's if None.
         steps_per_epoch: Of the base experiment, where progress is counted in optimiser steps.
         clock: Seconds since any moment, never falling; attributes that change with every report are written now and
-            then.
+            then by it. The default stands still: they are then written when a trial ends.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Study:
         self._new: set[int] = set()
         self._counted: int | None = None  # follows from the record; counting takes a look at all of it
         self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
-        self._attributes = Attributes(self._storage, clock)
+        self._attributes = Attributes(self.optuna, clock)
         self._failures = Failures(entries)
         self._proposals = Proposals(self.optuna, self.candidates, entries)
 
