@@ -26,6 +26,7 @@ from threading import Thread
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from benchmarks._measure import publish, table
@@ -34,6 +35,7 @@ from cdn_tune.config import Experiment, load_experiment
 from cdn_tune.data.planted import plant
 from cdn_tune.training.reports import EpochReport, Report
 from cdn_tune.tuning.search import SearchOptions, search
+from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.study import Study
 
 PARTS = ("scheduling", "recovery", "storage")
@@ -210,17 +212,22 @@ def until(condition: Callable[[], bool], seconds: float = 180) -> None:
 
 def storage(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]:
     """Returns a row per storage: trials and reports a second that one writer gets through it."""
-    rows = [records("sqlite", f"sqlite:///{folder / 'storage.db'}", experiment, trials)]
+    journal = f"journal:///{folder / 'storage.journal'}"
+    rows = [
+        records("the run folder's journal", open_storage(journal, sole_writer=True), experiment, trials),
+        records("Optuna's journal of many writers", open_storage(f"{journal}2"), experiment, trials),
+        records("sqlite", open_storage(f"sqlite:///{folder / 'storage.db'}"), experiment, trials),
+    ]
     with server() as url:
         if url is not None:
-            rows.append(records("PostgreSQL on this machine", url, experiment, trials))
+            rows.append(records("PostgreSQL on this machine", open_storage(url), experiment, trials))
     return rows
 
 
-def records(name: str, url: str, experiment: Experiment, trials: int) -> list[str]:
+def records(name: str, opened: BaseStorage, experiment: Experiment, trials: int) -> list[str]:
     """Plays trials of nine epochs into a storage, without Ray."""
     space = make_space("storage", trials, sampler={"name": "random"}, early_stopping={"name": "asha"})
-    study = Study(url, space, experiment)
+    study = Study(opened, space, experiment)
     epochs = 9
     asked = told = ended = 0.0
     reports = 0

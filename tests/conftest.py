@@ -144,13 +144,20 @@ def entry() -> Callable[..., Any]:
 
 @pytest.fixture
 def make_search(tiny: Callable[..., Experiment], tmp_path: Path) -> Callable[..., Path]:
-    """Makes the run folder of a search that has these entries on record; attributes are the study's."""
+    """Makes the run folder of a search that has these entries on record; attributes are the study's.
+
+    With ``database=True`` it is one that an earlier version began, whose study is a SQLite file.
+    """
     import optuna
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
 
     from cdn_tune.config.yaml import dump
-    from cdn_tune.tuning.layout import sqlite_url
+    from cdn_tune.tuning.layout import DATABASE, JOURNAL
 
-    def make(entries: list[Any], run: Path | None = None, space: Any = None, **attributes: Any) -> Path:
+    def make(
+        entries: list[Any], run: Path | None = None, space: Any = None, database: bool = False, **attributes: Any
+    ) -> Path:
         run = run or tmp_path / "a run"
         run.mkdir(parents=True, exist_ok=True)
         (run / "manifest.json").write_text('{"kind": "search"}')
@@ -159,12 +166,18 @@ def make_search(tiny: Callable[..., Experiment], tmp_path: Path) -> Callable[...
         (run / "search_space.yaml").write_text(dump(plain))
         directions = attributes.pop("directions", ["maximize"])
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(storage=sqlite_url(run), study_name="tiny-search", directions=directions)
+        storage: Any = None
+        if database:
+            storage = RDBStorage(f"sqlite:///{run / DATABASE}")
+        else:
+            storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
+        study = optuna.create_study(storage=storage, study_name="tiny-search", directions=directions)
         study.add_trials(entries)
         for key, value in attributes.items():
             study.set_user_attr(key, value)
-        study._storage.remove_session()
-        study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+        if database:
+            storage.remove_session()
+            storage.engine.dispose()
         return run
 
     return make

@@ -49,7 +49,7 @@ def demo(
             ("best/", "the kept checkpoints, each with the experiment that rebuilds its model"),
             ("evaluation.json", "the winner on the test split"),
             ("predictions.jsonl", "what it retrieved for each query"),
-            ("study.db", "the Optuna study"),
+            ("study.journal", "the Optuna study"),
             ("trials/", "each trial's metrics.jsonl and TensorBoard events"),
         ):
             out.print(f"  {escape(str(run / name))}  [dim]{what}[/dim]", soft_wrap=True)

@@ -38,7 +38,7 @@ Storage = Annotated[
     typer.Option(
         metavar="URL",
         help="Where the study is stored: sqlite:///FILE, postgresql://..., mysql://..., journal:///FILE.",
-        show_default="as the run folder records; of a new search RUN/study.db",
+        show_default="as the run folder records; of a new search RUN/study.journal",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -19,7 +19,7 @@ from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import CdnTuneError
 from cdn_tune.training.runs.records import METRICS, read_metrics
 from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
-from cdn_tune.tuning.layout import DATABASE, TRIALS
+from cdn_tune.tuning.layout import DATABASE, JOURNAL, TRIALS
 from cdn_tune.tuning.results.record import read_record as read_search
 
 EVALUATION = "evaluation.json"
@@ -125,7 +125,8 @@ def read_record(run: Path) -> RunRecord:
 
 def stamp(run: Path) -> str:
     """Returns a text that differs once anything that the report shows has changed on disk."""
-    paths = [run / name for name in (MANIFEST, DATABASE, f"{DATABASE}-wal", EVALUATION, PREDICTIONS, METRICS)]
+    names = (MANIFEST, JOURNAL, DATABASE, f"{DATABASE}-wal", EVALUATION, PREDICTIONS, METRICS)
+    paths = [run / name for name in names]
     paths.append(run / EVALUATION_PUBLISHED)
     paths += sorted(run.glob(f"{TRIALS}/*/{METRICS}")) + sorted(run.glob("best/*/checkpoint.pt"))
     found = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DATABASE = "study.db"
+JOURNAL = "study.journal"
+DATABASE = "study.db"  # in place of the journal, in runs that an earlier version began
 TRIALS = "trials"
 RAY_LOG = "ray.log"
 STOP = ".stop"  # asks the search to stop
@@ -16,6 +17,6 @@ def trial_folder(run: Path, number: int) -> Path:
     return run / TRIALS / f"{number:04d}"
 
 
-def sqlite_url(run: Path) -> str:
-    """Returns the storage URL of a run folder's own study."""
-    return f"sqlite:///{run / DATABASE}"
+def study_url(run: Path) -> str:
+    """Returns the storage URL of a run folder's own study: its journal, unless it holds a database."""
+    return f"sqlite:///{run / DATABASE}" if (run / DATABASE).exists() else f"journal:///{run / JOURNAL}"

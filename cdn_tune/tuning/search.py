@@ -29,11 +29,12 @@ from cdn_tune.tuning.driver import Driver
 from cdn_tune.tuning.engine.door import Engine
 from cdn_tune.tuning.engine.ray.audit import Audit
 from cdn_tune.tuning.engine.ray.engine import RayEngine
-from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.tuning.layout import study_url
 from cdn_tune.tuning.planning.preflight import check_steps, largest_checkpoint, preflight
 from cdn_tune.tuning.progress import OnChange, Progress
 from cdn_tune.tuning.stop_file import StopFile, withdraw
 from cdn_tune.tuning.storage.check import check_shared
+from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.ranking import ranking
 from cdn_tune.tuning.study.study import Study
 from cdn_tune.tuning.warm_start import learn_from
@@ -49,7 +50,7 @@ class SearchOptions:
         trials: Trials in all, in place of the space's; may be raised to go on with a finished search.
         add_trials: So many more than were asked for before.
         address: Ray cluster to join; None starts Ray on this machine.
-        storage: Optuna storage URL of the study; the run folder's own sqlite file if None.
+        storage: Optuna storage URL of the study; the run folder's own journal if None.
         resume: Whether the run folder must hold a search already.
         retry_failed: Whether failed trials are tried again.
         warm_start: Runs whose results are learned from, at the search's first start.
@@ -172,7 +173,7 @@ def open_study(
     splits = load_splits(experiment.data, ("train", "val"))  # what is wrong with the data is said here, once
     data = fingerprint(experiment.data)
     manifest = describe_run("search", experiment, data) | {"run_id": secrets.token_hex(8)}
-    if url != sqlite_url(run):
+    if url != study_url(run):
         manifest["storage"] = without_secrets(url)
     identity = {key: value for key, value in space.plain().items() if key not in BUDGETS}
     claim(run, manifest, {EXPERIMENT: experiment.plain(), SPACE: identity})
@@ -183,7 +184,8 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_steps(space, experiment, len(splits["train"]))
     steps = len(global_batches(len(splits["train"]), experiment, 1, World()))
-    study = Study(url, space, experiment, steps_per_epoch=steps, clock=time.monotonic)
+    storage = open_storage(url, sole_writer=url == study_url(run))
+    study = Study(storage, space, experiment, steps_per_epoch=steps, clock=time.monotonic)
     owner = study.attributes.get("run_id")
     if owner not in (None, held.get("run_id")):
         raise RunError(
@@ -225,4 +227,4 @@ def _url(run: Path, options: SearchOptions) -> str:
     if options.storage is not None:
         return options.storage
     held = read_manifest(run).get("storage") if (run / MANIFEST).exists() else None
-    return str(held) if held else sqlite_url(run)
+    return str(held) if held else study_url(run)

@@ -26,6 +26,7 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.space import ENUMERATING, EarlyStoppingName, SamplerName
 from cdn_tune.training.evaluate.query_ious import pack_ious
 from cdn_tune.tuning.study.candidates import Candidates
+from cdn_tune.tuning.study.filtered_study import stored_study
 from cdn_tune.tuning.study.ranking import REFUSED, ROLE, own, role_of, value_of
 from cdn_tune.tuning.study.samplers import Proposal, build_sampler, is_exhausted
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, build_pruner, should_prune
@@ -95,13 +96,7 @@ class Play:
         self.limit = 100 if sampler in ENUMERATING else trials
         self.candidates = Candidates(self.space, BASE)
         directions = ["maximize", "minimize"][:objectives]
-        self.study = optuna.create_study(
-            study_name="fake",
-            storage=storage,
-            directions=directions,
-            load_if_exists=True,
-            pruner=optuna.pruners.NopPruner(),
-        )
+        self.study = stored_study(storage, "fake", directions, pruner=optuna.pruners.NopPruner())
         self.pruner = build_pruner(self.space, EPOCHS)
         if sampler not in ENUMERATING and not self.study.trials:
             self.study.enqueue_trial(START)
@@ -129,13 +124,13 @@ class Play:
         excess = params["model.map.layers"] - 4  # a constraint; in the tree of points, on something else
         if self.space.sampler.name == "brute_force":
             excess = params.get("model.attention_steps", 0) * params["model.map.layers"] - 3
-        trial.set_constraint("size", float(excess))
+        self.study.set_constraint(trial.number, "size", float(excess))
         if excess > 0:
             trial.set_user_attr(ROLE, REFUSED)
             self.study.tell(trial, state=(TrialState.PRUNED, TrialState.FAIL)[trial.number % 2])
 
     def advance(self, trial: FrozenTrial) -> None:
-        epoch, storage, number = len(trial.intermediate_values) + 1, self.study._storage, trial.number
+        epoch, number = len(trial.intermediate_values) + 1, trial.number
         worth = quality(trial.params)
         if number % 7 == 5 and epoch == 2:
             self.study.tell(number, state=TrialState.FAIL)
@@ -143,9 +138,9 @@ class Play:
         learnt = [min(each, 2) if number % 3 == 1 else each for each in range(1, epoch + 1)]  # some learn no more
         best = max(worth * (1 - 0.5**each) + 0.02 * math.sin(number + each) for each in learnt)
         queries = np.clip(worth + 0.3 * np.sin(np.arange(32)) + 0.1 * np.sin(number * np.arange(32)), 0, 1)
-        storage.set_trial_user_attr(trial._trial_id, f"{QUERY_IOUS}:{epoch}", pack_ious(torch.from_numpy(queries)))
-        storage.set_trial_intermediate_value(trial._trial_id, epoch, best)
-        trial = storage.get_trial(trial._trial_id)
+        self.study.set_attributes(number, {f"{QUERY_IOUS}:{epoch}": pack_ious(torch.from_numpy(queries))})
+        self.study.report(number, epoch, best)
+        trial = self.study.trial(number)
         if should_prune(self.study, self.pruner, trial, self.space, is_last=epoch == EPOCHS):
             self.study.tell(number, state=TrialState.PRUNED)
         elif epoch == EPOCHS:
@@ -274,7 +269,7 @@ def test_pruned_trials_count_with_what_they_reached(sampler: str) -> None:
     trial = play.study.ask()
     proposal = build_sampler(play.space, play.candidates, 100)
     assert isinstance(proposal, Proposal)
-    shown = proposal._seen(play.study, play.study._storage.get_trial(trial._trial_id)).get_trials(deepcopy=False)
+    shown = proposal._seen(play.study, play.study.trial(trial.number)).get_trials(deepcopy=False)
     values = {trial.number: trial.value for trial in play.trials() if trial.value is not None}
     assert all(each.state == TrialState.COMPLETE for each in shown)
     assert {each.number: each.value for each in shown if each.number in values} == values
@@ -301,14 +296,14 @@ def test_proposals_come_to_satisfy_the_constraints(sampler: str, state: TrialSta
         space = SearchSpace.model_validate(
             {"name": "s", "experiment": "x", "parameters": parameters, "sampler": settings}
         )
-        study, candidates = optuna.create_study(direction="maximize"), Candidates(space, BASE)
+        study, candidates = stored_study(InMemoryStorage(), "s"), Candidates(space, BASE)
         feasible = []
         for asked in range(proposals):
             study.sampler = build_sampler(space, candidates, asked)
             trial = study.ask()
             params = candidates.suggest(trial)
             size = params["model.map.layers"] * params["model.map.kernel_size"]
-            trial.set_constraint("layers * kernel_size <= 12", size / 12 - 1)
+            study.set_constraint(trial.number, "layers * kernel_size <= 12", size / 12 - 1)
             feasible.append(size <= 12)
             if size <= 12:
                 study.tell(trial, 0.5 + params["model.map.layers"] / 20)  # the best ones lie at the border

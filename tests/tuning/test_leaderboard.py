@@ -218,10 +218,11 @@ def test_sorting_puts_the_best_first_and_the_missing_last() -> None:
     assert order("kernel_size") == [1, 0, 2]
 
 
-def test_the_record_is_read_without_a_trace(make_search: MakeSearch, entry: Entry) -> None:
-    run = make_search([entry("complete", [0.5])], planted=True)
+@pytest.mark.parametrize("name", ["study.journal", "study.db"])
+def test_the_record_is_read_without_a_trace(name: str, make_search: MakeSearch, entry: Entry) -> None:
+    run = make_search([entry("complete", [0.5])], database=name == "study.db", planted=True)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.iterdir()}
-    (run / "study.db").chmod(0o444)
+    (run / name).chmod(0o444)
     run.chmod(0o555)
     try:
         record = read_record(run)
@@ -239,7 +240,7 @@ def test_a_killed_writers_journal_is_no_obstacle(make_search: MakeSearch, entry:
     import subprocess
     import sys
 
-    run = make_search([entry("complete", [0.5])])
+    run = make_search([entry("complete", [0.5])], database=True)
     script = (
         "import sqlite3, sys, os, signal\n"
         "db = sqlite3.connect(sys.argv[1])\n"
@@ -256,14 +257,28 @@ def test_a_killed_writers_journal_is_no_obstacle(make_search: MakeSearch, entry:
     assert (run / "study.db-journal").exists()  # rolled back in a copy alone
 
 
+def test_a_journal_is_read_while_it_is_written(make_search: MakeSearch, entry: Entry) -> None:
+    """Also if its writer was killed within a line; the line stays for the next writer to cut off."""
+    run = make_search([entry("complete", [0.5]), entry("complete", [0.6])])
+    journal = run / "study.journal"
+    whole = journal.read_bytes()
+    for torn in (whole + b'{"op_code":4,"worker', whole[:-5], whole + b"\0" * 9):
+        journal.write_bytes(torn)
+        assert [trial.value for trial in read_record(run).entries] == [0.5, 0.6][: 1 + (len(torn) > len(whole))]
+        assert journal.read_bytes() == torn
+
+
 def test_what_cannot_be_read_is_told(make_search: MakeSearch, entry: Entry, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such run folder"):
         read_record(tmp_path / "absent")
     run = make_search([entry("complete", [0.5])])
-    (run / "study.db").rename(run / "away.db")
+    (run / "study.journal").unlink()
     with pytest.raises(RunError, match="has no study yet"):
         read_record(run)
-    assert not (run / "study.db").exists()  # looking creates nothing
+    assert not (run / "study.journal").exists()  # reading creates nothing
+    (run / "study.journal").write_text("no journal at all\n" * 2)
+    with pytest.raises(RunError, match="its study cannot be read"):
+        read_record(run)
     (run / "study.db").write_text("no database at all" * 100)
     with pytest.raises(RunError, match="its study cannot be read"):
         read_record(run)

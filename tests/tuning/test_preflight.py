@@ -65,7 +65,7 @@ def test_file_system_is_that_of_the_innermost_mount(tmp_path: Path, on_network: 
 
 def test_sqlite_on_a_network_file_system(on_network: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{on_network}/study.db"
-    with pytest.raises(RunError, match=r"SQLite on a network file system \(nfs4\).*journal://.*postgresql://"):
+    with pytest.raises(RunError, match=r"SQLite on a network file system \(nfs4\).*leave --storage out.*postgresql://"):
         check_storage(url, nodes=2)
     [warning] = check_storage(url, nodes=1)
     assert "nfs4" in warning

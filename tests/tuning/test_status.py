@@ -14,10 +14,12 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import optuna
 import pytest
 from filelock import FileLock
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.errors import RunError
-from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.tuning.layout import JOURNAL
 from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.results.status import eta_seconds, is_held, status_of
 
@@ -140,14 +142,17 @@ def test_eta() -> None:
 
 @pytest.fixture
 def dashboard(make_search: MakeSearch, entry: Entry) -> Any:
-    """optuna-dashboard over a search's study on loopback; yields the run and what fetches JSON."""
+    """optuna-dashboard over a search's study on loopback; yields the run and what fetches JSON.
+
+    The study is given as `optuna-dashboard RUN/study.journal` gives it.
+    """
     pytest.importorskip("optuna_dashboard")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from optuna_dashboard import wsgi
 
         run = make_search(make_entries(entry), planted=True, trials=10)
-        application = wsgi(sqlite_url(run))
+        application = wsgi(str(run / JOURNAL))
 
     class Quiet(WSGIRequestHandler):
         def log_message(self, *arguments: Any) -> None:
@@ -185,7 +190,7 @@ def test_the_dashboard_shows_the_record(dashboard: Any) -> None:
         if len(shown["trials"]) == 8 or time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    study = optuna.load_study(study_name="tiny-search", storage=sqlite_url(run))
+    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(run / JOURNAL))))
     assert len(shown["trials"]) == len(study.trials) == 8
     names = {
         TrialState.COMPLETE: "Complete",

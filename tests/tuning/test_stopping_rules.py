@@ -14,6 +14,7 @@ from optuna.trial import TrialState, create_trial
 
 from cdn_tune.config import SearchSpace
 from cdn_tune.training.evaluate.query_ious import pack_ious
+from cdn_tune.tuning.study.filtered_study import stored_study
 from cdn_tune.tuning.study.ranking import COPY, LEARNED, REFUSED, ROLE
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, PatiencePruner, build_pruner, should_prune
 
@@ -34,7 +35,7 @@ class Trials:
                 "early_stopping": {"name": name, **settings},
             }
         )
-        self.study = optuna.create_study(study_name="s", directions=["maximize", "minimize"][:directions])
+        self.study = stored_study(optuna.storages.InMemoryStorage(), "s", ["maximize", "minimize"][:directions])
         self.pruner = build_pruner(self.space, experiment_epochs=9, steps_per_epoch=10)
 
     def add(
@@ -55,14 +56,13 @@ class Trials:
 
     def decide(self, values: Mapping[int, float], ious: Any = None, is_last: bool = False) -> list[bool]:
         """Runs one more trial; returns the decision after each report."""
-        trial, storage = self.study.ask(), self.study._storage
+        number = self.study.ask().number
         decisions = []
         for step, value in values.items():
             if ious is not None:
-                storage.set_trial_user_attr(trial._trial_id, f"{QUERY_IOUS}:{step}", pack_ious(torch.from_numpy(ious)))
-            storage.set_trial_intermediate_value(trial._trial_id, step, value)
-            frozen = storage.get_trial(trial._trial_id)
-            decisions.append(should_prune(self.study, self.pruner, frozen, self.space, is_last))
+                self.study.set_attributes(number, {f"{QUERY_IOUS}:{step}": pack_ious(torch.from_numpy(ious))})
+            self.study.report(number, step, value)
+            decisions.append(should_prune(self.study, self.pruner, self.study.trial(number), self.space, is_last))
         return decisions
 
 

@@ -17,8 +17,9 @@ import optuna
 import pytest
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -78,19 +79,23 @@ def test_two_processes_lose_no_trial(kind: str, tmp_path: Path) -> None:
     assert_all_there(add_from_two_processes(f"{kind}:///{tmp_path}/study", 12), 12)
 
 
-def test_a_killed_maker_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_maker_leaves_no_file(tmp_path: Path) -> None:
     """A file whose tables lack their indexes takes a study of the same name twice, and is of no use then."""
     url = f"sqlite:///{tmp_path}/study.db"
-    create_all = models.BaseModel.metadata.create_all
+    tables = 0
 
-    def die(engine: Any) -> None:
-        create_all(engine, tables=[models.StudyModel.__table__])
-        raise KeyboardInterrupt
+    def die(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal tables
+        tables += "CREATE TABLE" in statement
+        if tables > 1:
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(models.BaseModel.metadata, "create_all", die)
+    event.listen(Engine, "before_cursor_execute", die)
+    try:
         with pytest.raises(KeyboardInterrupt):
             open_storage(url)
+    finally:
+        event.remove(Engine, "before_cursor_execute", die)
     assert list(tmp_path.iterdir()) == []
     first = make_study(open_storage(url))
     with pytest.raises(optuna.exceptions.DuplicatedStudyError):
@@ -222,7 +227,7 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
 
 
 def reconnecting(path: Path, **options: Any) -> ReconnectingStorage:
-    return ReconnectingStorage(f"sqlite:///{path}", "shown", **options)
+    return ReconnectingStorage(RDBStorage(f"sqlite:///{path}"), "shown", **options)
 
 
 def lose(monkeypatch: pytest.MonkeyPatch, times: int, after_commit: bool) -> None:
@@ -244,8 +249,8 @@ def lose(monkeypatch: pytest.MonkeyPatch, times: int, after_commit: bool) -> Non
 
 @pytest.mark.parametrize("after_commit", [False, True])
 def test_each_operation_takes_effect_once(after_commit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    study = make_study(reconnecting(tmp_path / "study"))
+    pauses: list[float] = []
+    study = make_study(reconnecting(tmp_path / "study", sleep=pauses.append))
     study.enqueue_trial({"x": 0.5})
     for number in range(2):
         with monkeypatch.context() as patch:
@@ -262,6 +267,7 @@ def test_each_operation_takes_effect_once(after_commit: bool, tmp_path: Path, mo
             lose(patch, 1, after_commit)
             study.tell(trial, 0.25)
     read = make_study(RDBStorage(f"sqlite:///{tmp_path}/study")).get_trials()
+    assert pauses == 2 * [0.1, 0.2, 0.1, 0.1, 0.1]
     assert [trial.number for trial in read] == [0, 1]
     assert {trial.state for trial in read} == {TrialState.COMPLETE}
     assert [trial.user_attrs for trial in read] == [{"a": 0}, {"a": 1}]
@@ -269,17 +275,22 @@ def test_each_operation_takes_effect_once(after_commit: bool, tmp_path: Path, mo
 
 
 def test_patience_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = reconnecting(tmp_path / "study", patience=0.0)
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    storage = reconnecting(tmp_path / "study", patience=30.0, clock=lambda: now[0], sleep=sleep)
     study = make_study(storage)
     trial = study.ask()
     lose(monkeypatch, 1000, after_commit=False)
-    with pytest.raises(ClusterError, match=r"storage shown: has been away for 0 s \(server closed the connection"):
+    with pytest.raises(ClusterError, match=r"storage shown: has been away for 30 s \(server closed the connection"):
         trial.set_user_attr("a", 1)
+    assert 30 < now[0] <= 32
 
 
-def test_other_errors_are_not_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited"))
-    storage = reconnecting(tmp_path / "study")
+def test_other_errors_are_not_waited_out(tmp_path: Path) -> None:
+    storage = reconnecting(tmp_path / "study", sleep=lambda _: pytest.fail("waited"))
     with pytest.raises(KeyError):
         storage.get_trial(99)
 

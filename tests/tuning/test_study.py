@@ -7,7 +7,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, Float, Int, SearchSpace, override
-from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.tuning.layout import study_url
+from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.failures import LOST, MEMORY, NOT_FINITE
 from cdn_tune.tuning.study.ranking import pareto_front, ranking, role_of, value_of
 from cdn_tune.tuning.study.study import Study
@@ -29,7 +30,7 @@ def make_space(**more: object) -> SearchSpace:
 
 def open_study(folder: Path, space: SearchSpace) -> Study:
     """Opens a study as a new process does."""
-    study = Study(sqlite_url(folder), space, BASE)
+    study = Study(open_storage(study_url(folder), sole_writer=True), space, BASE)
     if not study.entries():
         study.begin()
     return study
@@ -208,13 +209,21 @@ def test_nothing_is_tried_twice_and_a_finite_space_ends(tmp_path: Path) -> None:
         assert copy.value == earlier.value
 
 
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
 @pytest.mark.parametrize("killed_at", range(6))
-def test_killed_while_a_trial_is_asked_for(tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every write to the storage may be the last: the next process completes the proposal under its number."""
+def test_killed_while_a_trial_is_asked_for(
+    tmp_path: Path, killed_at: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write to the storage may be the last: the next process completes the proposal under its number.
+
+    Of the run folder's journal, nothing of the broken proposal is left.
+    """
+    if kind == "sqlite":
+        open_storage(f"sqlite:///{tmp_path}/study.db")  # a run folder that an earlier version began
     space = make_space(sampler={"name": "random", "seed": 5}, constraints=["model.map.layers <= 4"])
     study = open_study(tmp_path, space)
     run(study, 1, {})
-    storage, left = study.optuna._storage, killed_at
+    storage, left = study.optuna.storage, killed_at
     for name in ("create_new_trial", "set_trial_param", "set_trial_system_attr", "set_trial_user_attr"):
         original = getattr(storage, name)
 
@@ -230,6 +239,7 @@ def test_killed_while_a_trial_is_asked_for(tmp_path: Path, killed_at: int, monke
         list(iter(lambda: study.next(3), None))
     monkeypatch.undo()
     before = {trial.number: trial.params for trial in open_study(tmp_path, space).trials()}
+    assert list(before) == ([0] if kind == "journal" or killed_at == 0 else [0, 1])
     run(open_study(tmp_path, space), 3, {})
     again = open_study(tmp_path, space)
     assert [trial.number for trial in again.trials()] == [0, 1, 2]

@@ -154,12 +154,12 @@ def _print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | N
         typer.Exit: With code 2 if the search would be refused.
     """
     from cdn_tune.cli.show.search_plan import search_plan_table
-    from cdn_tune.tuning.layout import sqlite_url
+    from cdn_tune.tuning.layout import study_url
     from cdn_tune.tuning.planning.plan import plan_search
 
     run = run.absolute()
     with err.status("judging proposals, measuring a few steps"):
-        plan = plan_search(space, base, run, storage or sqlite_url(run), trials)
+        plan = plan_search(space, base, run, storage or study_url(run), trials)
     out.print(search_plan_table(plan))
     for line in plan.warnings:
         warn(line)

@@ -27,7 +27,7 @@ from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.sync import fetched
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
-from cdn_tune.tuning.layout import sqlite_url
+from cdn_tune.tuning.layout import study_url
 from cdn_tune.tuning.results.leaderboard import Row, leaderboard
 from cdn_tune.tuning.storage.open import DRIVERS
 from cdn_tune.tuning.study.candidates import Candidates
@@ -120,7 +120,7 @@ def read_record(run: Path, storage: str | None = None) -> Record:
         raise RunError(f"{run}: is a {manifest['kind']} run, which has no leaderboard; name a search's run folder")
     space = build(SearchSpace, read_mapping(run / SPACE), str(run / SPACE))
     base = load_experiment(run / EXPERIMENT)
-    url = storage or manifest.get("storage") or sqlite_url(run)
+    url = storage or manifest.get("storage") or study_url(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = _read(str(url), space.name, run)
@@ -135,14 +135,15 @@ def _read(url: str, name: str, run: Path) -> _Study:
     shown = _without_password(url)
 
     def load(opened: BaseStorage) -> _Study:
-        held = {each.study_name: each._study_id for each in opened.get_all_studies()}
-        if name not in held:
+        try:
+            study = opened.get_study_id_from_name(name)
+        except KeyError:
             raise RunError(
                 f"{run}: {shown} holds no study named {name} yet; start the search, or wait for its first trial"
-            )
-        trials = opened.get_all_trials(held[name], deepcopy=False)
-        attributes = opened.get_study_user_attrs(held[name])
-        return trials, list(opened.get_study_directions(held[name])), dict(attributes)
+            ) from None
+        trials = opened.get_all_trials(study, deepcopy=False)
+        attributes = opened.get_study_user_attrs(study)
+        return trials, list(opened.get_study_directions(study)), dict(attributes)
 
     try:
         if url.startswith(_SQLITE):
@@ -150,6 +151,7 @@ def _read(url: str, name: str, run: Path) -> _Study:
         if url.startswith(_JOURNAL):
             path = Path(url.removeprefix(_JOURNAL))
             _require(path, run)
+            # Reads whole lines only, so that a line that is being written, or was torn by a kill, is no obstacle.
             return load(JournalStorage(JournalFileBackend(str(path))))
         with _database(_server(url), {"connect_args": {"connect_timeout": _REACH_SECONDS}}) as opened:
             return load(opened)

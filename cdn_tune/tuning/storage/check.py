@@ -1,4 +1,8 @@
-"""Where a study is kept: whether the storage can be reached, and whether it may be used from where it lies."""
+"""Whether a study's storage can be reached, and may be used where it is.
+
+A journal may lie on a network file system: it is appended to by one process, which needs no lock on the file but that
+of the run folder, and what a broken connection tears off at its end is cut off. SQLite locks and rewrites parts.
+"""
 
 from __future__ import annotations
 
@@ -131,11 +135,11 @@ def _check_sqlite(url: URL, nodes: int) -> list[str]:
     kind = file_system(file)
     if not is_networked(kind):
         return []
-    told = f"{file}: SQLite on a network file system ({kind})"
-    remedy = f"use --storage {JOURNAL}{file.with_suffix('.journal')} or --storage postgresql://USER@HOST/NAME"
+    fault = f"{file}: SQLite on a network file system ({kind})"
+    remedy = "leave --storage out (a new run's journal may lie there), or use --storage postgresql://USER@HOST/NAME"
     if nodes > 1:
-        raise RunError(f"{told} loses or damages what several machines write; {remedy}")
-    return [f"{told} may be damaged when connections break; {remedy}"]
+        raise RunError(f"{fault} loses or damages what is written from several machines; {remedy}")
+    return [f"{fault} may be damaged when connections break; {remedy}"]
 
 
 def _check_file(file: Path, shown: str) -> None:

@@ -16,8 +16,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.training.runs.files import write_new
 from cdn_tune.training.runs.secrets import PASSWORD, without_secrets
+from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.storage.reconnect import ReconnectingStorage
-from cdn_tune.tuning.storage.write_through import FileStorage
 
 MEMORY = "memory"
 _KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
@@ -28,12 +28,14 @@ _REACH_SECONDS = 10
 _REFUSED = ("password authentication failed", "no password supplied", "access denied", "role", "1045")
 
 
-def open_storage(url: str) -> BaseStorage:
+def open_storage(url: str, sole_writer: bool = False) -> BaseStorage:
     """Opens the storage of a study, creating it where it does not exist.
 
     Args:
         url: ``sqlite:///PATH`` (four slashes before an absolute path), ``postgresql://…``, ``mysql://…``,
             ``journal:///PATH``, or ``memory``. Special characters of a password are percent-encoded.
+        sole_writer: Whether no other process writes to a journal, as to that of a run folder which this one holds: it
+            is then written a decision at a time, and what a killed writer left of one is cut off.
 
     Returns:
         The storage. A database server that goes away meanwhile is waited for, up to `reconnect.PATIENCE_SECONDS`.
@@ -55,7 +57,7 @@ def open_storage(url: str) -> BaseStorage:
     if not rest.startswith("/") or not path.name or ":memory:" in rest:
         raise ConfigError(f"storage {url}: names no file; write {scheme}:///PATH (an absolute PATH makes four slashes)")
     _check_folder(url, path)
-    return _open_journal(url, path) if kind == "journal" else _open_sqlite(url, path)
+    return _open_journal(url, path, sole_writer) if kind == "journal" else _open_sqlite(url, path)
 
 
 def _open_sqlite(url: str, path: Path) -> BaseStorage:
@@ -71,7 +73,7 @@ def _open_sqlite(url: str, path: Path) -> BaseStorage:
                 raise RunError(f"storage {url}: {path} is a database, but holds no Optuna study; name another file")
         else:
             write_new(path, _empty_sqlite())
-        return FileStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}})
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}})
     except (sqlite3.Error, SQLAlchemyError, RuntimeError, OSError) as error:
         raise _told(url, error, f"{path} cannot be used as a study") from None
 
@@ -87,20 +89,17 @@ def _empty_sqlite() -> bytes:
         return path.read_bytes()
 
 
-def _open_journal(url: str, path: Path) -> BaseStorage:
+def _open_journal(url: str, path: Path, sole_writer: bool) -> BaseStorage:
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return RunJournal(path) if sole_writer else JournalStorage(JournalFileBackend(str(path)))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunError(f"storage {url}: {path} is no journal of a study ({_line(error)}); name another file") from None
 
 
 def _open_server(url: str, resolved: str, kind: str) -> BaseStorage:
     try:
-        return ReconnectingStorage(
-            resolved,
-            engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": _REACH_SECONDS}},
-            shown=without_secrets(url),
-        )
+        options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": _REACH_SECONDS}}
+        return ReconnectingStorage(RDBStorage(resolved, engine_kwargs=options), without_secrets(url))
     except ImportError:
         shown = without_secrets(url)
         raise ConfigError(f"storage {shown}: its driver is not installed; pip install 'cdn-tune[{kind}]'") from None
@@ -119,7 +118,7 @@ def _check_folder(url: str, path: Path) -> None:
         raise RunError(f"storage {url}: {path} is a folder; name a file")
     if not folder.is_dir():
         raise RunError(f"storage {url}: there is no folder {folder}; create it, or name another file")
-    for place, what in ((folder, "folder"), (path, "file")):  # a sqlite file needs its folder, for its journal
+    for place, what in ((folder, "folder"), (path, "file")):  # files beside it: a database's journal, a journal's lock
         if place.exists() and not os.access(place, os.W_OK):
             raise RunError(f"storage {url}: the {what} {place} is not writable; make it so, or name another file")
 

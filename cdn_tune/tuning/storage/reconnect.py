@@ -3,131 +3,110 @@
 from __future__ import annotations
 
 import copy
-import functools
-import json
 import time
 import uuid
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, TypeVar
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from cdn_tune.errors import ClusterError
+from cdn_tune.tuning.storage.delegate import DelegatingStorage
 
 PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _TOKEN = "cdn_tune:token"  # noqa: S105 - names a trial's creation, so that it happens once
 Result = TypeVar("Result")
 
-# Repeating any of these sets or reads the same again. The creation of a trial and its end are dealt with below.
-_REPEATABLE = (
-    "create_new_study",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "get_all_studies",
-    "_set_trial_param",
-    "get_trial_id_from_study_id_trial_number",
-    "_get_best_trial_id",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "get_trial",
-    "_get_trials",
-)
 
+class ReconnectingStorage(DelegatingStorage):
+    """A storage in a database server that survives the loss of the connection: every call is repeated until it returns.
 
-class ReconnectingStorage(RDBStorage):
-    """Optuna's storage in a database server, which outlasts the loss of its connection.
-
-    The answer to a commit may be lost, too: then the operation has taken effect and is repeated none the less. A trial
-    is therefore created with a token, and one that has it already is not created again.
+    The answer to a commit may be lost, too: then the operation has taken effect and is repeated none the less. Most
+    set or read the same again. A trial is created with a token, and one that has it already is not created again; an
+    end, or a start from the queue, that is on record already counts as recorded by this call. The study must have no
+    other writer.
 
     Args:
-        url: SQLAlchemy's URL.
-        shown: The URL without its password, for messages.
+        behind: Optuna's storage.
+        shown: Its URL without the password, for messages.
         patience: Seconds that the server may be away.
-        **options: As of `RDBStorage`.
+        clock: Returns seconds.
+        sleep: Waits for seconds.
     """
 
-    def __init__(self, url: str, shown: str, patience: float = PATIENCE_SECONDS, **options: Any) -> None:
-        self.shown, self.patience = shown, patience
-        self._tried: set[str] = set()
-        super().__init__(url, **options)
+    def __init__(
+        self,
+        behind: BaseStorage,
+        shown: str,
+        patience: float = PATIENCE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        super().__init__(behind)
+        self._shown, self._patience, self._clock, self._sleep = shown, patience, clock, sleep
 
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        template = _running() if template_trial is None else copy.deepcopy(template_trial)
-        token = template.system_attrs.setdefault(_TOKEN, uuid.uuid4().hex)
-        try:
-            return self.lasting(lambda: RDBStorage._create_new_trial(self, study_id, template))
-        finally:
-            self._tried.discard(token)
+    def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Calls a method of the storage behind until the server answers."""
+        return self._lasting(lambda _: super(ReconnectingStorage, self).call(name, *arguments, **options))
 
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> models.TrialModel:
-        """Called within the transaction that holds the study's lock, once per attempt."""
-        token = template_trial.system_attrs[_TOKEN] if template_trial else ""
-        if token in self._tried:
-            held = models.TrialSystemAttributeModel
-            found = session.query(held).filter(held.key == _TOKEN, held.value_json == json.dumps(token)).one_or_none()
-            if found is not None:
-                return models.TrialModel.find_or_raise_by_id(int(found.trial_id), session)
-        self._tried.add(token)
-        return super()._get_prepared_new_trial(study_id, template_trial, session)
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Creates a trial once and returns its id."""
+        running = create_trial(state=TrialState.RUNNING)  # as Optuna's own without a template
+        template = running if template_trial is None else copy.deepcopy(template_trial)
+        template.system_attrs[_TOKEN] = token = uuid.uuid4().hex
+
+        def create(is_repeated: bool) -> int:
+            if is_repeated:
+                for trial in reversed(self.behind.get_all_trials(study_id, deepcopy=False)):
+                    if trial.system_attrs.get(_TOKEN) == token:
+                        return self.behind.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+            return self.behind.create_new_trial(study_id, template)
+
+        return self._lasting(create)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
-        """As `RDBStorage`; an end that was recorded before its answer was lost is no error."""
-        attempts = 0
+        """As `BaseStorage`; a change that was recorded before its answer was lost is no error."""
 
-        def attempt() -> bool:
-            nonlocal attempts
-            attempts += 1
+        def change(is_repeated: bool) -> bool:
             try:
-                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+                return self.behind.set_trial_state_values(trial_id, state, values) or is_repeated
             except UpdateFinishedTrialError:
-                if attempts > 1 and self.get_trial(trial_id).state == state:
+                if is_repeated and self.behind.get_trial(trial_id).state == state:
                     return True
                 raise
 
-        return self.lasting(attempt)
+        return self._lasting(change)
 
-    def lasting(self, operation: Callable[[], Result]) -> Result:
-        """Repeats an operation while the server is away.
+    def _lasting(self, operation: Callable[[bool], Result]) -> Result:
+        """Repeats an operation, which takes whether it is repeated, while the server is away.
 
         Raises:
-            ClusterError: If it stays away for longer than `patience`.
+            ClusterError: If it stays away for longer than the patience.
         """
-        start, pause = time.monotonic(), _FIRST_PAUSE
+        start, pause, is_repeated = self._clock(), _FIRST_PAUSE, False
         while True:
             try:
-                return operation()
+                return operation(is_repeated)
             except (StorageInternalError, SQLAlchemyError) as error:
                 lost = _lost(error)
                 if lost is None:
                     raise
-                if time.monotonic() - start > self.patience:
+                if self._clock() - start > self._patience:
                     reason = " ".join(str(lost.orig).split())[:160]
                     raise ClusterError(
-                        f"storage {self.shown}: has been away for {self.patience:.0f} s ({reason}); start it, and the "
-                        "same command goes on"
+                        f"storage {self._shown}: has been away for {self._patience:.0f} s ({reason}); start it, and "
+                        "the same command goes on"
                     ) from None
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            self._sleep(pause)
+            pause, is_repeated = min(2 * pause, _LONGEST_PAUSE), True
 
 
 def _lost(error: BaseException) -> DBAPIError | None:
-    """Returns the error that says the server is away or has been stopped, or None if it says something else."""
+    """Returns the error by which the server is away or was stopped, or None if the cause is another."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OperationalError | InterfaceError):
@@ -137,35 +116,3 @@ def _lost(error: BaseException) -> DBAPIError | None:
         # Optuna reads trials another way where the first has failed, also on a connection that it has just lost.
         found = found.__context__ if isinstance(found, PendingRollbackError) else found.__cause__
     return None
-
-
-def _running() -> FrozenTrial:
-    """What Optuna creates when it is given no template."""
-    return FrozenTrial(
-        number=-1,
-        trial_id=-1,
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=datetime.now(),
-        datetime_complete=None,
-        params={},
-        distributions={},
-        user_attrs={},
-        system_attrs={},
-        intermediate_values={},
-    )
-
-
-def _repeated(name: str) -> Callable[..., Any]:
-    original = getattr(RDBStorage, name)
-
-    @functools.wraps(original)
-    def call(self: ReconnectingStorage, *arguments: Any, **options: Any) -> Any:
-        return self.lasting(lambda: original(self, *arguments, **options))
-
-    return call
-
-
-for _name in _REPEATABLE:
-    if _name not in vars(ReconnectingStorage):
-        setattr(ReconnectingStorage, _name, _repeated(_name))

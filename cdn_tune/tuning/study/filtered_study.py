@@ -1,34 +1,108 @@
-"""A study as a sampler or a pruner is to see it: chosen trials, chosen directions, everything else as it is."""
+"""An Optuna study with its storage, and views of it for samplers and pruners: chosen trials, chosen directions."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, cast
 
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from cdn_tune.tuning.storage.delegate import DelegatingStorage
+
 Show = Callable[[list[FrozenTrial]], list[FrozenTrial]]
 
 
-def seen(study: Study, show: Show, directions: Sequence[StudyDirection] | None = None) -> Study:
-    """Returns a study that shows chosen trials only; what is written to it goes to the study behind it.
-
-    Trials are read once, when they are first asked for: a view lasts for one decision.
+class StoredStudy(Study):
+    """An Optuna study that exposes its storage; trials are addressed by number.
 
     Args:
-        study: The study behind the view.
+        study_name: The study's name; it exists.
+        storage: Where it is stored.
+        sampler: As of `optuna.Study`.
+        pruner: As of `optuna.Study`.
+    """
+
+    def __init__(
+        self,
+        study_name: str,
+        storage: BaseStorage,
+        sampler: BaseSampler | None = None,
+        pruner: BasePruner | None = None,
+    ) -> None:
+        super().__init__(study_name, storage, sampler, pruner)
+        self.storage = storage
+        self.id_in_storage = storage.get_study_id_from_name(study_name)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Records what the block writes in one piece, where the storage can: all of it or, if it raises, nothing."""
+        begin: Callable[[], AbstractContextManager[None]] = getattr(self.storage, "transaction", nullcontext)
+        return begin()
+
+    def trial_id(self, number: int) -> int:
+        """Returns the storage's id of a trial."""
+        return self.storage.get_trial_id_from_study_id_trial_number(self.id_in_storage, number)
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Returns a trial as it is recorded now."""
+        return self.storage.get_trial(self.trial_id(number))
+
+    def set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Records user attributes of a trial."""
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(self.trial_id(number), key, value)
+
+    def set_constraint(self, number: int, name: str, violation: float) -> None:
+        """Records by how much a trial breaks a constraint, as `optuna.Trial.set_constraint`; at most 0 if it holds."""
+        self.storage.set_trial_system_attr(self.trial_id(number), f"{CONSTRAINT}{name}", violation)
+
+    def report(self, number: int, step: int, value: float) -> None:
+        """Records a trial's value at a step."""
+        self.storage.set_trial_intermediate_value(self.trial_id(number), step, value)
+
+
+CONSTRAINT = "constraints:"  # prefix of the attributes in which Optuna keeps constraints
+
+
+def stored_study(
+    storage: BaseStorage,
+    name: str,
+    directions: Sequence[str | StudyDirection] = ("maximize",),
+    sampler: BaseSampler | None = None,
+    pruner: BasePruner | None = None,
+) -> StoredStudy:
+    """Returns the study of a name, created where the storage has none."""
+    optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        directions=list(directions),
+        load_if_exists=True,
+    )
+    return StoredStudy(name, storage, sampler, pruner)
+
+
+def seen(study: Study, show: Show, directions: Sequence[StudyDirection] | None = None) -> StoredStudy:
+    """Returns a study that shows chosen trials only; what is written to it goes to the study behind it.
+
+    Trials are read once, when they are first needed: a view lasts for one decision.
+
+    Args:
+        study: The study behind the view, a `StoredStudy`.
         show: From the study's trials to those that are shown; leaves the study's own unchanged, see :func:`altered`.
         directions: Of the values shown; None for the study's own.
     """
-    view = copy.copy(study)
     shown = list(study.directions if directions is None else directions)
-    view._storage = cast(BaseStorage, _Storage(study, show, shown))
-    view._directions = shown
-    return view
+    storage = _FilteredStorage(cast(StoredStudy, study), show, shown)
+    return StoredStudy(study.study_name, storage, study.sampler, study.pruner)
 
 
 def altered(trial: FrozenTrial, **attributes: Any) -> FrozenTrial:
@@ -39,18 +113,16 @@ def altered(trial: FrozenTrial, **attributes: Any) -> FrozenTrial:
     return changed
 
 
-class _Storage:
+class _FilteredStorage(DelegatingStorage):
     """A storage that shows chosen trials. Optuna's samplers and pruners read all they need through it."""
 
-    def __init__(self, study: Study, show: Show, directions: list[StudyDirection]) -> None:
+    def __init__(self, study: StoredStudy, show: Show, directions: list[StudyDirection]) -> None:
+        super().__init__(study.storage)
         self._study, self._show, self._directions = study, show, directions
 
     @cached_property
     def _trials(self) -> list[FrozenTrial]:
         return self._show(self._study.get_trials(deepcopy=False))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study._storage, name)
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:  # noqa: ARG002
         return self._directions
@@ -63,10 +135,3 @@ class _Storage:
     ) -> list[FrozenTrial]:
         trials = [trial for trial in self._trials if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
-
-    def get_best_trial(self, study_id: int) -> FrozenTrial:
-        complete = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
-        if not complete:
-            raise ValueError("no trial is complete yet")
-        sign = 1 if self._directions[0] == StudyDirection.MAXIMIZE else -1
-        return max(complete, key=lambda trial: sign * (trial.value or 0.0))

@@ -11,15 +11,14 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.space import ENUMERATING
-from cdn_tune.tuning.storage.write_through import SoleWriter
 from cdn_tune.tuning.study.candidates import Candidates, cost
 from cdn_tune.tuning.study.failures import LOST
+from cdn_tune.tuning.study.filtered_study import CONSTRAINT, StoredStudy
 from cdn_tune.tuning.study.ranking import COPY, REFUSED, ROLE, own
 from cdn_tune.tuning.study.samplers import build_sampler, is_exhausted
 
 _MODELLED = 50  # refused proposals in a row after which points are drawn at random
 _TRIES = 400  # and after which the search gives up
-_CONSTRAINT = "constraints:"  # how Optuna keeps what its Trial.set_constraint is told
 _SAME, _BROKEN = "same", "broken"
 
 
@@ -28,17 +27,13 @@ class Proposals:
 
     Args:
         study: Where all is recorded.
-        storage: Its storage.
         candidates: The points of the space.
         entries: All that is on record.
     """
 
-    def __init__(
-        self, study: optuna.Study, storage: SoleWriter, candidates: Candidates, entries: Iterable[FrozenTrial]
-    ) -> None:
+    def __init__(self, study: StoredStudy, candidates: Candidates, entries: Iterable[FrozenTrial]) -> None:
         self.is_exhausted = False  # whether every point of the space was tried
         self._study, self._candidates = study, candidates
-        self._storage = storage
         entries = list(entries)
         self._asked = len(entries)
         self._known = {_key(trial.params): trial.number for trial in own(entries) if _would_repeat(trial)}
@@ -59,11 +54,11 @@ class Proposals:
             if is_exhausted(self._study.sampler, self._study):
                 self.is_exhausted = True
                 return None
-            with self._storage.transaction():
+            with self._study.transaction():
                 trial = self._study.ask()
                 self._asked += 1
                 params = self._candidates.suggest(trial)
-                outcome = self._admit(trial.number, trial._trial_id, params, memory_limit)
+                outcome = self._admit(trial.number, params, memory_limit)
             if outcome is None:
                 return trial.number
             outcomes.append(outcome)
@@ -72,7 +67,7 @@ class Proposals:
         if _SAME in outcomes and (len(outcomes) < _TRIES or _BROKEN not in outcomes):
             self.is_exhausted = True
             return None
-        last = self._storage.get_trial(trial._trial_id).user_attrs["reason"]
+        last = self._study.trial(trial.number).user_attrs["reason"]
         return f"none of {_TRIES} proposals in a row may start; the last: {last}; loosen constraints or parameters"
 
     def take_up(self, trial: FrozenTrial, memory_limit: float | None) -> bool:
@@ -83,12 +78,12 @@ class Proposals:
         """
         if trial.intermediate_values:
             return True
-        with self._storage.transaction():
+        with self._study.transaction():
             params: Mapping[str, Any] = trial.params
             if not self._candidates.is_complete(params):
                 self._study.sampler = self._sampler(self._asked - 1)  # it was the last to be asked
-                params = self._candidates.suggest(optuna.Trial(self._study, trial._trial_id))
-            return self._admit(trial.number, trial._trial_id, params, memory_limit) is None
+                params = self._candidates.suggest(optuna.Trial(self._study, self._study.trial_id(trial.number)))
+            return self._admit(trial.number, params, memory_limit) is None
 
     def _sampler(self, asked: int, at_random: bool = False) -> optuna.samplers.BaseSampler:
         space = self._candidates.space
@@ -96,29 +91,31 @@ class Proposals:
             return RandomSampler(seed=(space.sampler.seed + 1_000_003 * asked) % 2**32)
         return build_sampler(space, self._candidates, asked)
 
-    def _admit(self, number: int, trial_id: int, params: Mapping[str, Any], memory_limit: float | None) -> str | None:
+    def _admit(self, number: int, params: Mapping[str, Any], memory_limit: float | None) -> str | None:
         """Judges a proposal and records the verdict; returns None if it may start."""
         verdict = self._candidates.judge(params, memory_limit)
-        held = self._storage.get_trial(trial_id)
+        held = self._study.trial(number)
         for name, violation in verdict.violations.items():
-            if _CONSTRAINT + name not in held.system_attrs:
-                self._storage.set_trial_system_attr(trial_id, _CONSTRAINT + name, violation)
+            if CONSTRAINT + name not in held.system_attrs:
+                self._study.set_constraint(number, name, violation)
         if verdict.reason is not None:
-            self._note(trial_id, {ROLE: REFUSED, "reason": f"refused: {verdict.reason}"})
+            self._study.set_attributes(number, {ROLE: REFUSED, "reason": f"refused: {verdict.reason}"})
             self._study.tell(number, state=TrialState.PRUNED)
             return _BROKEN
         earlier = self._known.get(_key(params), number)
         if earlier != number and "retry_of" not in held.user_attrs:
-            self._copy(number, trial_id, self._storage.get_trial(self._id(earlier)))
+            self._copy(number, self._study.trial(earlier))
             return _SAME
         self._known[_key(params)] = number
         experiment = self._candidates.experiment(params)
-        self._note(trial_id, {name: cost(name, experiment) for name in sorted(self._costs)})
+        self._study.set_attributes(number, {name: cost(name, experiment) for name in sorted(self._costs)})
         return None
 
-    def _copy(self, number: int, trial_id: int, earlier: FrozenTrial) -> None:
+    def _copy(self, number: int, earlier: FrozenTrial) -> None:
         """Records a proposal that equals an earlier trial with that one's result, for the sampler to learn from."""
-        self._note(trial_id, {ROLE: COPY, "copy_of": earlier.number, "reason": f"equal to trial {earlier.number}"})
+        self._study.set_attributes(
+            number, {ROLE: COPY, "copy_of": earlier.number, "reason": f"equal to trial {earlier.number}"}
+        )
         if earlier.state == TrialState.COMPLETE:
             self._study.tell(number, earlier.values)
             return
@@ -126,14 +123,8 @@ class Proposals:
             self._study.tell(number, state=TrialState.FAIL)
             return
         for step, value in earlier.intermediate_values.items():
-            self._storage.set_trial_intermediate_value(trial_id, step, value)
+            self._study.report(number, step, value)
         self._study.tell(number, state=TrialState.PRUNED)
-
-    def _note(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
-        self._storage.set_trial_user_attrs(trial_id, attributes)
-
-    def _id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
 
 
 def _key(params: Mapping[str, Any]) -> str:

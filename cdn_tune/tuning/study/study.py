@@ -14,11 +14,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.storage.open import open_storage
-from cdn_tune.tuning.storage.write_through import SoleWriter
+from cdn_tune.tuning.storage.write_through import WriteThrough
 from cdn_tune.tuning.study.attributes import Attributes
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.failures import MEMORY, Failures
+from cdn_tune.tuning.study.filtered_study import stored_study
 from cdn_tune.tuning.study.objectives import Objectives
 from cdn_tune.tuning.study.proposals import Proposals
 from cdn_tune.tuning.study.ranking import FINISHED, own, superseded, value_of
@@ -37,7 +39,7 @@ class Study:
     record.
 
     Args:
-        storage: Optuna storage URL, e.g. of :func:`sqlite_url`, or a storage.
+        storage: Optuna storage URL, or a storage, e.g. of `open_storage`.
         space: What is searched.
         base: The base experiment under all fixed overrides.
         name: The study's name in the storage; the space's if None.
@@ -59,25 +61,24 @@ class Study:
         self.space, self.candidates = space, Candidates(space, base)
         self.objectives = Objectives(space, base)
         self._pruner = build_pruner(space, base.train.epochs, steps_per_epoch)
-        self._storage = SoleWriter(open_storage(storage) if isinstance(storage, str) else storage)
+        opened = open_storage(storage) if isinstance(storage, str) else storage
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.optuna = optuna.create_study(
-                study_name=name or space.name,
-                storage=self._storage,
+            self.optuna = stored_study(
+                opened if isinstance(opened, RunJournal) else WriteThrough(opened),
+                name or space.name,
+                self.objectives.directions,
                 sampler=build_sampler(space, self.candidates, 0),
-                pruner=NopPruner(),  # the space's is asked by `report`, over a view of the study
-                directions=self.objectives.directions,
-                load_if_exists=True,
+                pruner=NopPruner(),  # `report` calls the space's, over a view of the study
             )
         entries = self.entries()
         self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
         self._new: set[int] = set()
         self._counted: int | None = None  # follows from the record; counting takes a look at all of it
         self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
-        self._attributes = Attributes(self._storage, clock)
+        self._attributes = Attributes(self.optuna, clock)
         self._failures = Failures(entries)
-        self._proposals = Proposals(self.optuna, self._storage, self.candidates, entries)
+        self._proposals = Proposals(self.optuna, self.candidates, entries)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -94,7 +95,7 @@ class Study:
 
     def begin(self) -> None:
         """Queues the points to try first."""
-        with self._storage.transaction():
+        with self.optuna.transaction():
             for point in self.candidates.points():
                 self.optuna.enqueue_trial(point, skip_if_exists=True)
 
@@ -120,8 +121,7 @@ class Study:
 
     def trial(self, number: int) -> FrozenTrial:
         """Returns one trial as it is recorded now."""
-        study = self.optuna._study_id
-        return self._storage.get_trial(self._storage.get_trial_id_from_study_id_trial_number(study, number))
+        return self.optuna.trial(number)
 
     def unfinished(self) -> list[int]:
         """Returns the numbers of trials that are recorded as running."""
@@ -190,18 +190,18 @@ class Study:
         trial = self.trial(number)
         if trial.state != TrialState.RUNNING:
             return False
-        with self._storage.transaction():
+        with self.optuna.transaction():
             self._attributes.add(trial, note)
             self._failures.end_well()
             if step in trial.intermediate_values:
                 return False
-            self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+            self.optuna.report(number, step, value)
             is_last = note.get("epoch", 0) >= note.get("epochs", 1)
             return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
-        with self._storage.transaction():
+        with self.optuna.transaction():
             self._complete(number)
 
     def _complete(self, number: int) -> None:
@@ -224,7 +224,7 @@ class Study:
 
     def prune(self, number: int, reason: str) -> None:
         """Records that a trial was stopped early, with the value it had reached."""
-        with self._storage.transaction():
+        with self.optuna.transaction():
             trial = self._settled(number)
             if trial is not None:
                 self._attributes.write(trial, {"reason": reason})
@@ -241,26 +241,26 @@ class Study:
             reason: In one line.
             failure: Of which kind: see `tuning.failures`.
         """
-        with self._storage.transaction():
+        with self.optuna.transaction():
             trial = self._settled(number)
             if trial is None:
                 return
             notes: dict[str, Any] = {"reason": reason, "failure": failure}
             if failure == MEMORY:
                 notes["memory_gb"] = self._failures.remember_memory(self.experiment(number))
-                self._storage.set_trial_system_attr(trial._trial_id, "constraints:memory", 1.0)
+                self.optuna.set_constraint(number, "memory", 1.0)
             self._attributes.write(trial, notes)
             self.optuna.tell(number, state=TrialState.FAIL)
         self.halted = self.halted or self._failures.add(self.trial(number))
 
     def interrupt(self, number: int) -> None:
         """Writes down what is known of a trial that was stopped with a checkpoint; it stays on record as running."""
-        with self._storage.transaction():
+        with self.optuna.transaction():
             self._settled(number)
 
     def put_back(self, number: int) -> None:
         """Takes back a running trial that has lost its place: it is the next to be handed out."""
-        with self._storage.transaction():
+        with self.optuna.transaction():
             settled = self._settled(number)
         if settled is not None and number not in self._left:
             self._left.insert(0, number)
@@ -275,7 +275,7 @@ class Study:
         trials = self.trials()
         tried = superseded(self.optuna.get_trials(deepcopy=False))
         failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in tried]
-        with self._storage.transaction():
+        with self.optuna.transaction():
             for trial in failed:
                 self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
         self._counted, self._has_retries = None, self._has_retries or bool(failed)

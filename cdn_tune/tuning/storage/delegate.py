@@ -1,0 +1,36 @@
+"""A storage that passes its calls on to another one: what the storages of this package that alter a few calls share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+
+def _passed_on(name: str) -> Callable[..., Any]:
+    def method(self: DelegatingStorage, *arguments: Any, **options: Any) -> Any:
+        return self.call(name, *arguments, **options)
+
+    method.__name__ = name
+    return method
+
+
+# What `BaseStorage` leaves abstract, in the installed version, and what it derives slowly or does nothing in.
+_NAMES = BaseStorage.__abstractmethods__ | {"get_trial_id_from_study_id_trial_number", "remove_session"}
+_Delegate: Any = type("_Delegate", (BaseStorage,), {name: _passed_on(name) for name in sorted(_NAMES)})
+
+
+class DelegatingStorage(_Delegate):  # type: ignore[misc]
+    """Passes every call on.
+
+    Args:
+        behind: The storage behind it.
+    """
+
+    def __init__(self, behind: BaseStorage) -> None:
+        self.behind = behind
+
+    def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Calls a method of the storage behind and returns its result."""
+        return getattr(self.behind, name)(*arguments, **options)
