@@ -35,10 +35,6 @@ class FolderHeld(RunError):  # noqa: N818
     """Another process trains in a trial's folder, and has not ended in time."""
 
 
-class ProcessSpent(CdnTuneError):  # noqa: N818
-    """A process cannot take another trial, which is no fault of that trial's."""
-
-
 class CheckpointError(CdnTuneError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
