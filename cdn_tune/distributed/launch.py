@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.cluster import connected, node_resources, slots
-from cdn_tune.distributed.group import WorkerGroup
+from cdn_tune.distributed.group_coordinator import FAILED, LOST, REPORT, STEP
+from cdn_tune.distributed.group_pool import GroupPool
+from cdn_tune.distributed.nodes import reason_of
+from cdn_tune.distributed.ray import RayError, ray
 from cdn_tune.distributed.shared_folder_check import check_reach
+from cdn_tune.errors import WorkerLost
 from cdn_tune.training.loop import never
-from cdn_tune.training.reports import EpochReport, OnStep, Report, ignore
+from cdn_tune.training.reports import EpochReport, OnStep, Report, StepReport, ignore
+
+_MAX_FAILURES = 2  # how often the training goes on from its last checkpoint after a worker died
+_POLL_SECONDS = 0.1
 
 
 def train_on_workers(
@@ -33,11 +42,11 @@ def train_on_workers(
         report: Called here after every epoch.
         address: Ray cluster to join; None starts Ray on this machine.
         on_step: Called here with worker 0's steps, a few times a second at most.
-        stop: Asked now and then; once it says yes the workers save their state and end.
+        stop: Called now and then; once it returns true the workers save their state and end.
 
     Raises:
         CdnTuneError: If the cluster is too small, or training fails.
-        KeyboardInterrupt: If `stop` said so before the last epoch.
+        KeyboardInterrupt: If `stop` returned true before the last epoch.
     """
     with connected(address) as available:
         gpus = 1.0 if available.get("GPU", 0) >= workers else 0.0
@@ -45,13 +54,45 @@ def train_on_workers(
         resources = ResourcesConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
         slots(resources, node_resources())
         check_reach(folder)
-        group = WorkerGroup(experiment, folder, resources, max_failures=2, on_step=on_step, stop=stop)
+        pool = GroupPool(resources, folder, steps=on_step is not ignore)
         try:
-            last = None
-            while (done := group.next_report()) is not None:
-                last = EpochReport(**done)
-                report(last)
-            if stop() and not (last and last.is_last):
-                raise KeyboardInterrupt
+            work = {"experiment": experiment.plain(), "folder": ""}
+            for failure in range(_MAX_FAILURES + 1):
+                lost = _train(pool, work, report, on_step, stop)
+                if lost is None:
+                    break
+                if failure == _MAX_FAILURES:
+                    raise WorkerLost(lost)
+        except RayError as error:
+            raise WorkerLost(reason_of(error)) from error
         finally:
-            group.stop()
+            pool.close()
+
+
+def _train(
+    pool: GroupPool, work: dict[str, Any], report: Report, on_step: OnStep, stop: Callable[[], bool]
+) -> str | None:
+    """Has a pool train a trial to its end; returns why its workers are lost, if they are."""
+    ticket = ray.get(pool.handle.submit.remote(0, work))
+    last: EpochReport | None = None
+    is_asked = False
+    while True:
+        if stop() and not is_asked:
+            is_asked = True
+            pool.save_all()
+        if pool.fault is not None:
+            raise WorkerLost(pool.fault)
+        for kind, content in ray.get(pool.handle.next.remote(ticket, _POLL_SECONDS)):
+            if kind == STEP:
+                on_step(StepReport(**content))
+            elif kind == REPORT:
+                last = EpochReport(**content)
+                report(last)
+            elif kind == FAILED:
+                raise pickle.loads(content)  # noqa: S301 - written by a worker of ours
+            elif kind == LOST:
+                return str(content["reason"])
+            elif is_asked and not (last and last.is_last):
+                raise KeyboardInterrupt
+            else:
+                return None

@@ -92,6 +92,18 @@ def node_was_lost(error: BaseException | None) -> bool:
     return isinstance(error, RayActorError) and (error.preempted or "node has died" in str(error))
 
 
+def reason_of(error: BaseException) -> str:
+    """Returns the innermost reason of an error that Ray has wrapped, in one line."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return reason_of(next(iter(failures.values())))
+    cause = getattr(error, "cause", None) or error.__cause__
+    if isinstance(cause, BaseException):
+        return reason_of(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 class OnNodes:
     """Calls a function on chosen nodes, beside whatever runs there, without waiting for it.
 

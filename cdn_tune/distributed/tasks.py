@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from cdn_tune.distributed.cluster import connected
-from cdn_tune.distributed.group import reason_of
+from cdn_tune.distributed.nodes import reason_of
 from cdn_tune.distributed.ray import RayError, ray
 from cdn_tune.errors import CdnTuneError, ClusterError, TrainingError
 

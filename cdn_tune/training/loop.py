@@ -24,7 +24,7 @@ from cdn_tune.training.evaluate.pictures import captions, draw
 from cdn_tune.training.evaluate.query_ious import pack_ious
 from cdn_tune.training.memory.device import peak_bytes
 from cdn_tune.training.memory.out_of_memory import shortage_told
-from cdn_tune.training.reports import EpochReport, OnStep, Report, ignore
+from cdn_tune.training.reports import EpochReport, OnStep, Report, Stop, ignore
 from cdn_tune.training.runs.checkpoint import build_model
 from cdn_tune.training.runs.records import Records
 from cdn_tune.training.runs.writer import Writer
@@ -39,7 +39,8 @@ from cdn_tune.training.step.steps import Engine, EpochState, EpochTotals, global
 __all__ = ["BEST", "LAST", "TrainResult", "train"]
 
 _PROMPT = 0.5  # seconds that an epoch's report waits for its checkpoint before the next epoch begins
-_SHARED_CLOCK = 10  # steps after which several workers agree whether to save or stop
+_AGREE_SECONDS = 0.25  # after which several workers agree whether to save or stop
+_MOST_STEPS = 100  # and after so many steps at most
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def train(
     splits: Mapping[Split, MomentDataset],
     on_step: OnStep = ignore,
     planted: bool = False,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool | Stop] = never,
     saving: Saving | None = None,
 ) -> TrainResult:
     """Trains one trial; called on every one of its workers.
@@ -87,15 +88,15 @@ def train(
         splits: The train and val splits.
         on_step: Called by worker 0 after every optimiser step.
         planted: Whether the data are planted; recorded in the checkpoints.
-        stop: Asked after every step, with several workers after every tenth; once it says yes on worker 0 the state is
-            saved and `KeyboardInterrupt` raised.
+        stop: Called after every step, with several workers four times a second; once it returns true on worker 0 the
+            state is saved, unless that is `Stop.DISCARD`, and `KeyboardInterrupt` raised.
         saving: Called around every checkpoint; an epoch is reported when it is done.
 
     Raises:
         NotFinite: If a loss, a gradient or a score is not finite.
         MemoryShortage: If memory does not suffice.
         CheckpointError: If the folder's checkpoints are damaged or of another experiment.
-        KeyboardInterrupt: If `stop` said so.
+        KeyboardInterrupt: If `stop` returned true.
     """
     world = this_world()
     if world.is_main:
@@ -139,10 +140,13 @@ class _Training:
     records: Records
     writer: Writer
     report: Report
-    stop: Callable[[], bool]
+    stop: Callable[[], bool | Stop]
     untold: EpochReport | None = None  # its checkpoint is being written
     told: EpochReport | None = None  # the last that was reported
     saved: float = field(default_factory=time.monotonic)
+    agreed: float = field(default_factory=time.monotonic)  # when the workers last agreed whether to save or stop
+    span: int = 1  # steps from there to the next time
+    left: int = 1  # steps until then
 
     def run(self, on_step: OnStep) -> None:
         """Trains to the last epoch."""
@@ -161,8 +165,8 @@ class _Training:
             self._save()
             self.untold = done if world.is_main else None
             self._tell(_PROMPT)
-            if not self.progress.is_finished and world.gather(self.stop())[0]:
-                self._interrupt()
+            if not self.progress.is_finished:
+                self._end_if(world.gather(self.stop())[0])
         self._tell()
 
     def _evaluate(self, epoch: int, totals: EpochTotals) -> EpochReport:
@@ -210,14 +214,17 @@ class _Training:
     def _between_steps(self, _epoch: int, within: EpochState) -> None:
         self._tell(0)
         world, minutes = self.state.world, self.state.experiment.train.checkpoint_minutes
-        if world.size > 1 and within.step % _SHARED_CLOCK:
+        self.left -= 1
+        if world.size > 1 and self.left > 0:
             return
-        due = minutes > 0 and time.monotonic() - self.saved >= 60 * minutes
-        stop, due = world.gather((self.stop(), due))[0]
-        if stop or due:
+        now = time.monotonic()
+        due = minutes > 0 and now - self.saved >= 60 * minutes
+        span = round(_AGREE_SECONDS * self.span / max(now - self.agreed, 1e-9))
+        stop, due, span = world.gather((self.stop(), due, min(max(1, span), _MOST_STEPS)))[0]
+        self.agreed, self.span, self.left = now, span, span
+        if (stop or due) and stop != Stop.DISCARD:
             self._save(within)
-        if stop:
-            self._interrupt()
+        self._end_if(stop)
 
     def _save(self, within: EpochState | None = None) -> None:
         """Copies the state and has it written meanwhile."""
@@ -233,9 +240,12 @@ class _Training:
             self.told = done
             self.report(done)
 
-    def _interrupt(self) -> None:
-        self._tell()
-        raise KeyboardInterrupt
+    def _end_if(self, stop: bool | Stop) -> None:
+        """Ends the training if it is asked to end."""
+        if stop and stop != Stop.DISCARD:
+            self._tell()
+        if stop:
+            raise KeyboardInterrupt
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:

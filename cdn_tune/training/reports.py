@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from typing import Any
+
+
+class Stop(IntEnum):
+    """What a training is asked for between two steps; `True` means `SAVE`."""
+
+    NO = 0
+    SAVE = 1  # save the state and end
+    DISCARD = 2  # end at once: its last checkpoint is all that is needed
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cdn_tune.training.loop import TrainResult, never, train
 from cdn_tune.training.object_store.fencing import LOCK, Attempt
 from cdn_tune.training.object_store.trial_sync import TrialHome
 from cdn_tune.training.object_store.working_copy import place_of
-from cdn_tune.training.reports import OnStep, Report, ignore
+from cdn_tune.training.reports import OnStep, Report, Stop, ignore
 from cdn_tune.training.runs.files import told
 from cdn_tune.training.step.process_group import this_world
 
@@ -42,7 +42,7 @@ def train_in(
     report: Report,
     on_step: OnStep = ignore,
     threads: int | None = None,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool | Stop] = never,
 ) -> TrainResult:
     """Trains an experiment in a folder; called on every worker of the trial.
 
@@ -52,7 +52,7 @@ def train_in(
         report: Called by worker 0 after every epoch.
         on_step: Called by worker 0 after every step.
         threads: CPU threads of this worker; torch's choice if None.
-        stop: Asked after every step; see `loop.train`.
+        stop: Called after every step; see `loop.train`.
 
     Raises:
         CdnTuneError: If the data, the folder's checkpoint or the training is at fault.

@@ -16,7 +16,7 @@ import torch
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import CheckpointError
-from cdn_tune.training.reports import EpochReport, StepReport, ignore
+from cdn_tune.training.reports import EpochReport, StepReport, Stop, ignore
 from cdn_tune.training.runs.checkpoint import read_checkpoint
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.state import BEST, LAST, PREVIOUS
@@ -80,6 +80,26 @@ def test_stopped_between_steps(tiny: Tiny, tmp_path: Path, step: int, changes: d
     train_in(experiment, tmp_path / "broken", lambda report: told.append(report.epoch))
     assert told == [1, 2, 3]
     assert_same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_discarded_between_steps(tiny: Tiny, tmp_path: Path) -> None:
+    """The last checkpoint stays as it is; none is written that nobody needs."""
+    experiment = tiny()
+    steps = StopAt(10**9)
+    train_in(experiment, tmp_path / "whole", ignore, steps.on_step)
+    per_epoch = (10**9 - steps.left) // experiment.train.epochs
+    for within, found in ((1, None), (per_epoch + 1, 1)):
+        left, folder = StopAt(within), tmp_path / f"{within}"
+        with pytest.raises(KeyboardInterrupt):
+            train_in(
+                experiment, folder, ignore, left.on_step, stop=lambda left=left: Stop.DISCARD if left() else Stop.NO
+            )
+        assert left.left == 0
+        if found is None:
+            assert not (folder / LAST).exists()
+        else:
+            content = read_checkpoint(folder / LAST)
+            assert (content["within"], len(content["history"])) == (None, found)
 
 
 def test_a_checkpoint_within_an_epoch_after_so_many_minutes(tiny: Tiny, tmp_path: Path) -> None:

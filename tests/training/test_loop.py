@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from cdn_tune.training.loop import BEST, LAST, train
 from cdn_tune.training.reports import EpochReport, StepReport, ignore
 from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint
 from cdn_tune.training.runs.records import read_metrics
-from cdn_tune.training.step.steps import Engine
+from cdn_tune.training.step.steps import Engine, EpochState
 from cdn_tune.training.train_trial import open_data, train_in
 
 Tiny = Callable[..., Experiment]
@@ -196,6 +198,49 @@ def test_more_workers_than_queries_is_refused(tiny: Tiny, tmp_path: Path, monkey
     experiment = tiny()
     with pytest.raises(ConfigError, match=r"train\.batch_size=8 is smaller than the number of workers, 9"):
         train(experiment, tmp_path, ignore, open_data(experiment.data))
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.01, 7), (0.1, 60), (1.0, 101)])
+def test_workers_agree_whether_to_stop_four_times_a_second(
+    seconds: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a step takes; the one that notices has all of them stop at the same step."""
+    from cdn_tune.training import loop
+
+    now = 0.0
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now))
+    agreed: list[float] = []
+
+    class World:
+        size, is_main = 2, True
+
+        def gather(self, item: Any) -> list[Any]:
+            agreed.append(now)
+            return [item, (False, False, 1)]
+
+    state = SimpleNamespace(world=World(), experiment=SimpleNamespace(train=SimpleNamespace(checkpoint_minutes=0)))
+    writer = SimpleNamespace(wait=lambda _: True)
+    parts: Any = {"engine": None, "progress": None, "splits": {}, "records": None, "report": ignore}
+    training = loop._Training(
+        state=cast(Any, state),
+        writer=cast(Any, writer),
+        stop=lambda: now > 100 * seconds,
+        saved=0.0,
+        agreed=0.0,
+        **parts,
+    )
+    monkeypatch.setattr(loop._Training, "_save", lambda *_: None)
+
+    def train() -> None:
+        nonlocal now
+        while now < 1000 * seconds:
+            now += seconds
+            training._between_steps(1, EpochState())
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert now - 100 * seconds <= max(0.25, seconds) + seconds
+    assert len(agreed) <= most
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments/ablations").glob("*.yaml")), ids=lambda path: path.stem)

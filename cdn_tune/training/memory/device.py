@@ -38,10 +38,11 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def release_memory() -> None:
-    """Gives back what a trial has left in this process's caches, for the next one on the same GPU."""
+    """Gives back what a trial has left in this process's caches, and forgets its peak, for the next one on the GPU."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: Callable[[int], None]) -> int:

@@ -8,14 +8,15 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.distributed.cluster import connected, node_resources
-from cdn_tune.distributed.group import reason_of
-from cdn_tune.distributed.nodes import node_was_lost, off_nodes, this_node, was_started_here
+from cdn_tune.distributed.cluster import capacity, connected, node_resources
+from cdn_tune.distributed.group_pool import GroupPool
+from cdn_tune.distributed.nodes import node_was_lost, off_nodes, reason_of, this_node, was_started_here
 from cdn_tune.distributed.ray import tune
 from cdn_tune.distributed.shared_folder_check import check_reach
 from cdn_tune.errors import NodeUnfit
@@ -24,11 +25,14 @@ from cdn_tune.training.runs.run_folder import read_manifest
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.engine.door import EngineDriver, Loss, Room
 from cdn_tune.tuning.engine.ray.audit import Audit, audit, snapshot
-from cdn_tune.tuning.engine.ray.node_checks import NodeChecks
+from cdn_tune.tuning.engine.ray.group_trial import GroupTrial
+from cdn_tune.tuning.engine.ray.node_checks import NodeChecks, check_here
+from cdn_tune.tuning.engine.ray.results import AVOID, NUMBER, Lost
 from cdn_tune.tuning.engine.ray.slots import Slots
 from cdn_tune.tuning.engine.ray.trial import run_trial
-from cdn_tune.tuning.engine.ray.tune_adapters import AVOID, NUMBER, Adapters
+from cdn_tune.tuning.engine.ray.tune_adapters import Adapters
 from cdn_tune.tuning.layout import RAY_LOG
+from cdn_tune.tuning.stop_file import StopFile
 
 
 class RayEngine:
@@ -77,29 +81,38 @@ class RayEngine:
         check_reach(self._run)
         resources, node = self._space.resources, this_node()
         data = read_manifest(self._run)["data"]
-        settings = {
-            "base": self._experiment.plain(),
-            "run": portable(self._run),
-            "resources": resources.plain(),
-            "data": data,
-            "home": node,
-        }
+        base, run, stop = self._experiment.plain(), portable(self._run), StopFile(self._run)
+        pool: GroupPool | None = None
+        if resources.workers > 1:
+            check = partial(check_here, base["data"], data, node)
+            pool = GroupPool(resources, self._run, max(1, capacity(resources, node_resources())), check=check)
+            needs = {"memory": 1.0}  # a byte: the workers have the CPUs
+            trainable = tune.with_parameters(GroupTrial, base=base, run=run, coordinator=pool.handle)
+        else:
+            needs = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}
+            settings = {"base": base, "run": run, "resources": resources.plain(), "data": data, "home": node}
+            trainable = tune.with_parameters(run_trial, **settings, train=self._train)
         checks = NodeChecks(self._experiment.data, data, node)
         slots = Slots(resources, checks, may_grow=not was_started_here())
-        needs = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}
-        trainable = tune.with_parameters(run_trial, **settings, train=self._train)
 
         def room() -> Room:
-            return slots.room(driver.wants_slots)
+            if pool is None:
+                return slots.room(driver.wants_slots)
+            if stop():
+                pool.save_all()
+            elif driver.is_over:
+                pool.drain()
+            found = slots.room(driver.wants_slots and pool.is_up)
+            pool.adjust(found.slots, found.avoid)
+            return replace(found, slots=min(found.slots, pool.ready), why_none=found.why_none or pool.fault)
 
-        def loss(error: BaseException | None) -> Loss:
-            found = loss_of(error)
+        def loss(error: BaseException | Lost | None) -> Loss:
             cause = getattr(error, "cause", None) or error
-            if isinstance(cause, NodeUnfit):
+            if isinstance(cause, NodeUnfit) or (isinstance(cause, Lost) and cause.node):
                 slots.refuse(cause.node, cause.reason)
-            return found
+            return loss_of(error)
 
-        adapters = Adapters(driver, room, loss, stopped=lambda number: None)  # noqa: ARG005
+        adapters = Adapters(driver, room, loss, stopped=_ignore if pool is None else pool.stop)
         scratch = tempfile.mkdtemp(prefix="cdn-tune-")
         try:
             tuner = tune.Tuner(
@@ -126,11 +139,19 @@ class RayEngine:
                 tuner.fit()
         finally:
             slots.close()
+            if pool is not None:
+                pool.close()
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def loss_of(error: BaseException | None) -> Loss:
-    """Returns what an error of Ray's means for the trial that it ended."""
+def _ignore(number: int) -> None:
+    """A trial of one worker ends with Ray Tune's."""
+
+
+def loss_of(error: BaseException | Lost | None) -> Loss:
+    """Returns what an error of Ray's, or a group's report, means for the trial that it ended."""
+    if isinstance(error, Lost):
+        return Loss(error.kind, error.reason)
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, NodeUnfit):
         return Loss("unfit", cause.reason)

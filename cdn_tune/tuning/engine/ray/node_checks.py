@@ -11,8 +11,7 @@ from typing import Any
 from cdn_tune.config import DataConfig
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
-from cdn_tune.distributed.group import reason_of
-from cdn_tune.distributed.nodes import Node, OnNodes, host_name, this_node
+from cdn_tune.distributed.nodes import Node, OnNodes, host_name, reason_of, this_node
 from cdn_tune.errors import CdnTuneError, NodeUnfit
 from cdn_tune.training.runs.run_folder import changed_files
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
 
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed.cluster import capacity
+from cdn_tune.distributed.group_pool import DEMAND
 from cdn_tune.distributed.nodes import Node, alive_nodes
 from cdn_tune.distributed.ray import placement_group, placement_group_table, remove_placement_group
 from cdn_tune.tuning.engine.door import Room
@@ -109,7 +111,7 @@ class Demand:
         while len(self._waiting) > wanted:
             self._remove(self._waiting[-1])
         while len(self._waiting) < wanted:
-            self._waiting.append(placement_group(self._bundles, strategy="PACK"))
+            self._waiting.append(placement_group(self._bundles, "PACK", DEMAND + uuid.uuid4().hex))
 
     def count(self, slots: int) -> int:
         """Returns how many groups should wait."""

@@ -9,11 +9,21 @@ from typing import Any
 
 from cdn_tune.distributed.ray import FIFOScheduler, Searcher, TrialScheduler, ray, tune
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, EngineDriver, Loss, Room, TrialReport
+from cdn_tune.tuning.engine.ray.results import (
+    AVOID,
+    FAILURE,
+    FAILURE_KIND,
+    HALT,
+    LOST,
+    NUMBER,
+    PARAMETERS,
+    REPORT,
+    SECONDS,
+    STOPPED,
+    Lost,
+)
 from cdn_tune.tuning.study.failures import DETERMINISTIC
 
-NUMBER, PARAMETERS, AVOID = "number", "parameters", "avoid"  # of a trial's configuration
-REPORT, SECONDS = "report", "trial_seconds"  # of a result: an EpochReport (Tune takes dicts apart), and seconds so far
-FAILURE, FAILURE_KIND, HALT, STOPPED, LOST = "failure", "failure_kind", "halt", "stopped", "lost"  # the last a Loss
 _PENDING_SECONDS = 10.0  # without a place, after which a trial that keeps clear of a node in vain is recalled
 
 
@@ -23,15 +33,15 @@ class Adapters:
     Args:
         driver: Decides.
         room: Returns what the cluster can take now.
-        loss: Returns the loss that an error of Ray's stands for.
-        stopped: Receives the number of each trial that is stopped early.
+        loss: Returns the loss that an error of Ray's, or a group's report, stands for.
+        stopped: Receives the number of each trial that is stopped early, or whose process is gone.
     """
 
     def __init__(
         self,
         driver: EngineDriver,
         room: Callable[[], Room],
-        loss: Callable[[BaseException | None], Loss],
+        loss: Callable[[BaseException | Lost | None], Loss],
         stopped: Callable[[int], None],
     ) -> None:
         self.driver, self.room, self.loss, self.stopped = driver, room, loss, stopped
@@ -51,7 +61,7 @@ class Adapters:
         elif result.get(FAILURE):
             self.driver.ended(number, Ending("failed", result[FAILURE], result.get(FAILURE_KIND, DETERMINISTIC)))
         elif result.get(LOST):
-            self.driver.lost(number, result[LOST])
+            self.driver.lost(number, self.loss(result[LOST]))
         elif REPORT in result:
             end = float(result.get("timestamp", 0.0))
             began = end - float(result.get("time_since_restore", 0.0))
@@ -135,6 +145,7 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_error(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
         """Reports a trial whose process failed."""
+        self._all.stopped(trial.config[NUMBER])
         self._all.driver.lost(trial.config[NUMBER], self._all.loss(_error_of(trial)))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,416 @@
+"""Groups of workers that stay up from trial to trial: one run of Ray Train each, in a thread of this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdn_tune.config import ResourcesConfig
+from cdn_tune.distributed.group_coordinator import NODE, WORKER, Coordinator, RunStatus
+from cdn_tune.distributed.nodes import alive_nodes, node_was_lost, off_nodes, pinned, reason_of, this_node
+from cdn_tune.distributed.ray import (
+    FailureConfig,
+    PlacementGroup,
+    RayActorError,
+    RayError,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+    placement_group_table,
+    ray,
+    remove_placement_group,
+)
+from cdn_tune.training.object_store.working_copy import delete_at_home, place_of, portable
+
+_POLL_SECONDS = 0.3
+_ANSWER_SECONDS = 30.0
+_IDLE_SECONDS = 20.0  # after which a group without a trial makes room: whoever waits cannot always be seen
+_WAITED_FOR_SECONDS = 3.0  # and if somebody is seen to wait
+_LOST_SECONDS = 3.0  # after which it is known whether a lost worker's node is alive
+_HUNG_SECONDS = 30.0
+_RESTARTS = 9  # of a group's workers within one run of Ray Train
+_FAILURES = 3  # runs in a row that ended by themselves before a trial had begun in any
+_JOIN_SECONDS = 10.0
+_MARKS = 1 << 22  # from which a pool draws the first number of its runs
+_UNMARKED = 4096  # bytes of memory; a run's number comes on top
+_START_SECONDS = 7 * 86400  # that a group may wait for its place; an autoscaler may take its time
+DEMAND = "cdn-tune-demand-"  # begins the names of placement groups that only show an autoscaler what is wanted
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A group, as the pool decides about it.
+
+    Attributes:
+        status: As the coordinator has it.
+        avoid: Nodes, by id, that it was started to keep clear of.
+        is_placed: Whether its workers have a place.
+        is_evictable: Whether there is something of it to remove: its last was not removed just now.
+    """
+
+    status: RunStatus
+    avoid: tuple[str, ...] = ()
+    is_placed: bool = True
+    is_evictable: bool = True
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done with the groups.
+
+    Attributes:
+        end: Those to end, by run.
+        evict: Those whose placement groups are removed, by run: their workers end at once.
+        start: How many are started.
+        asleep: How many have ended because they had no trial; they are started when there is one for them.
+    """
+
+    end: tuple[int, ...] = ()
+    evict: tuple[int, ...] = ()
+    start: int = 0
+    asleep: int = 0
+
+
+def decide(
+    groups: Mapping[int, GroupView], wanted: int, avoid: tuple[str, ...], queued: int, asleep: int, others_wait: bool
+) -> Decision:
+    """Returns what is to be done with the groups.
+
+    Args:
+        groups: Those there are, by run.
+        wanted: How many there should be.
+        avoid: Nodes, by id, that take no trials now.
+        queued: Trials that wait for a group.
+        asleep: How many of the wanted have ended because they had no trial.
+        others_wait: Whether somebody else waits for a place.
+    """
+    open_ = {run: group for run, group in groups.items() if not group.status.is_closing}
+    free = {run: group for run, group in open_.items() if not group.status.is_busy}
+    end = {
+        run
+        for run, group in free.items()
+        if (set(group.status.nodes) & set(avoid) if group.is_placed else group.avoid != avoid)
+    }
+    newest = sorted(free.keys() - end, key=lambda run: (free[run].is_placed, -run))  # those without a place first
+    end.update(newest[: max(0, len(open_) - len(end) - wanted)])
+    allowed = _WAITED_FOR_SECONDS if others_wait else _IDLE_SECONDS
+    tired = {run for run, group in free.items() if group.status.idle > allowed and not queued} - end
+    end |= tired
+    count = len(open_) - len(end)
+    asleep = max(0, min(asleep + len(tired), wanted - count) - max(0, queued - len(free.keys() - end)))
+    evict = {
+        run
+        for run, group in groups.items()
+        if group.is_evictable
+        and (
+            group.status.hung > _HUNG_SECONDS
+            or (not group.is_placed and (run in end or (group.status.is_closing and not group.status.is_busy)))
+        )
+    }
+    return Decision(tuple(sorted(end)), tuple(sorted(evict)), max(0, wanted - count - asleep), asleep)
+
+
+@dataclass
+class _Run:
+    """One run of Ray Train."""
+
+    number: int
+    avoid: tuple[str, ...]
+    thread: threading.Thread | None = None
+    error: BaseException | None = None
+    is_ending: bool = False  # it was asked to
+    evicted: float = -_HUNG_SECONDS  # when its placement group was removed last
+
+
+class GroupPool:
+    """Keeps groups of workers up, and has them train the trials that are submitted to its coordinator.
+
+    The groups start at once. What they reserve is marked, by a few bytes of memory in each bundle, so that it is found
+    and removed whoever has died meanwhile.
+
+    Args:
+        resources: Number of workers of a group, and what each occupies.
+        folder: Reachable from every node; trials' folders are in it. Ray Train keeps a few notes there, in ``.ray``.
+        groups: How many there should be.
+        avoid: Nodes, by id, to keep clear of.
+        check: Called by each worker before a trial: what it raises ends the trial. See `group_worker.Check`.
+        steps: Whether workers report steps.
+    """
+
+    def __init__(
+        self,
+        resources: ResourcesConfig,
+        folder: Path,
+        groups: int = 1,
+        avoid: Sequence[str] = (),
+        check: Callable[..., None] | None = None,
+        steps: bool = False,
+    ) -> None:
+        self._resources, self._folder, self._wanted, self._avoid = resources, folder, groups, tuple(sorted(avoid))
+        self.handle = pinned(
+            ray.remote(num_cpus=0)(Coordinator), this_node()
+        ).remote()  # takes trials, and hands them out
+        self.fault: str | None = None  # why no group can be kept up
+        self._bundle: dict[str, float] = {"CPU": float(resources.cpus_per_worker)}
+        if resources.gpus_per_worker:
+            self._bundle["GPU"] = resources.gpus_per_worker
+        self._config = {
+            "coordinator": self.handle,
+            "folder": portable(folder),
+            "threads": resources.cpus_per_worker,
+            "check": check,
+            "steps": steps,
+        }
+        self._scratch, place = folder / ".ray", place_of(folder)
+        self._clear_scratch()  # a killed run's, which Ray Train would take for its own
+        self._storage: dict[str, Any] = {"storage_path": str(self._scratch)}
+        if place is not None:
+            files, path = place.home.file_system(place.named(".ray"))
+            self._storage = {"storage_path": path, "storage_filesystem": files}
+        self._next = secrets.randbelow(_MARKS)
+        self._runs: dict[int, _Run] = {}
+        self._ready = self._asleep = self._begun = self._failures = 0
+        self._is_drained = self._is_saving = False
+        self._lock, self._is_closed = threading.Lock(), threading.Event()
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_START_SECONDS)
+        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(_POLL_SECONDS)
+        if len(alive_nodes()) == 1:  # one machine is not taken away in part
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        for _ in range(groups):
+            self._start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="cdn-tune-groups")
+        self._watcher.start()
+
+    @property
+    def ready(self) -> int:
+        """How many trials find a group: of those that have a place, and those that ended for want of a trial."""
+        return self._ready
+
+    def adjust(self, groups: int, avoid: Sequence[str] = ()) -> None:
+        """Changes how many groups there should be, and of which nodes they keep clear; those that train go on."""
+        with self._lock:
+            self._wanted, self._avoid = groups, tuple(sorted(avoid))
+
+    @property
+    def is_up(self) -> bool:
+        """Whether all groups that there should be have a place, or ended for want of a trial."""
+        return self._ready >= self._wanted
+
+    def stop(self, number: int) -> None:
+        """Discards a trial, whose workers leave it without saving its state; returns at once."""
+        self.handle.stop.remote(number)
+
+    def save_all(self) -> None:
+        """Has all trials save their state and end, and takes no more; returns at once."""
+        if not self._is_saving:
+            self._is_saving = self._is_drained = True
+            self.handle.save_all.remote()
+
+    def drain(self) -> None:
+        """Ends the trials that no group has taken yet, and takes no more; returns at once."""
+        if not self._is_drained:
+            self._is_drained = True
+            self.handle.drain.remote()
+
+    def close(self) -> bool:
+        """Ends all groups and frees what they hold; safe to call more than once.
+
+        Returns:
+            Whether nothing is left; if not, it goes with this process.
+        """
+        self._is_closed.set()
+        self._watcher.join(_ANSWER_SECONDS)
+        for run in self._runs.values():
+            run.is_ending = True
+        try:
+            ray.get(self.handle.close.remote(), timeout=_ANSWER_SECONDS)
+            self._evict(run for run, is_placed in self._places().items() if not is_placed)
+        except RayError:  # it is gone, and the workers end when they ask for a trial
+            _log.debug("the coordinator of the groups does not answer", exc_info=True)
+        gone = self._join()
+        if not gone:
+            self._evict(self._runs)
+            gone = self._join()
+        self._evict(self._runs)
+        ray.kill(self.handle)
+        self._clear_scratch()
+        self._runs = {number: run for number, run in self._runs.items() if run.thread and run.thread.is_alive()}
+        return gone
+
+    def _join(self) -> bool:
+        """Waits for the threads for a while; returns whether all have ended."""
+        deadline = time.monotonic() + _JOIN_SECONDS
+        threads = [run.thread for run in self._runs.values() if run.thread is not None]
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def _clear_scratch(self) -> None:
+        """Deletes what Ray Train has written of its runs."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        delete_at_home(self._scratch)
+
+    def _start(self) -> None:
+        """Starts a group."""
+        self._next += 1
+        run = self._runs[self._next] = _Run(self._next, self._avoid)
+        self.handle.open.remote(run.number, self._resources.workers)
+        run.thread = threading.Thread(target=self._fit, args=(run,), daemon=True, name=f"ray-train-{run.number}")
+        run.thread.start()
+
+    def _fit(self, run: _Run) -> None:
+        """Runs Ray Train until the group is told to end, or cannot go on."""
+        from ray.train.torch import TorchTrainer  # imports torch
+
+        from cdn_tune.distributed.group_worker import work
+
+        try:
+            TorchTrainer(
+                work,
+                train_loop_config={**self._config, "run": run.number},
+                scaling_config=ScalingConfig(
+                    num_workers=self._resources.workers,
+                    use_gpu=self._resources.gpus_per_worker > 0,
+                    resources_per_worker={**self._bundle, "memory": _memory(run.number)},
+                    label_selector=off_nodes(run.avoid) or None,
+                ),
+                run_config=RunConfig(
+                    name=f"group-{run.number}",
+                    failure_config=FailureConfig(max_failures=_RESTARTS, controller_failure_limit=0),
+                    callbacks=[Losses(self.handle, run.number)],
+                    **self._storage,
+                ),
+            ).fit()
+        except Exception as error:  # handed to the watcher
+            run.error = error
+
+    def _watch(self) -> None:
+        while not self._is_closed.wait(_POLL_SECONDS):
+            try:
+                self._step()
+            except RayActorError as error:
+                self.fault = f"the process that hands trials to groups of workers died ({reason_of(error)})"
+                return
+            except RayError:
+                _log.debug("the cluster does not answer", exc_info=True)
+            except Exception as error:  # a thread has nobody to raise to
+                _log.warning("the groups of workers are not watched any more", exc_info=True)
+                self.fault = f"groups of workers: {reason_of(error)}"
+                return
+
+    def _step(self) -> None:
+        """Looks after the groups once."""
+        status = ray.get(self.handle.status.remote(), timeout=_ANSWER_SECONDS)
+        if status["begun"] != self._begun:
+            self._begun, self._failures = status["begun"], 0
+        self._bury()
+        places, now = self._places(), time.monotonic()
+        groups = {}
+        for number, run in self._runs.items():
+            state = RunStatus(**status["runs"].get(number, {}))  # it may not have heard of the newest
+            if state.loss is not None and state.lost > _LOST_SECONDS:
+                self._lose(number, state)
+            if state.fault and not run.is_ending:
+                run.is_ending = True
+                self._count_failure(state.fault)
+            is_evictable = number in places and now - run.evicted > _HUNG_SECONDS
+            groups[number] = GroupView(state, run.avoid, places.get(number, False), is_evictable)
+        with self._lock:
+            wanted, avoid = self._wanted if self.fault is None else 0, self._avoid
+        decision = decide(groups, wanted, avoid, status["queued"], self._asleep, self._others_wait())
+        self._asleep = decision.asleep
+        for number in decision.end:
+            self._runs[number].is_ending = True
+            self.handle.close_run.remote(number)
+        self._evict(decision.evict)
+        for _ in range(decision.start):
+            self._start()
+        usable = [run for run, group in groups.items() if not group.status.is_closing and run not in decision.end]
+        self._ready = min(wanted, sum(groups[run].is_placed for run in usable) + self._asleep)
+
+    def _bury(self) -> None:
+        """Frees what is left of the runs of Ray Train that have ended."""
+        for run in list(self._runs.values()):
+            if run.thread is not None and not run.thread.is_alive():
+                reason = "it ended" if run.error is None else reason_of(run.error)
+                ray.get(self.handle.remove.remote(run.number, f"its group of workers is gone ({reason})"))
+                self._evict([run.number])
+                del self._runs[run.number]
+                if not run.is_ending:
+                    self._count_failure(reason)
+
+    def _count_failure(self, reason: str) -> None:
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            self.fault = f"no group of workers comes up: {reason}"
+
+    def _lose(self, number: int, state: RunStatus) -> None:
+        """Ends the trial of workers that are gone, now that it shows whether their nodes are."""
+        kind, reason = state.loss or (WORKER, "")
+        if not set(state.nodes) <= {node.id for node in alive_nodes()}:
+            kind = NODE
+        self.handle.lose.remote(number, kind, reason)
+
+    def _places(self) -> dict[int, bool]:
+        """Returns, by run, whether the placement group that stands for it has a place."""
+        marked = {_run_of(group): group["state"] == "CREATED" for group in _standing_groups()}
+        return {run: marked[run] for run in self._runs.keys() & marked.keys()}
+
+    def _others_wait(self) -> bool:
+        """Whether somebody else's placement group waits for CPUs or GPUs."""
+        return any(
+            group["state"] != "CREATED"
+            and _run_of(group) not in self._runs
+            and not group["name"].startswith(DEMAND)
+            and any(bundle.get("CPU") or bundle.get("GPU") for bundle in group["bundles"].values())
+            for group in _standing_groups()
+        )
+
+    def _evict(self, runs: Iterable[int]) -> None:
+        """Removes the placement groups of runs; workers in them end, and Ray Train replaces them if it still runs."""
+        wanted = set(runs)
+        for group in _standing_groups() if wanted else ():
+            if (run := _run_of(group)) in wanted:
+                self._runs[run].evicted = time.monotonic()
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group["placement_group_id"]))))
+
+
+class Losses(UserCallback):  # type: ignore[misc]  # Ray ships no types
+    """Reports, from Ray Train's controller, that workers of a group are gone.
+
+    Args:
+        coordinator: To whom.
+        run: The group.
+    """
+
+    def __init__(self, coordinator: Any, run: int) -> None:
+        self._coordinator, self._run = coordinator, run
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """Reports the death of a worker or of its node; what its peers raise follows from that."""
+        errors = sorted(worker_exceptions.values(), key=lambda error: not isinstance(error, RayActorError))
+        kind = NODE if any(map(node_was_lost, errors)) else WORKER
+        self._coordinator.lost.remote(self._run, kind, reason_of(errors[0]))
+
+
+def _memory(run: int) -> float:
+    """Returns the bytes of memory by which a group's bundles are known."""
+    return float(_UNMARKED + run)
+
+
+def _run_of(group: dict[str, Any]) -> int:
+    """Returns the run that a placement group is marked with; a negative number if it is not marked."""
+    return int(min((bundle.get("memory", 0.0) for bundle in group["bundles"].values()), default=0.0)) - _UNMARKED
+
+
+def _standing_groups() -> list[dict[str, Any]]:
+    return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]

@@ -1,0 +1,165 @@
+"""What each worker of a group runs: one trial after the other, with the training loop that one worker uses as well."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from cdn_tune.config import Experiment
+from cdn_tune.distributed.group_coordinator import FINISHED, IDLE, OVER, REPORT, STEP, STOPPED
+from cdn_tune.distributed.nodes import this_node
+from cdn_tune.distributed.ray import RayError, ray
+from cdn_tune.errors import CdnTuneError, DataError, MemoryShortage, TrainingError
+from cdn_tune.training.loop import never
+from cdn_tune.training.memory.device import release_memory
+from cdn_tune.training.object_store.fencing import Superseded
+from cdn_tune.training.object_store.working_copy import working_copy
+from cdn_tune.training.reports import EpochReport, StepReport, Stop, ignore
+from cdn_tune.training.step.process_group import World, this_world
+from cdn_tune.training.train_trial import train_in
+
+_STEP_SECONDS = 0.25
+_POLL_SECONDS = 5.0  # far below the time-outs of collectives, in which the other workers wait meanwhile
+
+
+class Check(Protocol):
+    """Checks whether a worker's node can train."""
+
+    def __call__(self, *, again: bool = False) -> None:
+        """Raises if it cannot; with `again`, without regard to earlier checks."""
+
+
+def work(config: dict[str, Any]) -> None:
+    """Trains trials until there are no more; its world is the process group that Ray Train has joined.
+
+    Rank 0 takes each trial from the coordinator, and all train it. A worker that fails alone raises, and Ray Train
+    starts the group anew; after a failure on all of them, the group goes on with the next trial.
+
+    Args:
+        config: The `coordinator`; the `run`'s number; the run `folder`, as `portable` names it; CPU `threads` of a
+            worker; a `check` of its node; whether `steps` are reported.
+    """
+    coordinator, run, world = config["coordinator"], config["run"], this_world()
+    place = ray.util.get_current_placement_group().id.hex()
+    ray.get(coordinator.hello.remote(run, place, world.rank, this_node()))
+    while True:
+        trial = ray.get(coordinator.take.remote(run, place, _POLL_SECONDS)) if world.is_main else None
+        trial = world.gather(trial)[0]
+        if trial == OVER:
+            return
+        if trial != IDLE:
+            coordinator.begin.remote(trial["ticket"], world.rank)
+            _train(trial, config, world)
+
+
+def _train(trial: dict[str, Any], config: dict[str, Any], world: World) -> None:
+    """Trains one trial, reports how it ended, and leaves nothing of it in this process."""
+    coordinator, ticket = config["coordinator"], trial["ticket"]
+    experiment = Experiment.model_validate(trial["experiment"], strict=False)
+    stop = _StopRequest(coordinator, ticket) if world.is_main else never
+    reported = 0.0
+
+    def report(done: EpochReport) -> None:
+        ray.get(coordinator.report.remote(ticket, REPORT, done.plain()))
+
+    def on_step(step: StepReport) -> None:
+        nonlocal reported
+        if time.monotonic() - reported >= _STEP_SECONDS:
+            reported = time.monotonic()
+            coordinator.report.remote(ticket, STEP, asdict(step))
+
+    try:
+        unfit = world.gather(_unfit(config["check"]))
+        if any(unfit):
+            raise next(filter(None, unfit))
+        folder = working_copy(config["folder"]) / trial["folder"]
+        train_in(experiment, folder, report, on_step if config["steps"] else ignore, config["threads"], stop)
+        how = FINISHED
+    except KeyboardInterrupt:  # stopped, and saved if that was wanted
+        how = STOPPED
+    except Superseded:  # the group that has taken over reports the trial
+        raise
+    except Exception as error:  # would come again: reported before Ray Train starts the group anew
+        if _lacks_a_peer(error):
+            raise
+        cause = _unfit(config["check"], again=True) if isinstance(error, DataError) else None
+        if not _all_fail(coordinator, ticket, world.rank, cause or error):
+            raise
+        how = ""
+    finally:
+        gc.collect()
+        release_memory()
+        if experiment.train.compile:
+            torch.compiler.reset()
+    if how and world.is_main:
+        ray.get(coordinator.end.remote(ticket, how))
+
+
+class _StopRequest:
+    """What rank 0 knows of the wish to stop its trial: a thread waits for it, so that a step need not.
+
+    Args:
+        coordinator: Whom it asks.
+        ticket: Of the trial.
+    """
+
+    def __init__(self, coordinator: Any, ticket: int) -> None:
+        self._wanted = Stop.NO
+        ask: Callable[[], Any] = partial(coordinator.stop_wanted.remote, ticket)
+        threading.Thread(target=self._wait, args=(ask,), daemon=True, name="cdn-tune-stop").start()
+
+    def __call__(self) -> Stop:
+        return self._wanted
+
+    def _wait(self, ask: Callable[..., Any]) -> None:
+        try:
+            while (wanted := ray.get(ask(self._wanted, _POLL_SECONDS))) is not None:
+                self._wanted = wanted
+        except RayError:  # the next report raises as well
+            return
+
+
+def _unfit(check: Check | None, again: bool = False) -> CdnTuneError | None:
+    """Returns why this node cannot train, which may have come after the first check; None if it can."""
+    try:
+        if check is not None:
+            check(again=again)
+    except CdnTuneError as reason:
+        return reason
+    return None
+
+
+def _all_fail(coordinator: Any, ticket: int, rank: int, error: Exception) -> bool:
+    """Reports an error; returns whether all workers have failed at a point from which they can go on together.
+
+    Where memory did not suffice, gradients may have been on their way between them.
+    """
+    told = _readable(error)
+    together: bool = ray.get(coordinator.fail.remote(ticket, rank, pickle.dumps(told)))
+    return together and not isinstance(told, MemoryShortage)
+
+
+def _lacks_a_peer(error: Exception) -> bool:
+    """Whether a worker failed because another one is gone: that one's end says why."""
+    text = str(error).lower()
+    signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+    return isinstance(error, torch.distributed.DistError | RayError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )
+
+
+def _readable(error: Exception) -> Exception:
+    """Returns an error that can be sent to another process and read by a user."""
+    if isinstance(error, CdnTuneError | OSError):
+        return error
+    if isinstance(error, MemoryError):
+        return MemoryShortage(f"out of memory: {error}")
+    return TrainingError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300])
