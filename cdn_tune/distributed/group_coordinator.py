@@ -348,8 +348,7 @@ class Coordinator:
 
     def _lose(self, group: _Run, kind: str, reason: str) -> None:
         ticket = group.ticket
-        trial = self._trials.get(ticket) if ticket is not None else None
-        if trial is not None and not trial.has_ended:
+        if ticket is not None and (trial := self._trials.get(ticket)) is not None and not trial.has_ended:
             if len(trial.begun) < group.size and trial.stop is Stop.NO:
                 trial.run, trial.begun = None, set()
                 self._queue.insert(0, ticket)

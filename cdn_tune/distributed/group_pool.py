@@ -38,7 +38,7 @@ _LOST_SECONDS = 3.0  # after which it is known whether a lost worker's node is a
 _HUNG_SECONDS = 30.0
 _RESTARTS = 9  # of a group's workers within one run of Ray Train
 _FAILURES = 3  # runs in a row that ended by themselves before a trial had begun in any
-_JOIN_SECONDS = 10.0
+_LEAVE_SECONDS, _CLOSE_SECONDS = 10.0, 40.0  # for groups to leave at the end by themselves, and in any way
 _MARKS = 1 << 22  # from which a pool draws the first number of its runs
 _UNMARKED = 4096  # bytes of memory; a run's number comes on top
 _START_SECONDS = 7 * 86400  # that a group may wait for its place; an autoscaler may take its time
@@ -156,9 +156,8 @@ class GroupPool:
         steps: bool = False,
     ) -> None:
         self._resources, self._folder, self._wanted, self._avoid = resources, folder, groups, tuple(sorted(avoid))
-        self.handle = pinned(
-            ray.remote(num_cpus=0)(Coordinator), this_node()
-        ).remote()  # takes trials, and hands them out
+        # Takes trials, and hands them out. On this node: it is lost with the driver, not before.
+        self.handle = pinned(ray.remote(num_cpus=0)(Coordinator), this_node()).remote()
         self.fault: str | None = None  # why no group can be kept up
         self._bundle: dict[str, float] = {"CPU": float(resources.cpus_per_worker)}
         if resources.gpus_per_worker:
@@ -183,8 +182,8 @@ class GroupPool:
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_START_SECONDS)
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(_POLL_SECONDS)
-        if len(alive_nodes()) == 1:  # one machine is not taken away in part
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        several = len(alive_nodes()) > 1  # one machine is not taken away in part
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = str(int(several))
         for _ in range(groups):
             self._start()
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="cdn-tune-groups")
@@ -229,30 +228,30 @@ class GroupPool:
         """
         self._is_closed.set()
         self._watcher.join(_ANSWER_SECONDS)
-        for run in self._runs.values():
-            run.is_ending = True
+        leaving: set[int] = set()
         try:
-            ray.get(self.handle.close.remote(), timeout=_ANSWER_SECONDS)
-            self._evict(run for run, is_placed in self._places().items() if not is_placed)
-        except RayError:  # it is gone, and the workers end when they ask for a trial
-            _log.debug("the coordinator of the groups does not answer", exc_info=True)
-        gone = self._join()
-        if not gone:
-            self._evict(self._runs)
-            gone = self._join()
-        self._evict(self._runs)
-        ray.kill(self.handle)
+            self.handle.close.remote()
+            status = ray.get(self.handle.status.remote(), timeout=_ANSWER_SECONDS)
+            leaving = {run for run, state in status["runs"].items() if state["is_up"]}
+        except RayError:
+            _log.debug("the coordinator of the groups is gone", exc_info=True)
+        gone = self._end(leaving)
+        if gone:  # else it has them end as soon as they ask for a trial
+            ray.kill(self.handle)
         self._clear_scratch()
-        self._runs = {number: run for number, run in self._runs.items() if run.thread and run.thread.is_alive()}
         return gone
 
-    def _join(self) -> bool:
-        """Waits for the threads for a while; returns whether all have ended."""
-        deadline = time.monotonic() + _JOIN_SECONDS
-        threads = [run.thread for run in self._runs.values() if run.thread is not None]
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads)
+    def _end(self, leaving: set[int]) -> bool:
+        """Waits for all runs to end; those that do not leave by themselves lose their places until they give up."""
+        start = time.monotonic()
+        while (passed := time.monotonic() - start) < _CLOSE_SECONDS:
+            places = self._places()
+            self._evict(run for run in places if run not in leaving or passed > _LEAVE_SECONDS)
+            threads = [run.thread for run in self._runs.values()]
+            if not places and not any(thread is not None and thread.is_alive() for thread in threads):
+                return True
+            time.sleep(_POLL_SECONDS / 3)
+        return False
 
     def _clear_scratch(self) -> None:
         """Deletes what Ray Train has written of its runs."""

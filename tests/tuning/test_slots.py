@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment, ResourcesConfig
+from cdn_tune.distributed.group_pool import DEMAND
 from cdn_tune.distributed.nodes import Node, off_nodes
 from cdn_tune.distributed.ray import ActorUnavailableError, RayActorError
 from cdn_tune.errors import NodeUnfit
@@ -148,8 +149,8 @@ def demanded(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
     """The placement groups that stand; a bundle is looked at, and `state` is the test's to set."""
     standing: list[Group] = []
 
-    def make(bundles: list[dict[str, float]], strategy: str) -> Group:
-        assert (bundles, strategy) == ([{"CPU": 1.0}], "PACK")
+    def make(bundles: list[dict[str, float]], strategy: str, name: str) -> Group:
+        assert (bundles, strategy, name.startswith(DEMAND)) == ([{"CPU": 1.0}], "PACK", True)
         standing.append(Group())
         return standing[-1]
 
