@@ -72,11 +72,11 @@ class StoredStudy(Study):
 def stored_study(
     storage: BaseStorage,
     name: str,
-    directions: Sequence[str | StudyDirection] = ("maximize",),
+    directions: Sequence[Any] = ("maximize",),
     sampler: BaseSampler | None = None,
     pruner: BasePruner | None = None,
 ) -> StoredStudy:
-    """Returns the study of a name, created where the storage has none."""
+    """Returns the study of a name, created where the storage has none; directions are Optuna's or their names."""
     optuna.create_study(
         study_name=name,
         storage=storage,
