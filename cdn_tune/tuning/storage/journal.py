@@ -70,7 +70,8 @@ class SoleWriterBackend(BaseJournalBackend):
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         weakref.finalize(self, os.close, self._file)
         self._batch: list[str] | None = None
-        self._rewind()
+        self._logs: list[dict[str, Any]] = []  # from number `_first` on
+        self._first = self._size = 0  # `_size`: bytes of the file that were read or written
         content = os.pread(self._file, os.fstat(self._file).st_size, 0)
         if content and not _START.startswith(content[: len(_START)]):
             raise ValueError("its first line is no log")
@@ -116,7 +117,8 @@ class SoleWriterBackend(BaseJournalBackend):
                 place the held logs assume to be theirs.
         """
         self._logs += self._read()
-        self._batch = lines = []
+        lines: list[str] = []
+        self._batch = lines
         try:
             yield
             self._batch = None
@@ -130,13 +132,8 @@ class SoleWriterBackend(BaseJournalBackend):
             if lines:
                 self._write(lines)
         except BaseException:
-            self._batch = None
-            self._rewind()
+            self._batch, self._logs, self._first, self._size = None, [], 0, 0
             raise
-
-    def _rewind(self) -> None:
-        self._logs: list[dict[str, Any]] = []  # from number `_first` on
-        self._first = self._size = 0  # bytes of the file that were read or written
 
     def _read(self) -> list[dict[str, Any]]:
         """Returns the whole lines that have come to the file since it was last read or written."""

@@ -32,7 +32,10 @@ class WriteThrough(DelegatingStorage):
     def __init__(self, behind: BaseStorage) -> None:
         super().__init__(behind)
         self._studies: dict[str, int] = {}
-        self._forget()
+        self._study: int | None = None
+        self._trials: list[FrozenTrial] = []  # of that study, by number
+        self._numbers: dict[int, int] = {}  # by id
+        self._ids: dict[int, int] = {}  # by number
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -135,10 +138,7 @@ class WriteThrough(DelegatingStorage):
             self._trials[trial.number] = altered(trial, **attributes)
 
     def _forget(self) -> None:
-        self._study: int | None = None
-        self._trials: list[FrozenTrial] = []  # of that study, by number
-        self._numbers: dict[int, int] = {}  # by id
-        self._ids: dict[int, int] = {}  # by number
+        self._study, self._trials, self._numbers, self._ids = None, [], {}, {}
 
 
 def _as_read(value: Any) -> Any:

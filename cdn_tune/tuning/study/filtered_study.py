@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.tuning.storage.delegate import DelegatingStorage
 
+CONSTRAINT = "constraints:"  # prefix of the attributes in which Optuna 5 keeps constraints
 Show = Callable[[list[FrozenTrial]], list[FrozenTrial]]
 
 
@@ -68,17 +69,14 @@ class StoredStudy(Study):
         self.storage.set_trial_intermediate_value(self.trial_id(number), step, value)
 
 
-CONSTRAINT = "constraints:"  # prefix of the attributes in which Optuna keeps constraints
-
-
 def stored_study(
     storage: BaseStorage,
     name: str,
-    directions: Sequence[str | StudyDirection] = ("maximize",),
+    directions: Sequence[Any] = ("maximize",),
     sampler: BaseSampler | None = None,
     pruner: BasePruner | None = None,
 ) -> StoredStudy:
-    """Returns the study of a name, created where the storage has none."""
+    """Returns the study of a name, created where the storage has none; directions are Optuna's or their names."""
     optuna.create_study(
         study_name=name,
         storage=storage,
@@ -103,6 +101,12 @@ def seen(study: Study, show: Show, directions: Sequence[StudyDirection] | None =
     shown = list(study.directions if directions is None else directions)
     storage = _FilteredStorage(cast(StoredStudy, study), show, shown)
     return StoredStudy(study.study_name, storage, study.sampler, study.pruner)
+
+
+def violations(trial: FrozenTrial) -> dict[str, float]:
+    """Returns by how much a trial breaks each of its constraints, by name; at most 0 for one that holds."""
+    held = trial.system_attrs.items()
+    return {key.removeprefix(CONSTRAINT): float(value) for key, value in held if key.startswith(CONSTRAINT)}
 
 
 def altered(trial: FrozenTrial, **attributes: Any) -> FrozenTrial:

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.config import Categorical, Float, Parameter, SearchSpace
 from cdn_tune.config.space import ENUMERATING
 from cdn_tune.tuning.study.candidates import Candidates
-from cdn_tune.tuning.study.filtered_study import altered, seen
+from cdn_tune.tuning.study.filtered_study import altered, seen, violations
 from cdn_tune.tuning.study.ranking import REFUSED, role_of
 
 _MODELLING = ("tpe", "gp", "cmaes")  # random before startup_trials results
@@ -41,6 +41,11 @@ _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
 # many, and a proposal costs the same however many trials there are.
 _TPE_BEST, _TPE_LATEST = 50, 150
 _GP_TRIALS = 256  # at most, as a Gaussian process costs the cube of their number: the best half and the latest
+
+# Optuna 5 knows a trial's constraints by itself; TPE of Optuna 4 must be given them.
+_TPE_CONSTRAINTS: dict[str, Any] = (
+    {} if hasattr(FrozenTrial, "constraints") else {"constraints_func": lambda trial: list(violations(trial).values())}
+)
 
 
 def build_sampler(space: SearchSpace, candidates: Candidates | None, asked: int) -> BaseSampler:
@@ -195,7 +200,9 @@ class Proposal(BaseSampler):
 def _build(space: SearchSpace, seed: int) -> BaseSampler:
     config = space.sampler
     builders: dict[str, Callable[[], BaseSampler]] = {
-        "tpe": lambda: TPESampler(seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=True),
+        "tpe": lambda: TPESampler(
+            seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=True, **_TPE_CONSTRAINTS
+        ),
         "gp": lambda: GPSampler(seed=seed, n_startup_trials=1),
         "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=0, with_margin=True),
         "nsga2": lambda: NSGAIISampler(seed=seed, population_size=config.population),
@@ -235,7 +242,7 @@ def _for_tpe(is_multi_objective: bool, trials: list[FrozenTrial]) -> list[Frozen
         chosen = {trial.number: trial for trial in (*best, *trials[-_TPE_LATEST:])}
         trials = [chosen[number] for number in sorted(chosen)]
     shown = []
-    for trial in trials:
+    for trial in map(_with_constraints, trials) if _TPE_CONSTRAINTS else trials:
         if trial.state == TrialState.FAIL and _is_infeasible(trial):
             shown.append(altered(trial, state=TrialState.PRUNED, intermediate_values={}))
         elif is_multi_objective and trial.state == TrialState.PRUNED:
@@ -243,6 +250,11 @@ def _for_tpe(is_multi_objective: bool, trials: list[FrozenTrial]) -> list[Frozen
         else:
             shown.append(trial)
     return shown
+
+
+def _with_constraints(trial: FrozenTrial) -> FrozenTrial:
+    """Returns a trial with its constraints as Optuna 4 keeps them."""
+    return altered(trial, system_attrs={**trial.system_attrs, "constraints": list(violations(trial).values())})
 
 
 def _tpe_rank(trial: FrozenTrial) -> tuple[float, ...]:
@@ -264,7 +276,7 @@ def _has_result(trial: FrozenTrial) -> bool:
 
 
 def _is_infeasible(trial: FrozenTrial) -> bool:
-    return trial.state.is_finished() and any(violation > 0 for violation in trial.constraints.values())
+    return trial.state.is_finished() and any(violation > 0 for violation in violations(trial).values())
 
 
 def _has_values(trial: FrozenTrial) -> bool:
