@@ -1,5 +1,5 @@
 # Every target creates .venv when it is absent. Paths are relative, so the checkout may lie in a folder with spaces.
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-all compat check format bench clean
 .DEFAULT_GOAL := help
 
 SYSTEM_PYTHON ?= python3
@@ -21,6 +21,9 @@ test-all: $(STAMP)  ## Run all tests, the slow ones too (hours)
 	$(TEST)
 	$(PYTHON) -m pytest -m slow
 
+compat: $(STAMP)  ## Run selected tests with the oldest and the newest supported Ray and Optuna; writes a table
+	$(PYTHON) -m tests.compat
+
 check: $(STAMP)  ## Format, lint, types, tests: what must be clean before a commit
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
@@ -35,7 +38,7 @@ bench: $(STAMP)  ## Run the benchmarks; they print ratios and rewrite benchmarks
 	$(PYTHON) -m benchmarks
 
 clean:          ## Remove the environment and caches; runs and data stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .compat .pytest_cache .mypy_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv .venv

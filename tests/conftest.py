@@ -20,7 +20,9 @@ import torch
 
 from cdn_tune.config import Experiment, override
 from cdn_tune.data.planted import plant
+from cdn_tune.distributed.address import prepare
 
+prepare(None)  # whatever addresses the commands have that are called in this process
 torch.set_num_threads(1)
 atexit.register(shutil.rmtree, os.environ["CDN_TUNE_CACHE"], ignore_errors=True)
 
@@ -50,6 +52,13 @@ TINY: dict[str, Any] = {
     "train": {"epochs": 3, "batch_size": 8},
     "eval": {"recalls": [1, 5], "ious": [0.3, 0.5], "batch_size": 16},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Records what tests marked `compat` show, for the table of `make compat`."""
+    for item in items:
+        for marker in item.iter_markers("compat"):
+            item.user_properties.append(("compat", marker.args[0]))
 
 
 @pytest.fixture(scope="session")

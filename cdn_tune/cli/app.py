@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from cdn_tune import __version__
 from cdn_tune.cli.show.output import one_line_errors
+from cdn_tune.compat import check_versions
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _ORDER = (
@@ -66,3 +67,5 @@ def _root(
     if version:
         typer.echo(f"cdn-tune {__version__}")
         raise typer.Exit
+    with one_line_errors():
+        check_versions()

@@ -26,9 +26,21 @@ RunOption = Annotated[
     ),
 ]
 SearchRun = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a search, running or ended.")]
+
+
+def _prepared(address: str | None) -> str | None:
+    """Returns an address as it is, after preparing this process to join the cluster there before it imports Ray."""
+    if address is not None:
+        from cdn_tune.distributed.address import prepare
+
+        prepare(address)
+    return address
+
+
 Address = Annotated[
     str | None,
     typer.Option(
+        callback=_prepared,
         metavar="ADDR",
         help="Ray cluster to join: auto or HOST:PORT; http://HOST:8265 and ray://HOST:10001 run it there as a job.",
     ),

@@ -1,53 +1,42 @@
-"""Addresses of Ray clusters, and a short question to a cluster before Ray itself joins it.
+"""Addresses of Ray clusters, and short questions to a cluster before Ray itself joins it; imports no Ray.
 
-Ray tries for 20 seconds, in a line of its own a second, what a single call can tell at once: that nothing listens,
-that the token is wrong, that the cluster runs another Ray.
+Ray tries for 20 seconds and more what a single call can tell at once: that nothing listens, that the token is wrong,
+that the cluster runs another Ray. The question is ``ray status``, in a process of its own.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import socket
-from dataclasses import dataclass
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from cdn_tune.distributed.ray import (
-    RAY_VERSION_KEY,
-    AuthenticationError,
-    canonicalize_bootstrap_address_or_die,
-    compute_version_info,
-    gcs_service_pb2,
-    gcs_service_pb2_grpc,
-    grpc,
-    init_grpc_channel,
-    maybe_enable_token_auth_if_token_available,
-    on_loopback,
-    resolve_ip_for_localhost,
-)
-from cdn_tune.distributed.token import REMEDY, token_fault
+from cdn_tune.distributed.token import MODE, has_token, token_fault, wants_token
 from cdn_tune.errors import ClusterError
 
 AUTO = "auto"
 CLIENT = "ray://"
 JOB_SERVER = ("http://", "https://")
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # with 0 Ray takes 127.0.0.1 for this machine's address
 _KINDS = "auto, HOST:PORT of the head node, ray://HOST:PORT or http://HOST:PORT of a job server"
+_HERE = ("localhost", "127.0.0.1", "::1")  # hosts that Ray replaces by its own address of this machine
 _REACH_SECONDS = 10.0
+_STATUS_SECONDS = 30.0
+_JOB_SERVER_SECONDS = 15.0
+_OVERRULING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray prefers them to an address that it is given
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # of HTTP/2, with empty settings
+_OTHER_RAY = re.compile(r"cluster has Ray version (\S+) but local Ray version is (\S+)")
+_PATH = "import sys; sys.path[:] = filter(None, sys.path); "  # not the working directory, which may hold a ray.py
+_STATUS = _PATH + "from ray.scripts.scripts import main; main()"
+_NAME_JOB_SERVER = (
+    _PATH + "from ray.job_submission import JobSubmissionClient as Client; print(Client(sys.argv[1]).get_address())"
+)
 
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a head node tells before it is joined.
-
-    Attributes:
-        address: ``HOST:PORT`` of its GCS.
-        dashboard: ``HOST:PORT`` of its dashboard and job server; None if it runs without.
-        ray: Its version of Ray; None if it does not tell.
-        python: Its version of Python; None if it does not tell.
-    """
-
-    address: str
-    dashboard: str | None
-    ray: str | None
-    python: str | None
+_prepared = False
 
 
 def is_job_server(address: str | None) -> bool:
@@ -55,114 +44,202 @@ def is_job_server(address: str | None) -> bool:
     return address is not None and address.startswith((CLIENT, *JOB_SERVER))
 
 
+def prepare(address: str | None) -> None:
+    """Sets the environment that Ray reads when it is imported; the first call counts, and none after the import.
+
+    A Ray that is started here takes 127.0.0.1 for its address and so listens on the loopback interface alone; by
+    itself it would take the machine's outward address and listen on every interface. A process that joins a cluster
+    takes the outward address, at which other nodes reach it, unless the head node listens on loopback alone.
+
+    Args:
+        address: Of the cluster that this process will join; None if it starts one.
+    """
+    global _prepared
+    if _prepared or "ray" in sys.modules:
+        return
+    _prepared = True
+    alone = address is None
+    if address is not None and not is_job_server(address):
+        try:
+            alone = is_on_loopback(_local_head() if address == AUTO else address)
+        except ClusterError:
+            alone = False  # `check_join` raises it again
+    os.environ[LOOPBACK] = "0" if alone else "1"
+    if address is None or (address == AUTO and has_token()):  # of others' hosts, none is sent this user's token
+        os.environ.setdefault(MODE, "token")
+
+
 def check_join(address: str) -> str:
     """Checks that this process can join the cluster as it is; returns ``HOST:PORT`` of its head node.
 
     Raises:
         ClusterError: If the address is of another kind, nothing answers there, the token is missing or wrong, or the
-            cluster runs another version of Ray or Python.
+            cluster runs another version of Ray.
     """
     if is_job_server(address):
         raise ClusterError(
             f"--address {address}: is reached through jobs, since a search has to run inside its cluster; "
             f"cdn-tune cluster submit --address {address} -- COMMAND runs it there"
         )
-    cluster = ask(address)
-    ours = dict(zip(("Ray", "Python"), compute_version_info(), strict=False))
-    theirs = {"Ray": cluster.ray, "Python": cluster.python}
-    wrong = [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if theirs[name] not in (None, ours[name])]
-    if wrong:
+    where = find(address)
+    _, fault = _ask(address, where, [_STATUS, "status", "--address", where], _STATUS_SECONDS)
+    other = _OTHER_RAY.search(fault)
+    if other is not None:
+        raise other_version(address, {"Ray": (other[1], other[2])})
+    if fault:
         raise ClusterError(
-            f"--address {address}: the cluster runs {' and '.join(wrong)}; use the same environment on both sides, or "
-            "cdn-tune cluster submit, which runs the command in the cluster's"
+            f"--address {address}: no Ray cluster answers there ({fault[-160:]}); name the head node's port (6379 by "
+            f"default): {_KINDS}"
         )
-    return cluster.address
+    return where
 
 
-def ask(address: str) -> Cluster:
-    """Asks a head node, in one call each, for its versions and its dashboard.
+def other_version(address: str, versions: dict[str, tuple[str, str]]) -> ClusterError:
+    """Returns the error for a cluster that runs other versions: name to (there, here)."""
+    wrong = [f"{name} {there}, here {here}" for name, (there, here) in versions.items() if there != here]
+    return ClusterError(
+        f"--address {address}: the cluster runs {' and '.join(wrong)}; use the same environment on both sides, or "
+        "cdn-tune cluster submit, which runs the command in the cluster's"
+    )
+
+
+def job_server(address: str) -> str:
+    """Returns the URL of a cluster's job server.
 
     Args:
-        address: ``auto`` or ``HOST:PORT``.
+        address: A URL, which is returned as it is; ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
 
     Raises:
-        ClusterError: If nothing answers there, or the token is missing or wrong.
+        ClusterError: If nothing answers there, the token is missing or wrong, or it runs no job server.
     """
-    where = find(address)
-    versions = json.loads(_value(address, where, b"cluster", RAY_VERSION_KEY) or "{}")
-    dashboard = _value(address, where, b"dashboard", b"dashboard")
-    return Cluster(where, dashboard or None, versions.get("ray_version"), versions.get("python_version"))
+    if address.startswith(JOB_SERVER):
+        return address
+    prefix = CLIENT if address.startswith(CLIENT) else ""
+    where = find(address.removeprefix(prefix))
+    url, fault = _ask(address, where, [_NAME_JOB_SERVER, prefix + where], _JOB_SERVER_SECONDS)
+    if fault:
+        raise ClusterError(
+            f"--address {address}: this cluster runs no job server ({fault[-160:]}); start its head node with "
+            "--include-dashboard=true"
+        )
+    return url
 
 
 def find(address: str) -> str:
-    """Returns ``HOST:PORT`` of a head node.
+    """Returns ``HOST:PORT`` of a head node, at which something answers that may be Ray.
 
     Raises:
-        ClusterError: If the address cannot be understood, or ``auto`` finds no Ray on this machine.
+        ClusterError: If the address cannot be understood, nothing answers there, or ``auto`` finds no Ray on this
+            machine.
     """
-    if address == AUTO:
-        maybe_enable_token_auth_if_token_available(
-            warn_if_disabled=False
-        )  # as Ray does, for a Ray of this machine only
-        try:
-            with on_loopback():
-                here = str(canonicalize_bootstrap_address_or_die(AUTO))
-            return here if is_on_loopback(here) else str(canonicalize_bootstrap_address_or_die(AUTO))
-        except (ConnectionError, ValueError) as error:
-            raise ClusterError(
-                f"--address auto: {_line(error)[:160]}; run it on a node of the cluster, or write HOST:PORT"
-            ) from None
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or not host or "/" in host:
-        raise ClusterError(f"--address {address}: write {_KINDS}")
+    where = _local_head() if address == AUTO else address
+    host, port = _parsed(where)
     try:
-        _reach(host, port)
+        speaks = _reach(host, port)
     except (OSError, OverflowError) as error:
         raise ClusterError(f"--address {address}: nothing answers there ({error}); is Ray running?") from None
-    return address
+    if not speaks and os.environ.get("RAY_USE_TLS", "0") != "1":
+        raise ClusterError(
+            f"--address {address}: no Ray cluster answers there (something else does); name the head node's port "
+            f"(6379 by default): {_KINDS}"
+        )
+    return where
 
 
 def is_on_loopback(where: str) -> bool:
     """Returns whether a head node listens on the loopback interface alone.
 
-    Ray replaces such an address by the machine's outward one, and then waits in vain.
-
     Args:
-        where: ``HOST:PORT``, as `find` has found it.
+        where: ``HOST:PORT``.
+
+    Raises:
+        ClusterError: If it is nothing of the kind.
     """
-    host, _, port = where.rpartition(":")
-    outward = resolve_ip_for_localhost(host.strip("[]"))
-    if outward == host.strip("[]"):
+    host, port = _parsed(where)
+    if host not in _HERE:
         return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 1))  # sends nothing: the system chooses the interface that leads outside
+            outward = str(probe.getsockname()[0])
+        except OSError:
+            return True  # there is no other interface
     try:
-        _reach(outward, port)
+        return outward in _HERE or not _reach(outward, port)
     except OSError:
         return True
-    return False
 
 
-def _reach(host: str, port: str) -> None:
-    socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+def _ask(address: str, where: str, code: list[str], seconds: float) -> tuple[str, str]:
+    """Runs Python code that asks a head node; returns its last line, and why there is none.
 
-
-def _value(address: str, where: str, namespace: bytes, key: bytes) -> str:
-    request = gcs_service_pb2.InternalKVGetRequest(namespace=namespace, key=key)
-    channel = init_grpc_channel(where)
+    Raises:
+        ClusterError: If the token is missing or wrong.
+    """
+    if wants_token() and not has_token():
+        raise ClusterError(f"--address {address}: {token_fault()}")
+    environment = {name: value for name, value in os.environ.items() if name not in _OVERRULING}
+    environment[LOOPBACK] = "0" if is_on_loopback(where) else "1"
     try:
-        reply = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=_REACH_SECONDS)
-    except AuthenticationError:
-        raise ClusterError(f"--address {address}: RAY_AUTH_MODE=token, but there is no token; {REMEDY}") from None
-    except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-            raise ClusterError(f"--address {address}: {token_fault()}") from None
-        raise ClusterError(
-            f"--address {address}: no Ray cluster answers there ({_line(error.details())[:160]}); name the head "
-            f"node's port (6379 by default): {_KINDS}"
-        ) from None
-    finally:
-        channel.close()
-    return bytes(reply.value).decode()
+        done = subprocess.run(  # noqa: S603 - this Python
+            [sys.executable, "-c", *code], capture_output=True, text=True, timeout=seconds, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return "", f"nothing within {seconds:.0f} s"
+    if "InvalidAuthToken" in done.stderr:
+        raise ClusterError(f"--address {address}: {token_fault()}")
+    said = (done.stderr if done.returncode else done.stdout).strip().splitlines() or ["no reason given"]
+    return ("", " ".join(said[-1].split())) if done.returncode else (said[-1].strip(), "")
 
 
-def _line(text: object) -> str:
-    return " ".join(str(text).split())
+def _local_head() -> str:
+    """Returns ``HOST:PORT`` of a head node that this machine belongs to, as Ray documents ``auto``.
+
+    Raises:
+        ClusterError: If there is none.
+    """
+    if (given := os.environ.get("RAY_ADDRESS", AUTO)) not in ("", AUTO):
+        return given
+    latest = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    named = [latest.read_text("ascii").strip()] if latest.is_file() else []
+    for where in (*named, *_of_processes()):
+        try:
+            if _reach(*_parsed(where)):
+                return where
+        except (OSError, OverflowError, ClusterError):
+            continue
+    raise ClusterError(
+        "--address auto: no Ray runs on this machine; run it on a node of the cluster, or write HOST:PORT"
+    )
+
+
+def _of_processes() -> Iterator[str]:
+    """Yields the addresses of the head nodes that Ray's processes on this machine belong to."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if arguments[0].endswith("/raylet"):
+            yield from (each.partition("=")[2] for each in arguments if each.startswith("--gcs-address="))
+
+
+def _parsed(where: str) -> tuple[str, int]:
+    host, colon, port = where.rpartition(":")
+    if not colon or not port.isdigit() or not host or "/" in host:
+        raise ClusterError(f"--address {where}: write {_KINDS}")
+    return host.strip("[]"), int(port)
+
+
+def _reach(host: str, port: int) -> bool:
+    """Returns whether what listens there speaks HTTP/2, as every gRPC server does.
+
+    Raises:
+        OSError: If nothing listens.
+    """
+    with socket.create_connection((host, port), timeout=_REACH_SECONDS) as connection:
+        try:
+            connection.sendall(_PREFACE)
+            return connection.recv(9)[3:4] == b"\x04"
+        except OSError:
+            return False

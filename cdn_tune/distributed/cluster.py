@@ -1,24 +1,27 @@
-"""Starting a Ray on this machine or joining a running one, quietly; only what was started here is stopped."""
+"""Starting a Ray on this machine, or joining a running one; only what was started here is stopped."""
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 import shlex
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.address import check_join, is_on_loopback
-from cdn_tune.distributed.nodes import alive_nodes
-from cdn_tune.distributed.ray import AuthenticationError, GetTimeoutError, RayError, on_loopback, ray
+from cdn_tune.distributed.address import LOOPBACK, check_join, is_on_loopback, other_version
+from cdn_tune.distributed.nodes import alive_nodes, children, record_started
+from cdn_tune.distributed.ray import ON_LOOPBACK, AuthenticationError, GetTimeoutError, RayError, ray
+from cdn_tune.distributed.ray_output import ray_output_logged
 from cdn_tune.distributed.token import ensure_token
 from cdn_tune.errors import ClusterError
 
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # of the cluster, then of this process
 _WORKER_SECONDS = 60.0
 
 
@@ -45,40 +48,48 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which prints a stack and exits
     try:
-        if started:
-            _check_workers()
-        yield dict(ray.cluster_resources())
+        with ray_output_logged():
+            if started:
+                _check_workers()
+            yield dict(ray.cluster_resources())
     finally:
         if started:
+            record_started(None)
             ray.shutdown()
 
 
 def _start(address: str | None) -> None:
     head = None if address is None else check_join(address)
+    if (head is None or is_on_loopback(head)) != ON_LOOPBACK:
+        raise ClusterError(
+            f"{'a Ray started here' if address is None else f'--address {address}'}: Ray was imported for another "
+            f"network interface; set {LOOPBACK}={int(ON_LOOPBACK)} before Python starts, or call "
+            f"cdn_tune.distributed.address.prepare({address!r}) before Ray is imported"
+        )
+    before = children()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if head is None:
                 ensure_token()
-                with on_loopback():
-                    ray.init(
-                        address="local",
-                        runtime_env=_runtime_env(),
-                        include_dashboard=False,
-                        logging_level=logging.ERROR,
-                        log_to_driver=False,
-                    )
-            else:
-                with on_loopback() if is_on_loopback(head) else nullcontext():
-                    ray.init(address=head, logging_level=logging.ERROR, log_to_driver=False, runtime_env=_runtime_env())
-        except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
-            reason = " ".join(str(error).split())[:200]
-            what = (
-                "Ray cannot be started here"
-                if address is None
-                else f"--address {address}: no Ray cluster answers there"
+            ray.init(
+                address=head or "local",
+                runtime_env=_runtime_env(),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **({"include_dashboard": False} if head is None else {}),
             )
-            raise ClusterError(f"{what} ({reason})") from None
+        except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
+            reason = " ".join(str(error).split())
+            if address is None:
+                raise ClusterError(f"Ray cannot be started here ({reason[:200]})") from None
+            versions = _VERSIONS.findall(reason)
+            if len(versions) == 2:
+                raise other_version(
+                    address, dict(zip(("Ray", "Python"), zip(*versions, strict=True), strict=True))
+                ) from None
+            raise ClusterError(f"--address {address}: no Ray cluster answers there ({reason[:200]})") from None
+    record_started(children() - before if head is None else None)
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -1,4 +1,4 @@
-"""What a job runs to send a run folder home: files as text lines of its log. It is sent to the cluster alone.
+"""What a job runs to send a run folder to `fetch`: files as text lines of its log. It is copied to the cluster alone.
 
 It needs nothing but Python, reads files as bytes, and writes none. Its last act is to empty its own log, so that
 nothing of the run is left on the head node.
@@ -22,18 +22,18 @@ import sys
 import tempfile
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 MARK = "@cdn-tune"
-ASKED = "asked.json"
+REQUEST = "request.json"
 _PIECE = 384 << 10
 _LINGER_SECONDS = 600
 _SQLITE = b"SQLite format 3\0"
 _BESIDE = ("-journal", "-wal", "-shm")  # of a sqlite file
 
 
-def say(kind: str, value: object) -> None:
+def write_line(kind: str, value: object) -> None:
     """Writes a line."""
     print(MARK, kind, value if isinstance(value, str) else json.dumps(value), flush=kind != "data")  # noqa: T201
 
@@ -49,18 +49,18 @@ def send(run: Path, have: dict[str, tuple[int, str]], skip: list[str], limit: in
     """
     files = listing(run, skip)
     total = sum(path.stat().st_size for path in files.values())
-    say("run", {"manifest": (run / "manifest.json").read_text("utf-8"), "bytes": total, "files": len(files)})
+    write_line("run", {"manifest": (run / "manifest.json").read_text("utf-8"), "bytes": total, "files": len(files)})
     first_names: dict[tuple[int, int], str] = {}
     with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
         for name, path in files.items():
             if limit <= 0:
-                say("done", {"more": True})
+                write_line("done", {"more": True})
                 return
             try:
                 status = path.stat()
                 first = first_names.setdefault((status.st_dev, status.st_ino), name)
                 if first != name:
-                    say("link", {"path": name, "to": first})
+                    write_line("link", {"path": name, "to": first})
                     continue
                 source = snapshot(path, Path(folder))
                 most = limit if source == path else source.stat().st_size  # another copy might be another
@@ -68,7 +68,7 @@ def send(run: Path, have: dict[str, tuple[int, str]], skip: list[str], limit: in
                     limit -= _send_file(name, file, have.get(name), most)
             except FileNotFoundError:
                 continue  # it has been replaced or deleted since it was listed
-    say("done", {"more": limit <= 0})
+    write_line("done", {"more": limit <= 0})
 
 
 def listing(run: Path, skip: list[str]) -> dict[str, Path]:
@@ -139,20 +139,20 @@ def _send_file(name: str, file: BinaryIO, had: tuple[int, str] | None, limit: in
             digest, offset = hashlib.sha256(), 0
             file.seek(0)
     last = min(size, offset + limit)
-    say("file", {"path": name, "size": size, "offset": offset})
+    write_line("file", {"path": name, "size": size, "offset": offset})
     sent = 0
     while sent < last - offset:
         piece = file.read(min(_PIECE, last - offset - sent))
         if not piece:
             break
         digest.update(piece)
-        say("data", base64.b64encode(piece).decode())
+        write_line("data", base64.b64encode(piece).decode())
         sent += len(piece)
-    say("end", digest.hexdigest())
+    write_line("end", digest.hexdigest())
     return sent
 
 
-def _feed(digest: hashlib._Hash, file: BinaryIO, count: int) -> None:
+def _feed(digest: Any, file: BinaryIO, count: int) -> None:
     while count > 0 and (piece := file.read(min(_PIECE, count))):
         digest.update(piece)
         count -= len(piece)
@@ -166,18 +166,18 @@ def empty_log(_number: int = 0, _frame: FrameType | None = None) -> None:
 
 
 def main() -> None:
-    """Sends what the file beside this one asks for, then waits until it is told that all has arrived."""
+    """Sends what the file beside this one requests, then waits for the receiver to send SIGTERM."""
     signal.signal(signal.SIGTERM, empty_log)
-    asked = json.loads(Path(__file__).with_name(ASKED).read_text("utf-8"))
-    run = Path(asked["run"])
+    request = json.loads(Path(__file__).with_name(REQUEST).read_text("utf-8"))
+    run = Path(request["run"])
     try:
         if not (run / "manifest.json").is_file():
-            say("fault", "is not a run folder" if run.is_dir() else "no such folder")
+            write_line("fault", "is not a run folder" if run.is_dir() else "no such folder")
         else:
-            have = {name: (int(part[0]), str(part[1])) for name, part in asked["have"].items()}
-            send(run, have, asked["skip"], int(asked["limit"]))
+            have = {name: (int(part[0]), str(part[1])) for name, part in request["have"].items()}
+            send(run, have, request["skip"], int(request["limit"]))
     except OSError as error:
-        say("fault", f"{error.filename or run}: {error.strerror}")
+        write_line("fault", f"{error.filename or run}: {error.strerror}")
     sys.stdout.flush()
     # Not a sleep: a signal that comes just before it begins would be seen only once it ends.
     awaited = {signal.SIGTERM, signal.SIGALRM}

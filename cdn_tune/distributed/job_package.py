@@ -1,8 +1,9 @@
-"""What goes with a job: the files of a working directory, without data, runs, caches and secrets."""
+"""The files that go with a job: those of a working directory, without data, runs, caches and secrets."""
 
 from __future__ import annotations
 
-import logging
+import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,40 +11,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cdn_tune.distributed.ray import directory_travel, excluder
+from pathspec import GitIgnoreSpec
+
 from cdn_tune.errors import ConfigError
 
-# Patterns as in a .gitignore; what a .gitignore of the folder names is left out besides.
+# Patterns as in a .gitignore; what an `_IGNORING` file in the folder or below names is left out besides.
 EXCLUDED = (
     *(".git", ".venv", "venv", "node_modules", "__pycache__", "*.pyc", ".*_cache", "*.egg-info", ".ipynb_checkpoints"),
     *("runs", "*.hdf5", "*.h5", "*.npy", "*.npz", "*.pt", "*.pth", "*.ckpt", "*.safetensors", "glove.*.txt", "*.db"),
     *(".env", ".env.*", "*.pem", "*.key", "id_rsa*", "id_ed25519*", ".netrc", ".pgpass", "auth_token", ".aws", ".ssh"),
 )
 LIMIT = 100 << 20  # bytes that a dashboard takes
-_TOLD = 5
-_LOGGER = logging.getLogger(__name__)  # in place of Ray's, which tells of every .gitignore
+_IGNORING = (".gitignore", ".rayignore")
+_NAMED = 5
 _PACKAGE = "cdn_tune"
 
 
 @dataclass(frozen=True)
 class Package:
-    """A working directory that goes with a job.
+    """The files that go with a job.
 
     Attributes:
-        folder: The directory.
-        excludes: Patterns of what stays.
-        files: How many go.
-        bytes: How large they are.
+        folder: The working directory.
+        sizes: Bytes of each file by its path relative to the folder.
     """
 
     folder: Path
-    excludes: list[str]
-    files: int
-    bytes: int
+    sizes: dict[str, int]
+
+    @property
+    def bytes(self) -> int:
+        """Their size in all."""
+        return sum(self.sizes.values())
 
 
 def pack(folder: Path, excludes: Sequence[str] = (), stays: Sequence[Path] = ()) -> Package:
-    """Looks what of a working directory goes with a job.
+    """Returns the files of a working directory that go with a job.
 
     Args:
         folder: The directory.
@@ -58,22 +61,49 @@ def pack(folder: Path, excludes: Sequence[str] = (), stays: Sequence[Path] = ())
         raise ConfigError(f"--working-dir {folder}: no such folder")
     inside = [path.resolve() for path in stays if folder.resolve() in path.resolve().parents]
     patterns = [*EXCLUDED, *excludes, *(f"/{path.relative_to(folder.resolve()).as_posix()}" for path in inside)]
-    sizes: dict[Path, int] = {}
-
-    def note(path: Path) -> None:
-        if path.is_file():
-            sizes[path] = path.stat().st_size
-
-    directory_travel(folder, [excluder(folder, patterns)], note, include_gitignore=True, logger=_LOGGER)
-    total = sum(sizes.values())
-    if total > LIMIT:
-        largest = sorted(sizes, key=lambda path: -sizes[path])[:_TOLD]
-        named = ", ".join(f"{path.relative_to(folder)} ({sizes[path] / 1e6:.1f} MB)" for path in largest)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder, patterns)}
+    package = Package(folder, sizes)
+    if package.bytes > LIMIT:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED]
+        named = ", ".join(f"{name} ({sizes[name] / 1e6:.1f} MB)" for name in largest)
         raise ConfigError(
-            f"--working-dir {folder}: {total / 1e6:.0f} MB would be uploaded, and {LIMIT / 1e6:.0f} MB can be; the "
-            f"largest: {named}; leave them out with --exclude PATTERN, or put data where the nodes read them"
+            f"--working-dir {folder}: {package.bytes / 1e6:.0f} MB would be uploaded, and {LIMIT / 1e6:.0f} MB can be; "
+            f"the largest: {named}; leave them out with --exclude PATTERN, or put data where the nodes read them"
         )
-    return Package(folder, patterns, len(sizes), total)
+    return package
+
+
+@contextmanager
+def staged(package: Package) -> Iterator[Path]:
+    """Copies the files to a folder of their own for the duration, which is uploaded as it is; yields the folder."""
+    with TemporaryDirectory(prefix="cdn-tune-") as folder:
+        for name in package.sizes:
+            target = Path(folder) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(package.folder / name, target)
+        yield Path(folder)
+
+
+def _files(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
+    """Yields the files under a folder that no pattern and no ignoring file in it or below excludes."""
+    rules = [(folder, GitIgnoreSpec.from_lines(patterns))]
+    seen: set[Path] = set()  # a link may lead to a folder above it
+    for root, folders, files in os.walk(folder, followlinks=True):
+        here = Path(root)
+        rules = [(base, spec) for base, spec in rules if here.is_relative_to(base)]
+        rules += [(here, GitIgnoreSpec.from_lines(_lines(here / name))) for name in _IGNORING if name in files]
+
+        def goes(name: str, ending: str, here: Path = here, rules: list[tuple[Path, GitIgnoreSpec]] = rules) -> bool:
+            path = here / name
+            return not any(spec.match_file(path.relative_to(base).as_posix() + ending) for base, spec in rules)
+
+        folders[:] = sorted(name for name in folders if goes(name, "/") and (here / name).resolve() not in seen)
+        seen |= {(here / name).resolve() for name in folders}
+        yield from (here / name for name in sorted(files) if goes(name, "") and (here / name).is_file())
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text("utf-8", errors="replace").splitlines()
 
 
 @contextmanager

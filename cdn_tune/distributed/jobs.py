@@ -6,27 +6,34 @@ import asyncio
 import json
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TimeLimit
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import requests
 
-from cdn_tune.distributed.address import CLIENT, JOB_SERVER, ask
-from cdn_tune.distributed.ray import AuthenticationError
+from cdn_tune.distributed.address import job_server, prepare
 from cdn_tune.distributed.token import token_fault
 from cdn_tune.errors import ClusterError
 
 STOP_SECONDS = 600  # that a job may take to end in order; Ray's own 3 are too few for checkpoints
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
-_TIMEOUT = (10.0, 120.0)  # to reach the server, and for its answer
+_CONNECT_SECONDS = 30.0  # for the server's first answer
+_ANSWER_SECONDS = 120.0
+_UPLOAD_SECONDS = 3600.0
 _RETRIES = 30  # in a row, of a log that breaks off
 _PAUSE_SECONDS = 1.0
 _QUIET_SECONDS = 15.0  # without a line, after which the job's state is looked up
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,11 @@ class Job:
         id: Its id.
         state: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``.
         command: What it runs.
-        message: What Ray tells about its state.
+        message: Ray's message about its state.
         started: Unix time; None before.
         ended: Unix time; None before.
         exit_code: Of its process; None before it ends, or if it was stopped.
-        metadata: What was noted when it was submitted.
+        metadata: What was recorded when it was submitted.
     """
 
     id: str
@@ -64,7 +71,7 @@ class Jobs:
 
     Args:
         address: ``http://HOST:PORT`` of the job server; or ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` of the
-            cluster, which is asked for it; None for what RAY_API_SERVER_ADDRESS or RAY_ADDRESS say, else ``auto``.
+            cluster, which names it; None for RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else ``auto``.
 
     Raises:
         ClusterError: If no job server answers, or the token is missing or wrong.
@@ -73,9 +80,10 @@ class Jobs:
     def __init__(self, address: str | None = None) -> None:
         given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
         self._given = given
-        with self._told():
-            self.url = _server(given).rstrip("/")
-            self._client = _client(self.url)
+        prepare(given)
+        self.url = job_server(given).rstrip("/")
+        with self._one_line():
+            self._client = _within(_CONNECT_SECONDS, lambda: _client(self.url))
 
     def submit(self, command: str, runtime_env: dict[str, Any], resources: dict[str, float], note: str) -> str:
         """Submits a shell command, with what it needs; returns the job's id.
@@ -87,31 +95,27 @@ class Jobs:
             note: What it is, for the list of jobs.
         """
         variables = {_STOP_WAIT: str(STOP_SECONDS), **runtime_env.get("env_vars", {})}
-        with self._told():
-            return str(
-                self._client.submit_job(
-                    entrypoint=command,
-                    runtime_env={**runtime_env, "env_vars": variables},
-                    metadata={"cdn_tune": note},
-                    **{f"entrypoint_{name}": value for name, value in resources.items()},
-                )
-            )
+        options: dict[str, Any] = {f"entrypoint_{name}": value for name, value in resources.items()}
+        options |= {"runtime_env": {**runtime_env, "env_vars": variables}, "metadata": {"cdn_tune": note}}
+        with self._one_line():
+            return str(_within(_UPLOAD_SECONDS, lambda: self._client.submit_job(entrypoint=command, **options)))
 
     def all(self) -> list[Job]:
         """Returns the jobs that were submitted, the latest first."""
-        with self._told():
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        with self._one_line():
+            jobs = _within(_ANSWER_SECONDS, self._client.list_jobs)
+        found = [_job(details) for details in jobs if details.submission_id]
         return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
 
     def job(self, job: str) -> Job:
         """Returns a job as it stands."""
-        with self._told(job):
-            return _job(self._client.get_job_info(job))
+        with self._one_line(job):
+            return _job(_within(_ANSWER_SECONDS, lambda: self._client.get_job_info(job)))
 
     def logs(self, job: str) -> str:
         """Returns what a job has printed so far."""
-        with self._told(job):
-            return str(self._client.get_job_logs(job))
+        with self._one_line(job):
+            return str(_within(_ANSWER_SECONDS, lambda: self._client.get_job_logs(job)))
 
     def follow(self, job: str) -> Iterator[str]:
         """Yields what a job prints, from its beginning to its end, over broken connections.
@@ -147,13 +151,13 @@ class Jobs:
 
     def stop(self, job: str) -> bool:
         """Asks a job to stop: its process gets SIGTERM, and `STOP_SECONDS` later SIGKILL; returns whether it ran."""
-        with self._told(job):
-            return bool(self._client.stop_job(job))
+        with self._one_line(job):
+            return bool(_within(_ANSWER_SECONDS, lambda: self._client.stop_job(job)))
 
     def forget(self, job: str) -> None:
         """Takes an ended job off the list."""
-        with self._told(job):
-            self._client.delete_job(job)
+        with self._one_line(job):
+            _within(_ANSWER_SECONDS, lambda: self._client.delete_job(job))
 
     def _tail(self, job: str) -> Iterator[str]:
         loop = asyncio.new_event_loop()
@@ -179,13 +183,15 @@ class Jobs:
             loop.close()
 
     @contextmanager
-    def _told(self, job: str | None = None) -> Iterator[None]:
+    def _one_line(self, job: str | None = None) -> Iterator[None]:
         """Turns what the client raises into one line."""
+        from ray.exceptions import AuthenticationError  # once the environment is prepared
+
         try:
             yield
         except AuthenticationError:
             raise ClusterError(f"--address {self._given}: {token_fault()}") from None
-        except (requests.RequestException, ConnectionError, json.JSONDecodeError) as error:
+        except (requests.RequestException, ConnectionError, TimeLimit, json.JSONDecodeError) as error:
             raise ClusterError(
                 f"--address {self._given}: no job server answers there ({_reason(error)}); write http://HOST:PORT of "
                 "the head node's dashboard (8265 by default, on its loopback interface unless it was started with "
@@ -203,36 +209,39 @@ async def _next(lines: Any) -> str | None:
     return None
 
 
-def _server(given: str) -> str:
-    """Returns the job server's URL."""
-    if given.startswith(JOB_SERVER):
-        return given
-    if given.startswith(CLIENT):
-        from ray.dashboard.utils import ray_client_address_to_api_server_url
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """Returns what a call of Ray's client returns, which by itself waits for ever.
 
-        return str(ray_client_address_to_api_server_url(given))
-    cluster = ask(given)
-    if cluster.dashboard is None:
-        raise ClusterError(
-            f"--address {given}: this cluster runs no job server; start its head node with --include-dashboard=true"
-        )
-    return f"http://{cluster.dashboard}"
+    Raises:
+        TimeLimit: If it takes longer; it is left to a thread that ends with the process.
+    """
+    answer: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeLimit:
+        raise TimeLimit(f"nothing within {seconds:.0f} s") from None
 
 
 def _client(url: str) -> Any:
-    """Returns Ray's client, which by itself waits for ever and lets the environment overrule its address."""
-    from ray.job_submission import JobSubmissionClient
-
-    class Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]
-        def _do_request(self, *arguments: Any, **options: Any) -> Any:
-            return super()._do_request(*arguments, **{"timeout": _TIMEOUT, **options})
+    """Returns Ray's client; by itself it lets the environment overrule its address."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.job_submission import JobSubmissionClient
 
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
-        return Client(url)
+        return JobSubmissionClient(url)
     finally:
         del os.environ["RAY_API_SERVER_ADDRESS"]
         if before is not None:

@@ -13,7 +13,7 @@ from cdn_tune.distributed.group_coordinator import FAILED, LOST, REPORT, STEP
 from cdn_tune.distributed.group_pool import GroupPool
 from cdn_tune.distributed.nodes import reason_of
 from cdn_tune.distributed.ray import RayError, ray
-from cdn_tune.distributed.shared_folder_check import check_reach
+from cdn_tune.distributed.shared_folder_check import check_shared_folder
 from cdn_tune.errors import WorkerLost
 from cdn_tune.training.loop import never
 from cdn_tune.training.reports import EpochReport, OnStep, Report, StepReport, ignore
@@ -53,7 +53,7 @@ def train_on_workers(
         cpus = 1 if gpus else max(1, int(available.get("CPU", 1) // workers))
         resources = ResourcesConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
         slots(resources, node_resources())
-        check_reach(folder)
+        check_shared_folder(folder)
         pool = GroupPool(resources, folder, steps=on_step is not ignore)
         try:
             work = {"experiment": experiment.plain(), "folder": ""}

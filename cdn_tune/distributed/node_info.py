@@ -1,4 +1,4 @@
-"""The nodes of a joined cluster: what each has, what of it is free, what is installed on it, how its clock goes."""
+"""The nodes of a joined cluster: resources, free resources, installed versions, and clocks."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cdn_tune.compat import free_resources
 from cdn_tune.distributed.nodes import pinned, small_task
-from cdn_tune.distributed.ray import GetTimeoutError, RayError, gcs, ray
+from cdn_tune.distributed.ray import GetTimeoutError, RayError, ray
 
 PACKAGES = ("torch", "ray", "optuna")
 _HEAD = "node:__internal_head__"
 _ACCELERATOR = "accelerator_type:"
 _ANSWER_SECONDS = 60.0
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class SurveyedNode:
-    """A node.
+class NodeInfo:
+    """A node's state.
 
     Attributes:
         id: Its id, hexadecimal.
-        address: Its address, as Ray has it.
+        address: Its address in Ray.
         host: Its host name.
-        is_alive: Whether the head node hears from it.
+        is_alive: Whether the head node counts it as alive.
         is_head: Whether it is the head node.
         total: Its resources, as Ray names them (memory in bytes).
-        free: What of them is free now.
+        free: The part of them that is free now.
         gpu: Kind of its GPUs; empty if it has none, or Ray does not know.
         versions: Of Python, cdn-tune and `PACKAGES`, and the path of its ``python``; a package that is missing has
             None. None if the node did not answer.
-        clock: Seconds by which its clock is ahead of this machine's, if it is off by more than can be told from the
-            time an answer takes; 0.0 else; None if the node did not answer.
+        clock: Seconds by which its clock is ahead of this machine's, if that exceeds the time an answer takes; 0.0
+            else; None if the node did not answer.
         fault: Why it did not answer; empty if it did.
     """
 
@@ -50,25 +51,25 @@ class SurveyedNode:
     fault: str = ""
 
 
-def survey(seconds: float = _ANSWER_SECONDS) -> list[SurveyedNode]:
-    """Asks all nodes of the joined cluster at once, the head node first.
+def node_info(seconds: float = _ANSWER_SECONDS) -> list[NodeInfo]:
+    """Returns the state of all nodes of the joined cluster, the head node first; all are asked at once.
 
     Args:
         seconds: How long a node may take to answer; one without a warm process starts one first.
     """
-    free = gcs.available_resources_per_node()
+    free = free_resources()
     nodes = sorted(ray.nodes(), key=lambda node: (_HEAD not in node["Resources"], node["NodeManagerAddress"]))
     answers = _ask([node["NodeID"] for node in nodes if node["Alive"]], seconds)
     return [_node(node, free.get(node["NodeID"], {}), answers) for node in nodes]
 
 
 def here() -> dict[str, str | None]:
-    """Returns the versions of this process, as `SurveyedNode.versions` has them."""
+    """Returns the versions of this process, in the form of `NodeInfo.versions`."""
     versions: dict[str, str | None] = _describer()(PACKAGES)["versions"]
     return versions
 
 
-def differences(node: SurveyedNode, ours: Mapping[str, str | None]) -> dict[str, tuple[str | None, str | None]]:
+def differences(node: NodeInfo, ours: Mapping[str, str | None]) -> dict[str, tuple[str | None, str | None]]:
     """Returns what differs on a node from this process: name to (there, here); nothing of one that did not answer."""
     if node.versions is None:
         return {}
@@ -79,11 +80,11 @@ def differences(node: SurveyedNode, ours: Mapping[str, str | None]) -> dict[str,
     }
 
 
-def _node(node: dict[str, Any], free: Mapping[str, float], answers: Mapping[str, dict[str, Any] | str]) -> SurveyedNode:
+def _node(node: dict[str, Any], free: Mapping[str, float], answers: Mapping[str, dict[str, Any] | str]) -> NodeInfo:
     total = {name: float(value) for name, value in node["Resources"].items()}
     answer = answers.get(node["NodeID"], "is not alive")
-    told = answer if isinstance(answer, dict) else None
-    return SurveyedNode(
+    facts = answer if isinstance(answer, dict) else None
+    return NodeInfo(
         id=node["NodeID"],
         address=node["NodeManagerAddress"],
         host=node["NodeManagerHostname"],
@@ -92,17 +93,17 @@ def _node(node: dict[str, Any], free: Mapping[str, float], answers: Mapping[str,
         total=total,
         free=dict(free) if node["Alive"] else {},
         gpu=next((name.removeprefix(_ACCELERATOR) for name in total if name.startswith(_ACCELERATOR)), ""),
-        versions=None if told is None else told["versions"],
-        clock=None if told is None else clock_offset(told["time"], told["sent"], told["received"]),
-        fault="" if told is not None else str(answer),
+        versions=None if facts is None else facts["versions"],
+        clock=None if facts is None else clock_offset(facts["time"], facts["sent"], facts["received"]),
+        fault="" if facts is not None else str(answer),
     )
 
 
 def clock_offset(there: float, sent: float, received: float) -> float:
-    """Returns by how many seconds a clock must be ahead at least; negative if behind, 0.0 if it may be right.
+    """Returns the seconds by which a clock is ahead at least; negative if behind, 0.0 if it may be right.
 
     Args:
-        there: What it showed at some time between the question and the answer.
+        there: Its time at some moment between the question and the answer.
         sent: When the question was sent, by our clock.
         received: When the answer had come, by our clock.
     """
@@ -112,9 +113,9 @@ def clock_offset(there: float, sent: float, received: float) -> float:
 
 
 def _ask(nodes: list[str], seconds: float) -> dict[str, dict[str, Any] | str]:
-    """Asks nodes by id, all at once; returns what each answered, or why it did not.
+    """Returns each node's answer, or why there is none, by the node's id; all are asked at once.
 
-    Each is asked twice: an answer for which no process has to be started tells the time well.
+    Each is asked twice: only an answer for which no process has to be started measures the clock well.
     """
     describe = small_task(_describer())
     answers: dict[str, dict[str, Any] | str] = {}
@@ -128,7 +129,7 @@ def _ask(nodes: list[str], seconds: float) -> dict[str, dict[str, Any] | str]:
         ask(node)
     deadline = time.monotonic() + seconds
     while waiting and time.monotonic() < deadline:
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_SECONDS)
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_POLL_SECONDS)
         for reference in ready:
             node, sent = waiting.pop(reference)
             received = time.time()
@@ -147,7 +148,7 @@ def _ask(nodes: list[str], seconds: float) -> dict[str, dict[str, Any] | str]:
 
 
 def _describer() -> Callable[[tuple[str, ...]], dict[str, Any]]:
-    """Returns what a node runs; a function within a function travels whole, also to where cdn-tune is not installed."""
+    """Returns the function that nodes run; nested, it is pickled whole, so that a node without cdn-tune runs it too."""
 
     def describe(packages: tuple[str, ...]) -> dict[str, Any]:
         import platform

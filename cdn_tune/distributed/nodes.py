@@ -1,10 +1,13 @@
-"""The nodes of the joined cluster: which there are, work done once on each of them, and what their loss looks like."""
+"""The nodes of the joined cluster: which there are, tasks on chosen ones, and whether an error is a node's loss."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cdn_tune.distributed.ray import (
@@ -15,6 +18,9 @@ from cdn_tune.distributed.ray import (
     RayError,
     ray,
 )
+
+_NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
+_started: frozenset[int] | None = None  # processes of the Ray that this process has started; None if it has joined one
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,34 @@ def host_name() -> str:
 
 
 def was_started_here() -> bool:
-    """Whether this process has started the Ray it is connected to, rather than joined one."""
-    node = ray._private.worker._global_node
-    return node is not None and bool(node.head)
+    """Returns whether this process has started the Ray it is connected to, rather than joined one."""
+    return _started is not None
+
+
+def ray_processes() -> frozenset[int]:
+    """Returns the ids of the processes that the Ray started here consists of; their children are workers."""
+    return _started or frozenset()
+
+
+def record_started(processes: frozenset[int] | None) -> None:
+    """Records which processes a Ray consists of that was started here; None if it has ended, or was joined."""
+    global _started
+    _started = processes
+
+
+def children() -> frozenset[int]:
+    """Returns the ids of this process's children; of none where there is no ``/proc``."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.add(int(path.parent.name))
+    return frozenset(found)
 
 
 def off_nodes(nodes: tuple[str, ...]) -> dict[str, str]:
     """Returns the label selector that keeps clear of some nodes; empty if there are none."""
-    return {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(nodes)})"} if nodes else {}
+    return {_NODE_ID: f"!in({','.join(nodes)})"} if nodes else {}
 
 
 def small_task(function: Callable[..., Any]) -> Any:

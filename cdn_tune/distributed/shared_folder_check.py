@@ -1,4 +1,4 @@
-"""Whether every node of the cluster sees the run folder, found out before a trial is lost to it."""
+"""Checks that every node of the cluster sees the run folder, before a trial is lost to it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from cdn_tune.training.runs.files import told
 _SECONDS = 60.0  # for all nodes together
 
 
-def check_reach(run: Path) -> None:
-    """Refuses a run folder that not every node of the joined cluster reaches.
-
-    A file is written there that every node must find.
+def check_shared_folder(run: Path) -> None:
+    """Checks that every node of the joined cluster reaches a run folder: a file is written that each must find.
 
     Args:
         run: The run folder.
 
     Raises:
-        RunError: Naming a node that does not, and the remedy.
+        RunError: If one does not; names it and the remedy.
     """
     place = place_of(run)
     nodes = alive_nodes()
@@ -60,7 +58,7 @@ def _ask(nodes: list[Node], run: Path, name: str, token: str) -> None:
 
 
 def what_is_missing(run: str, name: str, token: str) -> str | None:
-    """Tells, on a node, what keeps it from the run folder; None if nothing does. Module-level, so that it pickles."""
+    """Returns why the run folder is out of this node's reach; None if it is not. Module-level, so that it pickles."""
     try:
         folder = working_copy(run)
         place = place_of(folder)

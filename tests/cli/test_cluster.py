@@ -18,9 +18,9 @@ from cdn_tune.cli.cluster.submit import Shipping, _data_root, as_job, check, ent
 from cdn_tune.cli.show.text import facts_table
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed import job_package as package
-from cdn_tune.distributed.job_package import pack, unpacked
+from cdn_tune.distributed.job_package import pack, staged, unpacked
 from cdn_tune.distributed.jobs import Job
-from cdn_tune.distributed.node_info import SurveyedNode
+from cdn_tune.distributed.node_info import NodeInfo
 from cdn_tune.errors import ConfigError
 from cdn_tune.training.runs.manifest import describe_run
 from cdn_tune.training.runs.secrets import without_secrets
@@ -33,7 +33,7 @@ OURS: dict[str, str | None] = {
     "ray": "2.60.0",
     "optuna": "5.0.0",
 }
-HEAD = SurveyedNode(
+HEAD = NodeInfo(
     id="aa",
     address="10.0.0.1",
     host="head",
@@ -164,21 +164,23 @@ def test_what_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
         def submit(self, command: str, environment: dict[str, Any], resources: dict[str, float], note: str) -> str:
             sent.update(command=command, environment=environment, resources=resources, note=note)
+            folder = Path(environment["working_dir"])
+            sent["files"] = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
             return "job-1"
 
     monkeypatch.setattr("cdn_tune.distributed.jobs.Jobs", Server)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    (tmp_path / "code.py").touch()
-    (tmp_path / "shared").mkdir()
     run = tmp_path / "shared" / "r"
+    run.mkdir(parents=True)
+    for name in ("code.py", "a.log", "shared/r/manifest.json"):
+        (tmp_path / name).touch()
     arguments = ["evaluate", str(run)]
     shipping = Shipping(tmp_path, ["*.log"], env=["WANDB_MODE"], gpus=1.0)
     run_job(arguments, *parsed(arguments), "http://h:1", shipping, wait=False)
     assert sent["note"] == f"evaluate {run}"
     assert sent["resources"] == {"num_gpus": 1.0}
     assert sent["environment"]["env_vars"] == {"WANDB_MODE": "offline"}
-    assert sent["environment"]["working_dir"] == str(tmp_path)
-    assert {"*.log", "/shared/r", ".git"} <= set(sent["environment"]["excludes"])
+    assert sent["files"] == ["code.py"]
 
 
 def test_data_runs_secrets_and_what_git_ignores_stay(tmp_path: Path) -> None:
@@ -198,8 +200,22 @@ def test_data_runs_secrets_and_what_git_ignores_stay(tmp_path: Path) -> None:
         path.write_text("12345")
     (tmp_path / ".gitignore").write_text("*.o\n")
     packed = pack(tmp_path, ["b.yaml"], [tmp_path / "d", Path("/elsewhere")])
-    assert packed.files == 2, "a.py and .gitignore"
-    assert packed.bytes == 9
+    assert packed.sizes == {".gitignore": 4, "a.py": 5}
+
+
+def test_ignoring_files_hold_below_their_folder_and_links_in_circles_end(tmp_path: Path) -> None:
+    for name in ("a/x.o", "a/keep.o", "b/x.o", "a/build/y.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / ".gitignore").write_text("*.o\n!keep.o\nbuild/\n")
+    (tmp_path / "b" / "up").symlink_to(tmp_path / "b")
+    packed = pack(tmp_path)
+    assert [name for name in packed.sizes if "up" not in name] == ["a/.gitignore", "a/keep.o", "b/x.o"]
+    with staged(packed) as folder:
+        assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == set(
+            packed.sizes
+        )
+    assert not folder.exists()
 
 
 def test_an_upload_that_is_too_large_names_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +224,7 @@ def test_an_upload_that_is_too_large_names_the_files(tmp_path: Path, monkeypatch
     (tmp_path / "small.py").touch()
     with pytest.raises(ConfigError, match=r"largest: large\.bin .*--exclude"):
         pack(tmp_path)
-    assert pack(tmp_path, ["large.bin"]).files == 1
+    assert list(pack(tmp_path, ["large.bin"]).sizes) == ["small.py"]
     with pytest.raises(ConfigError, match="no such folder"):
         pack(tmp_path / "nowhere")
 

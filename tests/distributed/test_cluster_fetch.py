@@ -16,8 +16,7 @@ import pytest
 
 from cdn_tune.distributed import fetch as fetching
 from cdn_tune.distributed import fetch_send as sender
-from cdn_tune.distributed.fetch import fetch
-from cdn_tune.distributed.fetch_receive import RECORD, digests, inside
+from cdn_tune.distributed.fetch import RECORD, digests, fetch, inside
 from cdn_tune.distributed.jobs import Job
 from cdn_tune.errors import ClusterError, RunError
 

@@ -63,7 +63,7 @@ def test_what_is_no_job_server_is_told(answering: Callable[[int, str], str], sta
 
 
 def test_a_server_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_TIMEOUT", (0.2, 0.2))
+    monkeypatch.setattr(server, "_CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ClusterError, match="no job server answers"):
         Jobs(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
@@ -89,6 +89,7 @@ def work(tiny: Tiny, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.compat("a job trains, and its run is fetched")
 def test_a_job_trains_and_its_run_comes_home(head, work: Path, tmp_path: Path) -> None:
     run, to = tmp_path / "shared" / "a run", tmp_path / "home"
     where = ("--address", head.jobs, "--python", sys.executable)

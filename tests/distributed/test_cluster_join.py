@@ -5,6 +5,8 @@ import ipaddress
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,37 +14,38 @@ from pathlib import Path
 
 import pytest
 
-from cdn_tune.distributed.address import check_join, is_job_server
-from cdn_tune.distributed.node_info import clock_offset, differences, here, survey
-from cdn_tune.distributed.ray import AuthenticationTokenLoader
-from cdn_tune.distributed.token import ensure_token, token_fault
+from cdn_tune.distributed.address import LOOPBACK, check_join, is_job_server, is_on_loopback, job_server
+from cdn_tune.distributed.node_info import clock_offset, differences, here, node_info
+from cdn_tune.distributed.token import ensure_token, has_token, token_fault
 from cdn_tune.errors import ClusterError
 from tests.distributed.conftest import family_of
 
 LISTEN = "0A"
-CONVERSE = """
+OTHER_VERSIONS = """
 import json
-from cdn_tune.distributed import ray
-from cdn_tune.distributed.address import ask, check_join
-from cdn_tune.distributed.ray import AuthenticationTokenLoader
-from cdn_tune.distributed.token import ensure_token, token_fault
+from cdn_tune.distributed.address import prepare
+prepare("{address}")
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._raylet import GcsClient
+from cdn_tune.distributed.address import check_join
+from cdn_tune.distributed.cluster import connected
 from cdn_tune.errors import ClusterError
-from tests.distributed.conftest import family_of
-kv = ray.gcs_service_pb2_grpc.InternalKVGcsServiceStub(ray.init_grpc_channel("{address}"))
-def put(ray_version, python):
-    value = json.dumps({{"ray_version": ray_version, "python_version": python}}).encode()
-    kv.InternalKVPut(ray.gcs_service_pb2.InternalKVPutRequest(
-        namespace=b"cluster", key=ray.RAY_VERSION_KEY, value=value, overwrite=True), timeout=10)
-ours = ask("{address}")
-assert "http://" + ours.dashboard == "{jobs}", ours
-try:
-    put("2.1.0", "3.9.1")
-    check_join("{address}")
-except ClusterError as error:
-    print(error)
-finally:
-    put(ours.ray, ours.python)
-check_join("{address}")
+kv = GcsClient(address="{address}")
+key = (CLUSTER_METADATA_KEY, KV_NAMESPACE_CLUSTER)
+ours = json.loads(kv.internal_kv_get(*key))
+def put(**versions):
+    kv.internal_kv_put(CLUSTER_METADATA_KEY, json.dumps(ours | versions).encode(), True, KV_NAMESPACE_CLUSTER)
+for versions in ({{"ray_version": "2.1.0"}}, {{"python_version": "3.9.1"}}):
+    try:
+        put(**versions)
+        with connected("{address}"):
+            pass
+    except ClusterError as error:
+        print(error)
+    finally:
+        put()
+assert check_join("{address}") == "{address}"
 """
 
 
@@ -88,15 +91,13 @@ def test_a_refused_token_is_told_with_the_remedy(mode: str, told: str, monkeypat
 
 
 @pytest.fixture
-def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a home that has no token yet."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
-    AuthenticationTokenLoader.instance().reset_cache()
-    yield tmp_path / ".ray" / "auth_token"
-    monkeypatch.undo()
-    AuthenticationTokenLoader.instance().reset_cache()
+    return tmp_path / ".ray" / "auth_token"
 
 
 def test_a_new_token_is_for_its_owner_alone(no_token: Path) -> None:
@@ -104,10 +105,20 @@ def test_a_new_token_is_for_its_owner_alone(no_token: Path) -> None:
     assert no_token.stat().st_mode & 0o777 == 0o600
     token = no_token.read_text()
     assert len(token) >= 32
-    assert AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    assert has_token()
     ensure_token()
     assert no_token.read_text() == token
     assert [path.name for path in no_token.parent.iterdir()] == ["auth_token"]
+
+
+def test_a_token_is_made_where_its_variable_says(
+    no_token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
+    assert "there is no token" in token_fault()
+    ensure_token()
+    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o600
+    assert not no_token.exists()
 
 
 def test_no_token_is_made_for_who_wants_none(no_token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +127,7 @@ def test_no_token_is_made_for_who_wants_none(no_token: Path, monkeypatch: pytest
     assert not no_token.exists()
 
 
+@pytest.mark.compat("a cluster is joined, or refuses in one line")
 @pytest.mark.parametrize(
     ("token", "command", "told"),
     [("wrong-token", ("status", "address"), "refuses this token"), (None, ("jobs", "jobs"), "none was sent")],
@@ -129,14 +141,23 @@ def test_a_cluster_refuses_who_has_no_token(head, token, command, told) -> None:
     assert "wrong-token" not in result.stderr
 
 
+@pytest.mark.compat("a cluster is joined, or refuses in one line")
 def test_another_version_is_one_line(head) -> None:
-    result = head.script(CONVERSE.format(address=head.address, jobs=head.jobs))
+    result = head.script(OTHER_VERSIONS.format(address=head.address))
     assert result.returncode == 0, result.stderr
-    assert "the cluster runs Ray 2.1.0, here 2." in result.stdout
-    assert "and Python 3.9.1, here 3." in result.stdout
-    assert len(result.stdout.strip().splitlines()) == 1
+    of_ray, of_python = result.stdout.strip().splitlines()
+    assert "the cluster runs Ray 2.1.0, here 2." in of_ray
+    assert "the cluster runs Python 3.9.1, here 3." in of_python
 
 
+def test_a_cluster_names_its_job_server(head, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
+    assert job_server(head.address) == head.jobs
+    assert job_server("http://elsewhere:1") == "http://elsewhere:1"
+
+
+@pytest.mark.compat("nodes and what of them is free")
 def test_status_tells_nodes_versions_and_room(head) -> None:
     result = head.call("cluster", "status", "--address", head.address, "--json")
     assert result.returncode == 0, result.stderr
@@ -149,6 +170,7 @@ def test_status_tells_nodes_versions_and_room(head) -> None:
     assert (told["trials_now"], told["trials_at_most"]) == (2, 2)
 
 
+@pytest.mark.compat("a Ray of ours listens on loopback and asks for a token")
 def test_a_ray_of_ours_listens_on_loopback_only_and_asks_for_a_token(ray_session) -> None:
     from ray._raylet import AuthenticationMode, get_authentication_mode
 
@@ -160,7 +182,7 @@ def test_a_ray_of_ours_listens_on_loopback_only_and_asks_for_a_token(ray_session
 
 
 def test_nodes_answer_for_themselves(ray_session) -> None:
-    [node] = survey()
+    [node] = node_info()
     assert node.is_head
     assert node.fault == ""
     assert node.clock == 0.0
@@ -169,7 +191,7 @@ def test_nodes_answer_for_themselves(ray_session) -> None:
 
 
 def test_a_node_that_does_not_answer_is_told(ray_session) -> None:
-    [node] = survey(seconds=0.0)
+    [node] = node_info(seconds=0.0)
     assert node.versions is None
     assert node.clock is None
     assert node.fault == "did not answer within 0 s"
@@ -200,3 +222,45 @@ def test_listeners_are_found() -> None:
     with socket.create_server(("", 0)), socket.create_server(("::1", 0), family=socket.AF_INET6):
         found = {address for _, address in listeners(os.getpid())}
     assert {ipaddress.ip_address(0), ipaddress.ip_address("::1")} <= found
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback", "sends"),
+    [(None, "0", "token"), ("10.11.12.13:6379", "1", None), ("http://h:8265", "1", None), ("auto", "1", "token")],
+)
+def test_the_environment_is_set_before_ray_is_imported(address: str | None, loopback: str, sends: str | None) -> None:
+    code = (
+        "import os, sys; from cdn_tune.distributed.address import LOOPBACK, prepare\n"
+        f"prepare({address!r}); prepare('another:1')\n"
+        "assert 'ray' not in sys.modules\n"
+        "print(os.environ[LOOPBACK], os.environ.get('RAY_AUTH_MODE'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_TOKEN": "mine", "RAY_ADDRESS": "10.11.12.13:6379", "RAY_TMPDIR": "/nowhere"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == [loopback, str(sends)], done.stderr
+
+
+def test_who_joins_through_another_interface_than_ray_was_imported_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cdn_tune.distributed import cluster
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "ON_LOOPBACK", False)
+    with pytest.raises(ClusterError, match=f"{LOOPBACK}=0 before Python starts"), cluster.connected():
+        pass
+
+
+def test_a_head_node_on_loopback_is_known(head) -> None:
+    assert is_on_loopback(head.address)
+    assert not is_on_loopback("10.11.12.13:6379")
+    with socket.create_server(("", 0)) as everywhere:
+        everywhere.settimeout(5)
+        threading.Thread(target=answer_as_grpc, args=(everywhere,), daemon=True).start()
+        assert not is_on_loopback(f"127.0.0.1:{everywhere.getsockname()[1]}")
+
+
+def answer_as_grpc(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(100)
+        connection.sendall(bytes(3) + b"\x04" + bytes(5))

@@ -24,6 +24,7 @@ class Sleeper:
     """An actor that does nothing."""
 
 
+@pytest.mark.compat("what a search leaves behind is found")
 @pytest.mark.usefixtures("ray_session")
 def test_a_placement_group_and_actors_are_found_and_named() -> None:
     from ray.util.placement_group import placement_group

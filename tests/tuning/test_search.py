@@ -64,6 +64,7 @@ def assert_nothing_left() -> None:
     pytest.fail(f"left behind: {alive}, {ray.available_resources()}")
 
 
+@pytest.mark.compat("a search, its early stopping and what it keeps")
 def test_search_end_to_end(tiny: Tiny, tmp_path: Path) -> None:
     states: list[SearchState] = []
     run = tmp_path / "a run"  # with a space
@@ -141,6 +142,7 @@ def test_values_that_do_not_go_together_are_told_without_training(tiny: Tiny, tm
     assert not (trial_folder(tmp_path / "run", 0)).exists()
 
 
+@pytest.mark.compat("trials of two workers")
 def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
     """Trials of two workers, stopped early or not, are trained one after the other by the same processes."""
     relays, workers = set(), set()
@@ -203,6 +205,7 @@ def test_too_few_resources_are_told(tiny: Tiny, tmp_path: Path) -> None:
         search(space, tiny(), tmp_path / "run", ignore)
 
 
+@pytest.mark.compat("a killed search goes on")
 def test_kill_9_loses_nothing(tiny: Tiny, tmp_path: Path) -> None:
     """The driver is killed in mid-search; the same command goes on, every trial counted once."""
     run = tmp_path / "run"

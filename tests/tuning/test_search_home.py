@@ -115,7 +115,7 @@ def test_a_node_that_cannot_reach_home_is_named(store: Store, tmp_path: Path) ->
 
     from cdn_tune.distributed.cluster import connected
     from cdn_tune.distributed.ray import ray
-    from cdn_tune.distributed.shared_folder_check import check_reach
+    from cdn_tune.distributed.shared_folder_check import check_shared_folder
 
     assert not ray.is_initialized()
     run = working_copy(store.url())
@@ -124,9 +124,9 @@ def test_a_node_that_cannot_reach_home_is_named(store: Store, tmp_path: Path) ->
         nodes.add_node(num_cpus=1, include_dashboard=False)
         second = nodes.add_node(num_cpus=1, include_dashboard=False)
         with connected(nodes.address):
-            check_reach(run)
+            check_shared_folder(run)
             (tmp_path / "shared").mkdir()
-            check_reach(tmp_path / "shared")
+            check_shared_folder(tmp_path / "shared")
             assert not list((tmp_path / "shared").iterdir())
         nodes.remove_node(second)
         nodes.add_node(num_cpus=1, env_vars={"AWS_SECRET_ACCESS_KEY": "wrong"}, include_dashboard=False)
@@ -134,7 +134,7 @@ def test_a_node_that_cannot_reach_home_is_named(store: Store, tmp_path: Path) ->
             connected(nodes.address),
             pytest.raises(RunError, match=r"node .* cannot reach it .*(access is denied|no such cred)"),
         ):
-            check_reach(run)
+            check_shared_folder(run)
         assert not home_of(shown(run)).entries()
     finally:
         nodes.shutdown()

@@ -20,7 +20,7 @@ from cdn_tune.errors import ClusterError
 
 if TYPE_CHECKING:
     from cdn_tune.config import ResourcesConfig
-    from cdn_tune.distributed.node_info import SurveyedNode
+    from cdn_tune.distributed.node_info import NodeInfo
 
 _GB = 1e9
 _CLOCK_SECONDS = 5.0  # off by more than which timestamps of trials mislead
@@ -66,13 +66,16 @@ def _print_job(job: str, address: str | None, as_json: bool) -> None:
 
 
 def _print_nodes(address: str, space: str | None, as_json: bool) -> None:
+    from cdn_tune.distributed.address import prepare
+
+    prepare(address)
     from cdn_tune.config import load_space
     from cdn_tune.distributed.cluster import connected
-    from cdn_tune.distributed.node_info import here, survey
+    from cdn_tune.distributed.node_info import here, node_info
 
     resources = None if space is None else load_space(space)[0].resources
     with err.status("asking the nodes"), connected(address):
-        nodes, ours = survey(), here()
+        nodes, ours = node_info(), here()
     room = room_for(resources or _one(nodes), nodes)
     if as_json:
         print_json(plain(nodes, ours, room))
@@ -101,7 +104,7 @@ class Room:
     at_most: int
 
 
-def room_for(resources: ResourcesConfig, nodes: Sequence[SurveyedNode]) -> Room:
+def room_for(resources: ResourcesConfig, nodes: Sequence[NodeInfo]) -> Room:
     """Returns how many trials fit on the nodes that answer."""
     from cdn_tune.distributed.cluster import capacity
 
@@ -113,7 +116,7 @@ def room_for(resources: ResourcesConfig, nodes: Sequence[SurveyedNode]) -> Room:
     )
 
 
-def nodes_table(nodes: Sequence[SurveyedNode]) -> Table:
+def nodes_table(nodes: Sequence[NodeInfo]) -> Table:
     """Returns the nodes' resources as a table, with their sum."""
     amounts = ("CPUs free", "GPUs free", "memory free", "object store free")
     table = head_table("node", "state", *amounts, "GPU", right=amounts)
@@ -127,7 +130,7 @@ def nodes_table(nodes: Sequence[SurveyedNode]) -> Table:
     return table
 
 
-def versions_table(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> Table:
+def versions_table(nodes: Sequence[NodeInfo], ours: dict[str, str | None]) -> Table:
     """Returns the versions on the nodes and on this machine as a table; what differs is marked."""
     from cdn_tune.distributed.node_info import differences
 
@@ -158,7 +161,7 @@ def room_line(room: Room) -> str:
     return f"trials of {needs}: {room.now} fit now, {room.at_most} when all is free"
 
 
-def fault_lines(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> list[str]:
+def fault_lines(nodes: Sequence[NodeInfo], ours: dict[str, str | None]) -> list[str]:
     """Returns what is wrong with nodes and what to do, a line each."""
     from cdn_tune.distributed.node_info import differences
 
@@ -185,7 +188,7 @@ def fault_lines(nodes: Sequence[SurveyedNode], ours: dict[str, str | None]) -> l
     return lines
 
 
-def plain(nodes: Sequence[SurveyedNode], ours: dict[str, str | None], room: Room) -> dict[str, Any]:
+def plain(nodes: Sequence[NodeInfo], ours: dict[str, str | None], room: Room) -> dict[str, Any]:
     """Returns it all as plain values, ready for JSON."""
     from cdn_tune.distributed.node_info import differences
 
@@ -198,24 +201,24 @@ def plain(nodes: Sequence[SurveyedNode], ours: dict[str, str | None], room: Room
     }
 
 
-def _one(nodes: Sequence[SurveyedNode]) -> ResourcesConfig:
+def _one(nodes: Sequence[NodeInfo]) -> ResourcesConfig:
     """Returns what a trial of one worker takes: a GPU if there is one."""
     from cdn_tune.config import ResourcesConfig
 
     return ResourcesConfig(gpus_per_worker=1.0 if any(node.total.get("GPU") for node in nodes) else 0.0)
 
 
-def _name(node: SurveyedNode) -> str:
+def _name(node: NodeInfo) -> str:
     return escape(f"{node.host} {node.address}" if node.host not in ("", node.address) else node.address)
 
 
-def _state(node: SurveyedNode) -> str:
+def _state(node: NodeInfo) -> str:
     if not node.is_alive:
         return "dead"
     return ("head" if node.is_head else "worker") + ("" if node.versions is not None else ", silent")
 
 
-def _cells(nodes: Sequence[SurveyedNode]) -> list[str]:
+def _cells(nodes: Sequence[NodeInfo]) -> list[str]:
     """Returns free and total CPUs, GPUs, memory and object store of some nodes."""
     free, total = (
         {name: sum(part.get(name, 0.0) for part in parts) for name in ("CPU", "GPU", "memory", "object_store_memory")}
@@ -226,7 +229,7 @@ def _cells(nodes: Sequence[SurveyedNode]) -> list[str]:
     return counts + sizes
 
 
-def _clock(node: SurveyedNode) -> str:
+def _clock(node: NodeInfo) -> str:
     if node.clock is None:
         return UNKNOWN
     if abs(node.clock) < 1:

@@ -200,14 +200,14 @@ def entrypoint(arguments: Sequence[str], name: str, values: Mapping[str, Any], p
 
 def _environment(stack: ExitStack, shipping: Shipping, stays: Sequence[Path]) -> dict[str, Any]:
     """Returns Ray's runtime environment of a job."""
-    from cdn_tune.distributed.job_package import pack, unpacked
+    from cdn_tune.distributed.job_package import pack, staged, unpacked
 
     environment: dict[str, Any] = {}
     if shipping.working_dir is not None:
         excludes = [*shipping.excludes, *(["/cdn_tune"] if shipping.wheel else [])]
         package = pack(shipping.working_dir, excludes, stays)
-        environment |= {"working_dir": str(package.folder), "excludes": package.excludes}
-        print_note(f"shipping {package.files} files ({package.bytes / 1e6:.1f} MB) of {package.folder}", "dim")
+        environment["working_dir"] = str(stack.enter_context(staged(package)))
+        print_note(f"shipping {len(package.sizes)} files ({package.bytes / 1e6:.1f} MB) of {package.folder}", "dim")
     if shipping.wheel is not None:
         environment["py_modules"] = [str(stack.enter_context(unpacked(shipping.wheel)))]
     for name in shipping.env:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from cdn_tune.config import Experiment
 from cdn_tune.model.cdn import CDN
@@ -109,7 +109,7 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in _LOWERED and self.dtype != torch.float32:
-            args = tree_map(self._lower, args)
+            args = tuple(map(self._lower, args))
         if name == "conv2d" and kwargs.get("groups", 1) > 1:
             self.inputs.append(args[0])
             self.kernels.append(args[1])
@@ -185,8 +185,9 @@ def _at_once(experiment: Experiment, dtype: torch.dtype, device: torch.device) -
     return most * dtype.itemsize
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    """Returns what tells a tensor's memory from another's, also on the meta device, where it has no address."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

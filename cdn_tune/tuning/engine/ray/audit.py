@@ -11,7 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from cdn_tune.distributed.ray import live_actors, placement_group_table, ray
+from cdn_tune.compat import live_actors
+from cdn_tune.distributed.nodes import ray_processes
+from cdn_tune.distributed.ray import placement_group_table, ray
 
 WAIT_SECONDS = 30.0
 _PAUSE = 0.1
@@ -173,17 +175,9 @@ def _descendants(processes: dict[int, _Process], but: Collection[int] = ()) -> s
 def _processes(connected: bool) -> list[str]:
     """Returns the processes that are this one's; while it is connected to a Ray that it has started, without Ray's."""
     processes = _all_processes()
-    own = _descendants(processes, _ray_processes() if connected else ())
+    own = _descendants(processes, ray_processes() if connected else ())
     helper = "multiprocessing.resource_tracker"  # Python's own: one for life
     return [f"{pid} {processes[pid].command}" for pid in own if helper not in processes[pid].command]
-
-
-def _ray_processes() -> set[int]:
-    """Returns the processes of the Ray that this process has started: what they start is Ray's to end."""
-    node = ray._private.worker._global_node
-    if node is None:
-        return set()
-    return {info.process.pid for infos in node.all_processes.values() for info in infos}
 
 
 def _segments() -> list[str]:

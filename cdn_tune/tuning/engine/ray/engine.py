@@ -18,7 +18,7 @@ from cdn_tune.distributed.cluster import capacity, connected, node_resources
 from cdn_tune.distributed.group_pool import GroupPool
 from cdn_tune.distributed.nodes import node_was_lost, off_nodes, reason_of, this_node, was_started_here
 from cdn_tune.distributed.ray import tune
-from cdn_tune.distributed.shared_folder_check import check_reach
+from cdn_tune.distributed.shared_folder_check import check_shared_folder
 from cdn_tune.errors import NodeUnfit
 from cdn_tune.training.object_store.working_copy import portable
 from cdn_tune.training.runs.run_folder import read_manifest
@@ -78,7 +78,7 @@ class RayEngine:
         Raises:
             RunError: If a node does not see the run folder.
         """
-        check_reach(self._run)
+        check_shared_folder(self._run)
         resources, node = self._space.resources, this_node()
         data = read_manifest(self._run)["data"]
         base, run, stop = self._experiment.plain(), portable(self._run), StopFile(self._run)
