@@ -227,7 +227,9 @@ def _check_value(values: _Values, key: str, parameter: Parameter, value: Any, so
     """Refuses a value that fits neither the base experiment nor any other value of one other parameter."""
     contexts = islice(values.contexts(key, parameter), _MOST)
     if not any(values.fit({**context, key: value}) for context in contexts):
-        values.experiment({key: value}, source)  # raises, unless only its own conditions are at fault
+        base = values.base["model"]["name"]
+        named = {FAMILY: name for name in reached(values.space, key, base)[:1] if name != base}
+        values.experiment({**named, key: value}, source)  # raises, unless only its own conditions are at fault
         values.experiment({**next(values.contexts(key, parameter)), key: value}, source)
 
 
