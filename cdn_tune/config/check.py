@@ -227,8 +227,8 @@ def _check_value(values: _Values, key: str, parameter: Parameter, value: Any, so
     """Refuses a value that fits neither the base experiment nor any other value of one other parameter."""
     contexts = islice(values.contexts(key, parameter), _MOST)
     if not any(values.fit({**context, key: value}) for context in contexts):
-        base = values.base["model"]["name"]
-        named = {FAMILY: name for name in reached(values.space, key, base)[:1] if name != base}
+        name = next(iter(reached(values.space, key, values.base["model"]["name"])), values.base["model"]["name"])
+        named = {} if name == values.base["model"]["name"] else {FAMILY: name}
         values.experiment({**named, key: value}, source)  # raises, unless only its own conditions are at fault
         values.experiment({**next(values.contexts(key, parameter)), key: value}, source)
 

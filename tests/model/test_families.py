@@ -1,4 +1,4 @@
-"""Families: one table, one door. A toy family in one file is trained, searched against CDN, and whatever else there is."""
+"""Families: a toy in one file is trained, searched against CDN, evaluated, exported and reported through the door."""
 
 from __future__ import annotations
 
