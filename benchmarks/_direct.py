@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdn_tune.model.cdn import CDN
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
+from cdn_tune.model.cdn.network import CDN
 
 
 class DirectDynamicConv2d(nn.Module):

@@ -46,7 +46,7 @@ POSTGRES = Path("/usr/lib/postgresql")
 def one_epoch(experiment: Experiment, epoch: int, epochs: int, value: float) -> EpochReport:
     """Returns the report of an epoch that nobody trained."""
     return EpochReport(
-        epoch=epoch, epochs=epochs, loss=1.0, moment_loss=1.0, attention_loss=0.0, learning_rate=1e-3,
+        epoch=epoch, epochs=epochs, loss=1.0, losses={"moment_loss": 1.0, "attention_loss": 0.0}, learning_rate=1e-3,
         gradient_norm=1.0, samples_per_second=1.0, train_seconds=1.0, val_seconds=0.1,
         val=dict.fromkeys(experiment.eval.metrics, value), value=value, best_value=value, best_epoch=epoch,
         steps=epoch, val_queries=1,

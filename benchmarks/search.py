@@ -51,7 +51,7 @@ def nothing(experiment: Experiment, _: Path, report: Report, **__: object) -> No
         best = min(1.0, experiment.optim.lr * 30 * epoch / EPOCHS)
         report(
             EpochReport(
-                epoch=epoch, epochs=EPOCHS, loss=1.0 - best, moment_loss=0.0, attention_loss=0.0,
+                epoch=epoch, epochs=EPOCHS, loss=1.0 - best, losses={"moment_loss": 0.0, "attention_loss": 0.0},
                 learning_rate=experiment.optim.lr, gradient_norm=1.0, samples_per_second=1.0, train_seconds=0.0,
                 val_seconds=0.0, val=dict.fromkeys(experiment.eval.metrics, best), value=best, best_value=best,
                 best_epoch=epoch, steps=epoch, val_queries=1,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from benchmarks._direct import make_direct
 from benchmarks._measure import MIB, alternate, peak_memory, publish, table
 from cdn_tune.config import Experiment, load_experiment
-from cdn_tune.model.cdn import CDN
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss
+from cdn_tune.model.cdn.network import CDN
 from cdn_tune.model.kernels.sample_conv import compiled
 from cdn_tune.moments.temporal_map import iou_maps
 from cdn_tune.training.step.optimiser import build_optimiser

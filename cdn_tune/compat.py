@@ -13,7 +13,7 @@ from typing import Any
 
 from cdn_tune.errors import ConfigError
 
-SUPPORTED = {"ray": ("2.53", "3"), "optuna": ("5.0", "6"), "torch": ("2.6", None)}  # from, below; as in pyproject.toml
+SUPPORTED = {"ray": ("2.53", "3"), "optuna": ("4.3", "6"), "torch": ("2.6", None)}  # from, below; as in pyproject.toml
 EXCEPTIONS = ("live_actors", "free_resources")
 _LOGGER = logging.getLogger(__name__)
 

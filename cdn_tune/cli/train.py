@@ -155,7 +155,7 @@ def trained_table(experiment: Experiment, epochs: Sequence[dict[str, Any]], run:
         table.add_column(head, justify="right", style="dim")
     seconds = sum(epoch["train_seconds"] + epoch["val_seconds"] for epoch in epochs)
     table.add_row(
-        "CDN, best on val",
+        f"{experiment.model.label}, best on val",
         *(f"{100 * value:.2f}" for value in best["val"].values()),
         duration_text(seconds),
         size_text(last["peak_bytes"]) if last.get("peak_bytes") else "",

@@ -4,14 +4,13 @@ from cdn_tune.config.experiment import (
     DataConfig,
     EvalConfig,
     Experiment,
-    LossConfig,
     OptimConfig,
     TrainConfig,
     recall_name,
 )
+from cdn_tune.config.family import Inputs, LossConfig, ModelConfig
 from cdn_tune.config.load import build, load_experiment, override, parse_overrides
 from cdn_tune.config.load_space import load_space, override_space
-from cdn_tune.config.model import MapConfig, ModelConfig, QueryConfig
 from cdn_tune.config.parameters import Categorical, Choice, Float, Int, Parameter
 from cdn_tune.config.space import (
     BudgetConfig,
@@ -31,14 +30,13 @@ __all__ = [
     "EvalConfig",
     "Experiment",
     "Float",
+    "Inputs",
     "Int",
     "LossConfig",
-    "MapConfig",
     "ModelConfig",
     "Objective",
     "OptimConfig",
     "Parameter",
-    "QueryConfig",
     "ResourcesConfig",
     "SamplerConfig",
     "SearchSpace",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveTuple = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 
 
 class Frozen(BaseModel):
@@ -15,3 +19,12 @@ class Frozen(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Returns the section as plain dicts, lists, numbers and strings, ready for YAML or JSON."""
         return self.model_dump(mode="json")
+
+    @classmethod
+    def variants(cls, family: str | None = None) -> Sequence[type[Frozen]]:  # noqa: ARG003 - for sections of a family
+        """Returns the sections that may stand where this one is declared: itself, or those of the model families.
+
+        Args:
+            family: Only the section of this family.
+        """
+        return (cls,)

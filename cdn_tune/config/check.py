@@ -9,11 +9,15 @@ from typing import Any
 
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.expression import COSTS, Expression
-from cdn_tune.config.keys import dotted_keys, get_key, leaf_keys, unknown_key
-from cdn_tune.config.load import override
-from cdn_tune.config.parameters import Categorical, Parameter
-from cdn_tune.config.space import LAYERS, MEASURED_COSTS, SearchSpace
+from cdn_tune.config.keys import dotted_keys, families_with, get_key, leaf_keys, unknown_key
+from cdn_tune.config.load import of_family, override
+from cdn_tune.config.parameters import Parameter
+from cdn_tune.config.space import MEASURED_COSTS, SearchSpace
+from cdn_tune.config.yaml import flow
 from cdn_tune.errors import ConfigError
+from cdn_tune.model import families
+
+FAMILY = "model.name"  # the key by which a space chooses among families
 
 # What every trial of a search must share: the data it is measured on, and the measure.
 COMPARED = (
@@ -26,8 +30,6 @@ COMPARED = (
     "data.val_fraction",
     "train.eval_queries",
 )
-PER_LAYER = ("model.map.kernel_size", "model.map.dynamic_layers")  # keys that take a list with a value per layer
-_FLAGS = "model.map.dynamic_layers"
 _MOST = 2000  # combinations of values that are tried to mend one that does not fit alone
 
 
@@ -47,12 +49,17 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
     """
     for key, parameter in space.parameters.items():
         check_key(f"{source}: parameters", key)
+        if key == FAMILY:
+            for value in parameter.probes:
+                override(experiment.plain(), {key: value}, source)
         if key.startswith(COMPARED):
             raise ConfigError(
                 f"{source}: parameters.{key}: trials that differ in it cannot be compared; put it in overrides"
             )
         _check_per_layer(space, key, parameter, source)
         _check_conditions(space, key, parameter, experiment, source)
+    for key, parameter in space.parameters.items():
+        _check_family(space, key, parameter, experiment, source)
     values = _Values(space, experiment)
     for key, parameter in space.parameters.items():
         for value in parameter.probes:
@@ -102,13 +109,19 @@ class _Values:
             if other != key and other not in conditions:
                 yield from ({**context, other: probe} for context in held for probe in varying.probes)
 
+    def held(self, key: str, point: Mapping[str, Any]) -> Any:
+        """Returns a key's value at a point: as set there, else the base's; None if it has none."""
+        if key in point:
+            return point[key]
+        return get_key(of_family(self.base, point.get(FAMILY, families.name_in(self.base))), key)
+
     def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a point as overrides: one value for all layers becomes a list."""
-        layers = point.get(LAYERS, get_key(self.base, LAYERS))
-        return {
-            key: [value] * layers if key in self.space.parameters and self.space.parameters[key].per_layer else value
-            for key, value in point.items()
-        }
+        spread = dict(point)
+        for key in point:
+            if key in self.space.parameters and self.space.parameters[key].per_layer:
+                spread[key] = [point[key]] * (self.held(families.layers_key(key), point) or 0)
+        return spread
 
     def experiment(self, point: Mapping[str, Any], source: str) -> Experiment:
         return override(self.base, self.spread(point), source)
@@ -130,18 +143,63 @@ def check_key(where: str, key: str) -> None:
         raise ConfigError(f"{where}.{key}: is a section; name a key in it, such as {inner}")
 
 
+def reached(space: SearchSpace, key: str, base: str) -> list[str]:
+    """Returns the families among which a parameter is sampled, by its conditions and those of what they name.
+
+    Args:
+        space: The space.
+        key: The parameter.
+        base: The base experiment's family.
+    """
+    searched = space.parameters.get(FAMILY)
+    names = [base] if searched is None or searched.values is None else list(searched.values)
+    for other, values in space.parameters[key].when.items():
+        if other == FAMILY:
+            names = [name for name in names if name in values]
+        elif other in space.parameters:
+            inner = reached(space, other, base)
+            names = [name for name in names if name in inner]
+        else:
+            names = [name for name in names if name in families_with(Experiment, other)]
+    return [str(name) for name in names]
+
+
+def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment: Experiment, source: str) -> None:
+    """Refuses a parameter that is sampled in trials of a family without that key, with the line to add."""
+    owners, base = families_with(Experiment, key), experiment.model.name
+    others = [name for name in reached(space, key, base) if name not in owners]
+    if not others:
+        return
+    wanted: dict[str, Any] = {FAMILY: owners[0] if len(owners) == 1 else owners}
+    wanted |= {other: values[0] if len(values) == 1 else list(values) for other, values in parameter.when.items()}
+    line = f"when: {flow(wanted)}"
+    if FAMILY not in space.parameters:
+        line += f", and to parameters: {FAMILY}: {{type: categorical, choices: [{base}, {', '.join(owners)}]}}"
+    raise ConfigError(
+        f"{source}: parameters.{key}: is a key of {' and '.join(owners)}, but sampled where model.name is "
+        f"{' or '.join(others)}; add to it: {line}"
+    )
+
+
 def _check_per_layer(space: SearchSpace, key: str, parameter: Parameter, source: str) -> None:
     if not parameter.per_layer:
         return
-    where = f"{source}: parameters.{key}.per_layer"
-    if key not in PER_LAYER:
-        raise ConfigError(f"{where}: {key} takes no list; only {' and '.join(PER_LAYER)} do. Drop per_layer")
-    if key == _FLAGS and not (
-        isinstance(parameter, Categorical) and all(isinstance(choice, bool) for choice in parameter.choices)
-    ):
-        raise ConfigError(f"{where}: a layer is dynamic or not; write type: categorical, choices: [true, false]")
-    if LAYERS in space.parameters and space.parameters[LAYERS].when:
-        raise ConfigError(f"{where}: needs {LAYERS} in every trial, and that has a `when`; drop one of them")
+    where, listed = f"{source}: parameters.{key}.per_layer", families.per_layer(key)
+    if listed is None:
+        able = [other for other in leaf_keys(Experiment) if families.per_layer(other)]
+        raise ConfigError(f"{where}: {key} takes no list; only {' and '.join(able)} do. Drop per_layer")
+    layers, kind = listed
+    if kind is bool and not all(isinstance(value, bool) for value in parameter.probes):
+        raise ConfigError(
+            f"{where}: the value of a layer is true or false; write type: categorical, choices: [true, false]"
+        )
+    counted = space.parameters.get(layers)
+    for other, values in counted.when.items() if counted else ():
+        if not set(parameter.when.get(other, ("\0",))) <= set(values):
+            raise ConfigError(
+                f"{where}: needs {layers} in every trial, and that has a `when`; drop one of them, or give both the "
+                "same `when`"
+            )
 
 
 def _check_conditions(space: SearchSpace, key: str, parameter: Parameter, experiment: Experiment, source: str) -> None:
@@ -155,7 +213,9 @@ def _check_conditions(space: SearchSpace, key: str, parameter: Parameter, experi
             raise ConfigError(f"{where}.{other}: has a value per layer, so no condition can name it; drop one of them")
         for value in values:
             if varying is None:
-                override(experiment.plain(), {other: value}, where)
+                name = next(iter(families_with(Experiment, other)), "")
+                known = other in dotted_keys(Experiment, family=experiment.model.name)
+                override(experiment.plain() if known else of_family(experiment.plain(), name), {other: value}, where)
             elif not varying.has(value):
                 raise ConfigError(
                     f"{where}.{other}: {value!r} is never sampled, parameters.{other} does not allow it; mend one of "
@@ -167,14 +227,16 @@ def _check_value(values: _Values, key: str, parameter: Parameter, value: Any, so
     """Refuses a value that fits neither the base experiment nor any other value of one other parameter."""
     contexts = islice(values.contexts(key, parameter), _MOST)
     if not any(values.fit({**context, key: value}) for context in contexts):
-        values.experiment({key: value}, source)  # raises, unless only its own conditions are at fault
+        name = next(iter(reached(values.space, key, values.base["model"]["name"])), values.base["model"]["name"])
+        named = {} if name == values.base["model"]["name"] else {FAMILY: name}
+        values.experiment({**named, key: value}, source)  # raises, unless only its own conditions are at fault
         values.experiment({**next(values.contexts(key, parameter)), key: value}, source)
 
 
 def _check_point(values: _Values, point: Mapping[str, Any], source: str) -> None:
     for key in point:
         for other, wanted in values.space.parameters[key].when.items():
-            held = point.get(other, None if other in values.space.parameters else get_key(values.base, other))
+            held = point.get(other, None if other in values.space.parameters else values.held(other, point))
             if held is not None and held not in wanted:
                 raise ConfigError(
                     f"{source}: {key} is not sampled where {other} is {held}; drop it from the point, or set {other}"
@@ -200,11 +262,11 @@ def _check_constraint(expression: Expression, values: _Values, source: str) -> N
         {key: probe} for key in meant.values() if key in values.space.parameters for probe in _probes(values, key)
     ]
     for point in points:
-        spread = {**values.spread(point)}
-        known = {
-            name: 1.0 if key in COSTS else spread.get(key, get_key(values.base, key) if key not in COSTS else None)
-            for name, key in meant.items()
-        }
+        spread = values.spread(point)
+        known = {name: 1.0 if key in COSTS else values.held(key, spread) for name, key in meant.items()}
+        owners = [set(families_with(Experiment, key)) for key in meant.values() if key not in COSTS]
+        if any(point.get(FAMILY, values.base["model"]["name"]) not in each for each in owners):
+            continue  # the constraint does not apply to this family
         try:
             expression.violation(known)
         except ValueError as error:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from cdn_tune.config.base import Frozen
-from cdn_tune.config.model import ModelConfig, Positive, PositiveTuple
+from cdn_tune.config.base import Frozen, Positive, PositiveTuple
+from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.errors import ConfigError
+from cdn_tune.model import families
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
@@ -64,21 +75,6 @@ class DataConfig(Frozen):
         if not root:
             raise ValueError("root is empty; name the folder with the data")
         return root if "://" in root else str(Path(root).expanduser().absolute())
-
-
-class LossConfig(Frozen):
-    """Scaled-IoU cross-entropy and attention diversity."""
-
-    min_iou: Fraction = Field(0.5, description="IoU that is rescaled to target 0")
-    max_iou: Fraction = Field(0.9, description="IoU that is rescaled to target 1")
-    attention_beta: Annotated[float, Field(ge=0)] = Field(0.1, description="weight of the attention-diversity loss [β]")
-    attention_lambda: Annotated[float, Field(ge=0)] = Field(0.3, description="its diagonal target [λ]")
-
-    @model_validator(mode="after")
-    def _check(self) -> LossConfig:
-        if self.min_iou >= self.max_iou:
-            raise ValueError(f"min_iou={self.min_iou} must be below max_iou={self.max_iou}")
-        return self
 
 
 class OptimConfig(Frozen):
@@ -157,17 +153,33 @@ class Experiment(Frozen):
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds weights, order and dropout")
     data: DataConfig
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    model: SerializeAsAny[ModelConfig] = Field(default_factory=families.default)
+    loss: SerializeAsAny[LossConfig] = Field(default_factory=lambda data: data.get("model", families.default()).loss())
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
+    @field_validator("model", mode="wrap")
+    @classmethod
+    def _of_family(cls, value: Any, _: ValidatorFunctionWrapHandler) -> ModelConfig:
+        name = value.name if isinstance(value, ModelConfig) else families.name_in({"model": value})
+        try:
+            family = families.family(name)
+        except ConfigError as error:
+            fault = PydanticCustomError("value_error", "{fault}", {"fault": str(error)})
+            raise ValidationError.from_exception_data(
+                "model", [InitErrorDetails(type=fault, loc=("name",), input=name)]
+            ) from None
+        return family.model_validate(value)
+
+    @field_validator("loss", mode="wrap")
+    @classmethod
+    def _of_its_family(cls, value: Any, _: ValidatorFunctionWrapHandler, info: ValidationInfo) -> LossConfig:
+        model = info.data.get("model")  # absent where it was refused
+        found: LossConfig = value if model is None else model.loss.model_validate(value)
+        return found
+
     @model_validator(mode="after")
     def _check(self) -> Experiment:
-        if self.data.frames % self.model.clips:
-            raise ValueError(
-                f"model.clips={self.model.clips} does not divide data.frames={self.data.frames}; "
-                f"choose data.frames={self.data.frames - self.data.frames % self.model.clips or self.model.clips}"
-            )
+        self.model.check(self.data)
         return self

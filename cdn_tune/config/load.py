@@ -17,6 +17,7 @@ from cdn_tune.config.parameters import Categorical, Float, Int
 from cdn_tune.config.shipped import find
 from cdn_tune.config.yaml import parse, read_mapping
 from cdn_tune.errors import ConfigError
+from cdn_tune.model import families
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -55,7 +56,8 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(model, error))) from None
+        lines = _explain(model, error, families.name_in(values) if model is Experiment else None)
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
 def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -75,10 +77,15 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
 def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Experiment:
     """Returns the experiment that `values` become under dotted overrides.
 
+    Where ``model.name`` becomes another family, the values of the sections `model` and `loss` go: they are the new
+    family's defaults, but for what is overridden.
+
     Raises:
         ConfigError: If an override's key is unknown or the result is not a valid experiment.
     """
     merged = copy.deepcopy(dict(values))
+    if overrides.get("model.name", name := families.name_in(values)) != name:
+        merged |= {"model": {}, "loss": {}}
     known = set(dotted_keys(Experiment))
     for key, value in overrides.items():
         if key not in known:
@@ -88,7 +95,15 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     return build(Experiment, merged, f"{source} with {shown}" if shown else source)
 
 
-def _explain(model: type[BaseModel], error: ValidationError) -> list[str]:
+def of_family(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns an experiment's nested values with the defaults of a family, unless they are of that family already."""
+    if name == families.name_in(values):
+        return values
+    family = families.family(name)
+    return {**values, "model": family().plain(), "loss": family.loss().plain()}
+
+
+def _explain(model: type[BaseModel], error: ValidationError, family: str | None) -> list[str]:
     """Turns pydantic's findings into lines ``key: what is wrong and what is expected``, one per key."""
     lines: dict[str, str] = {}
     for finding in error.errors(include_url=False):
@@ -96,7 +111,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> list[str]:
         value = finding.get("input")
         message = finding["msg"][:1].lower() + finding["msg"][1:]
         if finding["type"] == "extra_forbidden":
-            line = _unknown(model, key, finding["loc"])
+            line = _unknown(model, key, finding["loc"], family)
         elif finding["type"] == "union_tag_not_found":
             line = f"{key}: type is missing; write type: float, int or categorical"
         elif finding["type"] == "missing":
@@ -113,11 +128,11 @@ def _explain(model: type[BaseModel], error: ValidationError) -> list[str]:
     return list(lines.values())
 
 
-def _unknown(model: type[BaseModel], key: str, location: tuple[str | int, ...]) -> str:
-    """Tells of a key that does not exist; those of a search space's parameters depend on their type."""
+def _unknown(model: type[BaseModel], key: str, location: tuple[str | int, ...], family: str | None) -> str:
+    """Returns a line about a key that does not exist; those of a search space's parameters depend on their type."""
     kind = _KINDS.get(str(location[2])) if location[0] == "parameters" and len(location) > 3 else None
     if kind is None:
-        return unknown_key(model, key)
+        return unknown_key(model, key, family)
     near = difflib.get_close_matches(str(location[3]), kind.model_fields, n=1)
     return f"{key}: unknown key; " + (
         f"did you mean {near[0]}?" if near else f"{location[2]} takes {', '.join(kind.model_fields)}"

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cdn_tune.config.base import Frozen
-from cdn_tune.config.model import Positive
+from cdn_tune.config.base import Frozen, Positive
 
 Choice = str | bool | int | float | None
 Choices = Annotated[tuple[Choice, ...], Field(strict=False, min_length=1)]

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.keys import section_of
 from cdn_tune.config.space import SearchSpace
+from cdn_tune.model import families
 
 
 def reference(model: type[BaseModel]) -> str:
@@ -19,13 +20,14 @@ def reference(model: type[BaseModel]) -> str:
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *_rows(model, "")])
 
 
-def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _rows(model: type[BaseModel], prefix: str, of: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
-        if section is not None:
-            yield from _rows(section, f"{prefix}{name}.")
-        else:
-            yield f"| `{prefix}{name}` | {_default(field)} | {field.description or ''} |"
+        variants = () if section is None else section.variants()
+        for variant, family in zip(variants, families.known(), strict=False):
+            yield from _rows(variant, f"{prefix}{name}.", f"*{family}*: " if len(variants) > 1 else of)
+        if section is None:
+            yield f"| `{prefix}{name}` | {_default(field)} | {of}{field.description or ''} |"
 
 
 def _default(field: FieldInfo) -> str:

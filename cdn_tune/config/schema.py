@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
+
+from pydantic import create_model
 
 from cdn_tune.config.check import COMPARED
 from cdn_tune.config.experiment import Experiment
+from cdn_tune.config.family import LossConfig, ModelConfig
 from cdn_tune.config.keys import leaf_keys
 from cdn_tune.config.shipped import roots
 from cdn_tune.config.space import SearchSpace
+from cdn_tune.model import families
 
 FILE = "schema.json"
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -23,7 +27,7 @@ _CHOICE = {"type": ["string", "boolean", "number", "null"]}
 
 def experiment_schema() -> dict[str, Any]:
     """Returns the JSON Schema of an experiment file."""
-    return {"$schema": _DRAFT, **Experiment.model_json_schema()}
+    return {"$schema": _DRAFT, **_any_family().model_json_schema()}
 
 
 def space_schema() -> dict[str, Any]:
@@ -60,17 +64,36 @@ def schema_text(kind: str) -> str:
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
+def _any_family() -> type[Experiment]:
+    """Returns the experiment with the sections of all families in place of what they have in common."""
+    first = families.default()
+    models, losses = Union[tuple(ModelConfig.variants())], Union[tuple(dict.fromkeys(LossConfig.variants()))]  # noqa: UP007
+    return create_model(  # type: ignore[call-overload,no-any-return]
+        "Experiment",
+        __base__=Experiment,
+        __doc__=Experiment.__doc__,
+        model=(models, first),
+        loss=(losses, first.loss()),
+    )
+
+
 def _leaves() -> dict[str, dict[str, Any]]:
     """Returns the schema of every key of an experiment that holds a value, by its dotted key."""
-    schema = Experiment.model_json_schema()
-    found = {}
+    schema = _any_family().model_json_schema()
+    found: dict[str, dict[str, Any]] = {}
     for key in leaf_keys(Experiment):
-        inner: dict[str, Any] = schema
+        inner = [schema]
         for part in key.split("."):
-            section = inner["$ref"].rpartition("/")[2] if "$ref" in inner else None
-            inner = (schema["$defs"][section] if section else inner)["properties"][part]
-        found[key] = inner
+            sections = [section for each in inner for section in _sections(schema, each)]
+            inner = [section["properties"][part] for section in sections if part in section["properties"]]
+        found[key] = inner[0] if len(inner) == 1 else {"anyOf": inner, **_meaning(inner[0])}
     return found
+
+
+def _sections(schema: dict[str, Any], field: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the sections that a field's schema refers to; a section itself where it is one."""
+    referred = field.get("anyOf", [field])
+    return [schema["$defs"][each["$ref"].rpartition("/")[2]] if "$ref" in each else each for each in referred]
 
 
 def _closed(properties: dict[str, Any]) -> dict[str, Any]:

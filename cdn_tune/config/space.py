@@ -7,16 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cdn_tune.config.base import Frozen
+from cdn_tune.config.base import Frozen, Positive
 from cdn_tune.config.expression import Expression, parse_expression
-from cdn_tune.config.model import Positive
 from cdn_tune.config.parameters import Categorical, Choice, Parameter
+from cdn_tune.model.families import layers_key
 
 SamplerName = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid", "brute_force"]
 EarlyStoppingName = Literal["asha", "hyperband", "median", "percentile", "wilcoxon", "patience", "none"]
 
 ENUMERATING = ("grid", "brute_force")  # samplers that go through all points of a finite space
-LAYERS = "model.map.layers"  # as many values as it says are sampled for a key per layer
 
 
 class SamplerConfig(Frozen):
@@ -222,5 +221,4 @@ class SearchSpace(Frozen):
 
 
 def _needs(key: str, parameter: Parameter) -> set[str]:
-    needs = set(parameter.when)
-    return (needs | {LAYERS} if parameter.per_layer else needs) - {key}
+    return {*parameter.when, layers_key(key) if parameter.per_layer else key} - {key}

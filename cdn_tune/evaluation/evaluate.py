@@ -81,6 +81,8 @@ class _Evaluation:
         self.models = choices.checkpoints
         self.experiments = [override(model.experiment.plain(), overrides, str(model.path)) for model in self.models]
         self.winner, self.experiment = self.models[0], self.experiments[0]
+        if request.score_maps and not self.experiment.model.has_score_map:
+            raise ConfigError(f"--score-maps: model.name={self.experiment.model.name} has no score maps; drop it")
         self.facts = fingerprint(self.experiment.data)
         self.changed = changed_files(read_manifest(run).get("data", {}), self.facts)
 

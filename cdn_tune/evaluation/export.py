@@ -91,12 +91,12 @@ def export_run(
     with _whole(out) as folder, told(out):
         _write(folder, checkpoint, lexicon, threshold)
         if torch_export or onnx:
-            frames = checkpoint.experiment.data.frames
-            program = graph.trace(checkpoint.model, frames)
+            data = checkpoint.experiment.data
+            program = graph.trace(checkpoint.model, data)
             if torch_export:
                 torch.export.save(program, folder / GRAPH)
             if onnx:
-                graph.save_onnx(program, folder / ONNX, checkpoint.model, frames)
+                graph.save_onnx(program, folder / ONNX, checkpoint.model, data)
         test, why_not = read_test_result(run, checkpoint)
         facts = Facts(run.resolve().name, checkpoint, test, why_not, len(lexicon.rows), all_words, threshold)
         names = sorted(path.name for path in folder.iterdir())

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdn_tune.config import DataConfig
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 
 WORDS = 32
 INPUTS = ("features", "words", "word_mask")
@@ -25,68 +26,52 @@ TOLERANCE = 1e-4  # of a score in [0, 1]; runtimes order their sums differently
 _NEEDED = {"onnx": ("onnx", "onnxscript"), "check": ("onnxruntime",)}
 
 
-class Scores(nn.Module):
-    """What the graph computes: one video and one query to the scores of all moments.
-
-    Args:
-        model: The trained model.
-    """
-
-    def __init__(self, model: CDN) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Returns scores in [0, 1], 0 at cells that are no proposals [1, S, S], of what `CDN.forward` takes."""
-        output = self.model(features, words, word_mask)
-        scores: Tensor = torch.sigmoid(output.logits) * output.mask
-        return scores
-
-
 def missing_for_onnx() -> list[str]:
     """Returns the packages that ONNX needs and that are not installed, those of the check included."""
     names = [name for group in _NEEDED.values() for name in group]
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-def check_can_trace(model: CDN, onnx: bool) -> None:
+def check_can_trace(model: MomentModel, onnx: bool) -> None:
     """Checks, before anything is written, that the model has a graph of fixed size.
 
     Raises:
-        ConfigError: If its query encoder reads the padding, or `onnx` is wanted and packages are missing.
+        ConfigError: If its family has none, its query encoder reads the padding, or `onnx` is wanted and packages are
+            missing.
     """
-    if model.query.read_padding:
+    _module(model)
+    if model.reads_padding:
         raise ConfigError(
-            "model.query.read_padding=true: its encoding depends on how far a query is padded, which a graph of "
-            "fixed length cannot follow; export without --onnx and --torch-export"
+            "this model's encoding of a query depends on how far it is padded (model.query.read_padding=true), which a "
+            "graph of fixed length cannot follow; export without --onnx and --torch-export"
         )
     if onnx and (missing := missing_for_onnx()):
         raise ConfigError(f"--onnx needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
 
 
-def trace(model: CDN, frames: int) -> torch.export.ExportedProgram:
+def trace(model: MomentModel, data: DataConfig) -> torch.export.ExportedProgram:
     """Returns the graph of one video and one query of up to `WORDS` words, as `torch.export` makes it.
 
     Args:
-        model: In eval mode, on the CPU.
-        frames: Frame features per video T.
+        model: In eval mode, on the CPU; its family has a graph.
+        data: What it was trained on: frame features per video and sizes.
 
     Raises:
         RunError: If the model cannot be traced, or the graph's scores differ from the model's by more than `TOLERANCE`.
     """
-    scores = Scores(model).eval()
+    scores = _module(model)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of LSTM weights that are not buffers
-            program = torch.export.export(scores, example(model, frames, WORDS))
+            program = torch.export.export(scores, example(data, WORDS))
     except Exception as error:  # torch raises almost anything
         raise RunError(f"torch.export: this model has no graph ({' '.join(str(error).split())[:200]})") from None
     graph = program.module()
-    _compare("torch.export", model, frames, lambda *inputs: graph(*inputs))
+    _compare("torch.export", model, data, lambda *inputs: graph(*inputs))
     return program
 
 
-def save_onnx(program: torch.export.ExportedProgram, path: Path, model: CDN, frames: int) -> None:
+def save_onnx(program: torch.export.ExportedProgram, path: Path, model: MomentModel, data: DataConfig) -> None:
     """Writes a graph as ONNX, and checks in onnxruntime that it computes the same.
 
     Raises:
@@ -119,23 +104,23 @@ def save_onnx(program: torch.export.ExportedProgram, path: Path, model: CDN, fra
         feed = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
         return torch.from_numpy(session.run(None, feed)[0])
 
-    _compare("ONNX", model, frames, run)
+    _compare("ONNX", model, data, run)
 
 
-def example(model: CDN, frames: int, words: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def example(data: DataConfig, words: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Returns inputs of the graph: features [1, T, D], words [1, L, W], word mask [1, L]; `words` of L are words."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(WORDS)[None] < words
-    features = torch.randn(1, frames, model.feature_size, generator=generator)
-    vectors = torch.randn(1, WORDS, model.word_size, generator=generator) * mask[..., None]
+    features = torch.randn(1, data.frames, data.feature_size, generator=generator)
+    vectors = torch.randn(1, WORDS, data.word_size, generator=generator) * mask[..., None]
     return features, vectors, mask
 
 
-def _compare(what: str, model: CDN, frames: int, graph: Any) -> None:
+def _compare(what: str, model: MomentModel, data: DataConfig, graph: Any) -> None:
     """Compares a graph's scores with the model's, for queries of several lengths, which the model reads unpadded."""
-    scores = Scores(model).eval()
+    scores = _module(model)
     for seed, words in enumerate((1, 7, WORDS)):
-        features, vectors, mask = example(model, frames, words, seed)
+        features, vectors, mask = example(data, words, seed)
         with torch.no_grad():
             wanted = scores(features, vectors[:, :words], mask[:, :words])
             gap = float((graph(features, vectors, mask) - wanted).abs().max())
@@ -143,5 +128,12 @@ def _compare(what: str, model: CDN, frames: int, graph: Any) -> None:
             raise RunError(f"{what}: scores differ from the model's by {gap:.2g}, more than {TOLERANCE:g}")
 
 
-def _bytes(model: CDN) -> int:
+def _module(model: MomentModel) -> nn.Module:
+    graph = model.graph()
+    if graph is None:
+        raise ConfigError(f"model.name={model.config.name} has no graph; export without --onnx and --torch-export")
+    return graph.module.eval()
+
+
+def _bytes(model: MomentModel) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())

@@ -102,10 +102,10 @@ def _label(planted: bool) -> list[str]:
 def _summary(facts: Facts) -> str:
     model = facts.checkpoint.experiment.model
     parameters = sum(weight.numel() for weight in facts.checkpoint.model.parameters())
+    sizes = ", ".join(filter(None, [model.summary(), f"{parameters:,} parameters"]))
     return (
-        f"A CDN (Cross-modal Dynamic Networks) for video moment retrieval, exported by cdn-tune {__version__} from the "
-        f"run `{facts.run}`: {model.clips} clips, hidden size {model.hidden}, {model.map.layers} convolution layers, "
-        f"{parameters:,} parameters."
+        f"A {model.label} model (`model.name: {model.name}`) for video moment retrieval, exported by cdn-tune "
+        f"{__version__} from the run `{facts.run}`: {sizes}."
     )
 
 
@@ -156,12 +156,15 @@ def _results(facts: Facts) -> list[str]:
 
 def _limits(facts: Facts) -> str:
     data, model = facts.checkpoint.experiment.data, facts.checkpoint.experiment.model
+    grid = (
+        f"- A video is divided into {model.grid} clips; moments begin and end between them. For videos much "
+        "longer than those of training, use `window=`.",
+    )
     return "\n".join(
         [
             f"- It knows features of one network only (size {data.feature_size}); others give nonsense, even of that "
             "size.",
-            f"- A video is divided into {model.clips} clips; moments begin and end between them. For videos much "
-            "longer than those of training, use `window=`.",
+            *(grid if model.grid else ()),
             "- It always answers, even where the sentence happens nowhere in the video.",
             "- Datasets of this field are biased: where moments tend to lie is learned along with what they show.",
             "- Scores rank the moments of one query; they are no probabilities.",
@@ -170,11 +173,10 @@ def _limits(facts: Facts) -> str:
 
 
 def _graphs(checkpoint: Checkpoint) -> str:
-    data, clips = checkpoint.experiment.data, checkpoint.experiment.model.clips
+    data, described = checkpoint.experiment.data, checkpoint.model.graph()
     return (
         f"One video and one query at a time. Inputs: `features` float32 [1, {data.frames}, {data.feature_size}] "
         f"(L2-normalised and averaged to {data.frames} rows, as `cdn_tune.data.clips.to_fixed_length` does), `words` "
         f"float32 [1, {graph.WORDS}, {data.word_size}] (vectors, then zeros), `word_mask` bool [1, {graph.WORDS}]. "
-        f"Output: `scores` float32 [1, {clips}, {clips}] in [0, 1]; cell (s, e) is the moment from the start of clip s "
-        f"to the end of clip e, 0 where it is no proposal. Checked against the model to {graph.TOLERANCE:g}."
+        f"Output: `scores` {described.output if described else ''}. Checked against the model to {graph.TOLERANCE:g}."
     )

@@ -35,7 +35,7 @@ class QueryResult:
         query: The sentence.
         duration: Length of the video.
         truth: The annotated moment, (start, end).
-        moments: Retrieved ones, best first, (start, end, score); scores within [0, 1] for a CDN.
+        moments: Retrieved ones, best first, (start, end, score).
         iou: IoU of the first with the truth; 0 if there is none.
         split: The split the query is of.
     """

@@ -1,7 +1,6 @@
 """The retriever: a trained model that answers queries about videos it has never seen.
 
-Shape letters: N frames, D feature size, V windows, T frame features and S clips of a window, H hidden, Q queries,
-P proposals.
+Shape letters: N frames, D feature size, V windows, T frame features and S clips of a window, H hidden, Q queries.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.lexicon import Lexicon
 from cdn_tune.errors import DataError, TrainingError
-from cdn_tune.model.cdn import CDN
-from cdn_tune.moments.nms import top_moments, top_spans
+from cdn_tune.model.family import MomentModel, Spans
 from cdn_tune.moments.windows import sliding_windows
 from cdn_tune.training.step.precision import autocast, resolve_precision
 
@@ -42,8 +40,8 @@ class Moment:
     Attributes:
         start: In seconds.
         end: In seconds.
-        score: In [0, 1]; higher is better. It estimates how well the moment overlaps the right one: 0 stands for the
-            experiment's `loss.min_iou` and below, 1 for its `loss.max_iou` and above.
+        score: Higher is better. A CDN's, in [0, 1], estimates how well the moment overlaps the right one: 0 stands for
+            the experiment's `loss.min_iou` and below, 1 for its `loss.max_iou` and above.
     """
 
     start: float
@@ -59,18 +57,19 @@ class Video:
         duration: In seconds.
         frames: How many frame features it has, N.
         windows: Frames of each window, [first, last), V of them.
-        clips: Encoded clips of each window [V, H, S].
+        encoded: Encoding of each window [V, ...], as the model's family has it: for a CDN its clips [V, H, S].
     """
 
     duration: float
     frames: int
     windows: tuple[tuple[int, int], ...]
-    clips: Tensor
+    encoded: Tensor
 
     def seconds(self, window: int) -> tuple[float, float]:
         """Returns start and end of a window in seconds."""
         first, last = self.windows[window]
-        return first * self.duration / self.frames, last * self.duration / self.frames
+        end = self.duration if last == self.frames else last * self.duration / self.frames
+        return first * self.duration / self.frames, end
 
 
 class Retriever:
@@ -89,7 +88,7 @@ class Retriever:
 
     def __init__(
         self,
-        model: CDN,
+        model: MomentModel,
         experiment: Experiment,
         lexicon: Lexicon,
         planted: bool,
@@ -142,9 +141,9 @@ class Retriever:
     ) -> Video:
         """Encodes a video once, for `answer`.
 
-        By default the whole video is divided into S clips, as in training and evaluation. In a video much longer than
-        those of training a clip becomes too long to tell moments apart; `window` then slides a window over it, which is
-        treated as a video of its own (see `answer`).
+        By default the whole video is encoded, as in training and evaluation. Where a model divides it into clips,
+        these become too long to tell moments apart in a video much longer than those of training; `window` then slides
+        a window over it, which is treated as a video of its own (see `answer`).
 
         Args:
             features: Frame features [N, D], or a file with them; as for `retrieve`.
@@ -167,11 +166,11 @@ class Retriever:
                 raise DataError(str(error)) from None
         elif stride is not None:
             raise DataError(f"stride={stride:g}: has no meaning without a window; give window as well")
-        clips = [
-            self._clips([frames[first:last] for first, last in windows[at : at + WINDOWS_AT_ONCE]])
+        encoded = [
+            self._encode([frames[first:last] for first, last in windows[at : at + WINDOWS_AT_ONCE]])
             for at in range(0, len(windows), WINDOWS_AT_ONCE)
         ]
-        return Video(float(duration), len(frames), tuple(windows), torch.cat(clips))
+        return Video(float(duration), len(frames), tuple(windows), torch.cat(encoded))
 
     @torch.no_grad()
     def answer(self, video: Video, queries: Sequence[str], top: int = 5) -> list[list[Moment]]:
@@ -195,8 +194,9 @@ class Retriever:
         if top < 1:
             raise DataError(f"top={top}: must be at least 1")
         words = self._words(queries)
-        step = max(1, min(self.experiment.eval.batch_size, _SCORES_AT_ONCE // (len(video.windows) * self._cells)))
-        if self.model.query.read_padding:
+        most = _SCORES_AT_ONCE // (len(video.windows) * self.model.most_spans)
+        step = max(1, min(self.experiment.eval.batch_size, most))
+        if self.model.reads_padding:
             step = 1  # a query's encoding depends on the padding; this way not on its neighbours
         found = []
         for first in range(0, len(words), step):
@@ -211,11 +211,6 @@ class Retriever:
         """
         return self.lexicon.encode(query)[1]
 
-    @property
-    def _cells(self) -> int:
-        """Elements of one query's scores in one window."""
-        return self.experiment.model.clips**2
-
     def _frames(self, features: Features) -> Frames:
         where = "features"
         if isinstance(features, str | Path):
@@ -223,16 +218,15 @@ class Retriever:
             features = read_frames(Path(features), member=layout_of(self.experiment.data.dataset).member).frames
         return check_frames(features, self.experiment.data.feature_size, where)
 
-    def _clips(self, windows: Sequence[Frames]) -> Tensor:
-        """Encodes windows' frames to clips [V, H, S]."""
+    def _encode(self, windows: Sequence[Frames]) -> Tensor:
+        """Encodes windows' frames [V, ...]."""
         config = self.experiment.data
         rows = [to_fixed_length(frames, config.frames, config.resampling == "legacy") for frames in windows]
         visual = torch.stack(rows)  # [V, T, D]
         if config.cache_dtype == "float16":  # as the clip cache rounded them in training
             visual = visual.half().float()
         with autocast(self.device, self._dtype):
-            clips: Tensor = self.model.clip_pool(visual.to(self.device))[0]
-        return clips
+            return self.model.encode(visual.to(self.device))
 
     def _words(self, queries: Sequence[str]) -> list[Tensor]:
         """Reads queries, each [L, W]; tells of the words that are not known."""
@@ -249,19 +243,18 @@ class Retriever:
     def _answer(self, video: Video, words: Sequence[Tensor], top: int) -> list[list[Moment]]:
         padded = torch.nn.utils.rnn.pad_sequence(list(words), batch_first=True)  # [Q, L, W]
         mask = torch.arange(padded.shape[1]) < torch.tensor([[len(row)] for row in words])  # [Q, L]
-        valid = self.model.proposals.mask
         with autocast(self.device, self._dtype):
-            query = self.model.query(padded.to(self.device), mask.to(self.device))  # [Q, H]
-            maps = [torch.sigmoid(self.model.match(clips[None], query).float()) for clips in video.clips]
-        if not all(bool(scores.isfinite().all()) for scores in maps):
+            outputs = self.model.answer(video.encoded, padded.to(self.device), mask.to(self.device))
+        found = []
+        for window, output in enumerate(outputs):
+            start, end = video.seconds(window)
+            durations = torch.full((len(words),), end - start, dtype=torch.float64, device=self.device)
+            inside = self.model.spans(output, durations)
+            found.append(Spans(inside.spans + start, inside.scores))
+        candidates = Spans(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+        if bool(candidates.scores.isnan().any()):
             raise TrainingError(f"{self.source}: scores are not finite; weights or features are too large")
-        if len(maps) == 1:  # what an evaluation does
-            durations = torch.full((len(words),), video.duration, dtype=torch.float64, device=self.device)
-            spans, scores = top_moments(maps[0], durations, top, self.nms_threshold, valid)
-        else:
-            moments = torch.cat([self._moments(video, window) for window in range(len(maps))])
-            cells = torch.cat([scores[:, valid] for scores in maps], dim=1)  # [Q, V P]
-            spans, scores = top_spans(cells, moments, top, self.nms_threshold)
+        spans, scores = self.model.suppress(candidates, top, self.nms_threshold)
         return [
             [
                 Moment(start, end, score)
@@ -270,9 +263,3 @@ class Retriever:
             ]
             for row, points in zip(spans.tolist(), scores.tolist(), strict=True)
         ]
-
-    def _moments(self, video: Video, window: int) -> Tensor:
-        """Returns the seconds of a window's proposals, float64 [P, 2], in the order of a mask's cells."""
-        start, end = video.seconds(window)
-        cells = self.model.proposals.mask.cpu().nonzero() + torch.tensor([0, 1])  # [P, 2]
-        return start + cells.double() / self.experiment.model.clips * (end - start)

@@ -18,7 +18,6 @@ from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
-from cdn_tune.moments.nms import top_moments
 from cdn_tune.training.evaluate.scores import score_batches
 from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.step.precision import resolve_precision, use_tf32
@@ -140,11 +139,12 @@ def retrieve_part(
         for scored in score_batches(model, dataset, batches, device, dtype):
             answers = []
             for threshold in thresholds:
-                top, scores = top_moments(scored.scores, scored.batch.durations, limit, threshold, valid=scored.mask)
+                top, scores = model.suppress(scored.found, limit, threshold)
                 answers.append((top.cpu().numpy(), scores.cpu().numpy()))
             found.append((scored.indices.numpy(), answers))
-            if writer is not None:
-                writer.add(scored.indices, scored.scores, scored.mask)
+            shown = None if writer is None else model.pictures(scored.output).score_map
+            if writer is not None and shown is not None:
+                writer.add(scored.indices, shown.scores, shown.mask)
     return found
 
 

@@ -14,11 +14,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from cdn_tune.config import ModelConfig
-from cdn_tune.errors import CheckpointError
+from cdn_tune.config import DataConfig, ModelConfig
+from cdn_tune.errors import CheckpointError, ConfigError
+from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.cdn.network import CDN
 
 _PROPOSALS = {"SparsePropMaxPool": "pool", "SparsePropConv": "conv"}
+_PUBLISHED = {ours: theirs for theirs, ours in _PROPOSALS.items()}
 _SHOWN = 5  # entries named in an error
 
 _LSTM = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -36,7 +38,7 @@ _CONV2D = re.compile(r"map_layer\.convs\.(?P<layer>\d+)\.(?P<leaf>weight|bias)")
 _CONV1D = ("frame_layer.vis_conv.weight", "frame_layer.vis_out_conv.weight")  # 1x1 convolutions that we hold as linears
 
 
-def published_config(settings: Mapping[str, Any]) -> ModelConfig:
+def published_config(settings: Mapping[str, Any]) -> CDNConfig:
     """Returns the configuration that behaves as the published model with these settings.
 
     Args:
@@ -47,7 +49,7 @@ def published_config(settings: Mapping[str, Any]) -> ModelConfig:
         CheckpointError: If a setting is missing or impossible.
     """
     try:
-        return ModelConfig.model_validate(
+        return CDNConfig.model_validate(
             {
                 "clips": settings["num_clips"],
                 "hidden": settings["hidden"],
@@ -73,6 +75,41 @@ def published_config(settings: Mapping[str, Any]) -> ModelConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"published settings: {where + ': ' if where else ''}{first['msg']}") from error
+
+
+def published_settings(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
+    """Returns a model's configuration as published settings.
+
+    Raises:
+        ConfigError: If it is of another family, or the published model has no such variant.
+    """
+    if not isinstance(model, CDNConfig):
+        raise ConfigError(f"model.name={model.name}: published weights are those of a cdn; change the experiment")
+    variants = {
+        "model.clip_pool": (model.clip_pool, "attention"),
+        "model.attention_size": (model.attention_size, 256),
+        "model.map.mixing": (model.map.mixing, "both"),
+        "model.map.residual": (model.map.residual, True),
+        "model.map.batch_norm": (model.map.batch_norm, True),
+        "model.map.norm_over": (model.map.norm_over, "all"),
+    }
+    for key, (value, published) in variants.items():
+        if value != published:
+            raise ConfigError(f"{key}={value}: the published model has {published} only; change the experiment")
+    return {
+        "num_clips": model.clips,
+        "proposal": _PUBLISHED[model.proposals],
+        "scale_layers": list(model.scales),
+        "hidden": model.hidden,
+        "visual_dim": data.feature_size,
+        "word_dim": data.word_size,
+        "attention_steps": model.attention_steps,
+        "kernel_sizes": list(model.map.kernel_sizes),
+        "dynamic": list(model.map.dynamic),
+        "num_experts": model.map.experts,
+        "lstm_layers": model.query.layers,
+        "lstm_bidirectional": model.query.bidirectional,
+    }
 
 
 def from_published(state: Mapping[str, Any], settings: Mapping[str, Any]) -> CDN:
@@ -116,14 +153,14 @@ def from_published(state: Mapping[str, Any], settings: Mapping[str, Any]) -> CDN
     return model
 
 
-def published_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def published_names(config: CDNConfig) -> Iterator[tuple[str, str]]:
     """Yields our name and the published name of every entry of a model's state."""
     for ours, theirs, leaves in _modules(config):
         for leaf, their_leaf in leaves.items():
             yield f"{ours}.{leaf}", f"{theirs}.{their_leaf}"
 
 
-def _modules(config: ModelConfig) -> Iterator[tuple[str, str, dict[str, str]]]:
+def _modules(config: CDNConfig) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yields our name, the published name and the entries of every module."""
     plain = {"weight": "weight", "bias": "bias"}
     directions = {"forwards": "", "backwards": "_reverse"} if config.query.bidirectional else {"forwards": ""}
@@ -152,7 +189,7 @@ def _modules(config: ModelConfig) -> Iterator[tuple[str, str, dict[str, str]]]:
     yield "score", "pred_layer", plain
 
 
-def _published_shape(theirs: str, ours: Tensor, config: ModelConfig) -> torch.Size:
+def _published_shape(theirs: str, ours: Tensor, config: CDNConfig) -> torch.Size:
     """Returns the shape of a published entry, given our tensor."""
     if theirs in _CONV1D:
         return torch.Size((*ours.shape, 1))

@@ -43,33 +43,29 @@ def top_moments(
         raise ValueError(f"want valid {[*scores.shape[1:]]}, got {[*valid.shape]}")
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    queries, clips = scores.shape[:2]
-    device = scores.device
+    clips, device = scores.shape[1], scores.device
     if not scores.is_floating_point():
         scores = scores.double()
     allowed = torch.ones(clips, clips, dtype=torch.bool, device=device).triu()
     if valid is not None:
         allowed &= valid.to(device, torch.bool)
     cells = allowed.flatten().nonzero()[:, 0]  # [N]
-    edges = torch.arange(clips + 1, dtype=torch.float32, device=device) / clips
-    edges = (edges * durations.to(device, torch.float32)[:, None]).double()  # [Q, S + 1]
+    return top_spans(
+        scores.flatten(1).index_select(1, cells), cell_spans(cells, clips, durations.to(device)), limit, nms_threshold
+    )
 
-    spans = torch.full((queries, limit, 2), torch.nan, dtype=torch.float64, device=device)
-    best = torch.full((queries, limit), torch.nan, dtype=scores.dtype, device=device)
-    if len(cells) == 0:
-        return spans, best
-    step = max(1, _CHUNK_CELLS.get(device.type, 1 << 24) // len(cells))
-    for first in range(0, queries, step):
-        chunk = slice(first, first + step)
-        _suppress(
-            scores[chunk].flatten(1).index_select(1, cells),
-            edges[chunk].index_select(1, cells // clips),
-            edges[chunk].index_select(1, cells % clips + 1),
-            nms_threshold,
-            spans[chunk],
-            best[chunk],
-        )
-    return spans, best
+
+def cell_spans(cells: Tensor, clips: int, durations: Tensor) -> Tensor:
+    """Returns the moments of a map's cells in seconds, rounded to float32, as float64 [Q, N, 2].
+
+    Args:
+        cells: Row times S plus column of each cell [N].
+        clips: Clips of a video S.
+        durations: Seconds [Q].
+    """
+    edges = torch.arange(clips + 1, dtype=torch.float32, device=durations.device) / clips
+    edges = (edges * durations.to(torch.float32)[:, None]).double()  # [Q, S + 1]
+    return torch.stack([edges.index_select(1, cells // clips), edges.index_select(1, cells % clips + 1)], dim=2)
 
 
 def top_spans(scores: Tensor, spans: Tensor, limit: int, nms_threshold: float) -> tuple[Tensor, Tensor]:
@@ -77,7 +73,7 @@ def top_spans(scores: Tensor, spans: Tensor, limit: int, nms_threshold: float) -
 
     Args:
         scores: Higher is better [Q, N]; NaN and -inf are never answers.
-        spans: The moments, in seconds, the same for all queries [N, 2].
+        spans: The moments, in seconds: of each query [Q, N, 2], or the same for all [N, 2].
         limit: How many moments to return per query.
         nms_threshold: IoU above which the lesser moment is dropped.
 
@@ -88,16 +84,23 @@ def top_spans(scores: Tensor, spans: Tensor, limit: int, nms_threshold: float) -
     Raises:
         ValueError: If the shapes do not fit or `limit` is not positive.
     """
-    if scores.ndim != 2 or spans.shape != (scores.shape[1], 2):
-        raise ValueError(f"want scores [Q, N] and spans [N, 2], got {[*scores.shape]} and {[*spans.shape]}")
+    if scores.ndim != 2 or spans.shape not in ((scores.shape[1], 2), (*scores.shape, 2)):
+        raise ValueError(
+            f"want scores [Q, N] and spans [N, 2] or [Q, N, 2], got {[*scores.shape]} and {[*spans.shape]}"
+        )
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    found = torch.full((len(scores), limit, 2), torch.nan, dtype=torch.float64, device=scores.device)
-    best = torch.full((len(scores), limit), torch.nan, dtype=scores.dtype, device=scores.device)
-    starts, ends = spans.to(scores.device, torch.float64).T
-    if scores.numel():
-        rows = (len(scores), 1)
-        _suppress(scores.clone(), starts.repeat(rows), ends.repeat(rows), nms_threshold, found, best)
+    queries, count = scores.shape
+    found = torch.full((queries, limit, 2), torch.nan, dtype=torch.float64, device=scores.device)
+    best = torch.full((queries, limit), torch.nan, dtype=scores.dtype, device=scores.device)
+    if count == 0:
+        return found, best
+    spans = spans.to(scores.device, torch.float64).expand(queries, count, 2)
+    step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // count)
+    for first in range(0, queries, step):
+        chunk = slice(first, first + step)
+        starts, ends = (spans[chunk, :, end].contiguous() for end in (0, 1))
+        _suppress(scores[chunk].clone(), starts, ends, nms_threshold, found[chunk], best[chunk])
     return found, best
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cdn_tune.model.families import label_in
 from cdn_tune.report.wording import is_share, number
 
 _TITLES = {
@@ -90,9 +91,10 @@ def tables(evaluation: Mapping[str, Any]) -> list[Table]:
     Published rows are left out beside planted data: they are results on other data.
     """
     reported = evaluation.get("reported")
-    model = "CDN, chosen on val" if reported in (None, "checkpoint") else f"CDN, {reported}"
+    family = label_in(evaluation.get("experiment") or {})
+    model = f"{family}, chosen on val" if reported in (None, "checkpoint") else f"{family}, {reported}"
     if evaluation.get("label"):
-        model = "CDN, published protocol"
+        model = f"{family}, published protocol"
     baselines = evaluation.get("baselines") or {}
     found = [_table("", [(model, evaluation), *((_title(name), entry) for name, entry in baselines.items())])]
     found += _advantage(evaluation.get("advantage"))

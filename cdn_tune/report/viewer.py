@@ -1,6 +1,6 @@
-"""The model looked at: its answers, score maps and frame attention, from the run's best checkpoint.
+"""The answers, score maps and frame attention of a run's best checkpoint.
 
-Shape letters: B batch, S clips, P valid cells, T frames, F = T / S frames per clip, J attention steps.
+Shape letters: B batch, S clips, P valid cells, T frames, J attention steps.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,9 @@ import torch
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import Batch, MomentDataset, load_split
-from cdn_tune.errors import CheckpointError
+from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.evaluation.queries import QueryResult, query_results
-from cdn_tune.model.cdn.network import CDNOutput
-from cdn_tune.moments.nms import top_moments
 from cdn_tune.report.predictions import Predictions
 from cdn_tune.training.runs.checkpoint import Checkpoint, load_checkpoint
 from cdn_tune.training.step.precision import autocast, resolve_precision
@@ -95,8 +93,8 @@ class Viewer:
                 break
             indices = spread[rows]
             batch, output = self._forward(indices)
-            scores = torch.sigmoid(output.logits.float())
-            top, marks = top_moments(scores, batch.durations, TOP, self._config.nms_threshold, valid=output.mask)
+            found_here = self._model.spans(output, batch.durations)
+            top, marks = self._model.suppress(found_here, TOP, self._config.nms_threshold)
             items = [self.dataset.annotations[index] for index in indices]
             results = query_results(items, top.cpu(), marks.cpu(), self.split)
             found |= dict(zip(indices.tolist(), results, strict=True))
@@ -107,27 +105,32 @@ class Viewer:
         """Looks at some queries, in the given order, as many as can be in the given time; unknown ids are left out."""
         at = {item.id: index for index, item in enumerate(self.dataset.annotations)}
         wanted = [at[name] for name in ids if name in at]
-        mask = self._model.proposals.mask.cpu().numpy()
-        clips = mask.shape[0]
-        views = Views(clips, np.flatnonzero(mask).astype(np.uint16))
+        views = Views(0, np.empty(0, np.uint16))
         until = time.monotonic() + seconds
         for begin in range(0, len(wanted), self._config.batch_size):
             if begin and time.monotonic() > until:
                 break
             indices = np.array(wanted[begin : begin + self._config.batch_size], dtype=np.int64)
             _, output = self._forward(indices)
-            scores = torch.sigmoid(output.logits.float())[:, output.mask].cpu().numpy()  # [B, P]
-            attention = None if output.attention is None else output.attention.float().flatten(1, 2).cpu().numpy()
+            shown = self._model.pictures(output)
+            if shown.score_map is None:
+                raise RunError(f"model.name={self._model.config.name} has none")
+            marks, mask = shown.score_map
+            if not views.by_id:
+                cells = mask.flatten().nonzero()[:, 0].cpu().numpy().astype(np.uint16)
+                views = Views(len(mask), cells)
+            scores = marks[:, mask].cpu().numpy()  # [B, P]
+            attention = None if shown.attention is None else shown.attention.cpu().numpy()  # [B, J, T]
             for row, index in enumerate(indices.tolist()):
-                weights = None if attention is None else _bytes(attention[row].T)  # [J, T]
+                weights = None if attention is None else _bytes(attention[row])
                 name = self.dataset.annotations[index].id
                 views.by_id[name] = View(float(scores[row].max()), _bytes(scores[row]), weights)
         return views
 
-    def _forward(self, indices: npt.NDArray[np.int64]) -> tuple[Batch, CDNOutput]:
+    def _forward(self, indices: npt.NDArray[np.int64]) -> tuple[Batch, Any]:
         with torch.no_grad(), autocast(self._device, self._dtype):
             batch = self.dataset.batch(indices).to(self._device)
-            return batch, self._model(batch.visual, batch.words, batch.word_mask)
+            return batch, self._model(*self._model.inputs_of(batch))
 
 
 def _checkpoint(run: Path, named: str | None) -> Checkpoint:

@@ -12,14 +12,12 @@ import torch
 from cdn_tune.config import Experiment, override
 from cdn_tune.data.files import sha256
 from cdn_tune.data.fingerprint import is_planted
-from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, RunError
-from cdn_tune.model.published import from_published
+from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
+from cdn_tune.model.published import from_published, published_settings
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.runs.checkpoint import save_checkpoint
 from cdn_tune.training.runs.manifest import describe_run
 from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, locked, read_manifest
-
-_PROPOSALS = {"pool": "SparsePropMaxPool", "conv": "SparsePropConv"}
 
 
 def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
@@ -39,7 +37,7 @@ def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
         RunError: If the folder is in use or holds something else.
     """
     try:
-        model = from_published(read_state(path), published_settings(experiment))
+        model = from_published(read_state(path), published_settings(experiment.model, experiment.data))
     except CheckpointError as error:
         raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
     data = {**experiment.plain()["data"], "tokenizer": "legacy", "resampling": "legacy"}  # as it was trained
@@ -84,40 +82,6 @@ def read_state(path: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = state
     return found
-
-
-def published_settings(experiment: Experiment) -> dict[str, Any]:
-    """Returns an experiment's model in the words of the published settings.
-
-    Raises:
-        ConfigError: If the published model has no such variant.
-    """
-    model = experiment.model
-    variants = {
-        "model.clip_pool": (model.clip_pool, "attention"),
-        "model.attention_size": (model.attention_size, 256),
-        "model.map.mixing": (model.map.mixing, "both"),
-        "model.map.residual": (model.map.residual, True),
-        "model.map.batch_norm": (model.map.batch_norm, True),
-        "model.map.norm_over": (model.map.norm_over, "all"),
-    }
-    for key, (value, published) in variants.items():
-        if value != published:
-            raise ConfigError(f"{key}={value}: the published model has {published} only; change the experiment")
-    return {
-        "num_clips": model.clips,
-        "proposal": _PROPOSALS[model.proposals],
-        "scale_layers": list(model.scales),
-        "hidden": model.hidden,
-        "visual_dim": experiment.data.feature_size,
-        "word_dim": experiment.data.word_size,
-        "attention_steps": model.attention_steps,
-        "kernel_sizes": list(model.map.kernel_sizes),
-        "dynamic": list(model.map.dynamic),
-        "num_experts": model.map.experts,
-        "lstm_layers": model.query.layers,
-        "lstm_bidirectional": model.query.bidirectional,
-    }
 
 
 def _planted(experiment: Experiment) -> bool:

@@ -17,7 +17,7 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset
 from cdn_tune.errors import ConfigError
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 from cdn_tune.model.kernels.sample_conv import compiled
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.evaluate.pictures import captions, draw
@@ -194,8 +194,7 @@ class _Training:
             epoch=epoch,
             epochs=epochs,
             loss=totals.loss,
-            moment_loss=totals.moment_loss,
-            attention_loss=totals.attention_loss,
+            losses=totals.losses,
             learning_rate=self.engine.schedule.learning_rate,
             gradient_norm=totals.gradient_norm,
             samples_per_second=totals.queries / totals.seconds,
@@ -261,7 +260,7 @@ def _check_sizes(experiment: Experiment, splits: Mapping[Split, MomentDataset], 
             raise ConfigError(f"{key}={size} is smaller than the number of workers, {world.size}; use fewer workers")
 
 
-def _wrap(model: CDN, experiment: Experiment, world: World) -> torch.nn.Module:
+def _wrap(model: MomentModel, experiment: Experiment, world: World) -> torch.nn.Module:
     wrapped: torch.nn.Module = model
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None

@@ -17,13 +17,13 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import epoch_batches, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.memory.device import available_bytes, fit_micro_batch, peak_bytes
 from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
 from cdn_tune.training.memory.size import checkpoint_bytes
 from cdn_tune.training.runs.checkpoint import build_model
-from cdn_tune.training.step.batch_loss import losses
+from cdn_tune.training.step.batch_loss import batch_loss
 from cdn_tune.training.step.optimiser import build_optimiser
 from cdn_tune.training.step.precision import resolve_precision
 from cdn_tune.training.step.process_group import this_world
@@ -131,7 +131,7 @@ class _Trial:
     """A trial that is measured."""
 
     experiment: Experiment
-    model: CDN
+    model: MomentModel
     optimiser: Optimizer
     dataset: MomentDataset
     device: torch.device
@@ -182,5 +182,5 @@ class _Trial:
 
     def _backward(self, batch: Batch, weight: float) -> None:
         """Adds the gradient of some queries' loss, weighted."""
-        loss = losses(self.model, batch.to(self.device), self.experiment, self.dtype)[0]
+        loss = batch_loss(self.model, batch.to(self.device), self.dtype)[0]
         torch.autograd.backward(loss * weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
@@ -23,9 +23,8 @@ class EpochReport:
     Attributes:
         epoch: Number of the epoch, from 1.
         epochs: Epochs in all: this one's number, when patience has ended the training.
-        loss: Training loss, mean over queries: moment + β attention.
-        moment_loss: Its scaled-IoU cross-entropy part.
-        attention_loss: Its attention-diversity part, unweighted.
+        loss: Training loss, mean over queries.
+        losses: Its parts by name, unweighted; `plain` has them beside the other values, after `loss`.
         learning_rate: At the end of the epoch.
         gradient_norm: Mean over the steps, before clipping.
         samples_per_second: Training queries per second, all workers together.
@@ -44,8 +43,7 @@ class EpochReport:
     epoch: int
     epochs: int
     loss: float
-    moment_loss: float
-    attention_loss: float
+    losses: dict[str, float]
     learning_rate: float
     gradient_norm: float
     samples_per_second: float
@@ -67,7 +65,17 @@ class EpochReport:
 
     def plain(self) -> dict[str, Any]:
         """Returns the report as a plain dict, ready for JSON."""
-        return asdict(self)
+        found: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            found |= value if name == "losses" else {name: value}
+        return found
+
+    @classmethod
+    def read(cls, plain: dict[str, Any]) -> EpochReport:
+        """Returns the report that `plain` was made of: values of other names are parts of the loss."""
+        own = {field.name for field in fields(cls)}
+        rest = {name: value for name, value in plain.items() if name not in own}
+        return cls(losses=rest, **{name: value for name, value in plain.items() if name in own})
 
 
 Report = Callable[[EpochReport], None]

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from cdn_tune.config import Experiment
+from cdn_tune.config import Experiment, build
 from cdn_tune.errors import CheckpointError
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from cdn_tune.training.runs.writer import Snapshots
@@ -90,7 +90,7 @@ class TrialState:
 
     experiment: Experiment
     folder: Path
-    model: CDN
+    model: MomentModel
     optimiser: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -101,7 +101,7 @@ class TrialState:
     snapshots: Snapshots = field(default_factory=Snapshots)
 
     @property
-    def evaluated(self) -> CDN:
+    def evaluated(self) -> MomentModel:
         """The model that is evaluated and kept."""
         return self.model if self.ema is None else self.ema.model  # type: ignore[return-value]
 
@@ -114,7 +114,7 @@ class TrialState:
         best. The `last` before stays as `previous`.
         """
         generators = self.world.gather(_generator_state(self.world))
-        sums = None if within is None else self.world.gather(within.sums.clone())
+        sums = None if within is None or within.sums is None else self.world.gather(within.sums.clone())
         if not self.world.is_main:
             return lambda: None
         last: dict[str, Any] = {
@@ -155,7 +155,7 @@ class TrialState:
         if content is None:
             return Progress()
         path = self.folder / LAST
-        if content["experiment"] != self.experiment.plain():
+        if build(Experiment, content["experiment"], f"{path}: experiment") != self.experiment:
             raise CheckpointError(f"{path}: belongs to another experiment; choose another folder")
         load_weights(self.model, content["model"], path)
         self.optimiser.load_state_dict(content["optimiser"])
@@ -167,7 +167,7 @@ class TrialState:
         same = len(content["generators"]) == self.world.size
         if same:
             _restore_generators(content["generators"][self.world.rank], self.world)
-        progress = Progress([EpochReport(**report) for report in content["history"]])
+        progress = Progress([EpochReport.read(report) for report in content["history"]])
         if content["within"] is not None:
             step, sums, norms, seconds = content["within"]
             whole = sum(sums, torch.zeros_like(sums[0])) * float(self.world.is_main)  # with other workers than before

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.config import Experiment, SearchSpace, build, override
-from cdn_tune.config.keys import flatten, get_key
+from cdn_tune.config.keys import flatten, get_keys
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
@@ -77,8 +77,7 @@ def learn_from(run: Path, study: Study) -> str:
 
 def _point(plain: Mapping[str, Any], candidates: Candidates) -> dict[str, Any] | None:
     """Returns an experiment as a point of a search, by Optuna's names; None if it is none."""
-    own_values = {key: get_key(plain, key) for key in candidates.space.parameters}
-    point = candidates.spread(own_values)
+    point = candidates.spread(get_keys(plain, candidates.space.parameters))
     if not candidates.is_complete(point):
         return None
     try:

@@ -58,7 +58,7 @@ def told(path: Path, overrides: dict[str, Any] | None = None) -> str:
         ({"optim.lr": {**LR, "per_layer": True}}, "optim.lr takes no list; only model.map.kernel_size and"),
         (
             {"model.map.dynamic_layers": {"type": "int", "low": 0, "high": 1, "per_layer": True}},
-            "a layer is dynamic or not; write type: categorical, choices: [true, false]",
+            "the value of a layer is true or false; write type: categorical, choices: [true, false]",
         ),
         (
             {

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from cdn_tune.config import Experiment, load_experiment, load_space, override, parse_overrides
 from cdn_tune.config.keys import dotted_keys, flatten, nearest_key, set_key
-from cdn_tune.config.model import derive_scale_layers
 from cdn_tune.config.yaml import dump, parse, read_mapping
 from cdn_tune.errors import ConfigError
+from cdn_tune.model.cdn.config import derive_scale_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))

@@ -1,15 +1,18 @@
 """The network as a whole: shapes, masks, what its answers may depend on, every ablation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from cdn_tune.config import ModelConfig, load_experiment
-from cdn_tune.model.cdn import CDN
+from cdn_tune.config import Experiment, load_experiment
+from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss
-from cdn_tune.model.describe import count_parameters
+from cdn_tune.model.cdn.network import CDN
 from cdn_tune.model.kernels import cell_conv
+from cdn_tune.training.memory.size import count_parameters
+from cdn_tune.training.runs.checkpoint import build_model
 
 FRAMES, FEATURES, WORD, LENGTH, BATCH = 16, 6, 5, 7, 3
 SMALL: dict[str, Any] = {
@@ -44,7 +47,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 def build(**changes: Any) -> CDN:
     torch.manual_seed(0)
-    return CDN(ModelConfig.model_validate({**SMALL, **changes}), FEATURES, WORD)
+    return CDN(CDNConfig.model_validate({**SMALL, **changes}), FEATURES, WORD)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -122,11 +125,12 @@ def test_the_query_changes_the_answer() -> None:
 
 
 def test_published_size() -> None:
-    for path, feature_size in (("charades/CDN-16x16-K5L8-pool", 4096), ("tacos/CDN-128x128-K5L8-pool", 4096)):
+    for path in ("charades/CDN-16x16-K5L8-pool", "tacos/CDN-128x128-K5L8-pool"):
         experiment = load_experiment(path)
-        assert count_parameters(experiment.model, feature_size, 300) == pytest.approx(249e6, rel=0.005)
+        assert experiment.data.feature_size == 4096
+        assert count_parameters(experiment) == pytest.approx(249e6, rel=0.005)
 
 
-def test_count_is_that_of_the_built_model() -> None:
-    model = build()
-    assert count_parameters(model.config, FEATURES, WORD) == sum(parameter.numel() for parameter in model.parameters())
+def test_count_is_that_of_the_built_model(tiny: Callable[..., Experiment]) -> None:
+    experiment = tiny()
+    assert count_parameters(experiment) == sum(parameter.numel() for parameter in build_model(experiment).parameters())

@@ -10,8 +10,8 @@ import torch
 
 from cdn_tune.data.clips import to_fixed_length
 from cdn_tune.errors import CheckpointError
-from cdn_tune.model.cdn import CDN
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss, scale_iou
+from cdn_tune.model.cdn.network import CDN
 from cdn_tune.model.published import from_published
 from cdn_tune.moments.metrics import evaluate
 from cdn_tune.moments.temporal_map import iou_map

@@ -10,9 +10,9 @@ import torch
 from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.evaluate import evaluate_run
-from cdn_tune.model.cdn import CDN
-from cdn_tune.model.published import published_names
-from cdn_tune.training.import_weights import import_weights, published_settings, read_state
+from cdn_tune.model.cdn.network import CDN
+from cdn_tune.model.published import published_names, published_settings
+from cdn_tune.training.import_weights import import_weights, read_state
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint
 
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_named(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_variant_that_was_never_published_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"model\.clip_pool=mean"):
-        published_settings(tiny(**{"model.clip_pool": "mean"}))
+        published_settings((mean := tiny(**{"model.clip_pool": "mean"})).model, mean.data)
 
 
 class Evil:

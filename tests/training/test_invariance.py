@@ -31,7 +31,7 @@ reports = []
 train_in(experiment, Path(sys.argv[2]), reports.append, threads=1)
 if sys.argv[3] == "0":
     names = ("loss", "moment_loss", "attention_loss", "gradient_norm", "val")
-    out = [[getattr(report, name) for name in names] for report in reports]
+    out = [[report.plain()[name] for name in names] for report in reports]
     Path(sys.argv[2], "seen.json").write_text(json.dumps(out))
 if dist.is_initialized():
     dist.destroy_process_group()

@@ -137,7 +137,7 @@ def test_an_estimate_alone_refuses_nothing(caplog: pytest.LogCaptureFixture) -> 
 def test_one_query_too_many_is_an_error() -> None:
     with pytest.raises(MemoryShortage, match=r"out of memory with one query.* GiB needed, .* available; lower") as told:
         fit_micro_batch(4, NEED, 10_000, out_of_memory_above(0, torch.OutOfMemoryError("no"), []))
-    assert "model.hidden" in str(told.value)
+    assert "data.frames or the sizes under model" in str(told.value)
     assert "\n" not in str(told.value)
 
 

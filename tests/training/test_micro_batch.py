@@ -14,6 +14,7 @@ from cdn_tune.training.step.process_group import World
 from cdn_tune.training.train_trial import open_data
 
 Tiny = Callable[..., Experiment]
+CPU = torch.device("cpu")
 
 
 def choose(experiment: Experiment) -> int | None:
@@ -33,7 +34,7 @@ def test_the_whole_batch_where_memory_is_plenty(tiny: Tiny, monkeypatch: pytest.
 @pytest.mark.parametrize(("queries", "expected"), [(8, None), (7, 4), (3, 2), (1, 1)])
 def test_fewer_where_it_is_not(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, queries: int, expected: int | None) -> None:
     experiment = tiny()
-    need = estimate(experiment, torch.float32, torch.device("cpu"))
+    need = estimate(experiment, torch.float32, CPU)
     monkeypatch.setattr(micro_batch, "available_bytes", lambda _: need.total(queries) - need.weights)
     assert choose(experiment) == expected
 
@@ -43,5 +44,5 @@ def test_the_generous_bound_is_above_the_estimate(tiny: Tiny, monkeypatch: pytes
     for changes in ({}, {"model.hidden": 32}, {"train.batch_size": 64}, {"model.map.kernel_size": 7}):
         experiment = tiny(**changes)
         size = experiment.train.batch_size
-        need = estimate(experiment, torch.float32, torch.device("cpu")).total(size)
-        assert not micro_batch._fits_easily(experiment, build_model(experiment), size, need)
+        need = estimate(experiment, torch.float32, CPU).total(size)
+        assert not micro_batch._fits_easily(experiment, build_model(experiment), size, need, torch.float32, CPU)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cdn_tune.config import Experiment
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.cdn.network import CDN
 from cdn_tune.training.evaluate.pictures import COLOURS, SIDE, captions, chosen, draw, draw_attention, draw_scores
 from cdn_tune.training.runs.checkpoint import build_model
 from cdn_tune.training.train_trial import open_data
@@ -103,8 +103,8 @@ def test_finest_maps_fit() -> None:
 
 
 def test_attention_has_a_row_per_step_and_a_column_per_frame() -> None:
-    weights = np.zeros((2, 2, 3), np.float32)
-    weights[1, 0, 2] = 1.0
+    weights = np.zeros((3, 4), np.float32)
+    weights[2, 2] = 1.0
     picture = draw_attention(weights)
     bright = (picture == COLOURS[255]).all(axis=-1)
     rows, columns = bright.nonzero()
@@ -113,7 +113,7 @@ def test_attention_has_a_row_per_step_and_a_column_per_frame() -> None:
 
 
 def test_values_that_are_no_numbers_are_drawn() -> None:
-    assert draw_attention(np.full((2, 2, 1), np.nan, np.float32)).shape[1] == SIDE
+    assert draw_attention(np.full((1, 4), np.nan, np.float32)).shape[1] == SIDE
 
 
 def test_colours_are_evenly_spaced_and_ever_lighter() -> None:

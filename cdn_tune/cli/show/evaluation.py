@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cdn_tune.cli.show.output import print_line
+from cdn_tune.model.families import label_in
 from cdn_tune.training.runs.kept import CHECKPOINT
 
 _KINDS = {
@@ -66,9 +67,10 @@ def _model_label(model: Mapping[str, Any]) -> str:
 def _label(result: Mapping[str, Any]) -> str:
     if "reported" not in result:
         return Path(result["predictions"]["file"]).name
+    family = label_in(result["experiment"])
     if result["protocol"] == "published":
-        return f"CDN, best on test ({result['reported']})"
-    label = "CDN, best on val" if result["reported"] == "checkpoint" else f"CDN, {result['reported']}"
+        return f"{family}, best on test ({result['reported']})"
+    label = f"{family}, best on val" if result["reported"] == "checkpoint" else f"{family}, {result['reported']}"
     several = len(result["models"]) > 1 and not result.get("seeds")
     return f"{label}\n  {result['models'][0]['parameters']:,} parameters" if several else label
 

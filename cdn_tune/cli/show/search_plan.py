@@ -42,7 +42,7 @@ def _parameters(plan: SearchPlan) -> RenderableType:
     for key, parameter in plan.space.parameters.items():
         kind = parameter.type + (", per layer" if parameter.per_layer else "")
         condition = " and ".join(f"{other} is {_any(values)}" for other, values in parameter.when.items())
-        cells = (key, kind, _values(parameter), condition, _plain(get_key(base, key)))
+        cells = (key, kind, _values(parameter), condition, _plain(get_key(base, key, "-")))
         table.add_row(*map(escape, cells))
     return table
 

@@ -208,13 +208,9 @@ def clock(seconds: float) -> str:
 
 def experiment_line(experiment: Experiment) -> str:
     """Returns an experiment in one line."""
-    model, stack = experiment.model, experiment.model.map
-    sizes = "/".join(map(str, dict.fromkeys(stack.kernel_sizes)))
-    return (
-        f"{model.proposals} proposals, {model.clips} clips, hidden {model.hidden}, {stack.layers} layers "
-        f"({stack.dynamic_layers} dynamic), kernel {sizes}, "
-        f"batch {experiment.train.batch_size}, lr {experiment.optim.lr:g}"
-    )
+    model = experiment.model
+    sizes = f"batch {experiment.train.batch_size}, lr {experiment.optim.lr:g}"
+    return ", ".join(filter(None, [model.summary() or model.label, sizes]))
 
 
 def _one_line(text: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdn_tune.config import MapConfig
+from cdn_tune.model.cdn.config import MapConfig
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
 from cdn_tune.model.layers.norm import MapNorm
 

@@ -10,9 +10,8 @@ import torch
 from cdn_tune.config import EvalConfig, recall_name
 from cdn_tune.data.batches import sequential_batches, shard
 from cdn_tune.data.dataset import MomentDataset
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 from cdn_tune.moments.metrics import Metrics, measure
-from cdn_tune.moments.nms import top_moments
 from cdn_tune.moments.spans import iou
 from cdn_tune.training.evaluate.scores import score_batches
 from cdn_tune.training.step.process_group import World
@@ -36,7 +35,7 @@ class SplitResult:
 
 
 def evaluate_split(
-    model: CDN,
+    model: MomentModel,
     dataset: MomentDataset,
     config: EvalConfig,
     world: World | None = None,
@@ -67,8 +66,7 @@ def evaluate_split(
     limit = max(config.recalls)
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for scored in score_batches(model, dataset, mine, world.device, dtype):
-        durations = scored.batch.durations
-        top, top_scores = top_moments(scored.scores, durations, limit, config.nms_threshold, valid=scored.mask)
+        top, top_scores = model.suppress(scored.found, limit, config.nms_threshold)
         found.append((scored.indices, top.cpu(), top_scores.cpu()))
     parts = [part for parts in world.gather(found) for part in parts]
     position = torch.cat([part[0] for part in parts]).argsort()

@@ -1,6 +1,6 @@
 """Pictures of what a model sees in a few queries of the val split: score maps and frame attention.
 
-Shape letters: B queries drawn, S clips, T frames, F = T / S frames per clip, J attention steps.
+Shape letters: B queries drawn, S clips, T frames, J attention steps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from cdn_tune.data.dataset import MomentDataset
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 from cdn_tune.moments.temporal_map import iou_maps
 from cdn_tune.training.step.precision import autocast
 
@@ -24,9 +24,9 @@ _OUTLINE = np.array([230, 0, 70], np.uint8)  # a hue that the colours of the sca
 
 
 def draw(
-    model: CDN, dataset: MomentDataset, device: torch.device, dtype: torch.dtype, count: int = COUNT
+    model: MomentModel, dataset: MomentDataset, device: torch.device, dtype: torch.dtype, count: int = COUNT
 ) -> dict[str, Picture]:
-    """Draws what a model says about some queries, always the same ones of a split.
+    """Draws what a model has to show of some queries, always the same ones of a split.
 
     A score map has a row per start and a column per end; only valid cells are coloured, from 0 (dark) to the map's
     highest score (bright), and the cell that fits the annotated moment best is outlined. The frame attention has a row
@@ -40,7 +40,7 @@ def draw(
         count: How many queries.
 
     Returns:
-        RGB pictures [height, width, 3] named ``scores/ID`` and, if the model attends, ``attention/ID``.
+        RGB pictures [height, width, 3] named ``scores/ID`` and ``attention/ID``, as far as the model has such.
     """
     indices = chosen(len(dataset), count)
     was_training = model.training
@@ -49,20 +49,22 @@ def draw(
         with torch.no_grad():
             batch = dataset.batch(indices).to(device)
             with autocast(device, dtype):
-                output = model(batch.visual, batch.words, batch.word_mask)
-            scores = torch.sigmoid(output.logits.float()).cpu().numpy()  # [B, S, S]
-            fits = iou_maps(batch.durations, batch.moments, scores.shape[-1])  # [B, S, S]
+                output = model(*model.inputs_of(batch))
+            shown = model.pictures(output)
     finally:
         model.train(was_training)
-    valid = output.mask.cpu().numpy()
-    best = fits.masked_fill(~output.mask, -1.0).flatten(1).argmax(dim=1).tolist()
     ids = [dataset.annotations[index].id for index in indices]
-    pictures = {
-        f"scores/{name}": draw_scores(map_, valid, divmod(cell, len(map_)))
-        for name, map_, cell in zip(ids, scores, best, strict=True)
-    }
-    if output.attention is not None:
-        attention = output.attention.float().cpu().numpy()  # [B, S, F, J]
+    pictures: dict[str, Picture] = {}
+    if shown.score_map is not None:
+        scores, valid = (each.cpu().numpy() for each in shown.score_map)
+        fits = iou_maps(batch.durations, batch.moments, scores.shape[-1])  # [B, S, S]
+        best = fits.masked_fill(~shown.score_map.mask, -1.0).flatten(1).argmax(dim=1).tolist()
+        pictures |= {
+            f"scores/{name}": draw_scores(map_, valid, divmod(cell, len(map_)))
+            for name, map_, cell in zip(ids, scores, best, strict=True)
+        }
+    if shown.attention is not None:
+        attention = shown.attention.cpu().numpy()  # [B, J, T]
         pictures |= {f"attention/{name}": draw_attention(each) for name, each in zip(ids, attention, strict=True)}
     return pictures
 
@@ -104,10 +106,9 @@ def draw_scores(scores: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], o
 
 
 def draw_attention(weights: npt.NDArray[np.float32]) -> Picture:
-    """Draws the frame attention [S, F, J] of a query: from 0 (dark) to its highest weight (bright)."""
-    steps = weights.shape[-1]
-    frames = weights.reshape(-1, steps).T  # [J, T]
-    strip = _coloured(frames).repeat(-(-SIDE // frames.shape[1]), axis=1)
+    """Draws the frame attention [J, T] of a query: from 0 (dark) to its highest weight (bright)."""
+    steps, frames = weights.shape
+    strip = _coloured(weights).repeat(-(-SIDE // frames), axis=1)
     picture = np.empty((steps * (_ROW + _GAP) - _GAP, strip.shape[1], 3), np.uint8)
     picture[:] = _GROUND
     for step in range(steps):

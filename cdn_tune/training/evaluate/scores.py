@@ -1,9 +1,10 @@
-"""The score maps of a split's queries, batch by batch."""
+"""The candidate spans of a split's queries, batch by batch."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,36 +12,36 @@ import torch
 from cdn_tune.data.batches import Indices, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel, Spans
 from cdn_tune.model.nonfinite import explain_nonfinite
 from cdn_tune.training.step.precision import autocast
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """The queries of a batch, B of them, and their score maps.
+    """The queries of a batch, B of them, and what a model yields for them.
 
     Attributes:
         batch: The queries, on the device of the scores.
         indices: Their positions in the dataset, on the CPU: int64 [B].
-        scores: Scores in [0, 1], float32 [B, S, S]; those of cells that are no proposals mean nothing.
-        mask: Which cells are proposals, bool [S, S].
+        found: Candidate spans with their scores.
+        output: What the model's `forward` returned.
     """
 
     batch: Batch
     indices: torch.Tensor
-    scores: torch.Tensor
-    mask: torch.Tensor
+    found: Spans
+    output: Any
 
 
 def score_batches(
-    model: CDN,
+    model: MomentModel,
     dataset: MomentDataset,
     batches: Sequence[Indices],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Generator[ScoredBatch, None, None]:
-    """Yields the score maps of some batches of a split, in order; the model is in eval mode meanwhile.
+    """Yields the candidates of some batches of a split, in order; the model is in eval mode meanwhile.
 
     Args:
         model: On `device`.
@@ -59,12 +60,13 @@ def score_batches(
             for loaded in prefetch(dataset, [np.asarray(each) for each in batches if len(each)], device.type == "cuda"):
                 batch = loaded.to(device)
                 with autocast(device, dtype):
-                    output = model(batch.visual, batch.words, batch.word_mask)
-                if not bool(output.logits.isfinite().all()):
+                    output = model(*model.inputs_of(batch))
+                found = model.spans(output, batch.durations)
+                if bool(found.scores.isnan().any()):
                     items = [dataset.annotations[index] for index in loaded.indices.tolist()]
                     names = [f"{item.video} ({item.id})" for item in items]
                     reason = explain_nonfinite(model, loaded.visual, loaded.words, names)
                     raise NotFinite(f"scores are not finite: {reason or 'weights or inputs are too large'}")
-                yield ScoredBatch(batch, loaded.indices, torch.sigmoid(output.logits.float()), output.mask)
+                yield ScoredBatch(batch, loaded.indices, found, output)
     finally:
         model.train(was_training)

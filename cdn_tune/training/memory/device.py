@@ -67,7 +67,7 @@ def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: C
         if size == 1:
             raise MemoryShortage(
                 f"out of memory with one query at once: about {_gib(need.total(1))} needed, {_gib(available)} "
-                f"available; lower model.hidden, model.map.experts, model.map.layers, model.clips or data.frames"
+                "available; lower data.frames or the sizes under model"
             )
         _log.warning("memory: %d queries at once do not fit, trying %d", size, -(-size // 2))
         size = -(-size // 2)

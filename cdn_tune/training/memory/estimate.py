@@ -1,29 +1,27 @@
-"""How much memory a trial needs.
-
-Letters: C channels (the hidden size), S clips, K kernel size.
-"""
+"""How much memory a trial needs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from cdn_tune.config import Experiment
-from cdn_tune.model.cdn import CDN
-from cdn_tune.model.kernels.sample_conv import samples_at_once
+from cdn_tune.model.family import MomentModel
 from cdn_tune.training.memory.size import model_without_memory
+from cdn_tune.training.runs.checkpoint import build_model
 
 _WAITING = 3  # batches assembled ahead of the step (data/batches.py)
 _WORDS = 30  # of a query, at most as a rule
 # What autocast computes in short numbers.
 _LOWERED = frozenset(["linear", "conv1d", "conv2d", "bmm", "matmul", "__matmul__"])
-_TILED = 1024  # from this product of channels and kernel size on a CPU convolves in tiles (model/cell_conv.py)
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,10 @@ class MemoryEstimate:
 
 
 def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | None = None) -> MemoryEstimate:
-    """Estimates the memory of a trial; nothing is allocated or computed.
+    """Estimates the memory of a trial: nothing is allocated or computed, if its family knows what it takes for a while.
+
+    Of another family a forward pass of a few random queries is measured, on the CPU; what comes and goes is counted as
+    much as what is kept.
 
     Args:
         experiment: The trial.
@@ -70,18 +71,21 @@ def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | 
     weights = parameters + _bytes(model.buffers())
     # A checkpoint is written from a copy in main memory.
     snapshot = weights + 2 * parameters + (weights if experiment.train.ema else 0) if device.type == "cpu" else 0
-    two, three = (_kept(model, experiment, dtype, queries) for queries in (2, 3))
+    known = model.memory(experiment.data.frames, experiment.train.batch_size, dtype, device)
+    run = model if known is not None else build_model(experiment).train()
+    two, three = (_kept(run, experiment, dtype, queries) for queries in (2, 3))
+    waiting = _WAITING * experiment.data.frames * experiment.data.feature_size * 4 if device.type == "cpu" else 0
     return MemoryEstimate(
         weights=weights,
         gradients=parameters,
         optimiser=2 * parameters,
         activations=three - two,
-        temporary=_temporary(experiment, dtype, device),
+        temporary=(known.temporary if known is not None else three - two) + waiting,
         ema=weights if experiment.train.ema else 0,
         # A CPU convolves in tiles wherever weights are large, without copies of them.
         copies=max(parameter.nbytes for parameter in model.parameters())
         + snapshot
-        + _at_once(experiment, dtype, device)
+        + (known.at_once if known is not None else 0)
         + (0 if device.type == "cpu" else max(two - 2 * (three - two), 0)),
     )
 
@@ -119,11 +123,11 @@ class _Watch(TorchFunctionMode):
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _kept(model: CDN, experiment: Experiment, dtype: torch.dtype, queries: int) -> int:
+def _kept(model: MomentModel, experiment: Experiment, dtype: torch.dtype, queries: int) -> int:
     """Returns the bytes, besides the model, that a forward pass keeps for the backward pass.
 
     Args:
-        model: Without memory, in train mode.
+        model: In train mode, with or without memory.
         experiment: Its experiment.
         dtype: Format of the forward pass.
         queries: How many at once; two or more, or kernels mixed per query cannot be told from others.
@@ -135,54 +139,18 @@ def _kept(model: CDN, experiment: Experiment, dtype: torch.dtype, queries: int) 
         saved.append(tensor)
         return tensor
 
-    visual = torch.empty(queries, data.frames, data.feature_size, device="meta")
-    words = torch.empty(queries, _WORDS, data.word_size, device="meta")
-    mask = torch.ones(queries, _WORDS, dtype=torch.bool, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _Watch(dtype) as watch:
-        model(visual, words, mask)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        batch = SimpleNamespace(
+            visual=torch.rand(queries, data.frames, data.feature_size, device=device),
+            words=torch.rand(queries, _WORDS, data.word_size, device=device),
+            word_mask=torch.ones(queries, _WORDS, dtype=torch.bool, device=device),
+        )
+        with saved_tensors_hooks(pack, lambda tensor: tensor), _Watch(dtype) as watch:
+            model(*model.inputs_of(batch))
     others = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers(), *watch.kernels)}
     sizes = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in (*saved, *watch.inputs)}
     return sum(size for storage, size in sizes.items() if storage not in others)
-
-
-def _temporary(experiment: Experiment, dtype: torch.dtype, device: torch.device) -> int:
-    """Returns the bytes per query that are occupied for a while, a generous count.
-
-    Everywhere a few maps with their gradients. On a CPU also tiles under transform (model/mixed_conv.py), or kernels
-    mixed per query: thrice, as they are, their gradient, and one in another order; and waiting batches.
-    """
-    model = experiment.model
-    cells, channels = model.clips**2, model.hidden
-    maps = 4 * cells * channels * 4
-    if device.type != "cpu":
-        return maps
-    most = 0
-    for kernel, dynamic in zip(model.map.kernel_sizes, model.map.dynamic, strict=True):
-        if kernel <= 7 and kernel * channels >= _TILED:
-            tiles = 3 * (-(-model.clips // 4)) ** 2 * (kernel + 3) ** 2 * channels * 4
-            most = max(most, tiles)
-        elif dynamic:
-            most = max(most, 3 * kernel**2 * channels**2 * dtype.itemsize)
-    waiting = _WAITING * experiment.data.frames * experiment.data.feature_size * 4
-    return most + maps + waiting
-
-
-def _at_once(experiment: Experiment, dtype: torch.dtype, device: torch.device) -> int:
-    """Returns the bytes that the dearest layer with mixed kernels occupies for a while on a GPU, a generous count.
-
-    However many queries there are (model/sample_conv.py): kernels of a few queries and all that these see of the map,
-    both with their gradients, and experts in another order.
-    """
-    if device.type == "cpu":
-        return 0
-    model, most = experiment.model, 0
-    for kernel, dynamic in zip(model.map.kernel_sizes, model.map.dynamic, strict=True):
-        if dynamic:
-            kernels = kernel**2 * model.hidden**2
-            seen = kernel**2 * model.hidden * (model.clips + kernel - 1) ** 2
-            queries = min(experiment.train.batch_size, samples_at_once(model.hidden, model.clips, kernel))
-            most = max(most, 2 * queries * (kernels + seen) + 2 * model.map.experts * kernels)
-    return most * dtype.itemsize
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:

@@ -37,6 +37,6 @@ def shortage_told(when: str) -> Iterator[None]:
             raise
         words = " ".join(str(error).split())[:_LONGEST]
         raise MemoryShortage(
-            f"out of memory {when}{f' ({words})' if words else ''}; lower train.micro_batch or eval.batch_size, or "
-            f"model.hidden, model.map.experts, model.map.layers, model.clips or data.frames"
+            f"out of memory {when}{f' ({words})' if words else ''}; lower train.micro_batch, eval.batch_size, "
+            "data.frames or the sizes under model"
         ) from error

@@ -1,4 +1,4 @@
-"""How large a trial's model and checkpoints are, told from the experiment alone."""
+"""How large a trial's model and checkpoints are, computed from the experiment alone."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from pathlib import Path
 import torch
 
 from cdn_tune.config import Experiment
-from cdn_tune.model import describe
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 from cdn_tune.training.state import LAST
 
 
-def model_without_memory(experiment: Experiment) -> CDN:
+def model_without_memory(experiment: Experiment) -> MomentModel:
     """Returns the experiment's model on the meta device: shapes without values."""
     with torch.device("meta"):
-        return CDN(experiment.model, experiment.data.feature_size, experiment.data.word_size)
+        return experiment.model.build(experiment.data, experiment.loss)
 
 
 def count_parameters(experiment: Experiment) -> int:
     """Returns the number of parameters of the experiment's model."""
-    return describe.count_parameters(experiment.model, experiment.data.feature_size, experiment.data.word_size)
+    return sum(parameter.numel() for parameter in model_without_memory(experiment).parameters())
 
 
 def occupied_bytes(folder: Path) -> int:

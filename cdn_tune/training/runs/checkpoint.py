@@ -14,7 +14,7 @@ import torch
 from cdn_tune import __version__
 from cdn_tune.config import Experiment, build
 from cdn_tune.errors import CheckpointError
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 from cdn_tune.training.runs.files import write_atomic
 
 FORMAT = 1
@@ -36,7 +36,7 @@ class Checkpoint:
 
     path: Path
     experiment: Experiment
-    model: CDN
+    model: MomentModel
     epoch: int
     val: dict[str, float]
     planted: bool
@@ -47,11 +47,11 @@ class Checkpoint:
         return self.val.get(self.experiment.eval.metric)
 
 
-def build_model(experiment: Experiment) -> CDN:
+def build_model(experiment: Experiment) -> MomentModel:
     """Builds the experiment's untrained model; its weights follow from the experiment's seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
-        return CDN(experiment.model, experiment.data.feature_size, experiment.data.word_size)
+        return experiment.model.build(experiment.data, experiment.loss)
 
 
 def save_checkpoint(path: Path, experiment: Experiment, content: dict[str, Any], previous: Path | None = None) -> None:

@@ -19,7 +19,7 @@ from cdn_tune.training.reports import EpochReport
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
-_TRAIN = ("loss", "moment_loss", "attention_loss", "learning_rate", "gradient_norm", "samples_per_second")
+_TRAIN = ("loss", "learning_rate", "gradient_norm", "samples_per_second")
 _MIB = 1 << 20
 
 
@@ -49,6 +49,7 @@ class Records:
         if self._writer is None:
             return
         scalars = {f"train/{name}": getattr(report, name) for name in _TRAIN}
+        scalars |= {f"train/{name}": value for name, value in report.losses.items()}
         scalars["time/train_seconds"] = report.train_seconds
         peak = getattr(report, "peak_bytes", 0)
         if peak:

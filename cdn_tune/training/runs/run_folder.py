@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cdn_tune.config import keys
+from cdn_tune.config import Experiment, SearchSpace, build, keys
 from cdn_tune.config.yaml import dump, read_mapping
-from cdn_tune.errors import RunError
+from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.object_store.lease import LOCK, Lease
 from cdn_tune.training.object_store.sync import MANIFEST, Mirror, bring_home
@@ -93,7 +93,7 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
                 f"{folder}: holds a {held['kind']} run, not a {manifest['kind']} run; choose another --run folder"
             )
         for name, values in configurations.items():
-            difference = first_difference(read_mapping(folder / name), values)
+            difference = first_difference(_held(folder / name), values)
             if difference:
                 raise RunError(f"{folder / name}: holds another run ({difference}); choose another --run folder")
         changed = changed_files(held.get("data", {}), manifest.get("data", {}))
@@ -107,6 +107,17 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
     write_json(folder / MANIFEST, manifest)
     bring_home(folder)
     return False
+
+
+def _held(path: Path) -> dict[str, Any]:
+    """Returns a run's plain configuration, complete: keys that the version which wrote it did not have are at defaults."""
+    held = read_mapping(path)
+    try:
+        if path.name == SPACE:
+            return build(SearchSpace, held, str(path)).plain()
+        return build(Experiment, held, str(path)).plain() if path.name == EXPERIMENT else held
+    except ConfigError:
+        return held
 
 
 def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -6,15 +6,15 @@ import torch
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import MomentDataset
-from cdn_tune.model.cdn import CDN
+from cdn_tune.model.family import MomentModel
 from cdn_tune.training.memory.device import available_bytes, fit_micro_batch
 from cdn_tune.training.memory.estimate import estimate
-from cdn_tune.training.step.batch_loss import losses
+from cdn_tune.training.step.batch_loss import batch_loss
 from cdn_tune.training.step.process_group import World
 
 
 def choose_micro_batch(
-    experiment: Experiment, model: CDN, dataset: MomentDataset, world: World, dtype: torch.dtype
+    experiment: Experiment, model: MomentModel, dataset: MomentDataset, world: World, dtype: torch.dtype
 ) -> int | None:
     """Returns `train.micro_batch`, or for `auto` the largest that fits; None for a worker's whole share of a batch.
 
@@ -38,10 +38,10 @@ def choose_micro_batch(
 
     def attempt(size: int) -> None:
         if world.device.type == "cuda" and world.size == 1:
-            _try(experiment, model, dataset, world, dtype, size)
+            _try(model, dataset, world, dtype, size)
 
     free = available_bytes(world.device) // (1 if world.device.type == "cuda" else world.size)
-    if all(world.gather(_fits_easily(experiment, model, share, free))):
+    if all(world.gather(_fits_easily(experiment, model, share, free, dtype, world.device))):
         return None
     need = estimate(experiment, dtype, world.device)
     held = need.weights + need.ema  # the model is there already
@@ -49,28 +49,22 @@ def choose_micro_batch(
     return None if size >= share else size
 
 
-def _fits_easily(experiment: Experiment, model: CDN, queries: int, free: int) -> bool:
-    """Whether memory is plenty by a bound so generous that nothing need be estimated, which takes a while.
-
-    Per query: sixteen maps a layer, two dozen values per frame, attention step and hidden channel, three mixed kernels.
-    """
-    config, data = experiment.model, experiment.data
-    maps = config.clips**2 * config.hidden * 16 * (config.map.layers + 2)
-    frames = data.frames * (4 * data.feature_size + 24 * config.hidden * (config.attention_steps + 1))
-    kernels = 3 * (config.hidden * max(config.map.kernel_sizes, default=1)) ** 2
-    weights = 6 * sum(weight.numel() for weight in model.parameters())
-    return 4 * (weights + queries * (maps + frames + kernels)) < free // 4
+def _fits_easily(
+    experiment: Experiment, model: MomentModel, queries: int, free: int, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Whether memory is plenty by a bound so generous that nothing need be estimated, which takes a while."""
+    need = model.memory(experiment.data.frames, experiment.train.batch_size, dtype, device)
+    weights = 6 * 4 * sum(weight.numel() for weight in model.parameters())
+    return need is not None and weights + queries * need.bound < free // 4
 
 
-def _try(
-    experiment: Experiment, model: CDN, dataset: MomentDataset, world: World, dtype: torch.dtype, size: int
-) -> None:
+def _try(model: MomentModel, dataset: MomentDataset, world: World, dtype: torch.dtype, size: int) -> None:
     """Computes a loss and its gradient, and leaves no trace of it."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     batch = dataset.batch(range(size)).to(world.device)
     try:
         with torch.random.fork_rng(devices=[world.device]):
-            torch.autograd.backward(losses(model.train(), batch, experiment, dtype)[0])
+            torch.autograd.backward(batch_loss(model.train(), batch, dtype)[0])
     finally:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():

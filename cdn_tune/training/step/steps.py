@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ from cdn_tune.errors import NotFinite
 from cdn_tune.model.nonfinite import explain_nonfinite
 from cdn_tune.training.memory.out_of_memory import shortage_told
 from cdn_tune.training.reports import OnStep, StepReport
-from cdn_tune.training.step.batch_loss import losses
+from cdn_tune.training.step.batch_loss import batch_loss, unwrapped
 from cdn_tune.training.step.ema import Ema
 from cdn_tune.training.step.optimiser import Schedule
 from cdn_tune.training.step.process_group import World
@@ -29,11 +29,13 @@ from cdn_tune.training.step.process_group import World
 
 @dataclass(frozen=True)
 class EpochTotals:
-    """Means over an epoch's queries (gradient norm: over its steps), and its duration."""
+    """Means over an epoch's queries (gradient norm: over its steps), and its duration.
+
+    `losses` are the parts of the loss by name.
+    """
 
     loss: float
-    moment_loss: float
-    attention_loss: float
+    losses: dict[str, float]
     gradient_norm: float
     queries: int
     seconds: float
@@ -45,13 +47,14 @@ class EpochState:
 
     Attributes:
         step: Steps done.
-        sums: Loss, moment loss, attention loss (sums over this worker's queries) and queries [4], float64.
+        sums: Loss and its parts (sums over this worker's queries) and queries, float64 [2 + parts]; None before the
+            first step.
         norms: Sum of gradient norms.
         seconds: Time spent.
     """
 
     step: int = 0
-    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    sums: torch.Tensor | None = None
     norms: float = 0.0
     seconds: float = 0.0
 
@@ -100,6 +103,9 @@ class Engine:
             MemoryShortage: If memory does not suffice for a step.
         """
         state = state or EpochState()
+        if state.sums is None:
+            state.sums = torch.zeros(2 + len(unwrapped(self.model).loss_names), dtype=torch.float64)
+        sums = state.sums
         start = time.perf_counter() - state.seconds
         batches = global_batches(len(dataset), self.experiment, epoch, self.world)
         left = batches[state.step :]
@@ -112,18 +118,19 @@ class Engine:
                 state.step += 1
                 if not self._is_fine(parts, norm):
                     raise NotFinite(self._not_finite(dataset, batch, epoch, state.step, parts, norm))
-                state.sums += torch.cat([parts * len(batch.indices), torch.tensor([len(batch.indices)])])
+                sums += torch.cat([parts * len(batch.indices), torch.tensor([len(batch.indices)])])
                 state.norms += norm if math.isfinite(norm) else 0.0
                 state.seconds = time.perf_counter() - start
-                rate = float(state.sums[3]) * self.world.size / state.seconds
+                rate = float(sums[-1]) * self.world.size / state.seconds
                 on_step(StepReport(epoch, state.step, len(batches), float(parts[0]), rate))
                 if self.between_steps is not None:
                     self.between_steps(epoch, state)
-        sums = self.world.sum(state.sums.to(self.world.device)).cpu()
-        loss, moment, attention = (sums[:3] / sums[3]).tolist()
+        sums = self.world.sum(sums.to(self.world.device)).cpu()
+        loss, *parts_of_it = (sums[:-1] / sums[-1]).tolist()
+        losses = dict(zip(unwrapped(self.model).loss_names, parts_of_it, strict=True))
         self.schedule.end_epoch(loss)
         seconds = time.perf_counter() - start
-        return EpochTotals(loss, moment, attention, state.norms / len(batches), int(sums[3]), seconds)
+        return EpochTotals(loss, losses, state.norms / len(batches), int(sums[-1]), seconds)
 
     @cached_property
     def _parameters(self) -> list[nn.Parameter]:
@@ -137,16 +144,16 @@ class Engine:
             size: Queries in the global batch.
 
         Returns:
-            Loss, moment loss and attention loss [3] of the share in float64 on the CPU, and the norm of the gradient
-            before clipping.
+            Loss and its parts of the share [1 + parts] in float64 on the CPU, and the norm of the gradient before
+            clipping.
         """
         self.optimiser.zero_grad(set_to_none=True)
         device = self.world.device
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        sums = torch.zeros(1 + len(unwrapped(self.model).loss_names), dtype=torch.float64, device=device)
         pieces = self._pieces(batch, size)
         for number, piece in enumerate(pieces, start=1):
             with self._keep_to_myself(number < len(pieces)):
-                parts = losses(self.model, piece.to(device), self.experiment, self.dtype)
+                parts = batch_loss(self.model, piece.to(device), self.dtype)
                 # Workers' gradients are averaged: each query then counts 1 / size, whatever its worker and piece.
                 weight = len(piece.indices) * self.world.size / size
                 torch.autograd.backward(self.scaler.scale(parts[0] * weight))
@@ -158,7 +165,7 @@ class Engine:
             self.scaler.update()
             self.schedule.step()
             if self.ema is not None:
-                self.ema.update(getattr(self.model, "module", self.model))
+                self.ema.update(unwrapped(self.model))
         return sums.cpu(), float(norm)
 
     def _pieces(self, batch: Batch, size: int) -> list[Batch]:
@@ -186,10 +193,9 @@ class Engine:
         self, dataset: MomentDataset, batch: Batch, epoch: int, step: int, parts: torch.Tensor, norm: float
     ) -> str:
         ids = [dataset.annotations[index].id for index in batch.indices.tolist()]
-        model = getattr(self.model, "module", self.model)
         videos = [dataset.annotations[index].video for index in batch.indices.tolist()]
         names = [f"{video} ({annotation})" for video, annotation in zip(videos, ids, strict=True)]
-        cause = explain_nonfinite(model, batch.visual, batch.words, names)
+        cause = explain_nonfinite(unwrapped(self.model), batch.visual, batch.words, names)
         shown = ", ".join(ids[:8]) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
         what = f"loss {float(parts[0])}" if not math.isfinite(float(parts[0])) else f"gradient norm {norm}"
         return (

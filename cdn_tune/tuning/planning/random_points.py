@@ -11,7 +11,7 @@ import optuna
 
 from cdn_tune.config import Experiment
 from cdn_tune.config.keys import get_key
-from cdn_tune.config.space import LAYERS
+from cdn_tune.model.families import layers_key
 from cdn_tune.tuning.study.candidates import Candidates, Verdict
 
 
@@ -57,8 +57,7 @@ def count_points(candidates: Candidates) -> int:
     """Returns how many points a space has, its conditions observed; a continuous parameter counts as one value."""
     space = candidates.space
     named = {key for parameter in space.parameters.values() for key in parameter.when}
-    if any(parameter.per_layer for parameter in space.parameters.values()):
-        named.add(LAYERS)
+    named |= {layers_key(key) for key, parameter in space.parameters.items() if parameter.per_layer}
     # Points that agree in what later parameters depend on are counted together.
     counts: Counter[tuple[tuple[str, Any], ...]] = Counter({(): 1})
     for key in space.order:
@@ -82,5 +81,5 @@ def never_sampled(candidates: Candidates) -> list[str]:
         f"parameters.{key} is never sampled: {other} is {get_key(base, other)}, not {' or '.join(map(str, wanted))}"
         for key, parameter in space.parameters.items()
         for other, wanted in parameter.when.items()
-        if other not in space.parameters and get_key(base, other) not in wanted
+        if other not in space.parameters and get_key(base, other, wanted[0]) not in wanted
     ]

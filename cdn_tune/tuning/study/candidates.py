@@ -11,18 +11,19 @@ from cdn_tune.config import (
     Categorical,
     Experiment,
     Float,
-    LossConfig,
     OptimConfig,
     Parameter,
     SearchSpace,
     TrainConfig,
     override,
 )
-from cdn_tune.config.check import resolve_name
+from cdn_tune.config.check import FAMILY, resolve_name
 from cdn_tune.config.expression import COSTS
-from cdn_tune.config.keys import get_key
-from cdn_tune.config.space import ENUMERATING, LAYERS
+from cdn_tune.config.keys import get_key, get_keys
+from cdn_tune.config.load import of_family
+from cdn_tune.config.space import ENUMERATING
 from cdn_tune.errors import ConfigError
+from cdn_tune.model.families import layers_key
 from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
 from cdn_tune.training.memory.size import checkpoint_bytes, count_parameters
 from cdn_tune.training.step.precision import resolve_precision
@@ -88,7 +89,9 @@ class Candidates:
         parameter = self.space.parameters[key]
         if not self._applies(parameter, params):
             return []
-        return [f"{key}[{layer}]" for layer in range(self._value(LAYERS, params))] if parameter.per_layer else [key]
+        if not parameter.per_layer:
+            return [key]
+        return [f"{key}[{layer}]" for layer in range(self._value(layers_key(key), params))]
 
     def is_complete(self, params: Mapping[str, Any]) -> bool:
         """Whether a point has a value for every parameter that applies."""
@@ -140,6 +143,9 @@ class Candidates:
         for expression in self.space.expressions:
             if any(name in leave_out for name in expression.names):
                 continue
+            if not values.keys() >= expression.names:
+                violations[expression.text] = 0.0  # it names keys that this trial's family does not have
+                continue
             try:
                 violations[expression.text] = expression.violation(values)
             except ValueError as error:  # such as a division by zero, for these values only
@@ -162,8 +168,7 @@ class Candidates:
             return [self.spread(dict(point)) for point in self.space.start_with]
         if self.space.sampler.name in ENUMERATING:
             return []
-        own = {key: get_key(self._plain, key) for key in self.space.parameters}
-        point = self.spread(own)
+        point = self.spread(get_keys(self._plain, self.space.parameters))
         return [point] if point else []
 
     def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +180,7 @@ class Candidates:
             if not parameter.per_layer:
                 found[key] = point[key]
                 continue
-            layers = point.get(LAYERS, get_key(self._plain, LAYERS))
+            layers = point.get(layers_key(key), get_key(self._plain_at(point), layers_key(key)))
             values = point[key] if isinstance(point[key], list) else [point[key]] * layers
             found |= {f"{key}[{index}]": value for index, value in enumerate(values)}
         return {
@@ -191,10 +196,14 @@ class Candidates:
         )
 
     def _value(self, key: str, params: Mapping[str, Any]) -> Any:
-        """Returns a key's value: as sampled, else the base's; a parameter that was not sampled has none."""
+        """Returns a key's value: as sampled, else as fixed; a parameter that was not sampled has none."""
         if key in params:
             return params[key]
-        return _ABSENT if key in self.space.parameters else get_key(self._plain, key)
+        return _ABSENT if key in self.space.parameters else get_key(self._plain_at(params), key, _ABSENT)
+
+    def _plain_at(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the base experiment, with the defaults of the family that is sampled at a point."""
+        return of_family(self._plain, params.get(FAMILY, self.base.model.name))
 
 
 _ABSENT = object()
@@ -231,7 +240,7 @@ def _memory_gb(experiment: Experiment) -> float:
 def _sized(experiment: Experiment) -> str:
     """Returns the parts of an experiment that sizes follow from, as JSON: points that differ elsewhere share them."""
     train = TrainConfig(ema=experiment.train.ema, precision=experiment.train.precision)
-    rest = {"name": "sized", "seed": 0, "loss": LossConfig(), "optim": OptimConfig(), "train": train}
+    rest = {"name": "sized", "seed": 0, "loss": type(experiment.loss)(), "optim": OptimConfig(), "train": train}
     return experiment.model_copy(update=rest).model_dump_json()
 
 
@@ -243,10 +252,12 @@ _COSTS: dict[str, Callable[[Experiment], float]] = {
 
 
 class _Values(Mapping[str, Any]):
-    """An experiment's keys and costs by the names of constraints; costs are computed when they are asked for."""
+    """An experiment's costs, computed on access, and its keys, as far as its family has them, by constraints' names."""
 
     def __init__(self, experiment: Experiment, names: Mapping[str, str]) -> None:
-        self._experiment, self._plain, self._names = experiment, experiment.plain(), names
+        self._experiment, self._plain = experiment, experiment.plain()
+        known = {*COSTS, *get_keys(self._plain, names.values())}
+        self._names = {name: key for name, key in names.items() if key in known}
 
     def __getitem__(self, name: str) -> Any:
         meant = self._names[name]

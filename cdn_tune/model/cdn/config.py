@@ -1,15 +1,18 @@
-"""What a CDN is made of (paper: Cross-modal Dynamic Networks, IEEE TMM; DESIGN letters in brackets)."""
+"""CDN's configuration (paper: Cross-modal Dynamic Networks, IEEE TMM; its letters in brackets). Imports no torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from cdn_tune.config.base import Frozen
+from cdn_tune.config.base import Frozen, Positive, PositiveTuple
+from cdn_tune.config.experiment import DataConfig, Fraction
+from cdn_tune.config.family import LossConfig, ModelConfig
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveTuple = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+if TYPE_CHECKING:
+    from cdn_tune.model.cdn.network import CDN
+
 Flags = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], Field(strict=False)]
 
 
@@ -78,9 +81,30 @@ class MapConfig(Frozen):
         return self
 
 
-class ModelConfig(Frozen):
+class CDNLoss(LossConfig):
+    """Scaled-IoU cross-entropy and attention diversity."""
+
+    min_iou: Fraction = Field(0.5, description="IoU that is rescaled to target 0")
+    max_iou: Fraction = Field(0.9, description="IoU that is rescaled to target 1")
+    attention_beta: Annotated[float, Field(ge=0)] = Field(0.1, description="weight of the attention-diversity loss [β]")
+    attention_lambda: Annotated[float, Field(ge=0)] = Field(0.3, description="its diagonal target [λ]")
+
+    @model_validator(mode="after")
+    def _check(self) -> CDNLoss:
+        if self.min_iou >= self.max_iou:
+            raise ValueError(f"min_iou={self.min_iou} must be below max_iou={self.max_iou}")
+        return self
+
+
+class CDNConfig(ModelConfig):
     """The whole network."""
 
+    loss = CDNLoss
+    label = "CDN"
+    per_layer: ClassVar = {"map.kernel_size": ("map.layers", int), "map.dynamic_layers": ("map.layers", bool)}
+    has_score_map = True
+
+    name: Literal["cdn"] = Field("cdn", description="family of the model; it determines the keys of model and loss")
     clips: Annotated[int, Field(ge=2)] = Field(16, description="clips a video is divided into [S]")
     hidden: Positive = Field(512, description="hidden size [H]")
     query: QueryConfig = QueryConfig()
@@ -102,8 +126,35 @@ class ModelConfig(Frozen):
         """The scale layers, given or derived."""
         return self.scale_layers if self.scale_layers is not None else derive_scale_layers(self.clips)
 
+    def build(self, data: DataConfig, loss: LossConfig) -> CDN:
+        """Returns the network."""
+        from cdn_tune.model.cdn.network import CDN
+
+        return CDN(self, data.feature_size, data.word_size, cast(CDNLoss, loss))
+
+    def check(self, data: DataConfig) -> None:
+        """Refuses a number of frames that cannot be divided into clips."""
+        if data.frames % self.clips:
+            raise ValueError(
+                f"model.clips={self.clips} does not divide data.frames={data.frames}; "
+                f"choose data.frames={data.frames - data.frames % self.clips or self.clips}"
+            )
+
+    def summary(self) -> str:
+        """Returns sizes and variant."""
+        sizes = "/".join(map(str, dict.fromkeys(self.map.kernel_sizes)))
+        return (
+            f"{self.proposals} proposals, {self.clips} clips, hidden {self.hidden}, {self.map.layers} layers "
+            f"({self.map.dynamic_layers} dynamic), kernel {sizes}"
+        )
+
+    @property
+    def grid(self) -> int:
+        """The clips."""
+        return self.clips
+
     @model_validator(mode="after")
-    def _check(self) -> ModelConfig:
+    def _check(self) -> CDNConfig:
         reach = sum(count * 2**level for level, count in enumerate(self.scales))
         if reach != self.clips:
             raise ValueError(

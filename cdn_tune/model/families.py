@@ -1,0 +1,102 @@
+"""The table of model families. Imports no torch: an entry is imported when it is asked for.
+
+A family outside this package is added by the environment, which every process of a search on this machine inherits, and
+which ``cdn-tune cluster submit --env CDN_TUNE_FAMILIES`` hands over: ``CDN_TUNE_FAMILIES=NAME=MODULE:CLASS``, several
+separated by commas. The module must be importable there (installed, or on ``PYTHONPATH``). Configurations and
+checkpoints hold names alone, so that opening one imports nothing that is not named here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cdn_tune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cdn_tune.config.family import ModelConfig
+
+DEFAULT = "cdn"  # of configurations that name none: they were written before there were others
+ENVIRONMENT = "CDN_TUNE_FAMILIES"
+FAMILIES = {
+    "cdn": "cdn_tune.model.cdn.config:CDNConfig",
+}
+
+
+def known() -> dict[str, str]:
+    """Returns ``MODULE:CLASS`` of every family by name: of `FAMILIES`, then of the environment."""
+    added = {}
+    for entry in filter(None, os.environ.get(ENVIRONMENT, "").split(",")):
+        name, _, target = (part.strip() for part in entry.partition("="))
+        if not name or ":" not in target:
+            raise ConfigError(f"{ENVIRONMENT}: {entry!r} is no NAME=MODULE:CLASS; write it like toy=my_models.toy:Toy")
+        added[name] = target
+    return {**FAMILIES, **added}
+
+
+def family(name: Any) -> type[ModelConfig]:
+    """Returns the configuration class of a family.
+
+    Raises:
+        ConfigError: If the name is unknown, with the nearest known one; or if its module cannot be imported.
+    """
+    table = known()
+    if name not in table:
+        near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
+        mend = f"did you mean {near[0]}?" if near else "use one of them"
+        raise ConfigError(f"{name!r} is no model family; known are {', '.join(table)}; {mend}")
+    module, _, attribute = table[name].partition(":")
+    try:
+        found: type[ModelConfig] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{name!r} cannot be imported ({error}); {ENVIRONMENT} names {table[name]}, put it on PYTHONPATH"
+        ) from None
+    return found
+
+
+def default() -> ModelConfig:
+    """Returns the default family's configuration, all at defaults."""
+    return family(DEFAULT)()
+
+
+def all_of(name: str | None = None) -> list[type[ModelConfig]]:
+    """Returns the configuration classes of all families, in the order of the table; or of the named one alone."""
+    return [family(each) for each in (known() if name is None else [name])]
+
+
+def name_in(values: Mapping[str, Any]) -> Any:
+    """Returns the family that nested values of an experiment name; `DEFAULT` if they name none."""
+    section = values.get("model")
+    return section.get("name", DEFAULT) if isinstance(section, Mapping) else DEFAULT
+
+
+def label_in(values: Mapping[str, Any]) -> str:
+    """Returns what tables call the family of an experiment's nested values, also where it is not known here."""
+    name = name_in(values)
+    try:
+        return family(name).label
+    except ConfigError:
+        return str(name)
+
+
+def per_layer(key: str) -> tuple[str, type] | None:
+    """Returns the dotted key that counts the layers of one that may take a value per layer, and that value's type.
+
+    Returns:
+        None for other keys.
+    """
+    for each in all_of():
+        for own, (count, kind) in each.per_layer.items():
+            if key == f"model.{own}":
+                return f"model.{count}", kind
+    return None
+
+
+def layers_key(key: str) -> str:
+    """Returns the key that counts the layers of one that takes a value per layer; other keys as they are."""
+    found = per_layer(key)
+    return key if found is None else found[0]

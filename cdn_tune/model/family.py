@@ -1,0 +1,186 @@
+"""The network side of a model family: what training, evaluation, prediction, export and reports ask of a network.
+
+Shape letters: B batch, Q queries, V windows of a video, P candidate spans, S clips, T frames, J attention steps.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cdn_tune.config import ModelConfig
+from cdn_tune.moments.nms import top_spans
+
+
+class Batch(Protocol):
+    """What a loss needs of a batch (`data.dataset.Batch` is one) beside the tensors that `config.inputs` names."""
+
+    @property
+    def durations(self) -> Tensor:
+        """Length of each query's video, seconds, float64 [B]."""
+
+    @property
+    def moments(self) -> Tensor:
+        """Annotated start and end, seconds, float64 [B, 2]."""
+
+
+class Losses(NamedTuple):
+    """The loss of a batch, means over its queries, float32.
+
+    Attributes:
+        total: What is minimised, a scalar.
+        parts: What is recorded beside it, scalars by the names of `MomentModel.loss_names`, without weights.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class Spans(NamedTuple):
+    """Candidate answers to B queries.
+
+    Attributes:
+        spans: Start and end in seconds, float64 [B, P, 2].
+        scores: Higher is better, float32 [B, P]; NaN where the network's output is not finite, -inf where there is no
+            candidate.
+    """
+
+    spans: Tensor
+    scores: Tensor
+
+
+class ScoreMap(NamedTuple):
+    """Scores of all moments that begin and end between clips.
+
+    Attributes:
+        scores: In [0, 1], of every pair of first and last clip [B, S, S].
+        mask: Which of the pairs are candidates, bool [S, S].
+    """
+
+    scores: Tensor
+    mask: Tensor
+
+
+class Pictures(NamedTuple):
+    """What can be shown of an output; None where a family has no such thing.
+
+    Attributes:
+        score_map: The score maps.
+        attention: Weights of the frames in every attention step [B, J, T].
+    """
+
+    score_map: ScoreMap | None = None
+    attention: Tensor | None = None
+
+
+class Memory(NamedTuple):
+    """Bytes that training takes beside weights and what the backward pass keeps.
+
+    Attributes:
+        bound: A generous bound on all that one query takes, found without computing anything.
+        temporary: What comes and goes in the dearest layer, per query.
+        at_once: The same, however many queries there are.
+    """
+
+    bound: int
+    temporary: int
+    at_once: int
+
+
+class Graph(NamedTuple):
+    """A network in a form that `torch.export` can trace.
+
+    Attributes:
+        module: Takes features [1, T, D], words [1, L, W] and word mask [1, L]; returns one tensor of scores in [0, 1].
+        output: What that tensor holds, for the model card.
+    """
+
+    module: nn.Module
+    output: str
+
+
+class MomentModel(nn.Module):
+    """The network of a model family.
+
+    `forward` takes the tensors that the family's `config.inputs` names, those of the video first, and returns an output
+    that only the family knows. A family implements `forward`, `loss` and `spans`; everything else has a default.
+    What it learns or counts in training, such as a running normaliser of its loss, is a parameter or a buffer: it is
+    saved and taken up again with the weights. Weights with more than one dimension decay, unless their name ends in
+    ``bias``. `loss` and `spans` run in float32, outside autocast.
+
+    Attributes:
+        config: The family's configuration, which built it.
+        loss_names: Names of the loss's parts, in the order in which they are recorded.
+        most_spans: Most values per query that scoring one window of a video holds at once; bounds memory.
+        reads_padding: Whether a query's encoding depends on how far it is padded; then queries are answered one by one.
+    """
+
+    config: ModelConfig
+    loss_names: tuple[str, ...] = ()
+    most_spans: int = 1 << 12
+    reads_padding: bool = False
+
+    @abstractmethod
+    def loss(self, output: Any, batch: Batch) -> Losses:
+        """Returns the training loss of a batch on the network's device, given what `forward` returned for it."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def spans(self, output: Any, durations: Tensor) -> Spans:
+        """Returns candidate spans of videos of these durations, in seconds [B], on the device of the output."""
+        raise NotImplementedError
+
+    def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:
+        """Returns the best `limit` spans per query, best first, NaN where there are fewer; by default greedy NMS.
+
+        Args:
+            found: Candidates, those of several windows of a video side by side.
+            limit: Spans per query.
+            threshold: IoU above which the lesser of two spans is dropped.
+        """
+        return Spans(*top_spans(found.scores, found.spans, limit, threshold))
+
+    def pictures(self, output: Any) -> Pictures:  # noqa: ARG002 - for families that have some
+        """Returns what can be shown of an output; nothing by default."""
+        return Pictures()
+
+    def encode(self, *video: Tensor) -> Tensor:
+        """Returns encodings of V windows [V, ...] that `answer` takes, computed once for any number of queries.
+
+        By default the window's input itself: a family that has one tensor per video runs whole for every query.
+        """
+        (encoded,) = video
+        return encoded
+
+    def answer(self, encoded: Tensor, *query: Tensor) -> list[Any]:
+        """Returns one output per window, each for all queries.
+
+        Args:
+            encoded: Windows, as `encode` returned them [V, ...].
+            query: What `config.inputs.query` names, for Q queries.
+        """
+        count = len(query[0])
+        return [self(window.expand(count, *window.shape), *query) for window in encoded]
+
+    def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory | None:  # noqa: ARG002
+        """Returns an estimate of training's working memory; None: it is measured by a forward pass.
+
+        Args:
+            frames: Frame features per video T.
+            batch: Queries in a batch.
+            dtype: Format of the forward pass.
+            device: Where it computes.
+        """
+        return None
+
+    def graph(self) -> Graph | None:
+        """Returns the network as a graph of one video and one query; None: it is exported without one."""
+        return None
+
+    def inputs_of(self, batch: object) -> tuple[Tensor, ...]:
+        """Returns what `forward` takes of a batch."""
+        return tuple(getattr(batch, name) for name in (*self.config.inputs.video, *self.config.inputs.query))
