@@ -15,7 +15,7 @@ LEAVES = {"errors", "config"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
-    "moments": {"errors"},
+    "moments": LEAVES,
     "model": LEAVES | {"moments"},
     "data": LEAVES | {"moments"},
     "training": LEAVES | {"moments", "model", "data"},

@@ -7,7 +7,6 @@ from cdn_tune.config.experiment import (
     LossConfig,
     OptimConfig,
     TrainConfig,
-    recall_name,
 )
 from cdn_tune.config.load import build, load_experiment, override, parse_overrides
 from cdn_tune.config.load_space import load_space, override_space
@@ -21,6 +20,7 @@ from cdn_tune.config.space import (
     SamplerConfig,
     SearchSpace,
 )
+from cdn_tune.config.tables import recall_name
 
 __all__ = [
     "BudgetConfig",

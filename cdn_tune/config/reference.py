@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.keys import section_of
 from cdn_tune.config.space import SearchSpace
+from cdn_tune.config.tables import Table
 
 
 def reference(model: type[BaseModel]) -> str:
@@ -25,7 +26,12 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         if section is not None:
             yield from _rows(section, f"{prefix}{name}.")
         else:
-            yield f"| `{prefix}{name}` | {_default(field)} | {field.description or ''} |"
+            yield f"| `{prefix}{name}` | {_default(field)} | {_meaning(field)} |"
+
+
+def _meaning(field: FieldInfo) -> str:
+    tables = [item.describe() for item in field.metadata if isinstance(item, Table)]
+    return field.description or "".join(tables)
 
 
 def _default(field: FieldInfo) -> str:
