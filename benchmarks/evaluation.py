@@ -18,17 +18,19 @@ import numpy as np
 import torch
 
 from benchmarks._measure import alternate, publish, table
+from cdn_tune.config.tables import metric_names, metrics_depth
 from cdn_tune.data.annotations import Annotation
-from cdn_tune.evaluation.per_query_metrics import Measures, depth, measures, video_numbers
-from cdn_tune.evaluation.queries import query_results, write_query_results
+from cdn_tune.evaluation.queries import query_results, video_numbers, write_query_results
 from cdn_tune.evaluation.summary import summarise
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
+from cdn_tune.moments.metrics import Answers, Measures, measure
 from cdn_tune.moments.nms import top_moments
 
 Result = TypeVar("Result")
 
 CLIPS, VIDEOS, THRESHOLD = 128, 1334, 0.4
-RECALLS, IOUS = (1, 5), (0.1, 0.3, 0.5)
+IOUS = (0.1, 0.3, 0.5)
+NAMES = metric_names((1, 5), IOUS)
 CHUNK = 500  # maps held at once
 PLAIN_RESAMPLES = 50  # of the plain way; it takes long
 AIM_EVALUATION, AIM_BOOTSTRAP = 15, 5
@@ -80,10 +82,10 @@ def main() -> None:
         return done
 
     top, scores = timed("answers: top 10 after suppression", lambda: answers(maps, durations))
-    measured = timed("metrics of every query", lambda: measures(top, moments, RECALLS, IOUS))
+    measured = timed("metrics of every query", lambda: measure(Answers(top, moments, durations, scores), NAMES))
     timed(
         f"{RESAMPLES} resamples of metrics, groups, baselines; paired test",
-        lambda: summarise({"model": measured}, items, items, RECALLS, IOUS),
+        lambda: summarise({"model": measured}, items, items, IOUS),
     )
     timed("predictions.jsonl", lambda: write(items, top, scores))
     whole = [sum(column) for column in zip(*parts.values(), strict=True)]
@@ -133,7 +135,7 @@ def answers(maps: torch.Tensor, durations: torch.Tensor) -> tuple[torch.Tensor, 
     found = []
     for first in range(0, len(durations), CHUNK):
         few = durations[first : first + CHUNK]
-        found.append(top_moments(maps[: len(few)], few, depth(RECALLS), THRESHOLD))
+        found.append(top_moments(maps[: len(few)], few, metrics_depth(NAMES), THRESHOLD))
     top, scores = (torch.cat(each) for each in zip(*found, strict=True))
     return top, scores
 

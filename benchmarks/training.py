@@ -33,7 +33,7 @@ from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import build_model
 from cdn_tune.training.runs.writer import Writer
 from cdn_tune.training.state import Progress, TrialState
-from cdn_tune.training.step.optimiser import Schedule, build_optimiser
+from cdn_tune.training.step.optimiser import build_optimiser, build_schedule
 from cdn_tune.training.step.process_group import World
 from cdn_tune.training.step.steps import global_batches
 from cdn_tune.training.train_trial import open_data, train_in
@@ -90,7 +90,7 @@ def bare(experiment: Experiment, epochs: list[list[tuple[Batch, Tensor]]]) -> li
     model = build_model(experiment).train()
     optimiser = build_optimiser(model, experiment.optim)  # fused
     settings = experiment.loss
-    schedule = Schedule(optimiser, experiment.optim, sum(map(len, epochs)))
+    schedule = build_schedule(optimiser, experiment.optim, sum(map(len, epochs)))
     found = []
     for batches in epochs:
         start = time.perf_counter()
@@ -188,7 +188,7 @@ def saving(folder: Path, rounds: int) -> list[list[str]]:
         weights.grad = torch.zeros_like(weights)
     optimiser.step()  # creates the optimiser's state
     model.zero_grad(set_to_none=True)
-    schedule, scaler = Schedule(optimiser, experiment.optim, 1), torch.amp.GradScaler("cpu", enabled=False)
+    schedule, scaler = build_schedule(optimiser, experiment.optim, 1), torch.amp.GradScaler("cpu", enabled=False)
     state = TrialState(experiment, folder / "saved", model, optimiser, schedule, scaler, None, World(), planted=True)
     waits, totals = [], []
     with Writer() as writer:

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "compat": {"errors"},
     "config": {"errors"},
-    "moments": {"errors"},
+    "moments": LEAVES,
     "model": LEAVES | {"moments"},
     "data": LEAVES | {"moments"},
     "training": LEAVES | {"moments", "model", "data"},

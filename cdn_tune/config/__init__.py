@@ -6,7 +6,6 @@ from cdn_tune.config.experiment import (
     Experiment,
     OptimConfig,
     TrainConfig,
-    recall_name,
 )
 from cdn_tune.config.family import Inputs, LossConfig, ModelConfig
 from cdn_tune.config.load import build, load_experiment, override, parse_overrides
@@ -20,6 +19,7 @@ from cdn_tune.config.space import (
     SamplerConfig,
     SearchSpace,
 )
+from cdn_tune.config.tables import recall_name
 
 __all__ = [
     "BudgetConfig",

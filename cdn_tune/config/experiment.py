@@ -18,24 +18,18 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cdn_tune.config.base import Frozen, Positive, PositiveTuple
 from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.config.tables import LAYOUTS, SCHEDULES, find_metric, metric_names
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
 
-DatasetName = Literal["charades_sta", "tacos", "activitynet", "jsonl"]
-
-
-def recall_name(n: int, iou: float) -> str:
-    """Returns the metric's name, e.g. ``R1@0.5``."""
-    return f"R{n}@{iou:g}"
-
 
 class DataConfig(Frozen):
     """Where the data lies and how videos and queries are read."""
 
-    dataset: DatasetName = Field(description="which annotation layout the folder has")
+    dataset: Annotated[str, LAYOUTS]
     root: str = Field(
         description="folder with annotations, features and (if no path is given) word vectors; made absolute"
     )
@@ -86,9 +80,7 @@ class OptimConfig(Frozen):
         0.0, description="decay of weight matrices and kernels (never of biases and norms)"
     )
     clip_norm: Annotated[float, Field(gt=0)] = Field(10.0, description="gradients are clipped at this global norm")
-    schedule: Literal["constant", "cosine", "plateau"] = Field(
-        "constant", description="cosine: to zero over all steps; plateau: x0.8 when the training loss stops falling"
-    )
+    schedule: Annotated[str, SCHEDULES] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="optimiser steps of linear warm-up")
 
 
@@ -130,19 +122,26 @@ class EvalConfig(Frozen):
     )
     recalls: PositiveTuple = Field((1, 5), description="n of R@n")
     ious: Fractions = Field((0.5, 0.7), description="IoU thresholds")
-    metric: str = Field("R1@0.5", description="val metric that chooses epochs and trials: R<n>@<iou> or mIoU")
+    metric: str = Field(
+        "R1@0.5", description="val metric that chooses epochs and trials: R<n>@<iou>, mIoU, mAP@<iou> or mAP"
+    )
     batch_size: Positive = Field(64, description="queries scored at once, over all workers")
 
-    @model_validator(mode="after")
-    def _check(self) -> EvalConfig:
-        if self.metric not in self.metrics:
-            raise ValueError(f"metric {self.metric!r} is not measured here; choose one of {', '.join(self.metrics)}")
-        return self
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        find_metric(metric)
+        return metric
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of all metrics an evaluation yields, in table order."""
-        return (*(recall_name(n, iou) for n in self.recalls for iou in self.ious), "mIoU")
+        """Names of the metrics that val is measured by, in table order."""
+        return tuple(dict.fromkeys((*metric_names(self.recalls, self.ious, on_val=True), self.metric)))
+
+    @property
+    def test_metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that the test split is measured by: all there are, in table order."""
+        return tuple(dict.fromkeys((*metric_names(self.recalls, self.ious), self.metric)))
 
 
 class Experiment(Frozen):

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.keys import section_of
 from cdn_tune.config.space import SearchSpace
+from cdn_tune.config.tables import Table
 from cdn_tune.model import families
 
 
@@ -27,7 +28,12 @@ def _rows(model: type[BaseModel], prefix: str, of: str = "") -> Iterator[str]:
         for variant, family in zip(variants, families.known(), strict=False):
             yield from _rows(variant, f"{prefix}{name}.", f"*{family}*: " if len(variants) > 1 else of)
         if section is None:
-            yield f"| `{prefix}{name}` | {_default(field)} | {of}{field.description or ''} |"
+            yield f"| `{prefix}{name}` | {_default(field)} | {of}{_meaning(field)} |"
+
+
+def _meaning(field: FieldInfo) -> str:
+    tables = [item.describe() for item in field.metadata if isinstance(item, Table)]
+    return field.description or "".join(tables)
 
 
 def _default(field: FieldInfo) -> str:

@@ -10,38 +10,30 @@ from pydantic import Field, field_validator, model_validator
 from cdn_tune.config.base import Frozen, Positive
 from cdn_tune.config.expression import Expression, parse_expression
 from cdn_tune.config.parameters import Categorical, Choice, Parameter
+from cdn_tune.config.tables import SAMPLERS, STOPPING_RULES, Sampler, StoppingRule
 from cdn_tune.model.families import layers_key
-
-SamplerName = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid", "brute_force"]
-EarlyStoppingName = Literal["asha", "hyperband", "median", "percentile", "wilcoxon", "patience", "none"]
-
-ENUMERATING = ("grid", "brute_force")  # samplers that go through all points of a finite space
 
 
 class SamplerConfig(Frozen):
     """How Optuna proposes the next trial."""
 
-    name: SamplerName = Field(
-        "tpe",
-        description="tpe: multivariate tree-structured Parzen estimator; gp: Gaussian process; cmaes: CMA-ES; "
-        "nsga2, nsga3: genetic; qmc: scrambled Sobol sequence; random; grid, brute_force: all points of a finite space",
-    )
+    name: Annotated[str, SAMPLERS] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds the proposals")
     startup_trials: Annotated[int, Field(ge=0)] = Field(
         10, description="random trials before tpe, gp and cmaes model the results"
     )
     population: Annotated[int, Field(ge=2)] = Field(20, description="trials per generation of nsga2 and nsga3")
 
+    @property
+    def row(self) -> Sampler:
+        """The sampler's row of the table."""
+        return SAMPLERS[self.name]
+
 
 class EarlyStoppingConfig(Frozen):
     """When a trial that lags behind is pruned."""
 
-    name: EarlyStoppingName = Field(
-        "asha",
-        description="asha: asynchronous successive halving; hyperband: several of those; median, percentile: worse "
-        "than that share of trials so far; wilcoxon: significantly worse than the best trial, query by query; "
-        "patience: no better for a while",
-    )
+    name: Annotated[str, STOPPING_RULES] = "asha"
     unit: Literal["epoch", "step"] = Field(
         "epoch", description="what a trial's progress is counted in: epochs, or optimiser steps"
     )
@@ -59,6 +51,11 @@ class EarlyStoppingConfig(Frozen):
         0.05, description="wilcoxon: a trial is pruned when being as good as the best is less probable than this"
     )
     patience: Positive = Field(5, description="patience: reports without a better val metric that are borne")
+
+    @property
+    def row(self) -> StoppingRule:
+        """The rule's row of the table."""
+        return STOPPING_RULES[self.name]
 
 
 class ResourcesConfig(Frozen):
@@ -205,19 +202,19 @@ class SearchSpace(Frozen):
                 raise ValueError(f"start_with sets {key} to {value!r}, which parameters.{key} does not allow")
 
     def _check_sampler(self) -> None:
-        name = self.sampler.name
-        if name in ENUMERATING:
+        name, row = self.sampler.name, self.sampler.row
+        if row.enumerates:
             endless = [key for key, parameter in self.parameters.items() if parameter.values is None]
             if endless:
                 raise ValueError(f"sampler {name} goes through all values, and {endless[0]} has no end; give it a step")
             if self.start_with:
                 raise ValueError(f"sampler {name} goes through all points anyway; drop start_with")
-        if name == "grid" and self.is_conditional:
-            raise ValueError("sampler grid knows no conditions; use brute_force, or drop when and per_layer")
-        if name == "cmaes" and all(isinstance(parameter, Categorical) for parameter in self.parameters.values()):
-            raise ValueError("sampler cmaes models float and int parameters, and all here are categorical; use tpe")
-        if name == "cmaes" and len(self.objectives) > 1:
-            raise ValueError("sampler cmaes optimises one objective; use tpe, gp, nsga2 or nsga3")
+        if not row.conditions and self.is_conditional:
+            raise ValueError(f"sampler {name} knows no conditions; use brute_force, or drop when and per_layer")
+        if row.models == "numeric" and all(isinstance(each, Categorical) for each in self.parameters.values()):
+            raise ValueError(f"sampler {name} models float and int parameters, and all here are categorical; use tpe")
+        if not row.objectives and len(self.objectives) > 1:
+            raise ValueError(f"sampler {name} optimises one objective; use tpe, gp, nsga2 or nsga3")
 
 
 def _needs(key: str, parameter: Parameter) -> set[str]:

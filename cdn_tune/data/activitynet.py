@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cdn_tune.data.annotations import Loaded, Scanned, Split, collect
-from cdn_tune.data.videos_json import annotation_files, moments_of, positive, read_videos, scan_video
+from cdn_tune.data.annotations import Scanned, Split
+from cdn_tune.data.layouts import Layout
+from cdn_tune.data.videos_json import (
+    annotation_files,
+    first_entry,
+    moments_of,
+    positive,
+    read_videos,
+    restrict,
+    scan_video,
+)
 from cdn_tune.errors import DataError
 
-FEATURES = ("sub_activitynet_v1-3.c3d.hdf5",)
-MEMBER = "c3d_features"
 REMEDY = "check data.root, or download the ActivityNet Captions annotations into it"
 ENTRY = '{"duration": ..., "timestamps": [[start, end], ...], "sentences": [...]}'
 
@@ -40,10 +47,19 @@ def scan(root: Path, split: Split) -> Iterator[Scanned]:
         yield from scan_video(path, video, duration, moments, known_faults=KNOWN_FAULTS)
 
 
-def load(root: Path, split: Split) -> Loaded:
-    """Returns what the file of `split` holds, in file order.
+def recognise(root: Path) -> bool:
+    """Returns whether a folder has files with an entry per video that gives its duration in seconds."""
+    entry = first_entry(root)
+    return entry is not None and "duration" in entry and "fps" not in entry
 
-    Raises:
-        DataError: If the file is missing, empty or no JSON, or an entry is wrong; the message names file and video.
-    """
-    return collect(str(annotation_files(root, split)[0]), scan(root, split))
+
+LAYOUT = Layout(
+    features=("sub_activitynet_v1-3.c3d.hdf5",),
+    files=annotation_files,
+    scan=scan,
+    recognise=recognise,
+    restrict=restrict,
+    member="c3d_features",
+    editions={(37417, 17505, 17031): "2D-TAN's split (37 417/17 505/17 031 pairs)"},
+    shared={("val", "test"): "two annotators described them"},
+)

@@ -8,11 +8,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from cdn_tune.data.annotations import Annotation, Loaded, Scanned, Skipped, Split, annotate, collect
+from cdn_tune.data.annotations import Annotation, Scanned, Skipped, Split, annotate
 from cdn_tune.data.files import read_text
+from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
 
-FEATURES = ("vgg_rgb_features.hdf5", "charades_vgg_rgb.hdf5")
 COLUMNS = ("id", "subject", "scene", "quality", "relevance", "verified", "script", "objects", "descriptions", "actions",
            "length")  # fmt: skip
 REMEDY = "check data.root, or download the Charades-STA annotations into it"
@@ -95,15 +95,6 @@ def scan(root: Path, split: Split) -> Iterator[Scanned]:
                 yield error
 
 
-def load(root: Path, split: Split) -> Loaded:
-    """Returns what the files of `split` (train or test) hold, in file order.
-
-    Raises:
-        DataError: If a file is missing or empty, or a line is wrong; the message names file and line.
-    """
-    return collect(str(annotation_files(root, split)[0]), scan(root, split))
-
-
 def _annotation(
     line: str, sentences: Path, count: int, durations: dict[str, float], lengths: Path
 ) -> Annotation | Skipped:
@@ -117,3 +108,28 @@ def _annotation(
             f"{lengths}: video {video!r} has no length, needed by {sentences.name}:{count}; fill in its seconds"
         )
     return annotate(sentences, str(count), video, duration, start, end, query, known_faults=KNOWN_FAULTS)
+
+
+def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
+    """Returns the files of `split` with the entries of some videos only: name to text."""
+    sentences, table = annotation_files(root, split)
+    lines = [line for line in read_text(sentences).split("\n") if line.split(" ", 1)[0] in kept]
+    rows = csv.reader(io.StringIO(read_text(table)))
+    header = next(rows)
+    column = header.index("id")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(row for row in rows if row and row[column] in kept)
+    return {sentences.name: "\n".join(lines) + "\n", table.name: text.getvalue()}
+
+
+LAYOUT = Layout(
+    features=("vgg_rgb_features.hdf5", "charades_vgg_rgb.hdf5"),
+    files=annotation_files,
+    scan=scan,
+    recognise=lambda root: any(root.glob("charades_sta_*.txt")),
+    restrict=restrict,
+    raw="charades_vgg",
+    editions={(12408, 0, 3720): "the published files (12 408/3 720 pairs)"},
+)

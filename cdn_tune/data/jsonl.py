@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from cdn_tune.data.annotations import Annotation, Loaded, Scanned, Skipped, Split, annotate, collect
+from cdn_tune.data.annotations import Annotation, Scanned, Skipped, Split, annotate
 from cdn_tune.data.files import read_text
+from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
 
-FEATURES = ("features.hdf5",)
 REMEDY = "check data.root, or write your annotations there (docs/data.md shows how)"
 ENTRY = '{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5, "query": "a person opens the door"}'
 
@@ -38,15 +38,6 @@ def scan(root: Path, split: Split) -> Iterator[Scanned]:
                 yield _annotation(line, path, count)
             except DataError as error:
                 yield error
-
-
-def load(root: Path, split: Split) -> Loaded:
-    """Returns what the file of `split` holds, in file order.
-
-    Raises:
-        DataError: If the file is missing or empty, or a line is wrong; the message names file and line.
-    """
-    return collect(str(root / f"{split}.jsonl"), scan(root, split))
 
 
 def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
@@ -73,3 +64,19 @@ def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
     except OverflowError:
         raise DataError(f"{where}: a time is too large for a number; correct or remove the line") from None
     return annotate(path, str(count), entry["video"], duration, start, end, entry["query"])
+
+
+def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
+    """Returns the file of `split` with the entries of some videos only: name to text."""
+    path = root / f"{split}.jsonl"
+    lines = [line for line in read_text(path).split("\n") if line.strip()]
+    return {path.name: "".join(f"{line}\n" for line in lines if json.loads(line)["video"] in kept)}
+
+
+LAYOUT = Layout(
+    features=("features.hdf5",),
+    files=annotation_files,
+    scan=scan,
+    recognise=lambda root: any((root / f"{split}.jsonl").is_file() for split in ("train", "test")),
+    restrict=restrict,
+)

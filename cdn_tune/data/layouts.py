@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data import activitynet, charades, jsonl, tacos, videos_json
-from cdn_tune.data.annotations import Loaded, Scanned, Split
+from cdn_tune.config.tables import LAYOUTS, resolve
+from cdn_tune.data.annotations import Loaded, Scanned, Split, collect
 from cdn_tune.data.files import is_remote, locate, remote_file
 from cdn_tune.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What one dataset looks like on disk.
+    """What one dataset looks like on disk. `config.tables.LAYOUTS` lists them.
 
     Attributes:
         features: Usual names of the feature file, best first.
         files: The annotation files of a split, given root and split; empty where the dataset has no such split.
-        load: Reads a split that has files, given root and split.
-        scan: Reads it entry by entry, wrong ones as errors.
+        scan: Reads a split that has files entry by entry, wrong ones as errors.
+        recognise: Whether a folder has annotation files of this layout.
+        restrict: The annotation files of a split, given root and split, with the entries of some videos only: name to
+            text.
         member: Where features lie in groups, the name of the dataset in each video's group.
+        raw: The form (of `data convert`) in which its features usually come.
+        ious: IoUs that the dataset's papers report.
+        editions: Published editions by their pairs of train, val and test.
+        shared: Pairs of splits that share videos as published, and why.
     """
 
     features: tuple[str, ...]
     files: Callable[[Path, Split], tuple[Path, ...]]
-    load: Callable[[Path, Split], Loaded]
     scan: Callable[[Path, Split], Iterator[Scanned]]
+    recognise: Callable[[Path], bool]
+    restrict: Callable[[Path, Split, frozenset[str]], dict[str, str]]
     member: str | None = None
+    raw: str = "arrays"
+    ious: tuple[float, ...] = (0.3, 0.5, 0.7)
+    editions: Mapping[tuple[int, int, int], str] = field(default_factory=dict)
+    shared: Mapping[tuple[Split, Split], str] = field(default_factory=dict)
 
+    def load(self, root: Path, split: Split) -> Loaded:
+        """Returns what the files of a split hold, in file order.
 
-LAYOUTS: dict[str, Layout] = {
-    "charades_sta": Layout(charades.FEATURES, charades.annotation_files, charades.load, charades.scan),
-    "tacos": Layout(tacos.FEATURES, videos_json.annotation_files, tacos.load, tacos.scan),
-    "activitynet": Layout(
-        activitynet.FEATURES,
-        videos_json.annotation_files,
-        activitynet.load,
-        activitynet.scan,
-        activitynet.MEMBER,
-    ),
-    "jsonl": Layout(jsonl.FEATURES, jsonl.annotation_files, jsonl.load, jsonl.scan),
-}
+        Raises:
+            DataError: If a file is missing or empty, or an entry is wrong; the message names file and entry.
+        """
+        return collect(str(self.files(root, split)[0]), self.scan(root, split))
 
 
 def layout_of(dataset: str) -> Layout:
@@ -52,10 +57,10 @@ def layout_of(dataset: str) -> Layout:
     Raises:
         DataError: If the name is unknown.
     """
-    try:
-        return LAYOUTS[dataset]
-    except KeyError:
-        raise DataError(f"data.dataset={dataset!r} is unknown; choose one of {', '.join(LAYOUTS)}") from None
+    if dataset not in LAYOUTS:
+        raise DataError(f"data.dataset={dataset!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+    layout: Layout = resolve(LAYOUTS[dataset].layout)
+    return layout
 
 
 def root_of(config: DataConfig) -> Path:

@@ -19,6 +19,26 @@ def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
     return (root / f"{split}.json",)
 
 
+def first_entry(root: Path) -> dict[str, Any] | None:
+    """Returns the first video's entry; an empty one if it cannot be read, None if there is no such file."""
+    path = next((path for split in ("train", "test", "val") if (path := root / f"{split}.json").is_file()), None)
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    entries = list(content.values()) if isinstance(content, dict) else []
+    return entries[0] if entries and isinstance(entries[0], dict) else {}
+
+
+def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
+    """Returns the file of `split` with the entries of some videos only: name to text."""
+    (path,) = annotation_files(root, split)
+    videos = {video: entry for video, entry in json.loads(read_text(path)).items() if video in kept}
+    return {path.name: json.dumps(videos) + "\n"}
+
+
 def read_videos(path: Path, entry: str, remedy: str) -> dict[str, Any]:
     """Returns the JSON object of a file, an entry per video.
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.data.annotations import Annotation
+from cdn_tune.config.tables import metric_names, metrics_depth
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluate import EVALUATION
-from cdn_tune.evaluation.per_query_metrics import Measures, mean_measures, measures, video_numbers
-from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, ranked_moments, read_query_results, true_moments
+from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, answers_of, read_query_results, video_numbers
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
+from cdn_tune.moments.metrics import Measures, mean_measures, measure
 from cdn_tune.moments.paired import compare_paired
 from cdn_tune.training.runs.run_folder import read_manifest
 
@@ -64,8 +64,8 @@ def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: in
     ious = [each for each in mine.facts["ious"] if each in theirs.facts["ious"]]
     if not recalls or not ious:
         raise RunError(f"{first} and {second}: report no R@n or no IoU in common; evaluate one with eval.ious=[...]")
-    tables = [_measured(side, recalls, ious) for side in sides]
-    videos = video_numbers([_annotation(result) for result in mine.results[0]])
+    tables = [_measured(side, metric_names(recalls, ious)) for side in sides]
+    videos = video_numbers([result.annotation for result in mine.results[0]])
     own = [interval(cluster_means(table.values, videos, resamples, seed)) for table in tables]
     paired = compare_paired(tables[0].values, tables[1].values, videos, resamples, seed)
     rows = []
@@ -144,12 +144,11 @@ def _question(result: QueryResult) -> tuple[Any, ...]:
     return (result.id, result.video, result.query, result.duration, result.truth, result.split)
 
 
-def _annotation(result: QueryResult) -> Annotation:
-    return Annotation(result.id, result.video, result.duration, *result.truth, result.query)
-
-
-def _measured(side: _Side, recalls: Sequence[int], ious: Sequence[float]) -> Measures:
-    most = max(max((len(result.moments) for results in side.results for result in results), default=1), *recalls)
+def _measured(side: _Side, names: Sequence[str]) -> Measures:
+    most = max(metrics_depth(names), *(len(result.moments) for results in side.results for result in results))
     return mean_measures(
-        [measures(ranked_moments(results, most), true_moments(results), recalls, ious) for results in side.results]
+        [
+            measure(answers_of([each.moments for each in results], [each.annotation for each in results], most), names)
+            for results in side.results
+        ]
     )

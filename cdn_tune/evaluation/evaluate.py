@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import override
+from cdn_tune.config.tables import metrics_depth
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.evaluation.choose_checkpoint import Choices, choose_models
 from cdn_tune.evaluation.formats import export_predictions
 from cdn_tune.evaluation.nms import NmsChoice, choose_nms
-from cdn_tune.evaluation.per_query_metrics import depth
 from cdn_tune.evaluation.queries import PREDICTIONS, query_results, write_query_results
 from cdn_tune.evaluation.request import Request, check_request
 from cdn_tune.evaluation.result import Basis, describe_result
@@ -109,7 +109,7 @@ class _Evaluation:
             [*mine, *theirs],
             split="test",
             thresholds=[nms.threshold],
-            limit=depth(self.experiment.eval.recalls),
+            limit=metrics_depth(self.experiment.eval.test_metrics),
             workers=request.workers,
             maps=self.run / SCORE_MAPS if request.score_maps else None,
         )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, recall_name
-from cdn_tune.evaluation.per_query_metrics import measures
 from cdn_tune.evaluation.scoring import Workers, open_split, retrieve
+from cdn_tune.moments.metrics import measure
 
 GRID = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 0.3 to 0.8
 
@@ -56,9 +56,9 @@ def choose_nms(file: Path, experiment: Experiment, workers: Workers) -> NmsChoic
     own = settings.nms_threshold
     grid = sorted({*GRID, own})
     (found,) = retrieve([(file, experiment)], "val", grid, count, workers)
-    moments = open_split(experiment.data, "val").moments
+    val = open_split(experiment.data, "val")
     name = recall_name(count, iou)
-    tried = {each: measures(found[each].top, moments, [count], [iou]).means[name] for each in grid}
+    tried = {each: measure(found[each].answers(val), [name]).means[name] for each in grid}
     best = max(tried.values())
     near = min((each for each in grid if tried[each] == best), key=lambda each: (abs(each - own), each))
     return NmsChoice(near, "val", name, tried)

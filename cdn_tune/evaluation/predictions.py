@@ -7,29 +7,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cdn_tune.config import DataConfig
+from cdn_tune.config.tables import LAYOUTS, metric_names, metrics_depth
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.doctor.recognise import recognise
 from cdn_tune.data.files import sha256
-from cdn_tune.data.layouts import LAYOUTS
+from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.errors import ConfigError, DataError
 from cdn_tune.evaluation.formats import read_predictions
-from cdn_tune.evaluation.per_query_metrics import depth, measures
-from cdn_tune.evaluation.queries import pad_moments
+from cdn_tune.evaluation.queries import answers_of
 from cdn_tune.evaluation.summary import summarise
 from cdn_tune.moments.bootstrap import RESAMPLES
+from cdn_tune.moments.metrics import measure
 
 SCHEMA = 1
-# The IoUs that each dataset's papers report.
-IOUS: dict[str, tuple[float, ...]] = {
-    "charades_sta": (0.3, 0.5, 0.7),
-    "tacos": (0.1, 0.3, 0.5),
-    "activitynet": (0.3, 0.5, 0.7),
-    "jsonl": (0.3, 0.5, 0.7),
-}
 
 
 def score_predictions(
@@ -74,12 +66,11 @@ def score_predictions(
     config = DataConfig.model_validate({"dataset": name, "root": str(root), **settings})
     annotations = split_annotations(config, split).annotations
     train = split_annotations(config, "train").annotations
-    thresholds = tuple(ious or IOUS[name])
+    thresholds = tuple(ious or layout_of(name).ious)
     listed = read_predictions(path, annotations)
-    top = pad_moments(listed, max(depth(recalls), *map(len, listed)))
-    truth = torch.tensor([(item.start, item.end) for item in annotations], dtype=torch.float64)
-    found = measures(top, truth, recalls, thresholds)
-    summary = summarise({path.name: found}, annotations, train, recalls, thresholds, seed, resamples)
+    names = metric_names(recalls, thresholds)
+    answers = answers_of(listed, annotations, max(metrics_depth(names), *map(len, listed)))
+    summary = summarise({path.name: measure(answers, names)}, annotations, train, thresholds, seed, resamples)
     summary.pop("models")
     return {
         "schema": SCHEMA,

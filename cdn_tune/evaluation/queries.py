@@ -10,11 +10,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cdn_tune.data.annotations import SPLITS, Annotation
 from cdn_tune.errors import DataError
+from cdn_tune.moments.metrics import Answers
 from cdn_tune.moments.spans import iou
 from cdn_tune.training.runs.files import write_text
 
@@ -48,6 +51,11 @@ class QueryResult:
     moments: tuple[tuple[float, float, float], ...]
     iou: float
     split: str
+
+    @property
+    def annotation(self) -> Annotation:
+        """The query and the annotated moment."""
+        return Annotation(self.id, self.video, self.duration, *self.truth, self.query)
 
     def plain(self) -> dict[str, Any]:
         """Returns the result as its line holds it."""
@@ -90,27 +98,29 @@ def query_results(annotations: Sequence[Annotation], top: Tensor, scores: Tensor
     ]
 
 
-def ranked_moments(results: Sequence[QueryResult], count: int | None = None) -> Tensor:
-    """Returns the retrieved moments as `moments.metrics.measure` takes them, float64 [Q, n, 2], NaN-padded.
+def answers_of(
+    listed: Sequence[Sequence[tuple[float, float, float]]], annotations: Sequence[Annotation], count: int | None = None
+) -> Answers:
+    """Returns listed moments as they are measured.
 
     Args:
-        results: Q results.
+        listed: (start, end, score) of the moments retrieved for each of Q queries, best first.
+        annotations: The queries.
         count: Moments per query n; as many as the longest list has, at least 1, if None.
     """
-    return pad_moments([result.moments for result in results], count)
-
-
-def pad_moments(listed: Sequence[Sequence[tuple[float, float, float]]], count: int | None = None) -> Tensor:
-    """Returns lists of (start, end, score) as spans, float64 [Q, n, 2], NaN-padded; see `ranked_moments`."""
     count = count or max([1, *map(len, listed)])
-    missing = [[math.nan, math.nan]] * count
-    rows = [([list(moment[:2]) for moment in moments] + missing)[:count] for moments in listed]
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), count, 2)
+    missing = [(math.nan,) * 3] * count
+    rows = [[*moments, *missing][:count] for moments in listed]
+    spans = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), count, 3)
+    truth = torch.tensor([(item.start, item.end) for item in annotations], dtype=torch.float64).reshape(-1, 2)
+    durations = torch.tensor([item.duration for item in annotations], dtype=torch.float64)
+    return Answers(spans[..., :2], truth, durations, spans[..., 2])
 
 
-def true_moments(results: Sequence[QueryResult]) -> Tensor:
-    """Returns the annotated moments in seconds, float64 [Q, 2]."""
-    return torch.tensor([result.truth for result in results], dtype=torch.float64).reshape(len(results), 2)
+def video_numbers(annotations: Sequence[Annotation]) -> npt.NDArray[np.int64]:
+    """Returns the video of each query as a number [Q]."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(item.video, len(numbers)) for item in annotations], dtype=np.int64)
 
 
 def write_query_results(path: Path, results: Iterable[QueryResult]) -> None:

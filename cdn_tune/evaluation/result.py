@@ -15,12 +15,12 @@ from cdn_tune.data.splits import split_annotations
 from cdn_tune.evaluation.choose_checkpoint import Choices
 from cdn_tune.evaluation.literature import published_rows
 from cdn_tune.evaluation.nms import NmsChoice
-from cdn_tune.evaluation.per_query_metrics import Measures, mean_measures, measures
 from cdn_tune.evaluation.queries import PREDICTIONS
 from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.retrain import Retrained
 from cdn_tune.evaluation.scoring import Retrieved, open_split
 from cdn_tune.evaluation.summary import summarise
+from cdn_tune.moments.metrics import Measures, mean_measures, measure
 from cdn_tune.training.memory.size import count_parameters
 
 SCHEMA = 2
@@ -72,7 +72,7 @@ def describe_result(basis: Basis, mine: Sequence[Retrieved], theirs: Sequence[Re
     published = request.protocol == "published"
 
     def measured(each: Retrieved) -> Measures:
-        return measures(each.top, test.moments, settings.recalls, settings.ious)
+        return measure(each.answers(test), settings.test_metrics)
 
     seeds = {f"seed {trial.seed}": measured(each) for trial, each in zip(basis.retrained, theirs, strict=True)}
     chosen = () if published else basis.choices.checkpoints
@@ -80,9 +80,7 @@ def describe_result(basis: Basis, mine: Sequence[Retrieved], theirs: Sequence[Re
     reported = f"mean over {len(seeds)} seeds" if len(seeds) > 1 else "one seed" if seeds else "checkpoint"
     every = {"mean": mean_measures(list(seeds.values())), **models, **seeds} if seeds else models
     train = split_annotations(experiment.data, "train").annotations
-    summary = summarise(
-        every, test.annotations, train, settings.recalls, settings.ious, experiment.seed, request.resamples
-    )
+    summary = summarise(every, test.annotations, train, settings.ious, experiment.seed, request.resamples)
     each_one = summary.pop("models")
     return {
         "schema": SCHEMA,

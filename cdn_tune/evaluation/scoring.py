@@ -18,6 +18,7 @@ from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
+from cdn_tune.moments.metrics import Answers
 from cdn_tune.training.evaluate.scores import score_batches
 from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.step.precision import resolve_precision, use_tf32
@@ -52,6 +53,14 @@ class Retrieved(NamedTuple):
 
     top: torch.Tensor
     scores: torch.Tensor
+
+    def answers(self, dataset: MomentDataset) -> Answers:
+        """Returns them beside the truth, to be measured.
+
+        Args:
+            dataset: The split.
+        """
+        return Answers(self.top, dataset.moments, dataset.durations, self.scores)
 
 
 # Positions in the split, and for each NMS threshold what was retrieved there.

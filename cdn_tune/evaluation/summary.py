@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from cdn_tune.config import recall_name
+from cdn_tune.config.tables import find_metric, metrics_depth
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.tokenizer import words
-from cdn_tune.evaluation.per_query_metrics import Measures, depth, measures, video_numbers
+from cdn_tune.evaluation.queries import video_numbers
 from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top, constant_top, random_top
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
 from cdn_tune.moments.groups import query_groups
+from cdn_tune.moments.metrics import Answers, Measures, measure
 from cdn_tune.moments.paired import compare_paired
 
 LEVEL = 0.95
@@ -25,7 +27,6 @@ def summarise(
     models: Mapping[str, Measures],
     annotations: Sequence[Annotation],
     train: Sequence[Annotation],
-    recalls: Sequence[int],
     ious: Sequence[float],
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -36,8 +37,7 @@ def summarise(
         models: What each query adds to the metrics of each model.
         annotations: The queries.
         train: Those on which the answers that need no model are chosen.
-        recalls: The n of R@n.
-        ious: IoU thresholds.
+        ious: IoU thresholds, at the middle one of which constant answers are chosen.
         seed: Of the random answers and of the resamples.
         resamples: Of intervals and tests.
 
@@ -47,7 +47,7 @@ def summarise(
     """
     first = next(iter(models.values()))
     videos = video_numbers(annotations)
-    answers, facts = _baselines(annotations, train, recalls, ious, seed)
+    answers, facts = _baselines(annotations, train, first.names, ious, seed)
     groups = query_groups(*_times(annotations), [len(words(item.query)) for item in annotations])
     columns = {f"model {name}": each for name, each in models.items()}
     columns |= {f"baseline {name}": each for name, each in answers.items()}
@@ -112,13 +112,13 @@ def _intervals(
 def _baselines(
     annotations: Sequence[Annotation],
     train: Sequence[Annotation],
-    recalls: Sequence[int],
+    names: Sequence[str],
     ious: Sequence[float],
     seed: int,
 ) -> tuple[dict[str, Measures], dict[str, dict[str, Any]]]:
     """Measures what needs no model: the best constant answer, the best constant list, chance."""
     iou = 0.5 if 0.5 in ious else ious[len(ious) // 2]
-    count = depth(recalls)
+    count = metrics_depth(names)
     durations, moments = _times(annotations)
     answer = best_constant(*_times(train), iou)
     listed = best_constant_list(*_times(train), iou, count)
@@ -128,9 +128,9 @@ def _baselines(
         BLIND: constant_list_top(durations, listed),
         "random": random_top(durations, count, generator),
     }
-    found = {name: measures(top, moments, recalls, ious) for name, top in tops.items()}
-    # One answer has R1 and mIoU only.
-    found["best_constant"] = found["best_constant"].only([*(recall_name(1, each) for each in ious), "mIoU"])
+    of_one = [name for name in names if find_metric(name).depth == 1]  # all that can be measured of one answer
+    asked = {"best_constant": of_one, BLIND: names, "random": names}
+    found = {name: measure(Answers(top, moments, durations), asked[name]) for name, top in tops.items()}
     return found, {
         "best_constant": {"answer": list(answer), "chosen_for": recall_name(1, iou)},
         BLIND: {"answers": [list(each) for each in listed], "chosen_for": f"coverage@{iou:g}"},

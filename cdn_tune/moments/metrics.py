@@ -1,6 +1,9 @@
-"""Recall at IoU and mean IoU of retrieved moments.
+"""Metrics of retrieved moments: each a number per query, of which a split's metric is the mean.
 
-Shape letters: Q queries, S clips, n moments returned per query.
+`config.tables.METRICS` lists them. Val during training and the test split are measured by the same functions, so that
+intervals and tests need nothing else than the numbers per query.
+
+Shape letters: Q queries, M metrics, n moments returned per query.
 """
 
 from __future__ import annotations
@@ -13,98 +16,122 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdn_tune.moments.nms import top_moments
-from cdn_tune.moments.spans import iou
+from cdn_tune.config.tables import AP_MOMENTS, find_metric, resolve
+from cdn_tune.moments.spans import iou as iou_of
 
 Array = Tensor | NDArray[np.generic]
+AP_IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))  # what mAP averages over, as QVHighlights does
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """How well moments were retrieved.
-
-    Attributes:
-        recall: Share of queries with a moment of IoU above the threshold among the first n: float64 [recalls, ious].
-        miou: Mean IoU of the best-scored moment, over queries.
-    """
-
-    recall: Tensor
-    miou: float
-
-
-@dataclass(frozen=True)
-class Evaluation(Metrics):
-    """Metrics together with the moments they were measured on.
+class Answers:
+    """What was retrieved for Q queries, and what is true.
 
     Attributes:
-        top: Spans in seconds, best first, NaN where a query has fewer: float64 [Q, max(recalls), 2].
-    """
-
-    top: Tensor
-
-
-def measure(top: Array, moments: Array, recalls: Sequence[int], ious: Sequence[float]) -> Metrics:
-    """Returns recall and mean IoU of retrieved moments.
-
-    Args:
-        top: Retrieved spans in seconds, best first, NaN-padded [Q, n, 2] with n >= max(recalls).
-        moments: Annotated spans in seconds [Q, 2].
-        recalls: The n of R@n.
-        ious: IoU thresholds; a moment counts when its IoU is strictly above.
+        top: Spans in seconds, best first, NaN-padded, float64 [Q, n, 2]. Of equal scores the first counts first.
+        scores: Their scores, float64 [Q, n]; where none are known, minus the rank.
+        moments: Annotated spans in seconds, float64 [Q, 2].
+        durations: Of the videos in seconds, float64 [Q].
+        overlap: IoU of each span with the truth, 0 where there is none, float64 [Q, n].
 
     Raises:
         ValueError: If there is no query, or the shapes do not fit.
     """
-    best, truth = _cpu64(top), _cpu64(moments)
-    if len(best) == 0:
-        raise ValueError("no queries to measure: the query set is empty")
-    if best.ndim != 3 or best.shape[-1] != 2 or truth.shape != (len(best), 2):
-        raise ValueError(f"want top [Q, n, 2] and moments [Q, 2], got {[*best.shape]} and {[*truth.shape]}")
-    if not recalls or min(recalls) < 1 or max(recalls) > best.shape[1]:
-        raise ValueError(f"recalls {list(recalls)} must lie between 1 and the {best.shape[1]} moments per query")
-    overlap = iou(best, truth[:, None, :]).nan_to_num(nan=0.0)  # [Q, n]; a missing answer overlaps nothing
-    hits = overlap[:, :, None] > torch.tensor(list(ious), dtype=torch.float64)  # [Q, n, ious]
-    recall = torch.stack([hits[:, :n].any(dim=1).double().mean(dim=0) for n in recalls])
-    return Metrics(recall=recall, miou=float(overlap[:, 0].mean()))
+
+    def __init__(self, top: Array, moments: Array, durations: Array, scores: Array | None = None) -> None:
+        self.top, self.moments, self.durations = _cpu64(top), _cpu64(moments), _cpu64(durations)
+        queries = len(self.top)
+        if queries == 0:
+            raise ValueError("no queries to measure: the query set is empty")
+        shapes = [tuple(each.shape) for each in (self.top, self.moments, self.durations)]
+        if self.top.ndim != 3 or shapes != [(queries, max(1, shapes[0][1]), 2), (queries, 2), (queries,)]:
+            raise ValueError(f"want top [Q, n, 2], moments [Q, 2] and durations [Q], got {shapes}")
+        ranks = torch.arange(1, shapes[0][1] + 1, dtype=torch.float64)
+        self.scores = -ranks.expand(queries, -1) if scores is None else _cpu64(scores)
+        self.overlap = iou_of(self.top, self.moments[:, None, :]).nan_to_num(nan=0.0)
+        self._ranks: dict[float, Tensor] = {}
+
+    def rank(self, iou: float) -> Tensor:
+        """Returns the rank, from 1, of the first moment whose IoU is strictly above a threshold, else 0: int64 [Q]."""
+        if iou not in self._ranks:
+            hits = self.overlap > iou  # [Q, n]
+            first = hits.double().argmax(dim=1) + 1  # argmax is the first of equals
+            self._ranks[iou] = torch.where(hits.any(dim=1), first, 0)
+        return self._ranks[iou]
 
 
-def evaluate(
-    scores: Array,
-    durations: Array,
-    moments: Array,
-    *,
-    recalls: Sequence[int],
-    ious: Sequence[float],
-    nms_threshold: float,
-    valid: Array | None = None,
-) -> Evaluation:
-    """Returns the metrics of score maps: top moments after suppression, then recall and mean IoU.
+def recall(answers: Answers, n: int, iou: float) -> Tensor:
+    """Returns R@n: 1 where one of the first n moments has an IoU above the threshold, else 0, [Q]."""
+    rank = answers.rank(iou)
+    return ((rank > 0) & (rank <= n)).double()
+
+
+def first_iou(answers: Answers) -> Tensor:
+    """Returns the IoU of the first moment [Q], whose mean is mIoU."""
+    return answers.overlap[:, 0]
+
+
+def average_precision(answers: Answers, iou: float) -> Tensor:
+    """Returns AP at an IoU threshold [Q]: one over the rank of the first moment above it, 0 where there is none.
+
+    This is the average precision of QVHighlights' evaluation (Lei et al., arXiv 2107.09609, `standalone_eval` of
+    moment_detr: area under the interpolated precision-recall curve of each query, up to 10 moments) for a query with
+    one true moment: recall steps from 0 to 1 at that rank, where precision is one over it; a later overlapping moment
+    counts as wrong. One difference: an IoU equal to the threshold is no hit here, as in the recall of this field.
+    """
+    rank = answers.rank(iou)
+    return torch.where((rank > 0) & (rank <= AP_MOMENTS), 1.0 / rank.clamp(min=1).double(), 0.0)
+
+
+def mean_average_precision(answers: Answers) -> Tensor:
+    """Returns the mean of AP over `AP_IOUS`, [Q]."""
+    return torch.stack([average_precision(answers, iou) for iou in AP_IOUS]).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What each query adds to each metric.
+
+    Attributes:
+        names: M names, e.g. ``R1@0.5``, ``mIoU``, ``mAP@0.5``, ``mAP``.
+        values: float64 [Q, M]; a metric is the mean of its column.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The metrics by name, in [0, 1]."""
+        return {name: float(column.mean()) for name, column in zip(self.names, self.values.T.copy(), strict=True)}
+
+    def only(self, names: Sequence[str]) -> Measures:
+        """Returns some of the metrics."""
+        kept = [index for index, name in enumerate(self.names) if name in names]
+        return Measures(tuple(self.names[index] for index in kept), self.values[:, kept])
+
+
+def measure(answers: Answers, names: Sequence[str]) -> Measures:
+    """Returns what each query adds to some metrics.
 
     Args:
-        scores: Score maps [Q, S, S], higher is better; cells below the diagonal are never answers.
-        durations: Seconds [Q].
-        moments: Annotated spans in seconds [Q, 2].
-        recalls: The n of R@n.
-        ious: IoU thresholds.
-        nms_threshold: IoU above which the lesser of two moments is dropped.
-        valid: Optional bool [S, S]: cells that may be answers; see `top_moments`. Give it with raw logits, whose masked
-            cells hold 0.
+        answers: What was retrieved.
+        names: The metrics, as `config.tables.find_metric` reads them.
 
     Raises:
-        ValueError: If there is no query, the shapes do not fit, or a score is NaN (names the first such query).
+        ValueError: If a metric is unknown, or looks at more moments than there are.
     """
-    maps = torch.as_tensor(scores)
-    if len(maps) == 0:
-        raise ValueError("no queries to measure: the query set is empty")
-    broken = maps.isnan().flatten(1).any(dim=1)
-    if bool(broken.any()):
-        raise ValueError(f"scores of query {int(broken.nonzero()[0])} (counted from 0) are not numbers (NaN)")
-    if not recalls:
-        raise ValueError("recalls is empty; give at least one n of R@n")
-    mask = None if valid is None else torch.as_tensor(valid)
-    top, _ = top_moments(maps, torch.as_tensor(durations), max(recalls), nms_threshold, mask)
-    metrics = measure(top, moments, recalls, ious)
-    return Evaluation(recall=metrics.recall, miou=metrics.miou, top=top.cpu())
+    columns = []
+    for name in names:
+        metric = find_metric(name)
+        if metric.settings.get("n", 1) > answers.top.shape[1]:
+            raise ValueError(f"{name} needs {metric.depth} moments per query, and there are {answers.top.shape[1]}")
+        columns.append(resolve(metric.row.per_query)(answers, **metric.settings).numpy())
+    return Measures(tuple(names), np.stack(columns, axis=1))
+
+
+def mean_measures(many: Sequence[Measures]) -> Measures:
+    """Returns the mean over models (seeds) of what each query adds."""
+    return Measures(many[0].names, np.mean([each.values for each in many], axis=0))
 
 
 def _cpu64(array: Array) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from cdn_tune.report.trials import shown_state
 from cdn_tune.report.wording import is_share
+from cdn_tune.tuning.results.leaderboard import state_of
 
 Plot = dict[str, Any]
 SYMBOLS = {"complete": "circle", "pruned": "x-thin-open", "running": "diamond", "failed": "square-x-open"}
@@ -40,7 +40,7 @@ class Figure:
 
 def label(trial: FrozenTrial) -> str:
     """Returns what a trial is called where one points at it."""
-    return f"trial {trial.number}, {shown_state(trial)}"
+    return f"trial {trial.number}, {state_of(trial)}"
 
 
 def axes(x: str, y: str) -> Plot:

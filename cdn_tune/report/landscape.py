@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.report.figures import Figure, Plot
 from cdn_tune.report.record import RunRecord, quiet
-from cdn_tune.report.wording import is_share, short_names
+from cdn_tune.report.wording import is_share
+from cdn_tune.tuning.results.leaderboard import short_names
 from cdn_tune.tuning.study.ranking import own
 
 SLICES, CONTOURS, AXES = 6, 3, 8  # parameters shown at most
@@ -46,17 +47,18 @@ def landscape(record: RunRecord) -> list[Figure]:
     varied = [key for key in _keys(complete) if len({repr(trial.params.get(key)) for trial in complete}) > 1]
     if len(complete) < 2 or not varied:
         return []
-    short = short_names(_keys(complete))
+    short, directions = short_names(_keys(complete)), list(record.objectives.values())
     with quiet():  # about few trials, about experimental features
-        study = _study(complete, short, record.directions[:1], _scale(record.objectives))
+        study = _study(complete, short, directions[:1], _scale(list(record.objectives)))
         figures = _of_parameters(study, [short[key] for key in varied], len(complete), record)
-        if len(record.directions) > 1:
+        if len(directions) > 1:
             figures.insert(0, _pareto(complete, short, record))
     return figures
 
 
 def _of_parameters(study: optuna.Study, varied: list[str], count: int, record: RunRecord) -> list[Figure]:
-    target = record.objectives[0] + (", in %" if is_share(record.objectives[0]) else "")
+    target = next(iter(record.objectives))
+    target += ", in %" if is_share(target) else ""
     among = f"{count} complete trials"
     evaluator = PedAnovaImportanceEvaluator()
     order, figures = varied, []
@@ -136,10 +138,11 @@ def _bundle(plot: Plot) -> Plot:
 
 
 def _pareto(complete: Sequence[FrozenTrial], short: dict[str, str], record: RunRecord) -> Figure:
-    usable = [trial for trial in complete if trial.values and len(trial.values) == len(record.directions)]
-    study = _study(usable, short, record.directions, _scale(record.objectives))
+    directions = list(record.objectives.values())
+    usable = [trial for trial in complete if trial.values and len(trial.values) == len(directions)]
+    study = _study(usable, short, directions, _scale(list(record.objectives)))
     names = [name + (", in %" if is_share(name) else "") for name in record.objectives]
-    goals = [f"{name} {direction.name.lower()}d" for name, direction in zip(names, record.directions, strict=True)]
+    goals = [f"{name} {direction.name.lower()}d" for name, direction in zip(names, directions, strict=True)]
     if len(names) > 3:
         names, goals = names[:2], [*goals[:2], "further objectives are not drawn"]
         plot = _plot(

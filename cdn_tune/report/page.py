@@ -29,9 +29,10 @@ from cdn_tune.report.record import RunRecord, read_record, stamp
 from cdn_tune.report.results import cards, tables
 from cdn_tune.report.sparkline import sparkline
 from cdn_tune.report.trials import counted, failures, front, leaderboard, parameters_of, spending, unfinished
-from cdn_tune.report.wording import duration, number, short_names
+from cdn_tune.report.wording import duration, number
 from cdn_tune.training.evaluate.pictures import COLOURS
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE
+from cdn_tune.tuning.results.leaderboard import short_names
 from cdn_tune.tuning.study.ranking import ranking, value_of
 
 REPORT = Path("report") / "index.html"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from cdn_tune.errors import CdnTuneError
 from cdn_tune.training.runs.records import METRICS, read_metrics
 from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
 from cdn_tune.tuning.layout import DATABASE, JOURNAL, TRIALS
+from cdn_tune.tuning.results.record import Record
 from cdn_tune.tuning.results.record import read_record as read_search
 
 EVALUATION = "evaluation.json"
 EVALUATION_PUBLISHED = "evaluation-published.json"
 PREDICTIONS = "predictions.jsonl"
-_Study = tuple[list[FrozenTrial], list[StudyDirection], dict[str, Any]]
 _PASSWORD = re.compile(r"(://[^/@\s:]*):[^/@\s]*@")
 
 
@@ -38,9 +38,7 @@ class RunRecord:
         manifest: Its manifest.
         experiment: The (base) experiment, plain.
         space: The search space, plain; empty for a train run.
-        trials: Entries of the study by number; none for a train run.
-        attributes: The study's own facts (budget, metric, dataset).
-        directions: One per objective.
+        search: What is on record of the study, without trials that wait; None for a train run.
         curves: Epochs as recorded: by trial number, or under None those of a train run.
         evaluation: What ``evaluation.json`` holds; None before the first evaluation.
         published: The same of ``evaluation-published.json``, whose epoch was chosen on test.
@@ -51,9 +49,7 @@ class RunRecord:
     manifest: dict[str, Any]
     experiment: dict[str, Any]
     space: dict[str, Any]
-    trials: tuple[FrozenTrial, ...]
-    attributes: dict[str, Any]
-    directions: tuple[StudyDirection, ...]
+    search: Record | None
     curves: dict[int | None, list[dict[str, Any]]]
     evaluation: dict[str, Any] | None
     published: dict[str, Any] | None
@@ -62,7 +58,17 @@ class RunRecord:
     @property
     def is_search(self) -> bool:
         """Whether the run is a search."""
-        return bool(self.manifest["kind"] == "search")
+        return self.search is not None
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """Entries of the study by number; none for a train run."""
+        return self.search.entries if self.search else []
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """The study's own facts (budget, metric, dataset)."""
+        return self.search.attributes if self.search else {}
 
     @property
     def name(self) -> str:
@@ -72,13 +78,14 @@ class RunRecord:
     @property
     def metric(self) -> str:
         """The val metric that chooses epochs and trials."""
-        return str(self.attributes.get("metric") or self.experiment.get("eval", {}).get("metric") or "val metric")
+        if self.search:
+            return self.search.metric
+        return str(self.experiment.get("eval", {}).get("metric") or "val metric")
 
     @property
-    def objectives(self) -> list[str]:
+    def objectives(self) -> dict[str, StudyDirection]:
         """What is optimised, the val metric first."""
-        named = self.attributes.get("objectives") or self.space.get("objectives") or [self.metric]
-        return [str(each["metric"] if isinstance(each, dict) else each) for each in named]
+        return self.search.objectives if self.search else {}
 
     @property
     def dataset(self) -> str:
@@ -100,22 +107,20 @@ def read_record(run: Path) -> RunRecord:
     """
     manifest = read_manifest(run)
     notices: list[str] = []
-    is_search = manifest["kind"] == "search"
-    nothing: _Study = [], [StudyDirection.MAXIMIZE], {}
-    trials, directions, attributes = _read_study(run) if is_search else nothing
-    curves: dict[int | None, list[dict[str, Any]]]
-    if is_search:
-        curves = {trial.number: read_metrics(run / TRIALS / f"{trial.number:04d}") for trial in trials}
-    else:
-        curves = {None: read_metrics(run)}
+    search = None
+    if manifest["kind"] == "search":
+        with quiet():
+            search = read_search(run)
+        search = replace(search, entries=[each for each in search.entries if each.state != TrialState.WAITING])
+    curves: dict[int | None, list[dict[str, Any]]] = {None: read_metrics(run)}
+    if search:
+        curves = {trial.number: read_metrics(run / TRIALS / f"{trial.number:04d}") for trial in search.entries}
     return RunRecord(
         run=run,
         manifest=hide_passwords(manifest),
         experiment=_mapping(run / EXPERIMENT, notices) or manifest.get("experiment", {}),
-        space=hide_passwords(_mapping(run / SPACE, notices)) if is_search else {},
-        trials=tuple(trial for trial in trials if trial.state != TrialState.WAITING),
-        attributes=attributes,
-        directions=tuple(directions),
+        space=hide_passwords(_mapping(run / SPACE, notices)) if search else {},
+        search=search,
         curves=curves,
         evaluation=_evaluation(run / EVALUATION, notices),
         published=_evaluation(run / EVALUATION_PUBLISHED, notices),
@@ -133,7 +138,7 @@ def stamp(run: Path) -> str:
     for path in paths:
         try:
             facts = path.stat()
-        except OSError:  # not there yet, or just replaced: the next look will tell
+        except OSError:  # not there yet, or just replaced: the next call will tell
             continue
         found.append(f"{path.relative_to(run)}:{facts.st_size}:{facts.st_mtime_ns}")
     return "\n".join(found)
@@ -148,16 +153,9 @@ def hide_passwords(value: Any) -> Any:
     return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
 
 
-def _read_study(run: Path) -> _Study:
-    """Reads the entries of the run's study, its directions and its own facts."""
-    with quiet():
-        held = read_search(run)
-    return held.entries, held.directions, dict(held.attributes)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While it is entered, Optuna keeps its remarks and warnings to itself."""
+    """Silences Optuna's remarks and warnings while it is entered."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -10,13 +10,20 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.report.record import RunRecord
-from cdn_tune.report.wording import duration, number, short_names
-from cdn_tune.tuning.results.leaderboard import STATES
+from cdn_tune.report.wording import duration, number
+from cdn_tune.tuning.results.leaderboard import (
+    STATES,
+    Column,
+    Shape,
+    columns_of,
+    occupied_seconds,
+    short_names,
+    state_of,
+)
 from cdn_tune.tuning.study.failures import MEANING
-from cdn_tune.tuning.study.ranking import own, pareto_front, ranking, role_of, superseded, value_of
+from cdn_tune.tuning.study.ranking import own, pareto_front, superseded
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
-_COSTS = ("parameters", "memory_gb", "latency_ms")
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,9 @@ class Leaderboard:
     rows: list[tuple[str, int | None, list[Cell]]]
 
 
-def shown_state(trial: FrozenTrial) -> str:
-    """Returns a trial's state, or for what was never trained its role: refused, copy or learned."""
-    role = role_of(trial)
-    return STATES[trial.state] if role == "trial" else role
-
-
 def seconds_of(trial: FrozenTrial, now: float) -> float:
-    """Returns how long a trial has occupied its place; over all segments if it was interrupted."""
-    return sum(end - start for _, start, end in segments_of(trial, now))
+    """Returns how long a trial has occupied its place, as GPU-hours are counted; a running one until now."""
+    return occupied_seconds({**trial.user_attrs, "segments": segments_of(trial, now)}, now)
 
 
 def segments_of(trial: FrozenTrial, now: float) -> list[tuple[str, float, float]]:
@@ -65,53 +66,32 @@ def segments_of(trial: FrozenTrial, now: float) -> list[tuple[str, float, float]
 
 def parameters_of(record: RunRecord) -> list[str]:
     """Returns the searched keys in the order of the search space, then those that only trials have."""
-    keys = list(record.space.get("parameters", {}))
+    keys = list(record.search.space.parameters) if record.search else []
     sampled = dict.fromkeys(key for trial in record.trials for key in trial.params)
     return [key for key in keys if key in sampled] + [key for key in sampled if key not in keys]
 
 
 def leaderboard(record: RunRecord) -> Leaderboard:
-    """Returns the leaderboard: ranked trials, then running ones, then what was never trained, then failures."""
-    ranked = ranking(record.trials)
-    places = {trial.number: place for place, trial in enumerate(ranked, start=1)}
-    waiting = [trial for trial in record.trials if trial.number not in places]
-    waiting.sort(key=lambda trial: (trial.state == TrialState.FAIL, role_of(trial) != "trial", trial.number))
+    """Returns the leaderboard, in the order of leaderboard.csv."""
+    search = record.search
+    if search is None:
+        return Leaderboard([], [])
+    rows = search.rows()
     parameters = parameters_of(record)
-    metrics = list(dict.fromkeys(name for trial in record.trials for name in trial.user_attrs.get("val", {})))
-    costs = [name for name in _COSTS if any(name in trial.user_attrs for trial in record.trials)]
     short = short_names(parameters)
-    heads = [
-        ("rank", "Rank by the best val metric", True),
-        ("trial", "Number of the trial", True),
-        ("state", "State of the trial", False),
-        (f"val {record.metric}", f"Best val {record.metric}", True),
-        ("best epoch", "Epoch of the best val metric", True),
-        ("epochs", f"{record.attributes.get('unit', 'epoch')}s reported", True),
-        ("time", "Seconds of training and evaluation", True),
-        *((short[key], key, _is_numeric(key, record.trials)) for key in parameters),
-        *((name, f"val {name} at the best epoch", True) for name in metrics if name != record.metric),
-        *((name, name, True) for name in costs),
-        ("reason", "Why it ended early or failed", False),
+    columns = [
+        column
+        for column in columns_of(Shape(list(search.space.parameters), search.base.eval.metrics, search.metric))
+        if column.page == "always" or (column.page == "filled" and any(row[column.key] != "" for row in rows))
+        if column.key != f"val {search.metric}"  # the value
     ]
-    rows = []
-    for trial in [*ranked, *waiting]:
-        note = trial.user_attrs
-        rank = places.get(trial.number)
-        cells = [
-            _cell(rank),
-            _cell(trial.number),
-            _cell(shown_state(trial)),
-            _cell(value_of(trial), record.metric),
-            _cell(note.get("best_epoch")),
-            _cell(note.get("epoch", max(trial.intermediate_values, default=0))),
-            Cell(duration(note.get("seconds")), float(note.get("seconds") or 0)),
-            *(_cell(trial.params.get(key)) for key in parameters),
-            *(_cell(note.get("val", {}).get(name), name) for name in metrics if name != record.metric),
-            *(_cell(note.get(name)) for name in costs),
-            _cell(note.get("reason", "")),
-        ]
-        rows.append((shown_state(trial), rank, cells))
-    return Leaderboard(heads, rows)
+    heads = []
+    for column in columns:
+        is_number = column.form != "text" and all(_is_number(row[column.key]) or row[column.key] == "" for row in rows)
+        heads.append((short.get(column.title, column.title), column.meaning, is_number))
+    return Leaderboard(
+        heads, [(row["state"], row["rank"] or None, [_cell(row[each.key], each) for each in columns]) for row in rows]
+    )
 
 
 def failures(record: RunRecord) -> list[dict[str, Any]]:
@@ -120,7 +100,7 @@ def failures(record: RunRecord) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for trial in record.trials:
         reason = str(trial.user_attrs.get("reason", "")).strip()
-        state = shown_state(trial)
+        state = state_of(trial)
         if state not in ("failed", "pruned", "refused") or (not reason and state == "pruned"):
             continue
         kind = str(trial.user_attrs.get("failure", ""))
@@ -163,26 +143,23 @@ def spending(record: RunRecord, now: float) -> list[dict[str, Any]]:
 
 def gpus_per_trial(record: RunRecord) -> float:
     """Returns the GPUs that a trial occupies."""
-    told = record.attributes.get("gpus_per_trial")
-    if told is not None:
-        return float(told)
-    resources = record.space.get("resources") or {}
-    return float(resources.get("gpus_per_worker", 0)) * float(resources.get("workers", 1))
+    return record.search.gpus if record.search else 0.0
 
 
 def front(record: RunRecord) -> list[FrozenTrial]:
     """Returns the Pareto front of a search with several objectives; empty with one."""
-    if len(record.directions) < 2:
+    directions = list(record.objectives.values())
+    if len(directions) < 2:
         return []
-    usable = [trial for trial in record.trials if trial.values is None or len(trial.values) == len(record.directions)]
-    return pareto_front(usable, record.directions)
+    usable = [trial for trial in record.trials if trial.values is None or len(trial.values) == len(directions)]
+    return pareto_front(usable, directions)
 
 
 def counted(trials: Iterable[FrozenTrial]) -> dict[str, int]:
     """Returns how many entries there are in each state."""
     counts: dict[str, int] = {}
     for trial in trials:
-        counts[shown_state(trial)] = counts.get(shown_state(trial), 0) + 1
+        counts[state_of(trial)] = counts.get(state_of(trial), 0) + 1
     return counts
 
 
@@ -191,15 +168,16 @@ def unfinished(record: RunRecord) -> bool:
     return any(trial.state == TrialState.RUNNING for trial in own(record.trials))
 
 
-def _is_numeric(key: str, trials: Iterable[FrozenTrial]) -> bool:
-    return all(
-        isinstance(trial.params[key], int | float) and not isinstance(trial.params[key], bool)
-        for trial in trials
-        if key in trial.params
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any, column: Column) -> Cell:
+    if value == "":
+        return Cell("" if column.form == "text" else number(None), "")
+    if column.form == "seconds":
+        return Cell(duration(value), value)
+    text = (
+        ", ".join(map(number, value)) if isinstance(value, list) else number(value, is_percent=column.form == "share")
     )
-
-
-def _cell(value: Any, metric: str = "") -> Cell:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Cell(number(value, metric), float(value))
-    return Cell(number(value, metric) if value != "" else "", "" if value is None else str(value))
+    return Cell(text, float(value) if _is_number(value) else str(value))

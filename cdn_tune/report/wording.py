@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
-_SHARE = re.compile(r"(?:R\d+@[\d.]+|mIoU|mAP(?:@.*)?)(?:\s|$)")
+from cdn_tune.config.tables import find_metric
 
 
 def is_share(metric: str) -> bool:
-    """Returns whether a metric is a share of 1, shown in per cent."""
-    return bool(_SHARE.match(metric.removeprefix("val ")))
+    """Returns whether a name is a metric's, a share of 1 shown in per cent."""
+    try:
+        find_metric(metric.removeprefix("val ").partition(" ")[0])
+    except ValueError:
+        return False
+    return True
 
 
-def number(value: Any, metric: str = "") -> str:
+def number(value: Any, metric: str = "", is_percent: bool = False) -> str:
     """Returns a value's text: shares in per cent, other numbers short, words as they are, nothing as a dash."""
     if value is None or value == "":
         return "\u2013"
@@ -22,7 +25,7 @@ def number(value: Any, metric: str = "") -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, int | float) and is_share(metric):
+    if isinstance(value, int | float) and (is_percent or is_share(metric)):
         return f"{100 * value:.2f}"
     if isinstance(value, float):
         return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.2e}"
@@ -43,9 +46,3 @@ def duration(seconds: float | None) -> str:
     if whole < 86_400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
-
-
-def short_names(keys: list[str]) -> dict[str, str]:
-    """Returns each dotted key's last part, or the whole key where two end alike."""
-    last = {key: key.rpartition(".")[2] for key in keys}
-    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}

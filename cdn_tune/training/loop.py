@@ -31,7 +31,7 @@ from cdn_tune.training.runs.writer import Writer
 from cdn_tune.training.state import BEST, LAST, Progress, Saving, TrialState
 from cdn_tune.training.step.ema import Ema
 from cdn_tune.training.step.micro_batch import choose_micro_batch
-from cdn_tune.training.step.optimiser import Schedule, build_optimiser
+from cdn_tune.training.step.optimiser import build_optimiser, build_schedule
 from cdn_tune.training.step.precision import resolve_precision, use_tf32
 from cdn_tune.training.step.process_group import World, this_world
 from cdn_tune.training.step.steps import Engine, EpochState, EpochTotals, global_batches
@@ -110,7 +110,7 @@ def train(
     ema = Ema(model, experiment.train.ema) if experiment.train.ema else None
     optimiser = build_optimiser(model, experiment.optim)
     steps = len(global_batches(len(splits["train"]), experiment, 1, world))
-    schedule = Schedule(optimiser, experiment.optim, steps * experiment.train.epochs)
+    schedule = build_schedule(optimiser, experiment.optim, steps * experiment.train.epochs)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     state = TrialState(experiment, folder, model, optimiser, schedule, scaler, ema, world, planted, saving)
     micro_batch = choose_micro_batch(experiment, model, splits["train"], world, dtype)

@@ -73,7 +73,7 @@ class Driver:
         self._gpus = self.space.resources.workers * self.space.resources.gpus_per_worker
         self._in_steps = self.space.early_stopping.unit == "step"
         self._retries = Retries(self.space.max_failures)
-        self._attributes = ReportAttributes(by_query=self.space.early_stopping.name == "wilcoxon")
+        self._attributes = ReportAttributes(by_query=self.space.early_stopping.row.compares == "queries")
         self._assigned: set[int] = set()
         self._searched = float(study.attributes.get("searched_seconds", 0.0))
         self._started: float | None = None

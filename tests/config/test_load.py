@@ -70,7 +70,7 @@ def test_override_values_are_yaml() -> None:
         ("train.epochs=true", "train.epochs: True is wrong"),
         ("train.epochs=2.5", "train.epochs: 2.5 is wrong"),
         ("loss.min_iou=0.95", "min_iou=0.95 must be below max_iou=0.9"),
-        ("eval.metric=R1@0.9", "choose one of R1@0.5, R1@0.7"),
+        ("eval.metric=R1@90", "metric 'R1@90' is unknown; write one such as R1@0.5, mIoU"),
         ("data=3", "a section with keys of its own is expected"),
         ("name=a/b", "name: 'a/b' is wrong"),
         ("epochs", "write it as key=value"),

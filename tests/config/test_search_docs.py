@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 from cdn_tune.config import load_space
 from cdn_tune.config.expression import COSTS, parse_expression
-from cdn_tune.config.space import MEASURED_COSTS, EarlyStoppingName, SamplerName
+from cdn_tune.config.space import MEASURED_COSTS
+from cdn_tune.config.tables import SAMPLERS, STOPPING_RULES
 from cdn_tune.config.yaml import dump, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,5 +54,5 @@ def test_examples_of_constraints_and_budgets_load(tmp_path: Path) -> None:
 
 def test_tables_are_complete() -> None:
     shipped = [path.stem for path in (ROOT / "search_spaces").glob("*.yaml")]
-    for name in (*get_args(SamplerName), *get_args(EarlyStoppingName), *COSTS, *MEASURED_COSTS, *shipped):
+    for name in (*SAMPLERS, *STOPPING_RULES, *COSTS, *MEASURED_COSTS, *shipped):
         assert f"`{name}`" in PAGE, name

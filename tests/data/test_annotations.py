@@ -20,7 +20,7 @@ Real = Callable[[str], Path]
 
 @pytest.mark.parametrize(("split", "pairs", "skipped"), [("train", 12408, 4), ("test", 3720, 0)])
 def test_charades_as_distributed(real: Real, split: Any, pairs: int, skipped: int) -> None:
-    loaded = charades.load(real("charades_sta"), split)
+    loaded = charades.LAYOUT.load(real("charades_sta"), split)
     assert len(loaded.annotations) + len(loaded.skipped) == pairs
     assert len(loaded.skipped) == skipped
     assert len({item.id for item in loaded.annotations}) == len(loaded.annotations)
@@ -28,20 +28,20 @@ def test_charades_as_distributed(real: Real, split: Any, pairs: int, skipped: in
 
 
 def test_charades_skips_the_four_known_faults_by_line(real: Real) -> None:
-    skipped = charades.load(real("charades_sta"), "train").skipped
+    skipped = charades.LAYOUT.load(real("charades_sta"), "train").skipped
     assert [item.id.split(":")[1] for item in skipped] == ["8252", "8440", "9623", "9624"]
     assert all("before" in item.reason for item in skipped)
 
 
 @pytest.mark.parametrize(("split", "pairs"), [("train", 9790), ("val", 4436), ("test", 4001)])
 def test_tacos_as_distributed(real: Real, split: Any, pairs: int) -> None:
-    loaded = tacos.load(real("tacos"), split)
+    loaded = tacos.LAYOUT.load(real("tacos"), split)
     assert (len(loaded.annotations), loaded.skipped) == (pairs, ())
     assert all(0 <= item.start < item.end <= item.duration for item in loaded.annotations)
 
 
 def test_tacos_times_are_frames_over_fps(real: Real) -> None:
-    first = tacos.load(real("tacos"), "train").annotations[0]
+    first = tacos.LAYOUT.load(real("tacos"), "train").annotations[0]
     assert first == Annotation(
         "train.json:s17-d69.avi:0", "s17-d69.avi", 12438 / 29.4, 224 / 29.4, 358 / 29.4, "He took out a pan"
     )
@@ -50,22 +50,22 @@ def test_tacos_times_are_frames_over_fps(real: Real) -> None:
 def test_end_is_clamped_to_the_duration_and_ids_name_the_line(small: Small) -> None:
     small.train[2] = "AAAA2 3.0 99.0##someone waits.  "
     small.save()
-    item = charades.load(small.root, "train").annotations[2]
+    item = charades.LAYOUT.load(small.root, "train").annotations[2]
     assert item == Annotation("charades_sta_train.txt:3", "AAAA2", 20.0, 3.0, 20.0, "someone waits.")
 
 
 def test_crlf_bom_and_blank_lines_change_nothing(small: Small) -> None:
-    plain = charades.load(small.root, "train")
+    plain = charades.LAYOUT.load(small.root, "train")
     for name in ("charades_sta_train.txt", "Charades_v1_train.csv"):
         text = (small.root / name).read_text()
         small.write(name, "\ufeff" + text.replace("\n", "\r\n") + "\r\n")
-    assert charades.load(small.root, "train") == plain
+    assert charades.LAYOUT.load(small.root, "train") == plain
 
 
 def test_a_moment_after_the_end_of_the_video_is_skipped_and_named(small: Small) -> None:
     small.train[1] = "AAAA1 21.0 30.0##a person opens the door."
     small.save()
-    loaded = charades.load(small.root, "train")
+    loaded = charades.LAYOUT.load(small.root, "train")
     assert len(loaded.annotations) == 5
     assert [item.id for item in loaded.skipped] == ["charades_sta_train.txt:2"]
 
@@ -88,7 +88,7 @@ def test_a_wrong_line_is_named(small: Small, line: str, parts: tuple[str, ...]) 
     small.train[3] = line
     small.save()
     with pytest.raises(DataError) as error:
-        charades.load(small.root, "train")
+        charades.LAYOUT.load(small.root, "train")
     message = str(error.value)
     assert "charades_sta_train.txt:4" in message
     assert "\n" not in message
@@ -117,27 +117,27 @@ def test_reversed_moments_are_skipped_only_where_published() -> None:
 def test_a_wrong_file_is_named(small: Small, name: str, text: str, parts: tuple[str, ...]) -> None:
     small.write(name, text)
     with pytest.raises(DataError) as error:
-        charades.load(small.root, "train")
+        charades.LAYOUT.load(small.root, "train")
     assert all(part in str(error.value) for part in parts), error.value
 
 
 def test_a_missing_file_is_named_with_a_remedy(small: Small) -> None:
     (small.root / "Charades_v1_test.csv").unlink()
     with pytest.raises(DataError, match=r"Charades_v1_test\.csv: no such file; check data\.root"):
-        charades.load(small.root, "test")
+        charades.LAYOUT.load(small.root, "test")
 
 
 def test_a_file_that_is_not_utf8_is_named_with_its_line(small: Small) -> None:
     path = small.root / "charades_sta_train.txt"
     path.write_bytes(path.read_bytes().replace(b"AAAA1 1.0 5.5##a", b"AAAA1 1.0 5.5##caf\xe9"))
     with pytest.raises(DataError, match=r"charades_sta_train\.txt:2: not UTF-8"):
-        charades.load(small.root, "train")
+        charades.LAYOUT.load(small.root, "train")
 
 
 def test_a_file_with_nothing_usable_is_refused(small: Small) -> None:
     small.write("charades_sta_train.txt", "AAAA0 30.0 40.0##a person opens the door.\n")
     with pytest.raises(DataError, match="no usable annotation, 1 skipped"):
-        charades.load(small.root, "train")
+        charades.LAYOUT.load(small.root, "train")
 
 
 ENTRY = {"timestamps": [[10, 20]], "sentences": ["Cut."], "fps": 10.0, "num_frames": 100}
@@ -163,7 +163,7 @@ ENTRY = {"timestamps": [[10, 20]], "sentences": ["Cut."], "fps": 10.0, "num_fram
 def test_wrong_json_is_named(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(DataError) as error:
-        tacos.load(tmp_path, "train")
+        tacos.LAYOUT.load(tmp_path, "train")
     assert all(part in str(error.value) for part in parts), error.value
     assert str(tmp_path) in str(error.value)
 

@@ -19,14 +19,14 @@ def write(root: Path, *lines: Any, split: str = "train") -> None:
 
 def test_lines_are_annotations(tmp_path: Path) -> None:
     write(tmp_path, LINE, "", {**LINE, "end": 99, "note": "further keys are ignored"})
-    first, second = jsonl.load(tmp_path, "train").annotations
+    first, second = jsonl.LAYOUT.load(tmp_path, "train").annotations
     assert (first.id, first.video, first.duration, first.start, first.end) == ("train.jsonl:1", "a", 9, 1.5, 4)
     assert (second.id, second.end) == ("train.jsonl:3", 9)
 
 
 def test_bom_and_carriage_returns_are_read(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_bytes(b"\xef\xbb\xbf" + (json.dumps(LINE) + "\r\n").encode() * 2)
-    assert len(jsonl.load(tmp_path, "test").annotations) == 2
+    assert len(jsonl.LAYOUT.load(tmp_path, "test").annotations) == 2
 
 
 def test_val_is_there_or_carved(tmp_path: Path) -> None:
@@ -53,6 +53,6 @@ def test_val_is_there_or_carved(tmp_path: Path) -> None:
 def test_wrong_lines_are_named(tmp_path: Path, line: Any, part: str) -> None:
     write(tmp_path, LINE, line)
     with pytest.raises(DataError) as error:
-        jsonl.load(tmp_path, "train")
+        jsonl.LAYOUT.load(tmp_path, "train")
     assert f"{tmp_path / 'train.jsonl'}:2: " in str(error.value)
     assert part in str(error.value)

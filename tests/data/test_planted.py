@@ -187,7 +187,7 @@ def test_real_tacos_restricted(real: Real, tmp_path: Path) -> None:
     splits = load_splits(config, ("train", "val", "test"))
     assert [len({item.video for item in part.annotations}) for part in splits.values()] == [3, 1, 1]
     item = splits["val"].annotations[0]
-    assert item in tacos.load(source, "val").annotations
+    assert item in tacos.LAYOUT.load(source, "val").annotations
     assert (tmp_path / "tall_c3d_features.hdf5").is_file()
 
 

@@ -17,13 +17,11 @@ from cdn_tune.evaluation.literature import SETTINGS, published_rows
 from cdn_tune.evaluation.predictions import score_predictions
 from cdn_tune.evaluation.queries import (
     QueryResult,
+    answers_of,
     query_results,
-    ranked_moments,
     read_query_results,
-    true_moments,
     write_query_results,
 )
-from cdn_tune.moments.outcomes import outcomes
 
 ITEMS = [
     Annotation("a:1", "a", 20.0, 2.0, 8.0, "she opens the door"),
@@ -56,10 +54,12 @@ def test_results_come_back_as_written(tmp_path: Path) -> None:
         "iou": found[0].iou,
         "split": "test",
     }
-    top = ranked_moments(found, 3)
-    assert top.shape == (3, 3, 2)
-    assert top[0, 2].isnan().all()
-    assert outcomes(top, true_moments(found), [0.5]).rank[:, 0].tolist() == [1, 0, 1]
+    answers = answers_of([each.moments for each in found], [each.annotation for each in found], 3)
+    assert (answers.top.shape, answers.scores.shape) == ((3, 3, 2), (3, 3))
+    assert answers.top[0, 2].isnan().all()
+    assert answers.scores[0, 0] == 0.75
+    assert answers.durations.tolist() == [20.0, 20.0, 31.5]
+    assert answers.rank(0.5).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"id": "a"}', '{"id": "a", "truth": [1]}'])

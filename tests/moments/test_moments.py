@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdn_tune.moments.baselines import best_constant, constant_top, random_top
-from cdn_tune.moments.metrics import evaluate, measure
+from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.moments.nms import top_moments
 from cdn_tune.moments.spans import iou, pairwise_iou
 from cdn_tune.moments.temporal_map import iou_map, iou_maps, valid_mask
@@ -106,19 +106,9 @@ def test_only_valid_cells_are_answers() -> None:
 def test_recall_counts_iou_strictly_above_and_miou_is_of_the_first() -> None:
     top = torch.tensor([[[0.0, 5.0], [0.0, 10.0]], [[8.0, 9.0], [float("nan")] * 2]], dtype=torch.float64)
     moments = torch.tensor([[0.0, 10.0], [8.0, 9.0]], dtype=torch.float64)
-    found = measure(top, moments, [1, 2], [0.49, 0.5])
-    assert found.recall.tolist() == [[1.0, 0.5], [1.0, 1.0]]
-    assert found.miou == pytest.approx(0.75)
-
-
-def test_evaluate_accepts_numpy_and_refuses_nothing() -> None:
-    scores = np.zeros((1, 2, 2))
-    scores[0, 0, 1] = 1
-    found = evaluate(scores, np.array([4.0]), np.array([[0.0, 4.0]]), recalls=[1], ious=[0.5], nms_threshold=0.5)
-    assert found.recall.tolist() == [[1.0]]
-    assert found.top[0, 0].tolist() == [0.0, 4.0]
-    with pytest.raises(ValueError, match="empty"):
-        measure(torch.zeros(0, 1, 2), torch.zeros(0, 2), [1], [0.5])
+    answers = Answers(top, moments, torch.tensor([10.0, 10.0]))
+    found = measure(answers, ["R1@0.49", "R1@0.5", "R2@0.49", "R2@0.5", "mIoU"]).means
+    assert [*found.values()] == pytest.approx([1.0, 0.5, 1.0, 1.0, 0.75])
 
 
 def test_best_constant_finds_what_was_planted() -> None:
@@ -127,8 +117,8 @@ def test_best_constant_finds_what_was_planted() -> None:
     moments = durations[:, None] * torch.tensor([0.25, 0.6], dtype=torch.float64)
     moments[150:] = torch.rand(50, 2, generator=generator, dtype=torch.float64).sort().values * durations[150:, None]
     answer = best_constant(durations, moments, 0.5)
-    recall = measure(constant_top(durations, answer), moments, [1], [0.5]).recall.item()
-    assert recall >= 0.75
+    answers = Answers(constant_top(durations, answer), moments, durations)
+    assert measure(answers, ["R1@0.5"]).means["R1@0.5"] >= 0.75
     assert answer == pytest.approx((0.25, 0.6), abs=0.2)
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from cdn_tune.config import recall_name
 from cdn_tune.data.clips import to_fixed_length
 from cdn_tune.errors import CheckpointError
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss, scale_iou
 from cdn_tune.model.cdn.network import CDN
 from cdn_tune.model.published import from_published
-from cdn_tune.moments.metrics import evaluate
+from cdn_tune.moments.metrics import Answers, measure
+from cdn_tune.moments.nms import top_moments
 from cdn_tune.moments.temporal_map import iou_map
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
@@ -116,17 +118,14 @@ def test_names_of_a_wrapped_model_are_accepted() -> None:
 @pytest.mark.parametrize("name", ["metrics16", "metrics64"])
 def test_metrics(name: str) -> None:
     arrays = load(name)
-    found = evaluate(
-        arrays["scores"],
-        arrays["durations"],
-        arrays["moments"],
-        recalls=arrays["recalls"].tolist(),
-        ious=arrays["tious"].tolist(),
-        nms_threshold=float(arrays["nms_threshold"]),
-    )
-    np.testing.assert_array_equal(np.asarray(found.recall), arrays["recall"])
-    assert found.miou == pytest.approx(float(arrays["miou"]), abs=1e-6)
-    np.testing.assert_allclose(np.asarray(found.top), arrays["top5"], atol=1e-4)
+    recalls, ious = arrays["recalls"].tolist(), arrays["tious"].tolist()
+    scores, durations = torch.from_numpy(arrays["scores"]), torch.from_numpy(arrays["durations"])
+    top, _ = top_moments(scores, durations, max(recalls), float(arrays["nms_threshold"]))
+    names = [recall_name(n, iou) for n in recalls for iou in ious]
+    found = measure(Answers(top, arrays["moments"], durations), [*names, "mIoU"]).means
+    np.testing.assert_array_equal([found[name] for name in names], arrays["recall"].flatten())
+    assert found["mIoU"] == pytest.approx(float(arrays["miou"]), abs=1e-6)
+    np.testing.assert_allclose(top.numpy(), arrays["top5"], atol=1e-4)
 
 
 def test_clips_and_iou_maps() -> None:

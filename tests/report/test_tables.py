@@ -15,7 +15,8 @@ from cdn_tune.report.record import RunRecord, read_record
 from cdn_tune.report.results import Cell, cards, tables
 from cdn_tune.report.sparkline import sparkline
 from cdn_tune.report.trials import failures, front, leaderboard, segments_of, spending
-from cdn_tune.report.wording import duration, number, short_names
+from cdn_tune.report.wording import duration, number
+from cdn_tune.tuning.results.leaderboard import short_names
 
 NOW = 2e9
 
@@ -173,4 +174,6 @@ def test_the_sparkline_rises_to_the_best(record: RunRecord) -> None:
     heights = [float(y) for y in re.findall(r"[MV](?:[\d.]+ )?([\d.]+)", drawn.path)]
     assert heights == sorted(heights, reverse=True)  # y points down
     assert heights[-1] == min(y for _, y, state in drawn.dots if state in ("complete", "pruned"))
-    assert sparkline(replace(record, trials=record.trials[:1])) is None
+    assert record.search
+    alone = replace(record.search, entries=record.trials[:1])
+    assert sparkline(replace(record, search=alone)) is None

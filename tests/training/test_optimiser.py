@@ -8,12 +8,12 @@ from torch import nn
 
 from cdn_tune.config import OptimConfig
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
-from cdn_tune.training.step.optimiser import PLATEAU_FACTOR, PLATEAU_PATIENCE, Schedule, build_optimiser
+from cdn_tune.training.step.optimiser import PLATEAU_FACTOR, PLATEAU_PATIENCE, build_optimiser, build_schedule
 
 
 def rates(config: OptimConfig, steps: int) -> list[float]:
     optimiser = build_optimiser(nn.Linear(2, 2), config)
-    schedule = Schedule(optimiser, config, steps)
+    schedule = build_schedule(optimiser, config, steps)
     seen = []
     for _ in range(steps):
         seen.append(optimiser.param_groups[0]["lr"])
@@ -45,7 +45,7 @@ def test_cosine_falls_to_zero() -> None:
 
 def test_plateau_lowers_only_when_the_loss_stops_falling() -> None:
     config = OptimConfig(lr=1.0, schedule="plateau")
-    schedule = Schedule(build_optimiser(nn.Linear(2, 2), config), config, 100)
+    schedule = build_schedule(build_optimiser(nn.Linear(2, 2), config), config, 100)
     for loss in (5.0, 4.0, 3.0, 2.0, 1.0):
         schedule.end_epoch(loss)
     assert schedule.learning_rate == 1.0

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import optuna
@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.config.space import ENUMERATING, EarlyStoppingName, SamplerName
+from cdn_tune.config.tables import SAMPLERS as TABLE
+from cdn_tune.config.tables import STOPPING_RULES
 from cdn_tune.training.evaluate.query_ious import pack_ious
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import stored_study
@@ -33,8 +34,9 @@ from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, build_pruner, shoul
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
-EARLY_STOPPING: tuple[EarlyStoppingName, ...] = get_args(EarlyStoppingName)
+SAMPLERS = tuple(TABLE)
+ENUMERATING = tuple(name for name, row in TABLE.items() if row.enumerates)
+EARLY_STOPPING = tuple(STOPPING_RULES)
 EPOCHS, SLOTS, TRIALS = 6, 2, 12
 BASE = Experiment.model_validate({"name": "fake", "data": {"dataset": "charades_sta", "root": "nowhere"}})
 
@@ -266,10 +268,10 @@ def test_samplers_learn_though_most_trials_are_pruned(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", ["gp", "cmaes", "nsga2"])
 def test_pruned_trials_count_with_what_they_reached(sampler: str) -> None:
     play = Play(sampler, "asha", InMemoryStorage()).run()
-    trial = play.study.ask()
+    play.study.ask()
     proposal = build_sampler(play.space, play.candidates, 100)
     assert isinstance(proposal, Proposal)
-    shown = proposal._seen(play.study, play.study.trial(trial.number)).get_trials(deepcopy=False)
+    shown = proposal._seen(play.study).get_trials(deepcopy=False)
     values = {trial.number: trial.value for trial in play.trials() if trial.value is not None}
     assert all(each.state == TrialState.COMPLETE for each in shown)
     assert {each.number: each.value for each in shown if each.number in values} == values

@@ -3,9 +3,10 @@
 import random
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cdn_tune.tuning.study.samplers import _for_tpe
+from cdn_tune.tuning.study.samplers import for_tpe
 
 
 def make_trials(count: int) -> list[FrozenTrial]:
@@ -25,7 +26,7 @@ def make_trials(count: int) -> list[FrozenTrial]:
 
 def test_tpe_is_shown_the_best_and_the_latest_of_many() -> None:
     trials = make_trials(600)
-    shown = _for_tpe(False, trials)
+    shown = for_tpe(trials, [StudyDirection.MAXIMIZE], {})
     complete = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: -t.value)
     expected = {trial.number for trial in (*complete[:50], *trials[-150:])}
     assert [trial.number for trial in shown] == sorted(expected)
@@ -37,7 +38,7 @@ def test_tpe_is_shown_the_best_and_the_latest_of_many() -> None:
 
 def test_tpe_is_shown_all_of_few() -> None:
     trials = make_trials(200)
-    assert [trial.number for trial in _for_tpe(False, trials)] == list(range(200))
+    assert [trial.number for trial in for_tpe(trials, [StudyDirection.MAXIMIZE], {})] == list(range(200))
 
 
 def test_a_long_pruned_trial_is_better_than_a_short_one() -> None:
@@ -48,5 +49,5 @@ def test_a_long_pruned_trial_is_better_than_a_short_one() -> None:
         trial = optuna.create_trial(state=TrialState.PRUNED, intermediate_values=values)
         trial.number = number
         trials.append(trial)
-    early = [trial.number for trial in _for_tpe(False, trials) if trial.number < 250]
+    early = [trial.number for trial in for_tpe(trials, [StudyDirection.MAXIMIZE], {}) if trial.number < 250]
     assert early == list(range(0, 100, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from optuna.pruners import HyperbandPruner
 from optuna.trial import TrialState, create_trial
 
-from cdn_tune.config import SearchSpace
+from cdn_tune.config import EarlyStoppingConfig, SearchSpace
 from cdn_tune.training.evaluate.query_ious import pack_ious
+from cdn_tune.tuning.study import stopping_rules
 from cdn_tune.tuning.study.filtered_study import stored_study
 from cdn_tune.tuning.study.ranking import COPY, LEARNED, REFUSED, ROLE
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, PatiencePruner, build_pruner, should_prune
@@ -81,12 +82,17 @@ def test_a_bad_trial_is_pruned_but_not_before_min_resource(name: str, directions
     for min_resource in (1, 4):
         trials = Trials(name, directions, min_resource=min_resource)
         fill(trials)
-        if isinstance(trials.pruner, HyperbandPruner):
-            while len(trials.study.trials) < 12 or bracket_of(trials) != 0:  # the bracket that prunes first
-                trials.add(GOOD)
         decisions = trials.decide(BAD, ious=QUERIES / 2)
+        for _ in range(12 if name == "hyperband" else 0):  # until it is in the bracket that prunes first
+            fill(trials)
+            decisions = min(decisions, trials.decide(BAD), key=first_stop)
         first = 3 if name == "patience" and min_resource == 1 else min_resource
-        assert decisions.index(True) == first - 1
+        assert first_stop(decisions) == first
+
+
+def first_stop(decisions: list[bool]) -> int:
+    """After which report a trial is stopped for the first time; 99: never. Hyperband's brackets differ in it."""
+    return decisions.index(True) + 1 if True in decisions else 99
 
 
 @pytest.mark.parametrize("name", PRUNING)
@@ -110,33 +116,47 @@ def test_entries_that_are_no_trials_of_this_run_do_not_count(name: str, attribut
     assert not any(trials.decide(BAD, ious=QUERIES / 2))
 
 
-def bracket_of(trials: Trials) -> int:
-    """The bracket of the next trial."""
-    assert isinstance(trials.pruner, HyperbandPruner)
-    if not trials.pruner._pruners:
-        trials.pruner._try_initialization(trials.study)
-    return trials.pruner._get_bracket_id(trials.study, create_numbered(len(trials.study.trials)))
-
-
 def create_numbered(number: int) -> optuna.trial.FrozenTrial:
     trial = create_trial(state=TrialState.PRUNED)
     trial.number = number
     return trial
 
 
+def stops(trials: Trials, reports: int, unit: int = 1) -> set[int]:
+    """Where bad trials are stopped first, once there are good ones: one place for each of Hyperband's brackets."""
+    good = {unit * step: 0.5 + step / 10**6 for step in range(1, reports + 1)}
+    trials.add(good)
+    found = set()
+    for _ in range(60):
+        trials.decide(good)
+        found.add(first_stop(trials.decide(dict.fromkeys(good, 0.1))))
+    return {unit * step for step in found if step <= reports}
+
+
 def test_hyperband_has_all_brackets() -> None:
     trials = Trials("hyperband", reduction_factor=3)
-    trials.pruner = build_pruner(trials.space, experiment_epochs=243)  # 3**5, of which Optuna's logarithm makes 4.99
-    assert trials.decide({1: 0.5}) == [False]
-    assert isinstance(trials.pruner, HyperbandPruner)
-    assert len(trials.pruner._pruners) == 6
-    in_steps = Trials("hyperband", unit="step", min_resource=10, reduction_factor=3)
-    assert in_steps.pruner._max_resource == 90  # type: ignore[attr-defined]
+    trials.pruner = build_pruner(trials.space, experiment_epochs=27)
+    assert stops(trials, 27) == {1, 3, 9, 27}
+    in_steps = Trials("hyperband", unit="step", min_resource=10, reduction_factor=3)  # of 90 steps
+    assert stops(in_steps, 9, unit=10) == {10, 30, 90}
     with pytest.raises(ValueError, match="needs the steps of an epoch"):
         build_pruner(in_steps.space, experiment_epochs=9)
-    longer = Trials("hyperband", min_resource=100)  # than a trial: nobody is pruned, nothing breaks
+    longer = Trials("hyperband", min_resource=100)  # than a trial: none is stopped, nothing breaks
     fill(longer)
     assert not any(longer.decide(BAD))
+
+
+@pytest.mark.parametrize(("longest", "factor", "brackets"), [(1, 2, 1), (2, 2, 2), (3, 2, 2), (243, 3, 6), (242, 3, 5)])
+def test_hyperband_counts_brackets_in_whole_numbers(longest: int, factor: int, brackets: int) -> None:
+    """By Optuna's own reckoning of the length it is given; 243 = 3**5 itself makes it 4.99 + 1."""
+    given: list[int] = []
+    for shortest in (1, 3, 10):
+        config = EarlyStoppingConfig(name="hyperband", min_resource=shortest, reduction_factor=factor)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stopping_rules, "HyperbandPruner", lambda *values: given.extend(values))
+            stopping_rules.build_hyperband(config, shortest * longest)
+        low, high, base = given[-3:]
+        assert math.floor(math.log(high / low, base)) + 1 == brackets
 
 
 @pytest.mark.parametrize("name", ["median", "percentile"])

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdn_tune.config import Experiment
-from cdn_tune.tuning.results.leaderboard import TRIED, objective_column
+from cdn_tune.tuning.results.leaderboard import TRIED, Column, Shape, columns_of, objective_column, short_names
 from cdn_tune.tuning.study.failures import MEANING
 
 STATE_ORDER = ("complete", "pruned", "failed", "running", "waiting")
@@ -71,7 +71,18 @@ class Leaderboard:
         self, rows: list[dict[str, Any]], parameters: list[str], metric: str, objectives: Sequence[str] = ()
     ) -> None:
         self.rows, self._parameters, self._metric = rows, parameters, metric
-        self._others = [objective_column(name) for name in objectives if name != metric]
+        several = any("pareto" in row for row in rows)
+        columns = columns_of(Shape(parameters, [name for name in objectives if name != metric], metric, several))
+        others = [
+            column
+            for name in objectives
+            if name != metric
+            for column in columns
+            if column.key == objective_column(name)
+        ]
+        shown = [column for column in columns if column.terminal != "never"]
+        value = [column.key for column in shown].index("value") + 1
+        self._columns = [*shown[:value], *others, *shown[value:]]
         self._fails = any(row["state"] == "failed" for row in rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -88,37 +99,31 @@ class Leaderboard:
 
     def _table(self, reason_width: int, apart: bool) -> Table:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-        for head in ("rank", "trial", "state", f"val {self._metric}", *self._others, "epochs", "time"):
-            table.add_column(head, justify="left" if head == "state" else "right", no_wrap=True)
-        several = any("pareto" in row for row in self.rows)
-        if several:
-            table.add_column("front", justify="center", no_wrap=True)
-        if apart:
-            short = short_names(self._parameters)
-            for key in self._parameters:
-                table.add_column(short[key], justify="right", no_wrap=True)
-            if self._fails:
-                table.add_column("why it failed", overflow="fold", max_width=max(reason_width, 20))
+        short = short_names(self._parameters)
+        columns = [column for column in self._columns if apart or column.terminal != "wide"]
+        for column in columns:
+            justify = {"text": "left", "mark": "center"}.get(column.form, "right")
+            table.add_column(short.get(column.title, column.title), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        if apart and self._fails:
+            table.add_column("why it failed", overflow="fold", max_width=max(reason_width, 20))
         for row in self.rows:
-            cells = [
-                row["rank"],
-                row["trial"],
-                row["state"],
-                number(row["value"]),
-                *(number(row[name]) for name in self._others),
-                epochs_text(row),
-                "" if row["seconds"] == "" else clock(row["seconds"]),
-                *(["*" if row.get("pareto") == 1 else ""] if several else []),
-            ]
-            if apart:
-                cells += [number(row[key]) for key in self._parameters]
-                cells += [_one_line(row["reason"])] if self._fails and row["state"] == "failed" else []
-            table.add_row(*(escape(str(cell)) for cell in cells), style=_style(row))
+            cells = [_cell(row, column) for column in columns]
+            cells += [_one_line(row["reason"])] if apart and self._fails and row["state"] == "failed" else []
+            table.add_row(*map(escape, cells), style=_style(row))
         return table
 
     def _below(self, row: dict[str, Any]) -> RenderableType:
         about = _one_line(row["reason"]) if row["state"] == "failed" else parameters_line(row, self._parameters)
         return Padding(Text(about, style="red" if row["state"] == "failed" else "dim", overflow="fold"), (0, 0, 0, 6))
+
+
+def _cell(row: dict[str, Any], column: Column) -> str:
+    value = row.get(column.key, "")  # rows of an earlier version lack later columns
+    if column.form == "epochs":
+        return epochs_text(row)
+    if column.form == "mark":
+        return "*" if value == 1 else ""
+    return clock(value) if column.form == "seconds" and value != "" else number(value)
 
 
 def _style(row: dict[str, Any]) -> str:
@@ -215,9 +220,3 @@ def experiment_line(experiment: Experiment) -> str:
 
 def _one_line(text: Any) -> str:
     return " ".join(str(text).split())
-
-
-def short_names(keys: list[str]) -> dict[str, str]:
-    """Returns each key's last part, or the whole key where two end alike."""
-    last = {key: key.rpartition(".")[2] for key in keys}
-    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 from cdn_tune.data.annotations import SPLITS, Annotation, Skipped, Split
@@ -43,17 +44,18 @@ def check_annotations(
     return usable, skipped, [*grouped("annotations", wrong), *_remarks(usable, skipped)]
 
 
-def check_overlap(dataset: str, usable: dict[Split, list[Annotation]]) -> list[Finding]:
+def check_overlap(layout: Layout, usable: dict[Split, list[Annotation]]) -> list[Finding]:
     """Returns the splits that share videos."""
     videos = {split: {item.video for item in items} for split, items in usable.items()}
     findings = []
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = sorted(videos.get(one, set()) & videos.get(other, set()))  # type: ignore[call-overload]
+    for one, other in combinations(SPLITS, 2):
+        shared = sorted(videos.get(one, set()) & videos.get(other, set()))
         if not shared:
             continue
         what = f"{one} and {other} share {len(shared)} videos"
-        if dataset == "activitynet" and one == "val":
-            findings.append(Finding("info", "splits", f"{what}, as published: two annotators described them"))
+        if (one, other) in layout.shared:
+            why = layout.shared[one, other]
+            findings.append(Finding("info", "splits", f"{what}, as published: {why}"))
             continue
         remedy = f"remove these videos from {one}, or the measured recall is of videos it has seen"
         findings.append(Finding("warning", "splits", what, remedy, len(shared), tuple(shared[:EXAMPLES])))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import DataConfig
+from cdn_tune.config.tables import LAYOUTS
 from cdn_tune.data.doctor.annotations import check_annotations, check_overlap
 from cdn_tune.data.doctor.features import Progress, check_features
 from cdn_tune.data.doctor.recognise import edition, recognise
@@ -15,7 +16,7 @@ from cdn_tune.data.doctor.report import Finding, Report
 from cdn_tune.data.doctor.words import check_words, find_vectors
 from cdn_tune.data.files import is_remote, locate, remote_file
 from cdn_tune.data.fingerprint import PLANTED_MARKER
-from cdn_tune.data.layouts import LAYOUTS, layout_of
+from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.splits import held_out
 from cdn_tune.errors import DataError
 
@@ -62,10 +63,10 @@ def examine(
         findings.append(Finding("warning", "folder", what, "keep each dataset in a folder of its own"))
     items = [item for some in usable.values() for item in some]
     durations = {item.video: item.duration for item in items}
-    variant = edition(found[0], *({split: len(some[split]) for split in some} for some in (usable, skipped)))
+    variant = edition(layout, *({split: len(some[split]) for split in some} for some in (usable, skipped)))
     if variant is not None:  # the published files are meant to be as they are
         findings = [_as_published(finding) for finding in findings]
-    findings += check_overlap(found[0], usable)
+    findings += check_overlap(layout, usable)
     videos = {item.video for item in usable.get("train", ())}
     broken = any(finding.level == "error" for finding in findings)
     if not (broken or usable.get("val") or held_out(videos, VAL_FRACTION)):
@@ -75,7 +76,10 @@ def examine(
     path = _feature_file(root, features, layout.features)
     if path is None:
         what = f"{root}: no feature file ({features or ' or '.join(layout.features)})"
-        remedy = "put it there, or name it in training: data.features=FILE"
+        remedy = (
+            "put it there, name it in training: data.features=FILE, or write it from raw features: "
+            f"cdn-tune data convert RAW {root / layout.features[0]} --form {layout.raw}"
+        )
         findings.append(Finding("error", "features", what, remedy))
     else:
         feature_facts, more = check_features(path, durations, layout.member, quick, progress)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,6 @@ MODEL = (
     "for each query of its video whose moment holds the frame's time (t + 1/2) / frame_rate."
 )
 
-Source = Literal["generated", "charades_sta", "tacos", "activitynet", "jsonl"]
 Progress = Callable[[int, int], None]
 
 
@@ -62,7 +61,7 @@ class Planted:
 
 def plant(
     out: Path,
-    annotations: Source = "generated",
+    annotations: str = "generated",
     source: Path | None = None,
     videos: int | None = None,
     feature_size: int = 64,

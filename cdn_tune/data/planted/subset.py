@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 from pathlib import Path
 
-from cdn_tune.data import charades
-from cdn_tune.data.annotations import SPLITS, Split
+from cdn_tune.data.annotations import SPLITS
 from cdn_tune.data.files import read_text
 from cdn_tune.data.layouts import layout_of
 from cdn_tune.errors import DataError
@@ -37,11 +33,10 @@ def restrict(source: Path, dataset: str, videos: int | None, seed: int) -> dict[
     names = {split: {item.video for item in layout.load(source, split).annotations} for split in splits}
     sizes = [len(names[split]) for split in splits]
     counts = apportion(sizes, videos, source)
-    write = {"charades_sta": _charades, "tacos": _videos, "activitynet": _videos, "jsonl": _jsonl}[dataset]
     files: dict[str, str] = {}
     for split, count in zip(splits, counts, strict=True):
         ranked = sorted(names[split], key=lambda video: hashlib.sha256(f"{seed}|keep|{video}".encode()).hexdigest())
-        files |= write(source, split, frozenset(ranked[:count]))
+        files |= layout.restrict(source, split, frozenset(ranked[:count]))
     return files
 
 
@@ -68,28 +63,3 @@ def apportion(sizes: list[int], total: int, source: Path | str = "source") -> li
         ]
         counts[gaps.index(max(gaps))] += step
     return counts
-
-
-def _charades(source: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
-    sentences, table = charades.annotation_files(source, split)
-    lines = [line for line in read_text(sentences).split("\n") if line.split(" ", 1)[0] in kept]
-    rows = csv.reader(io.StringIO(read_text(table)))
-    header = next(rows)
-    column = header.index("id")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(row for row in rows if row and row[column] in kept)
-    return {sentences.name: "\n".join(lines) + "\n", table.name: text.getvalue()}
-
-
-def _videos(source: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
-    name = f"{split}.json"
-    videos = {video: entry for video, entry in json.loads(read_text(source / name)).items() if video in kept}
-    return {name: json.dumps(videos) + "\n"}
-
-
-def _jsonl(source: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
-    name = f"{split}.jsonl"
-    lines = [line for line in read_text(source / name).split("\n") if line.strip()]
-    return {name: "".join(f"{line}\n" for line in lines if json.loads(line)["video"] in kept)}

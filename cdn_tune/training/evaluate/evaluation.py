@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cdn_tune.config import EvalConfig, recall_name
+from cdn_tune.config import EvalConfig
+from cdn_tune.config.tables import metrics_depth
 from cdn_tune.data.batches import sequential_batches, shard
 from cdn_tune.data.dataset import MomentDataset
 from cdn_tune.model.family import MomentModel
-from cdn_tune.moments.metrics import Metrics, measure
-from cdn_tune.moments.spans import iou
+from cdn_tune.moments.metrics import Answers, first_iou, measure
 from cdn_tune.training.evaluate.scores import score_batches
 from cdn_tune.training.step.process_group import World
 
@@ -22,7 +22,7 @@ class SplitResult:
     """What a model retrieves on a split of Q queries.
 
     Attributes:
-        metrics: By name, R<n>@<iou> and mIoU, in [0, 1].
+        metrics: By name, in [0, 1]; those of `EvalConfig.metrics`.
         top: Ranked moments in seconds, NaN-padded, [Q, n, 2].
         scores: Their scores in [0, 1], [Q, n].
         ious: IoU of the best-scored moment, float64 [Q].
@@ -47,7 +47,7 @@ def evaluate_split(
     Args:
         model: Put into eval mode for the duration.
         dataset: The split.
-        config: Recalls, IoUs, NMS threshold, queries at once.
+        config: Metrics, NMS threshold, queries at once.
         world: The workers that share the queries.
         dtype: Format in which the model computes.
         queries: How many queries, evenly spread over the split; all if None.
@@ -63,7 +63,7 @@ def evaluate_split(
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
     batches = [chosen[batch] for batch in sequential_batches(count, config.batch_size)]
     mine = [shard(batch, world.rank, world.size) for batch in batches]
-    limit = max(config.recalls)
+    limit = max(*config.recalls, metrics_depth(config.metrics))
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for scored in score_batches(model, dataset, mine, world.device, dtype):
         top, top_scores = model.suppress(scored.found, limit, config.nms_threshold)
@@ -72,17 +72,6 @@ def evaluate_split(
     position = torch.cat([part[0] for part in parts]).argsort()
     top = torch.cat([part[1] for part in parts])[position]
     top_scores = torch.cat([part[2] for part in parts])[position]
-    moments = dataset.moments[torch.from_numpy(chosen)]
-    ious = iou(top[:, 0].double(), moments).nan_to_num(nan=0.0)  # a missing answer overlaps nothing
-    metrics = measure(top, moments, config.recalls, config.ious)
-    return SplitResult(name_metrics(metrics, config), top, top_scores, ious)
-
-
-def name_metrics(metrics: Metrics, config: EvalConfig) -> dict[str, float]:
-    """Returns recalls and mIoU under their names."""
-    named = {
-        recall_name(n, iou): float(metrics.recall[row, column])
-        for row, n in enumerate(config.recalls)
-        for column, iou in enumerate(config.ious)
-    }
-    return {**named, "mIoU": float(metrics.miou)}
+    asked = torch.from_numpy(chosen)
+    answers = Answers(top, dataset.moments[asked], dataset.durations[asked], top_scores)
+    return SplitResult(measure(answers, config.metrics).means, top, top_scores, first_iou(answers))

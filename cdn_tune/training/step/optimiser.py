@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cdn_tune.config import OptimConfig
+from cdn_tune.config.tables import SCHEDULES, resolve
 
 PLATEAU_FACTOR = 0.8
 PLATEAU_PATIENCE = 5
@@ -35,10 +36,9 @@ def build_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 class Schedule:
-    """The learning rate over time: linear warm-up, then constant, cosine, or lowered on a plateau.
+    """The learning rate over time: linear warm-up, then constant. `config.tables.SCHEDULES` lists the others.
 
-    The plateau watches the training loss and acts when it stops *falling* (the published code lowers the rate when
-    the loss improves).
+    A subclass overrides `scale`, and `end_epoch`, `state_dict` and `load_state_dict` if it keeps more than the steps.
 
     Args:
         optimiser: Whose learning rate is set.
@@ -47,16 +47,17 @@ class Schedule:
     """
 
     def __init__(self, optimiser: Optimizer, config: OptimConfig, total_steps: int) -> None:
-        self._optimiser = optimiser
-        self._base = config.lr
-        self._kind = config.schedule
-        self._warmup = config.warmup_steps
-        self._total = total_steps
+        self._optimiser, self._config, self._total = optimiser, config, total_steps
         self._steps = 0
-        self._plateau_scale = 1.0
-        self._best_loss = math.inf
-        self._bad_epochs = 0
         self._set()
+
+    def scale(self, progress: float) -> float:  # noqa: ARG002
+        """Returns the factor of the learning rate.
+
+        Args:
+            progress: Share of the steps after the warm-up, in [0, 1].
+        """
+        return 1.0
 
     def step(self) -> None:
         """Advances by one optimiser step."""
@@ -64,17 +65,7 @@ class Schedule:
         self._set()
 
     def end_epoch(self, loss: float) -> None:
-        """Tells the training loss of a finished epoch."""
-        if self._kind != "plateau":
-            return
-        if loss < self._best_loss:
-            self._best_loss, self._bad_epochs = loss, 0
-            return
-        self._bad_epochs += 1
-        if self._bad_epochs > PLATEAU_PATIENCE:
-            self._plateau_scale *= PLATEAU_FACTOR
-            self._bad_epochs = 0
-            self._set()
+        """Takes the training loss of a finished epoch."""
 
     @property
     def steps(self) -> int:
@@ -84,32 +75,68 @@ class Schedule:
     @property
     def learning_rate(self) -> float:
         """The current learning rate."""
-        return self._base * self._factor()
+        warmup = self._config.warmup_steps
+        warm = min(1.0, (self._steps + 1) / warmup) if warmup else 1.0
+        progress = (self._steps - warmup) / max(self._total - warmup, 1)
+        return self._config.lr * (warm * self.scale(min(max(progress, 0.0), 1.0)))
 
     def state_dict(self) -> dict[str, float | int]:
         """Returns what `load_state_dict` needs to go on exactly."""
-        return {
-            "steps": self._steps,
-            "plateau_scale": self._plateau_scale,
-            "best_loss": self._best_loss,
-            "bad_epochs": self._bad_epochs,
-        }
+        return {"steps": self._steps}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         """Takes up a saved state."""
         self._steps = int(state["steps"])
-        self._plateau_scale = float(state["plateau_scale"])
-        self._best_loss = float(state["best_loss"])
-        self._bad_epochs = int(state["bad_epochs"])
         self._set()
 
     def _set(self) -> None:
         for group in self._optimiser.param_groups:
             group["lr"] = self.learning_rate
 
-    def _factor(self) -> float:
-        warm = min(1.0, (self._steps + 1) / self._warmup) if self._warmup else 1.0
-        if self._kind == "cosine":
-            progress = (self._steps - self._warmup) / max(self._total - self._warmup, 1)
-            return warm * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-        return warm * self._plateau_scale
+
+class Cosine(Schedule):
+    """After the warm-up, to zero along half a cosine."""
+
+    def scale(self, progress: float) -> float:
+        """Returns the factor of the learning rate."""
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Plateau(Schedule):
+    """After the warm-up, lowered whenever the training loss stops falling.
+
+    (The published code lowers the rate when the loss improves.)
+    """
+
+    _scale, _best_loss, _bad_epochs = 1.0, math.inf, 0
+
+    def scale(self, progress: float) -> float:  # noqa: ARG002
+        """Returns the factor of the learning rate."""
+        return self._scale
+
+    def end_epoch(self, loss: float) -> None:
+        """Takes the training loss of a finished epoch."""
+        if loss < self._best_loss:
+            self._best_loss, self._bad_epochs = loss, 0
+            return
+        self._bad_epochs += 1
+        if self._bad_epochs > PLATEAU_PATIENCE:
+            self._scale, self._bad_epochs = self._scale * PLATEAU_FACTOR, 0
+            self._set()
+
+    def state_dict(self) -> dict[str, float | int]:
+        """Returns what `load_state_dict` needs to go on exactly."""
+        kept = {"plateau_scale": self._scale, "best_loss": self._best_loss, "bad_epochs": self._bad_epochs}
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state: dict[str, float | int]) -> None:
+        """Takes up a saved state."""
+        self._scale, self._best_loss = float(state["plateau_scale"]), float(state["best_loss"])
+        self._bad_epochs = int(state["bad_epochs"])
+        super().load_state_dict(state)
+
+
+def build_schedule(optimiser: Optimizer, config: OptimConfig, total_steps: int) -> Schedule:
+    """Builds the schedule that the configuration names; see `Schedule` for the arguments."""
+    schedule: Schedule = resolve(SCHEDULES[config.schedule].build)(optimiser, config, total_steps)
+    return schedule

@@ -1,4 +1,7 @@
-"""leaderboard.csv and leaderboard.json: every entry of the study, its state, values, parameters and cost."""
+"""The leaderboard: every entry of the study with its state, values, parameters and cost, ranked.
+
+`COLUMNS` is the one list of columns: of leaderboard.csv and leaderboard.json, the terminal's tables, the report's page.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -34,6 +38,215 @@ _ORDER = ("running", "waiting", "failed", "learned", "copy", "refused")
 _FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a spreadsheet would compute
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the columns of a search's leaderboard depend on.
+
+    Attributes:
+        parameters: Dotted keys that are searched.
+        metrics: Names of the val metrics.
+        metric: The one that ranks.
+        several: Whether there are several objectives.
+    """
+
+    parameters: Sequence[str]
+    metrics: Sequence[str]
+    metric: str = ""
+    several: bool = False
+
+
+class Entry:
+    """An entry of the study among all others, from which the columns' values follow.
+
+    Attributes:
+        trial: The entry.
+        note: Its attributes.
+        place: Its rank, or an empty text.
+        on_front: Whether it is on the Pareto front.
+        tried_again: Whether it failed and was tried again as another trial.
+        gpus: GPUs that a trial occupies.
+        sampled: Its values by dotted key; those of single layers as a list, in the layers' order.
+    """
+
+    def __init__(self, trial: FrozenTrial, place: int | str, on_front: bool, tried_again: bool, gpus: float) -> None:
+        self.trial, self.note = trial, trial.user_attrs
+        self.place, self.on_front, self.tried_again, self.gpus = place, on_front, tried_again, gpus
+        self.sampled = _sampled(trial.params)
+
+    def rounded(self, name: str, digits: int) -> float | str:
+        """Returns an attribute that is a number."""
+        return shown(self.note.get(name), digits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the leaderboard: in the CSV and JSON files, and in filters, always.
+
+    Attributes:
+        key: Its name there; ``{}`` stands for each of `names`.
+        title: Its head in the terminal and on the report's page.
+        meaning: What it holds.
+        value: From an entry, and one of `names`, to the value; an empty text if there is none.
+        names: What the column is there for, once for each; by default once.
+        form: How the value is shown: as it is, as a share of 1, as a duration, as epochs of how many, as a mark.
+        terminal: Whether the terminal shows it: always, where it is wide enough, not.
+        page: Whether the report's page shows it: always, if any entry has a value, not.
+    """
+
+    key: str
+    title: str
+    meaning: str
+    value: Callable[[Entry, str], Any]
+    names: Callable[[Shape], Sequence[str]] = lambda _: ("",)
+    form: Literal["plain", "text", "share", "seconds", "epochs", "mark"] = "plain"
+    terminal: Literal["always", "wide", "never"] = "never"
+    page: Literal["always", "filled", "never"] = "never"
+
+    def named(self, name: str) -> Column:
+        """Returns the column for one of its names."""
+        key, title, meaning = (text.replace("{}", name) for text in (self.key, self.title, self.meaning))
+        return replace(self, key=key, title=title, meaning=meaning, value=lambda entry, _: self.value(entry, name))
+
+
+def _noted(name: str, meaning: str = "", **settings: Any) -> Column:
+    """A column of an attribute as it is."""
+    return Column(
+        key=name, title=name, meaning=meaning or name, value=lambda entry, _: entry.note.get(name, ""), **settings
+    )
+
+
+def _measured(name: str, digits: int, **settings: Any) -> Column:
+    """A column of an attribute that is a number."""
+    return Column(key=name, title=name, meaning=name, value=lambda entry, _: entry.rounded(name, digits), **settings)
+
+
+COLUMNS = [
+    Column(
+        key="rank",
+        title="rank",
+        meaning="Rank by the best val metric",
+        value=lambda entry, _: entry.place,
+        terminal="always",
+        page="always",
+    ),
+    Column(
+        key="pareto",
+        title="front",
+        meaning="On the Pareto front",
+        value=lambda entry, _: 1 if entry.on_front else "",
+        names=lambda shape: ("",) if shape.several else (),
+        form="mark",
+        terminal="always",
+    ),
+    Column(
+        key="trial",
+        title="trial",
+        meaning="Number of the trial",
+        value=lambda entry, _: entry.trial.number,
+        terminal="always",
+        page="always",
+    ),
+    Column(
+        key="state",
+        title="state",
+        meaning="State of the trial",
+        value=lambda entry, _: state_of(entry.trial),
+        form="text",
+        terminal="always",
+        page="always",
+    ),
+    Column(
+        key="value",
+        title="val {}",
+        meaning="Best val {}",
+        value=lambda entry, _: shown(value_of(entry.trial)),
+        names=lambda shape: (shape.metric,),
+        form="share",
+        terminal="always",
+        page="always",
+    ),
+    Column(
+        key="best_epoch",
+        title="best epoch",
+        meaning="Epoch of the best val metric",
+        value=lambda entry, _: entry.note.get("best_epoch", ""),
+        page="always",
+    ),
+    Column(
+        key="epochs",
+        title="epochs",
+        meaning="Epochs reported",
+        value=lambda entry, _: entry.note.get("epoch", max(entry.trial.intermediate_values, default=0)),
+        form="epochs",
+        terminal="always",
+        page="always",
+    ),
+    Column(key="of_epochs", title="of", meaning="Epochs in all", value=lambda entry, _: entry.note.get("epochs", "")),
+    Column(
+        key="seconds",
+        title="time",
+        meaning="Seconds of training and evaluation",
+        value=lambda entry, _: entry.rounded("seconds", 1),
+        form="seconds",
+        terminal="always",
+        page="always",
+    ),
+    Column(
+        key="gpu_hours",
+        title="GPU-hours",
+        meaning="GPU-hours occupied",
+        value=lambda entry, _: shown(occupied_seconds(entry.note) * entry.gpus / HOUR, 5),
+    ),
+    Column(
+        key="{}",
+        title="{}",
+        meaning="{}",
+        value=lambda entry, key: entry.sampled.get(key, ""),
+        names=lambda shape: shape.parameters,
+        terminal="wide",
+        page="filled",
+    ),
+    Column(
+        key="val {}",
+        title="val {}",
+        meaning="val {} at the best epoch",
+        value=lambda entry, name: shown(entry.note.get("val", {}).get(name)),
+        names=lambda shape: shape.metrics,
+        form="share",
+        page="filled",
+    ),
+    _noted("parameters", page="filled"),
+    _measured("memory_gb", 3, page="filled"),
+    _measured("latency_ms", 3, page="filled"),
+    _measured("loss", 5),
+    _measured("samples_per_second", 1),
+    Column(
+        key="node",
+        title="node",
+        meaning="Where it ran",
+        value=lambda entry, _: " ".join(dict.fromkeys(str(node) for node, *_ in entry.note.get("segments", ()))),
+        form="text",
+    ),
+    _noted("retry_of", "The failed trial that it is another attempt at"),
+    _noted("copy_of", "The trial that it is equal to"),
+    _noted("learned_from", "The run that it is a result of", form="text"),
+    Column(
+        key="tried_again",
+        title="tried again",
+        meaning="Failed, and tried again as another trial",
+        value=lambda entry, _: 1 if entry.tried_again else "",
+        form="mark",
+    ),
+    _noted("failure", "Kind of failure", form="text"),
+    _noted("reason", "Why it ended early or failed", form="text", page="always"),
+]
+
+
+def columns_of(shape: Shape) -> list[Column]:
+    """Returns the columns of a search's leaderboard, in order."""
+    return [column.named(name) for column in COLUMNS for name in column.names(shape)]
 
 
 def leaderboard(
@@ -64,40 +277,12 @@ def leaderboard(
     several = len(directions) > 1
     front = {trial.number for trial in pareto_front(trials, directions)} if several else set()
     again = superseded(trials)
+    columns = columns_of(Shape(parameters, metrics, several=several))
     rows = []
     for trial in (*ranked, *others):
-        note = trial.user_attrs
-        values, occupied = note.get("val", {}), occupied_seconds(note)
-        row: Row = {"rank": places.get(trial.number, "")}
-        if several:
-            row["pareto"] = 1 if trial.number in front else ""
-        row |= {
-            "trial": trial.number,
-            "state": state_of(trial),
-            "value": _shown(value_of(trial)),
-            "best_epoch": note.get("best_epoch", ""),
-            "epochs": note.get("epoch", max(trial.intermediate_values, default=0)),
-            "of_epochs": note.get("epochs", ""),
-            "seconds": _shown(note.get("seconds"), 1),
-            "gpu_hours": _shown(occupied * gpus / HOUR, 5),
-        }
-        row |= _sampled(trial.params, parameters)
-        row |= {f"val {name}": _shown(values.get(name)) for name in metrics}
-        row |= {
-            "parameters": note.get("parameters", ""),
-            "memory_gb": _shown(note.get("memory_gb"), 3),
-            "latency_ms": _shown(note.get("latency_ms"), 3),
-            "loss": _shown(note.get("loss"), 5),
-            "samples_per_second": _shown(note.get("samples_per_second"), 1),
-            "node": " ".join(dict.fromkeys(str(node) for node, *_ in note.get("segments", ()))),
-            "retry_of": note.get("retry_of", ""),
-            "copy_of": note.get("copy_of", ""),
-            "learned_from": note.get("learned_from", ""),
-            "tried_again": 1 if trial.number in again else "",
-            "failure": note.get("failure", ""),
-            "reason": note.get("reason", ""),
-        }
-        rows.append(row)
+        number = trial.number
+        entry = Entry(trial, places.get(number, ""), number in front, number in again, gpus)
+        rows.append({column.key: column.value(entry, "") for column in columns})
     return rows
 
 
@@ -107,14 +292,26 @@ def state_of(trial: FrozenTrial) -> str:
     return STATES[trial.state] if role == "trial" else role
 
 
-def occupied_seconds(note: Mapping[str, Any]) -> float:
-    """Returns how long a trial has occupied its resources: its segments, or at least its training and evaluation."""
+def occupied_seconds(note: Mapping[str, Any], now: float | None = None) -> float:
+    """Returns how long a trial has occupied its resources: its segments, or at least its training and evaluation.
+
+    Args:
+        note: The trial's attributes.
+        now: Epoch seconds at which open segments end; they do not count if None.
+    """
     covered, until = 0.0, -math.inf
     for _, start, end in sorted(note.get("segments", ()), key=lambda segment: float(segment[1])):
+        end = now if end is None else end
         if end is not None and end > until:  # workers of a group run side by side
             covered += end - max(start, until)
             until = end
     return max(covered, float(note.get("seconds") or 0.0))
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Returns each dotted key's last part, or the whole key where two end alike."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
 
 
 def objective_column(name: str) -> str:
@@ -150,8 +347,14 @@ def json_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
     return "[" + ",\n ".join(lines) + "]\n"
 
 
-def _sampled(params: Mapping[str, Any], parameters: Sequence[str]) -> Row:
-    """Returns the searched keys' values; those of single layers as lists, in the layers' order."""
+def shown(value: float | None, digits: int = 4) -> float | str:
+    """Returns a number as the files hold it: rounded; what is not finite as a text, nothing as an empty one."""
+    if value is None:
+        return ""
+    return round(value, digits) if math.isfinite(value) else str(value)
+
+
+def _sampled(params: Mapping[str, Any]) -> Row:
     layers: dict[str, dict[int, Any]] = defaultdict(dict)
     plain: Row = {}
     for name, value in params.items():
@@ -160,14 +363,7 @@ def _sampled(params: Mapping[str, Any], parameters: Sequence[str]) -> Row:
             layers[key][int(index.rstrip("]"))] = value
         else:
             plain[key] = value
-    plain |= {key: [value for _, value in sorted(values.items())] for key, values in layers.items()}
-    return {key: plain.get(key, "") for key in parameters}
-
-
-def _shown(value: float | None, digits: int = 4) -> float | str:
-    if value is None:
-        return ""
-    return round(value, digits) if math.isfinite(value) else str(value)
+    return plain | {key: [value for _, value in sorted(values.items())] for key, values in layers.items()}
 
 
 def _cell(value: Any) -> Any:

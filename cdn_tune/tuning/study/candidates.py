@@ -21,7 +21,6 @@ from cdn_tune.config.check import FAMILY, resolve_name
 from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key, get_keys
 from cdn_tune.config.load import of_family
-from cdn_tune.config.space import ENUMERATING
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.families import layers_key
 from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
@@ -93,13 +92,14 @@ class Candidates:
             return [key]
         return [f"{key}[{layer}]" for layer in range(self._value(layers_key(key), params))]
 
+    def next_name(self, params: Mapping[str, Any]) -> str | None:
+        """Returns Optuna's name of the value that is sampled after these; None if the point is complete."""
+        names = (name for key in self.space.order for name in self.names(key, params))
+        return next((name for name in names if name not in params), None)
+
     def is_complete(self, params: Mapping[str, Any]) -> bool:
         """Whether a point has a value for every parameter that applies."""
-        try:
-            self.suggest(_Recorded(params))
-        except KeyError:
-            return False
-        return True
+        return self.next_name(params) is None
 
     def overrides(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a point as dotted keys and values of the experiment; values per layer become lists."""
@@ -166,7 +166,7 @@ class Candidates:
         """Returns the points to try first, by Optuna's names."""
         if self.space.start_with is not None:
             return [self.spread(dict(point)) for point in self.space.start_with]
-        if self.space.sampler.name in ENUMERATING:
+        if self.space.sampler.row.enumerates:
             return []
         point = self.spread(get_keys(self._plain, self.space.parameters))
         return [point] if point else []
@@ -268,22 +268,6 @@ class _Values(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-class _Recorded:
-    """A point that was sampled before, seen as a trial that samples it again."""
-
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self._params = params
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:  # noqa: ARG002
-        return self._params[name]
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:  # noqa: ARG002
-        return float(self._params[name])
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:  # noqa: ARG002
-        return int(self._params[name])
 
 
 def _suggest(trial: Suggests, name: str, parameter: Parameter) -> Any:

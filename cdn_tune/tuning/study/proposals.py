@@ -10,7 +10,6 @@ import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from cdn_tune.config.space import ENUMERATING
 from cdn_tune.tuning.study.candidates import Candidates, cost
 from cdn_tune.tuning.study.failures import LOST
 from cdn_tune.tuning.study.filtered_study import CONSTRAINT, StoredStudy
@@ -62,7 +61,7 @@ class Proposals:
             if outcome is None:
                 return trial.number
             outcomes.append(outcome)
-            if outcome == _SAME and self._candidates.space.sampler.name in ENUMERATING:
+            if outcome == _SAME and self._candidates.space.sampler.row.enumerates:
                 break
         if _SAME in outcomes and (len(outcomes) < _TRIES or _BROKEN not in outcomes):
             self.is_exhausted = True
@@ -87,7 +86,7 @@ class Proposals:
 
     def _sampler(self, asked: int, at_random: bool = False) -> optuna.samplers.BaseSampler:
         space = self._candidates.space
-        if at_random and space.sampler.name not in ENUMERATING:
+        if at_random and not space.sampler.row.enumerates:
             return RandomSampler(seed=(space.sampler.seed + 1_000_003 * asked) % 2**32)
         return build_sampler(space, self._candidates, asked)
 

@@ -1,4 +1,4 @@
-"""The samplers: which of Optuna's proposes the next trial, and what it is shown of the study."""
+"""The samplers: what each proposes from, and what it is shown of the study. `config.tables.SAMPLERS` lists them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import heapq
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,7 +16,6 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import (
     BaseSampler,
-    BruteForceSampler,
     CmaEsSampler,
     GPSampler,
     NSGAIIISampler,
@@ -25,17 +24,15 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
-from optuna.samplers._brute_force import _TreeNode
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cdn_tune.config import Categorical, Float, Parameter, SearchSpace
-from cdn_tune.config.space import ENUMERATING
+from cdn_tune.config import Categorical, Float, Parameter, SamplerConfig, SearchSpace
+from cdn_tune.config.tables import resolve
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import altered, seen, violations
 from cdn_tune.tuning.study.ranking import REFUSED, role_of
 
-_MODELLING = ("tpe", "gp", "cmaes")  # random before startup_trials results
 _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
 # TPE takes at most 25 trials for good ones and weighs the others by their age; so it loses little with the oldest of
 # many, and a proposal costs the same however many trials there are.
@@ -47,8 +44,11 @@ _TPE_CONSTRAINTS: dict[str, Any] = (
     {} if hasattr(FrozenTrial, "constraints") else {"constraints_func": lambda trial: list(violations(trial).values())}
 )
 
+Common = Mapping[str, BaseDistribution]  # of the parameters that every trial has
+Tree = dict[str, Any]  # from a value to the tree of what was proposed with it; a complete point has an empty one
 
-def build_sampler(space: SearchSpace, candidates: Candidates | None, asked: int) -> BaseSampler:
+
+def build_sampler(space: SearchSpace, candidates: Candidates, asked: int) -> BaseSampler:
     """Builds the sampler of one proposal.
 
     What it proposes depends on the seed, the number of the proposal and the study alone: a process that goes on with a
@@ -56,15 +56,17 @@ def build_sampler(space: SearchSpace, candidates: Candidates | None, asked: int)
 
     Args:
         space: Names the sampler, its settings and its seed.
-        candidates: Tells complete points from those that a killed process left half sampled.
+        candidates: Its points.
         asked: Proposals asked before.
     """
-    return Proposal(space, candidates, asked)
+    if space.sampler.row.enumerates:
+        return Enumeration(candidates, space.sampler.seed, asked)
+    return Proposal(space, asked)
 
 
 def is_exhausted(sampler: BaseSampler, study: Study) -> bool:
-    """Whether a sampler that goes through all points has proposed all of them; running trials count as proposed."""
-    return isinstance(sampler, Proposal) and sampler.is_exhausted(study)
+    """Returns whether a sampler that goes through all points has proposed all; running trials count as proposed."""
+    return isinstance(sampler, Enumeration) and sampler.is_exhausted(study)
 
 
 def to_distribution(parameter: Parameter) -> BaseDistribution:
@@ -85,74 +87,56 @@ class Proposal(BaseSampler):
     - GP, CMA-ES, NSGA and QMC model the parameters that every trial has, CMA-ES the numeric ones; conditional ones and
       those per layer are drawn at random. TPE models each group of parameters that occur together.
     - Random draws depend on the parameter's name, not on what was drawn before.
-    - It tells Optuna nothing after a trial: samplers that go through all points would stop a loop that is not theirs.
 
     Args:
         space: What is searched.
-        candidates: Its points.
         asked: Proposals asked before.
     """
 
-    def __init__(self, space: SearchSpace, candidates: Candidates | None, asked: int) -> None:
+    def __init__(self, space: SearchSpace, asked: int) -> None:
         config = space.sampler
-        self._name, self._candidates = config.name, candidates
+        self._row = config.row
         self._entropy = (config.seed, asked)
-        self._startup = config.startup_trials if config.name in _MODELLING else 0
-        self._distributions = {key: to_distribution(parameter) for key, parameter in space.parameters.items()}
-        self._rank = {key: place for place, key in enumerate(space.order)}
+        self._startup = config.startup_trials if self._row.startup else 0
         self._common = {
-            key: distribution
-            for key, distribution in sorted(self._distributions.items())
-            if _is_common(space.parameters[key])
-            if config.name != "cmaes" or not isinstance(space.parameters[key], Categorical)
+            key: to_distribution(parameter)
+            for key, parameter in sorted(space.parameters.items())
+            if _is_common(parameter)
+            if self._row.models != "numeric" or not isinstance(parameter, Categorical)
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._inner = _build(space, _seed(config.seed, asked))
+            self._inner: BaseSampler = resolve(self._row.build)(config, _seed(config.seed, asked))
         self._view: Study | None = None
         self._started: bool | None = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Returns the parameters that are modelled together."""
-        if self._name in ("random", *ENUMERATING) or not self._is_started(study):
+        if self._row.models == "none" or not self._is_started(study):
             return {}
-        if self._name == "tpe":
-            return self._inner.infer_relative_search_space(self._seen(study, trial), trial)
+        if self._row.models == "own":
+            return self._inner.infer_relative_search_space(self._seen(study), trial)
         return dict(self._common)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Samples the parameters that are modelled together."""
-        if not search_space:
-            return {}
-        return self._inner.sample_relative(self._seen(study, trial), trial, search_space)
+        return self._inner.sample_relative(self._seen(study), trial, search_space) if search_space else {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Samples one of the other parameters."""
         inner: BaseSampler = RandomSampler(seed=_seed(*self._entropy, zlib.crc32(param_name.encode())))
-        if self._name in ENUMERATING or (self._name == "tpe" and self._is_started(study)):
+        if self._row.models == "own" and self._is_started(study):
             inner = self._inner
-        return inner.sample_independent(self._seen(study, trial), trial, param_name, param_distribution)
+        return inner.sample_independent(self._seen(study), trial, param_name, param_distribution)
 
-    def is_exhausted(self, study: Study) -> bool:
-        """Whether all points have been proposed, which only samplers that go through all of them can tell."""
-        if not isinstance(self._inner, BruteForceSampler):
-            return False
-        tree = _TreeNode()
-        self._inner._populate_tree(tree, self._points(None, study.get_trials(deepcopy=False)), {})
-        return not tree.is_any_expandable(exclude_running=True)
-
-    def _seen(self, study: Study, trial: FrozenTrial) -> Study:
+    def _seen(self, study: Study) -> Study:
         if self._view is None:
-            if self._name in ENUMERATING:
-                self._view = seen(study, partial(self._points, trial.number))
-            elif self._name == "tpe":
-                self._view = seen(study, partial(_for_tpe, len(study.directions) > 1))
-            else:
-                self._view = seen(study, partial(self._results, study.directions))
+            show = partial(resolve(self._row.show), directions=study.directions, common=self._common)
+            self._view = seen(study, show)
         return self._view
 
     def _is_started(self, study: Study) -> bool:
@@ -163,58 +147,165 @@ class Proposal(BaseSampler):
             self._started = _has(self._startup, filter(_has_result, trials)) or _has(2 * self._startup, refused)
         return self._started
 
-    def _results(self, directions: Sequence[StudyDirection], trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """Returns running trials and all with a value, those as complete and with the parameters all trials have."""
-        usable = [trial for trial in trials if self._has_common(trial)]
-        valued = [_as_complete(trial, trial.values) for trial in usable if _has_values(trial)]
-        running = [trial for trial in usable if trial.state == TrialState.RUNNING]
-        if self._name == "gp" and valued:
-            half = _GP_TRIALS // 2
-            best = sorted(valued, key=lambda trial: _loss(directions[0], trial.values[0]))[:half]
-            chosen = {trial.number: trial for trial in (*best, *valued[-half:])}
-            worst = [
-                max((trial.values[place] for trial in valued), key=partial(_loss, direction))
-                for place, direction in enumerate(directions)
-            ]
-            refused = [_as_complete(trial, worst) for trial in usable if _is_infeasible(trial)]
-            valued = [*chosen.values(), *refused[-half:]]
-        return sorted([*valued, *running], key=lambda trial: trial.number)
 
-    def _has_common(self, trial: FrozenTrial) -> bool:
-        return all(trial.distributions.get(key) == distribution for key, distribution in self._common.items())
+class Enumeration(BaseSampler):
+    """Proposes points that no trial has, whatever its state; conditions and values per layer are gone through too.
 
-    def _points(self, current: int | None, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        """Returns trials as paths in the tree of points; half sampled ones left out, all but the current."""
-        points = []
+    A point that a killed process left half sampled counts as not proposed. What is proposed depends on the seed, the
+    number of the proposal and the study alone.
+
+    Args:
+        candidates: The points.
+        seed: Of the search.
+        asked: Proposals asked before.
+    """
+
+    def __init__(self, candidates: Candidates, seed: int, asked: int) -> None:
+        self._candidates, self._entropy = candidates, (seed, asked)
+        self._proposed: tuple[int, Tree] | None = None  # number of the trial being sampled, what the others have
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        """Returns no parameters: each is sampled given those before it."""
+        return {}
+
+    def sample_relative(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+        search_space: dict[str, BaseDistribution],  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Returns nothing, as no parameters are sampled together."""
+        return {}
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,  # noqa: ARG002
+    ) -> Any:
+        """Returns a value with which some point is left; any, if none is."""
+        if self._proposed is None or self._proposed[0] != trial.number:
+            others = [each for each in study.get_trials(deepcopy=False) if each.number != trial.number]
+            self._proposed = trial.number, self._tree(others)
+        node: Tree | None = self._proposed[1]
+        before: dict[str, Any] = {}
+        while (name := self._candidates.next_name(before)) != param_name and name is not None:
+            before[name] = trial.params[name]
+            node = None if node is None else node.get(repr(before[name]))
+        values = self._values(param_name)
+        left = [
+            value
+            for value in values
+            if node is None or self._has_left(node.get(repr(value)), {**before, param_name: value})
+        ]
+        draw = np.random.default_rng([*self._entropy, zlib.crc32(param_name.encode())])
+        return (left or values)[int(draw.integers(len(left or values)))]
+
+    def is_exhausted(self, study: Study) -> bool:
+        """Returns whether all points have been proposed; running trials count as proposed."""
+        return not self._has_left(self._tree(study.get_trials(deepcopy=False)), {})
+
+    def _tree(self, trials: list[FrozenTrial]) -> Tree:
+        """Returns the complete points of some trials."""
+        root: Tree = {}
         for trial in trials:
-            known = {name: self._distributions.get(_key(name)) for name in trial.distributions}
-            is_whole = bool(trial.params) and (self._candidates is None or self._candidates.is_complete(trial.params))
-            if trial.number != current and not (is_whole and known == trial.distributions):
+            path: dict[str, Any] = {}
+            while (name := self._candidates.next_name(path)) is not None and name in trial.params:
+                path[name] = trial.params[name]
+            if name is not None or path.keys() != trial.params.keys():
                 continue
-            names = sorted(known, key=lambda name: (self._rank.get(_key(name), -1), len(name), name))
-            path = {name: trial.distributions[name] for name in names if not trial.distributions[name].single()}
-            points.append(altered(trial, distributions=path))
-        return points
+            node = root
+            for value in path.values():
+                node = node.setdefault(repr(value), {})
+        return root
+
+    def _has_left(self, node: Tree | None, params: Mapping[str, Any]) -> bool:
+        """Returns whether some point that begins with `params`, below `node` of the tree, was not proposed."""
+        if node is None:
+            return True
+        name = self._candidates.next_name(params)
+        if name is None:
+            return False
+        values = self._values(name)
+        return len(node) < len(values) or any(
+            self._has_left(node.get(repr(value)), {**params, name: value}) for value in values
+        )
+
+    def _values(self, name: str) -> list[Any]:
+        values = self._candidates.space.parameters[name.partition("[")[0]].values
+        if values is None:
+            raise ValueError(f"{name} has no end; an enumeration needs finite parameters")
+        return list(values)
 
 
-def _build(space: SearchSpace, seed: int) -> BaseSampler:
-    config = space.sampler
-    builders: dict[str, Callable[[], BaseSampler]] = {
-        "tpe": lambda: TPESampler(
-            seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=True, **_TPE_CONSTRAINTS
-        ),
-        "gp": lambda: GPSampler(seed=seed, n_startup_trials=1),
-        "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=0, with_margin=True),
-        "nsga2": lambda: NSGAIISampler(seed=seed, population_size=config.population),
-        "nsga3": lambda: NSGAIIISampler(seed=seed, population_size=config.population),
-        # The seed is that of the sequence's scrambling; where the sequence has got to, the study tells.
-        "qmc": lambda: QMCSampler(seed=_seed(config.seed), scramble=True),
-        "random": lambda: RandomSampler(seed=seed),
-        # Optuna's GridSampler numbers the points by trial, which refused proposals and points to try first upset.
-        "grid": lambda: BruteForceSampler(seed=seed),
-        "brute_force": lambda: BruteForceSampler(seed=seed),
-    }
-    return builders[config.name]()
+def build_tpe(config: SamplerConfig, seed: int) -> BaseSampler:  # noqa: ARG001
+    """Builds a multivariate tree-structured Parzen estimator."""
+    return TPESampler(
+        seed=seed, n_startup_trials=0, multivariate=True, group=True, constant_liar=True, **_TPE_CONSTRAINTS
+    )
+
+
+def build_gp(config: SamplerConfig, seed: int) -> BaseSampler:  # noqa: ARG001
+    """Builds a Gaussian process."""
+    return GPSampler(seed=seed, n_startup_trials=1)
+
+
+def build_cmaes(config: SamplerConfig, seed: int) -> BaseSampler:  # noqa: ARG001
+    """Builds CMA-ES."""
+    return CmaEsSampler(seed=seed, n_startup_trials=0, with_margin=True)
+
+
+def build_nsga2(config: SamplerConfig, seed: int) -> BaseSampler:
+    """Builds NSGA-II."""
+    return NSGAIISampler(seed=seed, population_size=config.population)
+
+
+def build_nsga3(config: SamplerConfig, seed: int) -> BaseSampler:
+    """Builds NSGA-III."""
+    return NSGAIIISampler(seed=seed, population_size=config.population)
+
+
+def build_qmc(config: SamplerConfig, seed: int) -> BaseSampler:  # noqa: ARG001
+    """Builds a Sobol sequence, scrambled by the search's seed; how far it has got follows from the study."""
+    return QMCSampler(seed=_seed(config.seed), scramble=True)
+
+
+def build_random(config: SamplerConfig, seed: int) -> BaseSampler:  # noqa: ARG001
+    """Builds random sampling."""
+    return RandomSampler(seed=seed)
+
+
+def with_values(
+    trials: list[FrozenTrial],
+    directions: Sequence[StudyDirection],  # noqa: ARG001
+    common: Common,
+) -> list[FrozenTrial]:
+    """Returns running trials and all with a value, those as complete, that have the common parameters."""
+    usable = [trial for trial in trials if _has_common(trial, common)]
+    return [
+        _as_complete(trial, trial.values) if _has_values(trial) else trial
+        for trial in usable
+        if _has_values(trial) or trial.state == TrialState.RUNNING
+    ]
+
+
+def for_gp(trials: list[FrozenTrial], directions: Sequence[StudyDirection], common: Common) -> list[FrozenTrial]:
+    """Returns the best and the latest trials `with_values`, and the latest infeasible ones as of the worst value."""
+    shown = with_values(trials, directions, common)
+    valued = [trial for trial in shown if trial.state == TrialState.COMPLETE]
+    if not valued:
+        return shown
+    half = _GP_TRIALS // 2
+    best = sorted(valued, key=lambda trial: _loss(directions[0], trial.values[0]))[:half]
+    worst = [
+        max((trial.values[place] for trial in valued), key=partial(_loss, direction))
+        for place, direction in enumerate(directions)
+    ]
+    refused = [_as_complete(each, worst) for each in trials if _has_common(each, common) and _is_infeasible(each)]
+    running = [trial for trial in shown if trial.state == TrialState.RUNNING]
+    chosen = {trial.number: trial for trial in (*best, *valued[-half:], *refused[-half:], *running)}
+    return [chosen[number] for number in sorted(chosen)]
 
 
 def _seed(*entropy: int) -> int:
@@ -226,18 +317,22 @@ def _is_common(parameter: Parameter) -> bool:
     return not (parameter.when or parameter.per_layer or to_distribution(parameter).single())
 
 
-def _key(name: str) -> str:
-    """Returns the dotted key of a sampled value, that of a layer's too."""
-    return name.partition("[")[0]
+def _has_common(trial: FrozenTrial, common: Common) -> bool:
+    return all(trial.distributions.get(key) == distribution for key, distribution in common.items())
 
 
-def _for_tpe(is_multi_objective: bool, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the trials with infeasible ones as pruned, as TPE overlooks failed ones.
+def for_tpe(
+    trials: list[FrozenTrial],
+    directions: Sequence[StudyDirection],
+    common: Common,  # noqa: ARG001
+) -> list[FrozenTrial]:
+    """Returns the best and the latest trials, infeasible ones as pruned, as TPE overlooks failed ones.
 
-    Of several objectives, pruned trials lose their intermediate values, which TPE would order by the one direction that
-    such a study does not have.
+    Of several objectives all trials; pruned ones lose their intermediate values, which TPE would order by the one
+    direction that such a study does not have.
     """
-    if not is_multi_objective and len(trials) > _TPE_BEST + _TPE_LATEST:
+    several = len(directions) > 1
+    if not several and len(trials) > _TPE_BEST + _TPE_LATEST:
         best = heapq.nsmallest(_TPE_BEST, filter(_has_result, trials), key=_tpe_rank)
         chosen = {trial.number: trial for trial in (*best, *trials[-_TPE_LATEST:])}
         trials = [chosen[number] for number in sorted(chosen)]
@@ -245,7 +340,7 @@ def _for_tpe(is_multi_objective: bool, trials: list[FrozenTrial]) -> list[Frozen
     for trial in map(_with_constraints, trials) if _TPE_CONSTRAINTS else trials:
         if trial.state == TrialState.FAIL and _is_infeasible(trial):
             shown.append(altered(trial, state=TrialState.PRUNED, intermediate_values={}))
-        elif is_multi_objective and trial.state == TrialState.PRUNED:
+        elif several and trial.state == TrialState.PRUNED:
             shown.append(altered(trial, intermediate_values={}))
         else:
             shown.append(trial)
@@ -266,7 +361,7 @@ def _tpe_rank(trial: FrozenTrial) -> tuple[float, ...]:
 
 
 def _has(count: int, trials: Iterable[FrozenTrial]) -> bool:
-    """Whether there are so many; looks no further."""
+    """Whether there are at least `count`."""
     return sum(1 for _ in islice(trials, count)) == count
 
 

@@ -1,9 +1,8 @@
-"""Early stopping: which of Optuna's pruners decides, and what it is shown of the study."""
+"""Early stopping: which pruner decides, and what it is shown. `config.tables.STOPPING_RULES` lists the rules."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -19,7 +18,8 @@ from optuna.pruners import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cdn_tune.config import SearchSpace
+from cdn_tune.config import EarlyStoppingConfig, SearchSpace
+from cdn_tune.config.tables import resolve
 from cdn_tune.training.evaluate.query_ious import unpack_ious
 from cdn_tune.tuning.study.filtered_study import altered, seen
 from cdn_tune.tuning.study.ranking import VALUED, own, superseded, value_of
@@ -41,7 +41,7 @@ class PatiencePruner(BasePruner):
         self._patience = patience
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:  # noqa: ARG002
-        """Returns whether patience is at its end."""
+        """Returns whether more reports than that brought no rise."""
         values = [value for _, value in sorted(trial.intermediate_values.items())]
         return len(values) - 1 - values.index(max(values)) > self._patience if values else False
 
@@ -50,42 +50,65 @@ def build_pruner(space: SearchSpace, experiment_epochs: int, steps_per_epoch: in
     """Builds the pruner of a search space, for :func:`should_prune`.
 
     Args:
-        space: Names the pruner, its settings and what progress is counted in.
+        space: Names the rule, its settings and what progress is counted in.
         experiment_epochs: Epochs of a trial.
         steps_per_epoch: Optimiser steps of one epoch of the base experiment; read by hyperband that counts steps.
 
     Raises:
-        ValueError: If hyperband counts steps and their number is unknown.
+        ValueError: If the rule needs the length of a trial in steps and it is unknown.
     """
     config = space.early_stopping
-    builders: dict[str, Callable[[], BasePruner]] = {
-        "asha": lambda: SuccessiveHalvingPruner(config.min_resource, config.reduction_factor),
-        "hyperband": lambda: _hyperband(space, experiment_epochs, steps_per_epoch),
-        "median": lambda: PercentilePruner(50.0, config.startup_trials),
-        "percentile": lambda: PercentilePruner(config.percentile, config.startup_trials),
-        "wilcoxon": lambda: WilcoxonPruner(p_threshold=config.p_value),
-        "patience": lambda: PatiencePruner(config.patience),
-        "none": NopPruner,
-    }
+    longest: int | None = experiment_epochs
+    if config.unit == "step":
+        longest = None if steps_per_epoch is None else experiment_epochs * steps_per_epoch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return builders[config.name]()
-
-
-def _hyperband(space: SearchSpace, epochs: int, steps_per_epoch: int | None) -> HyperbandPruner:
-    config = space.early_stopping
-    longest = epochs
-    if config.unit == "step":
-        if steps_per_epoch is None:
-            raise ValueError("hyperband that counts steps needs the steps of an epoch")
-        longest *= steps_per_epoch
-    longest = max(longest, config.min_resource)
-    pruner = HyperbandPruner(config.min_resource, longest, config.reduction_factor)
-    brackets = 1  # counted in whole numbers: Optuna takes a logarithm, by which 243 = 3**5 has a bracket too few
-    while config.min_resource * config.reduction_factor**brackets <= longest:
-        brackets += 1
-    pruner._n_brackets = brackets
+        pruner: BasePruner = resolve(config.row.build)(config, longest)
     return pruner
+
+
+def build_asha(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+    """Builds asynchronous successive halving."""
+    return SuccessiveHalvingPruner(config.min_resource, config.reduction_factor)
+
+
+def build_hyperband(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:
+    """Builds Hyperband with all brackets that fit into a trial.
+
+    Optuna finds their number by a logarithm, by which 243 = 3**5 has one too few. So it is counted here in whole
+    numbers, and Optuna, which reads nothing else from the length, gets a length well between two powers.
+    """
+    if longest is None:
+        raise ValueError("hyperband that counts steps needs the steps of an epoch")
+    length, factor = config.min_resource, config.reduction_factor
+    while length * factor <= longest:
+        length *= factor
+    return HyperbandPruner(config.min_resource, length + (length > config.min_resource), factor)
+
+
+def build_median(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+    """Builds the median rule."""
+    return PercentilePruner(50.0, config.startup_trials)
+
+
+def build_percentile(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+    """Builds the percentile rule."""
+    return PercentilePruner(config.percentile, config.startup_trials)
+
+
+def build_wilcoxon(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+    """Builds the signed-rank test."""
+    return WilcoxonPruner(p_threshold=config.p_value)
+
+
+def build_patience(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+    """Builds the patience rule."""
+    return PatiencePruner(config.patience)
+
+
+def build_none(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+    """Builds the rule that stops no trial."""
+    return NopPruner()
 
 
 def should_prune(
@@ -95,7 +118,7 @@ def should_prune(
 
     The pruner sees the first objective only, a val metric, as the best value so far at each report: a trial that cannot
     win there is not worth its other objectives. It sees this run's own trials, without failed ones that were
-    tried again. Nobody is pruned before `min_resource`, nor at the end, where nothing is left to save. Rungs are kept
+    tried again. No trial is pruned before `min_resource`, nor at the end, where nothing is left to save. Rungs are kept
     in the storage, by which a search that goes on decides as one that was never interrupted.
 
     A report is compared with each other trial's last report that is not later. Trials with other batch sizes report at
@@ -109,12 +132,13 @@ def should_prune(
         is_last: Whether this is the trial's last report.
     """
     step = trial.last_step
-    if step is None or step < space.early_stopping.min_resource or isinstance(pruner, NopPruner):
+    if step is None or step < space.early_stopping.min_resource:
         return False
-    if isinstance(pruner, WilcoxonPruner):
+    compares = space.early_stopping.row.compares
+    if compares == "queries":
         decision = _prune_by_queries(study, pruner, trial, step)
     else:
-        show = partial(_as_of, step) if isinstance(pruner, PercentilePruner) else competitors
+        show = partial(_as_of, step) if compares == "last report" else competitors
         decision = pruner.prune(seen(study, show, [StudyDirection.MAXIMIZE]), trial)
     return decision and not is_last
 
@@ -125,7 +149,7 @@ def competitors(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     return [_valued(trial) for trial in own(trials) if trial.number not in replaced]
 
 
-def _prune_by_queries(study: optuna.Study, pruner: WilcoxonPruner, trial: FrozenTrial, step: int) -> bool:
+def _prune_by_queries(study: optuna.Study, pruner: BasePruner, trial: FrozenTrial, step: int) -> bool:
     """Compares a trial, query by query, with the best complete one at this step or at its last report before."""
     trials = competitors(study.get_trials(deepcopy=False))
     complete = [other for other in trials if other.state == TrialState.COMPLETE and other.values]
@@ -146,7 +170,7 @@ def _query_ious(trial: FrozenTrial, step: int | None) -> np.ndarray | None:
 
 
 def _valued(trial: FrozenTrial) -> FrozenTrial:
-    if trial.state in VALUED and len(trial.values or ()) == 1:  # recorded so when it ended; asked at every report
+    if trial.state in VALUED and len(trial.values or ()) == 1:  # recorded so when it ended
         return trial
     value = value_of(trial)
     values = None if value is None else [value]

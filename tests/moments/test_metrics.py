@@ -1,4 +1,4 @@
-"""What each query adds: ranks, average precision, groups; equal to loops and to the recorded arrays."""
+"""Metrics of each query: ranks, average precision, groups; equal to loops and to the recorded arrays."""
 
 from pathlib import Path
 
@@ -8,8 +8,14 @@ import torch
 
 from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top
 from cdn_tune.moments.groups import query_groups
-from cdn_tune.moments.metrics import measure
-from cdn_tune.moments.outcomes import AP_IOUS, outcomes
+from cdn_tune.moments.metrics import (
+    AP_IOUS,
+    Answers,
+    average_precision,
+    mean_average_precision,
+    measure,
+    recall,
+)
 from cdn_tune.moments.spans import iou
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
@@ -40,49 +46,53 @@ def interpolated_average_precision(overlaps: list[float], threshold: float) -> f
 
 
 def test_average_precision_is_the_area_under_the_curve() -> None:
-    top, truth, _ = random_queries(60, 14, 0)
-    found = outcomes(top, truth, AP_IOUS)
+    top, truth, durations = random_queries(60, 14, 0)
+    found = Answers(top, truth, durations)
     for query in range(len(top)):
         overlaps = iou(top[query], truth[query].expand_as(top[query])).nan_to_num(nan=0.0).tolist()
         for threshold in (0.5, 0.75):
             expected = interpolated_average_precision(overlaps, threshold)
-            assert found.average_precision(threshold)[query].item() == pytest.approx(expected)
-    mean = torch.stack([found.average_precision(each) for each in AP_IOUS]).mean(dim=0)
-    assert torch.equal(found.mean_average_precision(), mean)
+            assert average_precision(found, threshold)[query].item() == pytest.approx(expected)
+    mean = torch.stack([average_precision(found, each) for each in AP_IOUS]).mean(dim=0)
+    assert torch.equal(mean_average_precision(found), mean)
     assert 0 < mean.mean() < 1
 
 
 def test_average_precision_looks_at_ten_moments() -> None:
     top = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(1, 11, 1)
     top[0, 10] = torch.tensor([5.0, 9.0])
-    found = outcomes(top, torch.tensor([[5.0, 9.0]]), [0.5])
-    assert found.rank.item() == 11
-    assert found.average_precision(0.5).item() == 0
+    found = Answers(top, torch.tensor([[5.0, 9.0]]), torch.tensor([9.0]))
+    assert found.rank(0.5).item() == 11
+    assert average_precision(found, 0.5).item() == 0
 
 
-def test_outcomes_average_to_the_metrics() -> None:
-    top, truth, _ = random_queries(80, 5, 1)
-    ious, recalls = (0.1, 0.3, 0.5), (1, 2, 5)
-    metrics, found = measure(top, truth, recalls, ious), outcomes(top, truth, ious)
-    for row, count in enumerate(recalls):
-        for column, threshold in enumerate(ious):
-            assert found.recall(count, threshold).mean() == metrics.recall[row, column]
-    assert found.iou.mean().item() == pytest.approx(metrics.miou, abs=1e-14)
+def test_metrics_are_those_of_a_loop() -> None:
+    top, truth, durations = random_queries(80, 5, 1)
+    names = [f"R{n}@{threshold}" for n in (1, 2, 5) for threshold in (0.1, 0.3, 0.5)]
+    found = measure(Answers(top, truth, durations), [*names, "mIoU"])
+    assert found.names == (*names, "mIoU")
+    for row, (spans, moment) in enumerate(zip(top, truth, strict=True)):
+        overlaps = [iou(span, moment).nan_to_num(nan=0.0).item() for span in spans]
+        expected = [float(any(each > t for each in overlaps[:n])) for n in (1, 2, 5) for t in (0.1, 0.3, 0.5)]
+        assert found.values[row].tolist() == [*expected, overlaps[0]]
+    assert found.means["R2@0.3"] == found.values[:, 4].mean()
+    assert found.only(["mIoU"]).means == {"mIoU": found.means["mIoU"]}
 
 
 def test_a_hit_lies_strictly_above_and_the_first_of_equals_counts() -> None:
     top = torch.tensor([[[0.0, 5.0], [0.0, 6.0], [0.0, 6.0]]], dtype=torch.float64)
-    found = outcomes(top, torch.tensor([[0.0, 10.0]]), [0.5, 0.6])
-    assert found.rank.tolist() == [[2, 0]]
+    found = Answers(top, torch.tensor([[0.0, 10.0]]), torch.tensor([10.0]))
+    assert (found.rank(0.5).tolist(), found.rank(0.6).tolist()) == ([2], [0])
+    assert found.scores.tolist() == [[-1, -2, -3]]
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        outcomes(torch.zeros(0, 1, 2), torch.zeros(0, 2), [0.5])
+        Answers(torch.zeros(0, 1, 2), torch.zeros(0, 2), torch.zeros(0))
     with pytest.raises(ValueError, match="want top"):
-        outcomes(torch.zeros(2, 2), torch.zeros(2, 2), [0.5])
-    with pytest.raises(ValueError, match=r"0\.4 is not among"):
-        outcomes(torch.zeros(1, 1, 2), torch.ones(1, 2), [0.5]).recall(1, 0.4)
+        Answers(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"R2@0\.5 needs 2 moments per query, and there are 1"):
+        measure(Answers(torch.zeros(1, 1, 2), torch.ones(1, 2), torch.ones(1)), ["R2@0.5"])
 
 
 @pytest.mark.skipif(not PARITY.is_dir(), reason=f"{PARITY} is absent")
@@ -90,11 +100,11 @@ def test_what_cannot_be_measured_is_refused() -> None:
 def test_recorded_arrays(name: str) -> None:
     with np.load(PARITY / f"{name}.npz", allow_pickle=False) as arrays:
         top, moments, ious = arrays["top5"], arrays["moments"], arrays["tious"].tolist()
-        recall, recalls, miou = arrays["recall"], arrays["recalls"].tolist(), float(arrays["miou"])
-    found = outcomes(top, moments, ious)
-    ours = [[found.recall(count, threshold).mean().item() for threshold in ious] for count in recalls]
-    np.testing.assert_array_equal(ours, recall)
-    assert found.iou.mean().item() == pytest.approx(miou, abs=1e-6)
+        expected, recalls, miou = arrays["recall"], arrays["recalls"].tolist(), float(arrays["miou"])
+    found = Answers(top, moments, np.ones(len(top)))
+    ours = [[recall(found, count, threshold).mean().item() for threshold in ious] for count in recalls]
+    np.testing.assert_array_equal(ours, expected)
+    assert measure(found, ["mIoU"]).means["mIoU"] == pytest.approx(miou, abs=1e-6)
 
 
 def test_the_constant_list_starts_with_the_best_constant_and_covers_more() -> None:
@@ -106,8 +116,9 @@ def test_the_constant_list_starts_with_the_best_constant_and_covers_more() -> No
     shares = [answer[2] for answer in answers]
     assert shares == sorted(shares, reverse=True)
     assert len({answer[:2] for answer in answers}) == len(answers)
-    recall = measure(constant_list_top(durations, answers), moments, (1, 3, 6), (0.5,)).recall[:, 0]
-    np.testing.assert_allclose(recall, [sum(shares[:n]) for n in (1, 3, 6)])
+    found = Answers(constant_list_top(durations, answers), moments, durations)
+    recalls = measure(found, [f"R{n}@0.5" for n in (1, 3, 6)]).means
+    np.testing.assert_allclose([*recalls.values()], [sum(shares[:n]) for n in (1, 3, 6)])
 
 
 def test_groups_share_the_queries_out() -> None:

@@ -1,0 +1,348 @@
+"""What an experiment or a search space can name: samplers, stopping rules, metrics, dataset layouts, schedules.
+
+One table of each. A row names what implements it as ``module:name``, imported once it is used, so that reading a file
+of settings imports neither torch nor Optuna. To add one, write its file and its row here; a program of your own adds
+one by `Table.add`, and may give the object itself in place of its name. Everything else (what a file may say, its
+checks, the reference of keys, the JSON Schemas, errors) follows from the row.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pkgutil
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+Reference = str | Callable[..., Any] | Any  # "module:name", or the object itself
+
+
+def resolve(reference: Reference) -> Any:
+    """Returns what a row's reference names."""
+    return pkgutil.resolve_name(reference) if isinstance(reference, str) else reference
+
+
+class _Row(Protocol):
+    @property
+    def meaning(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Row)
+
+
+class Table(dict[str, R], Generic[R]):
+    """Rows by name. As an annotation of a configuration's field, ``Annotated[str, TABLE]``, it allows its names only.
+
+    Args:
+        kind: What a row is, for errors.
+        rows: The rows.
+    """
+
+    def __init__(self, kind: str, rows: dict[str, R]) -> None:
+        super().__init__(rows)
+        self.kind = kind
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # pydantic and typing keep annotations in sets
+
+    def add(self, name: str, row: R) -> R:
+        """Adds a row and returns it.
+
+        Raises:
+            ValueError: If the name is taken.
+        """
+        if name in self:
+            raise ValueError(f"{self.kind} {name} exists already; choose another name")
+        self[name] = row
+        return row
+
+    def check(self, name: str) -> str:
+        """Returns a name that is in the table.
+
+        Raises:
+            ValueError: If it is not; names the nearest, or all.
+        """
+        if name in self:
+            return name
+        near = difflib.get_close_matches(name, self, n=1)
+        raise ValueError(
+            f"{name!r} is wrong: no such {self.kind}; "
+            + (f"did you mean {near[0]}?" if near else f"choose one of {', '.join(self)}")
+        )
+
+    def describe(self) -> str:
+        """Returns all names with their meanings in one line."""
+        return "; ".join(f"{name}: {row.meaning}" for name, row in self.items())
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self), "description": self.describe()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How the next trial is proposed. `tuning.study.samplers` uses the rows.
+
+    Attributes:
+        meaning: What it is.
+        build: From `SamplerConfig` and the seed of one proposal to Optuna's sampler; None where `enumerates`.
+        show: From trials, directions and the distributions of the modelled parameters to the trials it is shown.
+        models: Which parameters it proposes together: those that every trial has (``common``), the numeric ones of
+            these (``numeric``), what it chooses itself (``own``), none; the others are drawn at random.
+        startup: Whether trials are random before `startup_trials` results.
+        enumerates: Whether it goes through all points of a finite space.
+        conditions: Whether the space may have conditions and values per layer.
+        objectives: Whether there may be several.
+    """
+
+    meaning: str
+    build: Reference | None = None
+    show: Reference = "cdn_tune.tuning.study.samplers:with_values"
+    models: Literal["own", "common", "numeric", "none"] = "common"
+    startup: bool = False
+    enumerates: bool = False
+    conditions: bool = True
+    objectives: bool = True
+
+
+SAMPLERS = Table[Sampler](
+    "sampler",
+    {
+        "tpe": Sampler(
+            meaning="multivariate tree-structured Parzen estimator",
+            build="cdn_tune.tuning.study.samplers:build_tpe",
+            show="cdn_tune.tuning.study.samplers:for_tpe",
+            models="own",
+            startup=True,
+        ),
+        "gp": Sampler(
+            meaning="Gaussian process",
+            build="cdn_tune.tuning.study.samplers:build_gp",
+            show="cdn_tune.tuning.study.samplers:for_gp",
+            startup=True,
+        ),
+        "cmaes": Sampler(
+            meaning="CMA-ES",
+            build="cdn_tune.tuning.study.samplers:build_cmaes",
+            models="numeric",
+            startup=True,
+            objectives=False,
+        ),
+        "nsga2": Sampler(meaning="genetic, NSGA-II", build="cdn_tune.tuning.study.samplers:build_nsga2"),
+        "nsga3": Sampler(meaning="genetic, NSGA-III", build="cdn_tune.tuning.study.samplers:build_nsga3"),
+        "qmc": Sampler(meaning="scrambled Sobol sequence", build="cdn_tune.tuning.study.samplers:build_qmc"),
+        "random": Sampler(meaning="at random", build="cdn_tune.tuning.study.samplers:build_random", models="none"),
+        "grid": Sampler(meaning="all points of a finite space", enumerates=True, conditions=False),
+        "brute_force": Sampler(meaning="the same, conditions too", enumerates=True),
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingRule:
+    """When a trial that lags behind is stopped. `tuning.study.stopping_rules` uses the rows.
+
+    Attributes:
+        meaning: What it is.
+        build: From `EarlyStoppingConfig` and the length of a trial in its unit (None if unknown) to Optuna's pruner.
+        compares: What a report is compared with: other trials' ``reports`` as they are, each other trial's
+            ``last report`` that is not later, or the ``queries`` of the best complete trial.
+    """
+
+    meaning: str
+    build: Reference
+    compares: Literal["reports", "last report", "queries"] = "reports"
+
+
+STOPPING_RULES = Table[StoppingRule](
+    "stopping rule",
+    {
+        "asha": StoppingRule(
+            meaning="asynchronous successive halving", build="cdn_tune.tuning.study.stopping_rules:build_asha"
+        ),
+        "hyperband": StoppingRule(
+            meaning="several of those", build="cdn_tune.tuning.study.stopping_rules:build_hyperband"
+        ),
+        "median": StoppingRule(
+            meaning="worse than half of the trials so far",
+            build="cdn_tune.tuning.study.stopping_rules:build_median",
+            compares="last report",
+        ),
+        "percentile": StoppingRule(
+            meaning="worse than that share of trials so far",
+            build="cdn_tune.tuning.study.stopping_rules:build_percentile",
+            compares="last report",
+        ),
+        "wilcoxon": StoppingRule(
+            meaning="significantly worse than the best trial, query by query",
+            build="cdn_tune.tuning.study.stopping_rules:build_wilcoxon",
+            compares="queries",
+        ),
+        "patience": StoppingRule(
+            meaning="no better for a while", build="cdn_tune.tuning.study.stopping_rules:build_patience"
+        ),
+        "none": StoppingRule(meaning="every trial ends", build="cdn_tune.tuning.study.stopping_rules:build_none"),
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the learning rate changes after the warm-up.
+
+    Attributes:
+        meaning: What it is.
+        build: A subclass of `training.step.optimiser.Schedule`.
+    """
+
+    meaning: str
+    build: Reference
+
+
+SCHEDULES = Table[Schedule](
+    "schedule",
+    {
+        "constant": Schedule(meaning="as it is", build="cdn_tune.training.step.optimiser:Schedule"),
+        "cosine": Schedule(meaning="to zero over all steps", build="cdn_tune.training.step.optimiser:Cosine"),
+        "plateau": Schedule(
+            meaning="x0.8 when the training loss stops falling", build="cdn_tune.training.step.optimiser:Plateau"
+        ),
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What annotations and features of a dataset look like on disk.
+
+    Attributes:
+        meaning: What it is.
+        layout: A `data.layouts.Layout`.
+    """
+
+    meaning: str
+    layout: Reference
+
+
+LAYOUTS = Table[Dataset](
+    "dataset layout",
+    {
+        "charades_sta": Dataset(meaning="Charades-STA", layout="cdn_tune.data.charades:LAYOUT"),
+        "tacos": Dataset(meaning="TACoS", layout="cdn_tune.data.tacos:LAYOUT"),
+        "activitynet": Dataset(meaning="ActivityNet Captions", layout="cdn_tune.data.activitynet:LAYOUT"),
+        "jsonl": Dataset(meaning="your own data", layout="cdn_tune.data.jsonl:LAYOUT"),
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number per query, in [0, 1], the greater the better; a split's metric is its mean over the queries.
+
+    Attributes:
+        meaning: What it is.
+        per_query: From `moments.metrics.Answers`, and ``n`` and ``iou`` if the name has them, to float64 [Q].
+        depth: Moments per query that it looks at; n, if the name has it.
+        on_val: Whether val is measured by it in any case; eval.metric always is.
+    """
+
+    meaning: str
+    per_query: Reference
+    depth: int = 1
+    on_val: bool = True
+
+
+AP_MOMENTS = 10  # of QVHighlights' evaluation
+METRICS = Table[Metric](  # in the order of every table; names with {n} and {iou} stand for eval.recalls and eval.ious
+    "metric",
+    {
+        "R{n}@{iou}": Metric(
+            meaning="share of queries with a moment of IoU above {iou} among the first {n}",
+            per_query="cdn_tune.moments.metrics:recall",
+        ),
+        "mIoU": Metric(meaning="IoU of the first moment", per_query="cdn_tune.moments.metrics:first_iou"),
+        "mAP@{iou}": Metric(
+            meaning="average precision at one IoU",
+            per_query="cdn_tune.moments.metrics:average_precision",
+            depth=AP_MOMENTS,
+            on_val=False,
+        ),
+        "mAP": Metric(
+            meaning="its mean over IoU 0.5, 0.55 to 0.95",
+            per_query="cdn_tune.moments.metrics:mean_average_precision",
+            depth=AP_MOMENTS,
+            on_val=False,
+        ),
+    },
+)
+
+
+@dataclass(frozen=True)
+class NamedMetric:
+    """A metric with the parameters that its name gives.
+
+    Attributes:
+        row: The metric.
+        settings: ``n`` and ``iou``, as far as the name has them.
+    """
+
+    row: Metric
+    settings: dict[str, Any]
+
+    @property
+    def depth(self) -> int:
+        """Moments per query that it looks at."""
+        return int(self.settings.get("n", self.row.depth))
+
+
+def find_metric(name: str) -> NamedMetric:
+    """Returns what a metric's name, such as ``R1@0.5``, means.
+
+    Raises:
+        ValueError: If it means nothing.
+    """
+    for template, row in METRICS.items():
+        pattern = re.escape(template).replace(r"\{n\}", r"(?P<n>[1-9]\d*)").replace(r"\{iou\}", r"(?P<iou>[\d.e-]+)")
+        if (found := re.fullmatch(pattern, name)) is None:
+            continue
+        try:
+            kinds = {"n": int, "iou": float}
+            settings = {key: kinds[key](text) for key, text in found.groupdict().items()}
+        except ValueError:
+            continue
+        if 0 <= settings.get("iou", 0) <= 1 and _filled(template, **settings) == name:
+            return NamedMetric(row, settings)
+    known = [_filled(template, n=1, iou=0.5) for template in METRICS]
+    raise ValueError(f"metric {name!r} is unknown; write one such as {', '.join(known)}")
+
+
+def metric_names(recalls: Sequence[int], ious: Sequence[float], on_val: bool = False) -> tuple[str, ...]:
+    """Returns the names of all metrics at these n and IoUs, in table order; with `on_val`, of those measured on val."""
+    return tuple(
+        dict.fromkeys(
+            _filled(template, n=n, iou=iou)
+            for template, row in METRICS.items()
+            if row.on_val or not on_val
+            for n in recalls
+            for iou in ious
+        )
+    )
+
+
+def metrics_depth(names: Sequence[str]) -> int:
+    """Returns how many moments per query some metrics look at."""
+    return max(find_metric(name).depth for name in names)
+
+
+def recall_name(n: int, iou: float) -> str:
+    """Returns the metric's name, e.g. ``R1@0.5``."""
+    return f"R{n}@{iou:g}"
+
+
+def _filled(template: str, n: int = 1, iou: float = 0.5) -> str:
+    return template.replace("{n}", str(n)).replace("{iou}", f"{iou:g}")
