@@ -68,12 +68,12 @@ def _any_family() -> type[Experiment]:
     """Returns the experiment with the sections of all families in place of what they have in common."""
     first = families.default()
     models, losses = Union[tuple(ModelConfig.variants())], Union[tuple(dict.fromkeys(LossConfig.variants()))]  # noqa: UP007
-    return create_model(  # type: ignore[call-overload,no-any-return]
+    return create_model(
         "Experiment",
         __base__=Experiment,
         __doc__=Experiment.__doc__,
-        model=(models, first),
-        loss=(losses, first.loss()),
+        model=(models, first),  # type: ignore[arg-type]
+        loss=(losses, first.loss()),  # type: ignore[arg-type]
     )
 
 

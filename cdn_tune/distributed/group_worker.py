@@ -51,7 +51,7 @@ def work(config: dict[str, Any]) -> None:
     place = ray.util.get_current_placement_group().id.hex()
     ray.get(coordinator.hello.remote(run, place, world.rank, this_node()))
     while True:
-        trial = ray.get(coordinator.take.remote(run, place, _POLL_SECONDS)) if world.is_main else None
+        trial: Any = ray.get(coordinator.take.remote(run, place, _POLL_SECONDS)) if world.is_main else None
         trial = world.gather(trial)[0]
         if trial == OVER:
             return

@@ -20,6 +20,7 @@ from cdn_tune.errors import CdnTuneError
 
 _MENDABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS, errno.ENOSPC}
 _FILE_WIDTH = 140  # of output that goes to no terminal
+_UsageError: type[BaseException] = typer.BadParameter.__base__  # type: ignore[assignment]  # of all errors of usage
 
 
 def console(stderr: bool = False) -> Console:
@@ -71,7 +72,7 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         print_note(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", "yellow")
         raise typer.Exit(INTERRUPTED) from None
-    except (typer.Exit, typer.Abort, *typer.BadParameter.__bases__):  # the last: of all errors of usage
+    except (typer.Exit, typer.Abort, _UsageError):
         raise
     except OSError as error:
         if error.errno not in _MENDABLE:

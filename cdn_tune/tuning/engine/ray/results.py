@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 NUMBER, PARAMETERS, AVOID = "number", "parameters", "avoid"  # of a trial's configuration
 REPORT, SECONDS = "report", "trial_seconds"  # of a result: an EpochReport (Tune takes dicts apart), and seconds so far
@@ -19,6 +20,6 @@ class Lost:
         node: The id of a node that is unfit.
     """
 
-    kind: str
+    kind: Literal["worker", "node", "unfit"]
     reason: str
     node: str = ""
