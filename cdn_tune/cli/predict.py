@@ -180,7 +180,10 @@ def _print_tables(
     start, end = video.seconds(0)
     grid = retriever.experiment.model.grid
     more = "" if len(video.windows) == 1 else f", {len(video.windows)} windows of {end - start:.1f} s"
-    print_line(f"{name}: {video.duration:.2f} s ({origin}){more}" + (f"; a clip is {(end - start) / grid:.2f} s" if grid else ""))
+    print_line(
+        f"{name}: {video.duration:.2f} s ({origin}){more}"
+        + (f"; a clip is {(end - start) / grid:.2f} s" if grid else "")
+    )
     if retriever.planted:
         print_line("a model trained on planted data: its answers say nothing about real videos", "yellow")
     for query, moments in zip(queries, found, strict=True):
