@@ -63,14 +63,14 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def _result(self, kind: str, content: Any) -> dict[str, Any]:
         if kind == REPORT:
-            epoch = EpochReport(**content)
+            epoch = EpochReport.read(content)
             self._is_last = epoch.is_last
             self._seconds += epoch.train_seconds + epoch.val_seconds
             return {results.REPORT: epoch, results.SECONDS: self._seconds}
         if kind == FAILED:
             return self._failure(pickle.loads(content))  # noqa: S301 - written by a worker of ours
         if kind == LOST:
-            return {results.LOST: results.Lost(content["kind"], content["reason"])}
+            return {results.LOST: results.Lost(**content)}
         return {results.STOPPED: True} if kind == STOPPED and not self._is_last else {"done": True}
 
     def _failure(self, error: Exception) -> dict[str, Any]:
