@@ -210,7 +210,7 @@ def test_nothing_is_tried_twice_and_a_finite_space_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
-@pytest.mark.parametrize("killed_at", range(6))
+@pytest.mark.parametrize("killed_at", range(5))
 def test_killed_while_a_trial_is_asked_for(
     tmp_path: Path, killed_at: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,7 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
                 f"{folder}: holds a {held['kind']} run, not a {manifest['kind']} run; choose another --run folder"
             )
         for name, values in configurations.items():
-            difference = first_difference(_held(folder / name), values)
+            difference = first_difference(_held(folder / name, values), values)
             if difference:
                 raise RunError(f"{folder / name}: holds another run ({difference}); choose another --run folder")
         changed = changed_files(held.get("data", {}), manifest.get("data", {}))
@@ -109,15 +109,15 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
     return False
 
 
-def _held(path: Path) -> dict[str, Any]:
-    """Returns a run's plain configuration, complete: keys that the version which wrote it did not have are at defaults."""
+def _held(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's plain configuration; keys asked for that its version did not have yet are at their defaults."""
     held = read_mapping(path)
-    try:
-        if path.name == SPACE:
-            return build(SearchSpace, held, str(path)).plain()
-        return build(Experiment, held, str(path)).plain() if path.name == EXPERIMENT else held
-    except ConfigError:
-        return held
+    kinds: dict[str, type[Experiment] | type[SearchSpace]] = {EXPERIMENT: Experiment, SPACE: SearchSpace}
+    if path.name in kinds:
+        with suppress(ConfigError):
+            plain = build(kinds[path.name], held, str(path)).plain()
+            return {key: value for key, value in plain.items() if key in held or key in asked}
+    return held
 
 
 def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
