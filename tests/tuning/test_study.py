@@ -10,6 +10,7 @@ from cdn_tune.config import Experiment, Float, Int, SearchSpace, override
 from cdn_tune.tuning.layout import study_url
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.failures import LOST, MEMORY, NOT_FINITE
+from cdn_tune.tuning.study.filtered_study import violations
 from cdn_tune.tuning.study.ranking import pareto_front, ranking, role_of, value_of
 from cdn_tune.tuning.study.study import Study
 
@@ -171,9 +172,9 @@ def test_what_breaks_a_constraint_is_recorded_and_never_returned(tmp_path: Path)
     assert refused
     for trial in refused:
         assert trial.state == TrialState.PRUNED
-        assert trial.constraints["model.map.layers <= 3"] == pytest.approx(1 / 3)
+        assert violations(trial)["model.map.layers <= 3"] == pytest.approx(1 / 3)
         assert trial.user_attrs["reason"] == "refused: model.map.layers <= 3 does not hold (model.map.layers=4)"
-    assert all(trial.constraints["model.map.layers <= 3"] <= 0 for trial in study.trials())
+    assert violations(all(trial)["model.map.layers <= 3"] <= 0 for trial in study.trials())
 
 
 def test_values_that_make_no_experiment_are_refused(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_killed_while_a_trial_is_asked_for(
         list(iter(lambda: study.next(3), None))
     monkeypatch.undo()
     before = {trial.number: trial.params for trial in open_study(tmp_path, space).trials()}
-    assert list(before) == ([0] if kind == "journal" or killed_at == 0 else [0, 1])
+    assert list(before) == ([0] if killed_at == 0 or (kind == "journal" and killed_at < 5) else [0, 1])
     run(open_study(tmp_path, space), 3, {})
     again = open_study(tmp_path, space)
     assert [trial.number for trial in again.trials()] == [0, 1, 2]
@@ -288,7 +289,7 @@ def test_out_of_memory_is_infeasible_and_remembered(tmp_path: Path) -> None:
     study = open_study(tmp_path, space)
     failed = failing(study, "out of memory with one query at once", MEMORY)
     assert failed.state == TrialState.FAIL
-    assert failed.constraints == {"memory": 1.0}
+    assert violations(failed) == {"memory": 1.0}
     for opened in (study, open_study(tmp_path, space)):  # a new process knows it too
         run(opened, 3 if opened is study else 4, {})
         tried = [opened.parameters(trial.number)["model.hidden"] for trial in opened.trials()[1:]]
