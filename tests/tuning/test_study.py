@@ -174,7 +174,7 @@ def test_what_breaks_a_constraint_is_recorded_and_never_returned(tmp_path: Path)
         assert trial.state == TrialState.PRUNED
         assert violations(trial)["model.map.layers <= 3"] == pytest.approx(1 / 3)
         assert trial.user_attrs["reason"] == "refused: model.map.layers <= 3 does not hold (model.map.layers=4)"
-    assert violations(all(trial)["model.map.layers <= 3"] <= 0 for trial in study.trials())
+    assert all(violations(trial)["model.map.layers <= 3"] <= 0 for trial in study.trials())
 
 
 def test_values_that_make_no_experiment_are_refused(tmp_path: Path) -> None:
