@@ -15,8 +15,7 @@
     │   ├── NotFinite         1   a loss, a gradient or a score
     │   └── WorkerLost        1   a worker or its node died
     ├── SearchError           1   a search cannot start, or ended without a usable trial
-    ├── NodeUnfit             1   a node cannot take trials
-    └── ProcessSpent          1   a process cannot take another trial
+    └── NodeUnfit             1   a node cannot take trials
 
 A command prints the message of a `CdnTuneError` without a traceback and exits with its `exit_code`: 2 when the user can
 mend it, 1 when we have to (`cdn_tune.cli.show.output.one_line_errors`).
@@ -99,7 +98,3 @@ class NodeUnfit(CdnTuneError):  # noqa: N818
 
     def __str__(self) -> str:
         return self.reason
-
-
-class ProcessSpent(CdnTuneError):  # noqa: N818
-    """A process cannot take another trial; the trial is not the cause."""

@@ -42,8 +42,3 @@ def iou(first: Spans, second: Spans) -> Spans:
     union_np = (first[..., 1] - first[..., 0]) + (second[..., 1] - second[..., 0]) - inter_np
     empty = union_np == 0
     return cast(Spans, np.where(empty, 0, inter_np / np.where(empty, 1, union_np)))
-
-
-def pairwise_iou(first: Spans, second: Spans) -> Spans:
-    """Returns the IoU [N, M] of every span of `first` [N, 2] with every span of `second` [M, 2]."""
-    return iou(first[:, None, :], second[None, :, :])

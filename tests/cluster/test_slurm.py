@@ -239,6 +239,7 @@ def test_outside_slurm_it_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_two_raylets_run_a_search_to_its_end(job: Job, tiny: Tiny) -> None:
     write_space(job.folder, tiny())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cdn_tune.moments.baselines import best_constant, constant_top, random_top
 from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.moments.nms import top_moments
-from cdn_tune.moments.spans import iou, pairwise_iou
+from cdn_tune.moments.spans import iou
 from cdn_tune.moments.temporal_map import iou_map, iou_maps, valid_mask
 
 point = st.floats(0, 100, allow_nan=False, width=32)
@@ -29,7 +29,7 @@ def test_iou_properties(first: list[float], second: list[float]) -> None:
 def test_iou_of_numpy_and_pairs() -> None:
     spans = np.array([[0.0, 2.0], [1.0, 3.0], [5.0, 6.0]])
     expected = [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]]
-    np.testing.assert_allclose(pairwise_iou(spans, spans), expected)
+    np.testing.assert_allclose(iou(spans[:, None], spans[None]), expected)
 
 
 @pytest.mark.parametrize(

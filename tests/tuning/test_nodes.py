@@ -89,6 +89,7 @@ def test_a_node_dies_and_another_comes(start: Any, tmp_path: Path) -> None:
     assert sum(len([*trial_folder(run, trial.number).rglob("*tfevents*")]) for trial in record) >= 4  # one per start
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_node_without_the_data_takes_no_trials(start: Any, planted: Path, tmp_path: Path) -> None:
     """It says so; each other node builds a clip cache of its own; the search goes on."""
@@ -112,6 +113,7 @@ def test_a_node_without_the_data_takes_no_trials(start: Any, planted: Path, tmp_
     assert read_record(run).attributes["unfit_nodes"]
 
 
+@pytest.mark.slow
 def test_no_node_has_the_data(start: Any, planted: Path, tmp_path: Path) -> None:
     """Then the search stops, and says why; its trials are not lost."""
     with ray_cluster(tmp_path, head=0) as cluster:

@@ -63,6 +63,7 @@ def check_accounts(run: Path, trials: int, before: dict[int, dict[str, Any]]) ->
     assert kept.value == pytest.approx(best.value)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_seven_moments(tiny: Tiny, tmp_path: Path) -> None:
     """One search: its driver, its workers, or all of it is killed again and again; the same command goes on."""
@@ -103,6 +104,7 @@ def test_killed_at_seven_moments(tiny: Tiny, tmp_path: Path) -> None:
     check_accounts(run, 6, before)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_stop_and_ctrl_c_leave_checkpoints_and_no_process(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"

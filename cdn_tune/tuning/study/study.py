@@ -266,10 +266,6 @@ class Study:
             self._left.insert(0, number)
             self._new.discard(number)  # its folder holds what it has reached
 
-    def is_put_back(self, number: int) -> bool:
-        """Whether a trial waits to be handed out again."""
-        return number in self._left
-
     def retry_failed(self) -> int:
         """Has every failed trial tried again, as a new trial with the same parameters; returns how many."""
         trials = self.trials()
