@@ -67,7 +67,8 @@ def schema_text(kind: str) -> str:
 def _any_family() -> type[Experiment]:
     """Returns the experiment with the sections of all families in place of what they have in common."""
     first = families.default()
-    models, losses = Union[tuple(ModelConfig.variants())], Union[tuple(dict.fromkeys(LossConfig.variants()))]  # noqa: UP007
+    models: Any = Union[tuple(ModelConfig.variants())]  # noqa: UP007
+    losses: Any = Union[tuple(dict.fromkeys(LossConfig.variants()))]  # noqa: UP007
     return create_model(
         "Experiment",
         __base__=Experiment,

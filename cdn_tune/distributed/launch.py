@@ -86,7 +86,7 @@ def _train(
             if kind == STEP:
                 on_step(StepReport(**content))
             elif kind == REPORT:
-                last = EpochReport(**content)
+                last = EpochReport.read(content)
                 report(last)
             elif kind == FAILED:
                 raise pickle.loads(content)  # noqa: S301 - written by a worker of ours

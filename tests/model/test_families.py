@@ -284,7 +284,8 @@ def test_training_records_the_parts_of_its_loss(run: Path) -> None:
 
 
 def test_training_stops_and_goes_on_exactly(tiny: Tiny, run: Path, tmp_path: Path) -> None:
-    folder, reports = tmp_path / "again", []
+    folder = tmp_path / "again"
+    reports: list[EpochReport] = []
     calls = iter(range(100))
     with pytest.raises(KeyboardInterrupt):
         train_in(tiny(**{"model.name": "toy"}), folder, ignore, stop=lambda: next(calls) > 3)
@@ -326,8 +327,10 @@ def test_evaluate_predict_export_load_report(run: Path, planted: Path, tmp_path:
     assert "A Toy model (`model.name: toy`)" in (out / "README.md").read_text()
     assert "clips" not in (out / "README.md").read_text().partition("## Limits")[2]
     features = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
-    for more in ({}, {"window": 10.0}):
-        answers = [load(path).retrieve(features, 30.0, ["the person opens a door"], **more) for path in (run, out)]
+    for window in (None, 10.0):
+        answers = [
+            load(path).retrieve(features, 30.0, ["the person opens a door"], window=window) for path in (run, out)
+        ]
         assert answers[0] == answers[1]
         assert answers[0][0]
 

@@ -35,6 +35,7 @@ class Toy(ModelConfig):
 class ToyModel(MomentModel):
     """Scores [B, P] as the only output."""
 
+    config: Toy
     loss_names = ("overlap",)
 
     def __init__(self, config: Toy, data: DataConfig, loss: Any) -> None:
@@ -45,12 +46,11 @@ class ToyModel(MomentModel):
     def forward(self, visual: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
         parts = functional.adaptive_avg_pool1d(visual.transpose(1, 2), self.config.parts).transpose(1, 2)  # [B, P, D]
         query = (words * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True)  # [B, W]
-        return (self.video(parts) * self.query(query)[:, None]).sum(-1)
+        return torch.einsum("bph,bh->bp", self.video(parts), self.query(query))
 
     def spans(self, output: Tensor, durations: Tensor) -> Spans:
-        edges = torch.linspace(0, 1, self.config.parts + 1, dtype=torch.float64, device=output.device)
-        shares = torch.stack([edges[:-1], edges[1:]], dim=1)  # [P, 2]
-        return Spans(durations.double()[:, None, None] * shares, output.float().sigmoid())
+        edges = torch.linspace(0, 1, self.config.parts + 1, dtype=torch.float64, device=output.device).unfold(0, 2, 1)
+        return Spans(durations.double()[:, None, None] * edges, output.float().sigmoid())
 
     def loss(self, output: Tensor, batch: Any) -> Losses:
         spans = self.spans(output, batch.durations).spans

@@ -63,7 +63,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def _result(self, kind: str, content: Any) -> dict[str, Any]:
         if kind == REPORT:
-            epoch = EpochReport(**content)
+            epoch = EpochReport.read(content)
             self._is_last = epoch.is_last
             self._seconds += epoch.train_seconds + epoch.val_seconds
             return {results.REPORT: epoch, results.SECONDS: self._seconds}
