@@ -73,8 +73,8 @@ def _any_family() -> type[Experiment]:
         "Experiment",
         __base__=Experiment,
         __doc__=Experiment.__doc__,
-        model=(models, first),  # type: ignore[arg-type]
-        loss=(losses, first.loss()),  # type: ignore[arg-type]
+        model=(models, first),
+        loss=(losses, first.loss()),
     )
 
 
