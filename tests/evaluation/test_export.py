@@ -257,20 +257,21 @@ def test_the_graph_computes_what_the_model_does(tiny: Tiny, tmp_path: Path) -> N
     changes = {"model.query.bidirectional": True, "model.proposals": "conv", "model.query.layers": 2}
     run = make_run(tmp_path / "run", tiny(**changes))
     export_run(run, tmp_path / "out", torch_export=True)
-    model = load(tmp_path / "out").model
+    loaded = load(tmp_path / "out")
+    scores = loaded.model.graph().module  # type: ignore[union-attr]
     program = torch.export.load(tmp_path / "out" / GRAPH).module()
-    features, words, mask = graph.example(model, 16, 5, seed=7)
+    features, words, mask = graph.example(loaded.experiment.data, 5, seed=7)
     with torch.no_grad():
-        wanted = graph.Scores(model)(features, words[:, :5], mask[:, :5])
+        wanted = scores(features, words[:, :5], mask[:, :5])
         torch.testing.assert_close(program(features, words, mask), wanted, rtol=0, atol=1e-5)
     assert "## Graphs" in (tmp_path / "out" / exported.CARD).read_text()
 
 
 def test_a_graph_that_computes_something_else_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(run).model
+    loaded = load(run)
     monkeypatch.setattr(graph, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match="scores differ from the model's by"):
-        graph.trace(model, 16)
+        graph.trace(loaded.model, loaded.experiment.data)
 
 
 def test_a_model_that_reads_padding_has_no_graph(tiny: Tiny, tmp_path: Path) -> None:
@@ -293,11 +294,11 @@ def test_onnx_computes_what_the_model_does(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "out", onnx=True)
 
     session = onnxruntime.InferenceSession(tmp_path / "out" / ONNX, providers=["CPUExecutionProvider"])
-    model = load(tmp_path / "out").model
-    inputs = graph.example(model, 16, 5, seed=7)
+    loaded = load(tmp_path / "out")
+    inputs = graph.example(loaded.experiment.data, 5, seed=7)
     (found,) = session.run(None, {name: value.numpy() for name, value in zip(graph.INPUTS, inputs, strict=True)})
     with torch.no_grad():
-        np.testing.assert_allclose(found, graph.Scores(model)(*inputs).numpy(), atol=1e-5)
+        np.testing.assert_allclose(found, loaded.model.graph().module(*inputs).numpy(), atol=1e-5)
 
 
 def test_errors_are_for_users(tmp_path: Path) -> None:
