@@ -16,11 +16,6 @@ MOST = 5
 # Parts of dependencies that no underscore marks, and that none documents.
 INTERNAL = ("ray.core.generated",)
 DOCUMENTED = {"_asdict", "_fields", "_make", "_replace"}  # of named tuples
-# Still to be moved onto public ground; a file that is clean has to leave.
-NOT_YET = {
-    "tuning/study/samplers.py",
-    "tuning/study/stopping_rules.py",
-}
 
 
 def is_private(name: str) -> bool:
@@ -88,11 +83,7 @@ def owner(node: ast.Attribute) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_only_public_parts_of_dependencies_are_used(path: Path) -> None:
-    found = list(private_uses(path.read_text("utf-8")))
-    if path.relative_to(PACKAGE).as_posix() in NOT_YET:
-        assert found, f"{path}: is clean; take it out of NOT_YET"
-    else:
-        assert not found, f"{path}: {found}"
+    assert not list(private_uses(path.read_text("utf-8")))
 
 
 @pytest.mark.parametrize(
