@@ -11,6 +11,8 @@ from typing import Any
 
 _RAY_THREADS = "ray_"  # the names of the threads in which Ray prints what a cluster reports begin so
 
+_inside = threading.local()  # `logs` while a thread logs: a handler may itself write to a terminal
+
 
 class _WithoutRay:
     """A text stream that hands what Ray's threads write to Ray's logger, and passes on all else.
@@ -24,10 +26,14 @@ class _WithoutRay:
 
     def write(self, text: str) -> int:
         """Writes or logs a text; returns its length."""
-        if not threading.current_thread().name.startswith(_RAY_THREADS):
+        if getattr(_inside, "logs", False) or not threading.current_thread().name.startswith(_RAY_THREADS):
             return int(self._stream.write(text))
         if text.strip():
-            logging.getLogger("ray").warning("%s", text.strip())
+            _inside.logs = True
+            try:
+                logging.getLogger("ray").warning("%s", text.strip())
+            finally:
+                _inside.logs = False
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

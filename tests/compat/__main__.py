@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".compat"
 TABLE = ROOT / "docs" / "compatibility.md"
 TORCH = "2.13.0"
+# Older versions of Ray leave processes of theirs to objects that warn of it when they are collected.
+QUIET = ("-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisableExceptionWarning")
 TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120")
 HEAD = """# Versions that work together
 
@@ -63,7 +65,18 @@ def outcomes(python: Path, corner: str, arguments: list[str]) -> dict[str, Count
     """How the tests ended in a corner, by what they show."""
     record = FOLDER / f"{corner}.xml"
     record.unlink(missing_ok=True)
-    command = [python, "-m", "pytest", "-m", "compat", f"--junitxml={record}", "-p", "no:cacheprovider", *arguments]
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-m",
+        "compat",
+        f"--junitxml={record}",
+        "-p",
+        "no:cacheprovider",
+        *QUIET,
+        *arguments,
+    ]
     subprocess.run(command, cwd=ROOT, check=False)
     found: dict[str, Counter[str]] = {}
     for case in ElementTree.parse(record).iter("testcase"):  # noqa: S314 - pytest has written it
