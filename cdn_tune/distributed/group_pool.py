@@ -396,7 +396,8 @@ class Losses(UserCallback):  # type: ignore[misc]  # Ray ships no types
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Reports the death of a worker or of its node; what its peers raise follows from that."""
-        errors = sorted(worker_exceptions.values(), key=lambda error: not isinstance(error, RayActorError))
+        errors = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
+        errors.sort(key=lambda error: not isinstance(error, RayActorError))
         kind = NODE if any(map(node_was_lost, errors)) else WORKER
         self._coordinator.lost.remote(self._run, kind, reason_of(errors[0]))
 
