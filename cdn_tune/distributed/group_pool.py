@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.group_coordinator import NODE, WORKER, Coordinator, RunStatus
+from cdn_tune.distributed.group_coordinator import DIED, NODE, WORKER, Coordinator, RunStatus
 from cdn_tune.distributed.nodes import alive_nodes, node_was_lost, off_nodes, pinned, reason_of, this_node
 from cdn_tune.distributed.ray import (
     FailureConfig,
@@ -297,7 +297,7 @@ class GroupPool:
             try:
                 self._step()
             except RayActorError as error:
-                self.fault = f"the process that hands trials to groups of workers died ({reason_of(error)})"
+                self.fault = f"{DIED} ({reason_of(error)})"
                 return
             except RayError:
                 _log.debug("the cluster does not answer", exc_info=True)
