@@ -17,6 +17,7 @@ REPORT, STEP = "report", "step"  # news of a trial under way
 FINISHED, STOPPED, FAILED, LOST = "finished", "stopped", "failed", "lost"  # its last news
 WORKER, NODE = "worker", "node"  # what was lost; the second also stands for what else a group needs
 IDLE, OVER = "idle", "over"  # instead of a trial: ask again, or end
+DIED = "the process that hands trials to groups of workers died"  # this one
 STARTS = 4  # starts of a group's workers without a trial in between, after which the group is at fault
 _FAILED_SECONDS = 2.0  # how long a worker that has failed waits for the others to fail as well
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.group_coordinator import NODE, WORKER, Coordinator, RunStatus
+from cdn_tune.distributed.group_coordinator import DIED, NODE, WORKER, Coordinator, RunStatus
 from cdn_tune.distributed.nodes import alive_nodes, node_was_lost, off_nodes, pinned, reason_of, this_node
 from cdn_tune.distributed.ray import (
     FailureConfig,
@@ -297,7 +297,7 @@ class GroupPool:
             try:
                 self._step()
             except RayActorError as error:
-                self.fault = f"the process that hands trials to groups of workers died ({reason_of(error)})"
+                self.fault = f"{DIED} ({reason_of(error)})"
                 return
             except RayError:
                 _log.debug("the cluster does not answer", exc_info=True)
@@ -396,7 +396,8 @@ class Losses(UserCallback):  # type: ignore[misc]  # Ray ships no types
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Reports the death of a worker or of its node; what its peers raise follows from that."""
-        errors = sorted(worker_exceptions.values(), key=lambda error: not isinstance(error, RayActorError))
+        errors = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
+        errors.sort(key=lambda error: not isinstance(error, RayActorError))
         kind = NODE if any(map(node_was_lost, errors)) else WORKER
         self._coordinator.lost.remote(self._run, kind, reason_of(errors[0]))
 

@@ -5,16 +5,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cdn_tune.config import Experiment, ResourcesConfig
 from cdn_tune.distributed.cluster import connected, slots
-from cdn_tune.distributed.group_coordinator import FAILED, FINISHED, LOST, REPORT, RunStatus
-from cdn_tune.distributed.group_pool import Decision, GroupPool, GroupView, decide
+from cdn_tune.distributed.group_coordinator import FAILED, FINISHED, LOST, NODE, REPORT, WORKER, RunStatus
+from cdn_tune.distributed.group_pool import Decision, GroupPool, GroupView, Losses, decide
 from cdn_tune.distributed.group_worker import _unfit
 from cdn_tune.distributed.launch import train_on_workers
+from cdn_tune.distributed.ray import ActorUnavailableError, RayActorError
 from cdn_tune.errors import ClusterError, NodeUnfit, NotFinite
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.train_trial import train_in
@@ -73,6 +75,27 @@ BUSY, PENDING = view(is_busy=True), view(placed=False)
 )
 def test_what_the_pool_decides(groups: list[GroupView], wanted: int, more: dict[str, Any], expected: Decision) -> None:
     assert plan(groups, wanted, **more) == expected
+
+
+class HealthCheckFailedError(Exception):
+    """As Ray Train wraps the death of a worker."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__("A worker health check failed.")
+        self.health_check_failure = failure
+
+
+def test_a_death_is_reported_rather_than_what_its_peers_raise() -> None:
+    reported: list[tuple[Any, ...]] = []
+    losses = Losses(SimpleNamespace(lost=SimpleNamespace(remote=lambda *what: reported.append(what))), 7)
+    died, gone = RayActorError(), ActorUnavailableError("node-2 is out of reach", b"0" * 16)
+    losses.after_exception(None, {0: RuntimeError("gloo: connection closed"), 1: HealthCheckFailedError(died)})
+    losses.after_exception(None, {0: HealthCheckFailedError(gone)})
+    losses.after_exception(None, {1: ValueError("a shape")})
+    assert [(run, kind) for run, kind, _ in reported] == [(7, WORKER), (7, NODE), (7, WORKER)]
+    assert reported[0][2].startswith("RayActorError: The actor")
+    assert "out of reach" in reported[1][2]
+    assert reported[2][2] == "ValueError: a shape"
 
 
 class Client:

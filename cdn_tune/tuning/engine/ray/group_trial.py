@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import override
-from cdn_tune.distributed.group_coordinator import FAILED, LOST, REPORT, STOPPED, WORKER, News
-from cdn_tune.distributed.ray import ray, tune
+from cdn_tune.distributed.group_coordinator import DIED, FAILED, LOST, REPORT, STOPPED, WORKER, News
+from cdn_tune.distributed.ray import RayActorError, ray, tune
 from cdn_tune.errors import CdnTuneError, FolderHeld, NodeUnfit
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.tuning.engine.ray import results
@@ -60,6 +60,8 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             return self._result(*self._news.pop(0))
         except CdnTuneError as error:
             return self._failure(error)
+        except RayActorError:  # no trial's fault
+            return {results.HALT: DIED}
 
     def _result(self, kind: str, content: Any) -> dict[str, Any]:
         if kind == REPORT:
