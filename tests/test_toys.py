@@ -13,6 +13,7 @@ from cdn_tune.console.tables import leaderboard_table
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from cdn_tune.cli.show.tables import leaderboard_table
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.load import build
 from cdn_tune.config.reference import reference
