@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cdn_tune.console.tables import leaderboard_table
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 

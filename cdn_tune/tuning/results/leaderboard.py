@@ -115,8 +115,11 @@ _EVERYWHERE: dict[str, Any] = {"terminal": "always", "page": "always"}
 
 def _noted(name: str, meaning: str = "", digits: int | None = None, **settings: Any) -> Column:
     """A column of an attribute, rounded if it is a number."""
-    value = (lambda entry: entry.note.get(name, "")) if digits is None else (lambda entry: entry.rounded(name, digits))
-    return Column(name, name, meaning or name, lambda entry, _: value(entry), **settings)
+
+    def value(entry: Entry, _: str) -> Any:
+        return entry.note.get(name, "") if digits is None else entry.rounded(name, digits)
+
+    return Column(name, name, meaning or name, value, **settings)
 
 
 COLUMNS = [
