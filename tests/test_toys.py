@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cdn_tune.console.tables import leaderboard_table
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from cdn_tune.cli.show.tables import leaderboard_table
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.load import build
 from cdn_tune.config.reference import reference

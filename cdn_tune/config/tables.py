@@ -84,7 +84,7 @@ class Table(dict[str, R], Generic[R]):
         return {**handler(schema), "enum": list(self), "description": self.describe()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sampler:
     """How the next trial is proposed. `tuning.study.samplers` uses the rows.
 
@@ -110,40 +110,26 @@ class Sampler:
     objectives: bool = True
 
 
+_S = "cdn_tune.tuning.study.samplers:"
 SAMPLERS = Table[Sampler](
     "sampler",
     {
         "tpe": Sampler(
-            meaning="multivariate tree-structured Parzen estimator",
-            build="cdn_tune.tuning.study.samplers:build_tpe",
-            show="cdn_tune.tuning.study.samplers:for_tpe",
-            models="own",
-            startup=True,
+            "multivariate tree-structured Parzen estimator", f"{_S}build_tpe", f"{_S}for_tpe", "own", startup=True
         ),
-        "gp": Sampler(
-            meaning="Gaussian process",
-            build="cdn_tune.tuning.study.samplers:build_gp",
-            show="cdn_tune.tuning.study.samplers:for_gp",
-            startup=True,
-        ),
-        "cmaes": Sampler(
-            meaning="CMA-ES",
-            build="cdn_tune.tuning.study.samplers:build_cmaes",
-            models="numeric",
-            startup=True,
-            objectives=False,
-        ),
-        "nsga2": Sampler(meaning="genetic, NSGA-II", build="cdn_tune.tuning.study.samplers:build_nsga2"),
-        "nsga3": Sampler(meaning="genetic, NSGA-III", build="cdn_tune.tuning.study.samplers:build_nsga3"),
-        "qmc": Sampler(meaning="scrambled Sobol sequence", build="cdn_tune.tuning.study.samplers:build_qmc"),
-        "random": Sampler(meaning="at random", build="cdn_tune.tuning.study.samplers:build_random", models="none"),
-        "grid": Sampler(meaning="all points of a finite space", enumerates=True, conditions=False),
-        "brute_force": Sampler(meaning="the same, conditions too", enumerates=True),
+        "gp": Sampler("Gaussian process", f"{_S}build_gp", f"{_S}for_gp", startup=True),
+        "cmaes": Sampler("CMA-ES", f"{_S}build_cmaes", models="numeric", startup=True, objectives=False),
+        "nsga2": Sampler("genetic, NSGA-II", f"{_S}build_nsga2"),
+        "nsga3": Sampler("genetic, NSGA-III", f"{_S}build_nsga3"),
+        "qmc": Sampler("scrambled Sobol sequence", f"{_S}build_qmc"),
+        "random": Sampler("at random", f"{_S}build_random", models="none"),
+        "grid": Sampler("all points of a finite space", enumerates=True, conditions=False),
+        "brute_force": Sampler("the same, conditions too", enumerates=True),
     },
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StoppingRule:
     """When a trial that lags behind is stopped. `tuning.study.stopping_rules` uses the rows.
 
@@ -159,39 +145,24 @@ class StoppingRule:
     compares: Literal["reports", "last report", "queries"] = "reports"
 
 
+_R = "cdn_tune.tuning.study.stopping_rules:"
 STOPPING_RULES = Table[StoppingRule](
     "stopping rule",
     {
-        "asha": StoppingRule(
-            meaning="asynchronous successive halving", build="cdn_tune.tuning.study.stopping_rules:build_asha"
-        ),
-        "hyperband": StoppingRule(
-            meaning="several of those", build="cdn_tune.tuning.study.stopping_rules:build_hyperband"
-        ),
-        "median": StoppingRule(
-            meaning="worse than half of the trials so far",
-            build="cdn_tune.tuning.study.stopping_rules:build_median",
-            compares="last report",
-        ),
-        "percentile": StoppingRule(
-            meaning="worse than that share of trials so far",
-            build="cdn_tune.tuning.study.stopping_rules:build_percentile",
-            compares="last report",
-        ),
+        "asha": StoppingRule("asynchronous successive halving", f"{_R}build_asha"),
+        "hyperband": StoppingRule("several of those", f"{_R}build_hyperband"),
+        "median": StoppingRule("worse than half of the trials so far", f"{_R}build_median", "last report"),
+        "percentile": StoppingRule("worse than that share of trials so far", f"{_R}build_percentile", "last report"),
         "wilcoxon": StoppingRule(
-            meaning="significantly worse than the best trial, query by query",
-            build="cdn_tune.tuning.study.stopping_rules:build_wilcoxon",
-            compares="queries",
+            "significantly worse than the best trial, query by query", f"{_R}build_wilcoxon", "queries"
         ),
-        "patience": StoppingRule(
-            meaning="no better for a while", build="cdn_tune.tuning.study.stopping_rules:build_patience"
-        ),
-        "none": StoppingRule(meaning="every trial ends", build="cdn_tune.tuning.study.stopping_rules:build_none"),
+        "patience": StoppingRule("no better for a while", f"{_R}build_patience"),
+        "none": StoppingRule("every trial ends", f"{_R}build_none"),
     },
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Schedule:
     """How the learning rate changes after the warm-up.
 
@@ -204,19 +175,18 @@ class Schedule:
     build: Reference
 
 
+_O = "cdn_tune.training.step.optimiser:"
 SCHEDULES = Table[Schedule](
     "schedule",
     {
-        "constant": Schedule(meaning="as it is", build="cdn_tune.training.step.optimiser:Schedule"),
-        "cosine": Schedule(meaning="to zero over all steps", build="cdn_tune.training.step.optimiser:Cosine"),
-        "plateau": Schedule(
-            meaning="x0.8 when the training loss stops falling", build="cdn_tune.training.step.optimiser:Plateau"
-        ),
+        "constant": Schedule("as it is", f"{_O}Schedule"),
+        "cosine": Schedule("to zero over all steps", f"{_O}Cosine"),
+        "plateau": Schedule("x0.8 when the training loss stops falling", f"{_O}Plateau"),
     },
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Dataset:
     """What annotations and features of a dataset look like on disk.
 
@@ -232,15 +202,15 @@ class Dataset:
 LAYOUTS = Table[Dataset](
     "dataset layout",
     {
-        "charades_sta": Dataset(meaning="Charades-STA", layout="cdn_tune.data.charades:LAYOUT"),
-        "tacos": Dataset(meaning="TACoS", layout="cdn_tune.data.tacos:LAYOUT"),
-        "activitynet": Dataset(meaning="ActivityNet Captions", layout="cdn_tune.data.activitynet:LAYOUT"),
-        "jsonl": Dataset(meaning="your own data", layout="cdn_tune.data.jsonl:LAYOUT"),
+        "charades_sta": Dataset("Charades-STA", "cdn_tune.data.charades:LAYOUT"),
+        "tacos": Dataset("TACoS", "cdn_tune.data.tacos:LAYOUT"),
+        "activitynet": Dataset("ActivityNet Captions", "cdn_tune.data.activitynet:LAYOUT"),
+        "jsonl": Dataset("your own data", "cdn_tune.data.jsonl:LAYOUT"),
     },
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """A number per query, in [0, 1], the greater the better; a split's metric is its mean over the queries.
 
@@ -257,27 +227,15 @@ class Metric:
     on_val: bool = True
 
 
+_M = "cdn_tune.moments.metrics:"
 AP_MOMENTS = 10  # of QVHighlights' evaluation
 METRICS = Table[Metric](  # in the order of every table; names with {n} and {iou} stand for eval.recalls and eval.ious
     "metric",
     {
-        "R{n}@{iou}": Metric(
-            meaning="share of queries with a moment of IoU above {iou} among the first {n}",
-            per_query="cdn_tune.moments.metrics:recall",
-        ),
-        "mIoU": Metric(meaning="IoU of the first moment", per_query="cdn_tune.moments.metrics:first_iou"),
-        "mAP@{iou}": Metric(
-            meaning="average precision at one IoU",
-            per_query="cdn_tune.moments.metrics:average_precision",
-            depth=AP_MOMENTS,
-            on_val=False,
-        ),
-        "mAP": Metric(
-            meaning="its mean over IoU 0.5, 0.55 to 0.95",
-            per_query="cdn_tune.moments.metrics:mean_average_precision",
-            depth=AP_MOMENTS,
-            on_val=False,
-        ),
+        "R{n}@{iou}": Metric("share of queries with a moment of IoU above {iou} among the first {n}", f"{_M}recall"),
+        "mIoU": Metric("IoU of the first moment", f"{_M}first_iou"),
+        "mAP@{iou}": Metric("average precision at one IoU", f"{_M}average_precision", AP_MOMENTS, on_val=False),
+        "mAP": Metric("its mean over IoU 0.5, 0.55 to 0.95", f"{_M}mean_average_precision", AP_MOMENTS, on_val=False),
     },
 )
 

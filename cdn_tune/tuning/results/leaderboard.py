@@ -80,7 +80,7 @@ class Entry:
         return shown(self.note.get(name), digits)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """A column of the leaderboard: in the CSV and JSON files, and in filters, always.
 
@@ -110,138 +110,69 @@ class Column:
         return replace(self, key=key, title=title, meaning=meaning, value=lambda entry, _: self.value(entry, name))
 
 
-def _noted(name: str, meaning: str = "", **settings: Any) -> Column:
-    """A column of an attribute as it is."""
-    return Column(
-        key=name, title=name, meaning=meaning or name, value=lambda entry, _: entry.note.get(name, ""), **settings
-    )
+_EVERYWHERE: dict[str, Any] = {"terminal": "always", "page": "always"}
 
 
-def _measured(name: str, digits: int, **settings: Any) -> Column:
-    """A column of an attribute that is a number."""
-    return Column(key=name, title=name, meaning=name, value=lambda entry, _: entry.rounded(name, digits), **settings)
+def _noted(name: str, meaning: str = "", digits: int | None = None, **settings: Any) -> Column:
+    """A column of an attribute, rounded if it is a number."""
+
+    def value(entry: Entry, _: str) -> Any:
+        return entry.note.get(name, "") if digits is None else entry.rounded(name, digits)
+
+    return Column(name, name, meaning or name, value, **settings)
 
 
 COLUMNS = [
+    Column("rank", "rank", "Rank by the best val metric", lambda entry, _: entry.place, **_EVERYWHERE),
     Column(
-        key="rank",
-        title="rank",
-        meaning="Rank by the best val metric",
-        value=lambda entry, _: entry.place,
-        terminal="always",
+        "pareto", "front", "On the Pareto front", lambda entry, _: 1 if entry.on_front else "",
+        names=lambda shape: ("",) if shape.several else (), form="mark", terminal="always",
+    ),
+    Column("trial", "trial", "Number of the trial", lambda entry, _: entry.trial.number, **_EVERYWHERE),
+    Column("state", "state", "State of the trial", lambda entry, _: state_of(entry.trial), form="text", **_EVERYWHERE),
+    Column(
+        "value", "val {}", "Best val {}", lambda entry, _: shown(value_of(entry.trial)),
+        names=lambda shape: (shape.metric,), form="share", **_EVERYWHERE,
+    ),
+    Column(
+        "best_epoch", "best epoch", "Epoch of the best val metric", lambda entry, _: entry.note.get("best_epoch", ""),
         page="always",
     ),
     Column(
-        key="pareto",
-        title="front",
-        meaning="On the Pareto front",
-        value=lambda entry, _: 1 if entry.on_front else "",
-        names=lambda shape: ("",) if shape.several else (),
-        form="mark",
-        terminal="always",
+        "epochs", "epochs", "Epochs reported",
+        lambda entry, _: entry.note.get("epoch", max(entry.trial.intermediate_values, default=0)),
+        form="epochs", **_EVERYWHERE,
+    ),
+    Column("of_epochs", "of", "Epochs in all", lambda entry, _: entry.note.get("epochs", "")),
+    Column(
+        "seconds", "time", "Seconds of training and evaluation", lambda entry, _: entry.rounded("seconds", 1),
+        form="seconds", **_EVERYWHERE,
     ),
     Column(
-        key="trial",
-        title="trial",
-        meaning="Number of the trial",
-        value=lambda entry, _: entry.trial.number,
-        terminal="always",
-        page="always",
+        "gpu_hours", "GPU-hours", "GPU-hours occupied",
+        lambda entry, _: shown(occupied_seconds(entry.note) * entry.gpus / HOUR, 5),
     ),
     Column(
-        key="state",
-        title="state",
-        meaning="State of the trial",
-        value=lambda entry, _: state_of(entry.trial),
-        form="text",
-        terminal="always",
-        page="always",
+        "{}", "{}", "{}", lambda entry, key: entry.sampled.get(key, ""),
+        names=lambda shape: shape.parameters, terminal="wide", page="filled",
     ),
     Column(
-        key="value",
-        title="val {}",
-        meaning="Best val {}",
-        value=lambda entry, _: shown(value_of(entry.trial)),
-        names=lambda shape: (shape.metric,),
-        form="share",
-        terminal="always",
-        page="always",
-    ),
-    Column(
-        key="best_epoch",
-        title="best epoch",
-        meaning="Epoch of the best val metric",
-        value=lambda entry, _: entry.note.get("best_epoch", ""),
-        page="always",
-    ),
-    Column(
-        key="epochs",
-        title="epochs",
-        meaning="Epochs reported",
-        value=lambda entry, _: entry.note.get("epoch", max(entry.trial.intermediate_values, default=0)),
-        form="epochs",
-        terminal="always",
-        page="always",
-    ),
-    Column(key="of_epochs", title="of", meaning="Epochs in all", value=lambda entry, _: entry.note.get("epochs", "")),
-    Column(
-        key="seconds",
-        title="time",
-        meaning="Seconds of training and evaluation",
-        value=lambda entry, _: entry.rounded("seconds", 1),
-        form="seconds",
-        terminal="always",
-        page="always",
-    ),
-    Column(
-        key="gpu_hours",
-        title="GPU-hours",
-        meaning="GPU-hours occupied",
-        value=lambda entry, _: shown(occupied_seconds(entry.note) * entry.gpus / HOUR, 5),
-    ),
-    Column(
-        key="{}",
-        title="{}",
-        meaning="{}",
-        value=lambda entry, key: entry.sampled.get(key, ""),
-        names=lambda shape: shape.parameters,
-        terminal="wide",
-        page="filled",
-    ),
-    Column(
-        key="val {}",
-        title="val {}",
-        meaning="val {} at the best epoch",
-        value=lambda entry, name: shown(entry.note.get("val", {}).get(name)),
-        names=lambda shape: shape.metrics,
-        form="share",
-        page="filled",
+        "val {}", "val {}", "val {} at the best epoch", lambda entry, name: shown(entry.note.get("val", {}).get(name)),
+        names=lambda shape: shape.metrics, form="share", page="filled",
     ),
     _noted("parameters", page="filled"),
-    _measured("memory_gb", 3, page="filled"),
-    _measured("latency_ms", 3, page="filled"),
-    _measured("loss", 5),
-    _measured("samples_per_second", 1),
-    Column(
-        key="node",
-        title="node",
-        meaning="Where it ran",
-        value=lambda entry, _: " ".join(dict.fromkeys(str(node) for node, *_ in entry.note.get("segments", ()))),
-        form="text",
-    ),
+    _noted("memory_gb", digits=3, page="filled"),
+    _noted("latency_ms", digits=3, page="filled"),
+    _noted("loss", digits=5),
+    _noted("samples_per_second", digits=1),
+    Column("node", "node", "Where it ran", lambda entry, _: _nodes(entry.note), form="text"),
     _noted("retry_of", "The failed trial that it is another attempt at"),
     _noted("copy_of", "The trial that it is equal to"),
     _noted("learned_from", "The run that it is a result of", form="text"),
-    Column(
-        key="tried_again",
-        title="tried again",
-        meaning="Failed, and tried again as another trial",
-        value=lambda entry, _: 1 if entry.tried_again else "",
-        form="mark",
-    ),
+    Column("tried_again", "tried again", "Failed, and tried again", lambda entry, _: 1 if entry.tried_again else ""),
     _noted("failure", "Kind of failure", form="text"),
     _noted("reason", "Why it ended early or failed", form="text", page="always"),
-]
+]  # fmt: skip
 
 
 def columns_of(shape: Shape) -> list[Column]:
@@ -345,6 +276,10 @@ def json_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
         kept = {key: row[key] for key in columns or row if not isinstance(row[key], str) or row[key]}
         lines.append(json.dumps(kept, ensure_ascii=False, allow_nan=False))
     return "[" + ",\n ".join(lines) + "]\n"
+
+
+def _nodes(note: Mapping[str, Any]) -> str:
+    return " ".join(dict.fromkeys(str(node) for node, *_ in note.get("segments", ())))
 
 
 def shown(value: float | None, digits: int = 4) -> float | str:
