@@ -85,6 +85,7 @@ def head(ray_start: None) -> Iterator[Head]:
     environment = found.environment(found.token) | {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the loopback interface alone
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "90",  # 30 s by itself, and then it gives up
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     with (folder / "start.log").open("w") as log:
