@@ -20,7 +20,6 @@ from enum import Enum
 from typing import Any, Literal, Protocol
 
 from cdn_tune.training.reports import EpochReport
-from cdn_tune.tuning.study.failures import DETERMINISTIC
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Ending:
 
     kind: Literal["complete", "paused", "failed", "halted"]
     reason: str = ""
-    failure: str = DETERMINISTIC
+    failure: str = "deterministic"
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,12 @@ class Loss:
         kind: ``worker``: its process died; ``node``: its node died, was preempted or cannot be reached; ``unfit``: the
             node cannot train it; ``recalled``: the engine took it back before it began, or gave up a used-up process.
         reason: In one line.
+        node: The id of an unfit node.
     """
 
     kind: Literal["worker", "node", "unfit", "recalled"]
     reason: str = "its worker process died"
+    node: str = ""
 
 
 class EngineDriver(Protocol):

@@ -27,7 +27,7 @@ from cdn_tune.tuning.engine.door import EngineDriver, Loss, Room
 from cdn_tune.tuning.engine.ray.audit import Audit, audit, snapshot
 from cdn_tune.tuning.engine.ray.group_trial import GroupTrial
 from cdn_tune.tuning.engine.ray.node_checks import NodeChecks, check_here
-from cdn_tune.tuning.engine.ray.results import AVOID, NUMBER, Lost
+from cdn_tune.tuning.engine.ray.results import AVOID, NUMBER
 from cdn_tune.tuning.engine.ray.slots import Slots
 from cdn_tune.tuning.engine.ray.trial import run_trial
 from cdn_tune.tuning.engine.ray.tune_adapters import Adapters
@@ -106,11 +106,11 @@ class RayEngine:
             pool.adjust(found.slots, found.avoid)
             return replace(found, slots=min(found.slots, pool.ready), why_none=found.why_none or pool.fault)
 
-        def loss(error: BaseException | Lost | None) -> Loss:
-            cause = getattr(error, "cause", None) or error
-            if isinstance(cause, NodeUnfit) or (isinstance(cause, Lost) and cause.node):
-                slots.refuse(cause.node, cause.reason)
-            return loss_of(error)
+        def loss(error: BaseException | Loss | None) -> Loss:
+            found = error if isinstance(error, Loss) else loss_of(error)
+            if found.node:
+                slots.refuse(found.node, found.reason)
+            return found
 
         adapters = Adapters(driver, room, loss, stopped=_ignore if pool is None else pool.stop)
         scratch = tempfile.mkdtemp(prefix="cdn-tune-")
@@ -148,13 +148,11 @@ def _ignore(number: int) -> None:
     """A trial of one worker ends with Ray Tune's."""
 
 
-def loss_of(error: BaseException | Lost | None) -> Loss:
-    """Returns what an error of Ray's, or a group's report, means for the trial that it ended."""
-    if isinstance(error, Lost):
-        return Loss(error.kind, error.reason)
+def loss_of(error: BaseException | None) -> Loss:
+    """Returns what an error of Ray's means for the trial that it ended."""
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, NodeUnfit):
-        return Loss("unfit", cause.reason)
+        return Loss("unfit", cause.reason, cause.node)
     if error is None:
         return Loss("worker")
     return Loss("node" if node_was_lost(error) else "worker", reason_of(error))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import override
-from cdn_tune.distributed.group_coordinator import DIED, FAILED, LOST, REPORT, STOPPED, WORKER, News
+from cdn_tune.distributed.group_coordinator import DIED, FAILED, LOST, REPORT, STOPPED, News
 from cdn_tune.distributed.ray import RayActorError, ray, tune
 from cdn_tune.errors import CdnTuneError, FolderHeld, NodeUnfit
 from cdn_tune.training.reports import EpochReport
+from cdn_tune.tuning.engine.door import Loss
 from cdn_tune.tuning.engine.ray import results
 from cdn_tune.tuning.layout import trial_folder
 
@@ -72,15 +73,15 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if kind == FAILED:
             return self._failure(pickle.loads(content))  # noqa: S301 - written by a worker of ours
         if kind == LOST:
-            return {results.LOST: results.Lost(**content)}
+            return {results.LOST: Loss(**content)}
         return {results.STOPPED: True} if kind == STOPPED and not self._is_last else {"done": True}
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         """Returns the result that reports an error of the trial, or of where it ran."""
         if isinstance(error, NodeUnfit):
-            return {results.LOST: results.Lost("unfit", error.reason, error.node)}
+            return {results.LOST: Loss("unfit", error.reason, error.node)}
         if isinstance(error, FolderHeld):
-            return {results.LOST: results.Lost(WORKER, str(error))}
+            return {results.LOST: Loss("worker", str(error))}
         from cdn_tune.training.object_store.working_copy import working_copy
         from cdn_tune.tuning.engine.ray.trial import failed
 

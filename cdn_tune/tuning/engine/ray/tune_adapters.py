@@ -20,7 +20,6 @@ from cdn_tune.tuning.engine.ray.results import (
     REPORT,
     SECONDS,
     STOPPED,
-    Lost,
 )
 from cdn_tune.tuning.study.failures import DETERMINISTIC
 
@@ -41,7 +40,7 @@ class Adapters:
         self,
         driver: EngineDriver,
         room: Callable[[], Room],
-        loss: Callable[[BaseException | Lost | None], Loss],
+        loss: Callable[[BaseException | Loss | None], Loss],
         stopped: Callable[[int], None],
     ) -> None:
         self.driver, self.room, self.loss, self.stopped = driver, room, loss, stopped
