@@ -38,10 +38,11 @@ _LOST_SECONDS = 3.0  # after which it is known whether a lost worker's node is a
 _HUNG_SECONDS = 30.0
 _RESTARTS = 9  # of a group's workers within one run of Ray Train
 _FAILURES = 3  # runs in a row that ended by themselves before a trial had begun in any
-_LEAVE_SECONDS, _CLOSE_SECONDS = 10.0, 40.0  # for groups to leave at the end by themselves, and in any way
+_LEAVE_SECONDS, _CLOSE_SECONDS = 10.0, 90.0  # for groups to leave at the end by themselves, and in any way
 _MARKS = 1 << 22  # from which a pool draws the first number of its runs
 _UNMARKED = 4096  # bytes of memory; a run's number comes on top
-_START_SECONDS = 7 * 86400  # that a group may wait for its place; an autoscaler may take its time
+_START_SECONDS = 60.0  # that a run waits for its place, after which another one does
+_SETTLE_SECONDS = 3.0  # in which Ray Train may not notice that a placement group it has just made is removed
 DEMAND = "cdn-tune-demand-"  # begins the names of placement groups that only show an autoscaler what is wanted
 _log = logging.getLogger(__name__)
 
@@ -128,6 +129,9 @@ class _Run:
     thread: threading.Thread | None = None
     error: BaseException | None = None
     is_ending: bool = False  # it was asked to
+    began: float = 0.0
+    seen: float | None = None  # since when a placement group stands for it
+    was_placed: bool = False
     evicted: float = -_HUNG_SECONDS  # when its placement group was removed last
 
 
@@ -246,7 +250,8 @@ class GroupPool:
         start = time.monotonic()
         while (passed := time.monotonic() - start) < _CLOSE_SECONDS:
             places = self._places()
-            self._evict(run for run in places if run not in leaving or passed > _LEAVE_SECONDS)
+            settled = [run for run in places if self._is_settled(self._runs[run])]
+            self._evict(run for run in settled if run not in leaving or passed > _LEAVE_SECONDS)
             threads = [run.thread for run in self._runs.values()]
             if not places and not any(thread is not None and thread.is_alive() for thread in threads):
                 return True
@@ -261,7 +266,7 @@ class GroupPool:
     def _start(self) -> None:
         """Starts a group."""
         self._next += 1
-        run = self._runs[self._next] = _Run(self._next, self._avoid)
+        run = self._runs[self._next] = _Run(self._next, self._avoid, began=time.monotonic())
         self.handle.open.remote(run.number, self._resources.workers)
         run.thread = threading.Thread(target=self._fit, args=(run,), daemon=True, name=f"ray-train-{run.number}")
         run.thread.start()
@@ -289,7 +294,7 @@ class GroupPool:
                     **self._storage,
                 ),
             ).fit()
-        except Exception as error:  # handed to the watcher
+        except (Exception, SystemExit) as error:  # handed to the watcher; the second is Ray's own end
             run.error = error
 
     def _watch(self) -> None:
@@ -321,7 +326,7 @@ class GroupPool:
             if state.fault and not run.is_ending:
                 run.is_ending = True
                 self._count_failure(state.fault)
-            is_evictable = number in places and now - run.evicted > _HUNG_SECONDS
+            is_evictable = self._is_settled(run) and now - run.evicted > _HUNG_SECONDS
             groups[number] = GroupView(state, run.avoid, places.get(number, False), is_evictable)
         with self._lock:
             wanted, avoid = self._wanted if self.fault is None else 0, self._avoid
@@ -344,8 +349,8 @@ class GroupPool:
                 ray.get(self.handle.remove.remote(run.number, f"its group of workers is gone ({reason})"))
                 self._evict([run.number])
                 del self._runs[run.number]
-                if not run.is_ending:
-                    self._count_failure(reason)
+                if not run.is_ending and (run.was_placed or time.monotonic() - run.began < _START_SECONDS):
+                    self._count_failure(reason)  # else there was no place for it
 
     def _count_failure(self, reason: str) -> None:
         self._failures += 1
@@ -362,7 +367,13 @@ class GroupPool:
     def _places(self) -> dict[int, bool]:
         """Returns, by run, whether the placement group that stands for it has a place."""
         marked = {_run_of(group): group["state"] == "CREATED" for group in _standing_groups()}
+        for number, run in self._runs.items():
+            run.seen = (run.seen or time.monotonic()) if number in marked else None
+            run.was_placed |= marked.get(number, False)
         return {run: marked[run] for run in self._runs.keys() & marked.keys()}
+
+    def _is_settled(self, run: _Run) -> bool:
+        return run.seen is not None and time.monotonic() - run.seen > _SETTLE_SECONDS
 
     def _others_wait(self) -> bool:
         """Whether somebody else's placement group waits for CPUs or GPUs."""
