@@ -1,4 +1,4 @@
-"""The audit at the end of a run: what a search has left behind, in Ray, among processes, in memory and on GPUs."""
+"""The audit at the end of a run: what a search left in Ray, among processes, in shared memory and on GPUs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # of nodes: they outl
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What there is at a moment, each by a name that says what it is.
+    """What exists at a moment, each by a descriptive name.
 
     Attributes:
         placement_groups: That Ray holds, of this process's cluster.
@@ -48,7 +48,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is there after a run that was not there before it.
+    """What exists after a run that did not exist before it.
 
     Attributes:
         placement_groups: By id, with their bundles.
@@ -78,7 +78,7 @@ class Audit:
 
 
 def snapshot() -> Snapshot:
-    """Notes what there is now; take it before a run, in the state in which `audit` will be called.
+    """Returns what exists now; taken before a run, in the state in which `audit` will be called.
 
     Where Ray is started for the run and ended with it, both are called without a Ray: then its processes and its
     memory count. Where a Ray is joined, both are called connected to it.
@@ -95,7 +95,7 @@ def snapshot() -> Snapshot:
 
 
 def audit(before: Snapshot, wait: float = WAIT_SECONDS) -> Audit:
-    """Looks for what a run has left behind; gives what is on its way out a moment to go.
+    """Returns what a run left behind; waits a while for what is still ending.
 
     Args:
         before: From before the run.
@@ -143,7 +143,7 @@ class _Process:
 
 
 def _all_processes() -> dict[int, _Process]:
-    """Returns what runs on this machine; zombies hold nothing and do not count."""
+    """Returns the processes of this machine without zombies, which hold nothing."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -188,7 +188,7 @@ def _segments() -> list[str]:
 
 
 def _strangers(segments: Collection[str]) -> set[str]:
-    """Returns the segments that other programs of this user are using."""
+    """Returns the segments that other programs of this user have mapped."""
     if not segments:
         return set()
     processes = _all_processes()
@@ -208,15 +208,15 @@ def _gpu_processes() -> list[str]:
 
 
 def _listed_on_gpus() -> set[int]:
-    """Returns the processes that the driver names; in many containers it names none."""
+    """Returns the processes that the GPU driver lists; in many containers it lists none."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return set()
     try:
-        told = subprocess.run([command, *_QUERY], capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)  # noqa: S603
+        listed = subprocess.run([command, *_QUERY], capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return set()
-    return {int(line) for line in told.stdout.splitlines() if line.strip().isdigit()}
+    return {int(line) for line in listed.stdout.splitlines() if line.strip().isdigit()}
 
 
 def _has_open(pid: int, device: str) -> bool:

@@ -46,7 +46,7 @@ def run_trial(
     """Runs a one-worker trial in this process and reports to Ray Tune; module-level, so that it pickles.
 
     A failure that would repeat itself is reported as a result rather than raised: the actor stays usable for the next
-    trial. What another node or a later moment may mend is raised: the actor ends, and the trial is handed out again.
+    trial. What another node or a later moment may mend is raised: the actor ends, and the trial is assigned again.
 
     Args:
         config: The trial's number and parameters.
@@ -66,7 +66,7 @@ def run_trial(
     seconds = 0.0
 
     def report(done: EpochReport) -> None:
-        nonlocal seconds  # epochs that an earlier process has trained are told again: they count
+        nonlocal seconds  # epochs that an earlier process has trained are reported again: they count
         seconds += done.train_seconds + done.val_seconds
         tune.report({REPORT: done, SECONDS: seconds})
 
@@ -78,7 +78,7 @@ def run_trial(
         tune.report({STOPPED: True})
     except (NodeUnfit, FolderHeld):
         raise
-    except Exception as error:  # told as the trial's failure, with the traceback beside it
+    except Exception as error:  # reported as the trial's failure, with the traceback beside it
         if isinstance(error, DataError):  # the data may have gone since they were checked
             check_here(base["data"], data, home, again=True)
         tune.report(failed(error, folder))
@@ -87,7 +87,7 @@ def run_trial(
 
 
 def failed(error: Exception, folder: Path) -> dict[str, str]:
-    """Returns the result that tells of an error.
+    """Returns the result that reports an error.
 
     A machine at fault (disk full, folder gone) halts the search and leaves the trial for the next start; any other
     error is the trial's own.
@@ -104,7 +104,7 @@ def describe_failure(error: Exception, folder: Path) -> str:
     write_text(folder / ERROR, "".join(traceback.format_exception(error)))
     place = place_of(folder)
     if place is not None:
-        with contextlib.suppress(RunError):  # the reason counts, and is told all the same
+        with contextlib.suppress(RunError):  # the reason is reported all the same
             place.home.upload(folder / ERROR, place.named(ERROR))
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]
