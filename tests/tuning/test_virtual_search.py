@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from cdn_tune.errors import SearchError
 from cdn_tune.tuning.engine.virtual.engine import Fault
+from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.study.failures import LOST
 from cdn_tune.tuning.study.ranking import FINISHED, ranking, superseded
 
@@ -25,24 +31,26 @@ RULES: list[dict[str, Any]] = [
 ]
 KINDS = ("worker", "worker", "node", "unfit", "add", "recall", "fail", "vanish", "halt")
 FAULTS = st.builds(Fault, at=st.floats(0.0, 12.0), kind=st.sampled_from(KINDS), which=st.integers(0, 3))
+EXAMPLES = int(os.environ.get("CDN_TUNE_EXAMPLES", "1000"))  # scripts of each of the two random tests
 MANY = settings(
-    max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 STARTS = 40
 
 
-def run_to_the_end(search: VirtualSearch, kills: list[int]) -> None:
+def run_to_the_end(search: VirtualSearch, kills: list[int], stops: Sequence[float] = ()) -> None:
     """Starts the search again and again, as a user would, until it is finished."""
     for start in range(STARTS):
+        stop_after = stops[start] if start < len(stops) else math.inf
         try:
-            lived = search.start(kills[start] if start < len(kills) else None)
+            lived = search.start(kills[start] if start < len(kills) else None, stop_after)
         except SearchError:  # no slot is left: a node is added
             search.world.nodes[100 + start] = 1
             continue
         if lived and search.driver.is_finished:
             return
-        if lived and not search.study.halted:
-            raise AssertionError("the engine returned, but trials are left and nothing has halted the search")
+        if lived and not search.study.halted and not search.flag.raised:
+            raise AssertionError(f"the engine returned, but trials are left, nothing has halted: {search.logs}")
     raise AssertionError(f"not finished after {STARTS} starts: {search.logs}")
 
 
@@ -95,3 +103,60 @@ def test_every_trial_is_accounted_for_exactly_once(script: tuple[VirtualSearch, 
     search, kills = script
     run_to_the_end(search, kills)
     check_accounts(search)
+
+
+@st.composite
+def stopped_scripts(draw: Any) -> tuple[VirtualSearch, list[int], list[float]]:
+    """A search of one or two objectives that is stopped and killed, and that learns from what it has."""
+    several = draw(st.booleans())
+    space = make_space(
+        early_stopping=draw(st.sampled_from(RULES[:3])),
+        sampler={
+            "name": draw(st.sampled_from(["tpe", "nsga2" if several else "cmaes", "random"])),
+            "startup_trials": 1,
+        },
+        keep=draw(st.integers(1, 3)),
+        **({"objectives": [{"metric": "R1@0.5"}, {"metric": "mIoU"}]} if several else {}),
+    )
+    faults = draw(
+        st.lists(st.builds(Fault, at=st.floats(0, 9), kind=st.sampled_from(["worker", "node", "recall"])), max_size=3)
+    )
+    kills = draw(st.lists(st.integers(0, 80), max_size=2))
+    stops = draw(st.lists(st.floats(0, 6), max_size=3))
+    return VirtualSearch(space, draw(st.integers(1, 4)), [draw(st.integers(1, 2))], faults), kills, stops
+
+
+@MANY
+@given(stopped_scripts())
+def test_a_stopped_search_goes_on_where_it_was(script: tuple[VirtualSearch, list[int], list[float]]) -> None:
+    search, kills, stops = script
+    run_to_the_end(search, kills, stops)
+    trials = search.trials
+    assert len(trials) == search.limit
+    assert all(trial.state in FINISHED for trial in trials)
+    assert all(times == 1 for times in search.world.trained.values()), "an epoch with a checkpoint was trained again"
+    if search.study.directions[1:]:
+        assert 1 <= len(search.files.kept) <= search.space.keep
+    else:
+        best = [trial.number for trial in ranking(trials)][: search.space.keep]
+        assert set(search.files.kept) == set(best)
+    assert all(trial.user_attrs.get("failure") in (None, LOST) for trial in trials)
+
+
+@pytest.mark.parametrize("cut", range(0, 4000, 250))
+def test_a_journal_cut_anywhere_is_gone_on_with(cut: int, tmp_path: Path) -> None:
+    """The machine lost power: the end of the file is missing. Nothing that is on record is lost or run again."""
+    path = tmp_path / "study.journal"
+    search = VirtualSearch(make_space(early_stopping=RULES[1]), 3)
+    search.storage = RunJournal(path)
+    assert search.start(stop_after=5.0)
+    content = path.read_bytes()
+    path.write_bytes(content[: max(0, len(content) - cut)])
+    search.storage = RunJournal(path)
+    run_to_the_end(search, [])
+    assert [trial.number for trial in search.trials] == [0, 1, 2]
+    assert all(trial.state in FINISHED for trial in search.trials)
+    again = VirtualSearch(search.space, 3)
+    again.storage, again.world = RunJournal(path), search.world
+    assert again.start()
+    assert [trial.params for trial in again.trials] == [trial.params for trial in search.trials]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import InMemoryStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace, override
@@ -171,37 +171,41 @@ class VirtualSearch:
     ) -> None:
         self.space, self.limit, self.curve, self.engine_options = space, limit, curve, engine
         self.world = World(nodes=dict(enumerate(slots)), faults=list(faults))
-        self.storage, self.files, self.flag = KillableStorage(), MemoryFiles(self.world), Flag()
+        self.storage: BaseStorage = KillableStorage()
+        self.files, self.flag = MemoryFiles(self.world), Flag()
         self.logs: list[tuple[float, str, int]] = []
         self.study: Study
         self.driver: Driver
 
-    def start(self, kill_at_write: int | None = None, retry_failed: bool = False) -> bool:
+    def start(self, kill_at_write: int | None = None, stop_after: float = math.inf) -> bool:
         """Starts the driver and runs to the end; returns whether it lived to see it.
 
         Args:
             kill_at_write: The driver dies at this write to the storage.
-            retry_failed: Whether failed trials are tried again.
+            stop_after: The user asks to stop after so many virtual seconds.
         """
         self.flag.raised = False
-        self.storage.writes_left = kill_at_write
+        stop_at = self.world.clock.now + stop_after
+        if isinstance(self.storage, KillableStorage):
+            self.storage.writes_left = kill_at_write
         engine = VirtualEngine(self.curve, self.world, **self.engine_options)
         try:
             self.study = Study(self.storage, self.space, BASE, clock=self.world.clock)
             self.study.begin()
-            if retry_failed:
-                self.study.retry_failed()
             budget = self.space.disk_budget_gb
             directions = self.study.directions if len(self.study.directions) > 1 else ()
             retention = Retention(self.files, self.space.keep, budget, directions)
-            self.driver = Driver(self.study, self.limit, retention, self.world.clock, self.flag)
+            self.driver = Driver(
+                self.study, self.limit, retention, self.world.clock, self.flag, lambda: self.world.clock.now >= stop_at
+            )
             self.driver.start()
             engine.run(self.driver)
             self.driver.close()
         except Killed:
             return False
         finally:
-            self.storage.writes_left = None
+            if isinstance(self.storage, KillableStorage):
+                self.storage.writes_left = None
             self.logs += engine.log
         return True
 
