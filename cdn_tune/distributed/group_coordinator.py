@@ -9,13 +9,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from cdn_tune.training.reports import Stop
 
 REPORT, STEP = "report", "step"  # news of a trial under way
 FINISHED, STOPPED, FAILED, LOST = "finished", "stopped", "failed", "lost"  # its last news
-WORKER, NODE = "worker", "node"  # what was lost; the second also stands for what else a group needs
+WORKER: Final = "worker"  # what was lost
+NODE: Final = "node"  # also whatever else a group needs
 IDLE, OVER = "idle", "over"  # instead of a trial: ask again, or end
 DIED = "the process that hands trials to groups of workers died"  # this one
 STARTS = 4  # starts of a group's workers without a trial in between, after which the group is at fault

@@ -14,6 +14,7 @@ from cdn_tune.config import Experiment
 from cdn_tune.distributed.group_coordinator import DIED, FAILED, FINISHED, LOST, REPORT, STOPPED
 from cdn_tune.distributed.ray import RayActorError
 from cdn_tune.errors import FolderHeld, NodeUnfit, NotFinite
+from cdn_tune.tuning.engine.door import Loss
 from cdn_tune.tuning.engine.ray import group_trial
 from cdn_tune.tuning.engine.ray.group_trial import GroupTrial
 from cdn_tune.tuning.engine.ray.results import (
@@ -23,7 +24,6 @@ from cdn_tune.tuning.engine.ray.results import (
     NUMBER,
     PARAMETERS,
     SECONDS,
-    Lost,
 )
 from cdn_tune.tuning.engine.ray.results import LOST as LOST_RESULT
 from cdn_tune.tuning.engine.ray.results import REPORT as REPORT_RESULT
@@ -72,9 +72,9 @@ def test_reports_are_passed_on_one_by_one(relay: Relay) -> None:
     ("news", "expected"),
     [
         ([(STOPPED, None)], {STOPPED_RESULT: True}),
-        ([(LOST, {"kind": "node", "reason": "it burnt"})], {LOST_RESULT: Lost("node", "it burnt")}),
-        ([(FAILED, pickle.dumps(NodeUnfit("n" * 56, "no data")))], {LOST_RESULT: Lost("unfit", "no data", "n" * 56)}),
-        ([(FAILED, pickle.dumps(FolderHeld("held")))], {LOST_RESULT: Lost("worker", "held")}),
+        ([(LOST, {"kind": "node", "reason": "it burnt"})], {LOST_RESULT: Loss("node", "it burnt")}),
+        ([(FAILED, pickle.dumps(NodeUnfit("n" * 56, "no data")))], {LOST_RESULT: Loss("unfit", "no data", "n" * 56)}),
+        ([(FAILED, pickle.dumps(FolderHeld("held")))], {LOST_RESULT: Loss("worker", "held")}),
         ([(FAILED, pickle.dumps(NotFinite("loss nan")))], {FAILURE: "loss nan", FAILURE_KIND: "not_finite"}),
         ([(FAILED, pickle.dumps(OSError("disk full")))], {HALT: "disk full"}),
         (RayActorError(), {HALT: DIED}),
