@@ -136,7 +136,7 @@ def test_a_stopped_search_goes_on_where_it_was(script: tuple[VirtualSearch, list
     assert all(trial.state in FINISHED for trial in trials)
     assert all(times == 1 for times in search.world.trained.values()), "an epoch with a checkpoint was trained again"
     if search.study.directions[1:]:
-        assert 1 <= len(search.files.kept) <= search.space.keep
+        assert min(1, len(ranking(trials))) <= len(search.files.kept) <= search.space.keep
     else:
         best = [trial.number for trial in ranking(trials)][: search.space.keep]
         assert set(search.files.kept) == set(best)
