@@ -4,8 +4,6 @@ Its val and test are two annotators' sentences about the same videos, so these t
 `sub_activitynet_v1-3.c3d.hdf5`, a group per video with the dataset `c3d_features`, [frames, 500].
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

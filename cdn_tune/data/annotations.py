@@ -1,7 +1,5 @@
 """Annotations: a query, the video it is asked of, and the moment that answers it. All times are in seconds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass

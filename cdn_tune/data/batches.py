@@ -1,7 +1,5 @@
 """Batches: the order of an epoch, a worker's share of it, and assembling ahead of the consumer."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Generator, Iterable, Sequence

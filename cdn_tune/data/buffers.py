@@ -3,8 +3,6 @@
 Fresh memory costs a page fault every 4 KiB, which on many machines takes longer than to copy the page.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 

@@ -1,7 +1,5 @@
 """The cache folder: where it lies, how large it may grow, what in it is in use, and what goes when it is full."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

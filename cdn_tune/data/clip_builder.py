@@ -1,7 +1,5 @@
 """Builds a part of the clip cache: reads videos in parallel, writes their clips, names the part when it is whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -7,8 +7,6 @@ The key is made of the source's content, so a source that changed has another on
 and no part has become one part more: train and val first, test when it is evaluated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

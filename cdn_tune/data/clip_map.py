@@ -6,8 +6,6 @@ A part is a folder with `clips.bin`, [V, T, D] in C order, and `part.json`, whic
 written once, whole, and never changed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path

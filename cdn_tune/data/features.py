@@ -6,8 +6,6 @@ for and kept in memory.
 Letters: N frames in the file, T rows served, D feature size.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections import OrderedDict
@@ -91,11 +89,7 @@ class FeatureStore:
             DataError: If the features of a video cannot be used.
         """
         key = ClipKey(
-            source_fingerprint(self.path),
-            self.length,
-            self.feature_size,
-            "legacy" if self.legacy else "all",
-            dtype,
+            source_fingerprint(self.path), self.length, self.feature_size, "legacy" if self.legacy else "all", dtype
         )
         self.map = open_clips(key, videos, self._compute, progress)
 

@@ -1,7 +1,5 @@
 """Files at the edge of the data: read text, find a file, digest it, write it in one step."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

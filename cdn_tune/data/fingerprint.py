@@ -1,7 +1,5 @@
 """Fingerprints: which data a run has seen, for its manifest."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

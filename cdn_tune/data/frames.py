@@ -3,8 +3,6 @@
 Letters: N frames, D feature size.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

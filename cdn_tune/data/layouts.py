@@ -1,7 +1,5 @@
 """Layouts: which files a dataset has in its folder, and how its annotations are read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

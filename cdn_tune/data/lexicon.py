@@ -3,8 +3,6 @@
 Letters: V words, L words of a query, W word-vector size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

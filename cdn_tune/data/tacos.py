@@ -1,7 +1,5 @@
 """TACoS as distributed with 2D-TAN: `{train,val,test}.json`, times in frames of the original video."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Word vectors in the GloVe text format, read through torchtext's `Vectors` and its cache."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging

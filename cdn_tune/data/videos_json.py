@@ -1,7 +1,5 @@
 """JSON files with an entry per video that lists its moments and sentences, as TACoS and ActivityNet Captions have."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path

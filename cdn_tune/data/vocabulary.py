@@ -3,8 +3,6 @@
 Letters: L words of a query, V words with a vector, W word-vector size.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

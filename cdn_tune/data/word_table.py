@@ -5,8 +5,6 @@ So a node reads 400 000 word vectors once; every further trial and worker reads 
 Letters: V words with a vector, W word-vector size.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -3,8 +3,6 @@
 Shape letters: Q queries, n moments returned per query, G grid steps, N grid moments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

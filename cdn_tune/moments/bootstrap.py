@@ -7,8 +7,6 @@ its queries (the cluster bootstrap: Davison and Hinkley, Bootstrap Methods and t
 Shape letters: Q queries, V videos, M metrics, R resamples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -3,8 +3,6 @@
 Shape letters: Q queries.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

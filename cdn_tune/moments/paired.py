@@ -3,8 +3,6 @@
 Shape letters: Q queries, V videos, M metrics, R draws.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

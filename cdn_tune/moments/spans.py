@@ -3,8 +3,6 @@
 A span is a pair (start, end) in seconds (any one unit will do), closed at both ends; the last axis of every array here.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar, cast
 
 import numpy as np

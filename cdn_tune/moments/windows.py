@@ -1,7 +1,5 @@
 """Sliding windows over a video that is longer than what a model was trained on."""
 
-from __future__ import annotations
-
 import math
 
 

@@ -4,8 +4,6 @@ The files of single videos (under ``.NAME.converting`` beside the target) are wh
 the next one goes on from. The target gets its name when it is complete, verified and on disk.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

@@ -3,8 +3,6 @@
 Letters: N rows of a video, D feature size.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import zipfile

@@ -1,7 +1,5 @@
 """Annotations under examination: every entry, not only the first wrong one."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import combinations
 from pathlib import Path

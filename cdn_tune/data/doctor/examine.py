@@ -1,7 +1,5 @@
 """The examination of a data folder, from its layout to its last video."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Features under examination: every video's, or a sample of them."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Recognising a data folder: which layout it has, and which edition of a dataset its counts tell."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cdn_tune.config.tables import LAYOUTS

@@ -1,7 +1,5 @@
 """What the doctor says: findings, each with its remedy, and the facts of the folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Word vectors under examination: can they be read, and which words of the queries do they lack."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path

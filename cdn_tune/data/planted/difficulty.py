@@ -1,7 +1,5 @@
 """Difficulty: what stands between the annotations of a planted video and the signals in its features."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

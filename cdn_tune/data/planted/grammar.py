@@ -1,7 +1,5 @@
 """The grammar of generated queries: who does what to which thing, where and for how long, in an indoor scene."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Planting: writes a whole dataset with known answers, in the layout the real one has."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The options of a planting: what determines planted data, byte for byte."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -17,7 +15,7 @@ from cdn_tune.errors import DataError
 VERSION = 2
 GENERATED_VIDEOS = 300
 PRESETS: dict[str, dict[str, Any]] = {
-    "planted-medium": {"snr": 0.7, "distractors": 2, "paraphrases": 0.15, "jitter": 0.05},
+    "planted-medium": {"snr": 0.7, "distractors": 2, "paraphrases": 0.15, "jitter": 0.05}
 }
 
 

@@ -1,7 +1,5 @@
 """Generated annotations: videos with a few events each, in the files of Charades-STA."""
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import dataclass

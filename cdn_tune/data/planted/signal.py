@@ -13,8 +13,6 @@ so a frame outside every moment is noise alone, and snr is the length of one que
 `difficulty.py` adds what makes moments harder to find.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Real annotation files, restricted to some of their videos, in the same layout."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 
