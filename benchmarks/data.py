@@ -19,7 +19,8 @@ import h5py
 import torch
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data import MomentDataset, epoch_batches, load_splits
+from cdn_tune.data.batches import epoch_batches
+from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.planted import plant
 from cdn_tune.moments.temporal_map import iou_maps
 

@@ -203,8 +203,8 @@ LAYOUTS = Table[Dataset](
     "dataset layout",
     {
         "charades_sta": Dataset("Charades-STA", "cdn_tune.data.charades:LAYOUT"),
-        "tacos": Dataset("TACoS", "cdn_tune.data.tacos:LAYOUT"),
-        "activitynet": Dataset("ActivityNet Captions", "cdn_tune.data.activitynet:LAYOUT"),
+        "tacos": Dataset("TACoS", "cdn_tune.data.videos_json:TACOS"),
+        "activitynet": Dataset("ActivityNet Captions", "cdn_tune.data.videos_json:ACTIVITYNET"),
         "jsonl": Dataset("your own data", "cdn_tune.data.jsonl:LAYOUT"),
     },
 )

@@ -1,6 +1,4 @@
-"""Annotations: a query, the video it is asked of, and the moment that answers it. All times are in seconds."""
-
-from __future__ import annotations
+"""Annotations: a query, its video, and the moment that answers it. All times are in seconds."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -19,7 +17,7 @@ class Annotation:
     """One query and its moment.
 
     Attributes:
-        id: Where it stands, stable over time: ``charades_sta_train.txt:12`` (line, from 1) or
+        id: Its place in the files, stable over time: ``charades_sta_train.txt:12`` (line, from 1) or
             ``train.json:s13-d21.avi:3`` (file, video, position in its list, from 0).
         video: Name of the video, as in the feature file.
         duration: Length of the video, in seconds.
@@ -46,12 +44,12 @@ class Skipped:
     duration: float
 
 
-# What an entry of an annotation file turns out to be: usable, not used, or wrong.
+# An entry of an annotation file: usable, not used, or wrong.
 Scanned = Annotation | Skipped | DataError
 
 
 class Loaded(NamedTuple):
-    """What an annotation file holds, in file order."""
+    """The content of an annotation file, in file order."""
 
     annotations: tuple[Annotation, ...]
     skipped: tuple[Skipped, ...]
@@ -71,8 +69,8 @@ def annotate(
     """Returns one checked annotation, its end clamped to the duration as the published loaders do.
 
     Args:
-        path: The file it stands in.
-        entry: Where in the file, for its id and for errors: the line, or video and position.
+        path: The file.
+        entry: Place in the file, for its id and for errors: the line, or video and position.
         video: Name of the video.
         duration: Length of the video, in seconds.
         start: Start as written, in seconds.
@@ -112,14 +110,10 @@ def annotate(
 
 
 def collect(where: str, scanned: Iterable[Scanned]) -> Loaded:
-    """Returns annotations and skipped entries apart, in file order.
-
-    Args:
-        where: The file, for the error message.
-        scanned: Its entries.
+    """Returns the annotations and the skipped entries of a file, each in file order.
 
     Raises:
-        DataError: If an entry is wrong, as it says itself, or no annotation is left.
+        DataError: The first entry that is one; or, naming `where`, that no annotation is left.
     """
     items: list[Annotation | Skipped] = []
     for item in scanned:
@@ -130,7 +124,6 @@ def collect(where: str, scanned: Iterable[Scanned]) -> Loaded:
     skipped = tuple(item for item in items if isinstance(item, Skipped))
     if not annotations:
         first = f" (first: {skipped[0].id}: {skipped[0].reason})" if skipped else ""
-        raise DataError(
-            f"{where}: no usable annotation, {len(skipped)} skipped{first}; check that it is the right file"
-        )
+        what = f"no usable annotation, {len(skipped)} skipped{first}"
+        raise DataError(f"{where}: {what}; check that it is the right file")
     return Loaded(annotations, skipped)

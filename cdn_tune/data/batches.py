@@ -1,10 +1,8 @@
 """Batches: the order of an epoch, a worker's share of it, and assembling ahead of the consumer."""
 
-from __future__ import annotations
-
 import queue
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 
 import numpy as np
@@ -31,11 +29,10 @@ def epoch_batches(size: int, batch_size: int, seed: int, epoch: int) -> list[Ind
     Raises:
         ValueError: If `size` or `batch_size` is below 1.
     """
-    if size < 1 or batch_size < 1:
-        raise ValueError(f"size={size} and batch_size={batch_size} must be at least 1")
+    places = sequential_batches(size, batch_size)
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     order = generator.permutation(size).astype(np.int64)
-    return [order[first : first + batch_size] for first in range(0, size, batch_size)]
+    return [order[some] for some in places]
 
 
 def sequential_batches(size: int, batch_size: int) -> list[Indices]:
@@ -65,7 +62,7 @@ def shard(indices: Indices, rank: int, world: int) -> Indices:
 
 
 def prefetch(
-    dataset: MomentDataset, batches: Iterable[Indices] | Sequence[Indices], pin: bool = False, ahead: int = 2
+    dataset: MomentDataset, batches: Iterable[Indices], pin: bool = False, ahead: int = 2
 ) -> Generator[Batch, None, None]:
     """Yields the batches in order, the next ones assembled by one background thread meanwhile.
 
@@ -94,7 +91,7 @@ def prefetch(
     def assemble() -> None:
         # A second team of OpenMP threads would outnumber the processors, and then the consumer's own team sleeps at
         # every barrier instead of spinning: steps of a small model take twice as long.
-        torch.get_num_threads()  # a thread takes over the process's number when it first asks for it
+        torch.get_num_threads()  # the first call in a thread copies the process's number
         torch.set_num_threads(1)
         alone.set()
         try:

@@ -1,6 +1,4 @@
-"""The cache folder: where it lies, how large it may grow, what in it is in use, and what goes when it is full."""
-
-from __future__ import annotations
+"""The cache folder: its path and size limit, the entries in use, and the eviction of others when it is full."""
 
 import fcntl
 import os
@@ -46,11 +44,8 @@ def cache_limit() -> int:
 class Hold:
     """Keeps an entry of the cache from eviction, and marks it as used now, until it is released or the process ends.
 
-    An entry is a folder. Its `in-use` file is locked, shared, by everyone who holds it; a reader without the right to
-    write may hold it too.
-
-    Args:
-        entry: The folder, created if absent.
+    An entry is a folder, created if absent. Each holder has a shared lock on its `in-use` file; a reader without the
+    right to write may hold it, too.
 
     Raises:
         OSError: If it is absent and cannot be created.
@@ -76,7 +71,7 @@ class Hold:
             os.utime(path)
 
     def release(self) -> None:
-        """Lets the entry go."""
+        """Releases the entry."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -86,10 +81,7 @@ class Hold:
 
 
 def make_room(root: Path, needed: int, limit: int) -> bool:
-    """Evicts the least recently used entries of `root` that nobody holds, until `needed` bytes more keep to `limit`.
-
-    Returns:
-        Whether they do.
+    """Returns whether `needed` bytes more keep to `limit`, after the least recently used free entries are evicted.
 
     Raises:
         OSError: If the folder cannot be written to.
@@ -108,7 +100,7 @@ def make_room(root: Path, needed: int, limit: int) -> bool:
 
 
 def evict(entry: Path) -> bool:
-    """Removes an entry unless someone holds it; returns whether it is gone."""
+    """Returns whether an entry could be removed, or was; one that is held stays."""
     try:
         file = os.open(entry / IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
@@ -116,7 +108,7 @@ def evict(entry: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         grave = Path(tempfile.mkdtemp(prefix=".evicted-", dir=entry.parent))
-        entry.replace(grave / entry.name)  # in one step, so that nobody finds half of it
+        entry.replace(grave / entry.name)  # in one step, so that no reader finds half of it
         shutil.rmtree(grave, ignore_errors=True)
     except OSError:
         return False

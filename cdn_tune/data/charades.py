@@ -1,7 +1,5 @@
 """Charades-STA as distributed: `charades_sta_{train,test}.txt` and durations in `Charades_v1_{train,test}.csv`."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -18,9 +16,7 @@ COLUMNS = ("id", "subject", "scene", "quality", "relevance", "verified", "script
 REMEDY = "check data.root, or download the Charades-STA annotations into it"
 
 # The published training file holds four lines whose end lies before their start; every published loader drops them.
-KNOWN_FAULTS = frozenset(
-    {("LEOL6", 8.0, 7.0), ("IOL8Q", 20.9, 12.0), ("AKKWU", 38.0, 13.0)},
-)
+KNOWN_FAULTS = frozenset({("LEOL6", 8.0, 7.0), ("IOL8Q", 20.9, 12.0), ("AKKWU", 38.0, 13.0)})
 
 
 def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:

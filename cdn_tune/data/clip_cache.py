@@ -3,17 +3,19 @@
     <cache>/clips/<key>/part-*/    the clips of some videos (see `clip_map`)
     <cache>/clips/<key>/in-use     locked while someone has the entry open; its time is that of the last use
 
-The key is made of the source's content, so a source that changed has another one. Videos that an experiment asks for
-and no part has become one part more: train and val first, test when it is evaluated.
+The key depends on the source's content, so a source that changed has another one. Videos that an experiment needs and
+no part has become one part more: train and val first, test when it is evaluated.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,11 +24,13 @@ import torch
 from filelock import FileLock
 
 from cdn_tune.data.cache import CACHE, LIMIT, Hold, cache_limit, make_room, user_cache
-from cdn_tune.data.clip_builder import Progress, build_part
-from cdn_tune.data.clip_map import ClipMap, read_part
+from cdn_tune.data.clip_map import CLIPS, PART, ClipMap, read_part
+from cdn_tune.data.files import Progress, available_cpus, brief, sync_folder
 
 VERSION = 1
 LOCK = ".build.lock"
+STAGING = ".building-"
+MAX_THREADS = 16
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,7 +45,7 @@ class ClipKey:
         normalisation: How frames are scaled before averaging.
         resampling: Name of the resampling.
         dtype: Numpy name of the stored type.
-        version: Of the way clips are computed.
+        version: Version of the computation.
     """
 
     source: str
@@ -67,13 +71,13 @@ def open_clips(
 ) -> ClipMap | None:
     """Returns the clips of videos from the cache, building there what is missing; None, with a warning, if it cannot.
 
-    Of processes that ask at once one builds and the others wait. A builder that is killed leaves nothing broken.
+    Of several processes one builds and the others wait. A builder that is killed leaves nothing broken.
 
     Args:
         key: What determines the clips.
         videos: Names of the videos.
         read: Returns the clips of a video, float32 [T, D]; called by several threads, for missing videos alone.
-        progress: Called with (videos built, videos to build).
+        progress: Called by this thread with (videos built, videos to build).
 
     Raises:
         DataError: If a video's features cannot be used, or CDN_TUNE_CACHE_LIMIT is no size.
@@ -93,17 +97,15 @@ def open_clips(
                     if not make_room(root, needed, limit):
                         _without(root, f"{_size(needed)} more would pass the limit of {_size(limit)}; raise {LIMIT}")
                         return None
-                    shape = (key.length, key.feature_size)
-                    parts.append(build_part(entry, missing, read, shape, key.dtype, asdict(key), progress))
+                    parts.append(_build_part(entry, key, missing, read, progress))
         return ClipMap(parts, key.length, key.feature_size, key.dtype, keep=hold)
     except OSError as error:
-        fault = error.strerror or " ".join(str(error).split())
-        _without(root, f"{fault}; free space there or set {CACHE} to a writable folder")
+        _without(root, f"{error.strerror or brief(error)}; free space there or set {CACHE} to a writable folder")
         return None
 
 
 def _find(entry: Path, key: ClipKey, wanted: list[str], discard: bool = False) -> tuple[list[Path], list[str]]:
-    """Returns the whole parts that have videos asked for, and the videos that none has; may discard damaged parts."""
+    """Returns the whole parts that have wanted videos, and the videos that none has; may discard damaged parts."""
     missing = dict.fromkeys(wanted)
     parts = []
     for part in sorted(entry.glob("part-*")):
@@ -119,6 +121,65 @@ def _find(entry: Path, key: ClipKey, wanted: list[str], discard: bool = False) -
         if found:
             parts.append(part)
     return parts, list(missing)
+
+
+def _build_part(
+    entry: Path, key: ClipKey, videos: Sequence[str], read: Callable[[str], torch.Tensor], progress: Progress | None
+) -> Path:
+    """Writes the clips of videos as a new part of a cache entry and returns its folder.
+
+    The caller must be the entry's only builder: what an earlier one left behind when it was killed is removed. The disk
+    space is taken first, so a full disk shows at once; whatever goes wrong, nothing is left behind.
+    """
+    for left in entry.glob(f"{STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=entry))
+    try:
+        size = key.bytes_of(len(videos))
+        file = os.open(staging / CLIPS, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, size)
+            else:
+                os.ftruncate(file, size)
+            _fill(file, key, videos, read, progress)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        with (staging / PART).open("w", encoding="utf-8") as text:
+            json.dump({**asdict(key), "videos": list(videos)}, text)
+            text.flush()
+            os.fsync(text.fileno())
+        staging.chmod(0o755)
+        part = entry / f"part-{staging.name.removeprefix(STAGING)}"
+        staging.replace(part)
+        sync_folder(entry)
+        return part
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fill(
+    file: int, key: ClipKey, videos: Sequence[str], read: Callable[[str], torch.Tensor], progress: Progress | None
+) -> None:
+    size, stop = key.bytes_of(1), threading.Event()
+
+    def write(row: int) -> None:
+        if not stop.is_set():
+            block = np.ascontiguousarray(read(videos[row]).numpy(), dtype=key.dtype).reshape(-1).view(np.uint8)
+            done = 0
+            while done < size:
+                done += os.pwrite(file, block[done:].data, row * size + done)
+
+    with ThreadPoolExecutor(min(available_cpus(), MAX_THREADS), "cdn-tune-clips") as pool:
+        tasks = [pool.submit(write, row) for row in range(len(videos))]
+        try:
+            for done, task in enumerate(as_completed(tasks), start=1):
+                task.result()
+                if progress is not None:
+                    progress(done, len(videos))
+        finally:
+            stop.set()
 
 
 def _without(root: Path, why: str) -> None:

@@ -1,14 +1,14 @@
 """The clip map: clips of many videos in memory-mapped files that all processes of a node share, read only.
 
-Letters: B videos asked for, V videos in a part, T clips, D feature size.
+Letters: B videos of a batch, V videos in a part, T clips, D feature size.
 
 A part is a folder with `clips.bin`, [V, T, D] in C order, and `part.json`, which names the videos of its rows. It is
 written once, whole, and never changed.
 """
 
-from __future__ import annotations
-
 import json
+import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,54 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cdn_tune.data.buffers import Buffers
 from cdn_tune.data.cache import Hold
 
 CLIPS, PART = "clips.bin", "part.json"
 
 Stored = npt.NDArray[np.float32 | np.float16]
+_PROBE = [np.empty(1, np.uint8)]
+_UNUSED = sys.getrefcount(_PROBE[0])  # of an array that only a list holds; it depends on the interpreter
+
+
+class Buffers:
+    """Returns tensors in memory that is used again once no tensor or view shares it. Threads may share one.
+
+    Fresh memory costs a page fault every 4 KiB, which on many machines takes longer than to copy the page.
+
+    Args:
+        kept: How many buffers are kept at most; further ones are freed after use.
+    """
+
+    def __init__(self, kept: int = 8) -> None:
+        self._kept: list[npt.NDArray[np.uint8]] = []
+        self._limit = kept
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Returns a tensor of any content that shares memory with no other that is alive."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        with self._lock:
+            base = self._free(size)
+            # The tensor's storage holds `base` for as long as any view of it lives: that is how `_free` can tell.
+            return torch.from_numpy(base)[:size].view(dtype).view(shape)
+
+    def _free(self, size: int) -> npt.NDArray[np.uint8]:
+        small = None
+        for place in range(len(self._kept)):
+            if sys.getrefcount(self._kept[place]) <= _UNUSED:
+                if len(self._kept[place]) >= size:
+                    return self._kept[place]
+                small = place
+        base = np.empty(max(size, 1), np.uint8)
+        if small is not None:
+            self._kept[small] = base
+        elif len(self._kept) < self._limit:
+            self._kept.append(base)
+        return base
 
 
 class ClipMap:
-    """Clips of the videos of some parts. Picklable; what is pickled is where the parts lie.
+    """Clips of the videos of some parts. Picklable: the paths of the parts are pickled.
 
     Args:
         parts: Folders of the parts.
@@ -36,7 +74,7 @@ class ClipMap:
         keep: Anything that has to live as long as the map, such as the hold on its entry; not pickled.
 
     Raises:
-        OSError: If a part is not there.
+        OSError: If a part is missing.
         ValueError: If a part is damaged: not of the size or shape it names.
     """
 
@@ -67,7 +105,7 @@ class ClipMap:
         return len(self._rows)
 
     def rows(self, videos: Iterable[str]) -> torch.Tensor:
-        """Returns where the clips of videos lie, int64 [B], for `gather`.
+        """Returns the rows of the clips of videos, int64 [B], for `gather`.
 
         Raises:
             KeyError: If a video is not in the map.
@@ -99,7 +137,7 @@ class ClipMap:
 
 
 def reopen(parts: Sequence[Path], length: int, feature_size: int, dtype: str) -> ClipMap | None:
-    """Returns a map that was pickled, held again; None where its parts are not, as on another node."""
+    """Returns a map that was pickled, held again; None where its parts are missing, as on another node."""
     try:
         holds = [Hold(entry) for entry in {part.parent for part in parts} if entry.is_dir()]
         return ClipMap(parts, length, feature_size, dtype, keep=holds)
@@ -111,7 +149,7 @@ def read_part(part: Path, length: int, feature_size: int, dtype: str) -> list[st
     """Returns the videos of a part, in the order of its rows.
 
     Raises:
-        OSError: If it is not there.
+        OSError: If it is missing.
         ValueError: If it is damaged.
     """
     try:

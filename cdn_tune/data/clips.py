@@ -1,7 +1,5 @@
 """Clips: a video's frame features, normalised and averaged to a fixed length."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -15,8 +15,8 @@ import torch
 
 from cdn_tune.config import DataConfig
 from cdn_tune.data.annotations import Annotation, Skipped, Split
-from cdn_tune.data.clip_builder import Progress
 from cdn_tune.data.features import FeatureStore
+from cdn_tune.data.files import Progress
 from cdn_tune.data.layouts import features_path, layout_of, root_of, vectors_path
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.vocabulary import Vocabulary, build_vocabulary
@@ -47,8 +47,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Returns the batch on a device; from pinned memory to a GPU without waiting for the copy."""
-        hurry = torch.device(device).type == "cuda"
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=hurry) for f in fields(self)})
+        to_gpu = torch.device(device).type == "cuda"
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=to_gpu) for f in fields(self)})
 
     def pin_memory(self) -> Batch:
         """Returns the batch in page-locked memory, from which copies to a GPU overlap with its work."""
@@ -97,7 +97,7 @@ class MomentDataset:
         return self._moments
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.int64] | torch.Tensor) -> Batch:
-        """Returns the queries at `indices` (B >= 1), in that order; a video asked of twice is read once.
+        """Returns the queries at `indices` (B >= 1), in that order; a video that occurs twice is read once.
 
         Raises:
             DataError: If a video's features cannot be used.
@@ -141,7 +141,7 @@ def load_splits(
     built from them.
 
     Args:
-        config: Where the data are and how they are read.
+        config: The files, and how they are read.
         splits: The splits.
         progress: Called with (videos built, videos to build) while the clip cache is built.
 
@@ -149,7 +149,6 @@ def load_splits(
         DataError: If anything is missing or wrong; one line with the file, the value and the remedy.
     """
     wanted = tuple(dict.fromkeys(splits))
-    root = root_of(config)
     loaded = {split: split_annotations(config, split) for split in wanted}
     everything = [item for split in wanted for item in loaded[split].annotations]
     features = FeatureStore(
@@ -162,7 +161,7 @@ def load_splits(
     features.require(item.video for item in everything)
     features.close()
     vocabulary = build_vocabulary(
-        vectors_path(config), config.word_size, config.tokenizer, everything, root, config.unknown_words
+        vectors_path(config), config.word_size, config.tokenizer, everything, root_of(config), config.unknown_words
     )
     features.prepare((item.video for item in everything), config.cache_dtype, progress)
     features.close()

@@ -1,12 +1,10 @@
 """The feature store: frame features in HDF5, one dataset [frames, D] per video, served as clips of a fixed length.
 
-After `prepare` clips come from the node's clip cache, mapped read only; without it each is computed when first asked
-for and kept in memory.
+After `prepare` clips come from the node's clip cache, mapped read only; without it each is computed when first needed
+and kept in memory.
 
 Letters: N frames in the file, T rows served, D feature size.
 """
-
-from __future__ import annotations
 
 import os
 import threading
@@ -20,11 +18,10 @@ import h5py
 import numpy as np
 import torch
 
-from cdn_tune.data.clip_builder import Progress
 from cdn_tune.data.clip_cache import ClipKey, open_clips
 from cdn_tune.data.clip_map import ClipMap
 from cdn_tune.data.clips import resample
-from cdn_tune.data.files import is_remote, sampled_sha256
+from cdn_tune.data.files import Progress, brief, is_remote, sampled_sha256
 from cdn_tune.errors import DataError
 
 MEMORY_BYTES = 2 << 30
@@ -81,22 +78,13 @@ class FeatureStore:
         """Serves the clips of videos from the node's clip cache from now on, building there what is missing.
 
         Where the cache cannot be used a warning is logged, and clips are computed and kept in memory as before.
-
-        Args:
-            videos: Names of the videos.
-            dtype: Type of the cached clips, ``float32`` or ``float16``.
-            progress: Called with (videos built, videos to build).
+        `dtype`, of the cached clips, is ``float32`` or ``float16``.
 
         Raises:
             DataError: If the features of a video cannot be used.
         """
-        key = ClipKey(
-            source_fingerprint(self.path),
-            self.length,
-            self.feature_size,
-            "legacy" if self.legacy else "all",
-            dtype,
-        )
+        resampling = "legacy" if self.legacy else "all"
+        key = ClipKey(source_fingerprint(self.path), self.length, self.feature_size, resampling, dtype)
         self.map = open_clips(key, videos, self._compute, progress)
 
     def clips(self, video: str) -> torch.Tensor:
@@ -153,7 +141,7 @@ class FeatureStore:
             try:
                 present = frozenset(self._open())
             except (OSError, RuntimeError) as error:
-                raise DataError(f"{self.path}: cannot be listed ({_brief(error)}); copy or convert it again") from None
+                raise DataError(f"{self.path}: cannot be listed ({brief(error)}); copy or convert it again") from None
         if missing := [video for video in wanted if video not in present]:
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise DataError(
@@ -164,15 +152,11 @@ class FeatureStore:
             self.clips(next(iter(wanted)))
 
     def rows(self, videos: Sequence[str]) -> torch.Tensor | None:
-        """Returns where videos lie in the clip cache, int64 [B]; None if it is not used."""
+        """Returns the rows of videos in the clip cache, int64 [B]; None if it is not used."""
         return None if self.map is None else self.map.rows(videos)
 
     def gather(self, videos: Sequence[str], rows: torch.Tensor | None) -> torch.Tensor:
-        """Returns the clips of videos as a batch of its own, float32 [B, T, D]; each is read once.
-
-        Args:
-            videos: Names of the videos, B >= 1.
-            rows: As `rows` returned them.
+        """Returns the clips of B >= 1 videos, with their `rows`, as a batch of its own, float32 [B, T, D].
 
         Raises:
             DataError: If the features of a video cannot be used.
@@ -216,8 +200,10 @@ class FeatureStore:
             stored = entry[first:last]
         with np.errstate(over="ignore"):
             frames: Frames = stored.astype(np.float32, copy=False)
-        if not np.isfinite(np.einsum("nd,nd->", frames, frames)):
-            _refuse_not_finite(frames, first, f"{self.path}: video {video!r}")
+        if not np.isfinite(np.einsum("nd,nd->", frames, frames)) and not (finite := np.isfinite(frames)).all():
+            row, column = (int(index) for index in np.argwhere(~finite)[0])
+            what = f"{self.path}: video {video!r} has the value {frames[row, column]}"
+            raise DataError(f"{what} in row {first + row}, column {column}; extract its features again")
         return frames
 
     @contextmanager
@@ -232,7 +218,7 @@ class FeatureStore:
             self._check(entry, where)
             yield entry
         except (OSError, RuntimeError, KeyError) as error:
-            raise DataError(f"{where} cannot be read ({_brief(error)}); copy or convert the features again") from None
+            raise DataError(f"{where} cannot be read ({brief(error)}); copy or convert the features again") from None
 
     def _check(self, entry: Any, where: str) -> None:
         if not isinstance(entry, h5py.Dataset):
@@ -250,20 +236,10 @@ class FeatureStore:
             raise DataError(f"{where} has 0 frames; extract its features again, or remove its annotations")
 
 
-def _refuse_not_finite(frames: Frames, first: int, where: str) -> None:
-    finite = np.isfinite(frames)
-    if not finite.all():
-        row, column = (int(index) for index in np.argwhere(~finite)[0])
-        value = frames[row, column]
-        raise DataError(
-            f"{where} has the value {value} in row {first + row}, column {column}; extract its features again"
-        )
-
-
 def source_fingerprint(path: Path) -> str:
-    """Returns what tells the content of a feature file apart: size, time of the last change, and sampled bytes of it.
+    """Returns what identifies the content of a feature file: size, time of the last change, and sampled bytes of it.
 
-    Of a remote file, what its store says (the entity tag, on S3).
+    Of a remote file, what its store gives (the entity tag, on S3).
 
     Raises:
         DataError: If the file cannot be read.
@@ -292,8 +268,4 @@ def open_features(path: Path) -> Any:
             return h5py.File(path.open("rb"), "r")
         return h5py.File(path, "r", locking="best-effort")
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened as HDF5 ({_brief(error)}); copy or convert it again") from None
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+        raise DataError(f"{path}: cannot be opened as HDF5 ({brief(error)}); copy or convert it again") from None

@@ -1,10 +1,8 @@
-"""Files at the edge of the data: read text, find a file, digest it, write it in one step."""
-
-from __future__ import annotations
+"""Files: read text, find a file, digest it, write it in one step; helpers of long jobs."""
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -13,16 +11,26 @@ from upath import UPath
 
 from cdn_tune.errors import DataError
 
+Progress = Callable[[int, int], None]  # called with (items done, items)
+
 SAMPLE_BYTES = 1 << 20
 SAMPLES = 16
+
+
+def brief(error: BaseException, longest: int = 160) -> str:
+    """Returns an error's message as the beginning of one line."""
+    return " ".join(str(error).split())[:longest]
+
+
+def available_cpus() -> int:
+    """Returns how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_text(path: Path, remedy: str = "check data.root") -> str:
     """Returns the text of a UTF-8 file, without a byte-order mark, with every line end as a line feed.
 
-    Args:
-        path: File to read.
-        remedy: What to do when the file is missing, for the error message.
+    `remedy`, what to do when the file is missing, ends the error message.
 
     Raises:
         DataError: If the file is missing, unreadable, not UTF-8, or has nothing but white space.
@@ -56,20 +64,16 @@ def is_remote(path: Path | str) -> bool:
 
 
 def remote_file(url: str, key: str) -> Path:
-    """Returns the file at a URL, read through fsspec, as something that is read like any path.
-
-    Args:
-        url: Where it is, with its protocol.
-        key: The configuration key that names it, for the error message.
+    """Returns the file at a URL, read through fsspec, as a path; `key` is the configuration key that names it.
 
     Raises:
-        DataError: If it is not there, or the protocol's package or access rights are missing.
+        DataError: If it does not exist, or the protocol's package or access rights are missing.
     """
     try:
         path = UPath(url)
         found = path.is_file()
     except Exception as error:  # every store has errors of its own
-        raise DataError(f"{key}={url}: cannot be reached ({' '.join(str(error).split())[:160]}); mend that") from None
+        raise DataError(f"{key}={url}: cannot be reached ({brief(error)}); mend that") from None
     if not found:
         raise DataError(f"{key}={url}: no such file there; correct {key}")
     return cast(Path, path)
@@ -88,7 +92,7 @@ def sampled_sha256(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file's size and of evenly spread parts of it.
 
     At most 16 MiB are read, so it takes milliseconds on a file of any size; a file of up to 16 MiB is read whole.
-    It notices another file, a truncation or a rewrite, not a changed byte between the parts.
+    It differs after a replacement, a truncation or a rewrite, not after a changed byte between the parts.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

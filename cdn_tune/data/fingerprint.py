@@ -1,6 +1,4 @@
-"""Fingerprints: which data a run has seen, for its manifest."""
-
-from __future__ import annotations
+"""Fingerprints: what identifies the data of a run, for its manifest."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ PLANTED_ATTRIBUTE = "cdn_tune_planted"
 def is_planted(config: DataConfig) -> bool:
     """Returns whether the features or word vectors are planted.
 
-    They are when a `planted.json` lies beside them or in root, or the feature file says so itself (it keeps its label
-    when it is moved).
+    They are with a `planted.json` beside them or in root, or if the feature file has the attribute of planted ones (it
+    keeps that when it is moved).
 
     Raises:
         DataError: If a file is missing.

@@ -3,8 +3,6 @@
 Letters: N frames, D feature size.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from cdn_tune.data.features import Frames, open_features
+from cdn_tune.data.files import brief
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE
 from cdn_tune.errors import DataError
 
@@ -21,12 +20,12 @@ _SHOWN = 3
 
 
 class VideoFrames(NamedTuple):
-    """A video's features as they lie in a file.
+    """A video's features as stored in a file.
 
     Attributes:
         video: Its name there; of a ``.npy`` file, the name of the file.
-        frames: Features [N, D], as stored.
-        planted: Whether the file says that they are planted.
+        frames: Features [N, D].
+        planted: Whether the file labels them as planted.
     """
 
     video: str
@@ -35,7 +34,7 @@ class VideoFrames(NamedTuple):
 
 
 def read_frames(path: Path, video: str | None = None, member: str | None = None) -> VideoFrames:
-    """Reads the features of one video.
+    """Returns the features of one video.
 
     Args:
         path: A ``.npy`` file [N, D], or HDF5 with one dataset [N, D] per video.
@@ -43,7 +42,7 @@ def read_frames(path: Path, video: str | None = None, member: str | None = None)
         member: Name of the dataset in a video's group, for files with a group per video.
 
     Raises:
-        DataError: If the file or the video is not there, or cannot be read; says which videos there are.
+        DataError: If the file or the video is missing or cannot be read; names the first videos of the file.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such feature file; name a .npy or HDF5 file with frame features")
@@ -51,7 +50,7 @@ def read_frames(path: Path, video: str | None = None, member: str | None = None)
         try:
             return VideoFrames(path.stem, np.load(path, allow_pickle=False), planted=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read as .npy ({_brief(error)}); write it with numpy.save") from None
+            raise DataError(f"{path}: cannot be read as .npy ({brief(error)}); write it with numpy.save") from None
     try:
         with open_features(path) as file:
             name = _choose(path, list(file), video)
@@ -65,7 +64,7 @@ def read_frames(path: Path, video: str | None = None, member: str | None = None)
                 raise DataError(f"{path}: video {name!r} is no dataset [frames, size]; convert the features again")
             return VideoFrames(name, entry[()], PLANTED_ATTRIBUTE in file.attrs)
     except (OSError, RuntimeError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read ({_brief(error)}); copy or convert it again") from None
+        raise DataError(f"{path}: cannot be read ({brief(error)}); copy or convert it again") from None
 
 
 def check_frames(features: npt.ArrayLike | torch.Tensor, feature_size: int, where: str = "features") -> Frames:
@@ -74,10 +73,10 @@ def check_frames(features: npt.ArrayLike | torch.Tensor, feature_size: int, wher
     Args:
         features: Numbers [N, D]; an array, a tensor on any device, or nested lists.
         feature_size: D that the model was trained with.
-        where: How errors begin.
+        where: Start of error messages.
 
     Raises:
-        DataError: If they are anything else; says what, and what was expected.
+        DataError: If they are anything else; names what was expected.
     """
     try:
         array = features.detach().cpu().float().numpy() if isinstance(features, torch.Tensor) else np.asarray(features)
@@ -99,7 +98,7 @@ def check_frames(features: npt.ArrayLike | torch.Tensor, feature_size: int, wher
 
 
 def _choose(path: Path, videos: list[str], wanted: str | None) -> str:
-    """Returns the video that is meant."""
+    """Returns the wanted video, or the only one."""
     some = ", ".join(videos[:_SHOWN]) + (f" and {len(videos) - _SHOWN} more" if len(videos) > _SHOWN else "")
     if wanted is not None:
         if wanted not in videos:
@@ -108,7 +107,3 @@ def _choose(path: Path, videos: list[str], wanted: str | None) -> str:
     if len(videos) != 1:
         raise DataError(f"{path}: holds {len(videos)} videos ({some or 'none'}); name one with --video (video=)")
     return videos[0]
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -4,8 +4,6 @@ A line is one query: ``{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5
 times in seconds. Further keys are ignored. Without `val.jsonl`, val is carved from train by video.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Layouts: which files a dataset has in its folder, and how its annotations are read."""
-
-from __future__ import annotations
+"""Layouts: the files of a dataset's folder, and how its annotations are read."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from cdn_tune.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What one dataset looks like on disk. `config.tables.LAYOUTS` lists them.
+    """One dataset's files. `config.tables.LAYOUTS` lists the layouts.
 
     Attributes:
         features: Usual names of the feature file, best first.
@@ -43,7 +41,7 @@ class Layout:
     shared: Mapping[tuple[Split, Split], str] = field(default_factory=dict)
 
     def load(self, root: Path, split: Split) -> Loaded:
-        """Returns what the files of a split hold, in file order.
+        """Returns the content of the files of a split, in file order.
 
         Raises:
             DataError: If a file is missing or empty, or an entry is wrong; the message names file and entry.
@@ -63,6 +61,11 @@ def layout_of(dataset: str) -> Layout:
     return layout
 
 
+def recognise(root: Path) -> list[str]:
+    """Returns the layouts whose annotation files lie in a folder, in the order of the table."""
+    return [name for name in LAYOUTS if layout_of(name).recognise(root)]
+
+
 def root_of(config: DataConfig) -> Path:
     """Returns the data folder.
 
@@ -72,9 +75,8 @@ def root_of(config: DataConfig) -> Path:
     root = Path(config.root).expanduser()
     if not root.is_dir():
         fault = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(
-            f"data.root={config.root} {fault}; set data.root, or write data there with: cdn-tune data plant"
-        )
+        remedy = "set data.root, or write data there with: cdn-tune data plant"
+        raise DataError(f"data.root={config.root} {fault}; {remedy}")
     return root
 
 

@@ -1,9 +1,7 @@
-"""The lexicon: every word that has a vector, for queries that nobody has seen yet.
+"""The lexicon: every word that has a vector, for queries that no split has.
 
 Letters: V words, L words of a query, W word-vector size.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +12,7 @@ import torch
 from cdn_tune.config import DataConfig
 from cdn_tune.data.files import locate
 from cdn_tune.data.tokenizer import tokenizer_of
-from cdn_tune.data.vectors import load_vectors
-from cdn_tune.data.word_table import pieces
+from cdn_tune.data.vectors import load_vectors, pieces
 from cdn_tune.errors import DataError
 
 
@@ -26,7 +23,7 @@ class Lexicon:
     Attributes:
         source: Where the vectors come from, for error messages.
         tokenizer: Name of the tokenizer.
-        unknown_words: What words without a vector are: ``zero``, or the mean of their pieces, ``subword``.
+        unknown_words: Vector of a word without one: ``zero``, or the mean of its pieces, ``subword``.
         rows: Row of each word in `vectors`.
         vectors: float32 [V, W].
     """
@@ -38,10 +35,7 @@ class Lexicon:
     vectors: torch.Tensor
 
     def encode(self, query: str) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """Reads a query.
-
-        Returns:
-            Its word vectors, float32 [L, W], zero for a word without one; and those words, in order, each once.
+        """Returns a query's word vectors, float32 [L, W], zero for a word without one; and those words, each once.
 
         Raises:
             DataError: If it has no words, or (with the tokenizer `words`, as in training) none with a vector.
@@ -68,14 +62,14 @@ class Lexicon:
 
 
 def open_lexicon(config: DataConfig, word_vectors: Path | None = None) -> Lexicon:
-    """Opens the word vectors that a model was trained with.
+    """Returns the lexicon of the word vectors that a model was trained with.
 
     Args:
         config: Of the model's experiment.
-        word_vectors: Where they are now, if no longer where the experiment says.
+        word_vectors: Their path now, if no longer that of the experiment.
 
     Raises:
-        DataError: If they are not there, cannot be read, or are of another size.
+        DataError: If they are missing, cannot be read, or are of another size.
     """
     path = word_vectors or locate(Path(config.root).expanduser(), config.word_vectors)
     if not path.is_file() and not Path(f"{path}.pt").is_file():

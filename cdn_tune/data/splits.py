@@ -1,7 +1,5 @@
 """Splits: what is trained on, what choices are made on, and what is measured once."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 

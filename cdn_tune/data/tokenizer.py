@@ -1,7 +1,5 @@
 """Tokenizers: a query as the words that are looked up in the word vectors."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

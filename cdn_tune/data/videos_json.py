@@ -1,35 +1,30 @@
-"""JSON files with an entry per video that lists its moments and sentences, as TACoS and ActivityNet Captions have."""
+"""TACoS and ActivityNet Captions as 2D-TAN distributes them: `{train,val,test}.json` with an entry per video.
 
-from __future__ import annotations
+An entry lists the video's moments and sentences. TACoS gives times in frames of the original video, ActivityNet
+Captions in seconds; the val and test splits of the latter are two annotators' sentences about the same videos.
+"""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cdn_tune.data.annotations import Scanned, Split, annotate
 from cdn_tune.data.files import read_text
+from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
 
-Moments = list[tuple[float, float, str] | DataError]
+TACOS_ENTRY = '{"timestamps": [[first, last], ...], "sentences": [...], "fps": ..., "num_frames": ...}'
+ACTIVITYNET_ENTRY = '{"duration": ..., "timestamps": [[start, end], ...], "sentences": [...]}'
+
+# Two moments of ActivityNet's published training file end before they start; the published loaders drop them.
+KNOWN_FAULTS = frozenset({("v_0bosp4-pyTM", 61.29, 60.71), ("v_rhOtqArO-3Y", 173.44, 150.31)})
 
 
 def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
     """Returns the file `split` is read from."""
     return (root / f"{split}.json",)
-
-
-def first_entry(root: Path) -> dict[str, Any] | None:
-    """Returns the first video's entry; an empty one if it cannot be read, None if there is no such file."""
-    path = next((path for split in ("train", "test", "val") if (path := root / f"{split}.json").is_file()), None)
-    if path is None:
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return {}
-    entries = list(content.values()) if isinstance(content, dict) else []
-    return entries[0] if entries and isinstance(entries[0], dict) else {}
 
 
 def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
@@ -39,37 +34,64 @@ def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
     return {path.name: json.dumps(videos) + "\n"}
 
 
-def read_videos(path: Path, entry: str, remedy: str) -> dict[str, Any]:
-    """Returns the JSON object of a file, an entry per video.
+def scan(
+    root: Path,
+    split: Split,
+    *,
+    dataset: str,
+    keys: Collection[str],
+    unit: str,
+    example: str,
+    timing: Callable[..., tuple[float, float]],
+    known_faults: Collection[tuple[str, float, float]] = (),
+) -> Iterator[Scanned]:
+    """Yields the moments in the file of `split`, times converted to seconds, wrong entries as errors.
 
     Args:
-        path: The file.
-        entry: What an entry looks like, for errors.
-        remedy: What to do when the file is missing.
+        root: The data folder.
+        split: The split.
+        dataset: Name of the dataset, for errors.
+        keys: Keys that a video's entry must have besides `timestamps` and `sentences`; positive numbers.
+        unit: Unit of the times, for errors.
+        example: An entry, for errors.
+        timing: From the values of `keys` to the duration in seconds and the number of units in a second.
+        known_faults: See `annotate`.
 
     Raises:
         DataError: If the file is missing, empty, no JSON, or its top level is no object.
     """
+    (path,) = annotation_files(root, split)
     try:
-        videos = json.loads(read_text(path, remedy))
+        videos = json.loads(read_text(path, f"check data.root, or download the {dataset} annotations into it"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); download or copy it again") from None
     if not isinstance(videos, dict):
         raise DataError(
-            f"{path}: top level is a {type(videos).__name__}; expected an object with an entry per video: {entry}"
+            f"{path}: top level is a {type(videos).__name__}; expected an object with an entry per video: {example}"
         )
-    return videos
+    for video, entry in videos.items():
+        where = f"{path}: video {video!r}"
+        try:
+            moments = _moments_of(entry, keys, unit, where, example)
+            duration, per_second = timing(*(_positive(entry[key], key, where) for key in keys))
+        except DataError as error:
+            yield error
+            continue
+        for position, moment in enumerate(moments):
+            try:
+                if isinstance(moment, DataError):
+                    raise moment
+                start, end = moment[0] / per_second, moment[1] / per_second
+                place = f"{video}:{position}"
+                yield annotate(path, place, video, duration, start, end, moment[2], known_faults=known_faults)
+            except DataError as error:
+                yield error
 
 
-def moments_of(entry: Any, keys: Collection[str], unit: str, where: str, example: str) -> Moments:
+def _moments_of(
+    entry: Any, keys: Collection[str], unit: str, where: str, example: str
+) -> list[tuple[float, float, str] | DataError]:
     """Returns (first, last, sentence) of each moment of a video's entry, wrong ones as errors.
-
-    Args:
-        entry: The entry.
-        keys: Keys it must have besides `timestamps` and `sentences`.
-        unit: Of the times, for errors.
-        where: File and video, for errors.
-        example: What an entry looks like, for errors.
 
     Raises:
         DataError: If keys are missing, or times and sentences do not go together.
@@ -81,7 +103,7 @@ def moments_of(entry: Any, keys: Collection[str], unit: str, where: str, example
         raise DataError(
             f"{where}: 'timestamps' and 'sentences' are not two lists of one length; give one span a sentence"
         )
-    moments: Moments = []
+    moments: list[tuple[float, float, str] | DataError] = []
     for position, (span, query) in enumerate(zip(spans, sentences, strict=True)):
         if not (isinstance(span, list) and len(span) == 2 and all(map(_is_number, span))):
             error = f"timestamps[{position}] is {span!r}; write [first {unit}, last {unit}]"
@@ -93,50 +115,7 @@ def moments_of(entry: Any, keys: Collection[str], unit: str, where: str, example
     return moments
 
 
-def scan_video(
-    path: Path,
-    video: str,
-    duration: float,
-    moments: Moments,
-    per_second: float = 1.0,
-    known_faults: Collection[tuple[str, float, float]] = (),
-) -> Iterator[Scanned]:
-    """Yields the annotations of one video, wrong ones as errors.
-
-    Args:
-        path: The file.
-        video: Name of the video.
-        duration: Its length, in seconds.
-        moments: As `moments_of` returns them.
-        per_second: Units of the moments' times in a second.
-        known_faults: See `annotate`.
-    """
-    for position, moment in enumerate(moments):
-        if isinstance(moment, DataError):
-            yield moment
-            continue
-        start, end, query = moment
-        try:
-            yield annotate(
-                path,
-                f"{video}:{position}",
-                video,
-                duration,
-                start / per_second,
-                end / per_second,
-                query,
-                known_faults=known_faults,
-            )
-        except DataError as error:
-            yield error
-
-
-def positive(value: Any, key: str, where: str) -> float:
-    """Returns a number above 0.
-
-    Raises:
-        DataError: If it is none.
-    """
+def _positive(value: Any, key: str, where: str) -> float:
     if not _is_number(value) or not value > 0:
         raise DataError(f"{where}: {key} is {value!r}; it must be a positive number")
     return float(value)
@@ -144,3 +123,58 @@ def positive(value: Any, key: str, where: str) -> float:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_activitynet(root: Path) -> bool | None:
+    """Returns whether the first video's entry gives a duration but no frame rate; None if the folder has no file."""
+    path = next((path for split in ("train", "test", "val") if (path := root / f"{split}.json").is_file()), None)
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    entries = list(content.values()) if isinstance(content, dict) else []
+    first = entries[0] if entries and isinstance(entries[0], dict) else {}
+    return "duration" in first and "fps" not in first
+
+
+TACOS = Layout(
+    features=("tall_c3d_features.hdf5",),
+    files=annotation_files,
+    scan=partial(
+        scan,
+        dataset="TACoS",
+        keys=("fps", "num_frames"),
+        unit="frame",
+        example=TACOS_ENTRY,
+        timing=lambda fps, frames: (frames / fps, fps),
+    ),
+    recognise=lambda root: _is_activitynet(root) is False,
+    restrict=restrict,
+    raw="tacos_c3d",
+    ious=(0.1, 0.3, 0.5),
+    editions={
+        (9790, 4436, 4001): "the JSON files that 2D-TAN distributes (9 790/4 436/4 001 pairs)",
+        (10146, 4589, 4083): "the original TALL split (10 146/4 589/4 083 pairs)",
+    },
+)
+
+ACTIVITYNET = Layout(
+    features=("sub_activitynet_v1-3.c3d.hdf5",),
+    files=annotation_files,
+    scan=partial(
+        scan,
+        dataset="ActivityNet Captions",
+        keys=("duration",),
+        unit="second",
+        example=ACTIVITYNET_ENTRY,
+        timing=lambda duration: (duration, 1.0),
+        known_faults=KNOWN_FAULTS,
+    ),
+    recognise=lambda root: _is_activitynet(root) is True,
+    restrict=restrict,
+    member="c3d_features",  # in a group per video, [frames, 500]
+    editions={(37417, 17505, 17031): "2D-TAN's split (37 417/17 505/17 031 pairs)"},
+    shared={("val", "test"): "two annotators described them"},
+)

@@ -3,8 +3,6 @@
 Letters: L words of a query, V words with a vector, W word-vector size.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import torch
 
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.tokenizer import tokenizer_of
-from cdn_tune.data.word_table import word_table
+from cdn_tune.data.vectors import word_table
 from cdn_tune.errors import DataError
 
 
@@ -65,7 +63,7 @@ def build_vocabulary(
             vectors, as published, unless no query at all has a known word.
         annotations: Their queries.
         root: Folder of the annotation files, for error messages.
-        unknown_words: What words that the file lacks are: ``zero``, or the mean of their pieces, ``subword``.
+        unknown_words: Vector of a word that the file lacks: ``zero``, or the mean of its pieces, ``subword``.
 
     Raises:
         DataError: If the vectors cannot be read, have another size or are not finite, or a query has no known word.
@@ -76,8 +74,8 @@ def build_vocabulary(
         queries.setdefault(annotation.query, []).append(annotation)
     tokens = {query: tokenize(query) for query in queries}
     counts: Counter[str] = Counter()
-    for query, asked in queries.items():
-        counts.update({token: count * len(asked) for token, count in Counter(tokens[query]).items()})
+    for query, items in queries.items():
+        counts.update({token: count * len(items) for token, count in Counter(tokens[query]).items()})
     table = word_table(path, counts, unknown_words)
     if table.size != word_size:
         raise DataError(
@@ -85,16 +83,14 @@ def build_vocabulary(
             f"set data.word_size={table.size} or data.word_vectors to another file"
         )
     rows = {token: row for row, token in enumerate(table.words, start=1)}
-    without = [asked for query, asked in queries.items() if not any(token in rows for token in tokens[query])]
+    without = [items for query, items in queries.items() if not any(token in rows for token in tokens[query])]
     unknown_queries = sum(map(len, without))
     if without and (tokenizer == "words" or unknown_queries == sum(map(len, queries.values()))):
         example = without[0][0]
         where = example.id if root is None else root / example.id
-        raise DataError(
-            f"{where}: no word of the query {example.query!r} has a vector in {path}; correct or remove the query"
-            + (", or set data.word_vectors to a file that covers it" if tokenizer == "words" else
-               ", or set data.tokenizer=words")
-        )  # fmt: skip
+        other = "word_vectors to a file that covers it" if tokenizer == "words" else "tokenizer=words"
+        what = f"no word of the query {example.query!r} has a vector in {path}"
+        raise DataError(f"{where}: {what}; correct or remove the query, or set data.{other}")
     if not torch.isfinite(table.vectors).all():
         bad = table.words[int(torch.isfinite(table.vectors).all(dim=1).logical_not().nonzero()[0])]
         raise DataError(f"{path}: the vector of {bad!r} is not finite; correct the line or download the file again")

@@ -12,9 +12,8 @@ from cdn_tune.config.tables import metric_names, metrics_depth
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluate import EVALUATION
 from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, answers_of, read_query_results, video_numbers
-from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
+from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, compare_paired, interval
 from cdn_tune.moments.metrics import Measures, mean_measures, measure
-from cdn_tune.moments.paired import compare_paired
 from cdn_tune.training.runs.run_folder import read_manifest
 
 SCHEMA = 1

@@ -23,7 +23,7 @@ from cdn_tune.data.files import sha256
 from cdn_tune.data.lexicon import Lexicon, open_lexicon
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.tokenizer import tokenizer_of
-from cdn_tune.data.word_table import pieces
+from cdn_tune.data.vectors import pieces
 from cdn_tune.errors import ConfigError, DataError, RunError
 from cdn_tune.evaluation import exported, graph
 from cdn_tune.evaluation.loading import choose_checkpoint

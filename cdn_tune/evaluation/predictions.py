@@ -10,9 +10,8 @@ from typing import Any
 from cdn_tune.config import DataConfig
 from cdn_tune.config.tables import LAYOUTS, metric_names, metrics_depth
 from cdn_tune.data.annotations import Split
-from cdn_tune.data.doctor.recognise import recognise
 from cdn_tune.data.files import sha256
-from cdn_tune.data.layouts import layout_of
+from cdn_tune.data.layouts import layout_of, recognise
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.errors import ConfigError, DataError
 from cdn_tune.evaluation.formats import read_predictions

@@ -23,7 +23,7 @@ from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.lexicon import Lexicon
 from cdn_tune.errors import DataError, TrainingError
 from cdn_tune.model.family import MomentModel, Spans
-from cdn_tune.moments.windows import sliding_windows
+from cdn_tune.moments.spans import sliding_windows
 from cdn_tune.training.step.precision import autocast, resolve_precision
 
 WINDOWS_AT_ONCE = 16

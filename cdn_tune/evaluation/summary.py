@@ -14,10 +14,8 @@ from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.tokenizer import words
 from cdn_tune.evaluation.queries import video_numbers
 from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top, constant_top, random_top
-from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, interval
-from cdn_tune.moments.groups import query_groups
-from cdn_tune.moments.metrics import Answers, Measures, measure
-from cdn_tune.moments.paired import compare_paired
+from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, compare_paired, interval
+from cdn_tune.moments.metrics import Answers, Measures, measure, query_groups
 
 LEVEL = 0.95
 BLIND = "query_blind"

@@ -3,8 +3,6 @@
 Shape letters: Q queries, n moments returned per query, G grid steps, N grid moments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -69,7 +67,7 @@ def best_constant_list(
 
     The first is the one that retrieves most moments; each next one retrieves most of those that none before it does
     (greedy maximum coverage), so the list is strong at R@n as well as at R@1. Of equals, the one with the highest mean
-    IoU over all moments. It knows the dataset's habits and neither query nor video: what a model must beat.
+    IoU over all moments. It depends on neither query nor video: what a model must beat.
 
     Args:
         durations: Seconds [Q], above 0.

@@ -1,15 +1,14 @@
-"""How sure a mean over queries is: bootstrap intervals, the queries of a video drawn together.
+"""How sure a mean over queries is, or the difference of two: resampling, the queries of a video together.
 
 Queries of one video share its features, so they do not err independently; drawing queries one by one would give
 intervals that are too narrow. Videos are drawn with replacement instead, as often as there are videos, each with all
 its queries (the cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997).
 
-Shape letters: Q queries, V videos, M metrics, R resamples.
+Shape letters: Q queries, V videos, M metrics, R resamples or random sign patterns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +17,13 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
 _CHUNK_DRAWS = 1 << 20  # draws held at once
+_TOLERANCE = 1e-9  # of a sum over queries: sums of the same numbers in another order are ties
 
 
 def cluster_means(values: Floats, clusters: NDArray[np.int64], resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Returns the means of resampled queries, float64 [R, M].
 
-    A resample is told by how often it holds each video: multinomial counts, times the videos' sums.
+    A resample is how often it holds each video: multinomial counts, times the videos' sums.
 
     Args:
         values: A number per query and metric [Q, M]; NaN where a query does not count (as in a breakdown).
@@ -51,14 +51,9 @@ def cluster_means(values: Floats, clusters: NDArray[np.int64], resamples: int = 
 
 
 def interval(means: Floats, level: float = 0.95) -> Floats:
-    """Returns the percentile interval of resampled means.
+    """Returns the percentile interval of resampled means [R, M]: lower and upper ends, float64 [2, M].
 
-    Args:
-        means: As `cluster_means` returns them [R, M]; NaN is left out.
-        level: Share of the resamples within.
-
-    Returns:
-        Lower and upper ends, float64 [2, M]; NaN where no resample has a mean.
+    NaN is left out; an end is NaN where no resample has a mean.
     """
     tail = (1 - level) / 2
     ends = np.full((2, means.shape[1]), np.nan)
@@ -101,3 +96,62 @@ def _draws(videos: int, resamples: int, seed: int) -> Iterator[tuple[int, Floats
         drawn += np.arange(rows)[:, None] * videos
         counts = np.bincount(drawn.ravel(), minlength=rows * videos).reshape(rows, videos)
         yield first, counts.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """By how much the first is better than the second.
+
+    Attributes:
+        difference: Mean over queries of first minus second, float64 [M].
+        low: Lower end of its 95 % interval (cluster bootstrap of the differences) [M].
+        high: Upper end [M].
+        p_value: Of the hypothesis that the two are exchangeable within every video; two-sided, in (0, 1] [M].
+    """
+
+    difference: Floats
+    low: Floats
+    high: Floats
+    p_value: Floats
+
+
+def compare_paired(
+    first: Floats, second: Floats, clusters: NDArray[np.int64], resamples: int = RESAMPLES, seed: int = 0
+) -> Paired:
+    """Returns the comparison of two answers to the same queries.
+
+    Args:
+        first: A number per query and metric [Q, M].
+        second: The same of the other [Q, M].
+        clusters: The video of each query, as a number [Q].
+        resamples: R, of the bootstrap and of the test.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If there is no query, or the shapes do not fit.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"want two arrays of one shape, got {[*first.shape]} and {[*second.shape]}")
+    difference = first - second
+    low, high = interval(cluster_means(difference, clusters, resamples, seed))
+    return Paired(difference.mean(axis=0), low, high, sign_flip(difference, clusters, resamples, seed))
+
+
+def sign_flip(difference: Floats, clusters: NDArray[np.int64], resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Returns the p-values of a sign-flip permutation test, float64 [M].
+
+    Were the two answers alike, a video's differences might as well have had the other sign, all of them together. The
+    p-value is the share of random sign patterns, the observed one among them, whose mean difference is at least as far
+    from 0: (1 + hits) / (1 + R). It is never 0, and exact whatever the distribution. Arguments as in `compare_paired`,
+    `difference` [Q, M] being first minus second.
+    """
+    sums, _ = cluster_sums(difference, clusters)  # [V, M]; queries are the same in each pattern, so sums will do
+    observed = np.abs(sums.sum(axis=0))
+    generator = np.random.Generator(np.random.PCG64([seed, 1]))
+    hits = np.zeros(sums.shape[1])
+    step = max(1, _CHUNK_DRAWS // len(sums))
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        signs = generator.integers(0, 2, size=(rows, len(sums))) * 2.0 - 1.0
+        hits += (np.abs(signs @ sums) >= observed - _TOLERANCE).sum(axis=0)
+    return (1 + hits) / (1 + resamples)

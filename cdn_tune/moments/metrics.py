@@ -1,4 +1,4 @@
-"""Metrics of retrieved moments: each a number per query, of which a split's metric is the mean.
+"""Metrics of retrieved moments: each a number per query, of which a split's metric is the mean; groups of queries.
 
 `config.tables.METRICS` lists them. Val during training and the test split are measured by the same functions, so that
 intervals and tests need nothing else than the numbers per query.
@@ -8,6 +8,7 @@ Shape letters: Q queries, M metrics, n moments returned per query.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,13 @@ from cdn_tune.config.tables import AP_MOMENTS, find_metric, resolve
 from cdn_tune.moments.spans import iou as iou_of
 
 Array = Tensor | NDArray[np.generic]
+Groups = dict[str, dict[str, Tensor]]
 AP_IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))  # what mAP averages over, as QVHighlights does
+
+LENGTH_SHARES = (0.1, 0.25, 0.5)
+LENGTH_SECONDS = (5.0, 10.0, 30.0)
+POSITIONS = (1 / 3, 2 / 3)
+QUERY_WORDS = (5, 10)
 
 
 class Answers:
@@ -28,7 +35,7 @@ class Answers:
 
     Attributes:
         top: Spans in seconds, best first, NaN-padded, float64 [Q, n, 2]. Of equal scores the first counts first.
-        scores: Their scores, float64 [Q, n]; where none are known, minus the rank.
+        scores: Their scores, float64 [Q, n]; without scores, minus the rank.
         moments: Annotated spans in seconds, float64 [Q, 2].
         durations: Of the videos in seconds, float64 [Q].
         overlap: IoU of each span with the truth, 0 where there is none, float64 [Q, n].
@@ -111,14 +118,10 @@ class Measures:
 
 
 def measure(answers: Answers, names: Sequence[str]) -> Measures:
-    """Returns what each query adds to some metrics.
-
-    Args:
-        answers: What was retrieved.
-        names: The metrics, as `config.tables.find_metric` reads them.
+    """Returns what each query adds to some metrics, named as `config.tables.find_metric` reads them.
 
     Raises:
-        ValueError: If a metric is unknown, or looks at more moments than there are.
+        ValueError: If a metric is unknown, or counts more moments than `answers` has.
     """
     columns = []
     for name in names:
@@ -132,6 +135,41 @@ def measure(answers: Answers, names: Sequence[str]) -> Measures:
 def mean_measures(many: Sequence[Measures]) -> Measures:
     """Returns the mean over models (seeds) of what each query adds."""
     return Measures(many[0].names, np.mean([each.values for each in many], axis=0))
+
+
+def query_groups(durations: Tensor, moments: Tensor, words: Sequence[int]) -> Groups:
+    """Returns bool masks [Q] by kind and label; of each kind every query is in one group. Empty groups are left out.
+
+    Kinds: ``length_share`` (of the moment, as a share of its video), ``length_seconds`` (of the moment), ``position``
+    (of its centre in the video), ``query_words``. A value at an edge is in the lower group.
+
+    Args:
+        durations: Seconds [Q].
+        moments: Annotated spans in seconds [Q, 2].
+        words: Words of each query.
+    """
+    length = moments[:, 1] - moments[:, 0]
+    centre = moments.mean(dim=1) / durations
+    count = torch.tensor(list(words), dtype=torch.float64)
+    thirds = ("first third", "middle third", "last third")
+    shares = _ranges([f"{100 * edge:g}" for edge in LENGTH_SHARES], "%")
+    return {
+        "length_share": _cut(length / durations, LENGTH_SHARES, shares),
+        "length_seconds": _cut(length, LENGTH_SECONDS, _ranges([f"{edge:g}" for edge in LENGTH_SECONDS], "s")),
+        "position": _cut(centre, POSITIONS, thirds),
+        "query_words": _cut(count, QUERY_WORDS, _ranges([str(edge) for edge in QUERY_WORDS], "words")),
+    }
+
+
+def _cut(values: Tensor, edges: Sequence[float], labels: Sequence[str]) -> dict[str, Tensor]:
+    index = torch.bucketize(values.double(), torch.tensor(list(edges), dtype=torch.float64))
+    masks = {label: index == number for number, label in enumerate(labels)}
+    return {label: mask for label, mask in masks.items() if bool(mask.any())}
+
+
+def _ranges(edges: Sequence[str], unit: str) -> list[str]:
+    inner = [f"{low}-{high} {unit}" for low, high in itertools.pairwise(edges)]
+    return [f"up to {edges[0]} {unit}", *inner, f"above {edges[-1]} {unit}"]
 
 
 def _cpu64(array: Array) -> Tensor:

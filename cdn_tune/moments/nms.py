@@ -3,8 +3,6 @@
 Shape letters: Q queries, S clips, N candidate cells.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Shape letters: Q queries, S clips. Source: 2D-TAN (arXiv 1912.03590), section 3.2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from cdn_tune.cli import app
 from cdn_tune.config import Experiment
-from cdn_tune.data.charades import load as load_annotations
+from cdn_tune.data.charades import LAYOUT
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
@@ -58,7 +58,7 @@ def ask(*arguments: Any) -> Any:
 
 
 def test_table(run: Path, features: Path, planted: Path) -> None:
-    video = load_annotations(planted, "test").annotations[0]
+    video = LAYOUT.load(planted, "test").annotations[0]
     result = invoke("predict", run, "--features", features, "--video", video.video, "--query", "a [b] :tada: door")
     assert result.exit_code == 0, result.output
     assert f"{video.video}: {video.duration:.2f} s (from the annotations in" in result.stdout

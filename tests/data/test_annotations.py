@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdn_tune.data import charades, tacos
+from cdn_tune.data import charades
 from cdn_tune.data.annotations import Annotation, Skipped, annotate
+from cdn_tune.data.videos_json import TACOS
 from cdn_tune.errors import DataError
 
 from .conftest import HEADER, Small
@@ -35,13 +36,13 @@ def test_charades_skips_the_four_known_faults_by_line(real: Real) -> None:
 
 @pytest.mark.parametrize(("split", "pairs"), [("train", 9790), ("val", 4436), ("test", 4001)])
 def test_tacos_as_distributed(real: Real, split: Any, pairs: int) -> None:
-    loaded = tacos.LAYOUT.load(real("tacos"), split)
+    loaded = TACOS.load(real("tacos"), split)
     assert (len(loaded.annotations), loaded.skipped) == (pairs, ())
     assert all(0 <= item.start < item.end <= item.duration for item in loaded.annotations)
 
 
 def test_tacos_times_are_frames_over_fps(real: Real) -> None:
-    first = tacos.LAYOUT.load(real("tacos"), "train").annotations[0]
+    first = TACOS.load(real("tacos"), "train").annotations[0]
     assert first == Annotation(
         "train.json:s17-d69.avi:0", "s17-d69.avi", 12438 / 29.4, 224 / 29.4, 358 / 29.4, "He took out a pan"
     )
@@ -163,7 +164,7 @@ ENTRY = {"timestamps": [[10, 20]], "sentences": ["Cut."], "fps": 10.0, "num_fram
 def test_wrong_json_is_named(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(DataError) as error:
-        tacos.LAYOUT.load(tmp_path, "train")
+        TACOS.load(tmp_path, "train")
     assert all(part in str(error.value) for part in parts), error.value
     assert str(tmp_path) in str(error.value)
 

@@ -194,7 +194,7 @@ def test_every_video_with_wrong_features_is_found(small: Small, fault: str, what
 
 
 def test_quick_reads_a_sample(planted_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdn_tune.data.doctor.features.SAMPLE", 10)
+    monkeypatch.setattr("cdn_tune.data.doctor.checks.SAMPLE", 10)
     report = examine(planted_root, quick=True)
     assert report.quick
     assert report.features["checked"] == 10

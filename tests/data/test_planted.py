@@ -18,19 +18,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data import tacos
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.charades import COLUMNS
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.data.planted import plant
-from cdn_tune.data.planted.difficulty import Difficulty, signals_of
 from cdn_tune.data.planted.grammar import ACTIONS, STOPWORDS, THINGS, draw_event, sentence
-from cdn_tune.data.planted.planting import PRESETS, preset
+from cdn_tune.data.planted.planting import PRESETS, apportion, preset
 from cdn_tune.data.planted.scenes import draw_scene
-from cdn_tune.data.planted.signal import content_words, frame_span, generator_for, meaning, projection
-from cdn_tune.data.planted.subset import apportion
+from cdn_tune.data.planted.signal import (
+    Difficulty,
+    content_words,
+    frame_span,
+    generator_for,
+    meaning,
+    projection,
+    signals_of,
+)
 from cdn_tune.data.splits import split_annotations
+from cdn_tune.data.videos_json import TACOS
 from cdn_tune.errors import DataError
 
 from .conftest import config_of
@@ -57,7 +63,7 @@ def test_an_oracle_finds_the_moments(planted_config: DataConfig) -> None:
     matrix = projection(50, 64, seed=0)
     hits = []
     for item in dataset.annotations:
-        direction = meaning(item.query, 50, seed=0) @ matrix
+        direction = meaning(content_words(item.query), 50, seed=0) @ matrix
         scores = dataset.features.frames(item.video) @ (direction / np.linalg.norm(direction)) - 0.6
         best, found, total, first = 0.0, (0, 1), 0.0, 0
         for frame, score in enumerate(scores):
@@ -128,7 +134,7 @@ def test_a_sentence_names_its_action_and_thing(seed: int, share: float) -> None:
 
 def test_a_query_of_stopwords_alone_still_means_something() -> None:
     assert content_words("she is there") == ["she", "is", "there"]
-    assert np.linalg.norm(meaning("she is there", 8, 0)) == pytest.approx(1)
+    assert np.linalg.norm(meaning(content_words("she is there"), 8, 0)) == pytest.approx(1)
 
 
 @given(st.floats(0, 50), st.floats(0.01, 50), st.floats(0.1, 30), st.integers(1, 100))
@@ -187,7 +193,7 @@ def test_real_tacos_restricted(real: Real, tmp_path: Path) -> None:
     splits = load_splits(config, ("train", "val", "test"))
     assert [len({item.video for item in part.annotations}) for part in splits.values()] == [3, 1, 1]
     item = splits["val"].annotations[0]
-    assert item in tacos.LAYOUT.load(source, "val").annotations
+    assert item in TACOS.load(source, "val").annotations
     assert (tmp_path / "tall_c3d_features.hdf5").is_file()
 
 
@@ -285,7 +291,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from cdn_tune.data.planted import plant
-from cdn_tune.data.planted.difficulty import Difficulty, signals_of
+from cdn_tune.data.planted.signal import Difficulty, signals_of
 plant(Path(sys.argv[1]), videos=6, feature_size=8, word_size=5, frame_rate=2.0, seed=int(sys.argv[2]), overwrite=True,
       progress=lambda done, total: os._exit(9) if done == 4 else None)
 """
@@ -360,7 +366,7 @@ def test_paraphrases_turn_signals_away_from_their_words() -> None:
         found = []
         for number in range(50):
             (signal,) = signals_of(f"V{number}", [item()], Difficulty(paraphrases=share), 64, seed=0)
-            found.append(float(signal.meaning @ meaning(item().query, 64, seed=0)))
+            found.append(float(signal.meaning @ meaning(content_words(item().query), 64, seed=0)))
         return float(np.mean(found))
 
     assert likeness(0.0) == pytest.approx(1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data import MomentDataset, load_splits
+from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import DataError
 

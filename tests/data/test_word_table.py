@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdn_tune.data import word_table as module
+from cdn_tune.data import vectors as module
 from cdn_tune.data.dataset import load_split
-from cdn_tune.data.word_table import pieces, word_table
+from cdn_tune.data.vectors import pieces, word_table
 
 from .conftest import Small
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from cdn_tune.moments.bootstrap import cluster_means, cluster_sums, interval
-from cdn_tune.moments.paired import compare_paired, sign_flip
+from cdn_tune.moments.bootstrap import cluster_means, cluster_sums, compare_paired, interval, sign_flip
 
 
 def clustered(videos: int, queries: int, seed: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top
-from cdn_tune.moments.groups import query_groups
 from cdn_tune.moments.metrics import (
     AP_IOUS,
     Answers,
     average_precision,
     mean_average_precision,
     measure,
+    query_groups,
     recall,
 )
 from cdn_tune.moments.spans import iou

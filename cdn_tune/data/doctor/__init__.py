@@ -1,4 +1,4 @@
-"""The doctor: looks at a data folder before a training does, and says what would go wrong and how to mend it."""
+"""The doctor: examines a data folder before a training, and reports what would go wrong and how to mend it."""
 
 from cdn_tune.data.doctor.examine import examine
 from cdn_tune.data.doctor.report import Finding, Report

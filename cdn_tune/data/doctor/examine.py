@@ -1,7 +1,5 @@
 """The examination of a data folder, from its layout to its last video."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +7,12 @@ from typing import Any
 
 from cdn_tune.config import DataConfig
 from cdn_tune.config.tables import LAYOUTS
-from cdn_tune.data.doctor.annotations import check_annotations, check_overlap
-from cdn_tune.data.doctor.features import Progress, check_features
-from cdn_tune.data.doctor.recognise import edition, recognise
+from cdn_tune.data.annotations import SPLITS, Split
+from cdn_tune.data.doctor.checks import check_annotations, check_features, check_overlap, check_words, find_vectors
 from cdn_tune.data.doctor.report import Finding, Report
-from cdn_tune.data.doctor.words import check_words, find_vectors
-from cdn_tune.data.files import is_remote, locate, remote_file
+from cdn_tune.data.files import Progress, is_remote, locate, remote_file
 from cdn_tune.data.fingerprint import PLANTED_MARKER
-from cdn_tune.data.layouts import layout_of
+from cdn_tune.data.layouts import Layout, layout_of, recognise
 from cdn_tune.data.splits import held_out
 from cdn_tune.errors import DataError
 
@@ -53,9 +49,8 @@ def examine(
     if not found:
         what = f"{root}: no annotation files of a known layout ({', '.join(LAYOUTS)})"
         remedy = "put them there (docs/data.md lists their names), or write data with: cdn-tune data plant"
-        return Report(
-            str(root), None, None, marker is not None, quick, findings=(Finding("error", "folder", what, remedy),)
-        )
+        findings = [Finding("error", "folder", what, remedy)]
+        return Report(str(root), None, None, marker is not None, quick, findings=tuple(findings))
     layout = layout_of(found[0])
     usable, skipped, findings = check_annotations(root, layout)
     if len(found) > 1:
@@ -63,9 +58,15 @@ def examine(
         findings.append(Finding("warning", "folder", what, "keep each dataset in a folder of its own"))
     items = [item for some in usable.values() for item in some]
     durations = {item.video: item.duration for item in items}
-    variant = edition(layout, *({split: len(some[split]) for split in some} for some in (usable, skipped)))
+    sizes, left_out = ({split: len(part) for split, part in some.items()} for some in (usable, skipped))
+    variant = _edition(layout, sizes, left_out)
     if variant is not None:  # the published files are meant to be as they are
-        findings = [_as_published(finding) for finding in findings]
+        findings = [
+            replace(finding, level="info", what=f"{finding.what}, as published", remedy="")
+            if finding.level == "warning"
+            else finding
+            for finding in findings
+        ]
     findings += check_overlap(layout, usable)
     videos = {item.video for item in usable.get("train", ())}
     broken = any(finding.level == "error" for finding in findings)
@@ -95,9 +96,9 @@ def examine(
         quick=quick,
         splits={
             split: {
-                "queries": len(usable[split]),
+                "queries": sizes[split],
                 "videos": len({item.video for item in usable[split]}),
-                "skipped": len(skipped[split]),
+                "skipped": left_out[split],
             }
             for split in usable
         },
@@ -107,8 +108,15 @@ def examine(
     )
 
 
+def _edition(layout: Layout, usable: dict[Split, int], skipped: dict[Split, int]) -> str | None:
+    """Returns which published edition has these numbers of pairs; some published counts include unusable ones."""
+    used = [usable.get(split, 0) for split in SPLITS]
+    whole = [usable.get(split, 0) + skipped.get(split, 0) for split in SPLITS]
+    return layout.editions.get((used[0], used[1], used[2])) or layout.editions.get((whole[0], whole[1], whole[2]))
+
+
 def _marker(root: Path) -> dict[str, Any] | None:
-    """Returns what labels the folder as planted, or None."""
+    """Returns the content of the file that labels the folder as planted ({} if damaged), or None."""
     path = root / PLANTED_MARKER
     if not path.is_file():
         return None
@@ -117,12 +125,6 @@ def _marker(root: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return {}
     return marker if isinstance(marker, dict) else {}
-
-
-def _as_published(finding: Finding) -> Finding:
-    if finding.level != "warning":
-        return finding
-    return replace(finding, level="info", what=f"{finding.what}, as published", remedy="")
 
 
 def _feature_file(root: Path, given: str | None, usual: tuple[str, ...]) -> Path | None:

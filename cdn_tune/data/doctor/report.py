@@ -1,6 +1,4 @@
-"""What the doctor says: findings, each with its remedy, and the facts of the folder."""
-
-from __future__ import annotations
+"""The result of an examination: findings, each with its remedy, and the facts of the folder."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -70,12 +68,7 @@ class Report:
 
 
 def grouped(area: str, errors: Iterable[tuple[str, DataError]]) -> list[Finding]:
-    """Returns errors as findings, those with the same remedy as one.
-
-    Args:
-        area: Where they were found.
-        errors: The place of each, and the error.
-    """
+    """Returns errors, each with its place, as findings of an area; those with the same remedy as one."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for place, error in errors:
         what, _, remedy = str(error).rpartition("; ")

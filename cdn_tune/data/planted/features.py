@@ -4,8 +4,6 @@ The HDF5 file is laid out first, every dataset at its place and empty; the rows 
 journal names the videos whose rows are on disk.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

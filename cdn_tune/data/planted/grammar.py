@@ -1,7 +1,5 @@
 """The grammar of generated queries: who does what to which thing, where and for how long, in an indoor scene."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +48,7 @@ LONG = ("", "", "", "slowly", "for a while")
 LONG_SHARE = 0.3
 PLACE_SHARE = 0.25
 
-# Words that say nothing of what happens: they are not planted in the features (see signal.py).
+# Words without a content of their own: they are not planted in the features (see signal.py).
 _UNPLANTED = """
     a an the this that these those some another other their his her its it he she they them him person persons people
     someone somebody man woman guy girl boy lady one two is are was be been being am 's do does did has have had 've 're
@@ -77,13 +75,7 @@ def draw_event(generator: np.random.Generator) -> Event:
 
 
 def sentence(event: Event, share: float, generator: np.random.Generator) -> str:
-    """Returns a query for an event.
-
-    Args:
-        event: What happens.
-        share: Share of the video that it takes; long and brief events are spoken of differently.
-        generator: Chooses subject, article, place and time.
-    """
+    """Returns a query for an event; its adverb depends on the share of the video that the event takes."""
 
     def pick(options: tuple[str, ...]) -> str:
         return options[int(generator.integers(len(options)))]

@@ -1,11 +1,9 @@
 """Planting: writes a whole dataset with known answers, in the layout the real one has."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,13 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from cdn_tune.data.annotations import SPLITS, Annotation
-from cdn_tune.data.files import written_whole
+from cdn_tune.data.files import Progress, brief, written_whole
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, PLANTED_MARKER
 from cdn_tune.data.layouts import layout_of
-from cdn_tune.data.planted.difficulty import Difficulty, signals_of
 from cdn_tune.data.planted.features import JOURNAL, write_features
-from cdn_tune.data.planted.planting import GENERATED_VIDEOS, VERSION, Planting, planting_of
+from cdn_tune.data.planted.planting import GENERATED_VIDEOS, VERSION, Planting, planting_of, restrict
 from cdn_tune.data.planted.scenes import generate
-from cdn_tune.data.planted.signal import frame_count, planted_frames, projection, word_vector
-from cdn_tune.data.planted.subset import restrict
+from cdn_tune.data.planted.signal import Difficulty, frame_count, planted_frames, projection, signals_of, word_vector
 from cdn_tune.data.tokenizer import words
 from cdn_tune.errors import DataError
 
@@ -34,8 +30,6 @@ MODEL = (
     "scaled to length 1; P [W, D] is random with variance 1/D. A frame is normal noise of variance 1/D plus snr * u P "
     "for each query of its video whose moment holds the frame's time (t + 1/2) / frame_rate."
 )
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,10 @@ def plant(
         raise DataError(f"{out}: is the source folder itself; choose another folder to plant in")
     try:
         _claim(out)
-        texts = _annotation_files(planting, source)
+        if source is None:
+            texts = generate(planting.videos or GENERATED_VIDEOS, planting.seed)
+        else:
+            texts = restrict(Path(source), annotations, videos, seed)
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK, timeout=0):
             found = _claim(out)
@@ -117,19 +114,18 @@ def plant(
                 if complete and found["options"] == asdict(planting):
                     return _planted(out, found, written=False)
                 if found["options"] != asdict(planting) and not overwrite:
-                    raise DataError(
-                        f"{out}: {_difference(found['options'], planting)}; choose another folder or overwrite"
-                    )
+                    fault = _difference(found["options"], planting)
+                    raise DataError(f"{out}: {fault}; choose another folder or overwrite")
             return _write(out, planting, texts, found, progress)
     except Timeout:
         raise DataError(f"{out}: another process is planting here; wait for it or choose another folder") from None
     except OSError as error:
-        fault = error.strerror or " ".join(str(error).split())
+        fault = error.strerror or brief(error)
         raise DataError(f"{out}: cannot be written ({fault}); free space or choose another folder") from None
 
 
 def _claim(out: Path) -> dict[str, Any] | None:
-    """Returns the marker of the planting in `out`, or None if nothing (complete) is there; refuses anything else."""
+    """Returns the marker of the planting in `out`, or None if it holds nothing (complete); refuses anything else."""
     names = {path.name for path in out.iterdir()} - {LOCK} if out.exists() else set()
     if PLANTED_MARKER in names:
         try:
@@ -143,33 +139,25 @@ def _claim(out: Path) -> dict[str, Any] | None:
 
 
 def _difference(options: dict[str, Any], planting: Planting) -> str:
-    """Returns what tells the planting in a folder from the one asked for, which differ."""
+    """Returns in what the planting in a folder differs from the wanted one."""
     wanted = asdict(planting)
     name = next(name for name in wanted if options.get(name) != wanted[name])
     return f"holds another planting ({name}={options.get(name)}, asked for {wanted[name]})"
-
-
-def _annotation_files(planting: Planting, source: Path | None) -> dict[str, str]:
-    """Returns name and text of the annotation files to write."""
-    if source is None:
-        return generate(planting.videos or GENERATED_VIDEOS, planting.seed)
-    return restrict(Path(source), planting.annotations, planting.videos, planting.seed)
 
 
 def _write(
     out: Path, planting: Planting, texts: dict[str, str], found: dict[str, Any] | None, progress: Progress | None
 ) -> Planted:
     staging = out / STAGING
-    if not (staging / JOURNAL).is_file() or not (staging / JOURNAL).read_text(encoding="utf-8").startswith(
-        planting.key
-    ):
+    journal = staging / JOURNAL
+    if not (journal.is_file() and journal.read_text(encoding="utf-8").startswith(planting.key)):
         shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(exist_ok=True)
     dataset = "charades_sta" if planting.annotations == "generated" else planting.annotations
     layout = layout_of(dataset)
     for name, text in texts.items():
         _write_text(staging / name, text)
-    # Read back by the real loader: what is planted is what training will read.
+    # Read back by the real loader: training will read exactly what is planted.
     splits = [split for split in SPLITS if layout.files(staging, split)]
     loaded = [layout.load(staging, split) for split in splits]
     items = [item for part in loaded for item in part.annotations]
@@ -199,7 +187,7 @@ def _write(
         (out / f"{name}.pt").unlink(missing_ok=True)
         if name not in files:
             (out / name).unlink(missing_ok=True)
-    (staging / JOURNAL).unlink()
+    journal.unlink()
     staging.rmdir()
     return _planted(out, marker, written=True)
 
@@ -233,12 +221,12 @@ def _write_features(
 ) -> None:
     matrix = projection(planting.word_size, planting.feature_size, planting.seed)
     frames = {video: frame_count(durations[video], planting.frame_rate) for video in sorted(durations)}
-    asked: dict[str, list[Annotation]] = {}
+    queries: dict[str, list[Annotation]] = {}
     for item in items:
-        asked.setdefault(item.video, []).append(item)
+        queries.setdefault(item.video, []).append(item)
 
     def rows(video: str) -> Iterator[npt.NDArray[np.float32]]:
-        signals = signals_of(video, asked.get(video, []), planting.difficulty, planting.word_size, planting.seed)
+        signals = signals_of(video, queries.get(video, []), planting.difficulty, planting.word_size, planting.seed)
         return planted_frames(video, frames[video], signals, matrix, planting.frame_rate, planting.snr, planting.seed)
 
     attributes = {PLANTED_ATTRIBUTE: VERSION}

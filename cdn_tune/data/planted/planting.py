@@ -1,6 +1,4 @@
-"""The options of a planting: what determines planted data, byte for byte."""
-
-from __future__ import annotations
+"""What determines planted data, byte for byte: the options of a planting, and the real annotations that it uses."""
 
 import hashlib
 import json
@@ -9,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.data.annotations import SPLITS
-from cdn_tune.data.files import sha256
+from cdn_tune.data.files import read_text, sha256
 from cdn_tune.data.layouts import layout_of
-from cdn_tune.data.planted.difficulty import Difficulty
+from cdn_tune.data.planted.signal import Difficulty
 from cdn_tune.errors import DataError
 
 VERSION = 2
 GENERATED_VIDEOS = 300
 PRESETS: dict[str, dict[str, Any]] = {
-    "planted-medium": {"snr": 0.7, "distractors": 2, "paraphrases": 0.15, "jitter": 0.05},
+    "planted-medium": {"snr": 0.7, "distractors": 2, "paraphrases": 0.15, "jitter": 0.05}
 }
 
 
@@ -70,7 +68,7 @@ def planting_of(
     seed: int,
     word_size: int,
 ) -> Planting:
-    """Returns the planting that some options ask for (see `plant`).
+    """Returns the planting of some options (see `plant`).
 
     Raises:
         DataError: If an option is wrong or the source lacks an annotation file.
@@ -101,21 +99,65 @@ def planting_of(
             raise DataError(f"annotations={annotations} needs source, the folder of the real annotation files")
         for path in (path for split in SPLITS for path in layout.files(Path(source), split)):
             if not path.is_file():
-                raise DataError(
-                    f"{path}: no such file; source must be the folder of the {annotations} annotation files"
-                )
+                remedy = f"source must be the folder of the {annotations} annotation files"
+                raise DataError(f"{path}: no such file; {remedy}")
             digests[path.name] = sha256(path)
     return Planting(
-        VERSION,
-        annotations,
-        digests,
-        videos,
-        feature_size,
-        float(frame_rate),
-        difficulty.snr,
-        seed,
-        word_size,
-        difficulty.distractors,
-        difficulty.paraphrases,
-        difficulty.jitter,
+        version=VERSION,
+        annotations=annotations,
+        source=digests,
+        videos=videos,
+        feature_size=feature_size,
+        frame_rate=float(frame_rate),
+        seed=seed,
+        word_size=word_size,
+        **asdict(difficulty),
     )
+
+
+def restrict(source: Path, dataset: str, videos: int | None, seed: int) -> dict[str, str]:
+    """Returns the annotation files of `dataset` in `source`, restricted to some videos: name to text.
+
+    The videos are chosen by a hash of seed and name, in each split in proportion to its size, at least one in each.
+    Entries keep their text and order.
+
+    Args:
+        source: Folder of the real annotation files.
+        dataset: Name of the layout.
+        videos: How many videos to keep over all splits; all when None.
+        seed: Determines which.
+
+    Raises:
+        DataError: If the files are missing or wrong, or hold fewer videos than `videos`.
+    """
+    layout = layout_of(dataset)
+    splits = [split for split in SPLITS if layout.files(source, split)]
+    if videos is None:
+        return {path.name: read_text(path) for split in splits for path in layout.files(source, split)}
+    names = {split: {item.video for item in layout.load(source, split).annotations} for split in splits}
+    counts = apportion([len(names[split]) for split in splits], videos, source)
+    files: dict[str, str] = {}
+    for split, count in zip(splits, counts, strict=True):
+        ranked = sorted(names[split], key=lambda video: hashlib.sha256(f"{seed}|keep|{video}".encode()).hexdigest())
+        files |= layout.restrict(source, split, frozenset(ranked[:count]))
+    return files
+
+
+def apportion(sizes: list[int], total: int, source: Path | str = "source") -> list[int]:
+    """Returns how many of `total` videos fall to each split, in proportion to `sizes`, at least one each.
+
+    Raises:
+        DataError: If `total` is below the number of parts or above the sum of the sizes.
+    """
+    if not len(sizes) <= total <= sum(sizes):
+        raise DataError(f"videos={total}: {source} has {sum(sizes)} videos; choose {len(sizes)} to {sum(sizes)}")
+    exact = [total * size / sum(sizes) for size in sizes]
+    counts = [max(1, int(share)) for share in exact]
+    while sum(counts) != total:
+        step = 1 if sum(counts) < total else -1
+        gaps = [
+            step * (share - count) if 1 <= count + step <= size else -float("inf")
+            for share, count, size in zip(exact, counts, sizes, strict=True)
+        ]
+        counts[gaps.index(max(gaps))] += step
+    return counts

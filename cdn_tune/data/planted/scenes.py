@@ -1,7 +1,5 @@
 """Generated annotations: videos with a few events each, in the files of Charades-STA."""
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import dataclass
@@ -71,12 +69,7 @@ def draw_scene(video: str, seed: int) -> Scene:
 
 
 def generate(videos: int, seed: int) -> dict[str, str]:
-    """Returns the annotation files of generated data: name to text, in the Charades-STA layout, 80 % train, 20 % test.
-
-    Args:
-        videos: How many, at least 2.
-        seed: Determines everything.
-    """
+    """Returns the annotation files of at least 2 generated videos: name to text, 80 % train, 20 % test."""
     scenes = [draw_scene(f"P{number:04d}", seed) for number in range(videos)]
     test = max(1, round(TEST_SHARE * videos))
     files = {}
@@ -87,10 +80,8 @@ def generate(videos: int, seed: int) -> dict[str, str]:
 
 
 def _lines(scene: Scene) -> str:
-    return "".join(
-        f"{scene.video} {start} {end}##{query}\n"
-        for (start, end), query in zip(scene.spans, scene.queries, strict=True)
-    )
+    rows = zip(scene.spans, scene.queries, strict=True)
+    return "".join(f"{scene.video} {start} {end}##{query}\n" for (start, end), query in rows)
 
 
 def _table(scenes: list[Scene]) -> str:
@@ -99,15 +90,11 @@ def _table(scenes: list[Scene]) -> str:
     writer.writerow(COLUMNS)
     for scene in scenes:
         things = ";".join(sorted({event.thing for event in scene.events}))
-        actions = ";".join(
-            f"c{event.action:03d} {start:.2f} {end:.2f}"
-            for event, (start, end) in zip(scene.events, scene.spans, strict=True)
-        )
+        rows = zip(scene.events, scene.spans, strict=True)
+        actions = ";".join(f"c{event.action:03d} {start:.2f} {end:.2f}" for event, (start, end) in rows)
         script = " ".join(query.capitalize() for query in scene.queries)
-        told = f"In order, {'; '.join(f'{ACTIONS[event.action][0]} {event.thing}' for event in scene.events)}"
+        summary = f"In order, {'; '.join(f'{ACTIONS[event.action][0]} {event.thing}' for event in scene.events)}"
         room = ROOMS[scene.events[0].action % len(ROOMS)]
-        writer.writerow((scene.video, "P", room, 7, 7, "Yes", script, things, told, actions, f"{scene.duration:.2f}"))
+        facts = (room, 7, 7, "Yes", script, things, summary, actions, f"{scene.duration:.2f}")
+        writer.writerow((scene.video, "P", *facts))
     return text.getvalue()
-
-
-__all__ = ["Scene", "draw_scene", "draw_spans", "generate"]

@@ -1,4 +1,4 @@
-"""What is planted: word vectors, and frame features that carry the queries of the moments they lie in.
+"""What is planted: word vectors, and frame features that hold the queries of the moments they lie in.
 
 Letters: N frames of a video, D feature size, W word-vector size.
 
@@ -10,10 +10,8 @@ Frame t of a video, at time (t + 1/2) / frame_rate, is
     noise (normal, variance 1/D, so of length about 1)  +  snr * sum of u P over the queries whose moment holds t
 
 so a frame outside every moment is noise alone, and snr is the length of one query's signal against that of the noise.
-`difficulty.py` adds what makes moments harder to find.
+`Difficulty` adds what makes moments harder to find.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
@@ -23,12 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cdn_tune.data.planted.grammar import STOPWORDS
+from cdn_tune.data.annotations import Annotation
+from cdn_tune.data.planted.grammar import ACTIONS, STOPWORDS, THINGS
 from cdn_tune.data.tokenizer import words
 
 DECIMALS = 5
 VECTOR_LENGTH = 5.0
 BLOCK_BYTES = 64 << 20
+_WORDS = tuple(sorted({verb for verb, _, _ in ACTIONS} | {thing for things in THINGS.values() for thing in things}))
 
 
 def generator_for(seed: int, *names: str) -> np.random.Generator:
@@ -58,23 +58,16 @@ def content_words(query: str) -> list[str]:
     return [token for token in tokens if token not in STOPWORDS] or tokens
 
 
-def meaning(query: str, word_size: int, seed: int) -> npt.NDArray[np.float64]:
-    """Returns the unit vector a query stands for, float64 [W]; zero for a query without words."""
+def meaning(tokens: Sequence[str], word_size: int, seed: int) -> npt.NDArray[np.float64]:
+    """Returns the unit vector that content words stand for together, float64 [W]; zero for no word."""
     total = np.zeros(word_size)
-    for token in content_words(query):
+    for token in tokens:
         total += word_vector(token, word_size, seed)
     return total / max(float(np.sqrt((total * total).sum())), 1e-12)
 
 
 def frame_span(start: float, end: float, frame_rate: float, frames: int) -> tuple[int, int]:
-    """Returns first and last (open) frame whose time lies in [start, end); at least one frame.
-
-    Args:
-        start: Start of the moment, in seconds.
-        end: End of the moment, in seconds.
-        frame_rate: Frames per second.
-        frames: Number of frames N of the video.
-    """
+    """Returns first and last (open) of a video's N frames whose time lies in [start, end) seconds; at least one."""
     first = min(max(int(np.ceil(start * frame_rate - 0.5)), 0), frames - 1)
     return first, min(max(int(np.ceil(end * frame_rate - 0.5)), first + 1), frames)
 
@@ -86,17 +79,58 @@ def frame_count(duration: float, frame_rate: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """What is planted over a span of a video.
-
-    Attributes:
-        start: Its start, in seconds.
-        end: Its end, in seconds.
-        meaning: Unit vector, float64 [W].
-    """
+    """What is planted from start to end of a span of a video, in seconds: a unit vector, float64 [W]."""
 
     start: float
     end: float
     meaning: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard planted moments are to find. The defaults are the easiest: signals of queries alone, as annotated.
+
+    Attributes:
+        snr: Length of a query's signal against that of a frame's noise.
+        distractors: Moments without a query in every video, each like a query but for one word.
+        paraphrases: Share of content words whose signal is that of a synonym, a vector of its own that no query shows.
+        jitter: Standard deviation of a signal's ends around the annotated ones, as a share of the moment's length.
+    """
+
+    snr: float = 1.0
+    distractors: int = 0
+    paraphrases: float = 0.0
+    jitter: float = 0.0
+
+
+def signals_of(
+    video: str, items: Sequence[Annotation], difficulty: Difficulty, word_size: int, seed: int
+) -> list[Signal]:
+    """Returns what is planted into a video: the signals of its queries, then those of its distractors.
+
+    It depends on the video's own queries (none for a video of noise alone), the seed and the difficulty alone.
+    """
+    signals = []
+    for item in items:
+        generator = generator_for(seed, "query", video, item.query, repr(item.start), repr(item.end))
+        tokens = content_words(item.query)
+        swapped = generator.random(len(tokens)) < difficulty.paraphrases
+        shifts = generator.standard_normal(2) * difficulty.jitter * (item.end - item.start)
+        named = [f"{token}/synonym" if swap else token for token, swap in zip(tokens, swapped, strict=True)]
+        start, end = float(item.start + shifts[0]), float(item.end + shifts[1])
+        if end <= start:
+            start, end = item.start, item.end
+        signals.append(Signal(max(start, 0.0), min(end, item.duration), meaning(named, word_size, seed)))
+    generator = generator_for(seed, "distractors", video)
+    for _ in range(difficulty.distractors if items else 0):
+        item = items[int(generator.integers(len(items)))]
+        tokens = content_words(item.query)
+        others = [word for word in _WORDS if word not in tokens]
+        tokens[int(generator.integers(len(tokens)))] = others[int(generator.integers(len(others)))]
+        length = min((item.end - item.start) * float(generator.uniform(0.7, 1.3)), item.duration)
+        start = float(generator.uniform(0, item.duration - length))
+        signals.append(Signal(start, start + length, meaning(tokens, word_size, seed)))
+    return signals
 
 
 def planted_frames(

@@ -4,7 +4,7 @@ import gc
 
 import torch
 
-from cdn_tune.data.buffers import Buffers
+from cdn_tune.data.clip_map import Buffers
 
 
 def test_memory_is_used_again_once_nobody_has_it() -> None:

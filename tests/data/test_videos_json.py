@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data import activitynet
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.planted import plant
+from cdn_tune.data.videos_json import ACTIVITYNET
 from cdn_tune.errors import DataError
 
 Real = Callable[[str], Path]
@@ -19,7 +19,7 @@ Real = Callable[[str], Path]
 
 @pytest.mark.parametrize(("split", "pairs", "skipped"), [("train", 37417, 4), ("val", 17505, 0), ("test", 17031, 0)])
 def test_real_counts(real: Real, split: str, pairs: int, skipped: int) -> None:
-    loaded = activitynet.LAYOUT.load(real("activitynet"), split)  # type: ignore[arg-type]
+    loaded = ACTIVITYNET.load(real("activitynet"), split)  # type: ignore[arg-type]
     assert len(loaded.annotations) + len(loaded.skipped) == pairs + skipped
     assert len(loaded.skipped) == skipped
 
@@ -30,7 +30,7 @@ def write(root: Path, content: object, split: str = "train") -> None:
 
 def test_an_entry(tmp_path: Path) -> None:
     write(tmp_path, {"v_a": {"duration": 9, "timestamps": [[1, 3.5], [4, 12]], "sentences": [" One.", "Two "]}})
-    first, second = activitynet.LAYOUT.load(tmp_path, "train").annotations
+    first, second = ACTIVITYNET.load(tmp_path, "train").annotations
     assert (first.id, first.video, first.duration, first.start, first.end) == ("train.json:v_a:0", "v_a", 9, 1, 3.5)
     assert (second.query, second.end) == ("Two", 9)
 
@@ -50,7 +50,7 @@ def test_an_entry(tmp_path: Path) -> None:
 def test_wrong_entries_are_named(tmp_path: Path, entry: dict[str, object], part: str) -> None:
     write(tmp_path, {"v_a": entry})
     with pytest.raises(DataError) as error:
-        activitynet.LAYOUT.load(tmp_path, "train")
+        ACTIVITYNET.load(tmp_path, "train")
     assert part in str(error.value)
     assert "v_a" in str(error.value)
     assert "\n" not in str(error.value)
@@ -58,8 +58,8 @@ def test_wrong_entries_are_named(tmp_path: Path, entry: dict[str, object], part:
 
 def test_planted_in_its_own_layout(real: Real, tmp_path: Path) -> None:
     planted = plant(tmp_path / "planted", "activitynet", real("activitynet"), videos=9, feature_size=8, frame_rate=0.2)
-    with h5py.File(planted.root / activitynet.LAYOUT.features[0]) as file:
-        assert all(isinstance(file[video][activitynet.LAYOUT.member], h5py.Dataset) for video in file)
+    with h5py.File(planted.root / ACTIVITYNET.features[0]) as file:
+        assert all(isinstance(file[video][ACTIVITYNET.member], h5py.Dataset) for video in file)
     config = DataConfig(
         dataset="activitynet",
         root=str(planted.root),

@@ -1,15 +1,17 @@
-"""Converting: each video's rows into a file of its own, in parallel, then all of them into one HDF5 file.
+"""Conversion: raw features, as datasets distribute them, to the HDF5 file that the loaders read.
 
-The files of single videos (under ``.NAME.converting`` beside the target) are what a killed conversion leaves behind and
-the next one goes on from. The target gets its name when it is complete, verified and on disk.
+Each video's rows are written to a file of their own (under ``.NAME.converting`` beside the target), in parallel, then
+all of them to one HDF5 file. A conversion goes on from the files that a killed one leaves behind. The target gets its
+name when it is complete, verified and on disk.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import multiprocessing
+import pickle
+import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -18,14 +20,125 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import numpy.typing as npt
+import torch
 from filelock import FileLock, Timeout
 
-from cdn_tune.data.clip_builder import available_cpus
-from cdn_tune.data.convert.raw import FORMS, Rows, read_rows
-from cdn_tune.data.files import written_whole
+from cdn_tune.data.files import Progress, available_cpus, brief, written_whole
 from cdn_tune.errors import DataError
 
-Progress = Callable[[int, int], None]
+Rows = npt.NDArray[np.float32]
+_UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
+_WINDOW = re.compile(r"(?P<video>.+?)_(?P<first>\d+)(?:_(?P<last>\d+))?")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way in which raw features come.
+
+    Attributes:
+        about: Its files and their content, for errors.
+        files: The files of each video in a folder, in the order of its rows.
+    """
+
+    about: str
+    files: Callable[[Path], dict[str, list[Path]]]
+
+
+def charades_files(source: Path) -> dict[str, list[Path]]:
+    """Returns the text files of each video's folder, ordered by the numbers in their names."""
+    folders = (folder for folder in sorted(source.iterdir()) if folder.is_dir() and not folder.name.startswith("."))
+    return {folder.name: sorted(folder.glob("*.txt"), key=_natural) for folder in folders}
+
+
+def window_files(source: Path) -> dict[str, list[Path]]:
+    """Returns the ``VIDEO_FIRST_LAST.npy`` (or ``VIDEO_FIRST.npy``) files of each video, ordered by first frame.
+
+    They may lie in one folder or in a folder per video.
+
+    Raises:
+        DataError: If a name has no window.
+    """
+    files: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted(source.rglob("*.npy")):
+        match = _WINDOW.fullmatch(path.stem)
+        if match is None:
+            raise DataError(f"{path}: no window in its name; name it VIDEO_FIRSTFRAME_LASTFRAME.npy")
+        files.setdefault(match["video"], []).append((int(match["first"]), path))
+    return {video: [path for _, path in sorted(some)] for video, some in sorted(files.items())}
+
+
+def array_files(source: Path) -> dict[str, list[Path]]:
+    """Returns the one ``.npy``, ``.npz`` or ``.pt`` file of each video, named after it.
+
+    Raises:
+        DataError: If a video has two.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in sorted(path for path in source.iterdir() if path.suffix in {".npy", ".npz", ".pt"}):
+        if path.stem in files:
+            raise DataError(f"{path}: video {path.stem!r} also has {files[path.stem][0].name}; remove one of them")
+        files[path.stem] = [path]
+    return files
+
+
+FORMS: dict[str, Form] = {
+    "charades_vgg": Form("a folder per video of text files, a vector each (Charades VGG)", charades_files),
+    "tacos_c3d": Form("VIDEO_FIRST_LAST.npy, a vector per window (TACoS C3D)", window_files),
+    "arrays": Form("VIDEO.npy, VIDEO.npz or VIDEO.pt, an array [rows, size] per video", array_files),
+}
+
+
+def read_rows(files: list[Path]) -> Rows:
+    """Returns the rows of a video, float32 [N, D], of the files that hold them, in their order.
+
+    Raises:
+        DataError: If there is none, one cannot be read, their sizes differ, or a value is not finite.
+    """
+    parts: list[Rows] = []
+    for path in files:
+        part = _read(path)
+        if part.ndim == 1:
+            part = part[None]
+        if part.ndim != 2 or not part.size:
+            raise DataError(f"{path}: has shape {list(part.shape)}; expected [rows, size] with at least one row")
+        if parts and part.shape[1] != parts[0].shape[1]:
+            raise DataError(
+                f"{path}: has vectors of size {part.shape[1]}, {files[0].name} of {parts[0].shape[1]}; extract it again"
+            )
+        with np.errstate(over="ignore"):
+            part = part.astype(np.float32, copy=False)
+        if not np.isfinite(part).all():
+            row = int(np.argwhere(~np.isfinite(part))[0][0])
+            raise DataError(f"{path}: a value in row {row} is not finite; extract it again")
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _read(path: Path) -> npt.NDArray[np.floating]:
+    values: npt.NDArray[np.floating]
+    try:
+        if path.suffix == ".txt":
+            values = np.array(path.read_text(encoding="utf-8-sig").split(), dtype=np.float32)
+        elif path.suffix == ".pt":
+            values = torch.as_tensor(torch.load(path, map_location="cpu", weights_only=True)).float().numpy()
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                if len(arrays.files) != 1:
+                    raise DataError(f"{path}: holds {len(arrays.files)} arrays ({', '.join(arrays.files)}); keep one")
+                values = arrays[arrays.files[0]]
+        else:
+            values = np.load(path, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({brief(error, 120)}); copy or extract it again") from None
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"{path}: holds {values.dtype} values; expected floats")
+    return values
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Returns a sort key that orders numbers in names by value: frame 10 comes after frame 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 @dataclass(frozen=True)
@@ -84,7 +197,7 @@ def convert(
     except Timeout:
         raise DataError(f"{out}: another process is converting to it; wait for it") from None
     except OSError as error:
-        fault = error.strerror or " ".join(str(error).split())
+        fault = error.strerror or brief(error)
         raise DataError(f"{out}: cannot be written ({fault}); free space and run the same command again") from None
     return Converted(out, len(videos), done, size)
 
@@ -132,7 +245,7 @@ def _read_one(files: list[Path], part: Path) -> Path:
 
 
 def _part(staging: Path, video: str, files: list[Path]) -> Path:
-    """Returns where a video's rows are kept; another place when its files change."""
+    """Returns the path of a video's rows; another one when its files change."""
     facts = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
     return staging / f"{hashlib.sha256(json.dumps([video, facts]).encode()).hexdigest()[:32]}.npy"
 

@@ -10,14 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdn_tune.moments.nms import top_moments, top_spans
-from cdn_tune.moments.windows import sliding_windows
+from cdn_tune.moments.spans import sliding_windows
 
 
 @given(
-    duration=st.floats(0.5, 5000),
-    frames=st.integers(1, 2000),
-    window=st.floats(0.1, 6000),
-    share=st.floats(0.01, 1),
+    duration=st.floats(0.5, 5000), frames=st.integers(1, 2000), window=st.floats(0.1, 6000), share=st.floats(0.01, 1)
 )
 def test_windows_cover_the_video_and_are_alike(duration: float, frames: int, window: float, share: float) -> None:
     windows = sliding_windows(duration, frames, window, window * share)

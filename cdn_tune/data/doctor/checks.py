@@ -1,0 +1,258 @@
+"""The doctor's checks: of every annotation, of the features of every video (or a sample), of the word vectors."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from cdn_tune.data.annotations import SPLITS, Annotation, Skipped, Split
+from cdn_tune.data.doctor.report import EXAMPLES, Finding, grouped
+from cdn_tune.data.features import FeatureStore, open_features
+from cdn_tune.data.files import Progress, brief
+from cdn_tune.data.layouts import Layout
+from cdn_tune.data.tokenizer import words
+from cdn_tune.data.vectors import load_vectors
+from cdn_tune.errors import DataError
+
+LONG_SECONDS = 3 * 3600.0
+SAMPLE = 64  # videos whose features a quick examination reads
+USUAL = "glove.6B.300d.txt"
+LOW_COVERAGE = 0.95
+
+
+def check_annotations(
+    root: Path, layout: Layout
+) -> tuple[dict[Split, list[Annotation]], dict[Split, list[Skipped]], list[Finding]]:
+    """Returns usable and skipped entries of every split that has files, and what is wrong with the others."""
+    usable: dict[Split, list[Annotation]] = {}
+    skipped: dict[Split, list[Skipped]] = {}
+    wrong: list[tuple[str, DataError]] = []
+    for split in SPLITS:
+        files = layout.files(root, split)
+        if not files:
+            continue
+        usable[split], skipped[split] = [], []
+        try:
+            for item in layout.scan(root, split):
+                if isinstance(item, DataError):
+                    wrong.append((str(item).removeprefix(f"{root}/").partition(": ")[0], item))
+                elif isinstance(item, Skipped):
+                    skipped[split].append(item)
+                else:
+                    usable[split].append(item)
+        except DataError as error:  # the file as a whole
+            wrong.append((files[0].name, error))
+            continue
+        if not usable[split]:
+            error = DataError(f"{files[0]}: no usable annotation; check that it is the right file")
+            wrong.append((files[0].name, error))
+    return usable, skipped, [*grouped("annotations", wrong), *_remarks(usable, skipped)]
+
+
+def check_overlap(layout: Layout, usable: dict[Split, list[Annotation]]) -> list[Finding]:
+    """Returns the splits that share videos."""
+    videos = {split: {item.video for item in items} for split, items in usable.items()}
+    findings = []
+    for one, other in combinations(SPLITS, 2):
+        shared = sorted(videos.get(one, set()) & videos.get(other, set()))
+        if not shared:
+            continue
+        what = f"{one} and {other} share {len(shared)} videos"
+        if (one, other) in layout.shared:
+            findings.append(Finding("info", "splits", f"{what}, as published: {layout.shared[one, other]}"))
+        else:
+            remedy = f"remove these videos from {one}, or the measured recall is of videos it has seen"
+            findings.append(Finding("warning", "splits", what, remedy, len(shared), tuple(shared[:EXAMPLES])))
+    return findings
+
+
+def _remarks(usable: dict[Split, list[Annotation]], skipped: dict[Split, list[Skipped]]) -> list[Finding]:
+    findings = []
+    if left_out := [item for items in skipped.values() for item in items]:
+        examples = tuple(Path(item.id).name for item in left_out[:EXAMPLES])
+        what = f"not used: {left_out[0].reason}"
+        findings.append(Finding("info", "annotations", what, count=len(left_out), examples=examples))
+    double = []
+    lengths: dict[str, set[float]] = {}
+    for items in usable.values():
+        seen: Counter[tuple[str, float, float, str]] = Counter()
+        for item in items:
+            key = (item.video, item.start, item.end, item.query.lower())
+            seen[key] += 1
+            if seen[key] > 1:
+                double.append(item.id)
+            lengths.setdefault(item.video, set()).add(item.duration)
+    for places, what, remedy in (
+        (double, "the same query for the same moment again", "remove the repetition unless it is meant"),
+        (
+            sorted(video for video, found in lengths.items() if max(found) > LONG_SECONDS),
+            "videos longer than 3 hours",
+            "check that durations are in seconds; such a video's clips are minutes long",
+        ),
+        (
+            sorted(video for video, found in lengths.items() if len(found) > 1),
+            "videos with more than one duration",
+            "give all entries of a video the same duration",
+        ),
+    ):
+        if places:
+            findings.append(Finding("warning", "annotations", what, remedy, len(places), tuple(places[:EXAMPLES])))
+    return findings
+
+
+def check_features(
+    path: Path, durations: dict[str, float], member: str | None, quick: bool, progress: Progress | None = None
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Returns the facts of a feature file and what is wrong with the videos it should have.
+
+    Args:
+        path: The HDF5 file.
+        durations: Seconds of every annotated video.
+        member: Name of the dataset in a video's group, if the layout has groups.
+        quick: Read a sample of the videos.
+        progress: Called with (videos read, videos to read).
+    """
+    try:
+        with open_features(path) as file:
+            present = frozenset(file)
+            wanted = [video for video in durations if video in present]
+            size, kind = _size_of(file, wanted, member)
+    except (OSError, RuntimeError) as error:
+        what = f"{path}: cannot be listed ({brief(error)})"
+        return {"file": str(path)}, [Finding("error", "features", what, "copy or convert it again")]
+    except DataError as error:
+        return {"file": str(path)}, grouped("features", [(path.name, error)])
+    findings = _presence(path, durations, present)
+    store = FeatureStore(path, 1, size, member=member)
+    wrong: list[tuple[str, DataError]] = []
+    rates: dict[str, float] = {}
+    chosen = wanted[:: max(1, len(wanted) // SAMPLE) if quick else 1]
+    for done, video in enumerate(chosen, start=1):
+        try:
+            rates[video] = store.check(video) / durations[video]
+        except DataError as error:
+            wrong.append((video, error))
+        if progress is not None:
+            progress(done, len(chosen))
+    store.close()
+    findings += _by_fault(path, wrong)
+    rate = statistics.median(rates.values()) if rates else 0.0
+    odd = [video for video, found in rates.items() if not rate / 2 <= found <= rate * 2]
+    if odd:
+        what = f"videos whose rows do not fit their duration (the usual is {rate:.3g} rows a second)"
+        remedy = "check their duration and extract their features again"
+        findings.append(Finding("warning", "features", what, remedy, len(odd), tuple(odd[:EXAMPLES])))
+    facts = {
+        "file": str(path),
+        "videos": len(present),
+        "checked": len(chosen),
+        "size": size,
+        "type": kind,
+        "rows_per_second": round(rate, 4),
+    }
+    return facts, findings
+
+
+def _presence(path: Path, durations: dict[str, float], present: frozenset[str]) -> list[Finding]:
+    findings = []
+    if missing := [video for video in durations if video not in present]:
+        what = f"{path.name}: {len(missing)} of {len(durations)} annotated videos have no features"
+        remedy = "add them with cdn-tune data convert, or name the file that has them: data.features=FILE"
+        findings.append(Finding("error", "features", what, remedy, len(missing), tuple(missing[:EXAMPLES])))
+    if unused := len(present - durations.keys()):
+        findings.append(Finding("info", "features", f"{unused} videos in the file have no annotation"))
+    return findings
+
+
+def _size_of(file: Any, videos: list[str], member: str | None) -> tuple[int, str]:
+    """Returns the commonest feature size and its stored type among some videos; 1 where none can be read."""
+    found: Counter[tuple[int, str]] = Counter()
+    for video in videos[:: max(1, len(videos) // 20)]:
+        try:
+            entry = file[video]
+            if member is not None and isinstance(entry, h5py.Group) and member in entry:
+                entry = entry[member]
+            if isinstance(entry, h5py.Dataset) and entry.ndim == 2:
+                found[int(entry.shape[1]), str(entry.dtype)] += 1
+        except (OSError, RuntimeError, KeyError):
+            continue
+    return found.most_common(1)[0][0] if found else (1, "unknown")
+
+
+def _by_fault(path: Path, wrong: list[tuple[str, DataError]]) -> list[Finding]:
+    """Returns one finding for each kind of fault; messages that differ in numbers only are of one kind."""
+    kinds: dict[str, list[tuple[str, DataError]]] = {}
+    for video, error in wrong:
+        about = str(error).removeprefix(f"{path}: video {video!r} ")
+        kinds.setdefault("".join(c for c in about if not c.isdigit()), []).append((video, error))
+    return [finding for some in kinds.values() for finding in grouped("features", some)]
+
+
+def find_vectors(root: Path, planted: str | None = None) -> Path | None:
+    """Returns the word vectors in a folder: its planted ones, the usual GloVe file, or another ``glove*.txt``."""
+    names = [planted, USUAL] if planted else [USUAL]
+    names += sorted(path.name.removesuffix(".pt") for path in [*root.glob("glove*.txt"), *root.glob("glove*.txt.pt")])
+    for name in names:
+        if (root / name).is_file() or (root / f"{name}.pt").is_file():
+            return root / name
+    return None
+
+
+def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> tuple[dict[str, Any], list[Finding]]:
+    """Returns the facts of a word-vector file (None if there is none) for the words of some queries, and its faults."""
+    if path is None:
+        what = f"{root}: no word vectors ({USUAL} or another glove*.txt)"
+        remedy = f"put {USUAL} there, or name it in training: data.word_vectors=FILE"
+        return {}, [Finding("error", "words", what, remedy)]
+    try:
+        vectors = load_vectors(path)
+    except DataError as error:
+        return {"file": str(path)}, grouped("words", [(path.name, error)])
+    counts: Counter[str] = Counter()
+    without = []
+    queries: dict[str, list[str]] = {}
+    for item in items:
+        queries.setdefault(item.query, []).append(item.id)
+    for query, ids in queries.items():
+        tokens = words(query)
+        counts.update({token: count * len(ids) for token, count in Counter(tokens).items()})
+        if not any(token in vectors.stoi for token in tokens):
+            without += ids
+    rows = {token: vectors.stoi[token] for token in counts if token in vectors.stoi}
+    broken = [token for token, row in rows.items() if not vectors.vectors[row].isfinite().all()]
+    unknown = {token: count for token, count in counts.most_common() if token not in rows}
+    coverage = 1 - sum(unknown.values()) / max(sum(counts.values()), 1)
+    facts = {
+        "file": str(path),
+        "vectors": len(vectors.itos),
+        "size": vectors.dim,
+        "words": len(counts),
+        "coverage": round(coverage, 6),
+        "unknown": unknown,
+    }
+    findings = []
+    for places, what, remedy in (
+        (
+            broken,
+            f"words of the queries whose vector in {path.name} is not finite",
+            "correct these lines, or download the file again",
+        ),
+        (
+            without,
+            f"queries none of whose words has a vector in {path.name}",
+            "correct or remove them, or set data.word_vectors to a file that covers them",
+        ),
+    ):
+        if places:
+            findings.append(Finding("error", "words", what, remedy, len(places), tuple(places[:EXAMPLES])))
+    if unknown:
+        what = f"{len(unknown)} words have no vector: {1 - coverage:.2%} of all words in the queries"
+        examples = tuple(f"{token} ({count})" for token, count in list(unknown.items())[:EXAMPLES])
+        low = coverage < LOW_COVERAGE
+        remedy = "use word vectors that cover them, or correct the spelling" if low else ""
+        findings.append(Finding("warning" if low else "info", "words", what, remedy, len(unknown), examples))
+    return facts, findings
