@@ -1,7 +1,5 @@
 """From what was retrieved to what is reported: metrics with intervals, groups, baselines, the gain over the bias."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -30,10 +30,7 @@ def trial_curves(record: RunRecord) -> Figure | None:
         plot["layout"]["yaxis"]["type"] = "log"
         views["training loss"] = plot
     return Figure(
-        "curves",
-        "Learning curves",
-        "One line per trial, the best one in bold; a pruned trial ends at a cross.",
-        views,
+        "curves", "Learning curves", "One line per trial, the best one in bold; a pruned trial ends at a cross.", views
     )
 
 
