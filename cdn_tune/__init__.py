@@ -1,26 +1,21 @@
 """cdn-tune: Ray-distributed hyperparameter search for CDN video moment retrieval.
 
-``from cdn_tune import load`` opens a trained model; see `cdn_tune.evaluation.loading.load`.
+``from cdn_tune import load`` opens a trained model; see `cdn_tune.evaluation.retriever.load`.
 """
-
-from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cdn_tune.evaluation.loading import load
-    from cdn_tune.evaluation.retriever import Moment, Retriever, Video
+    from cdn_tune.evaluation.retriever import Moment, Retriever, Video, load
 
 __version__ = "0.1.0"
 __all__ = ["Moment", "Retriever", "Video", "__version__", "load"]
 
-_HOMES = {"load": "loading", "Moment": "retriever", "Retriever": "retriever", "Video": "retriever"}
-
 
 def __getattr__(name: str) -> Any:
-    """Imports the Python API when it is first asked for, so that `import cdn_tune` takes no time."""
-    if name not in _HOMES:
+    """Imports the Python API when it is first used, so that `import cdn_tune` takes no time."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from cdn_tune.evaluation import retriever
 
-    return getattr(import_module(f"cdn_tune.evaluation.{_HOMES[name]}"), name)
+    return getattr(retriever, name)

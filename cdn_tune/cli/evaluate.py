@@ -14,7 +14,7 @@ from cdn_tune.cli.show.output import err, out, print_line, terminable, warn
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cdn_tune.evaluation.request import Request
+    from cdn_tune.evaluation.evaluate import Request
 
 
 class Format(str, Enum):
@@ -69,7 +69,7 @@ def evaluate(
     Overrides may name where the data are now (data.root=DIR); how often the test split was opened is counted.
     """
     from cdn_tune.config import parse_overrides
-    from cdn_tune.evaluation.request import Request
+    from cdn_tune.evaluation.evaluate import Request
     from cdn_tune.evaluation.scoring import Workers
     from cdn_tune.training.object_store.sync import fetched_file
     from cdn_tune.training.object_store.working_copy import url_of
@@ -115,8 +115,7 @@ def print_evaluation(run: Path, overrides: dict[str, Any] | None = None, request
         overrides: Where the data are now, if not where they were.
         request: What is evaluated; the best model on val if None.
     """
-    from cdn_tune.evaluation.evaluate import evaluate_run
-    from cdn_tune.evaluation.request import Request
+    from cdn_tune.evaluation.evaluate import Request, evaluate_run
 
     request = request or Request()
     if request.protocol == "published":

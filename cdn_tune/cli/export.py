@@ -33,11 +33,11 @@ def export(
     Overrides may name where the data are now (data.root=DIR, data.word_vectors=FILE).
     """
     from cdn_tune.config import parse_overrides
+    from cdn_tune.evaluation.choose_checkpoint import fetch_model
     from cdn_tune.evaluation.export import export_run
-    from cdn_tune.evaluation.loading import brought
     from cdn_tune.training.object_store.working_copy import url_of
 
-    run = run if url_of(run) is None else brought(run)
+    run = run if url_of(run) is None else fetch_model(run)
     changes = parse_overrides(overrides or [])
     with err.status("exporting"):
         written = export_run(run, out, changes, all_words=all_words, torch_export=torch_export, onnx=onnx)

@@ -66,8 +66,8 @@ def predict(
     """Find the moments of a video that sentences describe: ranked, in seconds, with scores."""
     from cdn_tune.data.frames import check_frames, read_frames
     from cdn_tune.data.layouts import layout_of
-    from cdn_tune.evaluation.exported import is_exported
-    from cdn_tune.evaluation.loading import load
+    from cdn_tune.evaluation.export import is_exported
+    from cdn_tune.evaluation.retriever import load
 
     sentences = read_queries(query or (), queries)
     retriever = load(run, word_vectors=word_vectors, nms_threshold=nms_threshold)

@@ -1,6 +1,4 @@
-"""Which checkpoints a run's evaluation uses: the best on val that can be read, or those that are named."""
-
-from __future__ import annotations
+"""Which checkpoints are used: the best of a run on val that can be read, the named ones, or that of a path."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,42 +6,26 @@ from pathlib import Path
 
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.loop import BEST
+from cdn_tune.training.object_store.sync import fetched, fetched_file
 from cdn_tune.training.runs.checkpoint import Checkpoint, load_checkpoint
 from cdn_tune.training.runs.kept import CHECKPOINT, KEPT, kept_folder, recorded_value
-from cdn_tune.training.runs.run_folder import read_manifest
+from cdn_tune.training.runs.run_folder import MANIFEST, read_manifest
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen checkpoint, and what was wrong with those that would have come before it."""
-
-    checkpoint: Checkpoint
-    damaged: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Some chosen checkpoints, best on val first, and what was wrong with others."""
+    """The chosen checkpoints, best on val first, and what was wrong with those that would have come before them."""
 
     checkpoints: tuple[Checkpoint, ...]
-    damaged: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The best one."""
+        return self.checkpoints[0]
 
 
-def choose_best(run: Path) -> Choice:
-    """Loads a run's best checkpoint by its val metric; a damaged one gives way to the next.
-
-    Args:
-        run: Folder of a train or search run.
-
-    Raises:
-        RunError: If the folder is no run, or has no checkpoint yet.
-        CheckpointError: If every checkpoint is damaged.
-    """
-    choices = choose_models(run)
-    return Choice(choices.checkpoints[0], choices.damaged)
-
-
-def choose_models(run: Path, top: int = 1, file: Path | None = None, trials: Sequence[int] | None = None) -> Choices:
+def choose_best(run: Path, top: int = 1, file: Path | None = None, trials: Sequence[int] | None = None) -> Choice:
     """Loads a run's best checkpoints by their val metric; damaged ones give way to the next.
 
     Args:
@@ -60,7 +42,7 @@ def choose_models(run: Path, top: int = 1, file: Path | None = None, trials: Seq
     if file is not None:
         if not file.is_file():
             raise CheckpointError(f"--checkpoint {file}: no such file; name a checkpoint.pt or best.pt")
-        return Choices((load_checkpoint(file),), ())
+        return Choice((load_checkpoint(file),))
     damaged: list[str] = []
     if trials is None:
         paths = [run / BEST] if manifest["kind"] == "train" else sorted((run / KEPT).glob(f"*/{CHECKPOINT}"))
@@ -80,15 +62,46 @@ def choose_models(run: Path, top: int = 1, file: Path | None = None, trials: Seq
             kept.append(load_checkpoint(path))
         except CheckpointError as error:
             damaged.append(str(error))
-        # Of equals the earlier; no more models in memory than are asked for.
-        kept = sorted(kept, key=_rank)[:top]
+        kept = sorted(kept, key=_rank)[:top]  # of equals the earlier; no more models in memory than needed
     if not kept:
         raise CheckpointError("\n".join(damaged))
-    return Choices(tuple(kept), tuple(damaged))
+    return Choice(tuple(kept), tuple(damaged))
 
 
 def _rank(checkpoint: Checkpoint) -> float:
-    """What the study says counts, highest first; a stopped trial's last epoch, which it never heard of, does not."""
+    """Returns minus the value in the study, which has none of a stopped trial's last epoch; else the checkpoint's."""
     recorded = recorded_value(checkpoint.path.parent)
     value = checkpoint.value if recorded is None else recorded
     return 1.0 if value is None else -value
+
+
+def choose_checkpoint(path: Path) -> Choice:
+    """Returns the checkpoint of a run folder (its best), a kept checkpoint's folder, or a checkpoint file.
+
+    Raises:
+        RunError: If it is none of these, or has no checkpoint yet.
+        CheckpointError: If its checkpoints are damaged.
+    """
+    if path.is_file():
+        return Choice((load_checkpoint(path),))
+    if not path.is_dir():
+        raise RunError(f"{path}: no such run, checkpoint or exported folder")
+    if (path / MANIFEST).exists():
+        return choose_best(path)
+    for name in (CHECKPOINT, BEST):
+        if (path / name).is_file():
+            return Choice((load_checkpoint(path / name),))
+    raise RunError(
+        f"{path}: is no run folder ({MANIFEST}), kept checkpoint ({CHECKPOINT}) or exported folder (config.json)"
+        "; name one of these"
+    )
+
+
+def fetch_model(url: str | Path) -> Path:
+    """Fetches a run, a kept checkpoint's folder, an exported folder or a checkpoint file from an object store.
+
+    Raises:
+        CdnTuneError: If it is a wrong URL, the store cannot be reached, or nothing lies there.
+    """
+    folder = fetched(url, models=True)
+    return folder if folder.is_dir() and any(folder.iterdir()) else fetched_file(url)

@@ -1,34 +1,22 @@
 """Whether one run is better than another: the same queries, in pairs."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdn_tune.config.tables import metric_names, metrics_depth
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluate import EVALUATION
 from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, answers_of, read_query_results, video_numbers
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, compare_paired, interval
-from cdn_tune.moments.metrics import Measures, mean_measures, measure
+from cdn_tune.moments.metrics import mean_measures, measure
 from cdn_tune.training.runs.run_folder import read_manifest
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One of the two runs.
-
-    Attributes:
-        run: Its folder.
-        facts: Its evaluation.json.
-        results: What its winner retrieved; under other seeds, what each of these did.
-        reported: What its numbers are of.
-    """
+class _Side(NamedTuple):
+    """One of the two runs: its folder, its evaluation.json, what each seed retrieved, and what its numbers are of."""
 
     run: Path
     facts: dict[str, Any]
@@ -56,28 +44,35 @@ def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: in
         RunError: If a run has no evaluation, or they were not measured on the same queries.
         DataError: If predictions cannot be read.
     """
-    sides = [_side(first), _side(second)]
-    mine, theirs = sides
+    sides = mine, theirs = _side(first), _side(second)
     _check_same(mine, theirs)
     recalls = [each for each in mine.facts["recalls"] if each in theirs.facts["recalls"]]
     ious = [each for each in mine.facts["ious"] if each in theirs.facts["ious"]]
     if not recalls or not ious:
         raise RunError(f"{first} and {second}: report no R@n or no IoU in common; evaluate one with eval.ious=[...]")
-    tables = [_measured(side, metric_names(recalls, ious)) for side in sides]
+    names = metric_names(recalls, ious)
+    tables = []
+    for side in sides:
+        most = max(metrics_depth(names), *(len(result.moments) for results in side.results for result in results))
+        answers = [
+            answers_of([each.moments for each in results], [each.annotation for each in results], most)
+            for results in side.results
+        ]
+        tables.append(mean_measures([measure(each, names) for each in answers]))
     videos = video_numbers([result.annotation for result in mine.results[0]])
     own = [interval(cluster_means(table.values, videos, resamples, seed)) for table in tables]
     paired = compare_paired(tables[0].values, tables[1].values, videos, resamples, seed)
     rows = []
     for number, name in enumerate(tables[0].names):
-        values = [
+        one, two = (
             {"value": table.means[name], "interval": ends[:, number].tolist()}
             for table, ends in zip(tables, own, strict=True)
-        ]
+        )
         rows.append(
             {
                 "name": name,
-                "first": values[0],
-                "second": values[1],
+                "first": one,
+                "second": two,
                 "difference": float(paired.difference[number]),
                 "interval": [float(paired.low[number]), float(paired.high[number])],
                 "p_value": float(paired.p_value[number]),
@@ -123,15 +118,15 @@ def _check_same(mine: _Side, theirs: _Side) -> None:
                 f"{mine.run} and {theirs.run}: {name} is {mine.facts[name]} there and {theirs.facts[name]} here; "
                 "only runs measured on the same data compare"
             )
-    asked = [_question(result) for result in mine.results[0]]
+    questions = [_question(result) for result in mine.results[0]]
     for side in (mine, theirs):
         for results in side.results:
-            if len(results) != len(asked):
+            if len(results) != len(questions):
                 raise RunError(
-                    f"{mine.run} and {theirs.run}: {len(asked)} and {len(results)} queries; "
+                    f"{mine.run} and {theirs.run}: {len(questions)} and {len(results)} queries; "
                     "only runs measured on the same queries compare"
                 )
-            for question, result in zip(asked, results, strict=True):
+            for question, result in zip(questions, results, strict=True):
                 if question != _question(result):
                     raise RunError(
                         f"{mine.run} and {theirs.run}: query {question[0]} there, {result.id} here, or with another "
@@ -141,13 +136,3 @@ def _check_same(mine: _Side, theirs: _Side) -> None:
 
 def _question(result: QueryResult) -> tuple[Any, ...]:
     return (result.id, result.video, result.query, result.duration, result.truth, result.split)
-
-
-def _measured(side: _Side, names: Sequence[str]) -> Measures:
-    most = max(metrics_depth(names), *(len(result.moments) for results in side.results for result in results))
-    return mean_measures(
-        [
-            measure(answers_of([each.moments for each in results], [each.annotation for each in results], most), names)
-            for results in side.results
-        ]
-    )

@@ -1,46 +1,106 @@
-"""The final word: the best checkpoint on the test split, beside what needs no model."""
+"""The evaluation of a run: its best checkpoint on the test split, once, beside what needs no model.
 
-from __future__ import annotations
+``evaluation.json`` holds what was found and all that it rests on (docs/evaluation.md describes each key);
+``looks.jsonl`` has a line for every opening of the test split, written before it is opened.
+"""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from cdn_tune.config import override
 from cdn_tune.config.tables import metrics_depth
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.splits import split_annotations
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.evaluation.choose_checkpoint import Choices, choose_models
-from cdn_tune.evaluation.formats import export_predictions
-from cdn_tune.evaluation.nms import NmsChoice, choose_nms
+from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
+from cdn_tune.evaluation.literature import published_rows
+from cdn_tune.evaluation.predictions import export_predictions
 from cdn_tune.evaluation.queries import PREDICTIONS, query_results, write_query_results
-from cdn_tune.evaluation.request import Request, check_request
-from cdn_tune.evaluation.result import Basis, describe_result
 from cdn_tune.evaluation.retrain import Mode, Retrained, retrain
 from cdn_tune.evaluation.score_maps import SCORE_MAPS
-from cdn_tune.evaluation.scoring import Retrieved, open_split, retrieve
-from cdn_tune.evaluation.test_access_log import record_look
-from cdn_tune.training.runs.files import write_json
+from cdn_tune.evaluation.scoring import NmsChoice, Retrieved, Workers, choose_nms, open_split, retrieve
+from cdn_tune.evaluation.summary import summarise
+from cdn_tune.moments.bootstrap import RESAMPLES
+from cdn_tune.moments.metrics import mean_measures, measure
+from cdn_tune.training.memory.size import count_parameters
+from cdn_tune.training.object_store.sync import bring_home
+from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.runs.run_folder import changed_files, locked, read_manifest
 
-EVALUATION = "evaluation.json"
-EVALUATION_PUBLISHED = "evaluation-published.json"
+SCHEMA = 2
+EVALUATION, EVALUATION_PUBLISHED = "evaluation.json", "evaluation-published.json"
 PREDICTIONS_PUBLISHED = "predictions-published.jsonl"
+LOOKS = "looks.jsonl"
+PUBLISHED = "published protocol: the epoch was chosen on the test split itself, as the published code does"
 # Where the data lie and what is reported; anything else would be another model, another choice, or other data.
 CHANGEABLE = ("data.root", "data.features", "data.word_vectors", "eval.batch_size", "eval.recalls", "eval.ious")
 
-OnStage = Callable[[str], None]
 
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated, and how.
 
-def nobody(_: str) -> None:
-    """Who is told of no stage."""
+    Attributes:
+        top: How many of the search's best models.
+        checkpoint: This file instead.
+        trials: The models of these trials instead (the Pareto front).
+        seeds: Under how many other seeds the winner is trained again; 0: not at all.
+        train_on: On what; ``train+val`` for the epochs that the winner took on val.
+        choose_nms: Whether the NMS threshold is chosen on val.
+        protocol: ``honest``, or ``published``: the epoch chosen on test.
+        workers: Who computes.
+        score_maps: Whether to write the score maps.
+        formats: Further formats of the predictions, of `predictions.FORMATS`.
+        other_data: Whether data that have changed since the run may be used.
+        resamples: Of intervals and tests.
+    """
+
+    top: int = 1
+    checkpoint: Path | None = None
+    trials: tuple[int, ...] | None = None
+    seeds: int = 0
+    train_on: Literal["train", "train+val"] = "train"
+    choose_nms: bool = False
+    protocol: Literal["honest", "published"] = "honest"
+    workers: Workers = field(default_factory=Workers)
+    score_maps: bool = False
+    formats: tuple[str, ...] = ()
+    other_data: bool = False
+    resamples: int = RESAMPLES
+
+    def check(self) -> None:
+        """Refuses options that exclude each other.
+
+        Raises:
+            ConfigError: Naming the option.
+        """
+        excluded = {
+            "--top": self.top > 1,
+            "--front": self.trials is not None,
+            "--choose-nms": self.choose_nms,
+            "--train-on": self.train_on != "train",
+            "--score-maps": self.score_maps,
+            "--export-format": bool(self.formats),  # those files have no place for the label
+        }
+        for flag in [flag for flag, given in excluded.items() if given and self.protocol == "published"]:
+            raise ConfigError(f"{flag} does not go with --protocol published, which chooses on test; drop one")
+        if self.train_on != "train" and not self.seeds:
+            raise ConfigError(f"--train-on {self.train_on}: nothing is trained again without --seeds N; add it")
+        if sum([self.top > 1, self.checkpoint is not None, self.trials is not None]) > 1:
+            raise ConfigError("--top, --checkpoint and --front each say what to evaluate; give one of them")
 
 
 def evaluate_run(
     run: Path,
     overrides: Mapping[str, Any] | None = None,
     request: Request | None = None,
-    on_stage: OnStage = nobody,
+    on_stage: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Evaluates a run on the test split and writes ``evaluation.json`` and ``predictions.jsonl``.
 
@@ -52,35 +112,36 @@ def evaluate_run(
         run: Folder of a train or search run.
         overrides: Dotted keys of the experiment, e.g. ``data.root`` where the data have moved. Only `CHANGEABLE` keys.
         request: What is to be evaluated; the best checkpoint if None.
-        on_stage: Told what begins now.
+        on_stage: Called with the name of each stage as it begins.
 
     Returns:
-        What ``evaluation.json`` holds; docs/evaluation.md describes it.
+        The content of ``evaluation.json``.
 
     Raises:
         CdnTuneError: If run, checkpoint, data, training or cluster is at fault.
     """
     request = request or Request()
-    check_request(request)
+    request.check()
     run = run.absolute()
-    choices = choose_models(run, request.top, request.checkpoint, request.trials)
+    choice = choose_best(run, request.top, request.checkpoint, request.trials)
     for key, value in (overrides or {}).items():
         if key not in CHANGEABLE:
             raise ConfigError(f"override {key}={value}: after training only {', '.join(CHANGEABLE)} can change")
     with locked(run):
-        return _Evaluation(run, request, choices, dict(overrides or {}), on_stage).run_it()
+        return _Evaluation(run, request, choice, dict(overrides or {}), on_stage).run_it()
 
 
 class _Evaluation:
     """One evaluation under way."""
 
     def __init__(
-        self, run: Path, request: Request, choices: Choices, overrides: dict[str, Any], on_stage: OnStage
+        self, run: Path, request: Request, choice: Choice, overrides: dict[str, Any], on_stage: Callable[[str], None]
     ) -> None:
-        self.run, self.request, self.choices, self.tell = run, request, choices, on_stage
-        self.models = choices.checkpoints
+        self.run, self.request, self.choice, self.on_stage = run, request, choice, on_stage
+        self.published = request.protocol == "published"
+        self.models, self.winner = choice.checkpoints, choice.checkpoint
         self.experiments = [override(model.experiment.plain(), overrides, str(model.path)) for model in self.models]
-        self.winner, self.experiment = self.models[0], self.experiments[0]
+        self.experiment = self.experiments[0]
         if request.score_maps and not self.experiment.model.has_score_map:
             raise ConfigError(f"--score-maps: model.name={self.experiment.model.name} has no score maps; drop it")
         self.facts = fingerprint(self.experiment.data)
@@ -88,77 +149,145 @@ class _Evaluation:
 
     def run_it(self) -> dict[str, Any]:
         """Chooses, opens the test split, measures, and writes."""
-        request, published = self.request, self.request.protocol == "published"
+        request = self.request
         if self.changed and not request.other_data:
             raise RunError(
                 f"{self.run}: its data have changed since the run ({', '.join(self.changed)}); name the old ones with "
                 "data.root=DIR, or evaluate on these with --other-data"
             )
-        for split in ("val", "test"):  # what is wrong with features or words is said before anything is done
+        for split in ("val", "test"):  # faults of features or words are raised before anything is done
             open_split(self.experiment.data, split)
         retrained = self._retrain()
         nms = self._choose_nms()
-        mine = [] if published else list(zip([model.path for model in self.models], self.experiments, strict=True))
-        theirs = [(trial.checkpoint, trial.experiment) for trial in retrained]
-        looks = record_look(
-            self.run,
-            {"protocol": request.protocol, "models": [str(path) for path, _ in (*mine, *theirs)]},
-        )
-        self.tell("evaluating on the test split")
-        found = retrieve(
-            [*mine, *theirs],
-            split="test",
-            thresholds=[nms.threshold],
-            limit=metrics_depth(self.experiment.eval.test_metrics),
-            workers=request.workers,
-            maps=self.run / SCORE_MAPS if request.score_maps else None,
-        )
+        mine = [] if self.published else list(zip([model.path for model in self.models], self.experiments, strict=True))
+        models = [*mine, *((trial.checkpoint, trial.experiment) for trial in retrained)]
+        facts = {"protocol": request.protocol, "models": [str(path) for path, _ in models]}
+        looks = record_test_access(self.run, facts)
+        self.on_stage("evaluating on the test split")
+        limit = metrics_depth(self.experiment.eval.test_metrics)
+        maps = self.run / SCORE_MAPS if request.score_maps else None
+        found = retrieve(models, "test", [nms.threshold], limit, request.workers, maps)
         tops = [each[nms.threshold] for each in found]
-        self.tell("resampling")
-        basis = Basis(self.run, request, self.choices, self.experiment, self.facts, self.changed, nms, retrained, looks)
-        result = describe_result(basis, tops[: len(mine)], tops[len(mine) :])
-        self._write(result, tops, len(mine), retrained)
+        self.on_stage("resampling")
+        result = self._result(nms, retrained, looks, tops)
+        self._write(result, retrained, tops)
         return result
 
     def _retrain(self) -> list[Retrained]:
         request, seed = self.request, self.experiment.seed
         seeds = [(seed + 1 + number) % 2**32 for number in range(request.seeds)]
-        published = request.protocol == "published"
-        if published and not seeds:
-            seeds = [seed]
-        if not seeds:
+        if not seeds and not self.published:
             return []
-        mode: Mode = "published" if published else request.train_on
+        mode: Mode = "published" if self.published else request.train_on
         if mode == "train+val" and not self.winner.val:
             raise ConfigError(f"--train-on train+val: {self.winner.path} was never measured on val; train it first")
-        where = "choosing the epoch on test" if published else f"on {mode}"
+        where = "choosing the epoch on test" if self.published else f"on {mode}"
         return retrain(
             self.run,
             self.experiment,
-            seeds,
+            seeds or [seed],
             mode,
             self.winner.epoch,
             request.workers,
-            lambda done, total: self.tell(f"training the winner again, {where}: {done} of {total} seeds done"),
+            lambda done, total: self.on_stage(f"training the winner again, {where}: {done} of {total} seeds done"),
         )
 
     def _choose_nms(self) -> NmsChoice:
         if not self.request.choose_nms:
             return NmsChoice(self.experiment.eval.nms_threshold, "the experiment", None, {})
-        self.tell("choosing the NMS threshold on val")
+        self.on_stage("choosing the NMS threshold on val")
         return choose_nms(self.winner.path, self.experiment, self.request.workers)
 
-    def _write(
-        self, result: dict[str, Any], tops: Sequence[Retrieved], mine: int, retrained: Sequence[Retrained]
-    ) -> None:
+    def _name(self, path: Path) -> str:
+        """Returns a path as the result names it: relative to the run folder, if it is in it."""
+        return str(path.relative_to(self.run)) if path.is_relative_to(self.run) else str(path)
+
+    def _result(
+        self, nms: NmsChoice, retrained: Sequence[Retrained], looks: int, tops: Sequence[Retrieved]
+    ) -> dict[str, Any]:
+        """Returns the content of ``evaluation.json``; `tops` are of the chosen checkpoints, then of the retrained."""
+        experiment, winner, published = self.experiment, self.winner, self.published
+        settings, test = experiment.eval, open_split(experiment.data, "test")
+        chosen = () if published else self.models
+        measures = [measure(each.answers(test), settings.test_metrics) for each in tops]
+        models = dict(zip([self._name(model.path) for model in chosen], measures, strict=False))
+        seeds = dict(zip([f"seed {trial.seed}" for trial in retrained], measures[len(chosen) :], strict=True))
+        every = {"mean": mean_measures(list(seeds.values())), **models, **seeds} if seeds else models
+        train = split_annotations(experiment.data, "train").annotations
+        summary = summarise(every, test.annotations, train, settings.ious, experiment.seed, self.request.resamples)
+        each_one = summary.pop("models")
+        means = [each.means for each in seeds.values()]
+        return {
+            "schema": SCHEMA,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "protocol": self.request.protocol,
+            "label": PUBLISHED if published else None,
+            "dataset": experiment.data.dataset,
+            "planted": bool(self.facts["planted"]) or winner.planted,
+            "split": "test",
+            "looks": looks,
+            "queries": len(test),
+            "videos": summary["bootstrap"]["clusters"],
+            "recalls": list(settings.recalls),
+            "ious": list(settings.ious),
+            "nms_threshold": nms.threshold,
+            "nms": nms.plain(),
+            "reported": f"mean over {len(seeds)} seeds" if len(seeds) > 1 else "one seed" if seeds else "checkpoint",
+            "metrics": summary.pop("metrics"),
+            "intervals": summary.pop("intervals"),
+            # Standard deviations over seeds, n - 1 in the denominator.
+            "std": {name: float(np.std([each[name] for each in means], ddof=1)) for name in means[0]}
+            if len(means) > 1
+            else None,
+            "models": [
+                {
+                    "checkpoint": self._name(model.path),
+                    "seed": model.experiment.seed,
+                    "epoch": model.epoch,
+                    "parameters": count_parameters(model.experiment),
+                    "val": model.val,
+                    **each_one[self._name(model.path)],
+                }
+                for model in chosen
+            ],
+            "seeds": {
+                "trained_on": retrained[0].trained_on,
+                "epoch_chosen_on": "test" if published else "val",
+                "runs": [
+                    {
+                        "seed": trial.seed,
+                        "checkpoint": self._name(trial.checkpoint),
+                        "predictions": self._name(trial.folder / PREDICTIONS),
+                        **each_one[f"seed {trial.seed}"],
+                    }
+                    for trial in retrained
+                ],
+            }
+            if retrained
+            else None,
+            **summary,
+            "published": published_rows(experiment.data, self.facts),
+            "chosen_by": {
+                "split": "test" if published else "val",
+                "metric": winner.experiment.eval.metric,
+                "value": None if published else winner.value,
+            },
+            "val": winner.val,
+            "epoch": winner.epoch,
+            "checkpoint": self._name(winner.path),
+            "data_changed": self.changed,
+            "damaged_checkpoints": list(self.choice.damaged),
+            "experiment": experiment.plain(),
+            "data": self.facts,
+        }
+
+    def _write(self, result: dict[str, Any], retrained: Sequence[Retrained], tops: Sequence[Retrieved]) -> None:
         test = open_split(self.experiment.data, "test")
         results = [query_results(test.annotations, each.top, each.scores, "test") for each in tops]
-        for trial, each in zip(retrained, results[mine:], strict=True):
+        for trial, each in zip(retrained, results[len(results) - len(retrained) :], strict=True):
             write_query_results(trial.folder / PREDICTIONS, each)
-        names = [EVALUATION, PREDICTIONS]
-        if self.request.protocol == "published":
-            names = [EVALUATION_PUBLISHED, PREDICTIONS_PUBLISHED]
-        _put_aside(self.run, names)  # every look is kept; the first is the one to report
+        names = (EVALUATION_PUBLISHED, PREDICTIONS_PUBLISHED) if self.published else (EVALUATION, PREDICTIONS)
+        _put_aside(self.run, names)  # the files of every test access are kept; the first is the one to report
         write_query_results(self.run / names[1], results[0])
         for form in self.request.formats:
             export_predictions(results[0], form, self.run)
@@ -175,3 +304,21 @@ def _put_aside(run: Path, names: Sequence[str]) -> None:
         stem, suffix = name.split(".")
         if (run / name).exists():
             (run / name).replace(run / f"{stem}-look-{number}.{suffix}")
+
+
+def record_test_access(run: Path, facts: dict[str, Any]) -> int:
+    """Records in ``looks.jsonl`` of a locked run that its test split is about to be opened; returns how often it was.
+
+    This time is included; evaluations of earlier versions, which kept no log, count by their files.
+
+    Raises:
+        RunError: If it cannot be written; then nothing may be opened.
+    """
+    path = run / LOOKS
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    logged = sum(bool(line.strip()) for line in before.splitlines())
+    looks = max(logged, len(list(run.glob("evaluation*.json")))) + 1
+    entry = {"look": looks, "opened": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts}
+    write_text(path, before + json.dumps(entry, ensure_ascii=False) + "\n")
+    bring_home(path)  # a run on an object store has the record there before anything is opened
+    return looks

@@ -1,6 +1,7 @@
-"""Export: a run's best model as a folder that loads anywhere."""
+"""The exported folder: a run's best model and its words in plain files, which load anywhere without the training data.
 
-from __future__ import annotations
+Weights and word vectors are safetensors, the rest is JSON, YAML and text: opening it never runs code.
+"""
 
 import json
 import os
@@ -12,46 +13,45 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cdn_tune import __version__
-from cdn_tune.config import DataConfig, Experiment, override
-from cdn_tune.config.yaml import dump
+from cdn_tune.config import DataConfig, Experiment, build, override
+from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.annotations import SPLITS
 from cdn_tune.data.files import sha256
 from cdn_tune.data.lexicon import Lexicon, open_lexicon
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.tokenizer import tokenizer_of
 from cdn_tune.data.vectors import pieces
-from cdn_tune.errors import ConfigError, DataError, RunError
-from cdn_tune.evaluation import exported, graph
-from cdn_tune.evaluation.loading import choose_checkpoint
+from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, DataError, RunError
+from cdn_tune.evaluation import graph
+from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint
 from cdn_tune.evaluation.model_card import Facts, model_card
 from cdn_tune.evaluation.test_result import chosen_threshold, read_test_result
-from cdn_tune.training.runs.checkpoint import Checkpoint
+from cdn_tune.training.runs.checkpoint import Checkpoint, build_model, load_weights
 from cdn_tune.training.runs.files import told
 
+FORMAT, VERSION = "cdn-tune export", 1
+CONFIG, EXPERIMENT, WEIGHTS = "config.json", "experiment.yaml", "model.safetensors"
+WORDS, WORD_VECTORS, CARD = "words.json", "word_vectors.safetensors", "README.md"
 GRAPH, ONNX = "model.pt2", "model.onnx"
+NEEDED = (EXPERIMENT, WEIGHTS, WORDS, WORD_VECTORS)
+_AGAIN = "copy the folder again, or export the run again"
 # Only where the data lie can change: the words are taken from there.
 CHANGEABLE = ("data.root", "data.word_vectors")
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
-
-    Attributes:
-        folder: Where.
-        files: Their names, with sizes in bytes.
-        words: How many words have vectors in it.
-        damaged: What was wrong with better checkpoints of the run.
-    """
+    """What was written."""
 
     folder: Path
-    files: Mapping[str, int]
-    words: int
-    damaged: tuple[str, ...]
+    files: Mapping[str, int]  # sizes in bytes by name
+    words: int  # that have vectors in it
+    damaged: tuple[str, ...]  # what was wrong with better checkpoints of the run
 
 
 def export_run(
@@ -80,16 +80,25 @@ def export_run(
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise RunError(f"{out}: exists and is not empty; choose another --out folder")
-    if exported.is_exported(run):
+    if is_exported(run):
         raise RunError(f"{run}: is an exported folder already; copy it")
     choice = choose_checkpoint(run)
     checkpoint = choice.checkpoint
     if torch_export or onnx:
         graph.check_can_trace(checkpoint.model, onnx)
-    lexicon = _words(_where(checkpoint, overrides or {}), all_words)
+    for key, value in (overrides or {}).items():
+        if key not in CHANGEABLE:
+            raise ConfigError(f"override {key}={value}: an export can only be told {' and '.join(CHANGEABLE)}")
+    data = override(checkpoint.experiment.plain(), overrides or {}, str(checkpoint.path)).data
+    lexicon = _words(data, all_words)
     threshold = chosen_threshold(checkpoint)
     with _whole(out) as folder, told(out):
-        _write(folder, checkpoint, lexicon, threshold)
+        about = {"format": FORMAT, "cdn_tune": __version__}
+        weights = {name: value.detach().cpu().clone() for name, value in checkpoint.model.state_dict().items()}
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, about)
+        save_file({"vectors": lexicon.vectors.contiguous()}, folder / WORD_VECTORS, about)
+        (folder / WORDS).write_text(json.dumps(list(lexicon.rows), ensure_ascii=False), encoding="utf-8")
+        (folder / EXPERIMENT).write_text(dump(_plain(checkpoint.experiment, threshold)), encoding="utf-8")
         if torch_export or onnx:
             data = checkpoint.experiment.data
             program = graph.trace(checkpoint.model, data)
@@ -100,51 +109,25 @@ def export_run(
         test, why_not = read_test_result(run, checkpoint)
         facts = Facts(run.resolve().name, checkpoint, test, why_not, len(lexicon.rows), all_words, threshold)
         names = sorted(path.name for path in folder.iterdir())
-        (folder / exported.CARD).write_text(model_card(facts, names), encoding="utf-8")
-        config = _config(run, checkpoint, test, all_words, len(lexicon.rows))
-        config["files"] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / exported.CONFIG).write_text(text, encoding="utf-8")
+        (folder / CARD).write_text(model_card(facts, names), encoding="utf-8")
+        base = run if run.is_dir() else run.parent
+        config = {
+            "format": FORMAT,
+            "version": VERSION,
+            "cdn_tune": __version__,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "source": {"run": run.resolve().name, "checkpoint": str(checkpoint.path.relative_to(base))},
+            "dataset": checkpoint.experiment.data.dataset,
+            "planted": checkpoint.planted,
+            "epoch": checkpoint.epoch,
+            "val": checkpoint.val,
+            "test": test,
+            "words": {"of": "the whole file" if all_words else "the dataset's queries", "count": len(lexicon.rows)},
+            "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     return Export(out, sizes, len(lexicon.rows), choice.damaged)
-
-
-def _write(folder: Path, checkpoint: Checkpoint, lexicon: Lexicon, threshold: float | None) -> None:
-    weights = {name: value.detach().cpu().clone() for name, value in checkpoint.model.state_dict().items()}
-    about = {"format": exported.FORMAT, "cdn_tune": __version__}
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / exported.WEIGHTS, about)
-    save_file({"vectors": lexicon.vectors.contiguous()}, folder / exported.WORD_VECTORS, about)
-    (folder / exported.WORDS).write_text(json.dumps(list(lexicon.rows), ensure_ascii=False), encoding="utf-8")
-    experiment = _without_paths(checkpoint.experiment)
-    if threshold is not None:
-        experiment["eval"]["nms_threshold"] = threshold
-    (folder / exported.EXPERIMENT).write_text(dump(experiment), encoding="utf-8")
-
-
-def _config(
-    run: Path, checkpoint: Checkpoint, test: Mapping[str, Any] | None, all_words: bool, words: int
-) -> dict[str, Any]:
-    base = run if run.is_dir() else run.parent
-    return {
-        "format": exported.FORMAT,
-        "version": exported.VERSION,
-        "cdn_tune": __version__,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "source": {"run": run.resolve().name, "checkpoint": str(checkpoint.path.relative_to(base))},
-        "dataset": checkpoint.experiment.data.dataset,
-        "planted": checkpoint.planted,
-        "epoch": checkpoint.epoch,
-        "val": checkpoint.val,
-        "test": test,
-        "words": {"of": "the whole file" if all_words else "the dataset's queries", "count": words},
-    }
-
-
-def _where(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> DataConfig:
-    for key, value in overrides.items():
-        if key not in CHANGEABLE:
-            raise ConfigError(f"override {key}={value}: an export can only be told {' and '.join(CHANGEABLE)}")
-    return override(checkpoint.experiment.plain(), overrides, str(checkpoint.path)).data
 
 
 def _words(config: DataConfig, all_words: bool) -> Lexicon:
@@ -169,12 +152,14 @@ def _words(config: DataConfig, all_words: bool) -> Lexicon:
     return Lexicon(whole.source, config.tokenizer, config.unknown_words, rows, vectors)
 
 
-def _without_paths(experiment: Experiment) -> dict[str, Any]:
-    """Returns the experiment without the folders of the machine it was trained on."""
+def _plain(experiment: Experiment, threshold: float | None) -> dict[str, Any]:
+    """Returns the experiment without the folders of the machine it was trained on, with the threshold chosen on val."""
     plain = experiment.plain()
     for key in ("root", "features", "word_vectors"):
         if plain["data"][key] is not None:
             plain["data"][key] = plain["data"][key].replace("\\", "/").rstrip("/").rpartition("/")[2] or "data"
+    if threshold is not None:
+        plain["eval"]["nms_threshold"] = threshold
     return plain
 
 
@@ -191,3 +176,62 @@ def _whole(out: Path) -> Iterator[Path]:
             partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_exported(path: Path) -> bool:
+    """Returns whether a path is a folder that `export` wrote, or what is left of one."""
+    return path.is_dir() and ((path / CONFIG).exists() or (path / WEIGHTS).exists())
+
+
+def read_exported(folder: Path) -> tuple[Checkpoint, Lexicon]:
+    """Rebuilds model and words from an exported folder alone.
+
+    Raises:
+        CheckpointError: If a file is missing, damaged, or not of this format; names it.
+    """
+    config = _read_config(folder)
+    for name in NEEDED:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: is missing, the exported folder is incomplete; {_AGAIN}")
+        if sha256(folder / name) != config["files"].get(name):
+            raise CheckpointError(f"{folder / name}: damaged (it does not match its digest in {CONFIG}); {_AGAIN}")
+    try:
+        experiment = build(Experiment, read_mapping(folder / EXPERIMENT), str(folder / EXPERIMENT))
+        model = build_model(experiment)
+        load_weights(model, load_file(folder / WEIGHTS), folder / WEIGHTS)
+        words = json.loads((folder / WORDS).read_text(encoding="utf-8"))
+        vectors = load_file(folder / WORD_VECTORS)["vectors"]
+    except CdnTuneError as error:
+        raise CheckpointError(str(error)) from None
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be read ({_brief(error)}); {_AGAIN}") from None
+    shape = (len(words), experiment.data.word_size) if isinstance(words, list) else None
+    if shape is None or vectors.shape != shape or vectors.dtype != torch.float32:
+        raise CheckpointError(f"{folder / WORD_VECTORS}: does not fit {WORDS} and {EXPERIMENT}; {_AGAIN}")
+    rows, data = {word: row for row, word in enumerate(words)}, experiment.data
+    lexicon = Lexicon(str(folder / WORDS), data.tokenizer, data.unknown_words, rows, vectors)
+    val = {str(name): float(value) for name, value in config["val"].items()}
+    epoch, planted = int(config["epoch"]), bool(config["planted"])
+    return Checkpoint(folder / WEIGHTS, experiment, model.eval(), epoch, val, planted), lexicon
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is missing, the exported folder is incomplete; {_AGAIN}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({_brief(error)}); {_AGAIN}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is not of a folder that cdn-tune exported; name one, or a run folder")
+    if config.get("version") != VERSION:
+        raise CheckpointError(f"{path}: export version {config.get('version')!r}, but this cdn-tune reads {VERSION}")
+    kinds = {"files": dict, "val": dict, "epoch": int, "planted": bool}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]:
+        raise CheckpointError(f"{path}: damaged ({', '.join(wrong)} missing or of another type); {_AGAIN}")
+    return config
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -3,8 +3,6 @@
 Shape letters: T frames, D feature size, L words, W word size, S clips.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import logging
@@ -21,15 +19,8 @@ from cdn_tune.model.family import MomentModel
 
 WORDS = 32
 INPUTS = ("features", "words", "word_mask")
-OUTPUT = "scores"
 TOLERANCE = 1e-4  # of a score in [0, 1]; runtimes order their sums differently
-_NEEDED = {"onnx": ("onnx", "onnxscript"), "check": ("onnxruntime",)}
-
-
-def missing_for_onnx() -> list[str]:
-    """Returns the packages that ONNX needs and that are not installed, those of the check included."""
-    names = [name for group in _NEEDED.values() for name in group]
-    return [name for name in names if importlib.util.find_spec(name) is None]
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")  # the last one for the check
 
 
 def check_can_trace(model: MomentModel, onnx: bool) -> None:
@@ -45,7 +36,8 @@ def check_can_trace(model: MomentModel, onnx: bool) -> None:
             "this model's encoding of a query depends on how far it is padded (model.query.read_padding=true), which a "
             "graph of fixed length cannot follow; export without --onnx and --torch-export"
         )
-    if onnx and (missing := missing_for_onnx()):
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if onnx and missing:
         raise ConfigError(f"--onnx needs {', '.join(missing)}; install with: pip install {' '.join(missing)}")
 
 
@@ -54,7 +46,7 @@ def trace(model: MomentModel, data: DataConfig) -> torch.export.ExportedProgram:
 
     Args:
         model: In eval mode, on the CPU; its family has a graph.
-        data: What it was trained on: frame features per video and sizes.
+        data: Frame features per video and sizes.
 
     Raises:
         RunError: If the model cannot be traced, or the graph's scores differ from the model's by more than `TOLERANCE`.
@@ -80,19 +72,18 @@ def save_onnx(program: torch.export.ExportedProgram, path: Path, model: MomentMo
     onnxruntime = importlib.import_module("onnxruntime")  # optional
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
+    size = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())  # bytes
     quiet.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                program,
-                (),
-                path,
+                *(program, (), path),
                 dynamo=True,
                 verbose=False,
                 input_names=INPUTS,
-                output_names=(OUTPUT,),
-                external_data=_bytes(model) > 1 << 30,
+                output_names=("scores",),
+                external_data=size > 1 << 30,
             )
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -133,7 +124,3 @@ def _module(model: MomentModel) -> nn.Module:
     if graph is None:
         raise ConfigError(f"model.name={model.config.name} has no graph; export without --onnx and --torch-export")
     return graph.module.eval()
-
-
-def _bytes(model: MomentModel) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())

@@ -3,11 +3,8 @@
 All of them, the published CDN among them, were chosen on the test split: the epoch that is best there is reported.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdn_tune.config import DataConfig, recall_name
 from cdn_tune.data.layouts import layout_of
@@ -17,8 +14,7 @@ _CDN = "Cross-modal Dynamic Networks, IEEE TMM"
 _TAN = "2D-TAN (arXiv 1912.03590), as its authors' repository lists it"
 
 
-@dataclass(frozen=True)
-class _Setting:
+class _Setting(NamedTuple):
     """A dataset as it was published: features and the size of its test split."""
 
     dataset: str
@@ -31,11 +27,7 @@ class _Setting:
 
 SETTINGS = (
     _Setting(
-        "tacos",
-        "C3D",
-        4096,
-        (4083, 4001),
-        (0.1, 0.3, 0.5),
+        *("tacos", "C3D", 4096, (4083, 4001), (0.1, 0.3, 0.5)),
         (
             ("CDN, pool", _CDN, (51.34, 43.09, 32.82, 75.01, 64.98, 52.96)),
             ("CDN, conv", _CDN, (50.99, 40.44, 28.94, 79.48, 64.91, 51.96)),
@@ -44,11 +36,7 @@ SETTINGS = (
         ),
     ),
     _Setting(
-        "charades_sta",
-        "VGG",
-        4096,
-        (3720,),
-        (0.5, 0.7),
+        *("charades_sta", "VGG", 4096, (3720,), (0.5, 0.7)),
         (
             ("CDN, pool", _CDN, (45.24, 26.99, 81.18, 57.47)),
             ("CDN, conv", _CDN, (43.90, 25.43, 80.65, 56.37)),
@@ -57,11 +45,7 @@ SETTINGS = (
         ),
     ),
     _Setting(
-        "activitynet",
-        "C3D",
-        500,
-        (17031,),
-        (0.3, 0.5, 0.7),
+        *("activitynet", "C3D", 500, (17031,), (0.3, 0.5, 0.7)),
         (
             ("2D-TAN, pool", _TAN, (59.45, 44.51, 26.54, 85.53, 77.13, 61.96)),
             ("2D-TAN, conv", _TAN, (58.75, 44.05, 27.38, 85.65, 76.65, 62.26)),
@@ -80,11 +64,10 @@ def published_rows(data: DataConfig, facts: dict[str, Any]) -> list[dict[str, An
         data: The experiment's data.
         facts: Their fingerprint.
     """
-    if facts["planted"]:
+    if facts["planted"] or Path(facts["files"]["features"]["name"]).name not in layout_of(data.dataset).features:
         return []
     queries = facts["splits"]["test"]["queries"]
     whole = queries + len(facts["skipped"]["test"])
-    named = Path(facts["files"]["features"]["name"]).name in layout_of(data.dataset).features
     return [
         {
             "method": method,
@@ -97,9 +80,7 @@ def published_rows(data: DataConfig, facts: dict[str, Any]) -> list[dict[str, An
             },
         }
         for setting in SETTINGS
-        if setting.dataset == data.dataset
-        and setting.feature_size == data.feature_size
-        and named
+        if (setting.dataset, setting.feature_size) == (data.dataset, data.feature_size)
         and (queries in setting.queries or whole in setting.queries)
         for method, source, values in setting.rows
     ]

@@ -1,20 +1,18 @@
 """The model card: what an exported model is, how it was measured, what it is for and what it is not for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cdn_tune import __version__
-from cdn_tune.evaluation import exported, graph
+from cdn_tune.evaluation import graph
 from cdn_tune.training.runs.checkpoint import Checkpoint
 
 _FILES = {
-    exported.EXPERIMENT: "the experiment that trained it, folders left out",
-    exported.WEIGHTS: "the weights",
-    exported.WORDS: "the words that have a vector",
-    exported.WORD_VECTORS: "their vectors, in the same order",
+    "experiment.yaml": "the experiment that trained it, folders left out",
+    "model.safetensors": "the weights",
+    "words.json": "the words that have a vector",
+    "word_vectors.safetensors": "their vectors, in the same order",
     "model.pt2": "the graph for `torch.export.load`",
     "model.onnx": "the graph for ONNX runtimes",
     "model.onnx.data": "the weights of `model.onnx`",
@@ -23,37 +21,22 @@ _FILES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What the card tells.
+    """What the card states."""
 
-    Attributes:
-        run: Name of the run.
-        checkpoint: The exported model.
-        test: Its test metrics (see `read_test_result`), or None.
-        why_no_test: Why there are none.
-        words: How many words have a vector in the folder.
-        all_words: Whether these are all of the vectors file, not only those of the dataset.
-        threshold: NMS threshold that evaluation chose on val; None: the experiment's.
-    """
-
-    run: str
+    run: str  # its name
     checkpoint: Checkpoint
-    test: Mapping[str, Any] | None
+    test: Mapping[str, Any] | None  # test metrics (see `read_test_result`)
     why_no_test: str
-    words: int
-    all_words: bool
-    threshold: float | None = None
+    words: int  # how many have a vector in the folder
+    all_words: bool  # whether these are all of the vectors file, not only those of the dataset
+    threshold: float | None = None  # for NMS, chosen on val; None: the experiment's
 
 
 def model_card(facts: Facts, files: Sequence[str]) -> str:
-    """Returns the card as Markdown.
-
-    Args:
-        facts: What it tells.
-        files: Names of the folder's files besides the card and ``config.json``.
-    """
+    """Returns the card as Markdown; `files` names those of the folder besides the card and ``config.json``."""
     experiment = facts.checkpoint.experiment
     parts = [
-        [f"# {experiment.name}", *_label(facts.checkpoint.planted), _summary(facts)],
+        [f"# {experiment.name}", *([_PLANTED] if facts.checkpoint.planted else []), _summary(facts)],
         ["## Use", _USE.format(size=experiment.data.feature_size)],
         ["## Training data", _data(facts)],
         ["## Protocol", _protocol(facts)],
@@ -79,6 +62,11 @@ moments = retriever.retrieve(features, duration, ["a person opens the door"], to
 `features` are frame features `[frames, {size}]` at equal distances over the whole video, `duration` is its length in
 seconds. Each moment has a start and an end in seconds and a score in [0, 1]."""
 
+_PLANTED = (
+    "> **Planted data.** This model was trained on synthetic features. Its numbers say that the tool works, "
+    "nothing about real videos; never put them beside published ones."
+)
+
 _INTENDED = """\
 Research on video moment retrieval: given a sentence and a video, propose where the sentence happens. Answers are ranked
 proposals, for a person to look at; they are not evidence that something happened, or did not. Not meant for
@@ -88,15 +76,6 @@ _LICENCE = """\
 cdn-tune, the code that trains and opens this model, is under the MIT licence. That says nothing about the data: the
 videos, annotations, features and word vectors that the weights were made from have licences of their own, which may
 limit what the weights may be used for. Whoever passes them on has to check that."""
-
-
-def _label(planted: bool) -> list[str]:
-    if not planted:
-        return []
-    return [
-        "> **Planted data.** This model was trained on synthetic features. Its numbers say that the tool works, "
-        "nothing about real videos; never put them beside published ones."
-    ]
 
 
 def _summary(facts: Facts) -> str:
@@ -148,28 +127,23 @@ def _results(facts: Facts) -> list[str]:
     if facts.test is None:
         return [*parts, f"No test metrics: {facts.why_no_test}."]
     looks, queries = facts.test.get("looks"), facts.test.get("queries")
-    told = f"Test: {queries} queries." if queries is not None else ""
+    text = f"Test: {queries} queries." if queries is not None else ""
     if isinstance(looks, int):
-        told += f" The test split was opened {looks} time{'' if looks == 1 else 's'} for this run."
-    return [*parts, told.strip()] if told else parts
+        text += f" The test split was opened {looks} time{'' if looks == 1 else 's'} for this run."
+    return [*parts, text.strip()] if text else parts
 
 
 def _limits(facts: Facts) -> str:
     data, model = facts.checkpoint.experiment.data, facts.checkpoint.experiment.model
-    grid = (
-        f"- A video is divided into {model.grid} clips; moments begin and end between them. For videos much "
-        "longer than those of training, use `window=`.",
-    )
-    return "\n".join(
-        [
-            f"- It knows features of one network only (size {data.feature_size}); others give nonsense, even of that "
-            "size.",
-            *(grid if model.grid else ()),
-            "- It always answers, even where the sentence happens nowhere in the video.",
-            "- Datasets of this field are biased: where moments tend to lie is learned along with what they show.",
-            "- Scores rank the moments of one query; they are no probabilities.",
-        ]
-    )
+    clips = f"- A video is divided into {model.grid} clips; moments begin and end between them."
+    lines = [
+        f"- It knows features of one network only (size {data.feature_size}); others give nonsense, even of that size.",
+        *([f"{clips} For videos much longer than those of training, use `window=`."] if model.grid else []),
+        "- It always answers, even where the sentence happens nowhere in the video.",
+        "- Datasets of this field are biased: where moments tend to lie is learned along with what they show.",
+        "- Scores rank the moments of one query; they are no probabilities.",
+    ]
+    return "\n".join(lines)
 
 
 def _graphs(checkpoint: Checkpoint) -> str:

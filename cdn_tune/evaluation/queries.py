@@ -1,14 +1,11 @@
 """predictions.jsonl: what was retrieved for each query, a line each, beside what should have been."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,45 +27,21 @@ LINE = (
 
 @dataclass(frozen=True)
 class QueryResult:
-    """One query and its ranked moments. All times are in seconds.
+    """One query and its ranked moments, as a line of the file holds them. All times are in seconds."""
 
-    Attributes:
-        id: The annotation's id.
-        video: Name of the video.
-        query: The sentence.
-        duration: Length of the video.
-        truth: The annotated moment, (start, end).
-        moments: Retrieved ones, best first, (start, end, score).
-        iou: IoU of the first with the truth; 0 if there is none.
-        split: The split the query is of.
-    """
-
-    id: str
+    id: str  # the annotation's
     video: str
     query: str
-    duration: float
-    truth: tuple[float, float]
-    moments: tuple[tuple[float, float, float], ...]
-    iou: float
+    duration: float  # of the video
+    truth: tuple[float, float]  # the annotated moment, (start, end)
+    moments: tuple[tuple[float, float, float], ...]  # retrieved ones, best first, (start, end, score)
+    iou: float  # of the first with the truth; 0 if there is none
     split: str
 
     @property
     def annotation(self) -> Annotation:
         """The query and the annotated moment."""
         return Annotation(self.id, self.video, self.duration, *self.truth, self.query)
-
-    def plain(self) -> dict[str, Any]:
-        """Returns the result as its line holds it."""
-        return {
-            "id": self.id,
-            "video": self.video,
-            "query": self.query,
-            "duration": self.duration,
-            "truth": list(self.truth),
-            "moments": [list(moment) for moment in self.moments],
-            "iou": self.iou,
-            "split": self.split,
-        }
 
 
 def query_results(annotations: Sequence[Annotation], top: Tensor, scores: Tensor, split: str) -> list[QueryResult]:
@@ -85,11 +58,7 @@ def query_results(annotations: Sequence[Annotation], top: Tensor, scores: Tensor
     rows = torch.cat([top.double(), scores.double()[..., None]], dim=-1).tolist()
     return [
         QueryResult(
-            item.id,
-            item.video,
-            item.query,
-            item.duration,
-            (item.start, item.end),
+            *(item.id, item.video, item.query, item.duration, (item.start, item.end)),
             tuple((start, end, score) for start, end, score in row if not math.isnan(start)),
             overlap,
             split,
@@ -125,7 +94,7 @@ def video_numbers(annotations: Sequence[Annotation]) -> npt.NDArray[np.int64]:
 
 def write_query_results(path: Path, results: Iterable[QueryResult]) -> None:
     """Writes results atomically, one JSON object per line."""
-    write_text(path, "".join(json.dumps(result.plain(), ensure_ascii=False) + "\n" for result in results))
+    write_text(path, "".join(json.dumps(vars(result), ensure_ascii=False) + "\n" for result in results))
 
 
 def read_query_results(path: Path) -> list[QueryResult]:
@@ -149,10 +118,7 @@ def _result(line: str, where: str) -> QueryResult:
         entry = json.loads(line)
         start, end = entry["truth"]
         result = QueryResult(
-            str(entry["id"]),
-            str(entry["video"]),
-            str(entry["query"]),
-            float(entry["duration"]),
+            *(str(entry["id"]), str(entry["video"]), str(entry["query"]), float(entry["duration"])),
             (float(start), float(end)),
             tuple((float(first), float(last), float(score)) for first, last, score in entry["moments"]),
             float(entry["iou"]),

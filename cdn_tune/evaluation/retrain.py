@@ -1,12 +1,9 @@
 """Training the winner again, under other seeds or another protocol: trial folders in the run, that go on if stopped."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cdn_tune.config import Experiment, build, override
 from cdn_tune.config.yaml import dump, read_mapping
@@ -26,33 +23,19 @@ from cdn_tune.training.state import PREVIOUS
 from cdn_tune.training.train_trial import open_data
 
 Mode = Literal["train", "train+val", "published"]
-Done = Callable[[int, int], None]
 
 FINAL = Path("checkpoint.pt")
-_FOLDERS: dict[Mode, str] = {
-    "train": "seeds/{seed}",
-    "train+val": "seeds/{seed}-train+val",
-    "published": "published/{seed}",
-}
+_FOLDERS = {"train": "seeds/{seed}", "train+val": "seeds/{seed}-train+val", "published": "published/{seed}"}
 
 
-@dataclass(frozen=True)
-class Retrained:
-    """One trial that was trained again.
-
-    Attributes:
-        seed: Its seed.
-        folder: Its folder.
-        experiment: What was trained.
-        checkpoint: The file to measure.
-        trained_on: ``train`` or ``train+val``.
-    """
+class Retrained(NamedTuple):
+    """One trial that was trained again."""
 
     seed: int
     folder: Path
     experiment: Experiment
-    checkpoint: Path
-    trained_on: str
+    checkpoint: Path  # the file to measure
+    trained_on: str  # ``train`` or ``train+val``
 
 
 def retrain(
@@ -62,14 +45,14 @@ def retrain(
     mode: Mode,
     epochs: int,
     workers: Workers,
-    on_done: Done,
+    on_done: Callable[[int, int], None],
 ) -> list[Retrained]:
     """Trains the winner under other seeds, several at a time; what was finished before is not run again.
 
     Args:
         run: The locked run folder.
         winner: Its experiment, with its data where they are now.
-        seeds: The seeds.
+        seeds: Under which it is trained.
         mode: ``train``: on train, the epoch chosen on val, for each seed. ``train+val``: on both, for `epochs`.
             ``published``: as the published code does it, the epoch chosen on test; on train, or, where val is carved
             from the training file, on all of that.
@@ -83,35 +66,24 @@ def retrain(
     """
     trials = []
     both = mode == "train+val" or (mode == "published" and carves_val(winner))
+    changes: dict[Mode, dict[str, Any]] = {
+        "train": {},
+        "train+val": {"train.patience": 0},  # nothing is left to choose with
+        "published": {"train.eval_every": 1, "train.eval_queries": None},
+    }
     for seed in seeds:
-        experiment = override(winner.plain(), {"seed": seed, **_changes(mode)}, f"seed {seed}")
+        experiment = override(winner.plain(), {"seed": seed, **changes[mode]}, f"seed {seed}")
         folder = run / _FOLDERS[mode].format(seed=seed)
-        trials.append(
-            Retrained(
-                seed,
-                folder,
-                experiment,
-                folder / (FINAL if mode == "train+val" else BEST),
-                "train+val" if both else "train",
-            )
-        )
+        file = folder / (FINAL if mode == "train+val" else BEST)
+        trials.append(Retrained(seed, folder, experiment, file, "train+val" if both else "train"))
     for trial in trials:
         _claim(trial)
-    inputs = [(trial.experiment.plain(), str(trial.folder), mode, epochs) for trial in trials]
-    left = [each for each, trial in zip(inputs, trials, strict=True) if not _is_finished(trial.folder, mode)]
-    done = len(inputs) - len(left)
-    on_done(done, len(inputs))
-    if left and not workers.here:
-        from cdn_tune.distributed.tasks import run_tasks
-
-        for _ in run_tasks(train_again, left, workers.count, workers.address):
-            done += 1
-            on_done(done, len(inputs))
-    else:
-        for each in left:
-            train_again(*each)
-            done += 1
-            on_done(done, len(inputs))
+    unfinished = [trial for trial in trials if not _is_finished(trial.folder, mode)]
+    inputs = [(trial.experiment.plain(), str(trial.folder), mode, epochs) for trial in unfinished]
+    done = len(trials) - len(unfinished)
+    on_done(done, len(trials))
+    for count, _ in enumerate(workers.run(train_again, inputs), start=done + 1):
+        on_done(count, len(trials))
     return trials
 
 
@@ -132,9 +104,9 @@ def train_again(experiment: dict[str, Any], folder: str, mode: Mode, epochs: int
         train(settings, path, report, splits, planted=is_planted(settings.data))
     except _Enough:
         _keep_last(settings, path, epochs)
-    if mode == "train+val" and not (path / FINAL).exists():
-        raise TrainingError(f"{path}: ended before epoch {epochs}, which was chosen on val; delete it and start again")
     if mode == "train+val":
+        if not (path / FINAL).exists():
+            raise TrainingError(f"{path}: ended before epoch {epochs}, chosen on val; delete it and start again")
         shutil.rmtree((path / LAST).parent, ignore_errors=True)
     for name in (LAST, PREVIOUS):  # three times the size of the model that is kept
         (path / name).unlink(missing_ok=True)
@@ -143,14 +115,6 @@ def train_again(experiment: dict[str, Any], folder: str, mode: Mode, epochs: int
 def carves_val(experiment: Experiment) -> bool:
     """Returns whether the dataset has no val files of its own, so that val is a part of its training file."""
     return not layout_of(experiment.data.dataset).files(root_of(experiment.data), "val")
-
-
-def _changes(mode: Mode) -> dict[str, Any]:
-    if mode == "train+val":  # nothing is left to choose with
-        return {"train.patience": 0}
-    if mode == "published":
-        return {"train.eval_every": 1, "train.eval_queries": None}
-    return {}
 
 
 def _splits(experiment: Experiment, mode: Mode) -> Mapping[Split, MomentDataset]:

@@ -1,9 +1,7 @@
-"""The retriever: a trained model that answers queries about videos it has never seen.
+"""The retriever: a trained model that answers queries about videos it has never seen, and `load`, which opens one.
 
 Shape letters: N frames, D feature size, V windows, T frame features and S clips of a window, H hidden, Q queries.
 """
-
-from __future__ import annotations
 
 import logging
 import math
@@ -20,10 +18,14 @@ from cdn_tune.data.clips import to_fixed_length
 from cdn_tune.data.features import Frames
 from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.layouts import layout_of
-from cdn_tune.data.lexicon import Lexicon
+from cdn_tune.data.lexicon import Lexicon, open_lexicon
 from cdn_tune.errors import DataError, TrainingError
+from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint, fetch_model
+from cdn_tune.evaluation.export import is_exported, read_exported
+from cdn_tune.evaluation.test_result import chosen_threshold
 from cdn_tune.model.family import MomentModel, Spans
 from cdn_tune.moments.spans import sliding_windows
+from cdn_tune.training.object_store.working_copy import url_of
 from cdn_tune.training.step.precision import autocast, resolve_precision
 
 WINDOWS_AT_ONCE = 16
@@ -35,13 +37,10 @@ Features = npt.ArrayLike | Tensor | Path
 
 @dataclass(frozen=True)
 class Moment:
-    """A span of a video that answers a query.
+    """A span of a video that answers a query, in seconds.
 
-    Attributes:
-        start: In seconds.
-        end: In seconds.
-        score: Higher is better. A CDN's, in [0, 1], estimates how well the moment overlaps the right one: 0 stands for
-            the experiment's `loss.min_iou` and below, 1 for its `loss.max_iou` and above.
+    A higher score is better. A CDN's, in [0, 1], estimates how well the moment overlaps the right one: 0 stands for the
+    experiment's `loss.min_iou` and below, 1 for its `loss.max_iou` and above.
     """
 
     start: float
@@ -116,13 +115,13 @@ class Retriever:
     ) -> list[list[Moment]]:
         """Returns the best moments of a video for each query.
 
-        Each call encodes the video; to ask the same video again and again, see `encode`.
+        Each call encodes the video; `encode` and `answer` encode it once for many calls.
 
         Args:
             features: Frame features [N, D] at equal distances over the whole video; or a file with one video's,
                 ``.npy`` or HDF5.
             duration: Length of the video, in seconds.
-            queries: Sentences. Words without a vector count as in training, and are told (as a log warning).
+            queries: Sentences. Words without a vector count as in training, and are named in a log warning.
             top: Moments per query, at most.
             window: As for `encode`.
             stride: As for `encode`.
@@ -131,7 +130,7 @@ class Retriever:
             Per query, moments from best to worst; fewer than `top` where suppression leaves no more.
 
         Raises:
-            DataError: If features, duration or a query cannot be used; one line that says why.
+            DataError: If features, duration or a query cannot be used.
         """
         return self.answer(self.encode(features, duration, window=window, stride=stride), queries, top)
 
@@ -188,26 +187,31 @@ class Retriever:
             As for `retrieve`.
 
         Raises:
-            DataError: If a query is empty or has no word that is known, or `top` is not positive.
+            DataError: If a query is empty or has no word with a vector, or `top` is not positive.
             TrainingError: If scores are not finite.
         """
         if top < 1:
             raise DataError(f"top={top}: must be at least 1")
-        words = self._words(queries)
+        if isinstance(queries, str):
+            raise DataError(f"queries={queries!r}: is one string; give a list of them")
+        words = []
+        for query in queries:
+            vectors, unknown = self.lexicon.encode(query)
+            words.append(vectors)  # [L, W]
+            if unknown:
+                _LOG.warning("query %r: no vector for %s; counted as in training", query, ", ".join(unknown))
         most = _SCORES_AT_ONCE // (len(video.windows) * self.model.most_spans)
         step = max(1, min(self.experiment.eval.batch_size, most))
         if self.model.reads_padding:
             step = 1  # a query's encoding depends on the padding; this way not on its neighbours
-        found = []
-        for first in range(0, len(words), step):
-            found.extend(self._answer(video, words[first : first + step], top))
-        return found
+        groups = [words[first : first + step] for first in range(0, len(words), step)]
+        return [ranked for group in groups for ranked in self._answer(video, group, top)]
 
     def unknown_words(self, query: str) -> tuple[str, ...]:
         """Returns the words of a query that have no vector.
 
         Raises:
-            DataError: If it is empty or has no word that is known.
+            DataError: If it is empty or has no word with a vector.
         """
         return self.lexicon.encode(query)[1]
 
@@ -228,18 +232,6 @@ class Retriever:
         with autocast(self.device, self._dtype):
             return self.model.encode(visual.to(self.device))
 
-    def _words(self, queries: Sequence[str]) -> list[Tensor]:
-        """Reads queries, each [L, W]; tells of the words that are not known."""
-        if isinstance(queries, str):
-            raise DataError(f"queries={queries!r}: is one string; give a list of them")
-        read = []
-        for query in queries:
-            vectors, unknown = self.lexicon.encode(query)
-            read.append(vectors)
-            if unknown:
-                _LOG.warning("query %r: no vector for %s; counted as in training", query, ", ".join(unknown))
-        return read
-
     def _answer(self, video: Video, words: Sequence[Tensor], top: int) -> list[list[Moment]]:
         padded = torch.nn.utils.rnn.pad_sequence(list(words), batch_first=True)  # [Q, L, W]
         mask = torch.arange(padded.shape[1]) < torch.tensor([[len(row)] for row in words])  # [Q, L]
@@ -255,11 +247,49 @@ class Retriever:
         if bool(candidates.scores.isnan().any()):
             raise TrainingError(f"{self.source}: scores are not finite; weights or features are too large")
         spans, scores = self.model.suppress(candidates, top, self.nms_threshold)
+        rows = zip(spans.tolist(), scores.tolist(), strict=True)
         return [
-            [
-                Moment(start, end, score)
-                for (start, end), score in zip(row, points, strict=True)
-                if not math.isnan(score)
-            ]
-            for row, points in zip(spans.tolist(), scores.tolist(), strict=True)
+            [Moment(*span, score) for span, score in zip(*row, strict=True) if not math.isnan(score)] for row in rows
         ]
+
+
+def load(
+    path: str | Path,
+    *,
+    word_vectors: str | Path | None = None,
+    device: torch.device | str | None = None,
+    nms_threshold: float | None = None,
+) -> Retriever:
+    """Loads a trained model to retrieve moments with; no code in any file is run.
+
+    Args:
+        path: A run folder of `train` or `search` (its best checkpoint on val), a kept checkpoint's folder such as
+            ``RUN/best/trial-0003``, a checkpoint file, a folder written by `cdn-tune export`, or the URL of one of
+            these on an object store.
+        word_vectors: Where the word vectors are now, if no longer where the experiment has them. An exported folder
+            holds its own; naming others replaces them.
+        device: Where to compute; a GPU if there is one and None is given.
+        nms_threshold: A moment that overlaps a better one by more than this IoU is dropped. If None, what the run's
+            last evaluation chose on val for this checkpoint (``evaluate --choose-nms``; an exported folder carries
+            it), else the experiment's `eval.nms_threshold`.
+
+    Raises:
+        CdnTuneError: If there is no model, it is damaged, or its word vectors cannot be found; one line.
+    """
+    path = Path(path).expanduser() if url_of(path) is None else fetch_model(path)
+    vectors = None if word_vectors is None else Path(word_vectors).expanduser()
+    if is_exported(path):
+        checkpoint, lexicon = read_exported(path)
+        if vectors is not None:
+            lexicon = open_lexicon(checkpoint.experiment.data, vectors)
+    else:
+        choice = choose_checkpoint(path)
+        for line in choice.damaged:
+            _LOG.warning("%s", line)
+        checkpoint = choice.checkpoint
+        lexicon = open_lexicon(checkpoint.experiment.data, vectors)
+        if nms_threshold is None:
+            nms_threshold = chosen_threshold(checkpoint)
+    return Retriever(
+        checkpoint.model, checkpoint.experiment, lexicon, checkpoint.planted, checkpoint.path, device, nms_threshold
+    )

@@ -5,11 +5,8 @@ NaN where (s, e) is no proposal; ``id`` and ``video``, texts [Q]; ``duration`` f
 ``s / S * duration``. Attribute ``split``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -23,11 +20,7 @@ SCORE_MAPS = "score_maps.hdf5"
 
 
 class ScoreMaps:
-    """Writes the maps of some queries, batch by batch.
-
-    Args:
-        path: The file; it is replaced.
-    """
+    """Writes the maps of some queries, batch by batch, to a file, which is replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -36,27 +29,23 @@ class ScoreMaps:
             self._file: Any = h5py.File(path, "w")
 
     def add(self, indices: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor) -> None:
-        """Adds the maps [B, S, S] of queries at positions [B] of the split; `mask` [S, S] tells the proposals."""
+        """Adds the maps [B, S, S] of queries at positions [B] of the split; `mask` [S, S] marks the proposals."""
         clips = scores.shape[-1]
         maps = scores.float().masked_fill(~mask, torch.nan).cpu().numpy()
         with told(self._path):
             if "scores" not in self._file:
                 self._file.create_dataset("index", (0,), "i8", maxshape=(None,))
-                self._file.create_dataset(
-                    "scores", (0, clips, clips), "f4", maxshape=(None, clips, clips), chunks=(1, clips, clips)
-                )
-            first, last = len(self._file["index"]), len(self._file["index"]) + len(indices)
-            self._file["index"].resize((last,))
-            self._file["scores"].resize((last, clips, clips))
-            self._file["index"][first:] = indices.numpy()
-            self._file["scores"][first:] = maps
+                shape = (None, clips, clips)
+                self._file.create_dataset("scores", (0, *shape[1:]), "f4", maxshape=shape, chunks=(1, *shape[1:]))
+            first = len(self._file["index"])
+            for name, values in (("index", indices.numpy()), ("scores", maps)):
+                self._file[name].resize(first + len(indices), axis=0)
+                self._file[name][first:] = values
 
-    def __enter__(self) -> ScoreMaps:
+    def __enter__(self) -> "ScoreMaps":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
@@ -66,7 +55,7 @@ def merge_score_maps(path: Path, parts: Sequence[Path], annotations: Sequence[An
     Args:
         path: The file; a reader sees the old one or the new one.
         parts: As `ScoreMaps` wrote them, together every query of the split once.
-        annotations: The queries of the split.
+        annotations: Of the split's queries.
         split: Its name.
 
     Raises:
@@ -86,10 +75,8 @@ def merge_score_maps(path: Path, parts: Sequence[Path], annotations: Sequence[An
                         continue
                     clips = source["scores"].shape[-1]
                     if "scores" not in file:
-                        shape = (len(annotations), clips, clips)
-                        file.create_dataset(
-                            "scores", shape, "f4", chunks=(1, clips, clips), compression="gzip", compression_opts=1
-                        )
+                        packed = {"chunks": (1, clips, clips), "compression": "gzip", "compression_opts": 1}
+                        file.create_dataset("scores", (len(annotations), clips, clips), "f4", **packed)
                     for row, index in enumerate(source["index"][:]):
                         file["scores"][index] = source["scores"][row]
         temporary.replace(path)

@@ -1,8 +1,9 @@
-"""What a checkpoint retrieves on a split: computed here or by several workers, with the same numbers."""
+"""What a checkpoint retrieves on a split, and the NMS threshold by which it does best on val.
 
-from __future__ import annotations
+Computed in this process or by several workers, with the same numbers.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,16 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cdn_tune.config import DataConfig, Experiment, build
+from cdn_tune.config import DataConfig, Experiment, build, recall_name
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
-from cdn_tune.moments.metrics import Answers
+from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.training.evaluate.scores import score_batches
 from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.step.precision import resolve_precision, use_tf32
 from cdn_tune.training.step.process_group import this_world
+
+GRID = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # NMS thresholds that are tried, 0.3 to 0.8
 
 
 @dataclass(frozen=True)
@@ -30,36 +33,30 @@ class Workers:
     """Who computes.
 
     Attributes:
-        count: Ray tasks at a time; 1: this process, without Ray.
+        count: Ray tasks at a time; 1 without an address: this process, without Ray.
         address: Ray cluster to join; None starts Ray on this machine.
     """
 
     count: int = 1
     address: str | None = None
 
-    @property
-    def here(self) -> bool:
-        """Whether this process computes alone."""
-        return self.count == 1 and self.address is None
+    def run(self, task: Callable[..., Any], inputs: Sequence[tuple[Any, ...]]) -> Iterable[tuple[int, Any]]:
+        """Yields the position of an input and what the task returns for it, as each is done."""
+        if not inputs or (self.count == 1 and self.address is None):
+            return ((position, task(*each)) for position, each in enumerate(inputs))
+        from cdn_tune.distributed.tasks import run_tasks
+
+        return run_tasks(task, inputs, self.count, self.address)
 
 
 class Retrieved(NamedTuple):
-    """What is retrieved for each of Q queries.
+    """Moments retrieved for each of Q queries: ranked, in seconds, NaN-padded, with their scores in [0, 1]."""
 
-    Attributes:
-        top: Ranked moments in seconds, NaN-padded, float64 [Q, n, 2].
-        scores: Their scores in [0, 1], [Q, n].
-    """
-
-    top: torch.Tensor
-    scores: torch.Tensor
+    top: torch.Tensor  # float64 [Q, n, 2]
+    scores: torch.Tensor  # [Q, n]
 
     def answers(self, dataset: MomentDataset) -> Answers:
-        """Returns them beside the truth, to be measured.
-
-        Args:
-            dataset: The split.
-        """
+        """Returns them beside the truth of the split, to be measured."""
         return Answers(self.top, dataset.moments, dataset.durations, self.scores)
 
 
@@ -69,11 +66,7 @@ _Part = list[tuple[npt.NDArray[np.int64], list[tuple[npt.NDArray[Any], npt.NDArr
 
 @lru_cache(maxsize=3)
 def open_split(config: DataConfig, split: Split) -> MomentDataset:
-    """Opens a split; who asks again in this process gets the same one.
-
-    Raises:
-        DataError: If the data cannot be used.
-    """
+    """Returns an opened split, the same one for every call in this process; raises `DataError` if it cannot be used."""
     return load_split(config, split)
 
 
@@ -82,7 +75,7 @@ def retrieve(
     split: Split,
     thresholds: Sequence[float],
     limit: int,
-    workers: Workers | None = None,
+    workers: Workers,
     maps: Path | None = None,
 ) -> list[dict[float, Retrieved]]:
     """Retrieves moments for all queries of a split with some checkpoints.
@@ -94,30 +87,23 @@ def retrieve(
         split: The split.
         thresholds: NMS thresholds; the model runs once for all of them.
         limit: Moments per query n.
-        workers: Who computes; this process if None.
+        workers: Who computes.
         maps: HDF5 file to write the first checkpoint's score maps to.
 
     Returns:
-        For each checkpoint, what is retrieved at each NMS threshold.
+        For each checkpoint, what is retrieved by NMS threshold.
 
     Raises:
         CdnTuneError: If a checkpoint, the data or the cluster is at fault.
     """
-    workers = workers or Workers()
-    parts = 1 if workers.here else workers.count
     inputs: list[tuple[Any, ...]] = []
     for number, (file, experiment) in enumerate(models):
-        for rank in range(parts):
+        for rank in range(workers.count):
             target = None if maps is None or number else str(maps.with_name(f".{maps.name}.{rank}"))
-            inputs.append((str(file), experiment.plain(), split, tuple(thresholds), limit, rank, parts, target))
+            inputs.append((str(file), experiment.plain(), split, tuple(thresholds), limit, rank, workers.count, target))
     found: list[_Part] = [[] for _ in models]
-    if workers.here:
-        found = [retrieve_part(*each) for each in inputs]
-    else:
-        from cdn_tune.distributed.tasks import run_tasks
-
-        for position, part in run_tasks(retrieve_part, inputs, workers.count, workers.address):
-            found[position // parts] += part
+    for position, part in workers.run(retrieve_part, inputs):
+        found[position // workers.count] += part
     if maps is not None:
         dataset = open_split(models[0][1].data, split)
         merge_score_maps(maps, [Path(each[-1]) for each in inputs if each[-1]], dataset.annotations, split)
@@ -166,3 +152,42 @@ def _assemble(part: _Part, thresholds: Sequence[float]) -> dict[float, Retrieved
         )
         for number, threshold in enumerate(thresholds)
     }
+
+
+@dataclass(frozen=True)
+class NmsChoice:
+    """An NMS threshold and why it was chosen."""
+
+    threshold: float  # IoU above which the lesser of two moments is dropped
+    chosen_on: str  # ``val``, or ``the experiment``
+    metric: str | None  # by which it was chosen
+    tried: dict[float, float]  # value on val of each threshold tried
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the choice, ready for JSON."""
+        tried = [{"threshold": threshold, "value": value} for threshold, value in self.tried.items()]
+        return {"threshold": self.threshold, "chosen_on": self.chosen_on, "metric": self.metric, "tried": tried}
+
+
+def choose_nms(file: Path, experiment: Experiment, workers: Workers) -> NmsChoice:
+    """Chooses the NMS threshold on val, from `GRID` and the experiment's own.
+
+    Suppression never touches the first moment, so R@1 and mIoU are no criterion: it is chosen by the largest n of R@n,
+    at the IoU of the experiment's metric (the middle one if it has none). Of equals, the nearest to the experiment's.
+
+    Raises:
+        CdnTuneError: If the checkpoint, the data or the cluster is at fault.
+    """
+    settings = experiment.eval
+    _, _, text = settings.metric.partition("@")
+    iou = float(text) if text else settings.ious[len(settings.ious) // 2]
+    count = max(settings.recalls)
+    own = settings.nms_threshold
+    grid = sorted({*GRID, own})
+    (found,) = retrieve([(file, experiment)], "val", grid, count, workers)
+    val = open_split(experiment.data, "val")
+    name = recall_name(count, iou)
+    tried = {each: measure(found[each].answers(val), [name]).means[name] for each in grid}
+    best = max(tried.values())
+    near = min((each for each in grid if tried[each] == best), key=lambda each: (abs(each - own), each))
+    return NmsChoice(near, "val", name, tried)

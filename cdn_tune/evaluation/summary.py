@@ -1,7 +1,5 @@
 """From what was retrieved to what is reported: metrics with intervals, groups, baselines, the gain over the bias."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +27,7 @@ def summarise(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """Summarises an evaluation; the first model is the one that is reported, told apart and compared.
+    """Summarises an evaluation; the first model is the one that is reported, split into groups and compared.
 
     Args:
         models: What each query adds to the metrics of each model.
@@ -127,8 +125,8 @@ def _baselines(
         "random": random_top(durations, count, generator),
     }
     of_one = [name for name in names if find_metric(name).depth == 1]  # all that can be measured of one answer
-    asked = {"best_constant": of_one, BLIND: names, "random": names}
-    found = {name: measure(Answers(top, moments, durations), asked[name]) for name, top in tops.items()}
+    measured = {"best_constant": of_one, BLIND: names, "random": names}
+    found = {name: measure(Answers(top, moments, durations), measured[name]) for name, top in tops.items()}
     return found, {
         "best_constant": {"answer": list(answer), "chosen_for": recall_name(1, iou)},
         BLIND: {"answers": [list(each) for each in listed], "chosen_for": f"coverage@{iou:g}"},

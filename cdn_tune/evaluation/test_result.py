@@ -1,6 +1,4 @@
-"""What a run's evaluation found and chose, for whoever uses the model or passes it on."""
-
-from __future__ import annotations
+"""What a run's evaluation found and chose, read for an export or a retriever."""
 
 import json
 from collections.abc import Mapping
@@ -15,13 +13,11 @@ from cdn_tune.training.runs.run_folder import MANIFEST
 def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
     """Reads the test metrics of a checkpoint from ``evaluation.json``, whichever version wrote it.
 
-    Args:
-        run: The run folder (or a checkpoint in it, which has no evaluation).
-        checkpoint: Whose metrics are wanted; those of another one are not taken for its own.
+    Metrics of another checkpoint are not taken for its own; a `run` that is a checkpoint file has no evaluation.
 
     Returns:
         ``metrics`` by name, ``queries``, ``looks``, ``created`` and ``baselines`` (name to metrics) as far as they are
-        there, or None; and why there are none.
+        recorded, or None; and why there are none.
     """
     path = run / EVALUATION
     if not path.is_file():
@@ -53,8 +49,7 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
 def chosen_threshold(checkpoint: Checkpoint) -> float | None:
     """Returns the NMS threshold chosen on val with which the run's last evaluation measured a checkpoint, if one did.
 
-    Args:
-        checkpoint: Read from its place in the run folder; one that lies elsewhere has no evaluation.
+    A checkpoint that was not read from its place in the run folder has no evaluation.
     """
     path = checkpoint.path.absolute()
     run = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)

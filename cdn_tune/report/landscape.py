@@ -1,10 +1,7 @@
 """Optuna's figures of what was learnt about the parameters, in the page's colours."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,9 +11,8 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cdn_tune.report.figures import Figure, Plot
+from cdn_tune.report.figures import Figure, Plot, scale_of, titled
 from cdn_tune.report.record import RunRecord, quiet
-from cdn_tune.report.wording import is_share
 from cdn_tune.tuning.results.leaderboard import short_names
 from cdn_tune.tuning.study.ranking import own
 
@@ -44,44 +40,37 @@ def landscape(record: RunRecord) -> list[Figure]:
     at the end is not known.
     """
     complete = [trial for trial in own(record.trials) if trial.state == TrialState.COMPLETE and trial.values]
-    varied = [key for key in _keys(complete) if len({repr(trial.params.get(key)) for trial in complete}) > 1]
+    keys = list(dict.fromkeys(key for trial in complete for key in trial.params))
+    varied = [key for key in keys if len({repr(trial.params.get(key)) for trial in complete}) > 1]
     if len(complete) < 2 or not varied:
         return []
-    short, directions = short_names(_keys(complete)), list(record.objectives.values())
+    short = short_names(keys)
     with quiet():  # about few trials, about experimental features
-        study = _study(complete, short, directions[:1], _scale(list(record.objectives)))
+        study = _study(complete, short, dict(list(record.objectives.items())[:1]))
         figures = _of_parameters(study, [short[key] for key in varied], len(complete), record)
-        if len(directions) > 1:
+        if len(record.objectives) > 1:
             figures.insert(0, _pareto(complete, short, record))
     return figures
 
 
 def _of_parameters(study: optuna.Study, varied: list[str], count: int, record: RunRecord) -> list[Figure]:
-    target = next(iter(record.objectives))
-    target += ", in %" if is_share(target) else ""
+    target = titled(next(iter(record.objectives)))
     among = f"{count} complete trials"
-    evaluator = PedAnovaImportanceEvaluator()
     order, figures = varied, []
     if count >= ENOUGH:
+        evaluator = PedAnovaImportanceEvaluator()
         importance = optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
         order = sorted(varied, key=lambda name: -importance.get(name, 0.0))
-        figures = [
-            Figure(
-                "importance",
-                "Importance of the parameters",
-                f"PED-ANOVA over {among}: how far the best tenth's values differ from all values; shares sum to 1.",
-                {
-                    "importance": _untitled(
-                        _plot(partial(visualization.plot_param_importances, study, evaluator, varied))
-                    )
-                },
-                height=120 + 34 * len(varied),
-            )
-        ]
+        plot = _plot(visualization.plot_param_importances(study, evaluator, varied))
+        for axis in ("xaxis", "yaxis"):  # the heading has it
+            plot["layout"].get(axis, {}).pop("title", None)
+        caption = f"PED-ANOVA over {among}: how far the best tenth's values differ from all values; shares sum to 1."
+        height = 120 + 34 * len(varied)
+        figures = [Figure("importance", "Importance of the parameters", caption, {"importance": plot}, height)]
     always = [name for name in order if all(name in trial.params for trial in _complete(study))] or order
     axes = always[:AXES]
-    lines = _plot(partial(visualization.plot_parallel_coordinate, study, axes, target_name=target))
-    slices = _plot(partial(visualization.plot_slice, study, order[:SLICES], target_name=target))
+    lines = _plot(visualization.plot_parallel_coordinate(study, axes, target_name=target))
+    slices = _plot(visualization.plot_slice(study, order[:SLICES], target_name=target))
     figures += [
         Figure(
             "parallel",
@@ -102,21 +91,12 @@ def _of_parameters(study: optuna.Study, varied: list[str], count: int, record: R
     if count >= ENOUGH and len(always) > 1:
         thinned = _thin(study)
         some = "" if count <= CONTOUR_TRIALS else f"; {CONTOUR_TRIALS} of {among}, evenly spread"
-        pairs = list(combinations(always[:CONTOURS], 2))
-        figures.append(
-            Figure(
-                "contour",
-                "Contour",
-                f"{target} between trials, over pairs of the most important parameters{some}.",
-                {
-                    f"{one}, {other}": _plot(
-                        partial(visualization.plot_contour, thinned, [one, other], target_name=target)
-                    )
-                    for one, other in pairs
-                },
-                height=440,
-            )
-        )
+        caption = f"{target} between trials, over pairs of the most important parameters{some}."
+        views = {
+            ", ".join(pair): _plot(visualization.plot_contour(thinned, list(pair), target_name=target))
+            for pair in combinations(always[:CONTOURS], 2)
+        }
+        figures.append(Figure("contour", "Contour", caption, views, height=440))
     return figures
 
 
@@ -138,66 +118,44 @@ def _bundle(plot: Plot) -> Plot:
 
 
 def _pareto(complete: Sequence[FrozenTrial], short: dict[str, str], record: RunRecord) -> Figure:
-    directions = list(record.objectives.values())
-    usable = [trial for trial in complete if trial.values and len(trial.values) == len(directions)]
-    study = _study(usable, short, directions, _scale(list(record.objectives)))
-    names = [name + (", in %" if is_share(name) else "") for name in record.objectives]
+    usable = [trial for trial in complete if trial.values and len(trial.values) == len(record.objectives)]
+    study = _study(usable, short, record.objectives)
+    names = [titled(name) for name in record.objectives]
+    directions = record.objectives.values()
     goals = [f"{name} {direction.name.lower()}d" for name, direction in zip(names, directions, strict=True)]
+    chosen: dict[str, Any] = {}
     if len(names) > 3:
         names, goals = names[:2], [*goals[:2], "further objectives are not drawn"]
-        plot = _plot(
-            lambda: visualization.plot_pareto_front(
-                study, target_names=names, targets=lambda trial: (trial.values[0], trial.values[1])
-            )
-        )
-    else:
-        plot = _plot(lambda: visualization.plot_pareto_front(study, target_names=names))
-    return Figure(
-        "pareto",
-        "Pareto front",
-        f"Complete trials that no other one beats in every objective ({'; '.join(goals)}), among the others.",
-        {"pareto": _marked(plot)},
-        height=460,
-    )
-
-
-def _marked(plot: Plot) -> Plot:
-    """The front in the accent colour, before the others: what counts is who is on it, not which trial came when."""
+        chosen = {"targets": lambda trial: (trial.values[0], trial.values[1])}
+    plot = _plot(visualization.plot_pareto_front(study, target_names=names, **chosen))
+    # The front before the others, in the accent colour: what counts is which trial is on it, not which came when.
     for trace in plot["data"]:
         best = "Best Trial" in str(trace.get("hovertemplate"))
         marker = {"color": "@accent" if best else "@muted", "size": 10 if best else 6, "opacity": 1 if best else 0.55}
         trace |= {"marker": marker, "name": "on the front" if best else "beaten by another", "showlegend": True}
     plot["data"].sort(key=lambda trace: trace["name"] == "on the front")
-    return plot
-
-
-def _untitled(plot: Plot) -> Plot:
-    """Without titles of its axes: the heading says it."""
-    for axis in ("xaxis", "yaxis"):
-        plot["layout"].get(axis, {}).pop("title", None)
-    return plot
+    caption = f"Complete trials that no other one beats in every objective ({'; '.join(goals)}), among the others."
+    return Figure("pareto", "Pareto front", caption, {"pareto": plot}, height=460)
 
 
 def _study(
-    trials: Sequence[FrozenTrial], short: dict[str, str], directions: Sequence[StudyDirection], scale: Sequence[float]
+    trials: Sequence[FrozenTrial], short: Mapping[str, str], objectives: Mapping[str, StudyDirection]
 ) -> optuna.Study:
-    """A study in memory of copies of the trials: short names, values in per cent, as many objectives as asked for."""
+    """Returns a study in memory of copies of the trials: short names, values in per cent, these objectives alone."""
     copies = {
         trial.number: create_trial(
             state=TrialState.COMPLETE,
-            values=[value * factor for value, factor in zip(trial.values or (), scale, strict=False)][
-                : len(directions)
-            ],
+            values=[value * scale_of(name) for value, name in zip(trial.values or (), objectives, strict=False)],
             params={short[key]: value for key, value in trial.params.items()},
             distributions={short[key]: value for key, value in trial.distributions.items()},
         )
         for trial in trials
     }
-    return _numbered(copies, directions)
+    return _numbered(copies, list(objectives.values()))
 
 
 def _numbered(trials: Mapping[int, FrozenTrial], directions: Sequence[StudyDirection]) -> optuna.Study:
-    """A study in memory whose trials have these numbers; between them are failed ones, which no figure shows."""
+    """Returns a study whose trials have these numbers; between them are failed ones, which no figure shows."""
     study = optuna.create_study(directions=list(directions))
     gap = create_trial(state=TrialState.FAIL)
     study.add_trials(trials.get(number, gap) for number in range(max(trials) + 1))
@@ -216,9 +174,8 @@ def _thin(study: optuna.Study) -> optuna.Study:
     return _numbered({trial.number: trial for trial in chosen}, study.directions)
 
 
-def _plot(make: Callable[[], Any]) -> Plot:
+def _plot(figure: Any) -> Plot:
     """Returns Optuna's figure as plain values, its colours those of the page."""
-    figure = make()
     plot: Plot = json.loads(figure.to_json())
     for key in ("template", "title", "width", "height"):  # the page's own
         plot["layout"].pop(key, None)
@@ -240,14 +197,6 @@ def _recolour(value: Any) -> None:
     elif isinstance(value, list):
         for item in value:
             _recolour(item)
-
-
-def _keys(trials: Sequence[FrozenTrial]) -> list[str]:
-    return list(dict.fromkeys(key for trial in trials for key in trial.params))
-
-
-def _scale(objectives: Sequence[str]) -> list[float]:
-    return [100.0 if is_share(name) else 1.0 for name in objectives]
 
 
 def _left_out(count: int, shown: int) -> str:

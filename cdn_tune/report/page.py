@@ -1,39 +1,39 @@
-"""The page: everything assembled into one HTML file that asks nothing of anybody else."""
+"""The page: everything assembled into one HTML file that requests nothing from any other place.
 
-from __future__ import annotations
+Its data are compact JSON, gzipped, in base64, which no text within can break out of.
+"""
 
 import base64
+import gzip
 import hashlib
+import json
 import shlex
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from optuna.trial import TrialState
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from cdn_tune import __version__
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import RunError
-from cdn_tune.report.answers import Answers, answers_of
-from cdn_tune.report.curves import train_curves, trial_curves
-from cdn_tune.report.figures import Figure
-from cdn_tune.report.gantt import gantt
-from cdn_tune.report.history import history
+from cdn_tune.report.answers import Answers, base64_of, collect_answers
+from cdn_tune.report.course import course, sparkline
+from cdn_tune.report.figures import duration, number
 from cdn_tune.report.landscape import landscape
-from cdn_tune.report.pack import base64_of, figure_data, pack, packed_plotly, query_data
 from cdn_tune.report.record import RunRecord, read_record, stamp
 from cdn_tune.report.results import cards, tables
-from cdn_tune.report.sparkline import sparkline
-from cdn_tune.report.trials import counted, failures, front, leaderboard, parameters_of, spending, unfinished
-from cdn_tune.report.wording import duration, number
+from cdn_tune.report.trials import failures, front, leaderboard, parameters_of, spending
 from cdn_tune.training.evaluate.pictures import COLOURS
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE
-from cdn_tune.tuning.results.leaderboard import short_names
-from cdn_tune.tuning.study.ranking import ranking, value_of
+from cdn_tune.tuning.results.leaderboard import short_names, state_of
+from cdn_tune.tuning.study.ranking import own, ranking, value_of
 
 REPORT = Path("report") / "index.html"
 GENERATOR = '<meta name="generator" content="cdn-tune'
@@ -41,31 +41,24 @@ SCRIPTS = ("base.js", "table.js", "figures.js", "queries.js", "live.js")
 VIEWS = 60
 
 
-@dataclass(frozen=True)
-class Page:
-    """A built report.
-
-    Attributes:
-        html: The whole page.
-        stamp: Of the record that it shows; see `record.stamp`.
-        notices: What is missing in it, one line each.
-    """
+class Page(NamedTuple):
+    """A built report."""
 
     html: str
-    stamp: str
-    notices: tuple[str, ...]
+    stamp: str  # of the record that it shows; see `record.stamp`
+    notices: tuple[str, ...]  # what is missing in it, one line each
 
 
 class Builder:
     """Builds the report of a run, again and again while it goes on.
 
-    What the model sees is computed again only when predictions or the best checkpoint have changed.
+    What the model computes is computed again only when predictions or the best checkpoint have changed.
 
     Args:
         run: Folder of a train or search run.
-        views: Queries whose score map and frame attention are shown, at most; 0 leaves the model alone.
-        seconds: That answering queries may take, and that looking at some may take; what is left out is told.
-        live: Whether the page asks its server for changes.
+        views: Queries whose score map and frame attention are shown, at most; with 0 the model is not run.
+        seconds: That answering queries may take, and that the views may take; a notice names what is left out.
+        live: Whether the page polls its server for changes.
     """
 
     def __init__(self, run: Path, views: int = VIEWS, seconds: float = 30.0, live: bool = False) -> None:
@@ -84,15 +77,12 @@ class Builder:
         now = time.time() if now is None else now
         state = stamp(self._run)
         record = read_record(self._run)
-        answers = self._answered(record)
-        notices = (*record.notices, *answers.notices)
-        return Page(_render(record, answers, notices, now, state if self._live else None), state, notices)
-
-    def _answered(self, record: RunRecord) -> Answers:
         key = "\n".join(line for line in stamp(self._run).splitlines() if line.startswith(("best", "pred", "eval")))
         if self._answers is None or self._answers[0] != key:
-            self._answers = key, answers_of(record, self._views, self._seconds)
-        return self._answers[1]
+            self._answers = key, collect_answers(record, self._views, self._seconds)
+        answers = self._answers[1]
+        notices = (*record.notices, *answers.notices)
+        return Page(_render(record, answers, notices, now, state if self._live else None), state, notices)
 
 
 def check_target(path: Path) -> None:
@@ -110,14 +100,17 @@ def check_target(path: Path) -> None:
 
 
 def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: float, state: str | None) -> str:
-    figures, parameters = _course(record, now), landscape(record)
+    figures, parameters = course(record, now), landscape(record)
     scripts = "\n".join(_asset(name) for name in SCRIPTS)
-    plotly, source = packed_plotly() if figures or parameters else ("", "")
-    data = {
-        "figures": figure_data([*figures, *parameters]),
-        "palette": base64_of(COLOURS),
-        "queries": answers.predictions and query_data(answers.predictions, answers.cases, answers.views),
+    plotly, source = _plotly() if figures or parameters else ("", "")
+    drawn = {
+        each.id: {"views": each.views, "height": each.height, "width": each.width} for each in figures + parameters
     }
+    data = {"figures": drawn, "palette": base64_of(COLOURS), "queries": answers.plain()}
+    counts: dict[str, int] = {}
+    for trial in record.trials:
+        counts[state_of(trial)] = counts.get(state_of(trial), 0) + 1
+    evaluation, published = record.evaluation or {}, record.published or {}
     environment = Environment(
         loader=PackageLoader("cdn_tune.report", "assets"),
         autoescape=True,
@@ -133,13 +126,18 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         notices=notices,
         winner=_winner(record),
         spark=sparkline(record),
-        running=unfinished(record),
-        counts=counted(record.trials),
-        cards=cards(record.evaluation or {}),
-        tables=tables(record.evaluation or {}),
-        published_tables=tables(record.published or {})[:1],
-        published_label=(record.published or {}).get("label") or "the epoch was chosen on the test split",
-        evaluation=_shown_evaluation(record.evaluation),
+        running=any(trial.state == TrialState.RUNNING for trial in own(record.trials)),
+        counts=counts,
+        cards=cards(evaluation),
+        tables=tables(evaluation),
+        published_tables=tables(published)[:1],
+        published_label=published.get("label") or "the epoch was chosen on the test split",
+        # Without published results where its own are those of planted data.
+        evaluation={
+            key: item
+            for key, item in evaluation.items()
+            if not (evaluation.get("planted") and key.startswith("published"))
+        },
         evaluate=f"cdn-tune evaluate {shlex.quote(str(record.run))}",
         board=leaderboard(record),
         front=[trial.number for trial in front(record)],
@@ -148,47 +146,43 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         figures=figures,
         parameters=parameters,
         answers=answers,
-        experiment=_yaml(record.experiment),
-        space=_yaml(record.space),
+        experiment=record.experiment and dump(record.experiment),
+        space=record.space and dump(record.space),
         experiment_name=EXPERIMENT,
         space_name=SPACE,
         style=Markup(_asset("report.css")),  # noqa: S704  # our own file
         script=Markup(scripts),  # noqa: S704  # our own files
         policy=_policy(scripts, source, live=state is not None),
-        data=pack(data),
+        data=_packed(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)),
         plotly=plotly,
         state=state and hashlib.sha256(state.encode()).hexdigest(),
     )
 
 
-def _course(record: RunRecord, now: float) -> list[Figure]:
-    """The figures of a search's or a train run's course, those that have something to show."""
-    if record.is_search:
-        found = [history(record, now), trial_curves(record), gantt(record, now)]
-    else:
-        found = [train_curves(record)]
-    return [figure for figure in found if figure]
+def _packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode()
 
 
-def _shown_evaluation(evaluation: dict[str, Any] | None) -> dict[str, Any]:
-    """The evaluation in full, but without published results where its own are those of planted data."""
-    facts = evaluation or {}
-    return {key: item for key, item in facts.items() if not (facts.get("planted") and key.startswith("published"))}
+@cache
+def _plotly() -> tuple[str, str]:
+    """Returns plotly.js packed, and as it is (its hash goes into the page's policy)."""
+    source: str = get_plotlyjs()
+    return _packed(source), source
 
 
 def _policy(*scripts: str, live: bool) -> str:
-    """Returns the page's content security policy: its own scripts, by their hashes, and no request to anybody."""
+    """Returns the page's content security policy: its own scripts, by their hashes, and no request to other places."""
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts if text]
     sources = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    asks = "'self'" if live else "'none'"
+    connect = "'self'" if live else "'none'"
     return (
         f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; "
-        f"connect-src {asks}; base-uri 'none'; form-action 'none'"
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
 
 
 def _winner(record: RunRecord) -> dict[str, Any] | None:
-    """What the best trial, or the train run, has reached on val."""
+    """Returns what the best trial, or the train run, has reached on val; None before the first val metric."""
     if not record.is_search:
         measured = [entry for entry in record.curves.get(None, []) if entry.get("val")]
         if not measured:
@@ -208,10 +202,6 @@ def _winner(record: RunRecord) -> dict[str, Any] | None:
         "val": trial.user_attrs.get("val", {}),
         "values": [(short[key], key, number(value)) for key, value in trial.params.items()],
     }
-
-
-def _yaml(value: dict[str, Any]) -> str:
-    return dump(value) if value else ""
 
 
 def _asset(name: str) -> str:

@@ -1,7 +1,5 @@
 """What a run has recorded so far, read without changing anything."""
 
-from __future__ import annotations
-
 import json
 import re
 import warnings
@@ -17,43 +15,30 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import CdnTuneError
+from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
+from cdn_tune.evaluation.queries import PREDICTIONS
 from cdn_tune.training.runs.records import METRICS, read_metrics
 from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
 from cdn_tune.tuning.layout import DATABASE, JOURNAL, TRIALS
 from cdn_tune.tuning.results.record import Record
 from cdn_tune.tuning.results.record import read_record as read_search
 
-EVALUATION = "evaluation.json"
-EVALUATION_PUBLISHED = "evaluation-published.json"
-PREDICTIONS = "predictions.jsonl"
 _PASSWORD = re.compile(r"(://[^/@\s:]*):[^/@\s]*@")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as it stands.
+    """A run as it stands."""
 
-    Attributes:
-        run: The run folder.
-        manifest: Its manifest.
-        experiment: The (base) experiment, plain.
-        space: The search space, plain; empty for a train run.
-        search: What is on record of the study, without trials that wait; None for a train run.
-        curves: Epochs as recorded: by trial number, or under None those of a train run.
-        evaluation: What ``evaluation.json`` holds; None before the first evaluation.
-        published: The same of ``evaluation-published.json``, whose epoch was chosen on test.
-        notices: What could not be read, one line each.
-    """
-
-    run: Path
+    run: Path  # the run folder
     manifest: dict[str, Any]
-    experiment: dict[str, Any]
-    space: dict[str, Any]
-    search: Record | None
-    curves: dict[int | None, list[dict[str, Any]]]
-    evaluation: dict[str, Any] | None
-    published: dict[str, Any] | None
-    notices: tuple[str, ...]
+    experiment: dict[str, Any]  # the (base) experiment, plain
+    space: dict[str, Any]  # the search space, plain; empty for a train run
+    search: Record | None  # of the study, without trials that wait; None for a train run
+    curves: dict[int | None, list[dict[str, Any]]]  # epochs: by trial number, or under None those of a train run
+    evaluation: dict[str, Any] | None  # content of ``evaluation.json``; None before the first evaluation
+    published: dict[str, Any] | None  # the same of ``evaluation-published.json``, whose epoch was chosen on test
+    notices: tuple[str, ...]  # what could not be read, one line each
 
     @property
     def is_search(self) -> bool:
@@ -95,8 +80,8 @@ class RunRecord:
     @property
     def planted(self) -> bool:
         """Whether any number of this run comes from planted data."""
-        told = (self.attributes, self.manifest.get("data", {}), self.evaluation or {})
-        return any(bool(facts.get("planted")) for facts in told)
+        sources = (self.attributes, self.manifest.get("data", {}), self.evaluation or {})
+        return any(bool(facts.get("planted")) for facts in sources)
 
 
 def read_record(run: Path) -> RunRecord:
@@ -130,15 +115,14 @@ def read_record(run: Path) -> RunRecord:
 
 def stamp(run: Path) -> str:
     """Returns a text that differs once anything that the report shows has changed on disk."""
-    names = (MANIFEST, JOURNAL, DATABASE, f"{DATABASE}-wal", EVALUATION, PREDICTIONS, METRICS)
+    names = (MANIFEST, JOURNAL, DATABASE, f"{DATABASE}-wal", EVALUATION, PREDICTIONS, METRICS, EVALUATION_PUBLISHED)
     paths = [run / name for name in names]
-    paths.append(run / EVALUATION_PUBLISHED)
     paths += sorted(run.glob(f"{TRIALS}/*/{METRICS}")) + sorted(run.glob("best/*/checkpoint.pt"))
     found = []
     for path in paths:
         try:
             facts = path.stat()
-        except OSError:  # not there yet, or just replaced: the next call will tell
+        except OSError:  # not written yet, or just replaced: the next call will differ
             continue
         found.append(f"{path.relative_to(run)}:{facts.st_size}:{facts.st_mtime_ns}")
     return "\n".join(found)

@@ -1,13 +1,10 @@
-"""The evaluation as tables: whatever in ``evaluation.json`` has the form of one, of this version or another one."""
-
-from __future__ import annotations
+"""The evaluation as tables: whatever in ``evaluation.json`` has the form of one, of any version."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdn_tune.model.families import label_in
-from cdn_tune.report.wording import is_share, number
+from cdn_tune.report.figures import is_share, number
 
 _TITLES = {
     "best_constant": "best constant answer",
@@ -27,16 +24,14 @@ _LABELS = ("label", "method", "checkpoint", "name", "title", "trial")
 _APART = {"metrics", "intervals", "std", "val", "experiment", "data", "chosen_by", "baselines", "advantage", "nms"}
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A metric in a table: its value and its confidence interval, either may be empty."""
 
     value: str
     interval: str = ""
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """A metric of the winner: its value, its interval, and what an answer blind to the query reaches."""
 
     metric: str
@@ -45,8 +40,7 @@ class Card:
     blind: str
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table of metrics: column heads, and per row its label and cells."""
 
     title: str
@@ -67,7 +61,7 @@ def cards(evaluation: Mapping[str, Any]) -> list[Card]:
 
 
 def _aside(evaluation: Mapping[str, Any], name: str) -> str:
-    """What an answer reaches that does not know the query: one for R1, a list of them for R5."""
+    """Returns what an answer reaches that is blind to the query: one for R1, a list of them for R5."""
     for key, title in (("best_constant", "constant"), ("query_blind", "constant list")):
         reached = ((evaluation.get("baselines") or {}).get(key) or {}).get("metrics") or {}
         if name in reached:
@@ -108,7 +102,7 @@ def tables(evaluation: Mapping[str, Any]) -> list[Table]:
 
 
 def _advantage(part: Any) -> list[Table]:
-    """The paired test against the answers that are blind to the query."""
+    """Returns the paired test against the answers that are blind to the query."""
     if not isinstance(part, Mapping) or not isinstance(part.get("difference"), Mapping):
         return []
     heads, p_values = list(part["difference"]), part.get("p_values") or {}
@@ -116,12 +110,10 @@ def _advantage(part: Any) -> list[Table]:
         ("difference", [Cell(number(value, name), interval(part, name)) for name, value in part["difference"].items()])
     ]
     if p_values:
-        rows.append(("p-value", [Cell(_p_value(p_values.get(name))) for name in heads]))
+        values = [p_values.get(name) for name in heads]
+        texts = [f"{value:.4f}" if isinstance(value, int | float) else number(value) for value in values]
+        rows.append(("p-value", [Cell(text) for text in texts]))
     return [Table(f"advantage over the {_title(str(part.get('over', 'baseline')))}, paired by query", heads, rows)]
-
-
-def _p_value(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else number(value)
 
 
 def _tables(title: str, part: Any) -> Iterator[Table]:
@@ -140,7 +132,7 @@ def _tables(title: str, part: Any) -> Iterator[Table]:
 
 
 def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    """A column per count and per metric that any entry has."""
+    """Returns a table with a column per count and per metric that any entry has."""
     metrics = [_metrics(entry) for _, entry in entries]
     counts = [name for name in _COUNTS if title and any(_is_plain(entry.get(name)) for _, entry in entries)]
     heads = list(dict.fromkeys(name for found in metrics for name in found))
@@ -156,12 +148,13 @@ def _table(title: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Tabl
 
 
 def _metrics(entry: Any) -> dict[str, Any]:
-    """The metrics of an entry: those under ``metrics``, or the entry itself where it consists of them."""
+    """Returns the metrics of an entry: those under ``metrics``, or the entry itself where it consists of them."""
     if not isinstance(entry, Mapping):
         return {}
-    told = entry.get("metrics") if isinstance(entry.get("metrics"), Mapping) else entry
-    found = {str(name): value for name, value in (told or {}).items() if isinstance(value, int | float)}
-    return found if told is not entry else {name: value for name, value in found.items() if is_share(name)}
+    own = entry.get("metrics")
+    values = own if isinstance(own, Mapping) else entry
+    found = {str(name): value for name, value in values.items() if isinstance(value, int | float)}
+    return {name: value for name, value in found.items() if values is own or is_share(name)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,6 +1,4 @@
-"""A report that stays up to date while its run goes on: served to this machine only, built when somebody looks."""
-
-from __future__ import annotations
+"""A report that stays up to date while its run goes on: served to this machine only, built when it is requested."""
 
 import hashlib
 import threading
@@ -18,8 +16,6 @@ HOST = "127.0.0.1"
 _PAUSE = 2.0  # seconds between two builds, at least; more where building takes longer
 _SHARE = 4  # of the time that building may take: a quarter
 
-OnNotice = Callable[[str], None]
-
 
 class LiveReport:
     """The newest page of a run.
@@ -33,8 +29,8 @@ class LiveReport:
         CdnTuneError: If the folder is no run.
     """
 
-    def __init__(self, run: Path, views: int = VIEWS, on_notice: OnNotice | None = None) -> None:
-        self._run, self._notice = run, on_notice or (lambda _: None)
+    def __init__(self, run: Path, views: int = VIEWS, on_notice: Callable[[str], None] = lambda _: None) -> None:
+        self._run, self._notice = run, on_notice
         self._builder = Builder(run, views, live=True)
         self._lock = threading.Lock()
         self._took, self._built = 0.0, 0.0
@@ -42,11 +38,11 @@ class LiveReport:
 
     def page(self) -> str:
         """Returns the page, built anew if the record has changed since and the last build is not too recent."""
-        with self._lock:  # several who look wait for one build
+        with self._lock:  # several requests wait for one build
             if self._is_due():
                 try:
                     self._page = self._build()
-                except CdnTuneError as error:  # a record in the middle of a change; the next look tries again
+                except CdnTuneError as error:  # a record in the middle of a change; the next request tries again
                     self._built = time.monotonic()
                     self._notice(str(error).splitlines()[0])
             return self._page.html
@@ -88,7 +84,7 @@ def open_server(report: LiveReport, port: int = 0) -> ThreadingHTTPServer:
 
 def _handler(report: LiveReport) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        """Answers for the page and its stamp; anything else is not there."""
+        """Serves the page and its stamp; anything else is not found."""
 
         def do_GET(self) -> None:
             contents = {
@@ -104,14 +100,13 @@ def _handler(report: LiveReport) -> type[BaseHTTPRequestHandler]:
                 kind, content = contents[self.path]
                 body = content().encode()
                 self.send_response(HTTPStatus.OK)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.send_header("Cache-Control", "no-store")
-                self.send_header("X-Content-Type-Options", "nosniff")
+                headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+                for name, value in {**headers, "X-Content-Type-Options": "nosniff"}.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's name
-            """Says nothing: a line per request would bury what matters."""
+            """Logs nothing: a line per request would bury what matters."""
 
     return Handler

@@ -1,16 +1,12 @@
 """The trials as tables: the leaderboard, what failed and why, where the time went."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
+from cdn_tune.report.figures import duration, number
 from cdn_tune.report.record import RunRecord
-from cdn_tune.report.wording import duration, number
 from cdn_tune.tuning.results.leaderboard import (
     STATES,
     Column,
@@ -26,25 +22,18 @@ from cdn_tune.tuning.study.ranking import own, pareto_front, superseded
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A table cell: what it shows, and what it is sorted by."""
 
     text: str
     sort: float | str
 
 
-@dataclass(frozen=True)
-class Leaderboard:
-    """Every entry of the study.
+class Leaderboard(NamedTuple):
+    """Every entry of the study."""
 
-    Attributes:
-        heads: (short name, full name, whether it holds numbers) per column.
-        rows: (state, rank or None, cells) per entry, ranked ones first.
-    """
-
-    heads: list[tuple[str, str, bool]]
-    rows: list[tuple[str, int | None, list[Cell]]]
+    heads: list[tuple[str, str, bool]]  # (short name, full name, whether it holds numbers) per column
+    rows: list[tuple[str, int | None, list[Cell]]]  # (state, rank or None, cells) per entry, ranked ones first
 
 
 def seconds_of(trial: FrozenTrial, now: float) -> float:
@@ -54,9 +43,8 @@ def seconds_of(trial: FrozenTrial, now: float) -> float:
 
 def segments_of(trial: FrozenTrial, now: float) -> list[tuple[str, float, float]]:
     """Returns where and when a trial ran: (node, start, end) in epoch seconds; a running one ends now."""
-    told = trial.user_attrs.get("segments")
-    if told:
-        return [(str(node), float(start), float(now if end is None else end)) for node, start, end in told]
+    if recorded := trial.user_attrs.get("segments"):
+        return [(str(node), float(start), float(now if end is None else end)) for node, start, end in recorded]
     if trial.datetime_start is None:
         return []
     end = trial.datetime_complete.timestamp() if trial.datetime_complete else now
@@ -104,17 +92,9 @@ def failures(record: RunRecord) -> list[dict[str, Any]]:
         if state not in ("failed", "pruned", "refused") or (not reason and state == "pruned"):
             continue
         kind = str(trial.user_attrs.get("failure", ""))
+        new = {"state": state, "kind": MEANING.get(kind, kind), "reason": reason or "no reason was recorded"}
         key = (state, kind, _NUMBER.sub("#", reason))
-        group = groups.setdefault(
-            key,
-            {
-                "state": state,
-                "kind": MEANING.get(kind, kind),
-                "reason": reason or "no reason was recorded",
-                "trials": [],
-                "again": 0,
-            },
-        )
+        group = groups.setdefault(key, {**new, "trials": [], "again": 0})
         group["trials"].append(trial.number)
         group["again"] += trial.number in again
     order = {"failed": 0, "refused": 1, "pruned": 2}
@@ -153,19 +133,6 @@ def front(record: RunRecord) -> list[FrozenTrial]:
         return []
     usable = [trial for trial in record.trials if trial.values is None or len(trial.values) == len(directions)]
     return pareto_front(usable, directions)
-
-
-def counted(trials: Iterable[FrozenTrial]) -> dict[str, int]:
-    """Returns how many entries there are in each state."""
-    counts: dict[str, int] = {}
-    for trial in trials:
-        counts[state_of(trial)] = counts.get(state_of(trial), 0) + 1
-    return counts
-
-
-def unfinished(record: RunRecord) -> bool:
-    """Returns whether some trial is recorded as running."""
-    return any(trial.state == TrialState.RUNNING for trial in own(record.trials))
 
 
 def _is_number(value: Any) -> bool:

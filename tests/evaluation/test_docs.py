@@ -7,9 +7,8 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from cdn_tune.cli import app
-from cdn_tune.evaluation.evaluate import CHANGEABLE, evaluate_run
-from cdn_tune.evaluation.nms import GRID
-from cdn_tune.evaluation.request import Request
+from cdn_tune.evaluation.evaluate import CHANGEABLE, Request, evaluate_run
+from cdn_tune.evaluation.scoring import GRID
 from cdn_tune.moments.bootstrap import RESAMPLES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")

@@ -19,7 +19,8 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import load_split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, DataError, RunError
-from cdn_tune.evaluation import exported, graph
+from cdn_tune.evaluation import export as exported
+from cdn_tune.evaluation import graph
 from cdn_tune.evaluation.export import GRAPH, ONNX, export_run
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint

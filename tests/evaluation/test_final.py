@@ -17,11 +17,10 @@ from cdn_tune.data.planted import plant
 from cdn_tune.distributed.tasks import run_tasks
 from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
 from cdn_tune.evaluation import evaluate as final
-from cdn_tune.evaluation.choose_checkpoint import choose_best, choose_models
+from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.evaluation.compare import compare_runs
-from cdn_tune.evaluation.evaluate import evaluate_run
+from cdn_tune.evaluation.evaluate import Request, evaluate_run
 from cdn_tune.evaluation.queries import answers_of, read_query_results
-from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.moments.metrics import measure
 from cdn_tune.training.evaluate.evaluation import evaluate_split
@@ -334,9 +333,9 @@ def test_top_checkpoint_and_trials(tiny: Tiny, trained: Path) -> None:
     named = evaluate_run(run, None, Request(checkpoint=trained / BEST, resamples=20))
     assert named["checkpoint"] == str(trained / BEST)
     with pytest.raises(RunError, match="keeps no checkpoint of the Pareto front"):
-        choose_models(run, trials=[9])
+        choose_best(run, trials=[9])
     with pytest.raises(CheckpointError, match="--checkpoint /nowhere: no such file"):
-        choose_models(run, file=Path("/nowhere"))
+        choose_best(run, file=Path("/nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from cdn_tune.config import DataConfig
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.charades import parse_line
 from cdn_tune.errors import DataError
-from cdn_tune.evaluation.formats import export_predictions, read_predictions
 from cdn_tune.evaluation.literature import SETTINGS, published_rows
-from cdn_tune.evaluation.predictions import score_predictions
+from cdn_tune.evaluation.predictions import export_predictions, read_predictions, score_predictions
 from cdn_tune.evaluation.queries import (
     QueryResult,
     answers_of,
@@ -154,8 +153,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_scored_alone_a_run_has_the_same_metrics(trained: Path, planted: Path, tiny: Callable[..., Any]) -> None:
-    from cdn_tune.evaluation.evaluate import evaluate_run
-    from cdn_tune.evaluation.request import Request
+    from cdn_tune.evaluation.evaluate import Request, evaluate_run
 
     request = Request(formats=("qvhighlights", "charades_sta"), resamples=50)
     own = evaluate_run(trained, None, request)

@@ -22,11 +22,10 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import CheckpointError, DataError, RunError
-from cdn_tune.evaluation.evaluate import evaluate_run
+from cdn_tune.evaluation.evaluate import Request, evaluate_run
 from cdn_tune.evaluation.export import export_run
-from cdn_tune.evaluation.nms import NmsChoice
 from cdn_tune.evaluation.queries import read_query_results
-from cdn_tune.evaluation.request import Request
+from cdn_tune.evaluation.scoring import NmsChoice
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.loop import BEST
 from cdn_tune.training.reports import ignore
@@ -268,7 +267,7 @@ def test_it_suppresses_as_the_last_evaluation_did(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load(trained).nms_threshold == 0.5  # the experiment's
-    monkeypatch.setattr("cdn_tune.evaluation.nms.GRID", (0.2,))
+    monkeypatch.setattr("cdn_tune.evaluation.scoring.GRID", (0.2,))
     evaluate_run(trained, None, Request(choose_nms=True, resamples=20))
     facts = json.loads((trained / "evaluation.json").read_text())
     if facts["nms_threshold"] != 0.2:  # the choice is tested elsewhere; here it matters that it is used

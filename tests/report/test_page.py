@@ -20,8 +20,8 @@ from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import DataError, RunError
 from cdn_tune.evaluation.queries import QueryResult
+from cdn_tune.report.answers import choose_cases, recorded_predictions
 from cdn_tune.report.page import Builder, check_target
-from cdn_tune.report.predictions import choose_cases, recorded_predictions
 
 Tiny = Callable[..., Experiment]
 MakeRun = Callable[..., Path]

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment
+from cdn_tune.report.course import sparkline
+from cdn_tune.report.figures import duration, number
 from cdn_tune.report.record import RunRecord, read_record
 from cdn_tune.report.results import Cell, cards, tables
-from cdn_tune.report.sparkline import sparkline
 from cdn_tune.report.trials import failures, front, leaderboard, segments_of, spending
-from cdn_tune.report.wording import duration, number
 from cdn_tune.tuning.results.leaderboard import short_names
 
 NOW = 2e9
