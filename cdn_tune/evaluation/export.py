@@ -30,7 +30,7 @@ from cdn_tune.evaluation.loading import choose_checkpoint
 from cdn_tune.evaluation.model_card import Facts, model_card
 from cdn_tune.evaluation.test_result import chosen_threshold, read_test_result
 from cdn_tune.training.runs.checkpoint import Checkpoint
-from cdn_tune.training.runs.files import told
+from cdn_tune.training.runs.files import write_errors
 
 GRAPH, ONNX = "model.pt2", "model.onnx"
 # Only where the data lie can change: the words are taken from there.
@@ -88,7 +88,7 @@ def export_run(
         graph.check_can_trace(checkpoint.model, onnx)
     lexicon = _words(_where(checkpoint, overrides or {}), all_words)
     threshold = chosen_threshold(checkpoint)
-    with _whole(out) as folder, told(out):
+    with _whole(out) as folder, write_errors(out):
         _write(folder, checkpoint, lexicon, threshold)
         if torch_export or onnx:
             data = checkpoint.experiment.data
@@ -183,11 +183,11 @@ def _whole(out: Path) -> Iterator[Path]:
     """Yields a new folder that becomes `out` at the end, or goes."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        with told(out):
+        with write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.mkdir()
         yield partial
-        with told(out):
+        with write_errors(out):
             partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -13,10 +13,9 @@ from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.exported import CONFIG, is_exported, read_exported
 from cdn_tune.evaluation.retriever import Retriever
 from cdn_tune.evaluation.test_result import chosen_threshold
-from cdn_tune.training.loop import BEST
 from cdn_tune.training.object_store.sync import fetched, fetched_file
 from cdn_tune.training.object_store.working_copy import url_of
-from cdn_tune.training.runs.checkpoint import load_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, load_checkpoint
 from cdn_tune.training.runs.run_folder import MANIFEST
 
 KEPT_CHECKPOINT = "checkpoint.pt"

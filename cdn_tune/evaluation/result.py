@@ -21,7 +21,7 @@ from cdn_tune.evaluation.retrain import Retrained
 from cdn_tune.evaluation.scoring import Retrieved, open_split
 from cdn_tune.evaluation.summary import summarise
 from cdn_tune.moments.metrics import Measures, mean_measures, measure
-from cdn_tune.training.memory.size import count_parameters
+from cdn_tune.training.memory.estimate import count_parameters
 
 SCHEMA = 2
 PUBLISHED = "published protocol: the epoch was chosen on the test split itself, as the published code does"

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.training.object_store.sync import bring_home
+from cdn_tune.training.object_store.sync import push_run
 from cdn_tune.training.runs.files import write_text
 
 LOOKS = "looks.jsonl"
@@ -38,5 +38,5 @@ def record_look(run: Path, facts: dict[str, Any]) -> int:
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     entry = {"look": looks, "opened": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts}
     write_text(path, before + json.dumps(entry, ensure_ascii=False) + "\n")
-    bring_home(path)  # where the run lives elsewhere, it is recorded there before anything is opened
+    push_run(path)  # where the run lives elsewhere, it is recorded there before anything is opened
     return looks
