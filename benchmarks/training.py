@@ -31,8 +31,7 @@ from cdn_tune.moments.temporal_map import iou_maps
 from cdn_tune.training.loop import seed_everything
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import build_model
-from cdn_tune.training.runs.writer import Writer
-from cdn_tune.training.state import Progress, TrialState
+from cdn_tune.training.state import Progress, TrialState, Writer
 from cdn_tune.training.step.optimiser import build_optimiser, build_schedule
 from cdn_tune.training.step.process_group import World
 from cdn_tune.training.step.steps import global_batches

@@ -7,7 +7,7 @@
     ├── DataError             2   annotations, features or word vectors
     ├── RunError              2   a run folder is in use, is another run's, or lacks a file
     │   ├── FolderHeld        2   another process trains in a trial's folder
-    │   └── Superseded        2   (training.object_store.fencing) another process has taken the trial over
+    │   └── Superseded        2   (training.object_store.trial_sync) another process has taken the trial over
     ├── CheckpointError       2   missing, damaged, or of another model
     ├── ClusterError          2   no Ray cluster answers, or it is too small
     ├── TrainingError         1   training cannot go on

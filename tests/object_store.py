@@ -69,7 +69,7 @@ def store_server() -> Iterator[Store]:
 @pytest.fixture
 def store(store_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
     """The store, with credentials in the environment and a cache folder of the test's own."""
-    from cdn_tune.training.object_store.store import open_home
+    from cdn_tune.training.object_store.store import open_store
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -80,8 +80,8 @@ def store(store_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "cache"))
-    open_home.cache_clear()
+    open_store.cache_clear()
     yield store_server
     if store_server.ours:
         store_server.control(fail=0, delay=0.0)
-    open_home.cache_clear()
+    open_store.cache_clear()

@@ -3,7 +3,7 @@
 import re
 
 from cdn_tune import errors
-from cdn_tune.training.object_store.fencing import Superseded
+from cdn_tune.training.object_store.trial_sync import Superseded
 
 _LINE = re.compile(r"^ {4}([│├└─ ]*)(\w+) +([12]) ", re.MULTILINE)
 

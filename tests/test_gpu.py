@@ -14,10 +14,9 @@ from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.model.kernels.cell_conv import convolve
-from cdn_tune.training.loop import LAST
 from cdn_tune.training.reports import EpochReport, ignore
-from cdn_tune.training.runs.checkpoint import build_model, read_checkpoint
-from cdn_tune.training.step.precision import use_tf32
+from cdn_tune.training.runs.checkpoint import LAST, build_model, read_checkpoint
+from cdn_tune.training.step.batch_loss import use_tf32
 from cdn_tune.training.train_trial import open_data, train_in
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import read_record

@@ -28,8 +28,7 @@ from cdn_tune.evaluation.evaluate import Request, evaluate_run
 from cdn_tune.report.page import Builder
 from cdn_tune.report.results import tables as evaluation_tables
 from cdn_tune.training.reports import EpochReport
-from cdn_tune.training.runs.manifest import describe_run
-from cdn_tune.training.runs.run_folder import claim, locked
+from cdn_tune.training.runs.run_folder import claim, describe_run, locked
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.results.leaderboard import csv_text, json_text, write_leaderboard
 from cdn_tune.tuning.results.record import read_record

@@ -30,7 +30,7 @@ def import_weights(
     """
     from cdn_tune.config import load_experiment, parse_overrides
     from cdn_tune.training.import_weights import import_weights as write_run
-    from cdn_tune.training.loop import BEST
+    from cdn_tune.training.runs.checkpoint import BEST
 
     refuse_url(out, "--out")
     write_run(file, load_experiment(experiment, parse_overrides(overrides or [])), out)

@@ -55,7 +55,7 @@ def write_report(run: Path, file: Path | None = None, views: int | None = None) 
     """
     from cdn_tune.report.page import REPORT, VIEWS, Builder, check_target
     from cdn_tune.training.object_store.lease import is_locked
-    from cdn_tune.training.object_store.sync import bring_home
+    from cdn_tune.training.object_store.sync import push_run
     from cdn_tune.training.object_store.working_copy import shown
     from cdn_tune.training.runs.files import write_text
 
@@ -65,7 +65,7 @@ def write_report(run: Path, file: Path | None = None, views: int | None = None) 
         page = Builder(run, VIEWS if views is None else views).build()
     write_text(path, page.html)
     if file is None and not is_locked(run):
-        bring_home(path)
+        push_run(path)
     for notice in page.notices:
         warn(notice)
     print_line(f"report: {path if file else shown(path)} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -69,8 +69,7 @@ def _train(experiment: Experiment, workers: int, run: Path, address: str | None)
     from cdn_tune.data.fingerprint import fingerprint
     from cdn_tune.training.object_store.sync import fetched, refresh
     from cdn_tune.training.object_store.working_copy import shown
-    from cdn_tune.training.runs.manifest import describe_run
-    from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, locked
+    from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, describe_run, locked
     from cdn_tune.training.train_trial import open_data, train_in
 
     if address is not None and workers == 1:
@@ -104,11 +103,11 @@ def _train(experiment: Experiment, workers: int, run: Path, address: str | None)
 
 def _has_state(run: Path) -> bool:
     """Returns whether there is a state to go on from, here or on the run's object store."""
-    from cdn_tune.training.loop import LAST
     from cdn_tune.training.object_store.working_copy import place_of
+    from cdn_tune.training.runs.checkpoint import LAST
 
     place = place_of(run)
-    return (run / LAST).exists() or (place is not None and place.home.entry(str(LAST)) is not None)
+    return (run / LAST).exists() or (place is not None and place.store.entry(str(LAST)) is not None)
 
 
 def _is_finished(run: Path) -> bool:
@@ -119,8 +118,8 @@ def _is_finished(run: Path) -> bool:
 
 
 def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
-    from cdn_tune.training.loop import BEST
     from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.training.runs.checkpoint import BEST
     from cdn_tune.training.runs.records import read_metrics
 
     epochs = read_metrics(run)
@@ -141,7 +140,7 @@ def trained_table(experiment: Experiment, epochs: Sequence[dict[str, Any]], run:
         run: Its folder.
         planted: Whether its data are planted.
     """
-    from cdn_tune.training.memory.size import occupied_bytes
+    from cdn_tune.training.memory.estimate import occupied_bytes
 
     last = epochs[-1]
     best = epochs[last["best_epoch"] - 1]

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from cdn_tune.distributed import fetch_send
 from cdn_tune.distributed.jobs import Jobs
 from cdn_tune.errors import ClusterError, RunError
-from cdn_tune.training.runs.files import told, write_json
+from cdn_tune.training.runs.files import write_errors, write_json
 from cdn_tune.training.runs.run_folder import LOCK, MANIFEST
 
 RECORD = ".fetched.json"  # digests of what was fetched, by path
@@ -87,7 +87,7 @@ def fetch(jobs: Jobs, run: str, to: Path, *, states: bool, python: str, on_progr
     """
     to = to.absolute()
     parts = to.parent / f".{to.name}.fetching"
-    with told(to):
+    with write_errors(to):
         parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / LOCK, timeout=0):
@@ -214,7 +214,7 @@ def _receive_file(
     found.begun[name] += not offset
     if found.begun[name] > _BEGINNINGS:
         raise ClusterError(f"fetch: {name}: changes faster than it comes; fetch it when the search has stopped")
-    with told(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if offset and not path.exists():
             shutil.copyfile(to / name, path)
@@ -274,7 +274,7 @@ def settle(to: Path, parts: Path, arrived: Mapping[str, str], links: Mapping[str
         received: Bytes received.
     """
     sources = {**{name: name for name in arrived}, **{name: link for name, link in links.items() if link in arrived}}
-    with told(to):
+    with write_errors(to):
         if not to.exists() or not any(to.iterdir()):
             for name, source in sources.items():
                 if name != source:

@@ -28,7 +28,7 @@ from cdn_tune.distributed.ray import (
     ray,
     remove_placement_group,
 )
-from cdn_tune.training.object_store.working_copy import delete_at_home, place_of, portable
+from cdn_tune.training.object_store.working_copy import delete_remote, place_of, portable
 
 _POLL_SECONDS = 0.3
 _ANSWER_SECONDS = 30.0
@@ -177,7 +177,7 @@ class GroupPool:
         self._clear_scratch()  # a killed run's, which Ray Train would take for its own
         self._storage: dict[str, Any] = {"storage_path": str(self._scratch)}
         if place is not None:
-            files, path = place.home.file_system(place.named(".ray"))
+            files, path = place.store.file_system(place.named(".ray"))
             self._storage = {"storage_path": path, "storage_filesystem": files}
         self._next = secrets.randbelow(_MARKS)
         self._runs: dict[int, _Run] = {}
@@ -261,7 +261,7 @@ class GroupPool:
     def _clear_scratch(self) -> None:
         """Deletes what Ray Train has written of its runs."""
         shutil.rmtree(self._scratch, ignore_errors=True)
-        delete_at_home(self._scratch)
+        delete_remote(self._scratch)
 
     def _start(self) -> None:
         """Starts a group."""

@@ -20,7 +20,7 @@ from cdn_tune.distributed.ray import RayError, ray
 from cdn_tune.errors import CdnTuneError, DataError, MemoryShortage, TrainingError
 from cdn_tune.training.loop import never
 from cdn_tune.training.memory.device import release_memory
-from cdn_tune.training.object_store.fencing import Superseded
+from cdn_tune.training.object_store.trial_sync import Superseded
 from cdn_tune.training.object_store.working_copy import working_copy
 from cdn_tune.training.reports import EpochReport, StepReport, Stop, ignore
 from cdn_tune.training.step.process_group import World, this_world

@@ -9,7 +9,7 @@ from cdn_tune.distributed.nodes import Node, alive_nodes, pinned, small_task
 from cdn_tune.distributed.ray import GetTimeoutError, RayError, ray
 from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.working_copy import place_of, portable, shown, working_copy
-from cdn_tune.training.runs.files import told
+from cdn_tune.training.runs.files import write_errors
 
 _SECONDS = 60.0  # for all nodes together
 
@@ -30,14 +30,14 @@ def check_shared_folder(run: Path) -> None:
     name, token = f".reach-{secrets.token_hex(8)}", secrets.token_hex(8)
     try:
         if place is not None:
-            place.home.write(name, token.encode())
+            place.store.write(name, token.encode())
         else:
-            with told(run / name):
+            with write_errors(run / name):
                 (run / name).write_text(token, encoding="ascii")
         _ask(nodes, run, name, token)
     finally:
         if place is not None:
-            place.home.delete(name)
+            place.store.delete(name)
         else:
             (run / name).unlink(missing_ok=True)
 
@@ -63,7 +63,7 @@ def what_is_missing(run: str, name: str, token: str) -> str | None:
         folder = working_copy(run)
         place = place_of(folder)
         if place is not None:
-            found = place.home.read(name)
+            found = place.store.read(name)
         else:
             found = (folder / name).read_bytes() if (folder / name).exists() else None
     except (RunError, OSError) as error:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdn_tune.errors import CheckpointError, RunError
-from cdn_tune.training.loop import BEST
 from cdn_tune.training.object_store.sync import fetched, fetched_file
-from cdn_tune.training.runs.checkpoint import Checkpoint, load_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, Checkpoint, load_checkpoint
 from cdn_tune.training.runs.kept import CHECKPOINT, KEPT, kept_folder, recorded_value
 from cdn_tune.training.runs.run_folder import MANIFEST, read_manifest
 

@@ -28,8 +28,8 @@ from cdn_tune.evaluation.scoring import NmsChoice, Retrieved, Workers, choose_nm
 from cdn_tune.evaluation.summary import summarise
 from cdn_tune.moments.bootstrap import RESAMPLES
 from cdn_tune.moments.metrics import mean_measures, measure
-from cdn_tune.training.memory.size import count_parameters
-from cdn_tune.training.object_store.sync import bring_home
+from cdn_tune.training.memory.estimate import count_parameters
+from cdn_tune.training.object_store.sync import push_run
 from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.runs.run_folder import changed_files, locked, read_manifest
 
@@ -320,5 +320,5 @@ def record_test_access(run: Path, facts: dict[str, Any]) -> int:
     looks = max(logged, len(list(run.glob("evaluation*.json")))) + 1
     entry = {"look": looks, "opened": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts}
     write_text(path, before + json.dumps(entry, ensure_ascii=False) + "\n")
-    bring_home(path)  # a run on an object store has the record there before anything is opened
+    push_run(path)  # a run on an object store has the record there before anything is opened
     return looks

@@ -32,7 +32,7 @@ from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint
 from cdn_tune.evaluation.model_card import Facts, model_card
 from cdn_tune.evaluation.test_result import chosen_threshold, read_test_result
 from cdn_tune.training.runs.checkpoint import Checkpoint, build_model, load_weights
-from cdn_tune.training.runs.files import told
+from cdn_tune.training.runs.files import write_errors
 
 FORMAT, VERSION = "cdn-tune export", 1
 CONFIG, EXPERIMENT, WEIGHTS = "config.json", "experiment.yaml", "model.safetensors"
@@ -92,7 +92,7 @@ def export_run(
     data = override(checkpoint.experiment.plain(), overrides or {}, str(checkpoint.path)).data
     lexicon = _words(data, all_words)
     threshold = chosen_threshold(checkpoint)
-    with _whole(out) as folder, told(out):
+    with _whole(out) as folder, write_errors(out):
         about = {"format": FORMAT, "cdn_tune": __version__}
         weights = {name: value.detach().cpu().clone() for name, value in checkpoint.model.state_dict().items()}
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, about)
@@ -168,11 +168,11 @@ def _whole(out: Path) -> Iterator[Path]:
     """Yields a new folder that becomes `out` at the end, or goes."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        with told(out):
+        with write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.mkdir()
         yield partial
-        with told(out):
+        with write_errors(out):
             partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -13,13 +13,12 @@ from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.data.layouts import layout_of, root_of
 from cdn_tune.errors import CheckpointError, RunError, TrainingError
 from cdn_tune.evaluation.scoring import Workers
-from cdn_tune.training.loop import BEST, LAST, train
+from cdn_tune.training.loop import train
 from cdn_tune.training.reports import EpochReport
-from cdn_tune.training.runs.checkpoint import read_checkpoint, save_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint, save_checkpoint
 from cdn_tune.training.runs.files import write_text
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.runs.run_folder import EXPERIMENT, first_difference
-from cdn_tune.training.state import PREVIOUS
 from cdn_tune.training.train_trial import open_data
 
 Mode = Literal["train", "train+val", "published"]

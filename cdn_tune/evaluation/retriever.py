@@ -26,7 +26,7 @@ from cdn_tune.evaluation.test_result import chosen_threshold
 from cdn_tune.model.family import MomentModel, Spans
 from cdn_tune.moments.spans import sliding_windows
 from cdn_tune.training.object_store.working_copy import url_of
-from cdn_tune.training.step.precision import autocast, resolve_precision
+from cdn_tune.training.step.batch_loss import autocast, resolve_precision
 
 WINDOWS_AT_ONCE = 16
 _SCORES_AT_ONCE = 1 << 23  # elements: a batch of queries is cut where there are many windows

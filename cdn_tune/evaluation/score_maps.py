@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cdn_tune.data.annotations import Annotation
-from cdn_tune.training.runs.files import told
+from cdn_tune.training.runs.files import write_errors
 
 SCORE_MAPS = "score_maps.hdf5"
 
@@ -24,7 +24,7 @@ class ScoreMaps:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with told(path):
+        with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: Any = h5py.File(path, "w")
 
@@ -32,7 +32,7 @@ class ScoreMaps:
         """Adds the maps [B, S, S] of queries at positions [B] of the split; `mask` [S, S] marks the proposals."""
         clips = scores.shape[-1]
         maps = scores.float().masked_fill(~mask, torch.nan).cpu().numpy()
-        with told(self._path):
+        with write_errors(self._path):
             if "scores" not in self._file:
                 self._file.create_dataset("index", (0,), "i8", maxshape=(None,))
                 shape = (None, clips, clips)
@@ -64,7 +64,7 @@ def merge_score_maps(path: Path, parts: Sequence[Path], annotations: Sequence[An
     temporary = path.with_name(f".{path.name}.tmp")
     texts = h5py.string_dtype()
     try:
-        with told(path), h5py.File(temporary, "w") as file:
+        with write_errors(path), h5py.File(temporary, "w") as file:
             file.attrs["split"] = split
             file.create_dataset("id", data=[item.id for item in annotations], dtype=texts)
             file.create_dataset("video", data=[item.video for item in annotations], dtype=texts)

@@ -20,9 +20,9 @@ from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
 from cdn_tune.moments.metrics import Answers, measure
-from cdn_tune.training.evaluate.scores import score_batches
+from cdn_tune.training.evaluate.evaluation import score_batches
 from cdn_tune.training.runs.checkpoint import load_checkpoint
-from cdn_tune.training.step.precision import resolve_precision, use_tf32
+from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
 from cdn_tune.training.step.process_group import this_world
 
 GRID = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # NMS thresholds that are tried, 0.3 to 0.8

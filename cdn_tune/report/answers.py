@@ -23,7 +23,7 @@ from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, query_results, read_query_results
 from cdn_tune.report.record import RunRecord
 from cdn_tune.training.runs.checkpoint import Checkpoint, load_checkpoint
-from cdn_tune.training.step.precision import autocast, resolve_precision
+from cdn_tune.training.step.batch_loss import autocast, resolve_precision
 from cdn_tune.training.step.process_group import this_world
 
 TOP = 5

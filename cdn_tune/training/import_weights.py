@@ -1,6 +1,4 @@
-"""Weights of the published implementation become a run of ours, which `evaluate` can measure."""
-
-from __future__ import annotations
+"""Imports weights of the published implementation as a run, which `evaluate` can measure."""
 
 import pickle
 import warnings
@@ -14,10 +12,8 @@ from cdn_tune.data.files import sha256
 from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
 from cdn_tune.model.published import from_published, published_settings
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.runs.checkpoint import save_checkpoint
-from cdn_tune.training.runs.manifest import describe_run
-from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, locked, read_manifest
+from cdn_tune.training.runs.checkpoint import BEST, save_checkpoint
+from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, describe_run, locked, read_manifest
 
 
 def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
@@ -25,7 +21,7 @@ def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
 
     Args:
         path: A ``.pkl`` or ``.pt`` file: the state by published name, bare or under ``model``; no code in it is run.
-        experiment: Says how the model is built; its model section must describe the published model.
+        experiment: Its model section must describe the published model.
         run: The folder to write.
 
     Returns:
@@ -85,7 +81,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _planted(experiment: Experiment) -> bool:
-    """Whether the experiment's data are planted; weights may be imported where there are no data."""
+    """Returns whether the experiment's data are planted; weights may be imported without data."""
     try:
         return is_planted(experiment.data)
     except CdnTuneError:

@@ -1,6 +1,4 @@
-"""The training loop: one trial, from the first step or from where it was left."""
-
-from __future__ import annotations
+"""The training loop: trains one trial, from the first step or from its last checkpoint."""
 
 import random
 import time
@@ -21,22 +19,15 @@ from cdn_tune.model.family import MomentModel
 from cdn_tune.model.kernels.sample_conv import compiled
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.evaluate.pictures import captions, draw
-from cdn_tune.training.evaluate.query_ious import pack_ious
-from cdn_tune.training.memory.device import peak_bytes
-from cdn_tune.training.memory.out_of_memory import shortage_told
-from cdn_tune.training.reports import EpochReport, OnStep, Report, Stop, ignore
-from cdn_tune.training.runs.checkpoint import build_model
+from cdn_tune.training.memory.device import choose_micro_batch, memory_errors, peak_bytes
+from cdn_tune.training.reports import EpochReport, OnStep, Report, Stop, ignore, pack_ious
+from cdn_tune.training.runs.checkpoint import LAST, build_model
 from cdn_tune.training.runs.records import Records
-from cdn_tune.training.runs.writer import Writer
-from cdn_tune.training.state import BEST, LAST, Progress, Saving, TrialState
-from cdn_tune.training.step.ema import Ema
-from cdn_tune.training.step.micro_batch import choose_micro_batch
-from cdn_tune.training.step.optimiser import build_optimiser, build_schedule
-from cdn_tune.training.step.precision import resolve_precision, use_tf32
+from cdn_tune.training.state import Progress, Saving, TrialState, Writer
+from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
+from cdn_tune.training.step.optimiser import Ema, build_optimiser, build_schedule
 from cdn_tune.training.step.process_group import World, this_world
 from cdn_tune.training.step.steps import Engine, EpochState, EpochTotals, global_batches
-
-__all__ = ["BEST", "LAST", "TrainResult", "train"]
 
 _PROMPT = 0.5  # seconds that an epoch's report waits for its checkpoint before the next epoch begins
 _AGREE_SECONDS = 0.25  # after which several workers agree whether to save or stop
@@ -45,25 +36,19 @@ _MOST_STEPS = 100  # and after so many steps at most
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a trial ended.
+    """How a trial ended."""
 
-    Attributes:
-        best_value: Best val metric.
-        best_epoch: Its epoch.
-        epochs_run: Epochs finished by this call; 0 if the trial was already finished.
-    """
-
-    best_value: float
-    best_epoch: int
-    epochs_run: int
+    best_value: float  # best val metric
+    best_epoch: int  # its epoch
+    epochs_run: int  # epochs finished by this call; 0 if the trial was already finished
 
 
 def never() -> bool:
-    """Nobody asks a training to stop."""
+    """Returns False: nothing stops the training."""
     return False
 
 
-@shortage_told("while training")
+@memory_errors("while training")
 def train(
     experiment: Experiment,
     folder: Path,
@@ -83,8 +68,8 @@ def train(
     Args:
         experiment: What to train.
         folder: The trial's folder.
-        report: Called by worker 0 after every epoch, when its checkpoint is on disk; also for the epochs that a trial
-            taken up again had finished before. It may raise to end the trial.
+        report: Called by worker 0 after every epoch, when its checkpoint is on disk; also for the epochs that a
+            resumed trial had finished before. It may raise to end the trial.
         splits: The train and val splits.
         on_step: Called by worker 0 after every optimiser step.
         planted: Whether the data are planted; recorded in the checkpoints.
@@ -100,8 +85,8 @@ def train(
     """
     world = this_world()
     if world.is_main:
-        for left in (folder / LAST).parent.glob(".*.tmp"):  # a write that was killed
-            left.unlink()
+        for unfinished in (folder / LAST).parent.glob(".*.tmp"):  # a write that was killed
+            unfinished.unlink()
     _check_sizes(experiment, splits, world)
     seed_everything(experiment.seed, world.rank)
     use_tf32(experiment.train.tf32)
@@ -123,8 +108,8 @@ def train(
         try:
             training.run(on_step if world.is_main else ignore)
         finally:
-            if training.told is not None:
-                records.hparams(experiment, training.told.best_value, training.told.best_epoch)
+            if (last := training.reported) is not None:
+                records.hparams(experiment, last.best_value, last.best_epoch)
     world.barrier()
     return TrainResult(progress.best_value, progress.best_epoch, progress.epoch - first)
 
@@ -141,8 +126,8 @@ class _Training:
     writer: Writer
     report: Report
     stop: Callable[[], bool | Stop]
-    untold: EpochReport | None = None  # its checkpoint is being written
-    told: EpochReport | None = None  # the last that was reported
+    unreported: EpochReport | None = None  # its checkpoint is being written
+    reported: EpochReport | None = None  # the last one
     saved: float = field(default_factory=time.monotonic)
     agreed: float = field(default_factory=time.monotonic)  # when the workers last agreed whether to save or stop
     span: int = 1  # steps from there to the next time
@@ -153,7 +138,7 @@ class _Training:
         world = self.state.world
         if world.is_main:
             for past in self.progress.history:
-                self.told = past
+                self.reported = past
                 self.report(past)
         self.engine.between_steps = self._between_steps
         while not self.progress.is_finished:
@@ -163,21 +148,21 @@ class _Training:
             done = self._evaluate(epoch, totals)
             self.progress.history.append(done)
             self._save()
-            self.untold = done if world.is_main else None
-            self._tell(_PROMPT)
+            self.unreported = done if world.is_main else None
+            self._report_saved(_PROMPT)
             if not self.progress.is_finished:
                 self._end_if(world.gather(self.stop())[0])
-        self._tell()
+        self._report_saved()
 
     def _evaluate(self, epoch: int, totals: EpochTotals) -> EpochReport:
-        """Evaluates on val, if it is time to, and returns the epoch's report."""
+        """Evaluates on val, if `train.eval_every` demands it, and returns the epoch's report."""
         start = time.perf_counter()
         experiment, world = self.state.experiment, self.state.world
         settings, model, dataset = experiment.train, self.state.evaluated, self.splits["val"]
         val: dict[str, float] = {}
         ious = torch.empty(0)
         if (epoch - 1) % settings.eval_every == 0 or epoch == settings.epochs:
-            with shortage_told(f"while evaluating val after epoch {epoch}"):
+            with memory_errors(f"while evaluating val after epoch {epoch}"):
                 result = evaluate_split(
                     model, dataset, experiment.eval, world, self.engine.dtype, settings.eval_queries
                 )
@@ -211,7 +196,7 @@ class _Training:
         )
 
     def _between_steps(self, _epoch: int, within: EpochState) -> None:
-        self._tell(0)
+        self._report_saved(0)
         world, minutes = self.state.world, self.state.experiment.train.checkpoint_minutes
         self.left -= 1
         if world.size > 1 and self.left > 0:
@@ -226,23 +211,23 @@ class _Training:
         self._end_if(stop)
 
     def _save(self, within: EpochState | None = None) -> None:
-        """Copies the state and has it written meanwhile."""
-        self._tell()
+        """Copies the state and starts to write it in the background."""
+        self._report_saved()
         self.writer.submit(self.state.prepare_save(self.progress, within))
         self.saved = time.monotonic()
 
-    def _tell(self, seconds: float | None = None) -> None:
+    def _report_saved(self, seconds: float | None = None) -> None:
         """Reports the last epoch if its checkpoint is on disk; waits for that so long, or as long as it takes."""
-        if self.writer.wait(seconds) and self.untold is not None:
-            done, self.untold = self.untold, None
+        if self.writer.wait(seconds) and self.unreported is not None:
+            done, self.unreported = self.unreported, None
             self.records.write(done)
-            self.told = done
+            self.reported = done
             self.report(done)
 
     def _end_if(self, stop: bool | Stop) -> None:
-        """Ends the training if it is asked to end."""
+        """Ends the training if `stop` is set."""
         if stop and stop != Stop.DISCARD:
-            self._tell()
+            self._report_saved()
         if stop:
             raise KeyboardInterrupt
 

@@ -1,12 +1,10 @@
-"""What a trial will take: sizes, steps, memory, and hours told from a few measured steps. Writes no file."""
-
-from __future__ import annotations
+"""What a trial will take: sizes, steps, memory, and hours by a few measured steps. Writes no file."""
 
 import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from statistics import median
 
 import torch
@@ -20,12 +18,10 @@ from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.memory.device import available_bytes, fit_micro_batch, peak_bytes
-from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
-from cdn_tune.training.memory.size import checkpoint_bytes
+from cdn_tune.training.memory.estimate import MemoryEstimate, checkpoint_bytes, estimate
 from cdn_tune.training.runs.checkpoint import build_model
-from cdn_tune.training.step.batch_loss import batch_loss
+from cdn_tune.training.step.batch_loss import batch_loss, resolve_precision
 from cdn_tune.training.step.optimiser import build_optimiser
-from cdn_tune.training.step.precision import resolve_precision
 from cdn_tune.training.step.process_group import this_world
 
 _LEAST = 2  # measured steps
@@ -33,56 +29,30 @@ _LEAST = 2  # measured steps
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trial will take on one worker.
+    """What a trial will take on one worker."""
 
-    Attributes:
-        device: Where it was measured.
-        dtype: Format of the forward pass.
-        parameters: Number of the model's parameters.
-        memory: The estimate.
-        available_bytes: Memory there was before anything of the trial was built.
-        peak_bytes: Most memory in use while it was measured.
-        batch: Queries of a step.
-        micro_batch: Queries computed at once.
-        queries: Of each split.
-        videos: Of each split.
-        steps_per_epoch: Optimiser steps.
-        total_steps: Optimiser steps in all epochs.
-        measured_steps: How many steps the times were told from.
-        seconds_per_step: Median of the measured steps, their batches assembled meanwhile.
-        val_seconds: Of one evaluation of val, told from a few queries.
-        seconds_per_epoch: Its steps, and its share of the evaluations.
-        seconds: All epochs.
-        checkpoint_bytes: Most that the trial's checkpoints occupy on disk.
-    """
-
-    device: str
-    dtype: str
-    parameters: int
+    device: str  # where it was measured
+    dtype: str  # format of the forward pass
+    parameters: int  # number of the model's parameters
     memory: MemoryEstimate
-    available_bytes: int
-    peak_bytes: int
-    batch: int
-    micro_batch: int
-    queries: Mapping[Split, int]
-    videos: Mapping[Split, int]
-    steps_per_epoch: int
-    total_steps: int
-    measured_steps: int
-    seconds_per_step: float
-    val_seconds: float
-    seconds_per_epoch: float
-    seconds: float
-    checkpoint_bytes: int
+    available_bytes: int  # before anything of the trial was built
+    peak_bytes: int  # most memory in use while it was measured
+    batch: int  # queries of a step
+    micro_batch: int  # queries computed at once
+    queries: Mapping[Split, int]  # of each split
+    videos: Mapping[Split, int]  # of each split
+    steps_per_epoch: int  # optimiser steps
+    total_steps: int  # optimiser steps in all epochs
+    measured_steps: int  # how many steps were timed
+    seconds_per_step: float  # median of the measured steps, their batches assembled meanwhile
+    val_seconds: float  # of one evaluation of val, by a few queries
+    seconds_per_epoch: float  # its steps, and its share of the evaluations
+    seconds: float  # all epochs
+    checkpoint_bytes: int  # most that the trial's checkpoints occupy on disk
 
 
 def make_plan(experiment: Experiment, splits: Mapping[Split, MomentDataset], measured_steps: int = 3) -> Plan:
-    """Plans a trial: builds it, makes a few real steps with it, and forgets it.
-
-    Args:
-        experiment: The trial.
-        splits: Its train and val splits.
-        measured_steps: Steps to measure, two at least, after one that is not counted.
+    """Plans a trial: builds it, and times at least two real steps with it after one that is not counted.
 
     Raises:
         MemoryShortage: If not even one query at once fits into memory.
@@ -138,7 +108,7 @@ class _Trial:
     dtype: torch.dtype
 
     def attempt(self, queries: int) -> None:
-        """Computes a gradient on a GPU; a CPU does not tell of a lack of memory before it is too late."""
+        """Computes a gradient on a GPU; a CPU reports no lack of memory before it is too late."""
         if self.device.type != "cuda":
             return
         try:
@@ -147,23 +117,20 @@ class _Trial:
             self.optimiser.zero_grad(set_to_none=True)
 
     def time_steps(self, count: int, micro_batch: int) -> list[float]:
-        """Returns the seconds that each of some steps on full batches took, after one that is not counted."""
+        """Returns the seconds of each of some steps on full batches, after one that is not counted."""
         batches = epoch_batches(len(self.dataset), self.experiment.train.batch_size, self.experiment.seed, epoch=1)
         full = [batch for batch in batches if len(batch) == len(batches[0])]
-        seconds = []
+        ends = []
         self.model.train()
         chosen = list(islice(cycle(full), count + 1))
         with closing(prefetch(self.dataset, chosen, pin=self.device.type == "cuda")) as loader:
-            start = time.perf_counter()
             for batch in loader:
                 self._step(batch, micro_batch)
-                now = time.perf_counter()
-                seconds.append(now - start)
-                start = now
-        return seconds[1:]
+                ends.append(time.perf_counter())
+        return [end - start for start, end in pairwise(ends)]
 
     def time_evaluation(self, val: MomentDataset, queries: int) -> float:
-        """Returns the seconds that the evaluation of one query takes, told from so many."""
+        """Returns the seconds that the evaluation of one query takes, measured on so many."""
         start = time.perf_counter()
         evaluate_split(self.model, val, self.experiment.eval, dtype=self.dtype, queries=queries)
         return (time.perf_counter() - start) / queries

@@ -1,15 +1,23 @@
-"""What training tells whoever runs it, once per epoch and once per step."""
+"""Reports of a training, once per epoch and once per step."""
 
-from __future__ import annotations
-
+import base64
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+MOST = 256  # queries whose IoUs a report holds
+_STEPS = 255  # of a byte
 
 
 class Stop(IntEnum):
-    """What a training is asked for between two steps; `True` means `SAVE`."""
+    """What a training does after the step; `True` means `SAVE`."""
 
     NO = 0
     SAVE = 1  # save the state and end
@@ -18,45 +26,25 @@ class Stop(IntEnum):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One finished epoch; its checkpoint is on disk when this is reported.
+    """One finished epoch; its checkpoint is on disk when this is reported."""
 
-    Attributes:
-        epoch: Number of the epoch, from 1.
-        epochs: Epochs in all: this one's number, when patience has ended the training.
-        loss: Training loss, mean over queries.
-        losses: Its parts by name, unweighted; `plain` has them beside the other values, after `loss`.
-        learning_rate: At the end of the epoch.
-        gradient_norm: Mean over the steps, before clipping.
-        samples_per_second: Training queries per second, all workers together.
-        train_seconds: Duration of the training part.
-        val_seconds: Duration of the evaluation on val.
-        val: Metrics on the val split, by name; empty in an epoch after which val was not evaluated.
-        value: The val metric that chooses epochs and trials; in such an epoch, the last one measured.
-        best_value: Its best so far.
-        best_epoch: The epoch of that.
-        peak_bytes: Most memory that worker 0 has occupied: of its GPU, else of its process.
-        steps: Optimiser steps so far, over all epochs.
-        val_queries: Queries of val that were evaluated; 0 in an epoch after which val was not.
-        query_ious: IoU of the top moment for at most 256 of them, evenly spaced (see `query_ious`); then empty.
-    """
-
-    epoch: int
-    epochs: int
-    loss: float
-    losses: dict[str, float]
-    learning_rate: float
-    gradient_norm: float
-    samples_per_second: float
-    train_seconds: float
-    val_seconds: float
-    val: dict[str, float]
-    value: float
-    best_value: float
-    best_epoch: int
-    peak_bytes: int = 0
-    steps: int = 0
-    val_queries: int = 0
-    query_ious: str = ""
+    epoch: int  # number of the epoch, from 1
+    epochs: int  # epochs in all: this one's number, when patience has ended the training
+    loss: float  # training loss, mean over queries
+    losses: dict[str, float]  # its parts by name, unweighted; `plain` has them beside the other values, after `loss`
+    learning_rate: float  # at the end of the epoch
+    gradient_norm: float  # mean over the steps, before clipping
+    samples_per_second: float  # training queries per second, all workers together
+    train_seconds: float  # duration of the training part
+    val_seconds: float  # duration of the evaluation on val
+    val: dict[str, float]  # metrics on the val split, by name; empty in an epoch after which val was not evaluated
+    value: float  # the val metric that chooses epochs and trials; in such an epoch, the last one measured
+    best_value: float  # its best so far
+    best_epoch: int  # the epoch of that
+    peak_bytes: int = 0  # most memory that worker 0 has occupied: of its GPU, else of its process
+    steps: int = 0  # optimiser steps so far, over all epochs
+    val_queries: int = 0  # queries of val that were evaluated; 0 in an epoch after which val was not
+    query_ious: str = ""  # IoU of the top moment for some of them, as `pack_ious` returns it; then empty
 
     @property
     def is_last(self) -> bool:
@@ -71,8 +59,8 @@ class EpochReport:
         return found
 
     @classmethod
-    def read(cls, plain: dict[str, Any]) -> EpochReport:
-        """Returns the report that `plain` was made of: values of other names are parts of the loss."""
+    def read(cls, plain: dict[str, Any]) -> "EpochReport":
+        """Returns the report that `plain` was called on: values of other names are parts of the loss."""
         own = {field.name for field in fields(cls)}
         rest = {name: value for name, value in plain.items() if name not in own}
         return cls(losses=rest, **{name: value for name, value in plain.items() if name in own})
@@ -83,25 +71,32 @@ Report = Callable[[EpochReport], None]
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step.
+    """One optimiser step."""
 
-    Attributes:
-        epoch: Number of the epoch, from 1.
-        step: Step within the epoch, from 1.
-        steps: Steps per epoch.
-        loss: Training loss of the step's batch on this worker.
-        samples_per_second: Training queries per second in this epoch, all workers together.
-    """
-
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-    samples_per_second: float = 0.0
+    epoch: int  # number of the epoch, from 1
+    step: int  # step within the epoch, from 1
+    steps: int  # steps per epoch
+    loss: float  # training loss of the step's batch on this worker
+    samples_per_second: float = 0.0  # training queries per second in this epoch, all workers together
 
 
 OnStep = Callable[[StepReport], None]
 
 
 def ignore(_: object) -> None:
-    """A report that nobody reads."""
+    """No-op, for reports that are not needed."""
+
+
+def pack_ious(ious: "torch.Tensor") -> str:
+    """Returns IoUs in [0, 1] of the top moments [Q]: a byte each, of at most 256 evenly spaced queries, as base64.
+
+    Two trials answer the same val queries, so query by query they can be compared more surely than by their means.
+    """
+    chosen = np.linspace(0, len(ious) - 1, min(MOST, len(ious))).round().astype(np.int64)
+    values = ious.detach().double().cpu().numpy()[chosen]
+    return base64.b64encode((values * _STEPS).round().astype(np.uint8).tobytes()).decode("ascii")
+
+
+def unpack_ious(packed: str) -> npt.NDArray[np.float64]:
+    """Returns packed IoUs, float64 [min(Q, 256)], each within 1/510 of the original; none of an empty text."""
+    return np.frombuffer(base64.b64decode(packed), np.uint8) / _STEPS

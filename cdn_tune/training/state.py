@@ -1,11 +1,11 @@
-"""A trial's state on disk: what goes on exactly where it stopped, and the model that is kept."""
-
-from __future__ import annotations
+"""A trial's state: copied, written in the background, resumed exactly where it stopped; and the best model, kept."""
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -14,40 +14,89 @@ from cdn_tune.config import Experiment, build
 from cdn_tune.errors import CheckpointError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.reports import EpochReport
-from cdn_tune.training.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from cdn_tune.training.runs.writer import Snapshots
-from cdn_tune.training.step.ema import Ema
-from cdn_tune.training.step.optimiser import Schedule
+from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, load_weights, read_checkpoint, save_checkpoint
+from cdn_tune.training.step.optimiser import Ema, Schedule
 from cdn_tune.training.step.process_group import World
 from cdn_tune.training.step.steps import EpochState
 
-LAST = Path("checkpoints/last.pt")
-PREVIOUS = Path("checkpoints/previous.pt")
-BEST = Path("checkpoints/best.pt")
 _LOG = logging.getLogger(__name__)
 
 
 class Saving(Protocol):
-    """What is to be done around every checkpoint that is written, in the thread that writes it."""
+    """Called around every checkpoint that is written, in the thread that writes it."""
 
     def check(self) -> None:
         """Raises if nothing may be written."""
 
     def saved(self, epoch: int, step: int, history: Sequence[dict[str, Any]]) -> None:
-        """Told that a checkpoint is on disk: the finished epochs, steps into the next, and the epochs' reports."""
+        """Called when a checkpoint is on disk, with finished epochs, steps into the next, and the epochs' reports."""
+
+
+class Writer:
+    """Runs jobs one after the other in a thread, so that training waits for a copy in memory, not for a disk.
+
+    An error of a job is raised by the next call here.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="cdn-tune-writer")
+        self._job: Future[None] | None = None
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Starts a job, once the one before has ended."""
+        self.wait()
+        self._job = self._pool.submit(job)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits for the job, so long or to its end; returns whether nothing is left to be written."""
+        if self._job is None:
+            return True
+        if wait([self._job], seconds).not_done:
+            return False
+        job, self._job = self._job, None
+        job.result()
+        return True
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+
+class Snapshots:
+    """Copies of a state on the CPU; each takes the memory of the one before, because fresh memory takes far longer."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def take(self, value: Any, where: tuple[Any, ...] = ()) -> Any:
+        """Returns a copy of nested dicts, lists and tuples whose tensors are shared with the next copy alone.
+
+        `where` is the place of `value` in the whole.
+        """
+        if isinstance(value, torch.Tensor):
+            kept = self._kept.get(where)
+            if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
+                kept = self._kept[where] = torch.empty(value.shape, dtype=value.dtype)
+            return kept.copy_(value.detach())
+        if isinstance(value, dict):
+            return {key: self.take(item, (*where, key)) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.take(item, (*where, place)) for place, item in enumerate(value))
+        return value
 
 
 @dataclass
 class Progress:
-    """Where a trial stands.
+    """Where a trial stands."""
 
-    Attributes:
-        history: The finished epochs.
-        within: How far the next epoch is, if it has begun.
-    """
-
-    history: list[EpochReport] = field(default_factory=list)
-    within: EpochState | None = None
+    history: list[EpochReport] = field(default_factory=list)  # the finished epochs
+    within: EpochState | None = None  # how far the next epoch is, if it has begun
 
     @property
     def epoch(self) -> int:
@@ -72,21 +121,7 @@ class Progress:
 
 @dataclass
 class TrialState:
-    """Everything of a trial that changes while it trains, on one of its workers.
-
-    Attributes:
-        experiment: The trial.
-        folder: Its folder.
-        model: Its model.
-        optimiser: Its optimiser.
-        schedule: Its learning rate.
-        scaler: Its loss scale.
-        ema: Running mean of the weights, if wanted.
-        world: Its workers.
-        planted: Whether the data are planted; recorded in the checkpoints.
-        saving: What is to be done around every checkpoint.
-        snapshots: Memory for copies.
-    """
+    """Everything of a trial that changes while it trains, on one of its workers."""
 
     experiment: Experiment
     folder: Path
@@ -94,11 +129,11 @@ class TrialState:
     optimiser: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
-    ema: Ema | None
+    ema: Ema | None  # running mean of the weights, if wanted
     world: World
-    planted: bool
-    saving: Saving | None = None
-    snapshots: Snapshots = field(default_factory=Snapshots)
+    planted: bool  # whether the data are planted; recorded in the checkpoints
+    saving: Saving | None = None  # called around every checkpoint
+    snapshots: Snapshots = field(default_factory=Snapshots)  # memory for copies
 
     @property
     def evaluated(self) -> MomentModel:
@@ -106,12 +141,10 @@ class TrialState:
         return self.model if self.ema is None else self.ema.model  # type: ignore[return-value]
 
     def prepare_save(self, progress: Progress, within: EpochState | None = None) -> Callable[[], None]:
-        """Copies the state, on every worker; returns the job that writes it, which does nothing but on worker 0.
+        """Copies the state, on every worker; returns the job that writes it, a no-op but on worker 0.
 
-        The job before must have ended: copies share their memory.
-
-        The job writes `best` if the last epoch is the best so far, then `last`: a trial taken up again never lacks its
-        best. The `last` before stays as `previous`.
+        The job before must have ended: copies share their memory. The job writes `best` if the last epoch is the best
+        so far, then `last`: a resumed trial never lacks its best. The `last` before stays as `previous`.
         """
         generators = self.world.gather(_generator_state(self.world))
         sums = None if within is None or within.sums is None else self.world.gather(within.sums.clone())
@@ -146,7 +179,7 @@ class TrialState:
         return write
 
     def resume(self) -> Progress:
-        """Takes up the state of the folder's last checkpoint; of the one before, with a warning, if it is damaged.
+        """Loads the folder's last checkpoint; the one before, with a warning, if it is damaged.
 
         Raises:
             CheckpointError: If the checkpoints are damaged or of another experiment.

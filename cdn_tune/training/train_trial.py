@@ -1,7 +1,5 @@
 """Opens the data of an experiment and trains it; a warm process opens the same data once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,11 +14,10 @@ from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.errors import FolderHeld
 from cdn_tune.training.loop import TrainResult, never, train
-from cdn_tune.training.object_store.fencing import LOCK, Attempt
-from cdn_tune.training.object_store.trial_sync import TrialHome
-from cdn_tune.training.object_store.working_copy import place_of
+from cdn_tune.training.object_store.trial_sync import Attempt, TrialSync
+from cdn_tune.training.object_store.working_copy import TRAINING_LOCK, place_of
 from cdn_tune.training.reports import OnStep, Report, Stop, ignore
-from cdn_tune.training.runs.files import told
+from cdn_tune.training.runs.files import write_errors
 from cdn_tune.training.step.process_group import this_world
 
 _DYING_SECONDS = 60.0  # how long a process whose driver was killed may live on
@@ -52,7 +49,7 @@ def train_in(
         report: Called by worker 0 after every epoch.
         on_step: Called by worker 0 after every step.
         threads: CPU threads of this worker; torch's choice if None.
-        stop: Called after every step; see `loop.train`.
+        stop: Called after every step, as `loop.train` describes.
 
     Raises:
         CdnTuneError: If the data, the folder's checkpoint or the training is at fault.
@@ -61,23 +58,23 @@ def train_in(
         torch.set_num_threads(threads)
     splits, planted = open_data(experiment.data), is_planted(experiment.data)
     with _alone(folder):
-        trial = _take_up(folder)
+        saving = _claim(folder)
         try:
-            result = train(experiment, folder, report, splits, on_step, planted, stop, trial)
+            result = train(experiment, folder, report, splits, on_step, planted, stop, saving)
         except KeyboardInterrupt:
-            if trial is not None:
-                trial.finish()
+            if saving is not None:
+                saving.finish()
             raise
-        if trial is not None:
-            trial.finish()
+        if saving is not None:
+            saving.finish()
         return result
 
 
-def _take_up(folder: Path) -> Attempt | TrialHome | None:
-    """Claims a trial, on worker 0; a trial that lives on an object store is fetched on every worker's machine.
+def _claim(folder: Path) -> Attempt | TrialSync | None:
+    """Claims a trial, on worker 0; a trial on an object store is fetched on every worker's machine.
 
     Returns:
-        Who looks after its checkpoints; None but on worker 0.
+        What is called around every checkpoint on worker 0; None on the others.
     """
     world = this_world()
     place, attempt = place_of(folder), Attempt(folder)
@@ -86,7 +83,7 @@ def _take_up(folder: Path) -> Attempt | TrialHome | None:
             return None
         attempt.claim()
         return attempt
-    trial = TrialHome(place, folder, attempt)
+    trial = TrialSync(place, folder, attempt)
     position = trial.begin(alone=world.size == 1) if world.is_main else None
     position = world.gather(position)[0]
     if world.is_main:
@@ -105,9 +102,9 @@ def _alone(folder: Path) -> Iterator[None]:
     if not this_world().is_main:
         yield
         return
-    with told(folder / LOCK):
+    with write_errors(folder / TRAINING_LOCK):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=_DYING_SECONDS)
+        lock = FileLock(folder / TRAINING_LOCK, timeout=_DYING_SECONDS)
         try:
             lock.acquire()
         except Timeout:

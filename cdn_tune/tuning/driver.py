@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cdn_tune.training.loop import never
-from cdn_tune.training.memory.size import checkpoint_bytes
+from cdn_tune.training.memory.estimate import checkpoint_bytes
 from cdn_tune.tuning.budget import End, end_of, spent
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, Loss, Room, TrialReport

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.object_store.sync import bring_home
+from cdn_tune.training.object_store.sync import push_run
 from cdn_tune.tuning.driver import Driver
 from cdn_tune.tuning.results.leaderboard import leaderboard, write_leaderboard
 from cdn_tune.tuning.results.status import gpu_hours
@@ -106,4 +106,4 @@ class Progress:
         """Writes the leaderboard, and uploads it where the run has an object store."""
         self._written = self._clock()
         write_leaderboard(self._run, self.rows())
-        bring_home(self._run)
+        push_run(self._run)

@@ -17,9 +17,16 @@ from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.loop import never
 from cdn_tune.training.object_store.sync import fetched
-from cdn_tune.training.runs.manifest import describe_run
-from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, claim, locked, read_manifest
-from cdn_tune.training.runs.secrets import without_secrets
+from cdn_tune.training.runs.run_folder import (
+    EXPERIMENT,
+    MANIFEST,
+    SPACE,
+    claim,
+    describe_run,
+    locked,
+    read_manifest,
+    without_secrets,
+)
 from cdn_tune.training.step.process_group import World
 from cdn_tune.training.step.steps import global_batches
 from cdn_tune.training.train_trial import train_in

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cdn_tune.training.runs.stop_flag import Flag
+from cdn_tune.training.runs.stop_flag import StopFlag
 from cdn_tune.tuning.layout import STOP
 
 
-class StopFile(Flag):
+class StopFile(StopFlag):
     """Tells whether somebody has asked a search to stop.
 
     Args:

@@ -22,8 +22,7 @@ from cdn_tune.distributed.job_package import pack, staged, unpacked
 from cdn_tune.distributed.jobs import Job
 from cdn_tune.distributed.node_info import NodeInfo
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.runs.manifest import describe_run
-from cdn_tune.training.runs.secrets import without_secrets
+from cdn_tune.training.runs.run_folder import describe_run, without_secrets
 
 OURS: dict[str, str | None] = {
     "python": "3.11.7",

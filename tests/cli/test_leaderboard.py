@@ -12,8 +12,7 @@ from typer.testing import CliRunner, Result
 
 from cdn_tune.cli import app
 from cdn_tune.config import Experiment, load_experiment
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.runs.checkpoint import load_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, load_checkpoint
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.results.record import read_record
 

@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 from cdn_tune.cli import app
 from cdn_tune.config import Experiment
 from cdn_tune.data.charades import LAYOUT
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, build_model, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
 
 ROOT = Path(__file__).resolve().parents[2]

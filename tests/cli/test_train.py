@@ -7,7 +7,7 @@ from rich.console import Console
 
 from cdn_tune.cli.train import trained_table
 from cdn_tune.config import Experiment
-from cdn_tune.training.memory.size import checkpoint_bytes, occupied_bytes
+from cdn_tune.training.memory.estimate import checkpoint_bytes, occupied_bytes
 from cdn_tune.training.reports import ignore
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.train_trial import train_in

@@ -9,8 +9,7 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.training.reports import ignore
-from cdn_tune.training.runs.manifest import describe_run
-from cdn_tune.training.runs.run_folder import claim, locked
+from cdn_tune.training.runs.run_folder import claim, describe_run, locked
 from cdn_tune.training.train_trial import train_in
 
 

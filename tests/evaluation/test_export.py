@@ -22,10 +22,8 @@ from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, DataErro
 from cdn_tune.evaluation import export as exported
 from cdn_tune.evaluation import graph
 from cdn_tune.evaluation.export import GRAPH, ONNX, export_run
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
-from cdn_tune.training.runs.manifest import describe_run
-from cdn_tune.training.runs.run_folder import claim, locked
+from cdn_tune.training.runs.checkpoint import BEST, build_model, save_checkpoint
+from cdn_tune.training.runs.run_folder import claim, describe_run, locked
 
 Tiny = Callable[..., Experiment]
 SENTENCE = "a person opens the door"

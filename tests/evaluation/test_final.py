@@ -24,8 +24,7 @@ from cdn_tune.evaluation.queries import answers_of, read_query_results
 from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.moments.metrics import measure
 from cdn_tune.training.evaluate.evaluation import evaluate_split
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, save_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
 
 Tiny = Callable[..., Experiment]

@@ -27,11 +27,9 @@ from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import read_query_results
 from cdn_tune.evaluation.scoring import NmsChoice
 from cdn_tune.training.evaluate.evaluation import evaluate_split
-from cdn_tune.training.loop import BEST
 from cdn_tune.training.reports import ignore
-from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, save_checkpoint
-from cdn_tune.training.runs.manifest import describe_run
-from cdn_tune.training.runs.run_folder import claim, locked
+from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, save_checkpoint
+from cdn_tune.training.runs.run_folder import claim, describe_run, locked
 from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]

@@ -11,7 +11,7 @@ from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.model.cdn.network import CDN
 from cdn_tune.model.kernels import cell_conv
-from cdn_tune.training.memory.size import count_parameters
+from cdn_tune.training.memory.estimate import count_parameters
 from cdn_tune.training.runs.checkpoint import build_model
 
 FRAMES, FEATURES, WORD, LENGTH, BATCH = 16, 6, 5, 7, 3

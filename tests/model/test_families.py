@@ -27,13 +27,11 @@ from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
-from cdn_tune.training.loop import LAST
 from cdn_tune.training.memory.estimate import estimate
 from cdn_tune.training.reports import EpochReport, ignore
-from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
-from cdn_tune.training.runs.manifest import describe_run
+from cdn_tune.training.runs.checkpoint import LAST, build_model, load_checkpoint, read_checkpoint, save_checkpoint
 from cdn_tune.training.runs.records import read_metrics
-from cdn_tune.training.runs.run_folder import claim, locked
+from cdn_tune.training.runs.run_folder import claim, describe_run, locked
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.planning.random_points import count_points, draw
 from cdn_tune.tuning.results.record import read_record

@@ -17,9 +17,8 @@ from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import CheckpointError
 from cdn_tune.training.reports import EpochReport, StepReport, Stop, ignore
-from cdn_tune.training.runs.checkpoint import read_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint
 from cdn_tune.training.runs.records import read_metrics
-from cdn_tune.training.state import BEST, LAST, PREVIOUS
 from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]

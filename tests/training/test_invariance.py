@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment
-from cdn_tune.training.runs.checkpoint import read_checkpoint
-from cdn_tune.training.state import LAST
+from cdn_tune.training.runs.checkpoint import LAST, read_checkpoint
 
 Tiny = Callable[..., Experiment]
 

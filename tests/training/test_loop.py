@@ -17,10 +17,9 @@ from cdn_tune.config import Experiment, load_experiment, override
 from cdn_tune.data.dataset import Batch
 from cdn_tune.errors import CheckpointError, ConfigError, MemoryShortage, NotFinite, TrainingError
 from cdn_tune.training.evaluate.evaluation import evaluate_split
-from cdn_tune.training.evaluate.query_ious import unpack_ious
-from cdn_tune.training.loop import BEST, LAST, train
-from cdn_tune.training.reports import EpochReport, StepReport, ignore
-from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint
+from cdn_tune.training.loop import train
+from cdn_tune.training.reports import EpochReport, StepReport, ignore, unpack_ious
+from cdn_tune.training.runs.checkpoint import BEST, LAST, build_model, load_checkpoint, read_checkpoint
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.step.steps import Engine, EpochState
 from cdn_tune.training.train_trial import open_data, train_in

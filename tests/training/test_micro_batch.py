@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cdn_tune.config import Experiment
+from cdn_tune.training.memory import device
+from cdn_tune.training.memory.device import choose_micro_batch
 from cdn_tune.training.memory.estimate import estimate
 from cdn_tune.training.runs.checkpoint import build_model
-from cdn_tune.training.step import micro_batch
-from cdn_tune.training.step.micro_batch import choose_micro_batch
 from cdn_tune.training.step.process_group import World
 from cdn_tune.training.train_trial import open_data
 
@@ -27,7 +27,7 @@ def test_as_asked(tiny: Tiny) -> None:
 
 
 def test_the_whole_batch_where_memory_is_plenty(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(micro_batch, "estimate", None)  # is not needed
+    monkeypatch.setattr(device, "estimate", None)  # is not needed
     assert choose(tiny()) is None
 
 
@@ -35,7 +35,7 @@ def test_the_whole_batch_where_memory_is_plenty(tiny: Tiny, monkeypatch: pytest.
 def test_fewer_where_it_is_not(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, queries: int, expected: int | None) -> None:
     experiment = tiny()
     need = estimate(experiment, torch.float32, CPU)
-    monkeypatch.setattr(micro_batch, "available_bytes", lambda _: need.total(queries) - need.weights)
+    monkeypatch.setattr(device, "available_bytes", lambda _: need.total(queries) - need.weights)
     assert choose(experiment) == expected
 
 
@@ -45,4 +45,4 @@ def test_the_generous_bound_is_above_the_estimate(tiny: Tiny, monkeypatch: pytes
         experiment = tiny(**changes)
         size = experiment.train.batch_size
         need = estimate(experiment, torch.float32, CPU).total(size)
-        assert not micro_batch._fits_easily(experiment, build_model(experiment), size, need, torch.float32, CPU)
+        assert not device._fits_easily(experiment, build_model(experiment), size, need, torch.float32, CPU)

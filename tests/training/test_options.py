@@ -9,10 +9,9 @@ import torch
 from cdn_tune.config import Experiment
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.reports import EpochReport, ignore
-from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint
-from cdn_tune.training.runs.writer import Snapshots, Writer
-from cdn_tune.training.state import BEST, LAST
-from cdn_tune.training.step.ema import Ema
+from cdn_tune.training.runs.checkpoint import BEST, LAST, build_model, load_checkpoint, read_checkpoint
+from cdn_tune.training.state import Snapshots, Writer
+from cdn_tune.training.step.optimiser import Ema
 from cdn_tune.training.train_trial import open_data, train_in
 
 Tiny = Callable[..., Experiment]

@@ -1,12 +1,15 @@
-"""Run folders: one writer, one configuration."""
+"""Run folders: one writer, one configuration, a manifest without passwords."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cdn_tune.config import Experiment
 from cdn_tune.errors import RunError
-from cdn_tune.training.runs.run_folder import claim, first_difference, locked, read_manifest
+from cdn_tune.training.runs.run_folder import claim, describe_run, first_difference, git_commit, locked, read_manifest
 
 MANIFEST: dict[str, Any] = {"kind": "train"}
 CONFIGURATION: dict[str, dict[str, Any]] = {"experiment.yaml": {"optim": {"lr": 0.1}, "seed": 1}}
@@ -61,3 +64,18 @@ def test_manifest_errors(tmp_path: Path) -> None:
 def test_first_difference() -> None:
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
     assert first_difference({"a": {"b": 1}}, {}) == "a.b is 1 there, None here"
+
+
+def test_a_password_on_the_command_line_is_not_recorded(
+    tiny: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["/bin/cdn-tune", "search", "a.yaml", "--storage", "postgresql://me:s3cr:t/w%rd@h/d?sslpassword=s3cret&a=b"]
+    monkeypatch.setattr(sys, "argv", [*given, "--address", "h:1", "optim.lr=1", "--storage=mysql://u:s3@h/d"])
+    command = describe_run("search", tiny(), {})["command"]
+    assert command[:5] == ["cdn-tune", "search", "a.yaml", "--storage", "postgresql://me:***@h/d?sslpassword=***&a=b"]
+    assert command[5:] == ["--address", "h:1", "optim.lr=1", "--storage=mysql://u:***@h/d"]
+
+
+def test_the_commit_of_a_checkout_is_recorded() -> None:
+    checkout = (Path(__file__).resolve().parents[2] / ".git").exists()
+    assert bool(git_commit()) == checkout

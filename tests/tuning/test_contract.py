@@ -25,7 +25,7 @@ from sqlalchemy import event
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.tables import SAMPLERS as TABLE
 from cdn_tune.config.tables import STOPPING_RULES
-from cdn_tune.training.evaluate.query_ious import pack_ious
+from cdn_tune.training.reports import pack_ious
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import stored_study
 from cdn_tune.tuning.study.ranking import REFUSED, ROLE, own, role_of, value_of

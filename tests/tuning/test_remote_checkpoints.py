@@ -10,12 +10,11 @@ from optuna.trial import TrialState
 from cdn_tune.config import Experiment
 from cdn_tune.distributed.shared_folder_check import what_is_missing
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.object_store.fencing import Attempt, Superseded
-from cdn_tune.training.object_store.store import Home, open_home
-from cdn_tune.training.object_store.sync import bring_home, fetched
+from cdn_tune.training.object_store.store import ObjectStore, open_store
+from cdn_tune.training.object_store.sync import fetched, push_run
+from cdn_tune.training.object_store.trial_sync import Attempt, Superseded
 from cdn_tune.training.object_store.working_copy import place_of, portable, working_copy
-from cdn_tune.training.runs.checkpoint import read_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, read_checkpoint
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.layout import trial_folder
@@ -28,10 +27,10 @@ Tiny = Callable[..., Experiment]
 DONE = TrialState.COMPLETE
 
 
-def home_of(run: Path) -> Home:
+def home_of(run: Path) -> ObjectStore:
     place = place_of(run)
     assert place is not None
-    return place.home
+    return place.store
 
 
 def trained_elsewhere(run: Path, number: int, experiment: Experiment, tmp_path: Path) -> None:
@@ -83,7 +82,7 @@ def test_nothing_is_deleted_before_what_is_kept_is_at_home(
         raise RunError("the store does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Home, "upload", away)
+        patch.setattr(ObjectStore, "upload", away)
         with pytest.raises(RunError, match="does not answer"):
             Retention(CheckpointFiles(run), keep=1).tidy(trials)
     assert names(run) == before
@@ -100,7 +99,7 @@ def test_another_machine_goes_on_keeping_and_tidies_what_a_crash_has_left(
     for trial in trials:
         trained_elsewhere(run, trial.number, tiny(seed=trial.number), tmp_path)
     Retention(CheckpointFiles(run), keep=1).tidy(trials)
-    bring_home(run)
+    push_run(run)
     trained_elsewhere(run, 0, tiny(), tmp_path)  # a late write
     home_of(run).write("best/trial-0000/checkpoint.pt", b"half of what was to be kept")
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "other"))
@@ -129,5 +128,5 @@ def test_a_machine_tells_whether_it_sees_a_run(store: Store, tmp_path: Path, mon
     home_of(run).write("token", b"42")
     assert what_is_missing(portable(run), "token", "42") is None
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    open_home.cache_clear()
+    open_store.cache_clear()
     assert "cannot reach it (s3://bucket/" in str(what_is_missing(portable(run), "token", "42"))

@@ -18,8 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.evaluation.choose_checkpoint import choose_best
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, read_checkpoint, save_checkpoint
 from cdn_tune.training.runs.files import write_json
 from cdn_tune.training.runs.kept import CHECKPOINT, kept_folder
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles, disk_used

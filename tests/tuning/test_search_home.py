@@ -13,7 +13,7 @@ import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import RunError
-from cdn_tune.training.object_store.store import Home
+from cdn_tune.training.object_store.store import ObjectStore
 from cdn_tune.training.object_store.working_copy import place_of, shown, working_copy
 from tests.object_store import Store
 
@@ -46,10 +46,10 @@ def run_cli(*arguments: str) -> str:
     return done.stdout
 
 
-def home_of(url: str) -> Home:
+def home_of(url: str) -> ObjectStore:
     place = place_of(working_copy(url))
     assert place is not None
-    return place.home
+    return place.store
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -13,7 +13,7 @@ import torch
 from optuna.trial import TrialState, create_trial
 
 from cdn_tune.config import EarlyStoppingConfig, SearchSpace
-from cdn_tune.training.evaluate.query_ious import pack_ious
+from cdn_tune.training.reports import pack_ious
 from cdn_tune.tuning.study import stopping_rules
 from cdn_tune.tuning.study.filtered_study import stored_study
 from cdn_tune.tuning.study.ranking import COPY, LEARNED, REFUSED, ROLE

@@ -30,7 +30,7 @@ def fetch(
     """Fetch a run folder: record, curves, best checkpoints. Run again, it fetches what has changed."""
     from cdn_tune.distributed.fetch import fetch as fetch_run
     from cdn_tune.distributed.jobs import Jobs
-    from cdn_tune.training.loop import BEST
+    from cdn_tune.training.runs.checkpoint import BEST
     from cdn_tune.training.runs.kept import CHECKPOINT, KEPT
 
     if "://" in run:

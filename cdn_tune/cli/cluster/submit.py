@@ -164,7 +164,7 @@ def check(arguments: Sequence[str], name: str, values: Mapping[str, Any]) -> Non
     Raises:
         ConfigError: If it is another command, its run folder would go with the job, or it would show a password.
     """
-    from cdn_tune.training.runs.secrets import without_secrets
+    from cdn_tune.training.runs.run_folder import without_secrets
 
     if not any(name == known or name.startswith(f"{known} ") for known in _COMMANDS):
         raise ConfigError(f"cluster submit -- {name}: runs here; jobs are {', '.join(_COMMANDS)}")

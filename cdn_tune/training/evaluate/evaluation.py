@@ -1,37 +1,80 @@
-"""Scores a split with a model: ranked moments per query, and their metrics."""
+"""Evaluation of a split: candidate spans per batch, ranked moments per query, and their metrics."""
 
-from __future__ import annotations
-
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from cdn_tune.config import EvalConfig
 from cdn_tune.config.tables import metrics_depth
-from cdn_tune.data.batches import sequential_batches, shard
-from cdn_tune.data.dataset import MomentDataset
-from cdn_tune.model.family import MomentModel
+from cdn_tune.data.batches import Indices, prefetch, sequential_batches, shard
+from cdn_tune.data.dataset import Batch, MomentDataset
+from cdn_tune.errors import NotFinite
+from cdn_tune.model.family import MomentModel, Spans
+from cdn_tune.model.nonfinite import explain_nonfinite
 from cdn_tune.moments.metrics import Answers, first_iou, measure
-from cdn_tune.training.evaluate.scores import score_batches
+from cdn_tune.training.step.batch_loss import autocast
 from cdn_tune.training.step.process_group import World
 
 
 @dataclass(frozen=True)
-class SplitResult:
-    """What a model retrieves on a split of Q queries.
+class ScoredBatch:
+    """The B queries of a batch and a model's output for them."""
 
-    Attributes:
-        metrics: By name, in [0, 1]; those of `EvalConfig.metrics`.
-        top: Ranked moments in seconds, NaN-padded, [Q, n, 2].
-        scores: Their scores in [0, 1], [Q, n].
-        ious: IoU of the best-scored moment, float64 [Q].
+    batch: Batch  # the queries, on the device of the scores
+    indices: torch.Tensor  # their positions in the dataset, on the CPU: int64 [B]
+    found: Spans  # candidate spans with their scores
+    output: Any  # what the model's `forward` returned
+
+
+def score_batches(
+    model: MomentModel,
+    dataset: MomentDataset,
+    batches: Sequence[Indices],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Generator[ScoredBatch, None, None]:
+    """Yields the candidates of some batches of a split, in order; the model is in eval mode meanwhile.
+
+    Args:
+        model: On `device`.
+        dataset: The split.
+        batches: Positions in the dataset; empty ones are left out.
+        device: Where the model computes.
+        dtype: Format in which it computes.
+
+    Raises:
+        NotFinite: If scores are not finite; names the weights or the queries at fault.
     """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for loaded in prefetch(dataset, [np.asarray(each) for each in batches if len(each)], device.type == "cuda"):
+                batch = loaded.to(device)
+                with autocast(device, dtype):
+                    output = model(*model.inputs_of(batch))
+                found = model.spans(output, batch.durations)
+                if bool(found.scores.isnan().any()):
+                    items = [dataset.annotations[index] for index in loaded.indices.tolist()]
+                    names = [f"{item.video} ({item.id})" for item in items]
+                    reason = explain_nonfinite(model, loaded.visual, loaded.words, names)
+                    raise NotFinite(f"scores are not finite: {reason or 'weights or inputs are too large'}")
+                yield ScoredBatch(batch, loaded.indices, found, output)
+    finally:
+        model.train(was_training)
 
-    metrics: dict[str, float]
-    top: torch.Tensor
-    scores: torch.Tensor
-    ious: torch.Tensor
+
+@dataclass(frozen=True)
+class SplitResult:
+    """The moments that a model retrieves on a split of Q queries."""
+
+    metrics: dict[str, float]  # by name, in [0, 1]; those of `EvalConfig.metrics`
+    top: torch.Tensor  # ranked moments in seconds, NaN-padded, [Q, n, 2]
+    scores: torch.Tensor  # their scores in [0, 1], [Q, n]
+    ious: torch.Tensor  # IoU of the best-scored moment, float64 [Q]
 
 
 def evaluate_split(
@@ -56,7 +99,7 @@ def evaluate_split(
         The same result on every worker.
 
     Raises:
-        NotFinite: If scores are not finite; names the weights or the queries that are to blame.
+        NotFinite: If scores are not finite; names the weights or the queries at fault.
     """
     world = world or World()
     count = min(queries or len(dataset), len(dataset))
@@ -72,6 +115,6 @@ def evaluate_split(
     position = torch.cat([part[0] for part in parts]).argsort()
     top = torch.cat([part[1] for part in parts])[position]
     top_scores = torch.cat([part[2] for part in parts])[position]
-    asked = torch.from_numpy(chosen)
-    answers = Answers(top, dataset.moments[asked], dataset.durations[asked], top_scores)
+    rows = torch.from_numpy(chosen)
+    answers = Answers(top, dataset.moments[rows], dataset.durations[rows], top_scores)
     return SplitResult(measure(answers, config.metrics).means, top, top_scores, first_iou(answers))

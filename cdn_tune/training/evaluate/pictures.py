@@ -1,9 +1,7 @@
-"""Pictures of what a model sees in a few queries of the val split: score maps and frame attention.
+"""Pictures of a model's output for a few queries of the val split: score maps and frame attention.
 
 Shape letters: B queries drawn, S clips, T frames, J attention steps.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +10,7 @@ import torch
 from cdn_tune.data.dataset import MomentDataset
 from cdn_tune.model.family import MomentModel
 from cdn_tune.moments.temporal_map import iou_maps
-from cdn_tune.training.step.precision import autocast
+from cdn_tune.training.step.batch_loss import autocast
 
 Picture = npt.NDArray[np.uint8]
 
@@ -26,18 +24,11 @@ _OUTLINE = np.array([230, 0, 70], np.uint8)  # a hue that the colours of the sca
 def draw(
     model: MomentModel, dataset: MomentDataset, device: torch.device, dtype: torch.dtype, count: int = COUNT
 ) -> dict[str, Picture]:
-    """Draws what a model has to show of some queries, always the same ones of a split.
+    """Draws a model's score maps and frame attention for some queries, always the same ones of a split.
 
     A score map has a row per start and a column per end; only valid cells are coloured, from 0 (dark) to the map's
     highest score (bright), and the cell that fits the annotated moment best is outlined. The frame attention has a row
     per attention step and a column per frame.
-
-    Args:
-        model: Put into eval mode for the duration.
-        dataset: The split.
-        device: Where the model is.
-        dtype: Format in which the model computes.
-        count: How many queries.
 
     Returns:
         RGB pictures [height, width, 3] named ``scores/ID`` and ``attention/ID``, as far as the model has such.
@@ -84,19 +75,12 @@ def chosen(size: int, count: int) -> list[int]:
 
 
 def draw_scores(scores: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], outlined: tuple[int, int]) -> Picture:
-    """Draws a score map.
-
-    Args:
-        scores: Scores in [0, 1], [S, S].
-        valid: Which cells are coloured [S, S].
-        outlined: Row and column of the outlined cell.
-    """
+    """Draws scores in [0, 1], [S, S]: valid cells [S, S] coloured, and one of them, (row, column), outlined."""
     zoom = -(-SIDE // len(scores))
     edge = max(2, zoom // 8)
     cells = np.where(valid[..., None], _coloured(np.where(valid, scores, 0)), _GROUND)
     large = cells.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    picture = np.empty((len(large) + 2 * edge, len(large) + 2 * edge, 3), np.uint8)
-    picture[:] = _GROUND
+    picture = np.tile(_GROUND, (len(large) + 2 * edge, len(large) + 2 * edge, 1))
     picture[edge:-edge, edge:-edge] = large
     top, left = outlined[0] * zoom, outlined[1] * zoom  # of the frame around the cell
     inside = picture[top + edge : top + edge + zoom, left + edge : left + edge + zoom].copy()
@@ -109,15 +93,14 @@ def draw_attention(weights: npt.NDArray[np.float32]) -> Picture:
     """Draws the frame attention [J, T] of a query: from 0 (dark) to its highest weight (bright)."""
     steps, frames = weights.shape
     strip = _coloured(weights).repeat(-(-SIDE // frames), axis=1)
-    picture = np.empty((steps * (_ROW + _GAP) - _GAP, strip.shape[1], 3), np.uint8)
-    picture[:] = _GROUND
+    picture = np.tile(_GROUND, (steps * (_ROW + _GAP) - _GAP, strip.shape[1], 1))
     for step in range(steps):
         picture[step * (_ROW + _GAP) : step * (_ROW + _GAP) + _ROW] = strip[step]
     return picture
 
 
 def _coloured(values: npt.NDArray[np.float32]) -> Picture:
-    """Returns the colours [..., 3] of values [...] from 0 to their maximum; what is no number has that of 0."""
+    """Returns the colours [..., 3] of values [...] from 0 to their maximum; NaN and infinities have that of 0."""
     finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     share = finite / max(float(finite.max()), 1e-12)
     colours: Picture = COLOURS[(share.clip(0, 1) * (len(COLOURS) - 1)).round().astype(int)]
@@ -127,7 +110,7 @@ def _coloured(values: npt.NDArray[np.float32]) -> Picture:
 def _helix() -> Picture:
     """Returns 256 colours [256, 3] from dark violet over green to light yellow, each as far from the next.
 
-    Lightness and hue rise evenly at constant chroma in Oklab (B. Ottosson, 2020), whose distances are those we see.
+    Lightness and hue rise evenly at constant chroma in Oklab (B. Ottosson, 2020), whose distances are perceptual.
     """
     share = np.linspace(0, 1, 256)
     lightness, hue = 0.28 + 0.67 * share, np.radians(300 - 190 * share)

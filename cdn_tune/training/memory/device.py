@@ -1,29 +1,32 @@
-"""How much memory there is, and how many queries at once that allows."""
-
-from __future__ import annotations
+"""Available memory, out-of-memory errors, and the number of queries computed at once."""
 
 import gc
 import logging
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from cdn_tune.config import Experiment
+from cdn_tune.data.dataset import MomentDataset
 from cdn_tune.errors import MemoryShortage
-from cdn_tune.training.memory.estimate import MemoryEstimate
-from cdn_tune.training.memory.out_of_memory import is_shortage
+from cdn_tune.model.family import MomentModel
+from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
+from cdn_tune.training.step.batch_loss import batch_loss
+from cdn_tune.training.step.process_group import World
 
 GIB = 1 << 30
-UNKNOWN = 1 << 60  # bytes available where nobody tells
-
+UNKNOWN = 1 << 60  # bytes available where the system reports none
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1
-
 _log = logging.getLogger(__name__)
+_SIGNS = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")  # in a RuntimeError's message
+_LONGEST = 160  # characters of a library's own message
 
 
 def available_bytes(device: torch.device) -> int:
-    """Returns how much memory can still be had: of a GPU, or of the machine within its control group's limit."""
+    """Returns the bytes that can still be allocated: on a GPU, or on the machine within its control groups' limits."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -31,18 +34,104 @@ def available_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Returns the most memory that was in use so far: of the GPU by this process, else by this process."""
+    """Returns the most bytes that this process has used so far, on the GPU if there is one."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts KiB
 
 
 def release_memory() -> None:
-    """Gives back what a trial has left in this process's caches, and forgets its peak, for the next one on the GPU."""
+    """Frees what a trial has left in this process's caches on the GPU, and resets its peak, for the next trial."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Returns whether an error is a lack of memory."""
+    if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS):
+        return True
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+@contextmanager
+def memory_errors(when: str) -> Iterator[None]:
+    """Turns a lack of memory within the block into one line; `when` is such as ``at epoch 2, step 7``.
+
+    Raises:
+        MemoryShortage: If the block lacked memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        words = " ".join(str(error).split())[:_LONGEST]
+        raise MemoryShortage(
+            f"out of memory {when}{f' ({words})' if words else ''}; lower train.micro_batch, eval.batch_size, "
+            "data.frames or the sizes under model"
+        ) from error
+
+
+def choose_micro_batch(
+    experiment: Experiment, model: MomentModel, dataset: MomentDataset, world: World, dtype: torch.dtype
+) -> int | None:
+    """Returns `train.micro_batch`, or for `auto` the largest that fits; None for a worker's whole share of a batch.
+
+    On one GPU the choice is tried. Several workers choose by the estimate alone, because they normalise together and
+    could not fail one by one; a CPU reports no lack of memory before it is too late.
+
+    Args:
+        experiment: The trial.
+        model: Its model, on its device; weights, statistics and random numbers are left as they are.
+        dataset: The train split.
+        world: The trial's workers.
+        dtype: Format of the forward pass.
+
+    Raises:
+        MemoryShortage: If not even one query fits.
+    """
+    chosen = experiment.train.micro_batch
+    if chosen != "auto":
+        return chosen
+    share = -(-min(experiment.train.batch_size, len(dataset)) // world.size)
+
+    def attempt(size: int) -> None:
+        if world.device.type == "cuda" and world.size == 1:
+            _try(model, dataset, world, dtype, size)
+
+    free = available_bytes(world.device) // (1 if world.device.type == "cuda" else world.size)
+    if all(world.gather(_fits_easily(experiment, model, share, free, dtype, world.device))):
+        return None
+    need = estimate(experiment, dtype, world.device)
+    held = need.weights + need.ema  # the model is there already
+    size = min(world.gather(fit_micro_batch(share, need, free + held, attempt)))
+    return None if size >= share else size
+
+
+def _fits_easily(
+    experiment: Experiment, model: MomentModel, queries: int, free: int, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Returns whether memory is plenty by a generous bound, which saves the time of the estimate."""
+    need = model.memory(experiment.data.frames, experiment.train.batch_size, dtype, device)
+    weights = 6 * 4 * sum(weight.numel() for weight in model.parameters())
+    return need is not None and weights + queries * need.bound < free // 4
+
+
+def _try(model: MomentModel, dataset: MomentDataset, world: World, dtype: torch.dtype, size: int) -> None:
+    """Computes a loss and its gradient, and restores the model and the random numbers."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    batch = dataset.batch(range(size)).to(world.device)
+    try:
+        with torch.random.fork_rng(devices=[world.device]):
+            torch.autograd.backward(batch_loss(model.train(), batch, dtype)[0])
+    finally:
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+        torch.cuda.empty_cache()
 
 
 def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: Callable[[int], None]) -> int:
@@ -50,8 +139,8 @@ def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: C
 
     Args:
         batch: Queries that a worker computes for one step.
-        need: The estimate, which tells where to begin.
-        available: Bytes there are for all of it.
+        need: The estimate, at which to begin.
+        available: Bytes for all of it.
         attempt: Computes a loss and its gradient for so many queries, or raises for lack of memory.
 
     Raises:
@@ -76,7 +165,7 @@ def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: C
 
 
 def _succeeds(attempt: Callable[[int], None], size: int) -> bool:
-    """Tells whether an attempt had the memory it needed; with the exception, all that it held is gone on return."""
+    """Returns whether memory sufficed for an attempt; with the exception, all that it held is freed on return."""
     try:
         attempt(size)
     except (MemoryError, RuntimeError) as error:
@@ -84,6 +173,10 @@ def _succeeds(attempt: Callable[[int], None], size: int) -> bool:
             raise
         return False
     return True
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
 
 
 def _machine_bytes() -> int:
@@ -95,12 +188,7 @@ def _machine_bytes() -> int:
 
 
 def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """Yields what is left within the limit of each control group that this process is in.
-
-    Args:
-        root: Where control groups are mounted.
-        membership: The file that tells which of them.
-    """
+    """Yields what is left within the limit of each control group that this process is in, as `membership` lists."""
     try:
         lines = [line.split(":", 2) for line in membership.read_text(encoding="utf-8").splitlines()]
     except OSError:
@@ -112,8 +200,7 @@ def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
         inner = top / path.lstrip("/")
         for folder in (inner, *inner.parents):
             for limit, usage in _CGROUP_FILES:
-                with_cache = _number(folder / usage)
-                most = _number(folder / limit)
+                most, with_cache = _number(folder / limit), _number(folder / usage)
                 if most is not None and with_cache is not None:
                     yield max(most - with_cache + _file_cache(folder), 0)
             if folder == top:
@@ -129,14 +216,10 @@ def _number(path: Path) -> int | None:
 
 
 def _file_cache(folder: Path) -> int:
-    """Returns a control group's file cache that would be given up first."""
+    """Returns the bytes of a control group's file cache that are freed first."""
     try:
         lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
     values = dict(line.split() for line in lines)
     return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"

@@ -1,9 +1,8 @@
-"""How much memory a trial needs."""
-
-from __future__ import annotations
+"""Size of a trial's model and checkpoints, and the memory that its training needs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,37 +14,57 @@ from torch.overrides import TorchFunctionMode
 
 from cdn_tune.config import Experiment
 from cdn_tune.model.family import MomentModel
-from cdn_tune.training.memory.size import model_without_memory
-from cdn_tune.training.runs.checkpoint import build_model
+from cdn_tune.training.runs.checkpoint import LAST, build_model
 
 _WAITING = 3  # batches assembled ahead of the step (data/batches.py)
-_WORDS = 30  # of a query, at most as a rule
-# What autocast computes in short numbers.
+_WORDS = 30  # of a query; most have fewer
+# Functions that autocast computes in 16-bit numbers.
 _LOWERED = frozenset(["linear", "conv1d", "conv2d", "bmm", "matmul", "__matmul__"])
+
+
+def model_without_memory(experiment: Experiment) -> MomentModel:
+    """Returns the experiment's model on the meta device: shapes without values."""
+    with torch.device("meta"):
+        return experiment.model.build(experiment.data, experiment.loss)
+
+
+def count_parameters(experiment: Experiment) -> int:
+    """Returns the number of parameters of the experiment's model."""
+    return sum(parameter.numel() for parameter in model_without_memory(experiment).parameters())
+
+
+def occupied_bytes(folder: Path) -> int:
+    """Returns the bytes that a trial's checkpoints occupy on disk now."""
+    return sum(path.stat().st_size for path in (folder / LAST).parent.glob("*.pt"))
+
+
+def checkpoint_bytes(experiment: Experiment) -> int:
+    """Returns the most bytes that a trial's checkpoints occupy on disk: the best, the last two, one being written."""
+    _, weights, last = _sizes(experiment, model_without_memory(experiment))
+    return weights + 3 * last
+
+
+def _sizes(experiment: Experiment, model: MomentModel) -> tuple[int, int, int]:
+    """Returns the bytes of a model's parameters, of its parameters and buffers, and of the state of its training."""
+    trained = _bytes(model.parameters())
+    weights = trained + _bytes(model.buffers())
+    # With Adam's moments and the running mean.
+    return trained, weights, weights + 2 * trained + (weights if experiment.train.ema else 0)
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that training a trial needs on one worker.
+    """Bytes that training a trial needs on one worker."""
 
-    Attributes:
-        weights: The model's parameters and buffers.
-        gradients: Their gradients.
-        optimiser: Adam's two moments.
-        activations: What the backward pass keeps, per query.
-        temporary: What comes and goes in the dearest layer, per query, and on a CPU the batches that wait.
-        ema: The running mean of the weights; 0 without.
-        copies: Weights in another order or number format that the backward pass keeps, and a layer's gradient before
-            it is added to the others; on a CPU also the copy that a checkpoint is written from, elsewhere
-            kernels mixed for a few queries at once.
-    """
-
-    weights: int
-    gradients: int
-    optimiser: int
-    activations: int
-    temporary: int = 0
-    ema: int = 0
+    weights: int  # the model's parameters and buffers
+    gradients: int  # their gradients
+    optimiser: int  # Adam's two moments
+    activations: int  # what the backward pass keeps, per query
+    temporary: int = 0  # what comes and goes in the dearest layer, per query, and on a CPU the batches that wait
+    ema: int = 0  # the running mean of the weights; 0 without
+    # weights in another order or number format that the backward pass keeps, and a layer's gradient before it is
+    # added to the others; on a CPU also the copy that a checkpoint is written from, elsewhere kernels mixed for a
+    # few queries at once
     copies: int = 0
 
     def total(self, queries: int) -> int:
@@ -55,22 +74,15 @@ class MemoryEstimate:
 
 
 def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | None = None) -> MemoryEstimate:
-    """Estimates the memory of a trial: nothing is allocated or computed, if its family knows what it takes for a while.
+    """Estimates the memory of a trial; nothing is allocated or computed if its family has an estimate of its own.
 
-    Of another family a forward pass of a few random queries is measured, on the CPU; what comes and goes is counted as
-    much as what is kept.
-
-    Args:
-        experiment: The trial.
-        dtype: Format of the forward pass.
-        device: Where it computes; a GPU if there is one by default.
+    For other families a forward pass of a few random queries is measured on the CPU, and temporary memory counted as
+    much as what is kept. `dtype` is the format of the forward pass; `device` is a GPU by default, if there is one.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_without_memory(experiment).train()
-    parameters = _bytes(model.parameters())
-    weights = parameters + _bytes(model.buffers())
-    # A checkpoint is written from a copy in main memory.
-    snapshot = weights + 2 * parameters + (weights if experiment.train.ema else 0) if device.type == "cpu" else 0
+    parameters, weights, state = _sizes(experiment, model)
+    snapshot = state if device.type == "cpu" else 0  # a checkpoint is written from a copy in main memory
     known = model.memory(experiment.data.frames, experiment.train.batch_size, dtype, device)
     run = model if known is not None else build_model(experiment).train()
     two, three = (_kept(run, experiment, dtype, queries) for queries in (2, 3))
@@ -91,13 +103,10 @@ def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | 
 
 
 class _Watch(TorchFunctionMode):
-    """Computes in the number formats of autocast, which passes tensors without memory by, and watches convolutions.
+    """Computes in the number formats of autocast, which ignores tensors without memory, and records convolutions.
 
-    A convolution with mixed kernels keeps its input but not its kernels (model/cell_conv.py), and hides both from
+    A convolution with mixed kernels (model/kernels/cell_conv.py) keeps its input, not its kernels, and hides both from
     hooks outside.
-
-    Args:
-        dtype: Format of the forward pass.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -130,7 +139,7 @@ def _kept(model: MomentModel, experiment: Experiment, dtype: torch.dtype, querie
         model: In train mode, with or without memory.
         experiment: Its experiment.
         dtype: Format of the forward pass.
-        queries: How many at once; two or more, or kernels mixed per query cannot be told from others.
+        queries: How many at once; two or more, or kernels mixed per query cannot be distinguished from others.
     """
     data = experiment.data
     saved: list[Tensor] = []
@@ -154,9 +163,9 @@ def _kept(model: MomentModel, experiment: Experiment, dtype: torch.dtype, querie
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
-    """Returns what tells a tensor's memory from another's, also on the meta device, where it has no address."""
+    """Returns the identity of a tensor's memory, also on the meta device, where it has no address."""
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

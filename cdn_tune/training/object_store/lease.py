@@ -1,11 +1,9 @@
-"""Who works on a run at its home: one command at a time, on whichever machine; a killed one does not block for ever.
+"""A lease on a run's object store: one command at a time, on any machine; a killed one does not block for ever.
 
-The holder writes the lease anew every few seconds. Whoever wants it watches: a lease that changes is held; one that has
-stood still for long enough by the watcher's own clock is nobody's, and so is that of a process that is seen to be dead
-on this machine. Clocks of different machines are never compared.
+The holder writes the lease anew every few seconds. A command that wants it watches: a lease that changes is held; one
+that has not changed for long enough by the watcher's own clock is free, and so is that of a process of this machine
+that has ended. Clocks of different machines are never compared.
 """
-
-from __future__ import annotations
 
 import _thread
 import fcntl
@@ -21,14 +19,14 @@ from types import TracebackType
 from typing import Any
 
 from cdn_tune.errors import RunError
-from cdn_tune.training.object_store.store import Home
+from cdn_tune.training.object_store.store import ObjectStore
 
 LOCK = ".lock"  # a file in the run folder, held against other processes of this machine
 LEASE = ".lease"
 RENEW_SECONDS = 5.0
 STALE_SECONDS = 30.0
-_SETTLE_SECONDS = 1.0  # in which another one who saw no lease, either, has written its own
-_LOOK_SECONDS = 0.5
+_SETTLE_SECONDS = 1.0  # in which another command that saw no lease, either, has written its own
+_POLL_SECONDS = 0.5
 _LOST = (
     "was taken over by another cdn-tune while the store could not be reached from here; the same command goes on once "
     "that one has ended"
@@ -36,35 +34,32 @@ _LOST = (
 
 
 class Lease:
-    """Holds a run's home for one command.
+    """Holds a run's store for one command.
 
     A holder that could not renew it for so long that another command has taken it is interrupted, as by Ctrl-C, and
-    its process writes to that home no more.
-
-    Args:
-        home: The run's home.
+    its process writes to that store no more.
 
     Raises:
         RunError: On entering, if another command holds it; on leaving, if it was lost.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._home, self._owner, self._beat = home, secrets.token_hex(8), 0
+    def __init__(self, store: ObjectStore) -> None:
+        self._store, self._owner, self._beat = store, secrets.token_hex(8), 0
         self._end, self.is_lost = threading.Event(), False
         self._thread = threading.Thread(target=self._renew, daemon=True, name="cdn-tune-lease")
 
-    def __enter__(self) -> Lease:
-        self._home.closed = None
-        held = _read(self._home)
-        if held is not None and _is_live(self._home, held, STALE_SECONDS):
+    def __enter__(self) -> "Lease":
+        self._store.closed = None
+        held = _read(self._store)
+        if held is not None and _is_live(self._store, held, STALE_SECONDS):
             raise RunError(
-                f"{self._home.shown}: is in use by another cdn-tune (process {held.get('pid')} on {held.get('host')}); "
-                "wait for it, or choose another --run"
+                f"{self._store.shown}: is in use by another cdn-tune (process {held.get('pid')} on {held.get('host')})"
+                "; wait for it, or choose another --run"
             )
         self._write()
         time.sleep(_SETTLE_SECONDS)
         if not self._is_mine():
-            raise RunError(f"{self._home.shown}: another cdn-tune has just begun to use it; wait for it")
+            raise RunError(f"{self._store.shown}: another cdn-tune has just begun to use it; wait for it")
         self._thread.start()
         return self
 
@@ -74,26 +69,26 @@ class Lease:
         self._end.set()
         self._thread.join()
         if not self.is_lost and self._is_mine():
-            self._home.delete(LEASE)
+            self._store.delete(LEASE)
         elif kind is None or issubclass(kind, KeyboardInterrupt):
-            raise RunError(f"{self._home.shown}: {_LOST}")
+            raise RunError(f"{self._store.shown}: {_LOST}")
 
     def _renew(self) -> None:
         while not self._end.wait(RENEW_SECONDS):
-            with suppress(RunError):  # away: seen again the next time
+            with suppress(RunError):  # the store is away: tried again the next time
                 if not self._is_mine():
-                    self.is_lost, self._home.closed = True, _LOST
+                    self.is_lost, self._store.closed = True, _LOST
                     _thread.interrupt_main()
                     return
                 self._write()
 
     def _is_mine(self) -> bool:
-        return (_read(self._home) or {}).get("owner") == self._owner
+        return (_read(self._store) or {}).get("owner") == self._owner
 
     def _write(self) -> None:
         self._beat += 1
         facts = {"owner": self._owner, "beat": self._beat, "host": socket.gethostname(), **_myself()}
-        self._home.write(LEASE, json.dumps(facts).encode())
+        self._store.write(LEASE, json.dumps(facts).encode())
 
 
 def is_locked(folder: Path, name: str = LOCK) -> bool:
@@ -101,37 +96,35 @@ def is_locked(folder: Path, name: str = LOCK) -> bool:
     try:
         with (folder / name).open("rb") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # closing the file gives it back
             except OSError:
                 return True
-            return False  # closing the file gives the lock back
     except OSError:
-        return False
+        pass
+    return False
 
 
-def is_leased(home: Home) -> bool:
+def is_leased(store: ObjectStore) -> bool:
     """Returns whether a command works on a run now, somewhere; watches for a few seconds if that is not clear."""
-    held = _read(home)
-    return held is not None and _is_live(home, held, 2 * RENEW_SECONDS)
+    held = _read(store)
+    return held is not None and _is_live(store, held, 2 * RENEW_SECONDS)
 
 
-def _is_live(home: Home, held: dict[str, Any], seconds: float) -> bool:
-    """Watches a lease until it changes, is given back, or has stood still for so long."""
+def _is_live(store: ObjectStore, held: dict[str, Any], seconds: float) -> bool:
+    """Watches a lease until it changes, is given back, or has not changed for so long."""
     if _is_dead_here(held):
         return False
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
-        now = _read(home)
-        if now is None:
-            return False
+        time.sleep(_POLL_SECONDS)
+        now = _read(store)
         if now != held:
-            return True
+            return now is not None
     return False
 
 
-def _read(home: Home) -> dict[str, Any] | None:
-    content = home.read(LEASE)
+def _read(store: ObjectStore) -> dict[str, Any] | None:
+    content = store.read(LEASE)
     if content is None:
         return None
     try:
@@ -142,7 +135,7 @@ def _read(home: Home) -> dict[str, Any] | None:
 
 
 def _myself() -> dict[str, Any]:
-    """Returns what tells this process from all others, on this machine and elsewhere."""
+    """Returns what identifies this process among all others, on this machine and elsewhere."""
     return {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
@@ -153,7 +146,7 @@ def _is_dead_here(held: dict[str, Any]) -> bool:
 
 
 def _machine() -> str | None:
-    """Returns what this start of this machine, and this container on it, is called; None if that is unknown."""
+    """Returns an identifier of this boot of this machine, and of this container on it; None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -162,7 +155,7 @@ def _machine() -> str | None:
 
 
 def _started(pid: object) -> str | None:
-    """Returns when a process was started, in the kernel's ticks; None if there is none (a zombie is none)."""
+    """Returns when a process was started, in the kernel's ticks; None if it has ended, or is a zombie."""
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]

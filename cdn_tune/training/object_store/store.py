@@ -1,9 +1,8 @@
-"""A run's home on an object store: whole files under names, through pyarrow's file systems."""
-
-from __future__ import annotations
+"""A run's folder on an object store: whole files under names, through pyarrow's file systems."""
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -14,41 +13,84 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from cdn_tune.errors import RunError
-from cdn_tune.training.object_store.errors import NO_BUCKET, Trouble, trouble_of
 from cdn_tune.training.runs.files import write_atomic
 
-PATIENCE_SECONDS = 120.0  # how long a store that was there may be away
+PATIENCE_SECONDS = 120.0  # how long a store that was reached before may be away
 COPIED_BYTES = 5 << 30  # S3 copies no larger object in one request
 _CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 5.0, 30.0, 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _BLOCK = 8 << 20
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "AZURE_CLIENT_SECRET")
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What is wrong with a store."""
+
+    cause: str
+    remedy: str
+    passing: bool = False  # whether it may go away by itself
+
+
+_NO_BUCKET = Trouble("there is no such bucket", "create it, or correct --run")
+# Causes by the error messages of the AWS SDK, of Google's and of Azure's; the first that matches counts.
+_TROUBLES = {
+    r"NO_?SUCH_?BUCKET|bucket does not exist|container ?not ?found|ContainerBeingDeleted": _NO_BUCKET,
+    r"INVALID_?ACCESS_?KEY|INVALID_?CLIENT_?TOKEN|SIGNATURE_?DOES_?NOT_?MATCH|EXPIRED_?TOKEN|INVALID_?TOKEN|"
+    r"UNAUTHENTICATED|Authentication ?Failed|UNRECOGNIZED_?CLIENT|MISSING_?AUTH|HTTP status 401|"
+    r"could not.*credential": Trouble(
+        "the store knows no such credentials",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (gs: GOOGLE_APPLICATION_CREDENTIALS, abfs: AZURE_CLIENT_ID "
+        "and the like), or give this machine a role",
+    ),
+    r"ACCESS_?DENIED|PERMISSION_?DENIED|Authorization ?(Failure|Permission)|HTTP status 403|Forbidden": Trouble(
+        "access is denied", "let this user or role list, read, write and delete objects there, or set other credentials"
+    ),
+    r"HTTP status 301|PERMANENT_?REDIRECT|AuthorizationHeaderMalformed|region.*is wrong": Trouble(
+        "the bucket is in another region", "name its region with AWS_REGION, or ?region=REGION in the URL"
+    ),
+    r"NETWORK_CONNECTION|curlCode|could(n't| not) (connect|resolve)|time(d )?[- ]?out|REQUEST_TIMEOUT|UNAVAILABLE|"
+    r"SLOW_?DOWN|THROTTL|INTERNAL_(FAILURE|ERROR)|HTTP status (429|5\d\d)|DEADLINE|"
+    r"connection (reset|refused|closed)|Transport|retry policy exhausted": Trouble(
+        "the store does not answer",
+        "check the network, and the endpoint (AWS_ENDPOINT_URL, or ?endpoint_override=HOST:PORT in the URL)",
+        passing=True,
+    ),
+}
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    """Returns the cause and the remedy of an error of pyarrow's file systems."""
+    text = " ".join(str(error).split())
+    for pattern, trouble in _TROUBLES.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return trouble
+    for name in _SECRETS:
+        if value := os.environ.get(name):
+            text = text.replace(value, "***")
+    return Trouble(text[:200] or type(error).__name__, "mend that, or choose another --run")
+
+
+@dataclass(frozen=True)
 class Entry:
-    """An object, as the store tells it.
+    """An object's version, as the store reports it."""
 
-    Attributes:
-        size: Bytes.
-        changed: When it was written, in seconds of the store's own clock: compared for equality, never for order.
-    """
-
-    size: int
-    changed: int
+    size: int  # bytes
+    changed: int  # when it was written, by the store's clock, in seconds: compared for equality, never for order
 
 
-class Home:
-    """A folder of an object store.
+class ObjectStore:
+    """A run's folder on an object store.
 
     An object appears whole under its name or not at all: stores promise that, and sizes are compared after an upload.
     Credentials come from the environment, the user's files or the machine's role, as the store's own tools take them.
-    What may pass (the network, an overloaded store) is tried again for a while.
+    Passing errors (the network, an overloaded store) are retried for a while; others are raised as `RunError`.
 
     Args:
         url: As `working_copy.url_of` returns it.
-        patience: Seconds for which it is tried again.
+        patience: Seconds for which passing errors are retried.
     """
 
     def __init__(self, url: str, patience: float = PATIENCE_SECONDS) -> None:
@@ -58,28 +100,28 @@ class Home:
         try:
             self._files, self._root = _open(url)
         except Exception as error:  # every store has errors of its own
-            raise self._told("", trouble_of(error)) from None
+            raise self._error("", trouble_of(error)) from None
 
     def check(self) -> None:
-        """Refuses a home that cannot be used, without the patience of later.
+        """Does nothing if the store can be used; passing errors are not retried.
 
         Raises:
-            RunError: If the store is away, knows no such bucket, or refuses.
+            RunError: If the store is away, has no such bucket, or denies access.
         """
         from pyarrow.fs import FileType
 
         patience, self.patience = self.patience, 0.0
         try:
-            if not self.entries(deep=False):  # of a missing bucket there is nothing, either
+            if not self.entries(deep=False):  # a missing bucket lists as empty, too
                 bucket = self._root.partition("/")[0]
-                found = self._patiently("", lambda: self._files.get_file_info(bucket))
+                found = self._retry("", lambda: self._files.get_file_info(bucket))
                 if found.type == FileType.NotFound:
-                    raise self._told("", NO_BUCKET)
+                    raise self._error("", _NO_BUCKET)
         finally:
             self.patience = patience
 
     def read(self, name: str) -> bytes | None:
-        """Returns a small object's content; None if there is none."""
+        """Returns a small object's content; None if there is no such object."""
 
         def read() -> bytes | None:
             try:
@@ -89,7 +131,7 @@ class Home:
             except FileNotFoundError:
                 return None
 
-        return self._patiently(name, read)
+        return self._retry(name, read)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a small object."""
@@ -101,11 +143,7 @@ class Home:
         self._write(name, write)
 
     def upload(self, path: Path, name: str) -> Entry:
-        """Uploads a file whole; the file may be replaced meanwhile, not written to.
-
-        Raises:
-            RunError: If the store cannot take it.
-        """
+        """Uploads a file whole; the file may be replaced meanwhile, not written to."""
 
         def upload() -> Entry:
             with path.open("rb") as file:
@@ -120,72 +158,63 @@ class Home:
         return self._write(name, upload)
 
     def download(self, name: str, path: Path) -> bool:
-        """Downloads an object into a file that is whole or absent; returns whether there is such an object.
-
-        Raises:
-            RunError: If the store cannot give it, or the file cannot be written.
-        """
+        """Downloads an object into a file that is whole or absent; returns whether there is such an object."""
 
         def download() -> bool:
             try:
                 stream = self._files.open_input_stream(self._path(name), compression=None)
             except FileNotFoundError:
                 return False
-            failed: list[Exception] = []
+            failed: list[Exception] = []  # the store's errors, as against the disk's
 
             def copy(file: Any) -> None:
-                while block := _read(stream, failed):
+                while True:
+                    try:
+                        block: bytes = stream.read(_BLOCK)
+                    except Exception as error:
+                        failed.append(error)
+                        raise OSError(str(error)) from error
+                    if not block:
+                        return
                     file.write(block)
-                if failed:
-                    raise OSError(str(failed[0]))
 
             with stream:
                 try:
                     write_atomic(path, copy)
                 except RunError:
-                    if failed:  # the store's failure, not the disk's
+                    if failed:
                         raise failed[0] from None
                     raise
             return True
 
-        return self._patiently(name, download)
+        return self._retry(name, download)
 
     def entry(self, name: str) -> Entry | None:
-        """Returns what the store tells of an object; None if there is none."""
-        return self._patiently(name, lambda: self._entry(name))
+        """Returns an object's version; None if there is no such object."""
+        return self._retry(name, lambda: self._entry(name))
 
     def entries(self, folder: str = "", deep: bool = True) -> dict[str, Entry]:
         """Returns the objects under a folder by name; those of its sub-folders, too, if `deep`."""
         from pyarrow.fs import FileSelector, FileType
 
         selector = FileSelector(self._path(folder), allow_not_found=True, recursive=deep)
-        found = self._patiently(folder, lambda: self._files.get_file_info(selector))
+        found = self._retry(folder, lambda: self._files.get_file_info(selector))
         return {info.path[len(self._root) + 1 :]: _entry_of(info) for info in found if info.type == FileType.File}
 
     def copy(self, name: str, target: str) -> None:
-        """Copies an object within the store; one of at most `COPIED_BYTES`."""
+        """Copies an object of at most `COPIED_BYTES` within the store."""
         self._write(name, lambda: self._files.copy_file(self._path(name), self._path(target)))
 
     def delete(self, name: str) -> None:
         """Deletes an object, if there is one."""
-
-        def delete() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                self._files.delete_file(self._path(name))
-
-        self._write(name, delete)
+        self._delete(name, self._files.delete_file)
 
     def delete_folder(self, name: str) -> None:
         """Deletes everything under a folder, if there is anything."""
-
-        def delete() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                self._files.delete_dir(self._path(name))
-
-        self._write(name, delete)
+        self._delete(name, self._files.delete_dir)
 
     def file_system(self, name: str) -> tuple[Any, str]:
-        """Returns pyarrow's file system and the path of a folder in it, for those who write by themselves."""
+        """Returns pyarrow's file system and the path of a folder in it, for libraries that write by themselves."""
         return self._files, self._path(name)
 
     def _path(self, name: str) -> str:
@@ -197,12 +226,19 @@ class Home:
         found = self._files.get_file_info(self._path(name))
         return _entry_of(found) if found.type == FileType.File else None
 
+    def _delete(self, name: str, operation: Callable[[str], None]) -> None:
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                operation(self._path(name))
+
+        self._write(name, delete)
+
     def _write(self, name: str, operation: Callable[[], Value]) -> Value:
         if self.closed is not None:
             raise RunError(f"{self.shown}: {self.closed}")
-        return self._patiently(name, operation)
+        return self._retry(name, operation)
 
-    def _patiently(self, name: str, operation: Callable[[], Value]) -> Value:
+    def _retry(self, name: str, operation: Callable[[], Value]) -> Value:
         deadline, pause = time.monotonic() + self.patience, _FIRST_PAUSE
         while True:
             try:
@@ -212,35 +248,26 @@ class Home:
             except Exception as error:  # every store has errors of its own
                 trouble = trouble_of(error)
                 if not trouble.passing or time.monotonic() + pause > deadline:
-                    raise self._told(name, trouble) from None
+                    raise self._error(name, trouble) from None
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _told(self, name: str, trouble: Trouble) -> RunError:
+    def _error(self, name: str, trouble: Trouble) -> RunError:
         return RunError(f"{self.shown}{'/' if name else ''}{name}: {trouble.cause}; {trouble.remedy}")
 
 
 @lru_cache(maxsize=32)
-def open_home(url: str) -> Home:
-    """Opens a home; a process opens each once."""
-    return Home(url)
+def open_store(url: str) -> ObjectStore:
+    """Opens a run's folder on an object store, once in a process."""
+    return ObjectStore(url)
 
 
 def _entry_of(info: Any) -> Entry:
-    return Entry(info.size, (info.mtime_ns or 0) // 10**9)  # a listing tells parts of seconds, a look at one does not
-
-
-def _read(stream: Any, failed: list[Exception]) -> bytes:
-    try:
-        block: bytes = stream.read(_BLOCK)
-    except Exception as error:  # told apart from what the disk says
-        failed.append(error)
-        return b""
-    return block
+    return Entry(info.size, (info.mtime_ns or 0) // 10**9)  # listings have parts of seconds, single requests do not
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """Opens a store so that nothing waits for minutes; returns its file system and the home's path in it."""
+    """Returns a store's file system, with short timeouts, and the run's path in it."""
     from pyarrow import fs
 
     parts = urlsplit(url)

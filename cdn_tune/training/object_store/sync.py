@@ -1,6 +1,4 @@
-"""The files of a run between its working copy and its home; trials look after their own (see `trial_home`)."""
-
-from __future__ import annotations
+"""The files of a run between its working copy and its store; those of trials are handled by `trial_sync`."""
 
 import json
 import re
@@ -10,78 +8,70 @@ from contextlib import suppress
 from pathlib import Path
 
 from cdn_tune.errors import RunError
-from cdn_tune.training.object_store.fencing import LOCK as TRAINING
-from cdn_tune.training.object_store.fencing import POSITION
 from cdn_tune.training.object_store.lease import is_locked
 from cdn_tune.training.object_store.store import Entry
-from cdn_tune.training.object_store.working_copy import Place, place_of, url_of, working_copy
+from cdn_tune.training.object_store.working_copy import POSITION, TRAINING_LOCK, Place, place_of, url_of, working_copy
 from cdn_tune.training.runs.files import write_json
 
 MANIFEST = "manifest.json"
-BEST_OF_TRAIN = "checkpoints/best.pt"
 _INDEX = "index.json"
 _MODEL = re.compile(r"(.*/)?(best|checkpoint)\.pt")
 _TRIAL = re.compile(r"trials/[^/]+/(metrics\.jsonl|error\.txt|tensorboard/.*)")
-# Brought home by those who train: the folder of a train run is a trial's.
+# Uploaded by the training processes: the folder of a train run is a trial's, too.
 _TRIALS_FILES = re.compile(r"trials/.*|checkpoints/.*|metrics\.jsonl|tensorboard/.*|.*/(last|previous)\.pt")
 _AT_ONCE = 8
 
 
-class Mirror:
-    """Brings a working copy in line with its home, and what was changed in it home.
+class RunSync:
+    """Fetches what has changed on the store into a working copy, and uploads what has changed in that.
 
-    Which version of a file is on this machine is noted beside the working copy, by its size and time here and at home.
-
-    Args:
-        place: The run folder.
+    An index beside the working copy records each file's size and time, here and on the store.
     """
 
     def __init__(self, place: Place) -> None:
-        self._home, self._root = place.home, place.root
+        self._store, self._root = place.store, place.root
         self._path = place.root.parent / _INDEX
         self._index: dict[str, list[list[int]]] = {}
         with suppress(OSError, ValueError):
             self._index = json.loads(self._path.read_text(encoding="utf-8"))
 
     def pull(self, models: bool = False, trials: bool = False, to_work: bool = False) -> None:
-        """Fetches what home has and this machine has not, or has in another version.
+        """Fetches what this machine lacks, or has in another version; deletes what the store has no more.
 
         Args:
             models: Also the best checkpoints.
             trials: Also the trials' metrics and curves.
-            to_work: For a command that holds the run: what trials look after is left to them.
+            to_work: For a command that holds the run: the files that training processes upload are left alone.
 
         Raises:
             RunError: If the store cannot be reached.
         """
-        self._home.check()
-        manifest = self._home.read(MANIFEST)
+        self._store.check()
+        manifest = self._store.read(MANIFEST)
         mine = self._root / MANIFEST
         if mine.exists() and mine.read_bytes() != manifest:
             self._forget()  # of another run that was at this URL
-        entries = self._home.entries(deep=models or trials)
+        entries = self._store.entries(deep=models or trials)
         left_alone = _TRIALS_FILES if to_work else self._trained_here()
-        wanted = {
-            name: entry
-            for name, entry in entries.items()
-            if _is_wanted(name, models, trials) and not left_alone.fullmatch(name)
-        }
-        for name in self._index.keys() - entries.keys():
-            if _is_wanted(name, models, trials) and not left_alone.fullmatch(name):
-                (self._root / name).unlink(missing_ok=True)
-                del self._index[name]
-        stale = [name for name, entry in wanted.items() if not self._is_here(name, entry)]
+
+        def is_wanted(name: str) -> bool:
+            return _is_wanted(name, models, trials) and not left_alone.fullmatch(name)
+
+        for name in filter(is_wanted, self._index.keys() - entries.keys()):
+            (self._root / name).unlink(missing_ok=True)
+            del self._index[name]
+        stale = [name for name, entry in entries.items() if is_wanted(name) and not self._is_here(name, entry)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda name: self._home.download(name, self._root / name), stale))
-        if BEST_OF_TRAIN in stale:  # it may be of another state than the last one that lies here
+            list(pool.map(lambda name: self._store.download(name, self._root / name), stale))
+        if "checkpoints/best.pt" in stale:  # it may be of another state than the last one here
             (self._root / POSITION).unlink(missing_ok=True)
         for name in stale:
             if (self._root / name).exists():
-                self._note(name, wanted[name])
+                self._record(name, self._version(name), entries[name])
         self._write_index()
 
     def push(self) -> None:
-        """Brings home what has changed here, checkpoints after what describes them.
+        """Uploads what has changed here, checkpoints after what describes them.
 
         Raises:
             RunError: If the store cannot be reached.
@@ -92,15 +82,14 @@ class Mirror:
                 before = self._version(name)
                 if name in self._index and self._index[name][0] == before:
                     continue
-                entry = self._home.upload(self._root / name, name)
-                self._index[name] = [before, [entry.size, entry.changed]]
+                self._record(name, before, self._store.upload(self._root / name, name))
                 changed = True
         if changed:
             self._write_index()
 
     def drop(self, folder: str) -> None:
-        """Deletes a folder at home."""
-        self._home.delete_folder(folder)
+        """Deletes a folder on the store."""
+        self._store.delete_folder(folder)
         for name in [name for name in self._index if name.startswith(f"{folder}/")]:
             del self._index[name]
         self._write_index()
@@ -109,26 +98,25 @@ class Mirror:
         """Returns a pattern of the files of trials that are being trained on this machine."""
         busy = [
             re.escape(path.parent.relative_to(self._root).as_posix()) + "/.*"
-            for path in self._root.glob(f"trials/*/{TRAINING}")
-            if is_locked(path.parent, TRAINING)
+            for path in self._root.glob(f"trials/*/{TRAINING_LOCK}")
+            if is_locked(path.parent, TRAINING_LOCK)
         ]
-        if is_locked(self._root, TRAINING):
+        if is_locked(self._root, TRAINING_LOCK):
             busy.append(_TRIALS_FILES.pattern)
         return re.compile("|".join(busy) or r"(?!)")
 
     def _files(self) -> Iterator[str]:
         for path in self._root.rglob("*"):
             name = path.relative_to(self._root).as_posix()
-            hidden = any(part.startswith(".") for part in name.split("/"))
-            if not hidden and not _TRIALS_FILES.fullmatch(name) and path.is_file():
+            if not _is_hidden(name) and not _TRIALS_FILES.fullmatch(name) and path.is_file():
                 yield name
 
     def _is_here(self, name: str, entry: Entry) -> bool:
         noted = self._index.get(name)
         return noted is not None and noted[1] == [entry.size, entry.changed] and (self._root / name).exists()
 
-    def _note(self, name: str, entry: Entry) -> None:
-        self._index[name] = [self._version(name), [entry.size, entry.changed]]
+    def _record(self, name: str, version: list[int], entry: Entry) -> None:
+        self._index[name] = [version, [entry.size, entry.changed]]
 
     def _version(self, name: str) -> list[int]:
         status = (self._root / name).stat()
@@ -148,10 +136,9 @@ class Mirror:
 
 
 def fetched(run: Path | str, models: bool = False, trials: bool = False) -> Path:
-    """Returns the folder in which a run is worked on, brought in line with its home if that is an object store.
+    """Returns the folder in which a run is worked on, up to date with the store if the run is on one.
 
-    A command that works on the run on this machine holds its working copy; then that is newer than its home, and left
-    alone.
+    A working copy that a command on this machine holds is newer than the store, and left alone.
 
     Args:
         run: A run folder or a URL.
@@ -164,15 +151,15 @@ def fetched(run: Path | str, models: bool = False, trials: bool = False) -> Path
     folder = working_copy(run)
     place = place_of(folder)
     if place is not None and not is_locked(place.root):
-        Mirror(place).pull(models, trials)
+        RunSync(place).pull(models, trials)
     return folder
 
 
 def refresh(folder: Path) -> None:
-    """Fetches what others have brought home of the run that this process holds; does nothing where it is at home."""
+    """Fetches what others have uploaded of the run that this process holds; no-op if it is on no store."""
     place = place_of(folder)
     if place is not None:
-        Mirror(place).pull()
+        RunSync(place).pull()
 
 
 def fetched_file(path: Path | str) -> Path:
@@ -186,20 +173,24 @@ def fetched_file(path: Path | str) -> Path:
         return Path(path)
     file = working_copy(url)
     place = place_of(file)
-    if place is not None and not place.home.download("", file / "file"):
-        raise RunError(f"{place.home.shown}: no such file")
+    if place is not None and not place.store.download("", file / "file"):
+        raise RunError(f"{place.store.shown}: no such file")
     return file / "file"
 
 
-def bring_home(path: Path) -> None:
-    """Brings home what has changed in the run that a path belongs to; does nothing where that has no other home."""
+def push_run(path: Path) -> None:
+    """Uploads what has changed in the run that a path belongs to; no-op if it is on no store."""
     place = place_of(path)
     if place is not None:
-        Mirror(place).push()
+        RunSync(place).push()
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _is_wanted(name: str, models: bool, trials: bool) -> bool:
-    if any(part.startswith(".") for part in name.split("/")):
+    if _is_hidden(name):
         return False
     if name.startswith("trials/"):
         return trials and _TRIAL.fullmatch(name) is not None

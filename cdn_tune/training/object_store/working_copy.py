@@ -1,10 +1,8 @@
 """A run on an object store and its working copy on this machine: which belongs to which.
 
-Everything works on the working copy, a folder in the cache; `mirror`, `trial_home` and `lease` keep it and the run's
-home together. The working copy knows its home by a file beside it, so that a path is all that need be passed on.
+Everything works on the working copy, a folder in the cache; `sync`, `trial_sync` and `lease` keep it and the store
+together. A file beside the working copy names the store, so that a path is all that need be passed on.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -16,10 +14,12 @@ from urllib.parse import parse_qsl, urlencode
 
 from cdn_tune.data.cache import user_cache
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.object_store.store import Home, open_home
+from cdn_tune.training.object_store.store import ObjectStore, open_store
 from cdn_tune.training.runs.files import write_json
 
 MARKER = "home.json"
+POSITION = ".position.json"  # in a trial's folder: which state its last checkpoint holds
+TRAINING_LOCK = ".training"  # held by the process that trains in a folder, against others on its machine
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has made one slash of two
 _INSIDE = "#"
@@ -29,33 +29,27 @@ _SETTINGS = {"s3": {"endpoint_override", "scheme", "region"}, "gs": {"endpoint_o
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or file of a working copy.
+    """A folder or file of a working copy."""
 
-    Attributes:
-        home: The run's home.
-        root: The run's working copy.
-        name: What it is called in either; empty for the run folder itself.
-    """
-
-    home: Home
-    root: Path
-    name: str
+    store: ObjectStore  # the run's folder on the store
+    root: Path  # the run's working copy
+    name: str  # its path below either; empty for the run folder itself
 
     def named(self, name: str | Path) -> str:
-        """Returns the name at home of something in this folder."""
+        """Returns the store's name of a file or folder in this folder."""
         return f"{self.name}/{name}" if self.name else str(name)
 
 
 def url_of(run: Path | str) -> str | None:
     """Returns the URL of a run on an object store, in one form; None if it is a local path.
 
-    The endpoint that the environment names becomes part of it, so that every machine means the same.
+    An endpoint set in the environment becomes part of it, so that it means the same on every machine.
 
     Args:
         run: As the user wrote it, also if it has been a `Path` meanwhile.
 
     Raises:
-        ConfigError: If it is no URL that can be a run's, or holds credentials.
+        ConfigError: If the URL cannot be a run's, or holds credentials.
     """
     found = _URL.fullmatch(str(run))
     if found is None:
@@ -99,9 +93,7 @@ def _settle_endpoint(settings: dict[str, str]) -> None:
 
 
 def working_copy(run: Path | str) -> Path:
-    """Returns the folder on this machine in which a run is worked on: itself, or in the cache if its home is a store.
-
-    Nothing is fetched.
+    """Returns the folder on this machine in which a run is worked on: itself, or one in the cache; nothing is fetched.
 
     Args:
         run: A path, a URL, or what `portable` has made of a folder.
@@ -109,46 +101,45 @@ def working_copy(run: Path | str) -> Path:
     Raises:
         ConfigError: If it is a URL that cannot be a run's.
     """
-    url, _, inside = str(run).partition(_INSIDE) if _URL.fullmatch(str(run)) else (str(run), "", "")
-    url_ = url_of(url)
-    if url_ is None:
+    text, _, inside = str(run).partition(_INSIDE) if _URL.fullmatch(str(run)) else (str(run), "", "")
+    url = url_of(text)
+    if url is None:
         return Path(run).absolute()
-    name = url_.partition("?")[0].rpartition("/")[2]
-    root = user_cache().absolute() / "runs" / hashlib.sha256(url_.encode()).hexdigest()[:16] / name
+    name = url.partition("?")[0].rpartition("/")[2]
+    root = user_cache().absolute() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     root.mkdir(parents=True, exist_ok=True)
-    marker = root.parent / MARKER
-    if not marker.exists():
-        write_json(marker, {"url": url_})
+    if not (marker := root.parent / MARKER).exists():
+        write_json(marker, {"url": url})
     return root / inside
 
 
 def place_of(path: Path) -> Place | None:
-    """Returns which home a path of a working copy belongs to; None if it is no part of one."""
+    """Returns the place of a path in a working copy; None if it is in none."""
     for folder in (path, *path.parents):
         marker = folder.parent / MARKER
         if marker.is_file() and folder.parent.parent.name == "runs":
             url = json.loads(marker.read_text(encoding="utf-8"))["url"]
             name = path.relative_to(folder).as_posix()
-            return Place(open_home(url), folder, "" if name == "." else name)
+            return Place(open_store(url), folder, "" if name == "." else name)
     return None
 
 
 def portable(folder: Path) -> str:
-    """Returns what names a folder on every machine: its path, or its home's URL and its name there."""
+    """Returns a name of a folder that is valid on every machine: its path, or the run's URL and its name there."""
     place = place_of(folder)
     if place is None:
         return str(folder)
-    return place.home.url + (f"{_INSIDE}{place.name}" if place.name else "")
+    return place.store.url + (f"{_INSIDE}{place.name}" if place.name else "")
 
 
-def delete_at_home(folder: Path) -> None:
-    """Deletes a folder of a working copy at its home; does nothing where there is no other home."""
+def delete_remote(folder: Path) -> None:
+    """Deletes the store's copy of a folder; no-op if the run is on no store."""
     place = place_of(folder)
     if place is not None and place.name:
-        place.home.delete_folder(place.name)
+        place.store.delete_folder(place.name)
 
 
 def shown(path: Path) -> str:
-    """Returns how a path is told to the user: as it is, or as its place at home."""
+    """Returns a path as it is printed: as it is, or as the URL of its copy on the store."""
     place = place_of(path)
-    return str(path) if place is None else f"{place.home.shown}/{place.name}".rstrip("/")
+    return str(path) if place is None else f"{place.store.shown}/{place.name}".rstrip("/")

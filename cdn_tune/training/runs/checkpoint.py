@@ -1,6 +1,4 @@
-"""Checkpoints: plain tensors and plain values, loaded without running code; each rebuilds its own model."""
-
-from __future__ import annotations
+"""Checkpoints: plain tensors and values, loaded without running code; each rebuilds its own model."""
 
 import hashlib
 import pickle
@@ -17,29 +15,23 @@ from cdn_tune.errors import CheckpointError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.runs.files import write_atomic
 
+LAST = Path("checkpoints/last.pt")  # in a trial's folder
+PREVIOUS = Path("checkpoints/previous.pt")
+BEST = Path("checkpoints/best.pt")
 FORMAT = 1
 DIGEST = "sha256"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A kept model.
+    """A kept model."""
 
-    Attributes:
-        path: Where it was read from.
-        experiment: The experiment that produced it.
-        model: The rebuilt model, in eval mode, on the CPU.
-        epoch: After which epoch it was saved, from 1.
-        val: Its metrics on the val split.
-        planted: Whether it was trained on planted data.
-    """
-
-    path: Path
-    experiment: Experiment
-    model: MomentModel
-    epoch: int
-    val: dict[str, float]
-    planted: bool
+    path: Path  # where it was read from
+    experiment: Experiment  # the experiment that produced it
+    model: MomentModel  # the rebuilt model, in eval mode, on the CPU
+    epoch: int  # after which epoch it was saved, from 1
+    val: dict[str, float]  # its metrics on the val split
+    planted: bool  # whether it was trained on planted data
 
     @property
     def value(self) -> float | None:
@@ -55,13 +47,13 @@ def build_model(experiment: Experiment) -> MomentModel:
 
 
 def save_checkpoint(path: Path, experiment: Experiment, content: dict[str, Any], previous: Path | None = None) -> None:
-    """Writes a checkpoint atomically, with a digest of its content.
+    """Writes a checkpoint atomically, with its experiment and a digest.
 
     Args:
         path: Where to.
         experiment: Stored beside the content.
         content: Tensors and plain values by name.
-        previous: Where the checkpoint that is replaced is kept; it goes if None.
+        previous: Where the checkpoint that is replaced is kept; it is deleted if None.
 
     Raises:
         RunError: If it cannot be written.
@@ -78,7 +70,7 @@ def digest(value: Any) -> str:
     return found.hexdigest()
 
 
-def _feed(found: hashlib._Hash, value: Any) -> None:
+def _feed(found: "hashlib._Hash", value: Any) -> None:
     if isinstance(value, torch.Tensor):
         found.update(f"{value.dtype}{[*value.shape]}".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

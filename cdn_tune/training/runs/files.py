@@ -1,7 +1,5 @@
 """Files that are whole or absent: written aside, flushed to disk, then renamed."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -27,23 +25,16 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], previous: Pat
     Raises:
         RunError: If the file cannot be written (folder not writable, disk full).
     """
-    temporary = _beside(path)
-    try:
-        with told(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_flushed(temporary, write)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _written(path, write) as temporary:
             if previous is not None and path.exists():
                 path.replace(previous)
             temporary.replace(path)
-            sync_folder(path.parent)
-    except RunError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Writes a file that is whole from the first moment on, and leaves one that is there already.
+    """Writes a file that is whole from the first moment on, and leaves one that exists.
 
     Also one that another process makes at the same moment, where the file system has hard links.
 
@@ -57,37 +48,35 @@ def write_new(path: Path, content: bytes) -> None:
     if path.exists() and not path.stat().st_size:
         write_atomic(path, lambda file: file.write(content))
         return
-    temporary = _beside(path)
+    with write_errors(path), _written(path, lambda file: file.write(content)) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not path.exists():
+                temporary.rename(path)
+
+
+@contextlib.contextmanager
+def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
+    """Yields a file beside `path` that is on disk; it is deleted in the end, unless the block has renamed it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with told(path):
-            _write_flushed(temporary, lambda file: file.write(content))
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return
-            except OSError:  # a file system without hard links
-                if not path.exists():
-                    temporary.rename(path)
-            sync_folder(path.parent)
+        temporary.unlink(missing_ok=True)  # a killed process's may be a second name of the file that it made
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _write_flushed(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    path.unlink(missing_ok=True)  # never written into: a killed process's may be another name of what it made
-    with path.open("xb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turns a failed write into one line that names the file or folder.
 
     Raises:

@@ -1,7 +1,5 @@
 """A kept checkpoint: a trial's best model in a folder of its own, with its experiment and its record."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -15,37 +13,30 @@ from cdn_tune.config.yaml import dump
 from cdn_tune.data.files import sync_folder
 from cdn_tune.errors import CheckpointError
 from cdn_tune.training.runs.checkpoint import read_checkpoint
-from cdn_tune.training.runs.files import told, write_json, write_text
+from cdn_tune.training.runs.files import write_errors, write_json, write_text
 from cdn_tune.training.runs.run_folder import EXPERIMENT
 
 KEPT = "best"
 CHECKPOINT = "checkpoint.pt"
 RECORD = "record.json"
 TEMPORARY = f".{CHECKPOINT}.tmp"
-# What a disk, a file server or a limit is to blame for; a damaged file shows as an invalid argument at most.
+# Errors of a disk, a file server or a limit; a damaged file causes an invalid argument at most.
 _ELSEWHERE = {getattr(errno, name) for name in ("EIO", "ESTALE", "EACCES", "EPERM", "ETIMEDOUT", "EMFILE", "ENOMEM")}
 
 
 @dataclass(frozen=True)
 class KeptRecord:
-    """What is known of a kept checkpoint.
+    """Figures of a kept checkpoint.
 
-    A trial that is stopped early may have finished another epoch meanwhile, and bettered itself. The study's figures
-    then stay what was reported, and rank; the checkpoint's own say which model the file holds.
-
-    Attributes:
-        trial: The trial's number.
-        value: Its best val metric in the study.
-        epoch: The epoch of that, in the study.
-        checkpoint_epoch: After which epoch the kept model was saved.
-        checkpoint_value: Its val metric; None if it was not measured.
+    A trial that is stopped early may have finished another, better epoch meanwhile. The study's figures then stay what
+    was reported, and rank; the checkpoint's own describe the model in the file.
     """
 
-    trial: int
-    value: float
-    epoch: int | None
-    checkpoint_epoch: int
-    checkpoint_value: float | None
+    trial: int  # the trial's number
+    value: float  # its best val metric in the study
+    epoch: int | None  # the epoch of that, in the study
+    checkpoint_epoch: int  # after which epoch the kept model was saved
+    checkpoint_value: float | None  # its val metric; None if it was not measured
 
     @property
     def agrees(self) -> bool:
@@ -59,7 +50,7 @@ def kept_folder(run: Path, number: int) -> Path:
 
 
 def keep_checkpoint(source: Path, folder: Path, number: int, value: float, epoch: int | None) -> KeptRecord:
-    """Makes a folder hold a checkpoint, durably: once this returns, `source` may be deleted.
+    """Keeps a checkpoint in a folder, durably: once this returns, `source` may be deleted.
 
     Everything else in the folder is written before the checkpoint appears in it; a folder without one is half written.
 
@@ -76,12 +67,11 @@ def keep_checkpoint(source: Path, folder: Path, number: int, value: float, epoch
         RunError: If the folder cannot be written.
     """
     content = _read(source)
-    metric = content["experiment"]["eval"]["metric"]
-    record = KeptRecord(number, value, epoch, content["epoch"], content["val"].get(metric))
+    record = _record(content, number, value, epoch)
     write_text(folder / EXPERIMENT, dump(content["experiment"]))
     write_json(folder / RECORD, asdict(record))
     temporary = folder / TEMPORARY
-    with told(folder / CHECKPOINT):
+    with write_errors(folder / CHECKPOINT):
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)  # its bytes were flushed when it was written
@@ -102,9 +92,7 @@ def check_kept(folder: Path, number: int, value: float, epoch: int | None) -> Ke
         CheckpointError: If it is missing or damaged.
         OSError: If it cannot be read for another reason.
     """
-    content = _read(folder / CHECKPOINT)
-    metric = content["experiment"]["eval"]["metric"]
-    return KeptRecord(number, value, epoch, content["epoch"], content["val"].get(metric))
+    return _record(_read(folder / CHECKPOINT), number, value, epoch)
 
 
 def recorded_value(folder: Path) -> float | None:
@@ -114,8 +102,13 @@ def recorded_value(folder: Path) -> float | None:
     return None
 
 
+def _record(content: dict[str, Any], number: int, value: float, epoch: int | None) -> KeptRecord:
+    metric = content["experiment"]["eval"]["metric"]
+    return KeptRecord(number, value, epoch, content["epoch"], content["val"].get(metric))
+
+
 def _read(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint; one that cannot be read just now is told apart from a damaged one, which may go."""
+    """Reads a checkpoint; raises OSError if it cannot be read just now, CheckpointError if it is damaged."""
     try:
         return read_checkpoint(path)
     except CheckpointError as error:

@@ -1,6 +1,4 @@
-"""What a trial leaves to read: metrics.jsonl and TensorBoard events."""
-
-from __future__ import annotations
+"""The records of a trial: metrics.jsonl and TensorBoard events."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from cdn_tune.config import Experiment, keys
-from cdn_tune.training.runs.files import told, write_text
+from cdn_tune.training.runs.files import write_errors, write_text
 from cdn_tune.training.reports import EpochReport
 
 METRICS = "metrics.jsonl"
@@ -28,7 +26,7 @@ class Records:
 
     Args:
         folder: The trial's folder.
-        history: The epochs that a trial taken up again has finished; what was recorded beyond them goes.
+        history: The epochs that a resumed trial has finished; what was recorded beyond them is deleted.
         enabled: Whether this worker writes.
     """
 
@@ -39,25 +37,24 @@ class Records:
         if not enabled:
             return
         write_text(self._path, "".join(json.dumps(report.plain()) + "\n" for report in history))
-        with told(self._events):
+        with write_errors(self._events):
             self._writer = SummaryWriter(str(self._events), purge_step=len(history) + 1)
 
     def write(self, report: EpochReport) -> None:
         """Records one epoch."""
-        with told(self._path), self._path.open("a", encoding="utf-8") as file:
+        with write_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(report.plain()) + "\n")
         if self._writer is None:
             return
         scalars = {f"train/{name}": getattr(report, name) for name in _TRAIN}
         scalars |= {f"train/{name}": value for name, value in report.losses.items()}
         scalars["time/train_seconds"] = report.train_seconds
-        peak = getattr(report, "peak_bytes", 0)
-        if peak:
-            scalars["train/peak_memory_mib"] = peak / _MIB
+        if report.peak_bytes:
+            scalars["train/peak_memory_mib"] = report.peak_bytes / _MIB
         if report.val:
             scalars["time/val_seconds"] = report.val_seconds
             scalars |= {f"val/{name}": value for name, value in report.val.items()}
-        with told(self._events):
+        with write_errors(self._events):
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, report.epoch)
             self._writer.flush()
@@ -72,7 +69,7 @@ class Records:
         """
         if self._writer is None:
             return
-        with told(self._events):
+        with write_errors(self._events):
             for name, picture in drawn.items():
                 self._writer.add_image(name, picture, epoch, dataformats="HWC")
             if not self._captioned:
@@ -82,19 +79,16 @@ class Records:
             self._writer.flush()
 
     def hparams(self, experiment: Experiment, best_value: float, best_epoch: int) -> None:
-        """Records the experiment and what it reached for TensorBoard's HParams, among the trial's other events.
+        """Records the experiment and its best val metric for TensorBoard's HParams, among the trial's other events.
 
-        Args:
-            experiment: The trial; its numbers, texts and switches are recorded under their dotted keys.
-            best_value: Best val metric, recorded as ``hparam/METRIC``.
-            best_epoch: Its epoch.
+        Numbers, texts and switches are recorded under their dotted keys, the metric as ``hparam/METRIC``.
         """
         if self._writer is None:
             return
         plain = keys.flatten(experiment.plain())
         values = {key: value for key, value in plain.items() if isinstance(value, int | float | str)}
         metric = f"hparam/{experiment.eval.metric}"
-        with told(self._events):
+        with write_errors(self._events):
             # SummaryWriter.add_hparams would open a sub-folder, which TensorBoard shows as another run.
             summaries = hparams_summaries(values, {metric: best_value})  # type: ignore[no-untyped-call]
             for summary in summaries:
@@ -102,7 +96,7 @@ class Records:
             self._writer.add_scalar(metric, best_value, best_epoch)
             self._writer.flush()
 
-    def __enter__(self) -> Records:
+    def __enter__(self) -> "Records":
         return self
 
     def __exit__(
@@ -116,9 +110,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Returns a trial's epochs as recorded; a last line cut short by a crash is left out."""
     path = folder / METRICS
     entries: list[dict[str, Any]] = []
-    if not path.exists():
-        return entries
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:

@@ -1,28 +1,34 @@
-"""A run folder: who may write to it, and what it holds."""
-
-from __future__ import annotations
+"""A run folder: its lock, its configuration, and the manifest of what it was made of."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
 from filelock import FileLock, Timeout
-
 from cdn_tune.config import Experiment, SearchSpace, build, keys
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.object_store.lease import LOCK, Lease
-from cdn_tune.training.object_store.sync import MANIFEST, Mirror, bring_home
+from cdn_tune.training.object_store.sync import MANIFEST, RunSync, push_run
 from cdn_tune.training.object_store.working_copy import place_of, shown
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from cdn_tune import __version__
+from cdn_tune.config import Experiment
+import re
 
-__all__ = ["EXPERIMENT", "LOCK", "MANIFEST", "SPACE", "changed_files", "claim", "first_difference", "locked"]
-__all__ += ["read_manifest"]
-
+__all__ = ["LOCK", "MANIFEST"]
 EXPERIMENT = "experiment.yaml"
 SPACE = "search_space.yaml"
+SCHEMA = 1
+_PACKAGES = ("torch", "torchtext", "numpy", "h5py", "ray", "optuna")
+_VALUE = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#]*")
+PASSWORD = re.compile(r"((?:^|(?<==))[^:/?#=]+://[^:/?#@]*):(.*)@")
 
 
 @contextmanager
@@ -47,33 +53,33 @@ def locked(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --run folder") from None
     try:
-        with _held_at_home(folder):
+        with _leased(folder):
             yield folder
     finally:
         lock.release()
 
 
 @contextmanager
-def _held_at_home(folder: Path) -> Iterator[None]:
-    """Where the run's home is an object store: holds it there, too, fetches it, and brings it back in the end."""
+def _leased(folder: Path) -> Iterator[None]:
+    """Holds a run on an object store there, too; fetches it first, and uploads it in the end."""
     place = place_of(folder)
     if place is None:
         yield
         return
-    place.home.check()
-    with Lease(place.home):
-        Mirror(place).pull(models=True, to_work=True)
+    place.store.check()
+    with Lease(place.store):
+        RunSync(place).pull(models=True, to_work=True)
         try:
             yield
         except BaseException:
-            with suppress(RunError):  # what went wrong first is what is told
-                Mirror(place).push()
+            with suppress(RunError):  # the first error is reported
+                RunSync(place).push()
             raise
-        Mirror(place).push()
+        RunSync(place).push()
 
 
 def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict[str, Any]]) -> bool:
-    """Takes a locked folder for a run: writes its configuration, or finds that it holds just this run.
+    """Writes a run's configuration into a locked folder, or checks that the folder holds just this run.
 
     Args:
         folder: The run folder.
@@ -105,12 +111,12 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
     for name, values in configurations.items():
         write_text(folder / name, dump(values))
     write_json(folder / MANIFEST, manifest)
-    bring_home(folder)
+    push_run(folder)
     return False
 
 
 def _held(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Returns a run's plain configuration; keys asked for that its version did not have yet are at their defaults."""
+    """Returns a run's plain configuration; keys of `asked` that its version did not have yet are at their defaults."""
     held = read_mapping(path)
     kinds: dict[str, type[Experiment] | type[SearchSpace]] = {EXPERIMENT: Experiment, SPACE: SearchSpace}
     if path.name in kinds:
@@ -121,7 +127,7 @@ def _held(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns the names of data files whose content differs between two fingerprints, wherever they lie."""
+    """Returns the names of data files whose content differs between two fingerprints, in whatever folders."""
     if not held or not now:
         return []
     there, here = (
@@ -134,6 +140,56 @@ def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in there
         if name not in here or any(there[name].get(key) != here[name].get(key) for key in content)
     ]
+
+
+def first_difference(held: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    """Returns ``key: held value there, asked value here`` for the first differing key, or None."""
+    there, here = keys.flatten(held), keys.flatten(asked)
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            return f"{key} is {there.get(key)} there, {here.get(key)} here"
+    return None
+
+
+def describe_run(kind: str, experiment: Experiment, data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the manifest of a run: what it is made of, so that it can be made again.
+
+    Args:
+        kind: ``train`` or ``search``.
+        experiment: The resolved experiment (of a search: its base).
+        data: Fingerprint of the data.
+    """
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cdn_tune": __version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],
+        "seed": experiment.seed,
+        "experiment": experiment.plain(),
+        "data": data,
+    }
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the checkout that cdn-tune runs from, with ``+changes`` if it is modified; else None."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -158,10 +214,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def first_difference(held: dict[str, Any], asked: dict[str, Any]) -> str | None:
-    """Returns ``key: held value there, asked value here`` for the first differing key, or None."""
-    there, here = keys.flatten(held), keys.flatten(asked)
-    for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key):
-            return f"{key} is {there.get(key)} there, {here.get(key)} here"
-    return None
+def without_secrets(text: str) -> str:
+    """Returns a URL, or ``KEY=URL``, with passwords and tokens as ``***``, fit to be printed, logged and recorded."""
+    return _VALUE.sub(r"\1***", PASSWORD.sub(r"\1:***@", text)) if "://" in text else text

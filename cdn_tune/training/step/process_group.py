@@ -1,6 +1,4 @@
-"""Who trains: one process, or one of several that torch.distributed has joined. Knows nothing of Ray."""
-
-from __future__ import annotations
+"""The workers of a trial: one process, or several that torch.distributed has joined. Independent of Ray."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,17 +11,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class World:
-    """The workers of one trial, seen from one of them.
+    """The workers of one trial, seen from one of them."""
 
-    Attributes:
-        rank: This worker's number, from 0.
-        size: Number of workers.
-        device: Where this worker computes.
-    """
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0  # this worker's number, from 0
+    size: int = 1  # number of workers
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where this worker computes
 
     @property
     def is_main(self) -> bool:
@@ -52,7 +44,7 @@ class World:
 
 
 def this_world() -> World:
-    """Returns the world of this process: joined if torch.distributed is initialised, and a GPU if there is one."""
+    """Returns the world of this process: torch.distributed's if it is initialised, on a GPU if there is one."""
     joined = dist.is_available() and dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,7 +1,5 @@
 """One epoch of optimisation: batches in, gradients clipped, weights moved."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
@@ -19,23 +17,19 @@ from cdn_tune.data.batches import Indices, epoch_batches, prefetch, shard
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
 from cdn_tune.model.nonfinite import explain_nonfinite
-from cdn_tune.training.memory.out_of_memory import shortage_told
+from cdn_tune.training.memory.device import memory_errors
 from cdn_tune.training.reports import OnStep, StepReport
 from cdn_tune.training.step.batch_loss import batch_loss, unwrapped
-from cdn_tune.training.step.ema import Ema
-from cdn_tune.training.step.optimiser import Schedule
+from cdn_tune.training.step.optimiser import Ema, Schedule
 from cdn_tune.training.step.process_group import World
 
 
 @dataclass(frozen=True)
 class EpochTotals:
-    """Means over an epoch's queries (gradient norm: over its steps), and its duration.
-
-    `losses` are the parts of the loss by name.
-    """
+    """Means over an epoch's queries (gradient norm: over its steps), and its duration."""
 
     loss: float
-    losses: dict[str, float]
+    losses: dict[str, float]  # parts of the loss by name
     gradient_norm: float
     queries: int
     seconds: float
@@ -43,49 +37,28 @@ class EpochTotals:
 
 @dataclass
 class EpochState:
-    """How far an epoch is; a checkpoint within the epoch keeps it.
+    """How far an epoch is; a checkpoint within the epoch keeps it."""
 
-    Attributes:
-        step: Steps done.
-        sums: Loss and its parts (sums over this worker's queries) and queries, float64 [2 + parts]; None before the
-            first step.
-        norms: Sum of gradient norms.
-        seconds: Time spent.
-    """
-
-    step: int = 0
-    sums: torch.Tensor | None = None
-    norms: float = 0.0
-    seconds: float = 0.0
+    step: int = 0  # steps done
+    sums: torch.Tensor | None = None  # over this worker's queries: loss, its parts, queries; float64 [2 + parts]
+    norms: float = 0.0  # sum of gradient norms
+    seconds: float = 0.0  # time spent
 
 
 @dataclass
 class Engine:
-    """What moves the weights of one trial, on one of its workers.
-
-    Attributes:
-        experiment: The trial.
-        model: The model, possibly wrapped for several workers.
-        optimiser: Its optimiser.
-        schedule: Its learning rate.
-        world: The trial's workers.
-        dtype: Format of the forward pass.
-        scaler: Scales the loss where the format needs it.
-        micro_batch: Queries that this worker computes at once at most; None for its whole share of a batch.
-        ema: Running mean of the weights, if wanted.
-        between_steps: Called with the epoch's number and state after every step, all files in order; may raise.
-    """
+    """Makes the optimiser steps of one trial, on one of its workers."""
 
     experiment: Experiment
-    model: nn.Module
+    model: nn.Module  # the model, possibly wrapped for several workers
     optimiser: Optimizer
     schedule: Schedule
-    world: World
-    dtype: torch.dtype
-    scaler: torch.amp.GradScaler
-    micro_batch: int | None = None
-    ema: Ema | None = None
-    between_steps: Callable[[int, EpochState], None] | None = None
+    world: World  # the trial's workers
+    dtype: torch.dtype  # format of the forward pass
+    scaler: torch.amp.GradScaler  # scales the loss where the format needs it
+    micro_batch: int | None = None  # most queries computed at once; None for this worker's whole share of a batch
+    ema: Ema | None = None  # running mean of the weights, if wanted
+    between_steps: Callable[[int, EpochState], None] | None = None  # called with the epoch after every step; may raise
 
     def run_epoch(
         self, dataset: MomentDataset, epoch: int, on_step: OnStep, state: EpochState | None = None
@@ -113,7 +86,7 @@ class Engine:
         self.model.train()
         with closing(prefetch(dataset, mine, pin=self.world.device.type == "cuda")) as loader:
             for whole, batch in zip(left, loader, strict=True):
-                with shortage_told(f"at epoch {epoch}, step {state.step + 1}"):
+                with memory_errors(f"at epoch {epoch}, step {state.step + 1}"):
                     parts, norm = self.step(batch, len(whole))
                 state.step += 1
                 if not self._is_fine(parts, norm):
@@ -144,15 +117,14 @@ class Engine:
             size: Queries in the global batch.
 
         Returns:
-            Loss and its parts of the share [1 + parts] in float64 on the CPU, and the norm of the gradient before
-            clipping.
+            The share's loss and its parts, float64 [1 + parts] on the CPU, and the gradient's norm before clipping.
         """
         self.optimiser.zero_grad(set_to_none=True)
         device = self.world.device
         sums = torch.zeros(1 + len(unwrapped(self.model).loss_names), dtype=torch.float64, device=device)
         pieces = self._pieces(batch, size)
         for number, piece in enumerate(pieces, start=1):
-            with self._keep_to_myself(number < len(pieces)):
+            with self._without_averaging(number < len(pieces)):
                 parts = batch_loss(self.model, piece.to(device), self.dtype)
                 # Workers' gradients are averaged: each query then counts 1 / size, whatever its worker and piece.
                 weight = len(piece.indices) * self.world.size / size
@@ -180,8 +152,8 @@ class Engine:
         cut = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
         return [Batch(**{name.name: getattr(batch, name.name)[part] for name in fields(Batch)}) for part in cut]
 
-    def _keep_to_myself(self, more: bool) -> AbstractContextManager[None]:
-        """Gradients are averaged over workers with the last micro-batch alone."""
+    def _without_averaging(self, more: bool) -> AbstractContextManager[None]:
+        """Returns the context of a micro-batch: gradients are averaged over workers with the last one alone."""
         no_sync = getattr(self.model, "no_sync", None)
         context: AbstractContextManager[None] = no_sync() if more and no_sync is not None else nullcontext()
         return context
@@ -192,9 +164,8 @@ class Engine:
     def _not_finite(
         self, dataset: MomentDataset, batch: Batch, epoch: int, step: int, parts: torch.Tensor, norm: float
     ) -> str:
-        ids = [dataset.annotations[index].id for index in batch.indices.tolist()]
-        videos = [dataset.annotations[index].video for index in batch.indices.tolist()]
-        names = [f"{video} ({annotation})" for video, annotation in zip(videos, ids, strict=True)]
+        items = [dataset.annotations[index] for index in batch.indices.tolist()]
+        ids, names = [item.id for item in items], [f"{item.video} ({item.id})" for item in items]
         cause = explain_nonfinite(unwrapped(self.model), batch.visual, batch.words, names)
         shown = ", ".join(ids[:8]) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
         what = f"loss {float(parts[0])}" if not math.isfinite(float(parts[0])) else f"gradient norm {norm}"

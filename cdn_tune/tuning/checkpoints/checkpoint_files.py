@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from cdn_tune.errors import CheckpointError, RunError
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.object_store.working_copy import delete_at_home
+from cdn_tune.training.object_store.working_copy import delete_remote
+from cdn_tune.training.runs.checkpoint import BEST
 from cdn_tune.training.runs.kept import CHECKPOINT, KEPT, KeptRecord, check_kept, keep_checkpoint, kept_folder
 from cdn_tune.tuning.checkpoints.remote_checkpoints import remote_checkpoints
 from cdn_tune.tuning.layout import TRIALS, trial_folder
@@ -32,7 +32,7 @@ class CheckpointFiles:
     def begin(self, number: int) -> None:
         """Deletes the folder of a new trial: it belongs to one whose record was lost with its machine."""
         shutil.rmtree(trial_folder(self._run, number), ignore_errors=True)
-        delete_at_home(trial_folder(self._run, number))
+        delete_remote(trial_folder(self._run, number))
 
     def secure(self, number: int, value: float, epoch: int | None) -> KeptRecord:
         """Keeps a trial's best checkpoint, durably, unless it is kept already, and checks that it can be read.

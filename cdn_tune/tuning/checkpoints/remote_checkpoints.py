@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.object_store.fencing import ATTEMPT
-from cdn_tune.training.object_store.sync import Mirror
+from cdn_tune.training.object_store.sync import RunSync
+from cdn_tune.training.object_store.trial_sync import ATTEMPT
 from cdn_tune.training.object_store.working_copy import Place, place_of
+from cdn_tune.training.runs.checkpoint import BEST
 from cdn_tune.training.runs.kept import KEPT, kept_folder
 from cdn_tune.tuning.layout import TRIALS, trial_folder
 
@@ -25,7 +25,7 @@ class RemoteCheckpoints:
     """
 
     def __init__(self, place: Place) -> None:
-        self._place, self._store, self._run = place, place.home, place.root
+        self._place, self._store, self._run = place, place.store, place.root
 
     def fetch(self, number: int) -> Path:
         """Downloads a trial's best checkpoint; returns the file, which need not exist."""
@@ -36,7 +36,7 @@ class RemoteCheckpoints:
 
     def keep(self) -> None:
         """Uploads the kept checkpoints."""
-        Mirror(self._place).push()
+        RunSync(self._place).push()
 
     def size(self, number: int) -> int:
         """Returns the bytes of a trial's best checkpoint there."""
@@ -45,7 +45,7 @@ class RemoteCheckpoints:
 
     def drop(self, number: int) -> None:
         """Deletes a kept checkpoint there."""
-        Mirror(self._place).drop(self._name(kept_folder(self._run, number)))
+        RunSync(self._place).drop(self._name(kept_folder(self._run, number)))
 
     def clear(self, number: int) -> None:
         """Deletes the checkpoints of a trial that has ended; a process of it that lives on is fenced off."""
@@ -67,7 +67,7 @@ class RemoteCheckpoints:
         folders = {tuple(name.split("/")[:2]) for name in names if name.startswith(f"{KEPT}/")}
         for number, folder in ((_number(folder[1]), "/".join(folder)) for folder in folders):
             if number not in {*kept, *spared}:
-                Mirror(self._place).drop(folder)
+                RunSync(self._place).drop(folder)
         checkpoints = str(BEST.parent)
         left = {name.split("/")[1] for name in names if name.startswith(f"{TRIALS}/") and f"/{checkpoints}/" in name}
         for name in left:

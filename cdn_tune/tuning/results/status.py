@@ -214,7 +214,7 @@ def best_per_objective(rows: Sequence[Row], objectives: dict[str, str]) -> dict[
 def is_held(run: Path) -> bool:
     """Returns whether a process holds a run folder now, on this machine or, through its home, on any."""
     place = place_of(run)
-    return is_locked(run) or (place is not None and is_leased(place.home))
+    return is_locked(run) or (place is not None and is_leased(place.store))
 
 
 def _running(row: Row, record: Record, now: float) -> RunningTrial:

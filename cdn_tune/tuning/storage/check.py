@@ -83,7 +83,7 @@ def check_shared(run: Path, storage: str) -> None:
     place = place_of(run)
     if place is not None and not storage.startswith(("postgresql", "mysql")):
         raise ConfigError(
-            f"--run {place.home.shown}: its study must be on a server that every machine reaches, not in a file or in "
+            f"--run {place.store.shown}: its study must be on a server that every machine reaches, not in a file or in "
             "memory; add --storage postgresql://USER@HOST/NAME (or mysql://...)"
         )
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.training.runs.files import write_new
-from cdn_tune.training.runs.secrets import PASSWORD, without_secrets
+from cdn_tune.training.runs.run_folder import PASSWORD, without_secrets
 from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.storage.reconnect import ReconnectingStorage
 

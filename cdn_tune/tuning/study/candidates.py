@@ -23,9 +23,8 @@ from cdn_tune.config.keys import get_key, get_keys
 from cdn_tune.config.load import of_family
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.families import layers_key
-from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
-from cdn_tune.training.memory.size import checkpoint_bytes, count_parameters
-from cdn_tune.training.step.precision import resolve_precision
+from cdn_tune.training.memory.estimate import MemoryEstimate, checkpoint_bytes, count_parameters, estimate
+from cdn_tune.training.step.batch_loss import resolve_precision
 from cdn_tune.training.step.process_group import this_world
 
 GB = 1e9

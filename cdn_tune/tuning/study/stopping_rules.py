@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import EarlyStoppingConfig, SearchSpace
 from cdn_tune.config.tables import resolve
-from cdn_tune.training.evaluate.query_ious import unpack_ious
+from cdn_tune.training.reports import unpack_ious
 from cdn_tune.tuning.study.filtered_study import altered, seen
 from cdn_tune.tuning.study.ranking import VALUED, own, superseded, value_of
 

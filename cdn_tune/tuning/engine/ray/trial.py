@@ -105,6 +105,6 @@ def describe_failure(error: Exception, folder: Path) -> str:
     place = place_of(folder)
     if place is not None:
         with contextlib.suppress(RunError):  # the reason is reported all the same
-            place.home.upload(folder / ERROR, place.named(ERROR))
+            place.store.upload(folder / ERROR, place.named(ERROR))
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

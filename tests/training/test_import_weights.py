@@ -13,8 +13,7 @@ from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.model.cdn.network import CDN
 from cdn_tune.model.published import published_names, published_settings
 from cdn_tune.training.import_weights import import_weights, read_state
-from cdn_tune.training.loop import BEST
-from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint
 
 Tiny = Callable[..., Experiment]
 PUBLISHED_WIDTH = {"model.attention_size": 256}

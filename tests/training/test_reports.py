@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdn_tune.training.evaluate.query_ious import pack_ious, unpack_ious
+from cdn_tune.training.reports import pack_ious, unpack_ious
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 256])

@@ -14,19 +14,19 @@ import pytest
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.object_store import lease
 from cdn_tune.training.object_store.lease import LEASE, Lease, is_leased
-from cdn_tune.training.object_store.store import Home
-from cdn_tune.training.object_store.sync import Mirror, bring_home, fetched
+from cdn_tune.training.object_store.store import ObjectStore
+from cdn_tune.training.object_store.sync import RunSync, fetched, push_run
 from cdn_tune.training.object_store.working_copy import place_of, portable, shown, url_of, working_copy
 from cdn_tune.training.runs import stop_flag as flag
 from cdn_tune.training.runs.run_folder import claim, locked, read_manifest
-from cdn_tune.training.runs.stop_flag import Flag
+from cdn_tune.training.runs.stop_flag import StopFlag
 from tests.object_store import SECRET, Store
 
 
-def home_of(url: str) -> Home:
+def home_of(url: str) -> ObjectStore:
     place = place_of(working_copy(url))
     assert place is not None
-    return place.home
+    return place.store
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_what_is_wrong_with_a_store_is_told_at_once(
 
 
 def test_patience_has_an_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = Home(url_of(store.url()) or "", patience=1.0)
+    home = ObjectStore(url_of(store.url()) or "", patience=1.0)
     store.control(fail=10**6)
     with pytest.raises(RunError, match="the store does not answer"):
         home.write("a", b"b")
@@ -133,7 +133,7 @@ def test_a_folder_is_found_again_on_another_machine(store: Store, tmp_path: Path
     assert shown(there) == shown(folder)
     place = place_of(there)
     assert place is not None
-    place.home.check()
+    place.store.check()
     assert place_of(tmp_path) is None
     assert portable(tmp_path) == shown(tmp_path) == str(tmp_path)
 
@@ -145,12 +145,12 @@ def test_copies_agree(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (mine / name).parent.mkdir(parents=True, exist_ok=True)
         (mine / name).write_text(name)
     (mine / ".lock").touch()
-    bring_home(mine)
+    push_run(mine)
     home = home_of(url)
     assert set(home.entries()) == {"manifest.json", "leaderboard.csv", "best/trial-0001/checkpoint.pt"}
     home.write("trials/0001/metrics.jsonl", b"{}")
     before = len(store.control()["requests"])
-    bring_home(mine)
+    push_run(mine)
     assert not [line for line in store.control()["requests"][before:] if line.startswith("PUT")]
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "other"))
     theirs = fetched(url)
@@ -159,10 +159,10 @@ def test_copies_agree(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (theirs / "best/trial-0001/checkpoint.pt").read_text() == "best/trial-0001/checkpoint.pt"
     assert (theirs / "trials/0001/metrics.jsonl").exists()
     (mine / "leaderboard.csv").write_text("longer than before")
-    bring_home(mine)
+    push_run(mine)
     place = place_of(mine)
     assert place is not None
-    Mirror(place).drop("best/trial-0001")
+    RunSync(place).drop("best/trial-0001")
     fetched(url, models=True)
     assert (theirs / "leaderboard.csv").read_text() == "longer than before"
     assert not (theirs / "best/trial-0001/checkpoint.pt").exists()
@@ -193,7 +193,7 @@ HOLD = """
 import sys, time
 from cdn_tune.training.object_store.lease import Lease
 from cdn_tune.training.object_store.working_copy import place_of, working_copy
-with Lease(place_of(working_copy(sys.argv[1])).home):
+with Lease(place_of(working_copy(sys.argv[1])).store):
     print("held", flush=True)
     time.sleep(100)
 """
@@ -239,12 +239,12 @@ def test_who_has_lost_the_lease_is_stopped(store: Store, monkeypatch: pytest.Mon
 
 
 def test_a_flag_is_seen_on_another_machine(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flag, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(flag, "_HOME_SECONDS", 0.0)
+    monkeypatch.setattr(flag, "_FILE_SECONDS", 0.0)
+    monkeypatch.setattr(flag, "_STORE_SECONDS", 0.0)
     url = store.url()
-    mine = Flag(working_copy(url) / ".stop")
+    mine = StopFlag(working_copy(url) / ".stop")
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "other"))
-    theirs = Flag(working_copy(url) / ".stop")
+    theirs = StopFlag(working_copy(url) / ".stop")
     assert not theirs()
     mine.raise_it()
     deadline = time.monotonic() + 30

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cdn_tune.training.step.precision import use_tf32
+from cdn_tune.training.step.batch_loss import use_tf32
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,12 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import RunError
-from cdn_tune.training.object_store.fencing import Attempt, Superseded
-from cdn_tune.training.object_store.store import open_home
-from cdn_tune.training.object_store.trial_sync import POSITION, TrialHome
-from cdn_tune.training.object_store.working_copy import place_of, working_copy
+from cdn_tune.training.object_store.store import open_store
+from cdn_tune.training.object_store.trial_sync import Attempt, Superseded, TrialSync
+from cdn_tune.training.object_store.working_copy import POSITION, place_of, working_copy
 from cdn_tune.training.reports import EpochReport, StepReport, ignore
-from cdn_tune.training.runs.checkpoint import read_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint
 from cdn_tune.training.runs.records import read_metrics
-from cdn_tune.training.state import BEST, LAST, PREVIOUS
 from cdn_tune.training.train_trial import train_in
 from tests.object_store import Store
 
@@ -33,13 +31,13 @@ def at_home(folder: Path) -> dict[str, int]:
     """What lies at home of a folder, with its size."""
     place = place_of(folder)
     assert place is not None
-    return {name: entry.size for name, entry in place.home.entries(place.name).items()}
+    return {name: entry.size for name, entry in place.store.entries(place.name).items()}
 
 
 def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """From here on the cache is that of a machine which has seen nothing."""
     monkeypatch.setenv("CDN_TUNE_CACHE", str(folder))
-    open_home.cache_clear()
+    open_store.cache_clear()
 
 
 def test_a_trial_is_brought_home_and_taken_up_on_another_machine(
@@ -68,7 +66,7 @@ def test_a_report_is_told_when_its_checkpoint_is_at_home(tiny: Tiny, store: Stor
     folder = working_copy(store.url())
     place = place_of(folder)
     assert place is not None
-    home = place.home
+    home = place.store
 
     def report(done: EpochReport) -> None:
         assert home.download(str(LAST), tmp_path / "last.pt")
@@ -87,7 +85,7 @@ def test_killed_and_its_machine_lost(pauses: tuple[float, ...], tiny: Tiny, stor
     train_in(experiment, tmp_path / "whole", ignore)
     (tmp_path / "experiment.yaml").write_text(dump(experiment.plain()))
     command = [sys.executable, "-m", "cdn_tune", "train", str(tmp_path / "experiment.yaml"), "--run", url]
-    home = place_of(working_copy(url)).home  # type: ignore[union-attr]
+    home = place_of(working_copy(url)).store  # type: ignore[union-attr]
     killed = 0
     for pause in pauses:
         before = home.read(POSITION)
@@ -124,12 +122,12 @@ def test_a_state_that_was_not_brought_home_in_time_is_gone_on_with(
     train_in(experiment, tmp_path / "whole", ignore)
     with monkeypatch.context() as patch:
 
-        def lost(self: TrialHome, name: Path) -> None:
+        def lost(self: TrialSync, name: Path) -> None:
             if name == LAST and len(read_metrics(folder)) >= 2:
                 raise RunError("the power is out")
 
-        send = TrialHome._send
-        patch.setattr(TrialHome, "_send", lambda self, name: lost(self, name) or send(self, name))
+        send = TrialSync._send
+        patch.setattr(TrialSync, "_send", lambda self, name: lost(self, name) or send(self, name))
         with pytest.raises(RunError, match="the power is out"):
             train_in(experiment, folder, ignore)
     trained: list[StepReport] = []
@@ -144,7 +142,7 @@ def test_home_counts_where_a_trial_of_that_number_was_lost(tiny: Tiny, store: St
     train_in(tiny(), folder, ignore)
     place = place_of(folder)
     assert place is not None
-    place.home.delete_folder(place.name)
+    place.store.delete_folder(place.name)
     trained: list[StepReport] = []
     train_in(tiny(**{"optim.lr": 1e-3}), folder, ignore, trained.append)
     assert trained[0].epoch == 1
@@ -160,7 +158,7 @@ def test_a_damaged_last_at_home_gives_way_to_the_one_before(
         train_in(experiment, working_copy(url), ignore, stop.on_step, stop=stop)
     place = place_of(working_copy(url))
     assert place is not None
-    place.home.write(str(LAST), b"half a checkpoint")
+    place.store.write(str(LAST), b"half a checkpoint")
     another_machine(monkeypatch, tmp_path / "other cache")
     train_in(experiment, working_copy(url), ignore)
     assert_same(working_copy(url), tmp_path / "whole")
@@ -186,7 +184,7 @@ def test_an_older_attempt_writes_no_more(
     if where == "store":
         place = place_of(folder)
         assert place is not None
-        assert place.home.download(str(LAST), tmp_path / "last.pt")
+        assert place.store.download(str(LAST), tmp_path / "last.pt")
         assert len(read_checkpoint(tmp_path / "last.pt")["history"]) == 2
 
 
@@ -198,10 +196,10 @@ def test_what_a_late_write_has_spoilt_is_put_right(tiny: Tiny, store: Store, tmp
 
     def spoil(done: EpochReport) -> None:
         if done.is_last:
-            place.home.write(str(BEST), b"of the old process")
+            place.store.write(str(BEST), b"of the old process")
 
     train_in(tiny(), folder, spoil)
-    assert place.home.download(str(BEST), tmp_path / "best.pt")
+    assert place.store.download(str(BEST), tmp_path / "best.pt")
     assert (tmp_path / "best.pt").read_bytes() == (folder / BEST).read_bytes()
 
 
