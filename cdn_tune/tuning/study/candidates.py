@@ -1,22 +1,11 @@
-"""From sampled values to an experiment: what a trial would be, what it would cost, and whether it may start."""
-
-from __future__ import annotations
+"""The points of a search space as experiments: their constraints and their costs, before anything is started."""
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from cdn_tune.config import (
-    Categorical,
-    Experiment,
-    Float,
-    OptimConfig,
-    Parameter,
-    SearchSpace,
-    TrainConfig,
-    override,
-)
+from cdn_tune.config import Categorical, Experiment, Float, OptimConfig, Parameter, SearchSpace, TrainConfig, override
 from cdn_tune.config.check import FAMILY, resolve_name
 from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key, get_keys
@@ -42,15 +31,10 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a trial may start.
+    """Whether a trial may start."""
 
-    Attributes:
-        violations: How far each constraint is from holding; at most 0 where it holds.
-        reason: Why it may not start; None if it may.
-    """
-
-    violations: Mapping[str, float] = field(default_factory=dict)
-    reason: str | None = None
+    violations: Mapping[str, float] = field(default_factory=dict)  # by constraint; at most 0 where it holds
+    reason: str | None = None  # why it may not start; None if it may
 
 
 class Candidates:
@@ -68,11 +52,7 @@ class Candidates:
         self._names = {name: resolve_name(name) for expression in space.expressions for name in expression.names}
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
-        """Samples a point, parameter after parameter; those whose conditions do not hold are left out.
-
-        Returns:
-            The sampled values by Optuna's names.
-        """
+        """Samples a point, parameter by parameter where their conditions hold; returns values by Optuna's names."""
         params: dict[str, Any] = {}
         for key in self.space.order:
             for name in self.names(key, params):
@@ -80,10 +60,9 @@ class Candidates:
         return params
 
     def names(self, key: str, params: Mapping[str, Any]) -> list[str]:
-        """Returns Optuna's names of a parameter, given the values sampled before it.
+        """Returns Optuna's names of a parameter, given the values sampled before it: one, or one for every layer.
 
-        Returns:
-            Nothing where its conditions do not hold, else one name, or one for every layer.
+        There is none where its conditions do not hold.
         """
         parameter = self.space.parameters[key]
         if not self._applies(parameter, params):
@@ -119,7 +98,7 @@ class Candidates:
             ConfigError: If the values do not go together.
         """
         key = repr(params)
-        if self._latest is None or self._latest[0] != key:  # a proposal is judged, costed and started in a row
+        if self._latest is None or self._latest[0] != key:  # a proposal is judged, sized and started in a row
             self._latest = key, override(self._plain, self.overrides(params), source)
         return self._latest[1]
 
