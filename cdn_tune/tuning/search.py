@@ -22,7 +22,7 @@ from cdn_tune.training.step.process_group import World
 from cdn_tune.training.step.steps import global_batches
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
-from cdn_tune.tuning.checkpoints.retention import GB, Retention, keep_best
+from cdn_tune.tuning.checkpoints.retention import Retention, keep_best
 from cdn_tune.tuning.driver import Driver
 from cdn_tune.tuning.engine.door import Engine
 from cdn_tune.tuning.engine.ray.audit import Audit
@@ -32,6 +32,7 @@ from cdn_tune.tuning.planning.preflight import check_steps, largest_checkpoint, 
 from cdn_tune.tuning.progress import OnChange, Progress
 from cdn_tune.tuning.storage.check import check_shared
 from cdn_tune.tuning.storage.open import open_storage
+from cdn_tune.tuning.study.candidates import GB
 from cdn_tune.tuning.study.ranking import ranking
 from cdn_tune.tuning.study.study import Study
 from cdn_tune.tuning.warm_start import learn_from

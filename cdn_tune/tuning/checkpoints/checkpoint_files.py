@@ -75,13 +75,12 @@ class CheckpointFiles:
     def clear(self, number: int, damaged: bool) -> None:
         """Deletes the checkpoints of a trial that has ended, except a damaged best one, which stays for inspection."""
         folder = trial_folder(self._run, number)
-        if (folder / SCRATCH).exists():
-            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         if damaged:
             for path in (folder / BEST.parent).glob("*"):
                 if path.name != BEST.name:
                     path.unlink(missing_ok=True)
-        elif (folder / BEST.parent).exists():
+        else:
             shutil.rmtree(folder / BEST.parent, ignore_errors=True)
 
     def clear_remote(self, numbers: Iterable[int]) -> None:
@@ -159,8 +158,7 @@ class RemoteCheckpoints:
         folder = trial_folder(self._run, number)
         self._store.write(self._name(folder / ATTEMPT), _ENDED)
         self._store.delete_folder(self._name((folder / BEST).parent))
-        if (folder / BEST).parent.exists():
-            shutil.rmtree((folder / BEST).parent, ignore_errors=True)
+        shutil.rmtree((folder / BEST).parent, ignore_errors=True)
 
     def collect(self, kept: Collection[int], spared: Collection[int], ended: Collection[int]) -> None:
         """Deletes what dead processes have left there: kept folders of no kept trial, checkpoints of ended ones.

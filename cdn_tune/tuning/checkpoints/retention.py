@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.runs.kept import KeptRecord
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
+from cdn_tune.tuning.study.candidates import GB
 from cdn_tune.tuning.study.ranking import FINISHED, own, pareto_front, ranking, value_of
 
-GB = 1e9
 _LATE = 16  # so many of the trials that ended last are cleared again: a worker being stopped may write once more
 
 

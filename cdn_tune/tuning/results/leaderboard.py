@@ -245,11 +245,13 @@ def csv_text(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
 
 def json_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
     """Returns rows as a JSON list of objects, one a line; what an entry has no value for is left out."""
-    lines = []
-    for row in rows:
-        kept = {key: row[key] for key in columns or row if not isinstance(row[key], str) or row[key]}
-        lines.append(json.dumps(kept, ensure_ascii=False, allow_nan=False))
-    return "[" + ",\n ".join(lines) + "]\n"
+    held = (filled(row if columns is None else {key: row[key] for key in columns}) for row in rows)
+    return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in held) + "]\n"
+
+
+def filled(row: Row) -> Row:
+    """Returns a row without the columns in which it has no value."""
+    return {key: value for key, value in row.items() if not isinstance(value, str) or value}
 
 
 def _nodes(note: Mapping[str, Any]) -> str:

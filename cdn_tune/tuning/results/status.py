@@ -13,7 +13,7 @@ from cdn_tune.training.object_store.lease import is_leased, is_locked
 from cdn_tune.training.object_store.working_copy import place_of, shown, working_copy
 from cdn_tune.training.runs.records import METRICS
 from cdn_tune.tuning.layout import TRIALS, UNFIT, StopFile
-from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, TRIED, Row, objective_column
+from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, TRIED, Row, filled, objective_column
 from cdn_tune.tuning.results.record import Record, read_record
 from cdn_tune.tuning.study.ranking import own
 
@@ -60,8 +60,8 @@ class Status:
     def plain(self) -> dict[str, Any]:
         """Returns it as plain values, ready for JSON; rows without what they have no value for."""
         plain = asdict(self)
-        plain["best"] = None if self.best is None else _kept(self.best)
-        plain["front"] = [_kept(row) for row in self.front]
+        plain["best"] = None if self.best is None else filled(self.best)
+        plain["front"] = [filled(row) for row in self.front]
         return plain
 
 
@@ -197,7 +197,3 @@ def _elapsed(record: Record) -> float | None:
     starts = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete is not None]
     return (max(ends) - min(starts)).total_seconds() if starts and ends else None
-
-
-def _kept(row: Row) -> Row:
-    return {key: value for key, value in row.items() if not isinstance(value, str) or value}

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
+
+from optuna.trial import BaseTrial
 
 from cdn_tune.config import Categorical, Experiment, Float, OptimConfig, Parameter, SearchSpace, TrainConfig, override
 from cdn_tune.config.check import FAMILY, resolve_name
@@ -19,14 +21,6 @@ from cdn_tune.training.step.process_group import this_world
 
 GB = 1e9
 INVALID = "experiment"  # the constraint that sampled values make an experiment at all
-
-
-class Suggests(Protocol):
-    """The part of Optuna's trial that samples."""
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...  # noqa: D102
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float: ...  # noqa: D102
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Candidates:
         self._latest: tuple[str, Experiment] | None = None
         self._names = {name: resolve_name(name) for expression in space.expressions for name in expression.names}
 
-    def suggest(self, trial: Suggests) -> dict[str, Any]:
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Samples a point, parameter by parameter where their conditions hold; returns values by Optuna's names."""
         params: dict[str, Any] = {}
         for key in self.space.order:
@@ -249,7 +243,7 @@ class _Values(Mapping[str, Any]):
         return len(self._names)
 
 
-def _suggest(trial: Suggests, name: str, parameter: Parameter) -> Any:
+def _suggest(trial: BaseTrial, name: str, parameter: Parameter) -> Any:
     if isinstance(parameter, Categorical):
         return trial.suggest_categorical(name, parameter.choices)
     if isinstance(parameter, Float):

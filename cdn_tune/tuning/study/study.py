@@ -191,22 +191,18 @@ class Study:
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
         with self.optuna.transaction():
-            self._complete(number)
-
-    def _complete(self, number: int) -> None:
-        trial = self._settled(number)
-        if trial is None:
-            return
-        value = value_of(trial)
-        epoch, epochs = trial.user_attrs.get("epoch", 0), trial.user_attrs.get("epochs", 0)
-        if value is None:
-            self.fail(number, "ended without reporting a val metric")
-        elif epoch < epochs:
-            self.fail(number, f"ended after epoch {epoch} of {epochs} without a reason")
-        else:
-            values = self.objectives.values(trial, value)
+            trial = self._settled(number)
+            if trial is None:
+                return
+            value = value_of(trial)
+            values = {} if value is None else self.objectives.values(trial, value)
             missing = [name for name, found in values.items() if found is None or not math.isfinite(found)]
-            if missing:
+            epoch, epochs = trial.user_attrs.get("epoch", 0), trial.user_attrs.get("epochs", 0)
+            if value is None:
+                self.fail(number, "ended without reporting a val metric")
+            elif epoch < epochs:
+                self.fail(number, f"ended after epoch {epoch} of {epochs} without a reason")
+            elif missing:
                 self.fail(number, f"ended without a value of {', '.join(missing)}")
             else:
                 self.optuna.tell(number, [found for found in values.values() if found is not None])
