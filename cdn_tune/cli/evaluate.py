@@ -88,7 +88,7 @@ def evaluate(
         run = local_run(run, models=True)
         trials = None
         if front:
-            from cdn_tune.tuning.results.front import front_trials
+            from cdn_tune.tuning.results.record import front_trials
 
             trials = tuple(front_trials(run))
         request = Request(

@@ -1,19 +1,16 @@
 """The driver: every decision of a search, for whichever engine runs its trials; no Ray, no files, no wall clock."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol
 
 from cdn_tune.training.loop import never
 from cdn_tune.training.memory.estimate import checkpoint_bytes
-from cdn_tune.tuning.budget import End, end_of, spent
+from cdn_tune.tuning.budget import End, end_of
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, Loss, Room, TrialReport
 from cdn_tune.tuning.layout import UNFIT
-from cdn_tune.tuning.study.failures import LOST
-from cdn_tune.tuning.study.report_attributes import ReportAttributes
-from cdn_tune.tuning.study.retries import Retries
+from cdn_tune.tuning.study.attributes import ReportAttributes
+from cdn_tune.tuning.study.failures import LOST, Retries
 from cdn_tune.tuning.study.study import Study
 
 _CHECK_SECONDS = 1.0  # between two checks of the budget
@@ -21,7 +18,7 @@ _RECORD_SECONDS = 5.0  # between two records of the time spent
 
 
 class StopFlag(Protocol):
-    """A request to stop that running trials see; see `tuning.stop_file.StopFile`."""
+    """A request to stop that running trials see; see `tuning.layout.StopFile`."""
 
     def __call__(self) -> bool:
         """Returns whether it is raised."""
@@ -31,13 +28,13 @@ class StopFlag(Protocol):
 
 
 class Observer(Protocol):
-    """What wants to know that a search has moved on."""
+    """Receives the changes of a search."""
 
     def changed(self, trial_ended: bool) -> None:
         """Records that a trial began, reported or ended."""
 
     def poll(self) -> None:
-        """Shows what has changed; called all the time."""
+        """Shows what has changed; called many times a second."""
 
 
 class Driver:
@@ -49,7 +46,7 @@ class Driver:
         retention: Keeps the best checkpoints.
         clock: Seconds since any moment, never falling.
         stop_flag: Raised when running trials are to save their state and stop.
-        stop: Whether the user has asked to stop.
+        stop: Whether the user has requested a stop.
         largest_checkpoint: Bytes that a trial's checkpoints may take; used where the disk has a budget.
     """
 
@@ -111,10 +108,7 @@ class Driver:
         self.retention.tidy(self.study.entries())
 
     def next(self, room: Room) -> Assignment | Answer:
-        """Returns the next trial to run, or why there is none (see `engine.door`).
-
-        Args:
-            room: What the engine can take now.
+        """Returns the next trial to run in the engine's room, or why there is none (see `engine.door`).
 
         Raises:
             RunError: If the disk budget has no room for any further trial.
@@ -122,9 +116,7 @@ class Driver:
         self.poll(room)
         if self.is_over:
             return Answer.FINISHED
-        if len(self._assigned) >= room.slots:
-            return Answer.WAIT
-        if not self.retention.fits(self.study.entries(), self._largest):
+        if len(self._assigned) >= room.slots or not self.retention.fits(self.study.entries(), self._largest):
             return Answer.WAIT
         number = self.study.next(self.limit)
         if number is None:  # FINISHED is for good, and a running trial may yet lose its node and come back
@@ -227,4 +219,4 @@ class Driver:
         budget = self.space.budget
         if budget == type(budget)():
             return None
-        return end_of(budget, spent(self.study.trials(), self.seconds, self._gpus))
+        return end_of(budget, self.study.trials(), self.seconds, self._gpus)

@@ -1,15 +1,22 @@
-"""Names in a search's run folder."""
-
-from __future__ import annotations
+"""The files of a search's run folder: their names, and the request to stop."""
 
 from pathlib import Path
+
+from cdn_tune.training.runs.stop_flag import StopFlag
 
 JOURNAL = "study.journal"
 DATABASE = "study.db"  # in place of the journal, in runs that an earlier version began
 TRIALS = "trials"
 RAY_LOG = "ray.log"
-STOP = ".stop"  # asks the search to stop
+STOP = ".stop"
 UNFIT = "unfit_nodes"  # attribute of the study: a line for each node that takes no trials
+
+
+class StopFile(StopFlag):
+    """The request to stop a search, seen by its driver and by every trial; the same command later continues it."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run / STOP)
 
 
 def trial_folder(run: Path, number: int) -> Path:

@@ -1,7 +1,5 @@
 """What a search shows and writes while it runs: its state for the terminal, its leaderboard in the run folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,27 +18,16 @@ _WRITE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class SearchState:
-    """A search as it stands.
+    """A search as it stands."""
 
-    Attributes:
-        rows: The leaderboard.
-        limit: Trials in all.
-        slots: Trials that run at once.
-        finished: Whether no trial is left to run.
-        elapsed: Seconds of searching, over all starts.
-        gpu_hours: Of all trials.
-        halted: Why no further trial starts, if so.
-        lines: What the user should know of the cluster.
-    """
-
-    rows: list[dict[str, Any]]
-    limit: int
-    slots: int
-    finished: bool
-    elapsed: float = 0.0
-    gpu_hours: float = 0.0
-    halted: str | None = None
-    lines: tuple[str, ...] = ()
+    rows: list[dict[str, Any]]  # the leaderboard
+    limit: int  # trials in all
+    slots: int  # trials that run at once
+    finished: bool  # whether no trial is left to run
+    elapsed: float = 0.0  # seconds of searching, over all starts
+    gpu_hours: float = 0.0  # of all trials
+    halted: str | None = None  # why no further trial starts, if so
+    lines: tuple[str, ...] = ()  # notes on the cluster for the user
 
 
 OnChange = Callable[[SearchState], None]
@@ -81,18 +68,11 @@ class Progress:
         """Shows the search as it stands."""
         began, self._has_changed = self._clock(), False
         driver, rows = self._driver, self.rows()
-        self._on_change(
-            SearchState(
-                rows,
-                driver.limit,
-                driver.room.slots,
-                driver.is_finished,
-                driver.seconds,
-                gpu_hours(rows),
-                driver.study.halted,
-                driver.room.lines,
-            )
+        room, halted = driver.room, driver.study.halted
+        state = SearchState(
+            rows, driver.limit, room.slots, driver.is_finished, driver.seconds, gpu_hours(rows), halted, room.lines
         )
+        self._on_change(state)
         self._shown = self._clock()
         self._pause = max(_SHOW_SECONDS, _SHARE * (self._shown - began))  # a long table is shown less often
 

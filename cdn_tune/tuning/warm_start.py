@@ -1,7 +1,5 @@
 """Learning from another run: its results enter the study before the first trial, for the sampler and the pruner."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,17 +30,10 @@ _BESIDE = (
 
 
 def learn_from(run: Path, study: Study) -> str:
-    """Adds the results of another run's trials to a study that has not begun.
+    """Adds the results of another run's trials to a study that has not begun; returns how many, as a message.
 
     A result is learned from if its experiment is a point of this search: the same data and measure, equal in every key
     that is not searched here.
-
-    Args:
-        run: The other run folder.
-        study: The new study.
-
-    Returns:
-        How many were learned, in words.
 
     Raises:
         RunError: If the other run is no search, is of other data, or was measured otherwise.

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from cdn_tune.cli import app
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
-from cdn_tune.tuning.results.front import front_trials
+from cdn_tune.tuning.results.record import front_trials
 from cdn_tune.tuning.search import search
 
 Tiny = Callable[..., Experiment]

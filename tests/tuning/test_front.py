@@ -9,7 +9,7 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.errors import RunError
 from cdn_tune.training.runs.run_folder import claim, locked
-from cdn_tune.tuning.results.front import front_trials
+from cdn_tune.tuning.results.record import front_trials
 
 Tiny = Callable[..., Experiment]
 SPACE = {

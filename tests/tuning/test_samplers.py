@@ -6,6 +6,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from cdn_tune.tuning.study.filtered_study import violations
 from cdn_tune.tuning.study.samplers import for_tpe
 
 
@@ -17,7 +18,7 @@ def make_trials(count: int) -> list[FrozenTrial]:
         state = draw.choice([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING])
         steps = {} if state == TrialState.FAIL else {step: draw.random() for step in range(1, draw.randint(2, 9))}
         value = max(steps.values()) if state == TrialState.COMPLETE else None
-        attributes = {"constraints": [1.0]} if state == TrialState.FAIL else {}
+        attributes = {"constraints:memory": 1.0} if state == TrialState.FAIL else {}
         trial = optuna.create_trial(state=state, value=value, intermediate_values=steps, system_attrs=attributes)
         trial.number = number
         trials.append(trial)
@@ -33,7 +34,7 @@ def test_tpe_is_shown_the_best_and_the_latest_of_many() -> None:
     broken = [trial for trial in shown if trials[trial.number].state == TrialState.FAIL]
     assert broken
     assert all(trial.state == TrialState.PRUNED and not trial.intermediate_values for trial in broken)
-    assert all(trial.constraints for trial in broken)
+    assert all(violations(trial) == {"memory": 1.0} for trial in broken)
 
 
 def test_tpe_is_shown_all_of_few() -> None:

@@ -16,8 +16,7 @@ from cdn_tune.cli import app
 from cdn_tune.cli.show.search_plan import search_plan_table
 from cdn_tune.config import Experiment, SearchSpace, load_space
 from cdn_tune.config.yaml import dump
-from cdn_tune.tuning.planning.expected_epochs import expected_epochs
-from cdn_tune.tuning.planning.plan import SearchPlan, plan_search
+from cdn_tune.tuning.planning.plan import SearchPlan, expected_epochs, plan_search
 from cdn_tune.tuning.planning.random_points import count_points, draw
 from cdn_tune.tuning.study.candidates import INVALID, Candidates, cost
 

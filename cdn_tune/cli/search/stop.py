@@ -20,8 +20,8 @@ def stop(
     """Stop a search in order: its trials save a checkpoint, and the same command goes on with it."""
     from cdn_tune.training.object_store.working_copy import shown
     from cdn_tune.training.runs.run_folder import read_manifest
+    from cdn_tune.tuning.layout import StopFile
     from cdn_tune.tuning.results.status import is_held
-    from cdn_tune.tuning.stop_file import ask_to_stop
 
     run = local_run(run)
     if read_manifest(run)["kind"] != "search":
@@ -29,7 +29,7 @@ def stop(
     if not is_held(run):
         print_line(f"{shown(run)}: no search is running there")
         return
-    ask_to_stop(run)
+    StopFile(run).raise_it()
     if wait:
         with err.status("waiting for running trials to save a checkpoint"):
             while is_held(run):

@@ -14,8 +14,7 @@ from cdn_tune.cli.show.text import duration_text, head_table
 from cdn_tune.cli.show.trial_plan import rows_table
 from cdn_tune.config import Categorical, Parameter
 from cdn_tune.config.keys import get_key
-from cdn_tune.tuning.planning.expected_epochs import HALVING
-from cdn_tune.tuning.planning.plan import SearchPlan, refused_name
+from cdn_tune.tuning.planning.plan import HALVING, SearchPlan, refused_name
 
 _HOUR = 3600.0
 _MANY = 10**6

@@ -1,6 +1,4 @@
-"""The checkpoint files of a search on disk: kept ones in `best/`, those of trials, and how many bytes they take."""
-
-from __future__ import annotations
+"""The checkpoint files of a search, on disk and in its object store: kept ones in `best/`, and those of trials."""
 
 import contextlib
 import os
@@ -10,24 +8,23 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from cdn_tune.errors import CheckpointError, RunError
-from cdn_tune.training.object_store.working_copy import delete_remote
+from cdn_tune.training.object_store.sync import RunSync
+from cdn_tune.training.object_store.trial_sync import ATTEMPT
+from cdn_tune.training.object_store.working_copy import Place, delete_remote, place_of
 from cdn_tune.training.runs.checkpoint import BEST
 from cdn_tune.training.runs.kept import CHECKPOINT, KEPT, KeptRecord, check_kept, keep_checkpoint, kept_folder
-from cdn_tune.tuning.checkpoints.remote_checkpoints import remote_checkpoints
 from cdn_tune.tuning.layout import TRIALS, trial_folder
 
 SCRATCH = ".ray"  # Ray Train's, in the trial folders of older runs
+_ENDED = b"ended"
 
 
 class CheckpointFiles:
-    """What `Retention` does to the files of a run folder, and of its object store where it has one.
-
-    Args:
-        run: The run folder; only one process may change it.
-    """
+    """The files of a run folder, which one process may change, and of its object store; `Retention` acts on them."""
 
     def __init__(self, run: Path) -> None:
-        self._run, self._remote = run, remote_checkpoints(run)
+        place = place_of(run)
+        self._run, self._remote = run, None if place is None else RemoteCheckpoints(place)
 
     def begin(self, number: int) -> None:
         """Deletes the folder of a new trial: it belongs to one whose record was lost with its machine."""
@@ -37,10 +34,7 @@ class CheckpointFiles:
     def secure(self, number: int, value: float, epoch: int | None) -> KeptRecord:
         """Keeps a trial's best checkpoint, durably, unless it is kept already, and checks that it can be read.
 
-        Args:
-            number: The trial.
-            value: Its best val metric in the study.
-            epoch: The epoch of that, if recorded.
+        `value` is its best val metric in the study, `epoch` that of it, if recorded.
 
         Raises:
             CheckpointError: If there is no sound checkpoint.
@@ -79,20 +73,14 @@ class CheckpointFiles:
             self._remote.drop(number)
 
     def clear(self, number: int, damaged: bool) -> None:
-        """Deletes the checkpoints of a trial that has ended.
-
-        Args:
-            number: The trial.
-            damaged: Whether its best checkpoint cannot be read; that one then stays for a person to look at.
-        """
+        """Deletes the checkpoints of a trial that has ended, except a damaged best one, which stays for inspection."""
         folder = trial_folder(self._run, number)
-        if (folder / SCRATCH).exists():
-            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         if damaged:
             for path in (folder / BEST.parent).glob("*"):
                 if path.name != BEST.name:
                     path.unlink(missing_ok=True)
-        elif (folder / BEST.parent).exists():
+        else:
             shutil.rmtree(folder / BEST.parent, ignore_errors=True)
 
     def clear_remote(self, numbers: Iterable[int]) -> None:
@@ -137,6 +125,64 @@ class CheckpointFiles:
     def path(self, number: int) -> Path:
         """Returns a kept checkpoint's file."""
         return kept_folder(self._run, number) / CHECKPOINT
+
+
+class RemoteCheckpoints:
+    """The kept and the trials' checkpoints of a run in its object store."""
+
+    def __init__(self, place: Place) -> None:
+        self._place, self._store, self._run = place, place.store, place.root
+
+    def fetch(self, number: int) -> Path:
+        """Downloads a trial's best checkpoint; returns the file, which need not exist."""
+        path = self._run / f".fetched-{number:04d}.{os.getpid()}.tmp"
+        path.unlink(missing_ok=True)
+        self._store.download(self._name(trial_folder(self._run, number) / BEST), path)
+        return path
+
+    def keep(self) -> None:
+        """Uploads the kept checkpoints."""
+        RunSync(self._place).push()
+
+    def size(self, number: int) -> int:
+        """Returns the bytes of a trial's best checkpoint there."""
+        entry = self._store.entry(self._name(trial_folder(self._run, number) / BEST))
+        return 0 if entry is None else entry.size
+
+    def drop(self, number: int) -> None:
+        """Deletes a kept checkpoint there."""
+        RunSync(self._place).drop(self._name(kept_folder(self._run, number)))
+
+    def clear(self, number: int) -> None:
+        """Deletes the checkpoints of a trial that has ended; a process of it that lives on is fenced off."""
+        folder = trial_folder(self._run, number)
+        self._store.write(self._name(folder / ATTEMPT), _ENDED)
+        self._store.delete_folder(self._name((folder / BEST).parent))
+        shutil.rmtree((folder / BEST).parent, ignore_errors=True)
+
+    def collect(self, kept: Collection[int], spared: Collection[int], ended: Collection[int]) -> None:
+        """Deletes what dead processes have left there: kept folders of no kept trial, checkpoints of ended ones.
+
+        Nothing of the `spared` trials is deleted.
+        """
+        names = self._store.entries()
+        folders = {tuple(name.split("/")[:2]) for name in names if name.startswith(f"{KEPT}/")}
+        for number, folder in ((_number(folder[1]), "/".join(folder)) for folder in folders):
+            if number not in {*kept, *spared}:
+                RunSync(self._place).drop(folder)
+        checkpoints = str(BEST.parent)
+        left = {name.split("/")[1] for name in names if name.startswith(f"{TRIALS}/") and f"/{checkpoints}/" in name}
+        for name in left:
+            if _number(name) in ended and _number(name) not in spared:
+                self.clear(_number(name))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._run).as_posix()
+
+
+def _number(folder: str) -> int:
+    digits = folder.removeprefix("trial-")
+    return int(digits) if digits.isdigit() else -1
 
 
 def disk_used(run: Path) -> int:

@@ -1,7 +1,5 @@
 """The checkpoint budget: across all trials the best few are kept; the weights of the others go once they have lost."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,9 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.runs.kept import KeptRecord
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
+from cdn_tune.tuning.study.candidates import GB
 from cdn_tune.tuning.study.ranking import FINISHED, own, pareto_front, ranking, value_of
 
-GB = 1e9
 _LATE = 16  # so many of the trials that ended last are cleared again: a worker being stopped may write once more
 
 
@@ -63,13 +61,7 @@ class Retention:
         self._begun = False
 
     def tidy(self, trials: list[FrozenTrial]) -> list[Path]:
-        """Keeps the best and clears away the rest.
-
-        Args:
-            trials: All trials of the study.
-
-        Returns:
-            The kept checkpoints, best first.
+        """Keeps the best of the study's trials and deletes the rest; returns the kept checkpoints, best first.
 
         Raises:
             RunError: If a checkpoint to be kept cannot be written or read; nothing was deleted then.
@@ -103,26 +95,16 @@ class Retention:
         return self._paths()
 
     def begin(self, number: int, is_new: bool, checkpoint_bytes: int) -> None:
-        """Prepares a trial's start.
-
-        Args:
-            number: The trial.
-            is_new: Whether the study has just created it.
-            checkpoint_bytes: What its checkpoints may come to take while it runs.
-        """
+        """Prepares the start of a trial, new or taken up again, whose checkpoints may take so many bytes."""
         if is_new:
             self.files.begin(number)
         self._reserved[number] = checkpoint_bytes
 
     def fits(self, trials: list[FrozenTrial], checkpoint_bytes: int) -> bool:
-        """Returns whether another trial may start now.
+        """Returns whether another trial, whose checkpoints may take so many bytes, may start now.
 
         While trials run, their end frees what they need and the kept checkpoints stay. With none running, kept ones
-        give way from the last, never the best.
-
-        Args:
-            trials: All trials of the study.
-            checkpoint_bytes: What its checkpoints may come to take.
+        are deleted from the last, never the best.
 
         Raises:
             RunError: If it cannot fit even beside the best alone.
@@ -151,11 +133,10 @@ class Retention:
         ranked = ranking(candidates)
         if len(self._directions) < 2:
             return ranked
-        known = {trial.number: trial for trial in candidates}
-        known |= {number: by_number[number] for number in self._front if number in by_number}
-        front = pareto_front(known.values(), self._directions)
-        self._front = {trial.number for trial in front}
         numbers = {trial.number for trial in candidates}
+        compared = [by_number[number] for number in numbers | self._front if number in by_number]
+        front = pareto_front(compared, self._directions)
+        self._front = {trial.number for trial in front}
         first = [trial for trial in front if trial.number in numbers]
         return [*first, *(trial for trial in ranked if trial.number not in self._front)]
 

@@ -1,12 +1,15 @@
 """What a search will take: the points there are, what would be refused, sizes, and hours. Runs no trial."""
 
-from __future__ import annotations
-
+import math
 import shutil
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from statistics import median
+
+import numpy as np
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.expression import COSTS
@@ -15,7 +18,6 @@ from cdn_tune.errors import CdnTuneError, ConfigError, DataError
 from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.train_trial import open_data
-from cdn_tune.tuning.planning.expected_epochs import expected_epochs
 from cdn_tune.tuning.planning.preflight import check_steps, disk_gb, findings, this_machine
 from cdn_tune.tuning.planning.random_points import Drawn, count_points, draw
 from cdn_tune.tuning.storage.check import existing
@@ -24,17 +26,13 @@ from cdn_tune.tuning.study.candidates import GB, INVALID, Candidates, cost
 PROPOSALS = 200  # random points that are judged
 _SIZED = 24  # of them, those whose memory is estimated: it takes tenths of a second each
 _HOUR = 3600.0
+HALVING = ("asha", "hyperband")
+_PLAYS = 40
 
 
 @dataclass(frozen=True)
 class Range:
-    """A cost over the points that may start.
-
-    Attributes:
-        low: The least.
-        middle: The median.
-        high: The most.
-    """
+    """A cost over the points that may start: least, median, most."""
 
     low: float
     middle: float
@@ -43,74 +41,41 @@ class Range:
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a search takes, told from a few real steps of the base experiment.
+    """How long a search takes, by a few real steps of the base experiment."""
 
-    Attributes:
-        trial: The base experiment's plan.
-        epochs: Of all trials together, under early stopping; an upper bound for rules that depend on the values.
-        full_epochs: Of all trials, were none stopped.
-        trial_hours: Of all trials together.
-        wall_hours: As many at once as there is room for; None if there is none.
-        gpu_hours: Of all trials together.
-    """
-
-    trial: Plan
-    epochs: float
-    full_epochs: int
-    trial_hours: float
-    wall_hours: float | None
-    gpu_hours: float
+    trial: Plan  # of the base experiment
+    epochs: float  # of all trials together, under early stopping; see `expected_epochs`
+    full_epochs: int  # of all trials, were none stopped
+    trial_hours: float  # of all trials together
+    wall_hours: float | None  # as many at once as there is room for; None if there is none
+    gpu_hours: float  # of all trials together
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a search will take.
-
-    Attributes:
-        space: What is searched.
-        base: The base experiment.
-        points: Number of points, a continuous parameter counted as one value.
-        endless: Keys of the continuous parameters.
-        trials: Trials in all.
-        proposals: Random points that were judged.
-        sized: Those of them whose memory was estimated.
-        refused: Share of random proposals that may not start.
-        reasons: Share by constraint, largest first; ``experiment`` stands for values that make no experiment.
-        example: A reason by constraint.
-        costs: Range of each cost over the points that may start.
-        device: Where trials would compute, for the estimate of memory.
-        available: This machine's resources, or the cluster's.
-        slots: Trials at once; 0 if not even one can be placed.
-        disk_gb: Most that checkpoints occupy.
-        free_gb: Room on the run folder's disk.
-        epochs: Epochs of all trials, under early stopping; None if it counts in steps and those are unknown.
-        duration: The time; None if the data are missing.
-        missing: Why the time was not measured.
-        errors: What would be refused at the start.
-        warnings: What would be warned of.
-    """
+    """What a search will take."""
 
     space: SearchSpace
     base: Experiment
-    points: int
-    endless: tuple[str, ...]
-    trials: int
-    proposals: int
-    sized: int
-    refused: float
-    reasons: Mapping[str, float]
-    example: Mapping[str, str]
-    costs: Mapping[str, Range]
-    device: str
-    available: Mapping[str, float]
-    slots: int
-    disk_gb: float
-    free_gb: float
-    epochs: float | None
-    duration: Duration | None
-    missing: str | None
-    errors: Sequence[str]
-    warnings: Sequence[str]
+    points: int  # of the space, a continuous parameter counted as one value
+    endless: tuple[str, ...]  # keys of the continuous parameters
+    trials: int  # in all
+    proposals: int  # random points that were judged
+    sized: int  # those of them whose memory was estimated
+    refused: float  # share of random proposals that may not start
+    reasons: Mapping[str, float]  # share by constraint, largest first; `INVALID` for values that make no experiment
+    example: Mapping[str, str]  # a reason by constraint
+    costs: Mapping[str, Range]  # over the points that may start
+    device: str  # where trials would compute, for the estimate of memory
+    available: Mapping[str, float]  # this machine's resources, or the cluster's
+    slots: int  # trials at once; 0 if not even one can be placed
+    disk_gb: float  # most that checkpoints occupy
+    free_gb: float  # room on the run folder's disk
+    epochs: float | None  # of all trials, under early stopping; None if it counts in steps and those are unknown
+    duration: Duration | None  # None if the data are missing
+    missing: str | None  # why the time was not measured
+    errors: Sequence[str]  # what would be refused at the start
+    warnings: Sequence[str]  # what would be warned of at the start
 
 
 def plan_search(
@@ -135,16 +100,21 @@ def plan_search(
     """
     candidates = Candidates(space, base)
     nodes = [this_machine()] if nodes is None else nodes
-    count = _trials(space, candidates, trials)
+    points, trials = count_points(candidates), trials or space.trials
+    if space.is_finite:
+        trials = min(trials, points)
     errors, warnings = findings(space, candidates, run, storage, nodes)
     try:
         slots = slots_on(space.resources, nodes)
     except CdnTuneError:
-        slots = 0  # said among the errors
+        slots = 0  # among the errors
     sized = draw(candidates, min(_SIZED, proposals), space.sampler.seed)
     drawn = draw(candidates, proposals, space.sampler.seed, leave_out=("memory_gb",))
     reasons, example = _reasons(drawn, sized)
-    refused = _share(drawn) + _share_of_memory(drawn, sized)
+    refused = sum(point.experiment is None for point in drawn) / len(drawn)
+    # Both draws begin with the same points: these are refused by a constraint over memory alone.
+    pairs = zip(drawn, sized, strict=False)
+    refused += sum(free.experiment is not None and full.experiment is None for free, full in pairs) / len(sized)
     if not any(point.experiment for point in sized):
         errors.append(f"constraints: none of {len(sized)} random proposals may start; loosen them, or the parameters")
     measured, missing = _measure(base)
@@ -153,14 +123,13 @@ def plan_search(
             check_steps(space, base, measured.queries["train"])
         except ConfigError as error:
             errors.append(str(error))
-    steps = measured.steps_per_epoch if measured else None
-    epochs = expected_epochs(space, base, count, steps)
+    epochs = expected_epochs(space, base, trials, measured.steps_per_epoch if measured else None)
     return SearchPlan(
         space=space,
         base=base,
-        points=count_points(candidates),
+        points=points,
         endless=tuple(key for key, parameter in space.parameters.items() if parameter.values is None),
-        trials=count,
+        trials=trials,
         proposals=len(drawn),
         sized=len(sized),
         refused=refused,
@@ -173,17 +142,11 @@ def plan_search(
         disk_gb=disk_gb(space, candidates, max(slots, 1)),
         free_gb=shutil.disk_usage(existing(run)).free / GB,
         epochs=epochs,
-        duration=_duration(space, base, measured, epochs, count, slots) if measured and epochs is not None else None,
+        duration=_duration(space, base, measured, epochs, trials, slots) if measured and epochs is not None else None,
         missing=missing,
         errors=errors,
         warnings=warnings,
     )
-
-
-def _trials(space: SearchSpace, candidates: Candidates, trials: int | None) -> int:
-    """Returns how many trials there will be: never more than a finite space has points."""
-    wanted = trials or space.trials
-    return min(wanted, count_points(candidates)) if space.is_finite else wanted
 
 
 def _reasons(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> tuple[dict[str, float], dict[str, str]]:
@@ -197,21 +160,9 @@ def _reasons(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> tuple[dict[str, 
             if points is sized and any(name in point.verdict.violations for point in drawn):
                 continue
             shares[name] = len(broken) / len(points)
-            said = (broken[0].verdict.reason or "").split("; ")
-            examples[name] = next((reason for reason in said if reason.startswith(name)), said[0])
+            given = (broken[0].verdict.reason or "").split("; ")
+            examples[name] = next((reason for reason in given if reason.startswith(name)), given[0])
     return dict(sorted(shares.items(), key=lambda item: -item[1])), examples
-
-
-def _share(points: Sequence[Drawn]) -> float:
-    return sum(point.experiment is None for point in points) / len(points)
-
-
-def _share_of_memory(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> float:
-    """Returns the share of points that only a constraint over memory refuses; both draws begin with the same points."""
-    only = sum(
-        free.experiment is not None and full.experiment is None for free, full in zip(drawn, sized, strict=False)
-    )
-    return only / len(sized)
 
 
 def _costs(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> dict[str, Range]:
@@ -245,6 +196,64 @@ def _duration(space: SearchSpace, base: Experiment, measured: Plan, epochs: floa
     )
 
 
+def expected_epochs(
+    space: SearchSpace, experiment: Experiment, trials: int, steps_per_epoch: int | None = None
+) -> float | None:
+    """Returns the epochs that all trials together are expected to train; None if steps are needed and unknown.
+
+    Successive halving is played on random values: a trial goes on from a rung if its value is among the best
+    ``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, without waiting for others
+    (asynchronous successive halving, arXiv 1810.05934; Optuna's `SuccessiveHalvingPruner`). Hyperband spreads its
+    trials over brackets of successive halving that begin later and later, in proportion to
+    ``ceil(brackets * eta^s / (s + 1))`` (Optuna's `HyperbandPruner`). It is assumed that the order of trials at one
+    rung is their order at the next, and that they arrive in no order; a sampler that proposes better and better trials
+    trains somewhat longer. What the other rules stop depends on the values themselves, so the full length is returned
+    for them: an upper bound.
+    """
+    rule, length = space.early_stopping, experiment.train.epochs
+    if rule.name not in HALVING:
+        return float(trials * length)
+    if rule.unit == "step" and steps_per_epoch is None:
+        return None
+    scale = 1 if rule.unit == "epoch" else steps_per_epoch or 1
+    evaluated = sorted({*range(1, length + 1, experiment.train.eval_every), length})
+    eta, least = rule.reduction_factor, rule.min_resource
+
+    def rungs(bracket: int) -> list[int]:
+        """Epochs at whose end a bracket's trials are compared."""
+        resources = (least * eta ** (bracket + rung) for rung in count())
+        ends = takewhile(lambda resource: resource <= length * scale, resources)
+        return [next(epoch for epoch in evaluated if epoch * scale >= resource) for resource in ends]
+
+    brackets = 1
+    if rule.name == "hyperband":
+        brackets = max(math.floor(math.log(length * scale / least, eta) + 1e-9) + 1, 1)
+    shares = np.array([math.ceil(brackets * eta**s / (s + 1)) for s in reversed(range(brackets))], dtype=float)
+    generator = np.random.default_rng(0)
+    epochs = 0
+    for _ in range(_PLAYS):
+        of_brackets = generator.choice(brackets, size=trials, p=shares / shares.sum())
+        for bracket in range(brackets):
+            values = generator.random(int((of_brackets == bracket).sum()))
+            epochs += _played(values.tolist(), rungs(bracket), length, eta)
+    return epochs / _PLAYS
+
+
+def _played(values: list[float], rungs: list[int], length: int, eta: int) -> int:
+    """Returns the epochs that one bracket's trials train, one after the other, each with one value throughout."""
+    arrived: list[list[float]] = [[] for _ in rungs]
+    epochs = 0
+    for value in values:
+        trained = length
+        for rung, others in zip(rungs, arrived, strict=True):
+            insort(others, value)
+            if sum(other > value for other in others) >= max(len(others) // eta, 1):
+                trained = rung
+                break
+        epochs += trained
+    return epochs
+
+
 def refused_name(name: str) -> str:
-    """Returns a constraint as a person reads it."""
+    """Returns a constraint in words."""
     return "values that do not go together" if name == INVALID else name

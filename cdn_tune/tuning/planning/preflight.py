@@ -1,6 +1,4 @@
-"""What is checked before a search starts: what would go wrong in hours is told now, in one line, with its remedy."""
-
-from __future__ import annotations
+"""The checks before a search starts: what would fail hours later is one line now, with its remedy."""
 
 import contextlib
 import math
@@ -21,9 +19,7 @@ from cdn_tune.tuning.planning.random_points import draw, never_sampled
 from cdn_tune.tuning.storage.check import check_shared, check_storage, existing, file_system, is_networked
 from cdn_tune.tuning.study.candidates import GB, Candidates, cost
 
-Check = Callable[[], list[str]]
-
-_DRAWN = 16  # points from which the largest checkpoint is told
+_DRAWN = 16  # points over which the largest checkpoint is sought
 _TIGHT = 0.8  # share of the free space that is worth a warning
 _FLOAT_BYTES = 4
 _ADDRESS, _HEAD = "node:", "node:__internal_head__"  # resources of Ray's own
@@ -37,39 +33,31 @@ def preflight(
     nodes: Sequence[Mapping[str, float]],
     trainable: object = None,
 ) -> list[str]:
-    """Checks a search before it starts; writes nothing.
+    """Checks a search before it starts, without writing anything; returns warnings.
 
     Args:
         space: The space, as `load_space` has checked it.
         candidates: Its points.
         run: The run folder; need not exist.
         storage: The study's URL.
-        nodes: Each node's resources as Ray tells them, such as ``{"CPU": 8.0, "GPU": 2.0, "node:10.0.0.1": 1.0}``.
+        nodes: Each node's resources in Ray's form, such as ``{"CPU": 8.0, "GPU": 2.0, "node:10.0.0.1": 1.0}``.
         trainable: What is sent to the workers.
-
-    Returns:
-        Warnings.
 
     Raises:
         CdnTuneError: The first thing that would go wrong.
     """
-    checks = _checks(space, candidates, run, storage, nodes, trainable)
-    return [warning for check in checks for warning in check()]
+    return [each for check in _checks(space, candidates, run, storage, nodes, trainable) for each in _lines(check())]
 
 
 def findings(
     space: SearchSpace, candidates: Candidates, run: Path, storage: str, nodes: Sequence[Mapping[str, float]]
 ) -> tuple[list[str], list[str]]:
-    """Makes the checks of :func:`preflight` and goes on after an error.
-
-    Returns:
-        Errors, and warnings.
-    """
+    """Makes the checks of :func:`preflight`, all of them; returns errors and warnings."""
     errors: list[str] = []
     warnings: list[str] = []
     for check in _checks(space, candidates, run, storage, nodes, None):
         try:
-            warnings += check()
+            warnings += _lines(check())
         except CdnTuneError as error:
             errors.append(str(error))
     return errors, warnings
@@ -92,16 +80,9 @@ def check_picklable(thing: object) -> None:
 
 
 def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int) -> str | None:
-    """Refuses a search whose checkpoints would fill the disk.
+    """Refuses a search whose checkpoints would fill the disk; returns a warning if it will be tight.
 
-    Args:
-        space: The space.
-        candidates: Its points; the largest checkpoint is told from a seeded draw of them.
-        run: The run folder; what its checkpoints occupy already counts as free.
-        slots: Trials that run at once.
-
-    Returns:
-        A warning if it will be tight.
+    What the run folder's checkpoints occupy already counts as free.
 
     Raises:
         ConfigError: If ``disk_budget_gb`` is too small for one trial beside the best checkpoint.
@@ -138,9 +119,9 @@ def checkpoint_sizes(candidates: Candidates) -> tuple[float, float]:
     """Returns the most, in GB, that the checkpoints of a running trial occupy, and a kept one."""
     points = draw(candidates, _DRAWN, leave_out=("memory_gb",))
     experiments = [point.experiment for point in points if point.experiment is not None]
-    named = [*candidates.points(), _corner(candidates)]
-    may_start = [point for point in named if candidates.judge(point, leave_out=("memory_gb",)).reason is None]
-    experiments += [candidates.experiment(point) for point in may_start]
+    for point in (*candidates.points(), _corner(candidates)):
+        if candidates.judge(point, leave_out=("memory_gb",)).reason is None:
+            experiments.append(candidates.experiment(point))
     experiments = experiments or [candidates.base]
     running = max(cost("checkpoint_gb", experiment) for experiment in experiments)
     kept = max(cost("parameters", experiment) for experiment in experiments) * _FLOAT_BYTES / GB
@@ -172,15 +153,10 @@ def check_budget(space: SearchSpace) -> None:
 
 
 def check_steps(space: SearchSpace, experiment: Experiment, queries: int) -> None:
-    """Refuses early stopping by steps that begins after a trial's last.
-
-    Args:
-        space: The space.
-        experiment: Its base experiment.
-        queries: Of the train split.
+    """Refuses early stopping by steps that begins after the last step of every trial; `queries` of the train split.
 
     Raises:
-        ConfigError: Naming the steps there are.
+        ConfigError: Naming the steps a trial has.
     """
     stopping = space.early_stopping
     if stopping.name == "none" or stopping.unit != "step":
@@ -196,7 +172,7 @@ def check_steps(space: SearchSpace, experiment: Experiment, queries: int) -> Non
 
 
 def this_machine() -> dict[str, float]:
-    """Returns what a Ray started here would have, without starting it."""
+    """Returns the resources of a Ray started here, without starting it."""
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -214,39 +190,27 @@ def _checks(
     storage: str,
     nodes: Sequence[Mapping[str, float]],
     trainable: object,
-) -> Iterator[Check]:
-    """Yields the checks, cheapest first."""
-    at_once = [1]  # as the check of places finds it
-    machines = _machines(nodes)
+) -> Iterator[Callable[[], list[str] | str | None]]:
+    """Yields the checks, cheapest first; each returns its warnings."""
+    at_once, machines = 1, _machines(nodes)
 
-    def budget() -> list[str]:
-        check_budget(space)
-        return []
+    def placing() -> None:
+        nonlocal at_once
+        at_once = slots(space.resources, nodes)
 
-    def pickling() -> list[str]:
-        if trainable is not None:
-            check_picklable(trainable)
-        return []
-
-    def placing() -> list[str]:
-        at_once[0] = slots(space.resources, nodes)
-        return []
-
-    def at_home() -> list[str]:
-        check_shared(run, storage)
-        return []
-
-    def disk() -> list[str]:
-        return [warning for warning in (check_disk(space, candidates, run, at_once[0]),) if warning]
-
-    yield budget
+    yield lambda: check_budget(space)
     yield lambda: never_sampled(candidates)
-    yield pickling
+    if trainable is not None:
+        yield lambda: check_picklable(trainable)
     yield placing
-    yield at_home
+    yield lambda: check_shared(run, storage)
     yield lambda: check_storage(storage, machines)
     yield lambda: _shared(run, machines)
-    yield disk
+    yield lambda: check_disk(space, candidates, run, at_once)
+
+
+def _lines(warnings: list[str] | str | None) -> list[str]:
+    return [warnings] if isinstance(warnings, str) else warnings or []
 
 
 def _machines(nodes: Sequence[Mapping[str, float]]) -> int:
@@ -255,14 +219,14 @@ def _machines(nodes: Sequence[Mapping[str, float]]) -> int:
     return len(addresses) or len(nodes)
 
 
-def _shared(run: Path, machines: int) -> list[str]:
-    """Warns of a run folder that other machines may not see."""
+def _shared(run: Path, machines: int) -> str | None:
+    """Returns a warning of a run folder that other machines may not see."""
     kind = file_system(run)
     if machines < 2 or place_of(run) is not None or kind is None or is_networked(kind):
-        return []
-    return [
+        return None
+    return (
         f"{run}: lies on a local file system ({kind}), and {machines} machines must reach it; is it exported to them?"
-    ]
+    )
 
 
 def _probes(space: SearchSpace, key: str, base: int) -> list[int]:

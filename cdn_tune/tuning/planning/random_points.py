@@ -1,6 +1,4 @@
-"""Points drawn at random from a search space, to tell what it holds before anything of it is run."""
-
-from __future__ import annotations
+"""Points drawn at random from a search space, from which planning estimates what the space holds."""
 
 from collections import Counter
 from collections.abc import Container, Mapping
@@ -17,28 +15,15 @@ from cdn_tune.tuning.study.candidates import Candidates, Verdict
 
 @dataclass(frozen=True)
 class Drawn:
-    """A random point.
+    """A random point."""
 
-    Attributes:
-        params: Its values by Optuna's names.
-        verdict: Whether it may start.
-        experiment: What it would be; None if it may not.
-    """
-
-    params: Mapping[str, Any]
+    params: Mapping[str, Any]  # by Optuna's names
     verdict: Verdict
-    experiment: Experiment | None
+    experiment: Experiment | None  # None if it may not start
 
 
 def draw(candidates: Candidates, count: int, seed: int = 0, leave_out: Container[str] = ()) -> list[Drawn]:
-    """Draws points as Optuna's random sampler does, and judges them.
-
-    Args:
-        candidates: The space's points.
-        count: How many.
-        seed: Seeds the sampler.
-        leave_out: Names whose constraints are not evaluated.
-    """
+    """Draws points as Optuna's random sampler does, and judges them; `leave_out` is that of `Candidates.judge`."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -1,7 +1,5 @@
 """Which rows of a leaderboard are shown, and in which order: ``val R1@0.5 >= 0.4``, ``state == complete``."""
 
-from __future__ import annotations
-
 import difflib
 import operator
 import re
@@ -31,16 +29,10 @@ _BEST_FIRST = ("value", "pareto")  # and val metrics: the greater the better
 
 @dataclass(frozen=True)
 class Filter:
-    """A comparison that rows must satisfy.
-
-    Attributes:
-        column: Name of the column.
-        sign: ``<= >= == != < >``; ``=`` means ``==``.
-        value: What it is compared with.
-    """
+    """A comparison of a column's value with another that rows must satisfy."""
 
     column: str
-    sign: str
+    sign: str  # ``<= >= == != < >``; ``=`` means ``==``
     value: Any
 
     def __call__(self, row: Row) -> bool:
@@ -64,10 +56,6 @@ class Filter:
 
 def parse_filter(text: str, columns: Sequence[str]) -> Filter:
     """Parses ``COLUMN OPERATOR VALUE``; the value is YAML, or a word.
-
-    Args:
-        text: The filter.
-        columns: Names of the columns.
 
     Raises:
         ConfigError: If it is no comparison, its column is unknown, or its value cannot be compared so.

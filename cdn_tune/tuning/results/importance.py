@@ -1,7 +1,5 @@
 """How much each parameter mattered, by PED-ANOVA or fANOVA over the finished trials of a search."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import Counter
@@ -23,23 +21,14 @@ ENOUGH = 20  # finished trials below which importances are little more than chan
 
 @dataclass(frozen=True)
 class Importance:
-    """How much the parameters mattered.
-
-    Attributes:
-        evaluator: ``ped-anova`` or ``fanova``.
-        objective: What was explained.
-        trials: Complete trials that it was computed from.
-        shares: Share of each parameter, the greatest first; they add up to 1, or are all 0 if none made a difference.
-        sampled: In how many of the trials each of them was sampled.
-        left_out: Parameters that were not judged, and why.
-    """
+    """How much the parameters mattered for an objective."""
 
     evaluator: EvaluatorName
     objective: str
-    trials: int
-    shares: dict[str, float]
-    sampled: dict[str, int]
-    left_out: dict[str, str]
+    trials: int  # complete trials that it was computed from
+    shares: dict[str, float]  # by parameter, the greatest first; they add up to 1, or are all 0 if none mattered
+    sampled: dict[str, int]  # in how many of the trials each of them was sampled
+    left_out: dict[str, str]  # parameters that were not judged, and why
 
     @property
     def is_uncertain(self) -> bool:
@@ -53,10 +42,6 @@ def importance(record: Record, evaluator: EvaluatorName = "ped-anova") -> Import
     PED-ANOVA compares how the best tenth of the trials and all of them are distributed (Watanabe et al., 2023; with
     conditional parameters, 2026); fANOVA decomposes the variance of a random forest's prediction (Hutter et al., 2014)
     and only judges parameters that every trial has. Pruned trials are left out: they were not measured to the end.
-
-    Args:
-        record: The search.
-        evaluator: Which of them.
 
     Raises:
         RunError: If fewer than two trials are complete, or no parameter can be judged.
@@ -98,7 +83,7 @@ def _evaluate(
         study = optuna.create_study(direction=record.directions[0])
         study.add_trials(trials)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # told in our words: few trials, conditional parameters
+            warnings.simplefilter("ignore")  # reported in our own words: few trials, conditional parameters
             judge = FanovaImportanceEvaluator(seed=0) if evaluator == "fanova" else PedAnovaImportanceEvaluator()
             found = get_param_importances(study, evaluator=judge, params=params, normalize=False)
             total = sum(found.values())

@@ -3,8 +3,6 @@
 `COLUMNS` is the one list of columns: of leaderboard.csv and leaderboard.json, the terminal's tables, the report's page.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -42,32 +40,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """What the columns of a search's leaderboard depend on.
+    """What the columns of a search's leaderboard depend on."""
 
-    Attributes:
-        parameters: Dotted keys that are searched.
-        metrics: Names of the val metrics.
-        metric: The one that ranks.
-        several: Whether there are several objectives.
-    """
-
-    parameters: Sequence[str]
-    metrics: Sequence[str]
-    metric: str = ""
-    several: bool = False
+    parameters: Sequence[str]  # dotted keys that are searched
+    metrics: Sequence[str]  # names of the val metrics
+    metric: str = ""  # the one that ranks
+    several: bool = False  # whether there are several objectives
 
 
 class Entry:
     """An entry of the study among all others, from which the columns' values follow.
 
-    Attributes:
-        trial: The entry.
-        note: Its attributes.
-        place: Its rank, or an empty text.
-        on_front: Whether it is on the Pareto front.
-        tried_again: Whether it failed and was tried again as another trial.
-        gpus: GPUs that a trial occupies.
-        sampled: Its values by dotted key; those of single layers as a list, in the layers' order.
+    `note` holds its attributes, `place` its rank or an empty text, `gpus` the GPUs that a trial occupies, `sampled` its
+    values by dotted key, those of single layers as a list in the layers' order; `tried_again` is True if it failed and
+    was tried again as another trial.
     """
 
     def __init__(self, trial: FrozenTrial, place: int | str, on_front: bool, tried_again: bool, gpus: float) -> None:
@@ -82,29 +68,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the leaderboard: in the CSV and JSON files, and in filters, always.
+    """A column of the leaderboard: in the CSV and JSON files, and in filters, always."""
 
-    Attributes:
-        key: Its name there; ``{}`` stands for each of `names`.
-        title: Its head in the terminal and on the report's page.
-        meaning: What it holds.
-        value: From an entry, and one of `names`, to the value; an empty text if there is none.
-        names: What the column is there for, once for each; by default once.
-        form: How the value is shown: as it is, as a share of 1, as a duration, as epochs of how many, as a mark.
-        terminal: Whether the terminal shows it: always, where it is wide enough, not.
-        page: Whether the report's page shows it: always, if any entry has a value, not.
-    """
+    key: str  # its name there; ``{}`` stands for each of `names`
+    title: str  # its head in the terminal and on the report's page
+    meaning: str  # what it holds
+    value: Callable[[Entry, str], Any]  # from an entry, and one of `names`; an empty text if there is no value
+    names: Callable[[Shape], Sequence[str]] = lambda _: ("",)  # makes one column for each; by default one
+    form: Literal["plain", "text", "share", "seconds", "epochs", "mark"] = "plain"  # how the value is shown
+    terminal: Literal["always", "wide", "never"] = "never"  # whether the terminal shows it: where it is wide enough
+    page: Literal["always", "filled", "never"] = "never"  # whether the report's page does: if any entry has a value
 
-    key: str
-    title: str
-    meaning: str
-    value: Callable[[Entry, str], Any]
-    names: Callable[[Shape], Sequence[str]] = lambda _: ("",)
-    form: Literal["plain", "text", "share", "seconds", "epochs", "mark"] = "plain"
-    terminal: Literal["always", "wide", "never"] = "never"
-    page: Literal["always", "filled", "never"] = "never"
-
-    def named(self, name: str) -> Column:
+    def named(self, name: str) -> "Column":
         """Returns the column for one of its names."""
         key, title, meaning = (text.replace("{}", name) for text in (self.key, self.title, self.meaning))
         return replace(self, key=key, title=title, meaning=meaning, value=lambda entry, _: self.value(entry, name))
@@ -209,12 +184,11 @@ def leaderboard(
     front = {trial.number for trial in pareto_front(trials, directions)} if several else set()
     again = superseded(trials)
     columns = columns_of(Shape(parameters, metrics, several=several))
-    rows = []
-    for trial in (*ranked, *others):
-        number = trial.number
-        entry = Entry(trial, places.get(number, ""), number in front, number in again, gpus)
-        rows.append({column.key: column.value(entry, "") for column in columns})
-    return rows
+    entries = (
+        Entry(trial, places.get(trial.number, ""), trial.number in front, trial.number in again, gpus)
+        for trial in (*ranked, *others)
+    )
+    return [{column.key: column.value(entry, "") for column in columns} for entry in entries]
 
 
 def state_of(trial: FrozenTrial) -> str:
@@ -228,7 +202,7 @@ def occupied_seconds(note: Mapping[str, Any], now: float | None = None) -> float
 
     Args:
         note: The trial's attributes.
-        now: Epoch seconds at which open segments end; they do not count if None.
+        now: Seconds since 1970 at which open segments end; they do not count if None.
     """
     covered, until = 0.0, -math.inf
     for _, start, end in sorted(note.get("segments", ()), key=lambda segment: float(segment[1])):
@@ -271,11 +245,13 @@ def csv_text(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
 
 def json_text(rows: Iterable[Row], columns: Sequence[str] | None = None) -> str:
     """Returns rows as a JSON list of objects, one a line; what an entry has no value for is left out."""
-    lines = []
-    for row in rows:
-        kept = {key: row[key] for key in columns or row if not isinstance(row[key], str) or row[key]}
-        lines.append(json.dumps(kept, ensure_ascii=False, allow_nan=False))
-    return "[" + ",\n ".join(lines) + "]\n"
+    held = (filled(row if columns is None else {key: row[key] for key in columns}) for row in rows)
+    return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in held) + "]\n"
+
+
+def filled(row: Row) -> Row:
+    """Returns a row without the columns in which it has no value."""
+    return {key: value for key, value in row.items() if not isinstance(value, str) or value}
 
 
 def _nodes(note: Mapping[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """A search's record, read from its run folder and its storage without writing to either, also while it runs."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import warnings
@@ -26,37 +24,26 @@ from cdn_tune.config.load import build
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.sync import fetched
-from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
+from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest, without_secrets
 from cdn_tune.tuning.layout import study_url
 from cdn_tune.tuning.results.leaderboard import Row, leaderboard
-from cdn_tune.tuning.storage.open import DRIVERS
+from cdn_tune.tuning.storage.check import CONNECT_SECONDS, JOURNAL, SQLITE, one_line, storage_url
 from cdn_tune.tuning.study.candidates import Candidates
+from cdn_tune.tuning.study.ranking import pareto_front
 
-_SQLITE = "sqlite:///"
-_JOURNAL = "journal:///"
-_HIDDEN = "***"  # what a manifest says in place of a password
-_REACH_SECONDS = 10
+_HIDDEN = "***"  # in place of a password in a manifest
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is on record of a search.
-
-    Attributes:
-        run: The run folder.
-        space: What is searched.
-        base: The base experiment under all fixed overrides.
-        entries: Everything that was ever asked for or learned, by number.
-        directions: Whether each objective is maximised or minimised.
-        attributes: Of the search as a whole.
-    """
+    """What is on record of a search."""
 
     run: Path
     space: SearchSpace
-    base: Experiment
-    entries: list[FrozenTrial]
-    directions: list[StudyDirection]
-    attributes: Mapping[str, Any]
+    base: Experiment  # under all fixed overrides
+    entries: list[FrozenTrial]  # everything that was ever proposed or learned, by number
+    directions: list[StudyDirection]  # of the objectives
+    attributes: Mapping[str, Any]  # of the search as a whole
 
     @property
     def metric(self) -> str:
@@ -108,7 +95,7 @@ def read_record(run: Path, storage: str | None = None) -> Record:
 
     Args:
         run: The run folder.
-        storage: Where the study lies, if its URL needs what the manifest does not tell, such as a password.
+        storage: The study's storage URL, if it needs what the manifest leaves out, such as a password.
 
     Raises:
         RunError: If the folder is no run folder or a training's, or its study cannot be read.
@@ -127,12 +114,25 @@ def read_record(run: Path, storage: str | None = None) -> Record:
     return Record(run, space, base, *study)
 
 
+def front_trials(run: Path) -> list[int]:
+    """Returns the numbers of the trials on the Pareto front, best in the first objective first.
+
+    Raises:
+        RunError: If the folder is no search run, its study cannot be read, or no trial is complete.
+    """
+    record = read_record(run)
+    front = [trial.number for trial in pareto_front(record.entries, record.directions)]
+    if not front:
+        raise RunError(f"{run}: no trial is complete, so there is no Pareto front; let the search run on")
+    return front
+
+
 _Study = tuple[list[FrozenTrial], list[StudyDirection], dict[str, Any]]
 
 
 def _read(url: str, name: str, run: Path) -> _Study:
     """Reads a study from a storage of any kind."""
-    shown = _without_password(url)
+    shown = without_secrets(url) if "://" in url else "a storage of unknown kind"
 
     def load(opened: BaseStorage) -> _Study:
         try:
@@ -146,18 +146,18 @@ def _read(url: str, name: str, run: Path) -> _Study:
         return trials, list(opened.get_study_directions(study)), dict(attributes)
 
     try:
-        if url.startswith(_SQLITE):
+        if url.startswith(SQLITE):
             return _read_sqlite(Path(make_url(url).database or ""), run, load)
-        if url.startswith(_JOURNAL):
-            path = Path(url.removeprefix(_JOURNAL))
+        if url.startswith(JOURNAL):
+            path = Path(url.removeprefix(JOURNAL))
             _require(path, run)
             # Reads whole lines only, so that a line that is being written, or was torn by a kill, is no obstacle.
             return load(JournalStorage(JournalFileBackend(str(path))))
-        with _database(_server(url), {"connect_args": {"connect_timeout": _REACH_SECONDS}}) as opened:
+        with _database(_server(url), {"connect_args": {"connect_timeout": CONNECT_SECONDS}}) as opened:
             return load(opened)
     except (SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
         raise RunError(
-            f"{run}: its study cannot be read from {shown} ({_reason(error)}); check that the storage can be reached, "
+            f"{run}: its study cannot be read from {shown} ({one_line(error)}); check that the storage can be reached, "
             "and name it with --storage if it needs a password"
         ) from None
 
@@ -170,13 +170,13 @@ def _read_sqlite(path: Path, run: Path, load: Callable[[BaseStorage], _Study]) -
     """
     _require(path, run)
     try:
-        with _database(f"{_SQLITE}file:{quote(str(path))}?mode=ro&uri=true") as opened:
+        with _database(f"{SQLITE}file:{quote(str(path))}?mode=ro&uri=true") as opened:
             return load(opened)
     except (DBAPIError, StorageInternalError):
         with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
             for part in path.parent.glob(f"{path.name}*"):
                 shutil.copyfile(part, Path(folder) / part.name)
-            with _database(f"{_SQLITE}{Path(folder) / path.name}") as opened:
+            with _database(f"{SQLITE}{Path(folder) / path.name}") as opened:
                 return load(opened)
 
 
@@ -193,36 +193,19 @@ def _database(url: str, engine: dict[str, Any] | None = None) -> Iterator[BaseSt
 def _server(url: str) -> str:
     """Returns a server's URL with its driver.
 
-    A password that the manifest hides is left out: the server's client then looks into its own files and variables
+    A password that the manifest hides is left out: the server's client then reads its own files and variables
     (``~/.pgpass``, ``PGPASSWORD``).
     """
-    parsed = make_url(url)
-    driver = DRIVERS.get(parsed.drivername, parsed.drivername)
-    parsed = parsed.set(drivername=driver)
+    parsed = make_url(storage_url(url))
     if parsed.password == _HIDDEN:
-        parsed = URL.create(driver, parsed.username, None, parsed.host, parsed.port, parsed.database, parsed.query)
+        user, host, port = parsed.username, parsed.host, parsed.port
+        parsed = URL.create(parsed.drivername, user, None, host, port, parsed.database, parsed.query)
     return parsed.render_as_string(hide_password=False)
 
 
 def _require(path: Path, run: Path) -> None:
     if not path.is_file():
         raise RunError(f"{run}: has no study yet (no {path}); wait for the search's first trial")
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the first line of what the database itself said."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
-
-
-def _without_password(url: str) -> str:
-    if url.startswith((_SQLITE, _JOURNAL)):
-        return url
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return "a storage of unknown kind"
 
 
 def _by_layer(item: tuple[str, Any]) -> tuple[str, int]:

@@ -1,11 +1,10 @@
-"""Whether a study's storage can be reached, and may be used where it is.
+"""Storage URLs, and whether the storage behind one can be reached and may be used where it is.
 
 A journal may lie on a network file system: it is appended to by one process, which needs no lock on the file but that
 of the run folder, and what a broken connection tears off at its end is cut off. SQLite locks and rewrites parts.
 """
 
-from __future__ import annotations
-
+import contextlib
 import importlib.util
 import os
 import sqlite3
@@ -18,10 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.object_store.working_copy import place_of
 
-JOURNAL = "journal:///"
-MEMORY = "memory"
-_CONNECT_SECONDS = 10
-_DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql"}  # Python modules, each installed by the extra of that name
+JOURNAL, SQLITE, MEMORY = "journal:///", "sqlite:///", "memory"
+CONNECT_SECONDS = 10
+DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql"}  # Python modules, each installed by the extra of that name
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "orangefs", "pvfs")
 _FUSED = ("sshfs", "s3fs", "gcsfuse", "goofys", "blobfuse", "juicefs", "glusterfs", "ceph", "rclone", "mountpoint-s3")
 _MOUNTS = Path("/proc/mounts")
@@ -32,25 +30,22 @@ def storage_url(url: str) -> str:
 
     SQLAlchemy's own choice depends on its version: ``postgresql://`` means psycopg2 in some and psycopg 3 in others.
     """
-    for backend, driver in _DRIVERS.items():
-        if url.startswith(f"{backend}://"):
-            return url.replace(f"{backend}://", f"{backend}+{driver}://", 1)
-    return url
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}+{DRIVERS[scheme]}{separator}{rest}" if scheme in DRIVERS else url
+
+
+def one_line(error: BaseException) -> str:
+    """Returns a database's own error in one short line, without SQLAlchemy's links and statements."""
+    original = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+    return " ".join(str(original).partition("\n[SQL")[0].partition("(Background on")[0].split())[:200]
 
 
 def check_storage(url: str, nodes: int = 1) -> list[str]:
-    """Refuses a storage that cannot hold the study; creates and writes nothing.
-
-    Args:
-        url: ``sqlite:///FILE``, ``journal:///FILE``, ``postgresql://…`` or ``mysql://…``.
-        nodes: Machines that the search runs on.
-
-    Returns:
-        Warnings.
+    """Refuses a storage that cannot hold the study of a search on so many machines; returns warnings, writes nothing.
 
     Raises:
         ConfigError: If the URL is of another kind, or its driver is not installed.
-        RunError: If nothing answers there, the file cannot be written, or SQLite would lie on a network file system
+        RunError: If no server answers, the file cannot be written, or SQLite would lie on a network file system
             that several machines use.
     """
     if url.startswith(JOURNAL):
@@ -62,12 +57,9 @@ def check_storage(url: str, nodes: int = 1) -> list[str]:
         parsed = make_url(storage_url(url))
     except SQLAlchemyError:
         parsed = None
-    if parsed is None or parsed.get_backend_name() not in ("sqlite", *_DRIVERS):
-        scheme = url.partition("://")[0]
-        raise ConfigError(
-            f"--storage {scheme}://: not known; use sqlite:///FILE, journal:///FILE, postgresql://USER@HOST/NAME or "
-            "mysql://USER@HOST/NAME"
-        )
+    if parsed is None or parsed.get_backend_name() not in ("sqlite", *DRIVERS):
+        known = "sqlite:///FILE, journal:///FILE, postgresql://USER@HOST/NAME or mysql://USER@HOST/NAME"
+        raise ConfigError(f"--storage {url.partition('://')[0]}://: not known; use {known}")
     if parsed.get_backend_name() == "sqlite":
         return _check_sqlite(parsed, nodes)
     _check_server(parsed)
@@ -75,7 +67,7 @@ def check_storage(url: str, nodes: int = 1) -> list[str]:
 
 
 def check_shared(run: Path, storage: str) -> None:
-    """Refuses a study in a file where the run's home is an object store: it would stay on this machine.
+    """Refuses a study in a file or in memory for a run on an object store: it would stay on this machine.
 
     Raises:
         ConfigError: With the remedy.
@@ -125,11 +117,9 @@ def _check_sqlite(url: URL, nodes: int) -> list[str]:
     _check_file(file, f"sqlite:///{file}")
     if file.exists():
         try:
-            connection = sqlite3.connect(f"file:{file.absolute()}?mode=rw", uri=True, timeout=_CONNECT_SECONDS)
-            try:
+            uri = f"file:{file.absolute()}?mode=rw"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=CONNECT_SECONDS)) as connection:
                 connection.execute("PRAGMA schema_version").fetchone()
-            finally:
-                connection.close()
         except sqlite3.Error as error:
             raise RunError(f"--storage sqlite:///{file}: cannot be read ({error}); name another file") from None
     kind = file_system(file)
@@ -160,12 +150,10 @@ def _check_server(url: URL) -> None:
             f"--storage {backend}://: needs the Python module {module}; pip install 'cdn-tune[{backend}]'"
         )
     shown = url.render_as_string(hide_password=True)
-    options = {"connect_timeout": _CONNECT_SECONDS} if module in ("psycopg2", "psycopg", "pymysql", "MySQLdb") else {}
+    options = {"connect_timeout": CONNECT_SECONDS} if module in ("psycopg2", "psycopg", "pymysql", "MySQLdb") else {}
     try:
         engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=sqlalchemy.pool.NullPool)
         engine.connect().close()
     except (SQLAlchemyError, OSError) as error:
-        reason = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0][:200]
-        raise RunError(
-            f"--storage {shown}: does not answer ({reason}); is the server up, and the name right?"
-        ) from None
+        answer = f"does not answer ({one_line(error)}); is the server up, and the name right?"
+        raise RunError(f"--storage {shown}: {answer}") from None

@@ -1,6 +1,4 @@
-"""A storage that passes its calls on to another one: what the storages of this package that alter a few calls share."""
-
-from __future__ import annotations
+"""A storage that passes its calls on to another one: the base of this package's storages, which alter a few calls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +7,7 @@ from optuna.storages import BaseStorage
 
 
 def _passed_on(name: str) -> Callable[..., Any]:
-    def method(self: DelegatingStorage, *arguments: Any, **options: Any) -> Any:
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
         return self.call(name, *arguments, **options)
 
     method.__name__ = name
@@ -22,11 +20,7 @@ _Delegate: Any = type("_Delegate", (BaseStorage,), {name: _passed_on(name) for n
 
 
 class DelegatingStorage(_Delegate):  # type: ignore[misc]
-    """Passes every call on.
-
-    Args:
-        behind: The storage behind it.
-    """
+    """Passes every call on to the storage behind it."""
 
     def __init__(self, behind: BaseStorage) -> None:
         self.behind = behind

@@ -5,8 +5,6 @@ transaction but the last end with a space, which JSON ignores: what a killed wri
 transaction is found by it and cut off when the file is opened for writing the next time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,12 +1,10 @@
-"""Where a study is stored: a sqlite file, a database server, a journal file or memory."""
-
-from __future__ import annotations
+"""Opens the storage of a study: a sqlite file, a database server, a journal file or memory."""
 
 import os
 import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
@@ -16,15 +14,12 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.training.runs.files import write_new
 from cdn_tune.training.runs.run_folder import PASSWORD, without_secrets
+from cdn_tune.tuning.storage.check import CONNECT_SECONDS, DRIVERS, MEMORY, one_line, storage_url
 from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.storage.reconnect import ReconnectingStorage
 
-MEMORY = "memory"
 _KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
-# Servers, with the drivers that the package's extras install; SQLAlchemy's default for MySQL is another one.
-DRIVERS = {"postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql"}
 _BUSY_SECONDS = 60  # that a sqlite file may be locked by another process
-_REACH_SECONDS = 10
 _REFUSED = ("password authentication failed", "no password supplied", "access denied", "role", "1045")
 
 
@@ -52,7 +47,7 @@ def open_storage(url: str, sole_writer: bool = False) -> BaseStorage:
     if not separator or kind not in {"sqlite", "journal", *DRIVERS}:
         raise ConfigError(f"storage {without_secrets(url)}: no such kind; write {_KINDS}")
     if kind in DRIVERS:
-        return _open_server(url, f"{DRIVERS.get(scheme, scheme)}://{rest}", kind)
+        return _open_server(url, kind)
     path = Path(rest.removeprefix("/").partition("?")[0])
     if not rest.startswith("/") or not path.name or ":memory:" in rest:
         raise ConfigError(f"storage {url}: names no file; write {scheme}:///PATH (an absolute PATH makes four slashes)")
@@ -64,24 +59,22 @@ def _open_sqlite(url: str, path: Path) -> BaseStorage:
     try:
         if path.exists() and path.stat().st_size:
             # Not read-only: what a killed process was writing is rolled back by whoever opens the file next.
-            connection = sqlite3.connect(f"file:{path.absolute()}?mode=rw".replace("#", "%23"), uri=True)
-            try:
+            uri = f"file:{path.absolute()}?mode=rw".replace("#", "%23")
+            with closing(sqlite3.connect(uri, uri=True)) as connection:
                 tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-            finally:
-                connection.close()
             if tables and "studies" not in tables:
                 raise RunError(f"storage {url}: {path} is a database, but holds no Optuna study; name another file")
         else:
             write_new(path, _empty_sqlite())
         return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}})
     except (sqlite3.Error, SQLAlchemyError, RuntimeError, OSError) as error:
-        raise _told(url, error, f"{path} cannot be used as a study") from None
+        raise _opening_error(url, error, f"{path} cannot be used as a study") from None
 
 
 def _empty_sqlite() -> bytes:
     """Returns the file of a storage without studies.
 
-    Made elsewhere: a process killed while it makes tables leaves some without their indexes, which nobody makes later.
+    Made elsewhere: a process killed while it makes tables leaves some without indexes, which are never made later.
     """
     with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
         path = Path(folder) / "study.db"
@@ -93,13 +86,15 @@ def _open_journal(url: str, path: Path, sole_writer: bool) -> BaseStorage:
     try:
         return RunJournal(path) if sole_writer else JournalStorage(JournalFileBackend(str(path)))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RunError(f"storage {url}: {path} is no journal of a study ({_line(error)}); name another file") from None
+        raise RunError(
+            f"storage {url}: {path} is no journal of a study ({one_line(error)}); name another file"
+        ) from None
 
 
-def _open_server(url: str, resolved: str, kind: str) -> BaseStorage:
+def _open_server(url: str, kind: str) -> BaseStorage:
     try:
-        options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": _REACH_SECONDS}}
-        return ReconnectingStorage(RDBStorage(resolved, engine_kwargs=options), without_secrets(url))
+        options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
+        return ReconnectingStorage(RDBStorage(storage_url(url), engine_kwargs=options), without_secrets(url))
     except ImportError:
         shown = without_secrets(url)
         raise ConfigError(f"storage {shown}: its driver is not installed; pip install 'cdn-tune[{kind}]'") from None
@@ -109,7 +104,7 @@ def _open_server(url: str, resolved: str, kind: str) -> BaseStorage:
             "characters of the password percent-encoded"
         ) from None
     except (SQLAlchemyError, RuntimeError) as error:
-        raise _told(url, error, "its database cannot be used") from None
+        raise _opening_error(url, error, "its database cannot be used") from None
 
 
 def _check_folder(url: str, path: Path) -> None:
@@ -123,8 +118,8 @@ def _check_folder(url: str, path: Path) -> None:
             raise RunError(f"storage {url}: the {what} {place} is not writable; make it so, or name another file")
 
 
-def _told(url: str, error: BaseException, otherwise: str) -> CdnTuneError:
-    """Returns the one line for what went wrong at opening."""
+def _opening_error(url: str, error: BaseException, otherwise: str) -> CdnTuneError:
+    """Returns the error for a failure at opening."""
     shown, reason = without_secrets(url), _clean(error, url)
     cause = error.__cause__ if isinstance(error.__cause__, DBAPIError) else error
     text = str(cause).lower()
@@ -142,15 +137,9 @@ def _told(url: str, error: BaseException, otherwise: str) -> CdnTuneError:
     return ClusterError(f"storage {shown}: cannot be reached ({reason}); is the server running?")
 
 
-def _line(error: BaseException) -> str:
-    """Returns an error's own words in one short line, without SQLAlchemy's links and statements."""
-    original: Any = getattr(error, "orig", None) or (getattr(error.__cause__, "orig", None)) or error
-    return " ".join(str(original).partition("\n[SQL")[0].partition("(Background on")[0].split())[:200]
-
-
 def _clean(error: BaseException, url: str) -> str:
     """Returns an error's line without the URL's password, however it is written there."""
-    line = _line(error)
+    line = one_line(error)
     found = PASSWORD.match(url)
     for secret in {found[2], unquote(found[2])} if found and found[2] else ():
         line = line.replace(secret, "***")

@@ -1,6 +1,4 @@
-"""A study's database server may restart: operations are repeated until it is back, each taking effect once."""
-
-from __future__ import annotations
+"""Waits for a database server that went away: operations are repeated until it is back, each taking effect once."""
 
 import copy
 import time

@@ -1,6 +1,4 @@
-"""A study's storage as its only writer uses it: trials are read from memory and written through."""
-
-from __future__ import annotations
+"""The storage of a study that one process writes: trials are read from memory and written through."""
 
 import contextlib
 import copy
@@ -24,9 +22,6 @@ class WriteThrough(DelegatingStorage):
     programs write to the study as a whole is visible at once, what they write to a trial with its next change of state.
 
     Trials are never altered in place: one that was returned stays as it was.
-
-    Args:
-        behind: The storage behind it.
     """
 
     def __init__(self, behind: BaseStorage) -> None:
@@ -65,7 +60,7 @@ class WriteThrough(DelegatingStorage):
             trial: FrozenTrial = self.behind.get_trial(trial_id)
             if trial.number >= len(self._trials):  # none of those held here
                 return trial
-            self._know(trial_id, trial.number)
+            self._index(trial_id, trial.number)
         return self._trials[self._numbers[trial_id]]
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
@@ -73,7 +68,7 @@ class WriteThrough(DelegatingStorage):
         self._of(study_id)
         if trial_number not in self._ids:
             trial_id = self.behind.get_trial_id_from_study_id_trial_number(study_id, trial_number)
-            self._know(trial_id, trial_number)
+            self._index(trial_id, trial_number)
         return self._ids[trial_number]
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -83,7 +78,7 @@ class WriteThrough(DelegatingStorage):
         trial = self.behind.get_trial(trial_id)
         if trial.number == len(trials):
             trials.append(trial)
-            self._know(trial_id, trial.number)
+            self._index(trial_id, trial.number)
         else:  # another program has created one, too
             self._forget()
         return trial_id
@@ -129,7 +124,7 @@ class WriteThrough(DelegatingStorage):
             self._trials, self._study = sorted(trials, key=lambda trial: trial.number), study_id
         return self._trials
 
-    def _know(self, trial_id: int, number: int) -> None:
+    def _index(self, trial_id: int, number: int) -> None:
         self._numbers[trial_id], self._ids[number] = number, trial_id
 
     def _keep(self, trial_id: int, **attributes: Any) -> None:

@@ -1,22 +1,13 @@
-"""From sampled values to an experiment: what a trial would be, what it would cost, and whether it may start."""
-
-from __future__ import annotations
+"""The points of a search space as experiments: their constraints and their costs, before anything is started."""
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
-from cdn_tune.config import (
-    Categorical,
-    Experiment,
-    Float,
-    OptimConfig,
-    Parameter,
-    SearchSpace,
-    TrainConfig,
-    override,
-)
+from optuna.trial import BaseTrial
+
+from cdn_tune.config import Categorical, Experiment, Float, OptimConfig, Parameter, SearchSpace, TrainConfig, override
 from cdn_tune.config.check import FAMILY, resolve_name
 from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key, get_keys
@@ -31,25 +22,12 @@ GB = 1e9
 INVALID = "experiment"  # the constraint that sampled values make an experiment at all
 
 
-class Suggests(Protocol):
-    """The part of Optuna's trial that samples."""
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...  # noqa: D102
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float: ...  # noqa: D102
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a trial may start.
+    """Whether a trial may start."""
 
-    Attributes:
-        violations: How far each constraint is from holding; at most 0 where it holds.
-        reason: Why it may not start; None if it may.
-    """
-
-    violations: Mapping[str, float] = field(default_factory=dict)
-    reason: str | None = None
+    violations: Mapping[str, float] = field(default_factory=dict)  # by constraint; at most 0 where it holds
+    reason: str | None = None  # why it may not start; None if it may
 
 
 class Candidates:
@@ -66,12 +44,8 @@ class Candidates:
         self._latest: tuple[str, Experiment] | None = None
         self._names = {name: resolve_name(name) for expression in space.expressions for name in expression.names}
 
-    def suggest(self, trial: Suggests) -> dict[str, Any]:
-        """Samples a point, parameter after parameter; those whose conditions do not hold are left out.
-
-        Returns:
-            The sampled values by Optuna's names.
-        """
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
+        """Samples a point, parameter by parameter where their conditions hold; returns values by Optuna's names."""
         params: dict[str, Any] = {}
         for key in self.space.order:
             for name in self.names(key, params):
@@ -79,10 +53,9 @@ class Candidates:
         return params
 
     def names(self, key: str, params: Mapping[str, Any]) -> list[str]:
-        """Returns Optuna's names of a parameter, given the values sampled before it.
+        """Returns Optuna's names of a parameter, given the values sampled before it: one, or one for every layer.
 
-        Returns:
-            Nothing where its conditions do not hold, else one name, or one for every layer.
+        There is none where its conditions do not hold.
         """
         parameter = self.space.parameters[key]
         if not self._applies(parameter, params):
@@ -118,7 +91,7 @@ class Candidates:
             ConfigError: If the values do not go together.
         """
         key = repr(params)
-        if self._latest is None or self._latest[0] != key:  # a proposal is judged, costed and started in a row
+        if self._latest is None or self._latest[0] != key:  # a proposal is judged, sized and started in a row
             self._latest = key, override(self._plain, self.overrides(params), source)
         return self._latest[1]
 
@@ -269,7 +242,7 @@ class _Values(Mapping[str, Any]):
         return len(self._names)
 
 
-def _suggest(trial: Suggests, name: str, parameter: Parameter) -> Any:
+def _suggest(trial: BaseTrial, name: str, parameter: Parameter) -> Any:
     if isinstance(parameter, Categorical):
         return trial.suggest_categorical(name, parameter.choices)
     if isinstance(parameter, Float):

@@ -1,7 +1,5 @@
 """An Optuna study with its storage, and views of it for samplers and pruners: chosen trials, chosen directions."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,14 +20,7 @@ Show = Callable[[list[FrozenTrial]], list[FrozenTrial]]
 
 
 class StoredStudy(Study):
-    """An Optuna study that exposes its storage; trials are addressed by number.
-
-    Args:
-        study_name: The study's name; it exists.
-        storage: Where it is stored.
-        sampler: As of `optuna.Study`.
-        pruner: As of `optuna.Study`.
-    """
+    """An existing Optuna study that exposes its storage; trials are addressed by number."""
 
     def __init__(
         self,

@@ -1,6 +1,4 @@
-"""What is tried next: proposals of the sampler, each judged before it starts; nothing is tried twice."""
-
-from __future__ import annotations
+"""Proposals of the sampler, each judged before it starts; no point is tried twice."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -22,40 +20,32 @@ _SAME, _BROKEN = "same", "broken"
 
 
 class Proposals:
-    """Asks the sampler for points until one may start.
-
-    Args:
-        study: Where all is recorded.
-        candidates: The points of the space.
-        entries: All that is on record.
-    """
+    """Draws points from the sampler until one may start, and records all; `entries` are those on record."""
 
     def __init__(self, study: StoredStudy, candidates: Candidates, entries: Iterable[FrozenTrial]) -> None:
         self.is_exhausted = False  # whether every point of the space was tried
         self._study, self._candidates = study, candidates
         entries = list(entries)
-        self._asked = len(entries)
+        self._proposed = len(entries)
         self._known = {_key(trial.params): trial.number for trial in own(entries) if _would_repeat(trial)}
-        self._costs = {"parameters"} | {name for name in ("memory_gb",) if _is_asked_for(name, candidates)}
+        used = {name for expression in candidates.space.expressions for name in expression.names}
+        used |= {objective.metric for objective in candidates.space.objectives}
+        self._costs = {"parameters"} | ({"memory_gb"} & used)
 
     def propose(self, memory_limit: float | None) -> int | str | None:
-        """Asks for the next trial.
+        """Returns the next trial's number; None if every point was tried; or why no proposal may start.
 
-        Args:
-            memory_limit: Estimate, in GB, that is known to be too much.
-
-        Returns:
-            Its number; None if every point was tried; or why no proposal may start.
+        `memory_limit` is an estimate, in GB, that is too much.
         """
         outcomes = []
         for tries in range(_TRIES):
-            self._study.sampler = self._sampler(self._asked, at_random=tries >= _MODELLED)
+            self._study.sampler = self._sampler(self._proposed, at_random=tries >= _MODELLED)
             if is_exhausted(self._study.sampler, self._study):
                 self.is_exhausted = True
                 return None
             with self._study.transaction():
                 trial = self._study.ask()
-                self._asked += 1
+                self._proposed += 1
                 params = self._candidates.suggest(trial)
                 outcome = self._admit(trial.number, params, memory_limit)
             if outcome is None:
@@ -70,25 +60,21 @@ class Proposals:
         return f"none of {_TRIES} proposals in a row may start; the last: {last}; loosen constraints or parameters"
 
     def take_up(self, trial: FrozenTrial, memory_limit: float | None) -> bool:
-        """Completes a trial that an earlier process has left: its point may lack values, or not be judged yet.
-
-        Returns:
-            Whether it may go on.
-        """
+        """Completes the point of a trial that an earlier process has left; returns whether it may go on."""
         if trial.intermediate_values:
             return True
         with self._study.transaction():
             params: Mapping[str, Any] = trial.params
             if not self._candidates.is_complete(params):
-                self._study.sampler = self._sampler(self._asked - 1)  # it was the last to be asked
+                self._study.sampler = self._sampler(self._proposed - 1)  # it was the last proposal
                 params = self._candidates.suggest(optuna.Trial(self._study, self._study.trial_id(trial.number)))
             return self._admit(trial.number, params, memory_limit) is None
 
-    def _sampler(self, asked: int, at_random: bool = False) -> optuna.samplers.BaseSampler:
+    def _sampler(self, proposed: int, at_random: bool = False) -> optuna.samplers.BaseSampler:
         space = self._candidates.space
         if at_random and not space.sampler.row.enumerates:
-            return RandomSampler(seed=(space.sampler.seed + 1_000_003 * asked) % 2**32)
-        return build_sampler(space, self._candidates, asked)
+            return RandomSampler(seed=(space.sampler.seed + 1_000_003 * proposed) % 2**32)
+        return build_sampler(space, self._candidates, proposed)
 
     def _admit(self, number: int, params: Mapping[str, Any], memory_limit: float | None) -> str | None:
         """Judges a proposal and records the verdict; returns None if it may start."""
@@ -133,8 +119,3 @@ def _key(params: Mapping[str, Any]) -> str:
 def _would_repeat(trial: FrozenTrial) -> bool:
     """Whether a trial with the same parameters would end as this one: not so if a machine was lost."""
     return not (trial.state == TrialState.FAIL and trial.user_attrs.get("failure") == LOST)
-
-
-def _is_asked_for(name: str, candidates: Candidates) -> bool:
-    in_constraints = any(name in expression.names for expression in candidates.space.expressions)
-    return in_constraints or any(objective.metric == name for objective in candidates.space.objectives)

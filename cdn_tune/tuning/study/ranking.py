@@ -1,13 +1,14 @@
-"""What the study's trials are worth: their values, their roles, their order, the Pareto front."""
-
-from __future__ import annotations
+"""What a study's trials are worth: objectives, values, roles, order, Pareto front."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.config.space import MEASURED_COSTS
 
 ROLE = "role"
 REFUSED, COPY, LEARNED = "refused", "copy", "learned"
@@ -64,10 +65,7 @@ def pareto_front(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirect
     ]
     points.sort(key=lambda pair: (pair[0], pair[1].number))
     front: list[tuple[list[float], FrozenTrial]] = []
-    for (
-        costs,
-        trial,
-    ) in points:  # sorted so, a point is beaten by an earlier one or by none, and then by one of the front
+    for costs, trial in points:  # sorted so, a point is beaten by an earlier one or by none, and then by one in front
         if not any(_beats(other, costs) for other, _ in front):
             front.append((costs, trial))
     return [trial for _, trial in front]
@@ -75,3 +73,29 @@ def pareto_front(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirect
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
+
+
+class Objectives:
+    """The objectives of a search, in order: values of the model of a trial's best epoch by the first objective.
+
+    Args:
+        space: Names them.
+        base: Names the val metric that chooses epochs; the only objective where the space names none.
+    """
+
+    def __init__(self, space: SearchSpace, base: Experiment) -> None:
+        self.names = tuple(objective.metric for objective in space.objectives) or (base.eval.metric,)
+        given = {objective.metric: objective.direction for objective in space.objectives}
+        self.directions = [
+            given.get(name) or ("minimize" if name in MEASURED_COSTS else "maximize") for name in self.names
+        ]
+
+    def values(self, trial: FrozenTrial, reached: float) -> dict[str, float | None]:
+        """Returns the objectives of a recorded trial by name; `reached` is its best val metric."""
+        first, *others = self.names
+        return {first: reached, **{name: _recorded(trial.user_attrs, name) for name in others}}
+
+
+def _recorded(attributes: dict[str, Any], name: str) -> float | None:
+    found = attributes.get(name) if name in MEASURED_COSTS else attributes.get("val", {}).get(name)
+    return None if found is None else float(found)

@@ -1,6 +1,4 @@
-"""The samplers: what each proposes from, and what it is shown of the study. `config.tables.SAMPLERS` lists them."""
-
-from __future__ import annotations
+"""The samplers: how each is built, and which trials it sees. `config.tables.SAMPLERS` lists them."""
 
 import heapq
 import math
@@ -39,7 +37,7 @@ _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
 _TPE_BEST, _TPE_LATEST = 50, 150
 _GP_TRIALS = 256  # at most, as a Gaussian process costs the cube of their number: the best half and the latest
 
-# Optuna 5 knows a trial's constraints by itself; TPE of Optuna 4 must be given them.
+# Optuna 5 reads a trial's constraints by itself; TPE of Optuna 4 must be given them.
 _TPE_CONSTRAINTS: dict[str, Any] = (
     {} if hasattr(FrozenTrial, "constraints") else {"constraints_func": lambda trial: list(violations(trial).values())}
 )
@@ -48,20 +46,15 @@ Common = Mapping[str, BaseDistribution]  # of the parameters that every trial ha
 Tree = dict[str, Any]  # from a value to the tree of what was proposed with it; a complete point has an empty one
 
 
-def build_sampler(space: SearchSpace, candidates: Candidates, asked: int) -> BaseSampler:
-    """Builds the sampler of one proposal.
+def build_sampler(space: SearchSpace, candidates: Candidates, proposed: int) -> BaseSampler:
+    """Builds the sampler of one proposal, given the number of proposals before it.
 
-    What it proposes depends on the seed, the number of the proposal and the study alone: a process that goes on with a
-    search proposes what the first one would have.
-
-    Args:
-        space: Names the sampler, its settings and its seed.
-        candidates: Its points.
-        asked: Proposals asked before.
+    What it proposes depends on the seed, that number and the study alone: a process that goes on with a search proposes
+    what the first one would have.
     """
     if space.sampler.row.enumerates:
-        return Enumeration(candidates, space.sampler.seed, asked)
-    return Proposal(space, asked)
+        return Enumeration(candidates, space.sampler.seed, proposed)
+    return Proposal(space, proposed)
 
 
 def is_exhausted(sampler: BaseSampler, study: Study) -> bool:
@@ -87,16 +80,12 @@ class Proposal(BaseSampler):
     - GP, CMA-ES, NSGA and QMC model the parameters that every trial has, CMA-ES the numeric ones; conditional ones and
       those per layer are drawn at random. TPE models each group of parameters that occur together.
     - Random draws depend on the parameter's name, not on what was drawn before.
-
-    Args:
-        space: What is searched.
-        asked: Proposals asked before.
     """
 
-    def __init__(self, space: SearchSpace, asked: int) -> None:
+    def __init__(self, space: SearchSpace, proposed: int) -> None:
         config = space.sampler
         self._row = config.row
-        self._entropy = (config.seed, asked)
+        self._entropy = (config.seed, proposed)
         self._startup = config.startup_trials if self._row.startup else 0
         self._common = {
             key: to_distribution(parameter)
@@ -106,7 +95,7 @@ class Proposal(BaseSampler):
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._inner: BaseSampler = resolve(self._row.build)(config, _seed(config.seed, asked))
+            self._inner: BaseSampler = resolve(self._row.build)(config, _seed(config.seed, proposed))
         self._view: Study | None = None
         self._started: bool | None = None
 
@@ -151,17 +140,11 @@ class Proposal(BaseSampler):
 class Enumeration(BaseSampler):
     """Proposes points that no trial has, whatever its state; conditions and values per layer are gone through too.
 
-    A point that a killed process left half sampled counts as not proposed. What is proposed depends on the seed, the
-    number of the proposal and the study alone.
-
-    Args:
-        candidates: The points.
-        seed: Of the search.
-        asked: Proposals asked before.
+    A point that a killed process left half sampled counts as not proposed.
     """
 
-    def __init__(self, candidates: Candidates, seed: int, asked: int) -> None:
-        self._candidates, self._entropy = candidates, (seed, asked)
+    def __init__(self, candidates: Candidates, seed: int, proposed: int) -> None:
+        self._candidates, self._entropy = candidates, (seed, proposed)
         self._proposed: tuple[int, Tree] | None = None  # number of the trial being sampled, what the others have
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002

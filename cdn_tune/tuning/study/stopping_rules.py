@@ -1,6 +1,4 @@
-"""Early stopping: which pruner decides, and what it is shown. `config.tables.STOPPING_RULES` lists the rules."""
-
-from __future__ import annotations
+"""Early stopping: the pruners, and which trials they see. `config.tables.STOPPING_RULES` lists the rules."""
 
 import warnings
 from functools import partial
@@ -32,9 +30,6 @@ class PatiencePruner(BasePruner):
 
     Optuna's own compares the best value before a window with the best within it. Ours are best values so far, which
     never fall, so that it would never prune.
-
-    Args:
-        patience: Reports without a rise that are borne.
     """
 
     def __init__(self, patience: int) -> None:
@@ -47,12 +42,7 @@ class PatiencePruner(BasePruner):
 
 
 def build_pruner(space: SearchSpace, experiment_epochs: int, steps_per_epoch: int | None = None) -> BasePruner:
-    """Builds the pruner of a search space, for :func:`should_prune`.
-
-    Args:
-        space: Names the rule, its settings and what progress is counted in.
-        experiment_epochs: Epochs of a trial.
-        steps_per_epoch: Optimiser steps of one epoch of the base experiment; read by hyperband that counts steps.
+    """Builds the pruner of a search space, for :func:`should_prune`; hyperband that counts steps needs those per epoch.
 
     Raises:
         ValueError: If the rule needs the length of a trial in steps and it is unknown.

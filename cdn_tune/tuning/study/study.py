@@ -1,6 +1,4 @@
-"""The study: the one record of a search. Ray asks it for trials and tells it what became of them."""
-
-from __future__ import annotations
+"""The study: the only record of a search, from which trials are drawn and to which their results are written."""
 
 import math
 import warnings
@@ -21,9 +19,8 @@ from cdn_tune.tuning.study.attributes import Attributes
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.failures import MEMORY, Failures
 from cdn_tune.tuning.study.filtered_study import stored_study
-from cdn_tune.tuning.study.objectives import Objectives
 from cdn_tune.tuning.study.proposals import Proposals
-from cdn_tune.tuning.study.ranking import FINISHED, own, superseded, value_of
+from cdn_tune.tuning.study.ranking import FINISHED, Objectives, own, superseded, value_of
 from cdn_tune.tuning.study.samplers import build_sampler
 from cdn_tune.tuning.study.stopping_rules import build_pruner, should_prune
 
@@ -74,7 +71,7 @@ class Study:
         entries = self.entries()
         self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
         self._new: set[int] = set()
-        self._counted: int | None = None  # follows from the record; counting takes a look at all of it
+        self._counted: int | None = None  # follows from the record; counting reads all of it
         self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
         self._attributes = Attributes(self.optuna, clock)
         self._failures = Failures(entries)
@@ -105,7 +102,7 @@ class Study:
         return self.optuna.directions
 
     def entries(self) -> list[FrozenTrial]:
-        """Returns everything that was ever asked for or learned, by number."""
+        """Returns everything that was ever proposed or learned, by number."""
         return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
     def trials(self) -> list[FrozenTrial]:
@@ -113,7 +110,7 @@ class Study:
         return own(self.entries())
 
     def counted(self) -> int:
-        """Returns how many trials count towards the number asked for: a failed one that is tried again does not."""
+        """Returns how many trials count towards the limit: a failed one that is tried again does not."""
         if self._counted is None:
             again = superseded(self.optuna.get_trials(deepcopy=False))
             self._counted = sum(trial.number not in again for trial in self.trials())
@@ -132,19 +129,14 @@ class Study:
         return not self.unfinished() and (self._proposals.is_exhausted or self.counted() >= limit)
 
     def has_more(self, limit: int) -> bool:
-        """Whether another trial may be handed out, as far as one can tell without asking the sampler."""
+        """Whether another trial may be assigned, as far as is known without the sampler."""
         return bool(self._left) or (not self._proposals.is_exhausted and self.counted() < limit)
 
     def next(self, limit: int) -> int | None:
         """Returns the next trial to run: first those that an earlier process left unfinished, then new ones.
 
-        A proposal that breaks a constraint, or equals an earlier trial, is recorded and not returned.
-
-        Args:
-            limit: Trials in all.
-
-        Returns:
-            Its number, or None when there are `limit` trials, or no proposal is left.
+        A proposal that breaks a constraint, or equals an earlier trial, is recorded and not returned. Returns None when
+        there are `limit` trials, or no proposal is left.
         """
         while self._left:
             number = self._left.pop(0)
@@ -163,7 +155,7 @@ class Study:
         return number_or_reason
 
     def is_new(self, number: int) -> bool:
-        """Whether a trial was first asked for by this process."""
+        """Whether a trial was created by this process."""
         return number in self._new
 
     def parameters(self, number: int) -> dict[str, Any]:
@@ -175,7 +167,7 @@ class Study:
         return self.candidates.experiment(self.trial(number).params, f"trial {number}")
 
     def report(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> bool:
-        """Records what a trial has reached.
+        """Records what a trial has reached; returns whether it should be pruned.
 
         Args:
             number: The trial.
@@ -183,9 +175,6 @@ class Study:
                 is kept as it was.
             value: The trial's best val metric so far.
             note: User attributes to set, e.g. the best epoch.
-
-        Returns:
-            Whether the trial should be pruned.
         """
         trial = self.trial(number)
         if trial.state != TrialState.RUNNING:
@@ -202,22 +191,18 @@ class Study:
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
         with self.optuna.transaction():
-            self._complete(number)
-
-    def _complete(self, number: int) -> None:
-        trial = self._settled(number)
-        if trial is None:
-            return
-        value = value_of(trial)
-        epoch, epochs = trial.user_attrs.get("epoch", 0), trial.user_attrs.get("epochs", 0)
-        if value is None:
-            self.fail(number, "ended without reporting a val metric")
-        elif epoch < epochs:
-            self.fail(number, f"ended after epoch {epoch} of {epochs} without a reason")
-        else:
-            values = self.objectives.values(trial, value)
+            trial = self._settled(number)
+            if trial is None:
+                return
+            value = value_of(trial)
+            values = {} if value is None else self.objectives.values(trial, value)
             missing = [name for name, found in values.items() if found is None or not math.isfinite(found)]
-            if missing:
+            epoch, epochs = trial.user_attrs.get("epoch", 0), trial.user_attrs.get("epochs", 0)
+            if value is None:
+                self.fail(number, "ended without reporting a val metric")
+            elif epoch < epochs:
+                self.fail(number, f"ended after epoch {epoch} of {epochs} without a reason")
+            elif missing:
                 self.fail(number, f"ended without a value of {', '.join(missing)}")
             else:
                 self.optuna.tell(number, [found for found in values.values() if found is not None])
@@ -239,7 +224,7 @@ class Study:
         Args:
             number: The trial.
             reason: In one line.
-            failure: Of which kind: see `tuning.failures`.
+            failure: Its kind, see `study.failures.kind_of`.
         """
         with self.optuna.transaction():
             trial = self._settled(number)
@@ -254,12 +239,12 @@ class Study:
         self.halted = self.halted or self._failures.add(self.trial(number))
 
     def interrupt(self, number: int) -> None:
-        """Writes down what is known of a trial that was stopped with a checkpoint; it stays on record as running."""
+        """Records the state of a trial that was stopped with a checkpoint; it stays on record as running."""
         with self.optuna.transaction():
             self._settled(number)
 
     def put_back(self, number: int) -> None:
-        """Takes back a running trial that has lost its place: it is the next to be handed out."""
+        """Puts back a running trial that has lost its place: it is the next to be assigned."""
         with self.optuna.transaction():
             settled = self._settled(number)
         if settled is not None and number not in self._left:
@@ -267,10 +252,9 @@ class Study:
             self._new.discard(number)  # its folder holds what it has reached
 
     def retry_failed(self) -> int:
-        """Has every failed trial tried again, as a new trial with the same parameters; returns how many."""
-        trials = self.trials()
+        """Queues every failed trial anew, as a new trial with the same parameters; returns how many."""
         tried = superseded(self.optuna.get_trials(deepcopy=False))
-        failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in tried]
+        failed = [each for each in self.trials() if each.state == TrialState.FAIL and each.number not in tried]
         with self.optuna.transaction():
             for trial in failed:
                 self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})

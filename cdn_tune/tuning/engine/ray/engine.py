@@ -31,8 +31,7 @@ from cdn_tune.tuning.engine.ray.results import AVOID, NUMBER
 from cdn_tune.tuning.engine.ray.slots import Slots
 from cdn_tune.tuning.engine.ray.trial import run_trial
 from cdn_tune.tuning.engine.ray.tune_adapters import Adapters
-from cdn_tune.tuning.layout import RAY_LOG
-from cdn_tune.tuning.stop_file import StopFile
+from cdn_tune.tuning.layout import RAY_LOG, StopFile
 
 
 class RayEngine:

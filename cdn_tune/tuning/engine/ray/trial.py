@@ -27,8 +27,7 @@ from cdn_tune.tuning.engine.ray.results import (
     SECONDS,
     STOPPED,
 )
-from cdn_tune.tuning.layout import trial_folder
-from cdn_tune.tuning.stop_file import StopFile
+from cdn_tune.tuning.layout import StopFile, trial_folder
 from cdn_tune.tuning.study.failures import kind_of
 
 ERROR = "error.txt"  # a failed trial's traceback

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdn_tune.tuning.study.retries import NODES_IN_A_ROW, Retries
+from cdn_tune.tuning.study.failures import NODES_IN_A_ROW, Retries
 
 
 def test_a_workers_death_is_forgiven_so_often_and_no_more() -> None:

@@ -1,10 +1,10 @@
-"""The attributes of reports."""
+"""The attributes that reports bring."""
 
 from dataclasses import replace
 
 from cdn_tune.tuning.engine.door import TrialReport
 from cdn_tune.tuning.engine.virtual.engine import CurvePoint, VirtualEngine, _Attempt
-from cdn_tune.tuning.study.report_attributes import ReportAttributes
+from cdn_tune.tuning.study.attributes import ReportAttributes
 
 
 def report(epoch: int = 1) -> TrialReport:
