@@ -3,8 +3,6 @@
 ``from cdn_tune import load`` opens a trained model; see `cdn_tune.evaluation.loading.load`.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -1,12 +1,6 @@
 """Frozen models of an experiment and of a search space, strict YAML, dotted overrides."""
 
-from cdn_tune.config.experiment import (
-    DataConfig,
-    EvalConfig,
-    Experiment,
-    OptimConfig,
-    TrainConfig,
-)
+from cdn_tune.config.experiment import DataConfig, EvalConfig, Experiment, OptimConfig, TrainConfig
 from cdn_tune.config.family import Inputs, LossConfig, ModelConfig
 from cdn_tune.config.load import build, load_experiment, override, parse_overrides
 from cdn_tune.config.load_space import load_space, override_space

@@ -1,7 +1,5 @@
 """The base of all configuration models: frozen, strict, and complete before anything starts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -21,7 +19,7 @@ class Frozen(BaseModel):
         return self.model_dump(mode="json")
 
     @classmethod
-    def variants(cls, family: str | None = None) -> Sequence[type[Frozen]]:  # noqa: ARG003 - for sections of a family
+    def variants(cls, family: str | None = None) -> Sequence[type["Frozen"]]:  # noqa: ARG003 - for sections of a family
         """Returns the sections that may stand where this one is declared: itself, or those of the model families.
 
         Args:

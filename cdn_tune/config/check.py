@@ -1,7 +1,5 @@
 """Checks of a search space against its base experiment, before anything starts: keys, values, metrics, lengths."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Mapping
 from itertools import islice, product

@@ -5,8 +5,6 @@ written by its last part where that is unambiguous. Expressions are parsed into 
 by node; nothing but arithmetic, comparisons and a few functions is accepted, and no code is run.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import operator

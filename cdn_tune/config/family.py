@@ -1,7 +1,5 @@
 """The configuration side of a model family: the `model` and `loss` sections of an experiment."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -61,7 +59,7 @@ class ModelConfig(Frozen):
     has_score_map: ClassVar[bool] = False
 
     @abstractmethod
-    def build(self, data: DataConfig, loss: LossConfig) -> MomentModel:
+    def build(self, data: "DataConfig", loss: LossConfig) -> "MomentModel":
         """Returns the untrained network, its weights drawn from torch's generator; also on the meta device.
 
         Args:
@@ -69,7 +67,7 @@ class ModelConfig(Frozen):
             loss: The experiment's `loss` section, of the class `loss`.
         """
 
-    def check(self, data: DataConfig) -> None:
+    def check(self, data: "DataConfig") -> None:
         """Refuses data that the network cannot read.
 
         Raises:

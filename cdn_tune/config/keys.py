@@ -1,7 +1,5 @@
 """Dotted keys of a configuration: which exist, which is nearest, and how one is set."""
 
-from __future__ import annotations
-
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping

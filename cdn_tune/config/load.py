@@ -1,7 +1,5 @@
 """From files and overrides to frozen configurations, with errors that name file, key, value and remedy."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """From a search space's file to the space and its base experiment, both checked."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What varies in a search: real numbers, whole numbers, choices; under conditions, or anew for every layer."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -45,7 +43,7 @@ class Float(_Varying):
     step: Annotated[float, Field(gt=0)] | None = Field(None, description="distance between the values")
 
     @model_validator(mode="after")
-    def _check(self) -> Float:
+    def _check(self) -> "Float":
         _check_range(self)
         return self
 
@@ -82,7 +80,7 @@ class Int(_Varying):
     step: Positive = Field(1, description="distance between the values")
 
     @model_validator(mode="after")
-    def _check(self) -> Int:
+    def _check(self) -> "Int":
         _check_range(self)
         if self.log and self.step != 1:
             raise ValueError(f"step={self.step} and log cannot be combined; drop one of them")
@@ -111,7 +109,7 @@ class Categorical(_Varying):
     choices: Choices
 
     @model_validator(mode="after")
-    def _check(self) -> Categorical:
+    def _check(self) -> "Categorical":
         for place, choice in enumerate(self.choices):
             if choice in [other for other in self.choices[:place] if type(other) is type(choice)]:
                 raise ValueError(f"choice {choice!r} appears twice; drop one of them")

@@ -3,8 +3,6 @@
 They are shipped beside the files they describe: ``python -m cdn_tune.config.schema`` rewrites them.
 """
 
-from __future__ import annotations
-
 import json
 from copy import deepcopy
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where the experiments and search spaces that come with cdn-tune lie."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cdn_tune.errors import ConfigError

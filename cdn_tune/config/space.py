@@ -1,7 +1,5 @@
 """A search space: which keys of an experiment vary, how they are sampled, when a trial or the search is stopped."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -68,7 +66,7 @@ class ResourcesConfig(Frozen):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> ResourcesConfig:
+    def _check(self) -> "ResourcesConfig":
         gpus = self.gpus_per_worker
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpus_per_worker={gpus} must be a fraction below 1 or a whole number")
@@ -184,7 +182,7 @@ class SearchSpace(Frozen):
         return all(parameter.values is not None for parameter in self.parameters.values())
 
     @model_validator(mode="after")
-    def _check(self) -> SearchSpace:
+    def _check(self) -> "SearchSpace":
         for key in self.parameters:
             if key in self.overrides:
                 raise ValueError(f"{key} is both in overrides and in parameters; keep one")

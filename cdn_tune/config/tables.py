@@ -6,8 +6,6 @@ one by `Table.add`, and may give the object itself in place of its name. Everyth
 checks, the reference of keys, the JSON Schemas, errors) follows from the row.
 """
 
-from __future__ import annotations
-
 import difflib
 import pkgutil
 import re

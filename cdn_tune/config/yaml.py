@@ -1,7 +1,5 @@
 """Strict YAML: duplicate keys are refused, and numbers such as 1e-4 are numbers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Hashable
 from pathlib import Path

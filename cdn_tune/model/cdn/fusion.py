@@ -3,8 +3,6 @@
 Shape letters: B batch, H hidden, S clips.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional
 

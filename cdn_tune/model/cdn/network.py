@@ -3,8 +3,6 @@
 Shape letters: B batch, T frames, D feature size, S clips, H hidden, L words, W word size, J attention steps.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

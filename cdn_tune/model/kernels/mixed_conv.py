@@ -6,8 +6,6 @@ Shape letters: B batch, N = S² cells, C channels, E experts, K kernel size, M c
 tile, n tiles; in one block of the work: R output channels, b samples, g kernels (b, or 1 that serves all samples).
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable

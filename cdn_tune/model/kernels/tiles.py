@@ -3,8 +3,6 @@
 Shape letters: S clips, K kernel size, M cells of a tile, P cells under a tile, n tiles.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 

@@ -9,8 +9,6 @@ Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CV
 B. Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution, 2020 (arXiv 1803.10986).
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 
