@@ -14,8 +14,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from cdn_tune.config.base import Frozen, Positive, PositiveTuple
 from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
 from cdn_tune.config.tables import LAYOUTS, SCHEDULES, find_metric, metric_names
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families

@@ -31,16 +31,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """Parses one YAML value.
-
-    Raises:
-        yaml.YAMLError: If the text is no YAML.
-    """
+    """Returns one YAML value; raises a `yaml.YAMLError` if the text is no YAML."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping.
+    """Returns the mapping that a YAML file holds.
 
     Raises:
         ConfigError: If the file is missing, unreadable, empty, no YAML, or no mapping.

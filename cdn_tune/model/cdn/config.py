@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from cdn_tune.config.base import Frozen, Positive, PositiveTuple
 from cdn_tune.config.experiment import DataConfig, Fraction
 from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
 
 if TYPE_CHECKING:
     from cdn_tune.model.cdn.network import CDN

@@ -14,8 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cdn_tune.model.kernels.tiles import Tiling
-from cdn_tune.model.kernels.winograd import Transforms, transforms
+from cdn_tune.model.kernels.tiles import Tiling, Transforms, transforms
 
 # Output channels of a block, at least; elements of a block of transformed kernels, and columns of it that are
 # transformed at once: what a processor's caches hold.
