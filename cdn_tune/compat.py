@@ -4,8 +4,6 @@ Everything else is public, so that several versions work. A thing in `EXCEPTIONS
 why it is needed and what is lost without it, and goes on without it where a version has it no longer.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from importlib import metadata

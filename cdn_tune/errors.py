@@ -21,8 +21,6 @@ A command prints the message of a `CdnTuneError` without a traceback and exits w
 mend it, 1 when we have to (`cdn_tune.cli.show.output.one_line_errors`).
 """
 
-from __future__ import annotations
-
 
 class CdnTuneError(Exception):
     """Base of every error meant to be read by a user."""

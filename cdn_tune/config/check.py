@@ -1,40 +1,94 @@
-"""Checks of a search space against its base experiment, before anything starts: keys, values, metrics, lengths."""
-
-from __future__ import annotations
+"""Loads a search space and checks it against its base experiment: keys, values, conditions, metrics, lengths."""
 
 import difflib
 from collections.abc import Iterator, Mapping
 from itertools import islice, product
+from pathlib import Path
 from typing import Any
 
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.expression import COSTS, Expression
-from cdn_tune.config.keys import dotted_keys, families_with, get_key, leaf_keys, unknown_key
-from cdn_tune.config.load import of_family, override
-from cdn_tune.config.parameters import Parameter
-from cdn_tune.config.space import MEASURED_COSTS, SearchSpace
-from cdn_tune.config.yaml import flow
+from cdn_tune.config.keys import dotted_keys, families_with, get_key, leaf_keys, set_key, unknown_key
+from cdn_tune.config.load import build, find, load_experiment, of_family, override
+from cdn_tune.config.space import MEASURED_COSTS, Parameter, SearchSpace
+from cdn_tune.config.yaml import flow, read_mapping
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
 FAMILY = "model.name"  # the key by which a space chooses among families
 
 # What every trial of a search must share: the data it is measured on, and the measure.
-COMPARED = (
-    "name",
-    "eval.",
-    "data.dataset",
-    "data.root",
-    "data.features",
-    "data.feature_size",
-    "data.val_fraction",
-    "train.eval_queries",
-)
+COMPARED = ("name", "eval.", "data.dataset", "data.root", "data.features", "data.feature_size", "data.val_fraction")
+COMPARED += ("train.eval_queries",)
+# What a search is; the other sections set how it is run.
+_WRITTEN = ("name", "experiment", "overrides", "parameters", "start_with")
 _MOST = 2000  # combinations of values that are tried to mend one that does not fit alone
 
 
+def load_space(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None
+) -> tuple[SearchSpace, Experiment]:
+    """Returns a search space, checked, and its base experiment under the space's and the given overrides.
+
+    Args:
+        path: A YAML file, or a shipped one by its path below ``search_spaces/``.
+        overrides: Dotted keys of the *experiment* fixed for the whole search.
+        changes: Dotted keys of the space itself, as `override_space` takes them.
+
+    Raises:
+        ConfigError: If a file, a parameter or an override is wrong.
+    """
+    file = find(path, "search_spaces")
+    space = build(SearchSpace, read_mapping(file), str(file))
+    for key in space.overrides:
+        check_key(f"{file}: overrides", key)
+    fixed = {**space.overrides, **(overrides or {})}
+    for key in fixed:
+        if key in space.parameters:
+            raise ConfigError(
+                f"override {key}={fixed[key]}: {file} searches over this key; "
+                "drop the override, or remove the key from parameters"
+            )
+    base = Path(space.experiment)
+    relative = file.parent / base
+    experiment = load_experiment(relative if relative.exists() else base, fixed)
+    if changes:
+        return override_space(space, changes, experiment), experiment
+    check_space(space, experiment, str(file))
+    return space, experiment
+
+
+def override_space(
+    space: SearchSpace, overrides: Mapping[str, Any], experiment: Experiment | None = None
+) -> SearchSpace:
+    """Returns the search space that `space` becomes under dotted overrides of its own keys, checked again.
+
+    Args:
+        space: The space.
+        overrides: Dotted keys of the space, such as ``resources.gpus_per_worker``, and their values.
+        experiment: The base experiment under all fixed overrides; without it the result is not checked against one.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is wrong.
+    """
+    if not overrides:
+        return space
+    merged = space.plain()
+    for key, value in overrides.items():
+        if key not in dotted_keys(SearchSpace):
+            raise ConfigError(f"--set {key}={value}: {unknown_key(SearchSpace, key)}")
+        if key.partition(".")[0] in _WRITTEN:
+            raise ConfigError(f"--set {key}={value}: what is searched is written in the file; change {key} there")
+        set_key(merged, key, value)
+    source = f"{space.name} with {' '.join(f'{key}={value}' for key, value in overrides.items())}"
+    changed = build(SearchSpace, merged, source)
+    if experiment is not None:
+        check_space(changed, experiment, source)
+    return changed
+
+
 def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None:
-    """Refuses a search space that names what does not exist, or that no trial could use.
+    """Raises an error if a search space names what does not exist, or what no trial could use.
 
     A value that does not fit the base experiment is accepted if changing one other parameter mends it: 2 layers do
     not go with the base's 4 dynamic ones, but do with the 1 or 2 that the space searches over.
@@ -42,16 +96,15 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
     Args:
         space: The space.
         experiment: Its base experiment under all fixed overrides.
-        source: What errors name as their origin, usually the file.
+        source: Origin that errors name, usually the file.
 
     Raises:
         ConfigError: Naming the first wrong key and value, and the remedy.
     """
     for key, parameter in space.parameters.items():
         check_key(f"{source}: parameters", key)
-        if key == FAMILY:
-            for value in parameter.probes:
-                override(experiment.plain(), {key: value}, source)
+        for value in parameter.probes if key == FAMILY else ():
+            override(experiment.plain(), {key: value}, source)
         if key.startswith(COMPARED):
             raise ConfigError(
                 f"{source}: parameters.{key}: trials that differ in it cannot be compared; put it in overrides"
@@ -73,7 +126,7 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
 
 
 def resolve_name(name: str) -> str:
-    """Returns what a name in a constraint stands for: a cost, a dotted key, or the key whose last part it is.
+    """Returns the cost or dotted key that a name in a constraint stands for: itself, or the key that ends so.
 
     Raises:
         ConfigError: If it is unknown, a section, or several keys end so.
@@ -101,7 +154,7 @@ class _Values:
         self.space, self.base = space, experiment.plain()
 
     def contexts(self, key: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
-        """Yields what may be set beside a parameter's value: its conditions, then one other parameter as well."""
+        """Yields the points beside a parameter's value: values of its conditions, then of one other parameter too."""
         conditions = {other: values for other, values in parameter.when.items() if other in self.space.parameters}
         held = [dict(zip(conditions, each, strict=True)) for each in product(*conditions.values())]
         yield from held
@@ -111,9 +164,11 @@ class _Values:
 
     def held(self, key: str, point: Mapping[str, Any]) -> Any:
         """Returns a key's value at a point: as set there, else the base's; None if it has none."""
-        if key in point:
-            return point[key]
-        return get_key(of_family(self.base, point.get(FAMILY, families.name_in(self.base))), key)
+        return (
+            point[key]
+            if key in point
+            else get_key(of_family(self.base, point.get(FAMILY, families.name_in(self.base))), key)
+        )
 
     def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a point as overrides: one value for all layers becomes a list."""
@@ -135,7 +190,7 @@ class _Values:
 
 
 def check_key(where: str, key: str) -> None:
-    """Refuses a key that does not exist, or that is a section."""
+    """Raises a `ConfigError` if a key does not exist or is a section."""
     if key not in dotted_keys(Experiment):
         raise ConfigError(f"{where}.{unknown_key(Experiment, key)}")
     if key not in leaf_keys(Experiment):
@@ -144,13 +199,7 @@ def check_key(where: str, key: str) -> None:
 
 
 def reached(space: SearchSpace, key: str, base: str) -> list[str]:
-    """Returns the families among which a parameter is sampled, by its conditions and those of what they name.
-
-    Args:
-        space: The space.
-        key: The parameter.
-        base: The base experiment's family.
-    """
+    """Returns the families in which a parameter is sampled, by its conditions and theirs; `base` where none is."""
     searched = space.parameters.get(FAMILY)
     names = [base] if searched is None or searched.values is None else list(searched.values)
     for other, values in space.parameters[key].when.items():
@@ -165,7 +214,7 @@ def reached(space: SearchSpace, key: str, base: str) -> list[str]:
 
 
 def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment: Experiment, source: str) -> None:
-    """Refuses a parameter that is sampled in trials of a family without that key, with the line to add."""
+    """Raises an error if a parameter is sampled in trials of a family without that key, with the line to add."""
     owners, base = families_with(Experiment, key), experiment.model.name
     others = [name for name in reached(space, key, base) if name not in owners]
     if not others:
@@ -217,18 +266,17 @@ def _check_conditions(space: SearchSpace, key: str, parameter: Parameter, experi
                 known = other in dotted_keys(Experiment, family=experiment.model.name)
                 override(experiment.plain() if known else of_family(experiment.plain(), name), {other: value}, where)
             elif not varying.has(value):
-                raise ConfigError(
-                    f"{where}.{other}: {value!r} is never sampled, parameters.{other} does not allow it; mend one of "
-                    "them"
-                )
+                fault = f"{value!r} is never sampled, parameters.{other} does not allow it"
+                raise ConfigError(f"{where}.{other}: {fault}; mend one of them")
 
 
 def _check_value(values: _Values, key: str, parameter: Parameter, value: Any, source: str) -> None:
-    """Refuses a value that fits neither the base experiment nor any other value of one other parameter."""
+    """Raises an error if a value fits neither the base experiment nor any value of one other parameter."""
     contexts = islice(values.contexts(key, parameter), _MOST)
     if not any(values.fit({**context, key: value}) for context in contexts):
-        name = next(iter(reached(values.space, key, values.base["model"]["name"])), values.base["model"]["name"])
-        named = {} if name == values.base["model"]["name"] else {FAMILY: name}
+        base = values.base["model"]["name"]
+        name = next(iter(reached(values.space, key, base)), base)
+        named = {} if name == base else {FAMILY: name}
         values.experiment({**named, key: value}, source)  # raises, unless only its own conditions are at fault
         values.experiment({**next(values.contexts(key, parameter)), key: value}, source)
 
@@ -241,27 +289,20 @@ def _check_point(values: _Values, point: Mapping[str, Any], source: str) -> None
                 raise ConfigError(
                     f"{source}: {key} is not sampled where {other} is {held}; drop it from the point, or set {other}"
                 )
-    left = [(key, probe) for key in values.space.parameters if key not in point for probe in _probes(values, key)]
+    left = [(key, probe) for key, each in values.space.parameters.items() if key not in point for probe in each.probes]
     if not values.fit(point) and not any(values.fit({**point, key: probe}) for key, probe in left):
         values.experiment(point, source)
 
 
-def _probes(values: _Values, key: str) -> tuple[Any, ...]:
-    return values.space.parameters[key].probes
-
-
 def _check_constraint(expression: Expression, values: _Values, source: str) -> None:
-    """Refuses a constraint with unknown names, or that cannot be computed for the values there are."""
+    """Raises an error if a constraint has unknown names or cannot be computed for a parameter's values."""
     where = f"{source}: constraint {expression.text!r}"
     try:
         meant = {name: resolve_name(name) for name in expression.names}
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    points: list[dict[str, Any]] = [{}]
-    points += [
-        {key: probe} for key in meant.values() if key in values.space.parameters for probe in _probes(values, key)
-    ]
-    for point in points:
+    searched = [(key, values.space.parameters[key]) for key in meant.values() if key in values.space.parameters]
+    for point in ({}, *({key: probe} for key, parameter in searched for probe in parameter.probes)):
         spread = values.spread(point)
         known = {name: 1.0 if key in COSTS else values.held(key, spread) for name, key in meant.items()}
         owners = [set(families_with(Experiment, key)) for key in meant.values() if key not in COSTS]
@@ -275,16 +316,16 @@ def _check_constraint(expression: Expression, values: _Values, source: str) -> N
 
 
 def _check_objectives(space: SearchSpace, experiment: Experiment, source: str) -> None:
-    metric, metrics = experiment.eval.metric, experiment.eval.metrics
-    named: list[str] = []
+    metric, metrics, named = experiment.eval.metric, experiment.eval.metrics, list[str]()
+    able = (*metrics, *MEASURED_COSTS)
     for place, objective in enumerate(space.objectives):
         where = f"{source}: objectives[{place}]"
         if objective.metric in named:
             raise ConfigError(f"{where}: {objective.metric} is named twice; drop one")
         named.append(objective.metric)
-        if objective.metric not in (*metrics, *MEASURED_COSTS):
-            near = difflib.get_close_matches(objective.metric, (*metrics, *MEASURED_COSTS), n=1)
-            mend = f"did you mean {near[0]}?" if near else "choose one of " + ", ".join((*metrics, *MEASURED_COSTS))
+        if objective.metric not in able:
+            near = difflib.get_close_matches(objective.metric, able, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(able)}"
             raise ConfigError(f"{where}: {objective.metric!r} is neither measured on val nor a cost; {mend}")
         if place == 0 and objective.metric != metric:
             raise ConfigError(
@@ -296,13 +337,12 @@ def _check_objectives(space: SearchSpace, experiment: Experiment, source: str) -
             raise ConfigError(f"{where}: {objective.metric} is better the higher it is; drop direction: minimize")
     target = space.budget.target
     if target is not None and not 0 < target <= 1:
-        raise ConfigError(
-            f"{source}: budget.target={target:g}: {metric} is a share above 0 and up to 1, as 0.45 for 45 %"
-        )
+        fault = f"{metric} is a share above 0 and up to 1, as 0.45 for 45 %"
+        raise ConfigError(f"{source}: budget.target={target:g}: {fault}")
 
 
 def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> None:
-    """Refuses trials too short for early stopping, and batches too small for the workers."""
+    """Raises an error if trials are too short for early stopping, or batches too small for the workers."""
     stopping, workers = space.early_stopping, space.resources.workers
     epochs = _most(space, "train.epochs", experiment.train.epochs)
     if stopping.name != "none" and stopping.unit == "epoch" and stopping.min_resource > epochs:

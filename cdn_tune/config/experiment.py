@@ -1,7 +1,5 @@
 """An experiment: everything that determines one trial, in one frozen object."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +14,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from cdn_tune.config.base import Frozen, Positive, PositiveTuple
 from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
 from cdn_tune.config.tables import LAYOUTS, SCHEDULES, find_metric, metric_names
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
@@ -48,8 +46,7 @@ class DataConfig(Frozen):
         "words", description="words: punctuation-aware, lower-cased; legacy: split on spaces as the published code does"
     )
     unknown_words: Literal["zero", "subword"] = Field(
-        "zero",
-        description="words without a vector: zero, or the mean of the known words they are made of (subword)",
+        "zero", description="words without a vector: zero, or the mean of the known words they are made of (subword)"
     )
     resampling: Literal["all", "legacy"] = Field(
         "all", description="all: average over every frame; legacy: leave the last frame out as the published code does"
@@ -59,8 +56,7 @@ class DataConfig(Frozen):
         description="type of the clips in the node's cache (CDN_TUNE_CACHE); float16 halves it and rounds to 11 bits",
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1,
-        description="share of training videos held out as val where the dataset has no val split (Charades-STA)",
+        0.1, description="share of training videos held out as val where the dataset has no val split (Charades-STA)"
     )
 
     @field_validator("root")
@@ -90,8 +86,7 @@ class TrainConfig(Frozen):
     epochs: Positive = Field(20, description="passes over the train split")
     batch_size: Positive = Field(32, description="global batch size, over all workers [B]")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto",
-        description="of the forward pass; auto: bf16 on a GPU that has it, fp32 otherwise; fp16 scales the loss",
+        "auto", description="of the forward pass; auto: bf16 on a GPU that has it, fp32 otherwise; fp16 scales the loss"
     )
     tf32: bool = Field(False, description="on a GPU, multiply and convolve float32 in TensorFloat-32")
     compile: bool = Field(False, description="compile the model with torch.compile")
@@ -179,6 +174,6 @@ class Experiment(Frozen):
         return found
 
     @model_validator(mode="after")
-    def _check(self) -> Experiment:
+    def _check(self) -> "Experiment":
         self.model.check(self.data)
         return self

@@ -5,8 +5,6 @@ written by its last part where that is unambiguous. Expressions are parsed into 
 by node; nothing but arithmetic, comparisons and a few functions is accepted, and no code is run.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import operator
@@ -54,25 +52,17 @@ _LARGEST_POWER = 64
 
 @dataclass(frozen=True)
 class Expression:
-    """A constraint.
-
-    Attributes:
-        text: As it was written.
-        names: Keys and costs that it names, as written.
-    """
+    """A constraint."""
 
     text: str
-    names: frozenset[str]
+    names: frozenset[str]  # of keys and costs, as written
     _tree: ast.expr = field(repr=False, compare=False)
 
     def violation(self, values: Mapping[str, Any]) -> float:
-        """Returns how far the constraint is from holding; at most 0 if it holds.
+        """Returns how far the constraint is from holding for values by name; at most 0 if it holds.
 
         The distance of a comparison of numbers is relative to its right side, so that constraints of different units
         can be added up, as samplers do. Compared with a list, a number is compared with each of its items.
-
-        Args:
-            values: Values by the names that the expression uses.
 
         Raises:
             ValueError: If values cannot be compared or computed with.
@@ -84,7 +74,7 @@ class Expression:
 
 
 def parse_expression(text: str) -> Expression:
-    """Parses a constraint.
+    """Returns a constraint, parsed.
 
     Raises:
         ValueError: If it is no comparison, or contains anything else than names, values, arithmetic, comparisons,
@@ -149,10 +139,7 @@ def _violation(node: ast.expr, values: Mapping[str, Any]) -> float:
         return 1.0 if _violation(node.operand, values) <= 0 else 0.0
     if isinstance(node, ast.Compare):
         sides = [_value(side, values) for side in (node.left, *node.comparators)]
-        return max(
-            _distance(comparison, left, right)
-            for comparison, left, right in zip(node.ops, sides, sides[1:], strict=False)
-        )
+        return max(_distance(*each) for each in zip(node.ops, sides, sides[1:], strict=False))
     return 0.0 if _value(node, values) else 1.0
 
 

@@ -1,12 +1,10 @@
 """The configuration side of a model family: the `model` and `loss` sections of an experiment."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from cdn_tune.config.base import Frozen
+from cdn_tune.config.keys import Frozen
 from cdn_tune.model import families
 
 if TYPE_CHECKING:
@@ -15,15 +13,10 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
-    """What a network's `forward` takes, in order: names of fields of `data.dataset.Batch`, which has one per form.
+    """What a network's `forward` takes, in order: names of fields of `data.dataset.Batch`, which has one per form."""
 
-    Attributes:
-        video: Forms of the video: ``visual``, frame features resampled to a fixed length.
-        query: Forms of the query: ``words``, padded word vectors, and ``word_mask``.
-    """
-
-    video: tuple[str, ...] = ("visual",)
-    query: tuple[str, ...] = ("words", "word_mask")
+    video: tuple[str, ...] = ("visual",)  # frame features resampled to a fixed length
+    query: tuple[str, ...] = ("words", "word_mask")  # padded word vectors
 
 
 class LossConfig(Frozen):
@@ -61,23 +54,17 @@ class ModelConfig(Frozen):
     has_score_map: ClassVar[bool] = False
 
     @abstractmethod
-    def build(self, data: DataConfig, loss: LossConfig) -> MomentModel:
+    def build(self, data: "DataConfig", loss: LossConfig) -> "MomentModel":
         """Returns the untrained network, its weights drawn from torch's generator; also on the meta device.
 
-        Args:
-            data: Says how large a frame feature and a word vector are, and how many frames there are.
-            loss: The experiment's `loss` section, of the class `loss`.
+        `data` has the sizes of frame features and word vectors and the number of frames; `loss` is of the class `loss`.
         """
 
-    def check(self, data: DataConfig) -> None:
-        """Refuses data that the network cannot read.
-
-        Raises:
-            ValueError: In one line that names keys, values and remedy.
-        """
+    def check(self, data: "DataConfig") -> None:
+        """Raises a `ValueError` in one line (keys, values, remedy) if the network cannot read the data."""
 
     def summary(self) -> str:
-        """Returns what sets this model apart in its family, in a few words; may be empty."""
+        """Returns the sizes and the variant of the model in a few words; may be empty."""
         return ""
 
     @property

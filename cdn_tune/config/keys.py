@@ -1,26 +1,38 @@
-"""Dotted keys of a configuration: which exist, which is nearest, and how one is set."""
-
-from __future__ import annotations
+"""Sections of a configuration and their dotted keys: which exist, which is nearest, how one is set."""
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
-from cdn_tune.config.base import Frozen
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
+Positive = Annotated[int, Field(ge=1)]
+PositiveTuple = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+
+
+class Frozen(BaseModel):
+    """A configuration section: unknown keys and wrong types are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the section as plain dicts, lists, numbers and strings, ready for YAML or JSON."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def variants(cls, family: str | None = None) -> Sequence[type["Frozen"]]:  # noqa: ARG003 - for sections of a family
+        """Returns the sections allowed where this one is declared: itself, or those of all model families or of one."""
+        return (cls,)
+
 
 def dotted_keys(model: type[BaseModel], prefix: str = "", family: str | None = None) -> Iterator[str]:
-    """Yields every dotted key of a configuration model once, sections before their members.
+    """Yields every dotted key of a configuration model once, behind `prefix`, sections before their members.
 
-    Args:
-        model: The configuration model.
-        prefix: What every key begins with.
-        family: Only the keys of this model family, where a section differs between families; of all if None.
+    Where a section differs between model families, only the keys of `family` are yielded; those of all if None.
     """
     found: dict[str, None] = {}
     for name, field in model.model_fields.items():
@@ -46,16 +58,13 @@ def nearest_key(model: type[BaseModel], key: str, family: str | None = None) -> 
     """Returns the known dotted key most like `key`: by its last part, in its section, by full path."""
     known = list(dotted_keys(model, family=family))
     last = key.rpartition(".")[2]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == last]
-    if same_leaf:
+    if same_leaf := [name for name in known if name.rpartition(".")[2] == last]:
         return difflib.get_close_matches(key, same_leaf, n=1, cutoff=0)[0]
     section = key.rpartition(".")[0]
     beside = {name.rpartition(".")[2]: name for name in known if section and name.rpartition(".")[0] == section}
-    close = difflib.get_close_matches(last, beside, n=1, cutoff=0.4)
-    if close:
+    if close := difflib.get_close_matches(last, beside, n=1, cutoff=0.4):
         return beside[close[0]]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if close:
+    if close := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
         return close[0]
     leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
     close = difflib.get_close_matches(last, leaves, n=1, cutoff=0.6)
@@ -63,19 +72,11 @@ def nearest_key(model: type[BaseModel], key: str, family: str | None = None) -> 
 
 
 def unknown_key(model: type[BaseModel], key: str, family: str | None = None) -> str:
-    """Returns a line that a key does not exist, with the nearest one that does, or the family that has it.
-
-    Args:
-        model: The configuration model.
-        key: The dotted key.
-        family: The model family it was given for; any if None.
-    """
+    """Returns the error of an unknown key, with the nearest known one; given for a family, with one that has it."""
     if family is not None and (owners := families_with(model, key)):
         return f"{key}: unknown key of the family {family}; with model.name={owners[0]} it exists"
     near = nearest_key(model, key, family)
-    return f"{key}: unknown key" + (
-        f"; did you mean {near}?" if near else f"; known are {', '.join(model.model_fields)}"
-    )
+    return f"{key}: unknown key; " + (f"did you mean {near}?" if near else f"known are {', '.join(model.model_fields)}")
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
@@ -95,19 +96,17 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
 
 def get_key(values: Mapping[str, Any], key: str, absent: Any = None) -> Any:
     """Returns the value under a dotted key of nested dicts, `absent` if there is none."""
-    inner: Any = values
     for part in key.split("."):
-        if not isinstance(inner, Mapping) or part not in inner:
+        if not isinstance(values, Mapping) or part not in values:
             return absent
-        inner = inner[part]
-    return inner
+        values = values[part]
+    return values
 
 
 def get_keys(values: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
     """Returns the values under those of some dotted keys that nested dicts have."""
     absent = object()
-    found = {key: get_key(values, key, absent) for key in wanted}
-    return {key: value for key, value in found.items() if value is not absent}
+    return {key: value for key in wanted if (value := get_key(values, key, absent)) is not absent}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

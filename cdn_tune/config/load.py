@@ -1,7 +1,5 @@
 """From files and overrides to frozen configurations, with errors that name file, key, value and remedy."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from collections.abc import Iterable, Mapping
@@ -13,19 +11,44 @@ from pydantic import BaseModel, ValidationError
 
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.keys import dotted_keys, set_key, unknown_key
-from cdn_tune.config.parameters import Categorical, Float, Int
-from cdn_tune.config.shipped import find
+from cdn_tune.config.space import Categorical, Float, Int
 from cdn_tune.config.yaml import parse, read_mapping
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 _KINDS: dict[str, type[BaseModel]] = {"float": Float, "int": Int, "categorical": Categorical}
 
 
+def roots() -> list[Path]:
+    """Returns the folders that hold ``experiments/`` and ``search_spaces/``: a checkout, or in an installed wheel."""
+    return [root for root in (_PACKAGE.parent, _PACKAGE / "shipped") if (root / "experiments").is_dir()]
+
+
+def find(path: str | Path, kind: str) -> Path:
+    """Returns the path of a configuration file: as given, else among the shipped ones.
+
+    Args:
+        path: With or without ``.yaml``; relative to the working folder, or to the shipped `kind` folder.
+        kind: ``experiments`` or ``search_spaces``.
+
+    Raises:
+        ConfigError: If there is no such file, naming what is shipped.
+    """
+    for base in (Path(), *roots(), *(root / kind for root in roots())):
+        for candidate in (base / path, base / f"{path}.yaml"):
+            if candidate.is_file():
+                return candidate
+    if Path(path).is_dir():
+        raise ConfigError(f"{path}: is a folder; name the YAML file in it")
+    shipped = sorted({str(file.relative_to(root)) for root in roots() for file in (root / kind).rglob("*.yaml")})
+    raise ConfigError(f"{path}: no such file; shipped are {', '.join(shipped) or 'none'}")
+
+
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """Parses ``key=value`` arguments; values are YAML, so ``[1, 5]``, ``1e-4`` and ``true`` mean what they say.
+    """Returns ``key=value`` arguments as a dict; values are YAML, such as ``[1, 5]``, ``1e-4`` and ``true``.
 
     Raises:
         ConfigError: If an argument is not of that form.
@@ -43,12 +66,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
-    """Builds a configuration from nested values.
-
-    Args:
-        model: The configuration model.
-        values: Nested plain values.
-        source: What errors name as their origin, usually the file.
+    """Returns the configuration that nested plain values describe; errors name `source`, usually the file.
 
     Raises:
         ConfigError: If a key is unknown or a value is wrong; one line each.
@@ -61,11 +79,7 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
 
 
 def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Loads an experiment file and applies dotted overrides.
-
-    Args:
-        path: A YAML file, or a shipped one by its path below ``experiments/``.
-        overrides: Dotted keys and their values.
+    """Returns the experiment of a YAML file, or a shipped one below ``experiments/``, under dotted overrides.
 
     Raises:
         ConfigError: If the file or an override is wrong.
@@ -104,7 +118,7 @@ def of_family(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _explain(model: type[BaseModel], error: ValidationError, family: str | None) -> list[str]:
-    """Turns pydantic's findings into lines ``key: what is wrong and what is expected``, one per key."""
+    """Returns pydantic's findings as lines ``key: what is wrong and what is expected``, one per key."""
     lines: dict[str, str] = {}
     for finding in error.errors(include_url=False):
         key = ".".join(str(part) for part in finding["loc"] if not _is_union_branch(part))
@@ -129,18 +143,16 @@ def _explain(model: type[BaseModel], error: ValidationError, family: str | None)
 
 
 def _unknown(model: type[BaseModel], key: str, location: tuple[str | int, ...], family: str | None) -> str:
-    """Returns a line about a key that does not exist; those of a search space's parameters depend on their type."""
+    """Returns the error of an unknown key; the keys of a search space's parameters depend on their type."""
     kind = _KINDS.get(str(location[2])) if location[0] == "parameters" and len(location) > 3 else None
     if kind is None:
         return unknown_key(model, key, family)
     near = difflib.get_close_matches(str(location[3]), kind.model_fields, n=1)
-    return f"{key}: unknown key; " + (
-        f"did you mean {near[0]}?" if near else f"{location[2]} takes {', '.join(kind.model_fields)}"
-    )
+    mend = f"did you mean {near[0]}?" if near else f"{location[2]} takes {', '.join(kind.model_fields)}"
+    return f"{key}: unknown key; {mend}"
 
 
 def _is_union_branch(part: str | int) -> bool:
-    """Pydantic adds the tried branch of a union to an error's location; users do not write that."""
-    if isinstance(part, int):
-        return False
-    return part in {"float", "int", "categorical", "bool", "str", "none"} or part.startswith(("constrained-", "tuple["))
+    """Returns whether part of an error's location is a union's branch: pydantic adds it, and users do not write it."""
+    kinds = ("float", "int", "categorical", "bool", "str", "none")
+    return part in kinds or str(part).startswith(("constrained-", "tuple["))

@@ -1,7 +1,5 @@
 """The reference of all keys, as docs/configuration.md shows it: ``python -m cdn_tune.config.reference``."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from typing import Any

@@ -3,10 +3,7 @@
 They are shipped beside the files they describe: ``python -m cdn_tune.config.schema`` rewrites them.
 """
 
-from __future__ import annotations
-
 import json
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Union
 
@@ -16,7 +13,7 @@ from cdn_tune.config.check import COMPARED
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.family import LossConfig, ModelConfig
 from cdn_tune.config.keys import leaf_keys
-from cdn_tune.config.shipped import roots
+from cdn_tune.config.load import roots
 from cdn_tune.config.space import SearchSpace
 from cdn_tune.model import families
 
@@ -44,7 +41,9 @@ def space_schema() -> dict[str, Any]:
         {key: {"$ref": "#/$defs/Parameter", **_meaning(leaf)} for key, leaf in searched.items()}
     )
     fields["overrides"] |= _closed(leaves)
-    fields["start_with"] = _replaced(fields["start_with"], {"$ref": "#/$defs/Point"})
+    next(each for each in fields["start_with"]["anyOf"] if each.get("type") == "array")["items"] = {
+        "$ref": "#/$defs/Point"
+    }
     for kind in ("Float", "Int", "Categorical"):
         when = definitions[kind]["properties"]["when"]
         definitions[kind]["properties"]["when"] = {"$ref": "#/$defs/When", **_meaning(when)}
@@ -55,11 +54,7 @@ def space_schema() -> dict[str, Any]:
 
 
 def schema_text(kind: str) -> str:
-    """Returns a schema as it is shipped.
-
-    Args:
-        kind: ``experiment`` or ``space``.
-    """
+    """Returns a schema as it is shipped, of an ``experiment`` or of a ``space``."""
     schema = experiment_schema() if kind == "experiment" else space_schema()
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
@@ -69,13 +64,8 @@ def _any_family() -> type[Experiment]:
     first = families.default()
     models: Any = Union[tuple(ModelConfig.variants())]  # noqa: UP007
     losses: Any = Union[tuple(dict.fromkeys(LossConfig.variants()))]  # noqa: UP007
-    return create_model(
-        "Experiment",
-        __base__=Experiment,
-        __doc__=Experiment.__doc__,
-        model=(models, first),
-        loss=(losses, first.loss()),
-    )
+    fields: dict[str, Any] = {"model": (models, first), "loss": (losses, first.loss())}
+    return create_model("Experiment", __base__=Experiment, __doc__=Experiment.__doc__, **fields)
 
 
 def _leaves() -> dict[str, dict[str, Any]]:
@@ -103,15 +93,6 @@ def _closed(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _meaning(leaf: dict[str, Any]) -> dict[str, Any]:
     return {"description": leaf["description"]} if "description" in leaf else {}
-
-
-def _replaced(field: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    """Returns the schema of ``start_with`` with that of a point put in."""
-    field = deepcopy(field)
-    for branch in field["anyOf"]:
-        if branch.get("type") == "array":
-            branch["items"] = point
-    return field
 
 
 if __name__ == "__main__":

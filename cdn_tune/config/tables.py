@@ -2,11 +2,9 @@
 
 One table of each. A row names what implements it as ``module:name``, imported once it is used, so that reading a file
 of settings imports neither torch nor Optuna. To add one, write its file and its row here; a program of your own adds
-one by `Table.add`, and may give the object itself in place of its name. Everything else (what a file may say, its
-checks, the reference of keys, the JSON Schemas, errors) follows from the row.
+one by `Table.add`, and may give the object itself in place of its name. Everything else (the values that a file may
+hold, its checks, the reference of keys, the JSON Schemas, errors) follows from the row.
 """
-
-from __future__ import annotations
 
 import difflib
 import pkgutil
@@ -22,7 +20,7 @@ Reference = str | Callable[..., Any] | Any  # "module:name", or the object itsel
 
 
 def resolve(reference: Reference) -> Any:
-    """Returns what a row's reference names."""
+    """Returns the object that a row's reference names."""
     return pkgutil.resolve_name(reference) if isinstance(reference, str) else reference
 
 
@@ -38,7 +36,7 @@ class Table(dict[str, R], Generic[R]):
     """Rows by name. As an annotation of a configuration's field, ``Annotated[str, TABLE]``, it allows its names only.
 
     Args:
-        kind: What a row is, for errors.
+        kind: What errors call a row.
         rows: The rows.
     """
 
@@ -49,29 +47,19 @@ class Table(dict[str, R], Generic[R]):
     __hash__ = object.__hash__  # type: ignore[assignment]  # pydantic and typing keep annotations in sets
 
     def add(self, name: str, row: R) -> R:
-        """Adds a row and returns it.
-
-        Raises:
-            ValueError: If the name is taken.
-        """
+        """Adds a row and returns it; raises a `ValueError` if the name is taken."""
         if name in self:
             raise ValueError(f"{self.kind} {name} exists already; choose another name")
         self[name] = row
         return row
 
     def check(self, name: str) -> str:
-        """Returns a name that is in the table.
-
-        Raises:
-            ValueError: If it is not; names the nearest, or all.
-        """
+        """Returns a name of the table; raises a `ValueError` that names the nearest, or all, for any other."""
         if name in self:
             return name
         near = difflib.get_close_matches(name, self, n=1)
-        raise ValueError(
-            f"{name!r} is wrong: no such {self.kind}; "
-            + (f"did you mean {near[0]}?" if near else f"choose one of {', '.join(self)}")
-        )
+        mend = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(self)}"
+        raise ValueError(f"{name!r} is wrong: no such {self.kind}; {mend}")
 
     def describe(self) -> str:
         """Returns all names with their meanings in one line."""
@@ -89,7 +77,7 @@ class Sampler:
     """How the next trial is proposed. `tuning.study.samplers` uses the rows.
 
     Attributes:
-        meaning: What it is.
+        meaning: One phrase for the reference of keys, here and in the other tables.
         build: From `SamplerConfig` and the seed of one proposal to Optuna's sampler; None where `enumerates`.
         show: From trials, directions and the distributions of the modelled parameters to the trials it is shown.
         models: Which parameters it proposes together: those that every trial has (``common``), the numeric ones of
@@ -134,7 +122,6 @@ class StoppingRule:
     """When a trial that lags behind is stopped. `tuning.study.stopping_rules` uses the rows.
 
     Attributes:
-        meaning: What it is.
         build: From `EarlyStoppingConfig` and the length of a trial in its unit (None if unknown) to Optuna's pruner.
         compares: What a report is compared with: other trials' ``reports`` as they are, each other trial's
             ``last report`` that is not later, or the ``queries`` of the best complete trial.
@@ -164,12 +151,7 @@ STOPPING_RULES = Table[StoppingRule](
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate changes after the warm-up.
-
-    Attributes:
-        meaning: What it is.
-        build: A subclass of `training.step.optimiser.Schedule`.
-    """
+    """How the learning rate changes after the warm-up; `build` is a subclass of `training.step.optimiser.Schedule`."""
 
     meaning: str
     build: Reference
@@ -188,12 +170,7 @@ SCHEDULES = Table[Schedule](
 
 @dataclass(frozen=True)
 class Dataset:
-    """What annotations and features of a dataset look like on disk.
-
-    Attributes:
-        meaning: What it is.
-        layout: A `data.layouts.Layout`.
-    """
+    """How annotations and features of a dataset lie on disk; `layout` is a `data.layouts.Layout`."""
 
     meaning: str
     layout: Reference
@@ -215,9 +192,8 @@ class Metric:
     """A number per query, in [0, 1], the greater the better; a split's metric is its mean over the queries.
 
     Attributes:
-        meaning: What it is.
         per_query: From `moments.metrics.Answers`, and ``n`` and ``iou`` if the name has them, to float64 [Q].
-        depth: Moments per query that it looks at; n, if the name has it.
+        depth: Moments per query that it reads; n, if the name has it.
         on_val: Whether val is measured by it in any case; eval.metric always is.
     """
 
@@ -242,28 +218,19 @@ METRICS = Table[Metric](  # in the order of every table; names with {n} and {iou
 
 @dataclass(frozen=True)
 class NamedMetric:
-    """A metric with the parameters that its name gives.
-
-    Attributes:
-        row: The metric.
-        settings: ``n`` and ``iou``, as far as the name has them.
-    """
+    """A metric with the settings in its name, ``n`` and ``iou``, as far as the name has them."""
 
     row: Metric
     settings: dict[str, Any]
 
     @property
     def depth(self) -> int:
-        """Moments per query that it looks at."""
+        """Moments per query that it reads."""
         return int(self.settings.get("n", self.row.depth))
 
 
 def find_metric(name: str) -> NamedMetric:
-    """Returns what a metric's name, such as ``R1@0.5``, means.
-
-    Raises:
-        ValueError: If it means nothing.
-    """
+    """Returns the metric of a name such as ``R1@0.5``; raises a `ValueError` if there is none."""
     for template, row in METRICS.items():
         pattern = re.escape(template).replace(r"\{n\}", r"(?P<n>[1-9]\d*)").replace(r"\{iou\}", r"(?P<iou>[\d.e-]+)")
         if (found := re.fullmatch(pattern, name)) is None:
@@ -281,19 +248,12 @@ def find_metric(name: str) -> NamedMetric:
 
 def metric_names(recalls: Sequence[int], ious: Sequence[float], on_val: bool = False) -> tuple[str, ...]:
     """Returns the names of all metrics at these n and IoUs, in table order; with `on_val`, of those measured on val."""
-    return tuple(
-        dict.fromkeys(
-            _filled(template, n=n, iou=iou)
-            for template, row in METRICS.items()
-            if row.on_val or not on_val
-            for n in recalls
-            for iou in ious
-        )
-    )
+    wanted = [template for template, row in METRICS.items() if row.on_val or not on_val]
+    return tuple(dict.fromkeys(_filled(template, n, iou) for template in wanted for n in recalls for iou in ious))
 
 
 def metrics_depth(names: Sequence[str]) -> int:
-    """Returns how many moments per query some metrics look at."""
+    """Returns how many moments per query some metrics read."""
     return max(find_metric(name).depth for name in names)
 
 

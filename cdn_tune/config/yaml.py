@@ -1,7 +1,5 @@
 """Strict YAML: duplicate keys are refused, and numbers such as 1e-4 are numbers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -33,16 +31,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """Parses one YAML value.
-
-    Raises:
-        yaml.YAMLError: If the text is no YAML.
-    """
+    """Returns one YAML value; raises a `yaml.YAMLError` if the text is no YAML."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping.
+    """Returns the mapping that a YAML file holds.
 
     Raises:
         ConfigError: If the file is missing, unreadable, empty, no YAML, or no mapping.

@@ -6,8 +6,6 @@ separated by commas. The module must be importable there (installed, or on ``PYT
 checkpoints hold names alone, so that opening one imports nothing that is not named here.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import os
@@ -37,7 +35,7 @@ def known() -> dict[str, str]:
     return {**FAMILIES, **added}
 
 
-def family(name: Any) -> type[ModelConfig]:
+def family(name: Any) -> "type[ModelConfig]":
     """Returns the configuration class of a family.
 
     Raises:
@@ -58,12 +56,12 @@ def family(name: Any) -> type[ModelConfig]:
     return found
 
 
-def default() -> ModelConfig:
+def default() -> "ModelConfig":
     """Returns the default family's configuration, all at defaults."""
     return family(DEFAULT)()
 
 
-def all_of(name: str | None = None) -> list[type[ModelConfig]]:
+def all_of(name: str | None = None) -> "list[type[ModelConfig]]":
     """Returns the configuration classes of all families, in the order of the table; or of the named one alone."""
     return [family(each) for each in (known() if name is None else [name])]
 

@@ -3,8 +3,6 @@
 Shape letters: B batch, Q queries, V windows of a video, P candidate spans, S clips, T frames, J attention steps.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol

@@ -3,8 +3,6 @@
 Shape letters: B batch, T frames, D feature size, L words, W word size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Shape letters: C channels, E experts, K kernel size.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

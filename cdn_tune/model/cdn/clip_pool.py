@@ -3,8 +3,6 @@
 Shape letters: B batch, T frames, D feature size, S clips, F = T / S frames per clip, H hidden, J attention steps.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

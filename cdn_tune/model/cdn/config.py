@@ -1,14 +1,12 @@
 """CDN's configuration (paper: Cross-modal Dynamic Networks, IEEE TMM; its letters in brackets). Imports no torch."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from cdn_tune.config.base import Frozen, Positive, PositiveTuple
 from cdn_tune.config.experiment import DataConfig, Fraction
 from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
 
 if TYPE_CHECKING:
     from cdn_tune.model.cdn.network import CDN
@@ -62,7 +60,7 @@ class MapConfig(Frozen):
         return tuple(index < self.dynamic_layers for index in range(self.layers))
 
     @model_validator(mode="after")
-    def _check(self) -> MapConfig:
+    def _check(self) -> "MapConfig":
         if len(self.kernel_sizes) != self.layers:
             raise ValueError(
                 f"kernel_size lists {len(self.kernel_sizes)} sizes for layers={self.layers}; give one size per layer"
@@ -90,7 +88,7 @@ class CDNLoss(LossConfig):
     attention_lambda: Annotated[float, Field(ge=0)] = Field(0.3, description="its diagonal target [λ]")
 
     @model_validator(mode="after")
-    def _check(self) -> CDNLoss:
+    def _check(self) -> "CDNLoss":
         if self.min_iou >= self.max_iou:
             raise ValueError(f"min_iou={self.min_iou} must be below max_iou={self.max_iou}")
         return self
@@ -126,7 +124,7 @@ class CDNConfig(ModelConfig):
         """The scale layers, given or derived."""
         return self.scale_layers if self.scale_layers is not None else derive_scale_layers(self.clips)
 
-    def build(self, data: DataConfig, loss: LossConfig) -> CDN:
+    def build(self, data: DataConfig, loss: LossConfig) -> "CDN":
         """Returns the network."""
         from cdn_tune.model.cdn.network import CDN
 
@@ -154,7 +152,7 @@ class CDNConfig(ModelConfig):
         return self.clips
 
     @model_validator(mode="after")
-    def _check(self) -> CDNConfig:
+    def _check(self) -> "CDNConfig":
         reach = sum(count * 2**level for level, count in enumerate(self.scales))
         if reach != self.clips:
             raise ValueError(

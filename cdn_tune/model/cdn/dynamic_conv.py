@@ -3,8 +3,6 @@
 Shape letters: B batch, C channels, S clips, Q query size, E experts, K kernel size.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -3,8 +3,6 @@
 Shape letters: B batch, S clips, F frames per clip, J attention steps.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -3,8 +3,6 @@
 Shape letters: B batch, C channels (the hidden size), S clips, Q query size, N layers.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

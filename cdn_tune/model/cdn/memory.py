@@ -3,8 +3,6 @@
 Letters: C channels (the hidden size), S clips, K kernel size.
 """
 
-from __future__ import annotations
-
 import torch
 
 from cdn_tune.model.cdn.config import CDNConfig

@@ -3,8 +3,6 @@
 Shape letters: B batch, H hidden, S clips, P proposals (valid cells).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

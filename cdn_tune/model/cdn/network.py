@@ -3,16 +3,14 @@
 Shape letters: B batch, T frames, D feature size, S clips, H hidden, L words, W word size, J attention steps.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cdn_tune.model.cdn.clip_pool import AttentionPool, MeanPool
 from cdn_tune.model.cdn.config import CDNConfig, CDNLoss
-from cdn_tune.model.cdn.fusion import Fusion
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.model.cdn.map_stack import MapStack
 from cdn_tune.model.cdn.memory import working_memory
@@ -149,6 +147,33 @@ class CDN(MomentModel):
     def graph(self) -> Graph:
         """Returns the network with scores for its output."""
         return Graph(_Scores(self), _CARD.format(clips=self.config.clips))
+
+
+class Fusion(nn.Module):
+    """Multiplies a linear of the query with a 1x1 convolution of the map, and normalises over H.
+
+    Args:
+        hidden: Size H of query and moments.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(hidden, hidden)
+        self.moment = nn.Conv2d(hidden, hidden, 1)
+
+    def forward(self, query: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
+        """Fuses.
+
+        Args:
+            query: Query encodings [B, H].
+            moments: Temporal map [B, H, S, S].
+            mask: True at valid cells [S, S].
+
+        Returns:
+            Fused map [B, H, S, S], of unit length over H at valid cells and 0 elsewhere.
+        """
+        product = self.query(query)[:, :, None, None] * self.moment(moments)
+        return functional.normalize(product, dim=1) * mask
 
 
 class _Scores(nn.Module):

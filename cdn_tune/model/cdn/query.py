@@ -3,8 +3,6 @@
 Shape letters: B batch, L words, W word size, H hidden.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch

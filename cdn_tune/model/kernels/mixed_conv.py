@@ -6,8 +6,6 @@ Shape letters: B batch, N = S² cells, C channels, E experts, K kernel size, M c
 tile, n tiles; in one block of the work: R output channels, b samples, g kernels (b, or 1 that serves all samples).
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable
@@ -16,8 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cdn_tune.model.kernels.tiles import Tiling
-from cdn_tune.model.kernels.winograd import Transforms, transforms
+from cdn_tune.model.kernels.tiles import Tiling, Transforms, transforms
 
 # Output channels of a block, at least; elements of a block of transformed kernels, and columns of it that are
 # transformed at once: what a processor's caches hold.

@@ -8,8 +8,6 @@ Shape letters: B batch, b some of its samples, C channels, S clips, E experts, K
 of a map with margins.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, cast

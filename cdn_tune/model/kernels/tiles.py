@@ -3,13 +3,16 @@
 Shape letters: S clips, K kernel size, M cells of a tile, P cells under a tile, n tiles.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# Interpolation points, besides infinity. With these float32 errors stay near those of a direct convolution (relative
+# rms error for K = 5: 1.3e-6 with M = 2, 3.3e-6 with M = 4; direct: 0.7e-6). More points lose digits quickly.
+_POINTS = (0.0, 1.0, -1.0, 2.0, -0.5, -2.0, 0.5)
+MAX_SIDE = len(_POINTS) + 1
 
 
 class Tiling(NamedTuple):
@@ -65,3 +68,53 @@ def _cells(first: Tensor, down: Tensor, across: Tensor, size: int) -> Tensor:
     rows, columns = torch.cartesian_prod(down, across).T[:, :, None] + first.T[:, None, :]
     inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
     return torch.where(inside, rows * size + columns, size * size)
+
+
+class Transforms(NamedTuple):
+    """Two-dimensional transforms as matrices over flattened tiles, float64.
+
+    Attributes:
+        groups: Number of equal diagonal blocks in the transforms of inputs and kernels, of which one is held.
+        input: From input tiles [P / groups, P / groups].
+        kernel: From kernels [P / groups, K² / groups].
+        output: To output tiles [R C, P].
+    """
+
+    groups: int
+    input: Tensor
+    kernel: Tensor
+    output: Tensor
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def transforms(kernel: int, tile: tuple[int, int]) -> Transforms:
+    """Returns the transforms with which a K x K convolution yields tiles: output(kernel(w) * input(x)).
+
+    Args:
+        kernel: Kernel size K.
+        tile: Rows R and columns C of an output tile. C + K - 1 is at most `MAX_SIDE`; so is R + K - 1, unless R = 1.
+    """
+    rows, columns = tile
+    inward, weights, outward = _line(kernel, columns)
+    if rows == 1:
+        return Transforms(kernel, inward, weights, torch.kron(torch.ones(1, kernel, dtype=torch.float64), outward))
+    down = _line(kernel, rows)
+    return Transforms(1, *(torch.kron(*pair) for pair in zip(down, (inward, weights, outward), strict=True)))
+
+
+def _line(kernel: int, tile: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the transforms of inputs, kernels and outputs along one axis."""
+    side = kernel + tile - 1
+    if side > MAX_SIDE:
+        raise ValueError(f"kernel {kernel} with tiles of {tile} needs {side} points; at most {MAX_SIDE} are accurate")
+    points = torch.tensor(_POINTS[: side - 1], dtype=torch.float64)
+
+    def evaluate(terms: int) -> Tensor:
+        """Evaluates polynomials of so many terms at the points and at infinity: [side, terms]."""
+        matrix = torch.zeros(side, terms, dtype=torch.float64)
+        matrix[:-1] = points[:, None] ** torch.arange(terms)
+        matrix[-1, -1] = 1
+        return matrix
+
+    return torch.linalg.inv(evaluate(side)).T.contiguous(), evaluate(kernel), evaluate(tile).T.contiguous()

@@ -3,8 +3,6 @@
 Shape letters: B batch, C channels, S clips.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 
