@@ -1,13 +1,14 @@
-"""Addresses of Ray clusters, and short questions to a cluster before Ray itself joins it; imports no Ray.
+"""Addresses and tokens of Ray clusters, and quick checks before Ray itself joins one; imports no Ray.
 
-Ray tries for 20 seconds and more what a single call can tell at once: that nothing listens, that the token is wrong,
-that the cluster runs another Ray. The question is ``ray status``, in a process of its own.
+Ray takes 20 seconds and more to find what one call of ``ray status``, in a process of its own, shows at once: that
+nothing listens, that the token is wrong, that the cluster runs another Ray. Ray reads a token from RAY_AUTH_TOKEN,
+then from the file named by RAY_AUTH_TOKEN_PATH, then from ``~/.ray/auth_token``, and sends it if RAY_AUTH_MODE is
+``token``.
 """
-
-from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cdn_tune.distributed.token import MODE, has_token, token_fault, wants_token
 from cdn_tune.errors import ClusterError
 
 AUTO = "auto"
@@ -34,6 +34,13 @@ _PATH = "import sys; sys.path[:] = filter(None, sys.path); "  # not the working 
 _STATUS = _PATH + "from ray.scripts.scripts import main; main()"
 _NAME_JOB_SERVER = (
     _PATH + "from ray.job_submission import JobSubmissionClient as Client; print(Client(sys.argv[1]).get_address())"
+)
+
+_TOKEN_MODE = "RAY_AUTH_MODE"
+_TOKEN_BYTES = 32
+_TOKEN_REMEDY = (
+    "set RAY_AUTH_MODE=token, and give the cluster's token in RAY_AUTH_TOKEN_PATH=FILE or ~/.ray/auth_token "
+    "(on the head node: ray get-auth-token)"
 )
 
 _prepared = False
@@ -66,7 +73,7 @@ def prepare(address: str | None) -> None:
             alone = False  # `check_join` raises it again
     os.environ[LOOPBACK] = "0" if alone else "1"
     if address is None or (address == AUTO and has_token()):  # of others' hosts, none is sent this user's token
-        os.environ.setdefault(MODE, "token")
+        os.environ.setdefault(_TOKEN_MODE, "token")
 
 
 def check_join(address: str) -> str:
@@ -243,3 +250,49 @@ def _reach(host: str, port: int) -> bool:
             return connection.recv(9)[3:4] == b"\x04"
         except OSError:
             return False
+
+
+def wants_token() -> bool:
+    """Returns whether this process sends and asks for a token."""
+    return os.environ.get(_TOKEN_MODE, "").lower() == "token"
+
+
+def has_token() -> bool:
+    """Returns whether there is a token to send."""
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or _token_file().is_token_file()
+
+
+def ensure_token() -> None:
+    """Makes a token for the Rays that this user starts, if there is none, in a file that only this user can read.
+
+    Ray would make it itself, readable for all users of the machine.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if not wants_token() or has_token():
+        return
+    path = _token_file()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(_TOKEN_BYTES))
+    try:
+        path.hardlink_to(temporary)  # of two that start at once, one makes it
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+def token_fault() -> str:
+    """Returns what is wrong with the token that a cluster has refused, and what to do."""
+    if not wants_token():
+        return f"the cluster asks for a token, and none was sent; {_TOKEN_REMEDY}"
+    if not has_token():
+        return f"RAY_AUTH_MODE=token, but there is no token; {_TOKEN_REMEDY}"
+    return f"the cluster refuses this token; {_TOKEN_REMEDY}"
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

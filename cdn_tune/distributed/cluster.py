@@ -1,7 +1,5 @@
 """Starting a Ray on this machine, or joining a running one; only what was started here is stopped."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -12,17 +10,18 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.address import LOOPBACK, check_join, is_on_loopback, other_version
+from cdn_tune.distributed.address import LOOPBACK, check_join, ensure_token, is_on_loopback, other_version
 from cdn_tune.distributed.nodes import alive_nodes, children, record_started
 from cdn_tune.distributed.ray import ON_LOOPBACK, AuthenticationError, GetTimeoutError, RayError, ray
-from cdn_tune.distributed.ray_output import ray_output_logged
-from cdn_tune.distributed.token import ensure_token
 from cdn_tune.errors import ClusterError
 
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # of the cluster, then of this process
 _WORKER_SECONDS = 60.0
+_RAY_THREADS = "ray_"  # the names of the threads in which Ray prints what a cluster reports begin so
+_inside = threading.local()  # `logs` while a thread logs: a handler may itself write to a terminal
 
 
 @contextmanager
@@ -114,6 +113,47 @@ def _check_workers() -> None:
 
 def _answer() -> bool:
     return True
+
+
+class _WithoutRay:
+    """A text stream that hands what Ray's threads write to Ray's logger, and passes on all else.
+
+    Args:
+        stream: The stream.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes or logs a text; returns its length."""
+        if getattr(_inside, "logs", False) or not threading.current_thread().name.startswith(_RAY_THREADS):
+            return int(self._stream.write(text))
+        if text.strip():
+            _inside.logs = True
+            try:
+                logging.getLogger("ray").warning("%s", text.strip())
+            finally:
+                _inside.logs = False
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def ray_output_logged() -> Iterator[None]:
+    """Has the logger ``ray`` receive what Ray prints meanwhile; no setting of Ray's keeps it from printing."""
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    ours = {name: _WithoutRay(stream) for name, stream in before.items()}
+    for name, stream in ours.items():
+        setattr(sys, name, stream)
+    try:
+        yield
+    finally:
+        for name, stream in ours.items():
+            if getattr(sys, name) is stream:
+                setattr(sys, name, before[name])
 
 
 def node_resources() -> list[dict[str, float]]:

@@ -3,8 +3,6 @@
 Nothing that arrives is run or unpickled; paths are checked, and files by their SHA-256.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hashlib

@@ -8,8 +8,6 @@ path, size, and how much of it is there already), ``data`` (base64), ``end`` (th
 is another one's second name), ``done`` (whether more is to come in another job), ``fault`` (why nothing can be sent).
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import fnmatch

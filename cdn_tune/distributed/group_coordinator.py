@@ -3,8 +3,6 @@
 Neither Ray nor torch is imported here, so that its process is small and soon up.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Groups of workers that stay up from trial to trial: one run of Ray Train each, in a thread of this process."""
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets

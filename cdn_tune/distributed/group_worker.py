@@ -1,7 +1,5 @@
 """What each worker of a group runs: one trial after the other, with the training loop that one worker uses as well."""
 
-from __future__ import annotations
-
 import gc
 import pickle
 import threading

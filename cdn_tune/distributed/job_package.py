@@ -1,7 +1,5 @@
 """The files that go with a job: those of a working directory, without data, runs, caches and secrets."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import zipfile

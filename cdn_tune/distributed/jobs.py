@@ -1,7 +1,5 @@
 """Jobs: commands that a cluster runs for us, through the HTTP server on its head node."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -19,8 +17,7 @@ from typing import Any, TypeVar
 import aiohttp
 import requests
 
-from cdn_tune.distributed.address import job_server, prepare
-from cdn_tune.distributed.token import token_fault
+from cdn_tune.distributed.address import job_server, prepare, token_fault
 from cdn_tune.errors import ClusterError
 
 STOP_SECONDS = 600  # that a job may take to end in order; Ray's own 3 are too few for checkpoints

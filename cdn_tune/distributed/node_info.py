@@ -1,7 +1,5 @@
 """The nodes of a joined cluster: resources, free resources, installed versions, and clocks."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

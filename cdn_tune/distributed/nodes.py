@@ -1,7 +1,5 @@
 """The nodes of the joined cluster: which there are, tasks on chosen ones, and whether an error is a node's loss."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -4,8 +4,6 @@ Ray ships no types and warns on import; both are dealt with here so that the res
 or for developers, as Ray's documentation has it; see `cdn_tune.compat` for what is not.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 

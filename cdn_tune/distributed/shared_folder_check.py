@@ -1,7 +1,5 @@
 """Checks that every node of the cluster sees the run folder, before a trial is lost to it."""
 
-from __future__ import annotations
-
 import secrets
 from pathlib import Path
 

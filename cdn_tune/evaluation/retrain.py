@@ -102,7 +102,7 @@ def retrain(
     done = len(inputs) - len(left)
     on_done(done, len(inputs))
     if left and not workers.here:
-        from cdn_tune.distributed.tasks import run_tasks
+        from cdn_tune.distributed.launch import run_tasks
 
         for _ in run_tasks(train_again, left, workers.count, workers.address):
             done += 1

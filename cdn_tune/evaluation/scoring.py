@@ -114,7 +114,7 @@ def retrieve(
     if workers.here:
         found = [retrieve_part(*each) for each in inputs]
     else:
-        from cdn_tune.distributed.tasks import run_tasks
+        from cdn_tune.distributed.launch import run_tasks
 
         for position, part in run_tasks(retrieve_part, inputs, workers.count, workers.address):
             found[position // parts] += part
