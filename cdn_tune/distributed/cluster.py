@@ -26,16 +26,13 @@ _inside = threading.local()  # `logs` while a thread logs: a handler may itself 
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[dict[str, float]]:
-    """Joins a Ray cluster, or starts one on this machine for the duration.
+    """Yields the total resources, e.g. ``{"CPU": 2.0}``, of a Ray cluster that is joined or started for the block.
 
     A Ray that this process is already connected to is used and left running.
 
     Args:
         address: ``auto`` or ``HOST:PORT`` of a running cluster; None starts one here, which listens on the loopback
-            interface alone and asks for a token.
-
-    Yields:
-        The cluster's total resources, e.g. ``{"CPU": 2.0}``.
+            interface alone and requires a token.
 
     Raises:
         ClusterError: If the cluster cannot be reached or refuses the token, or runs another Ray or Python.
@@ -94,15 +91,15 @@ def _start(address: str | None) -> None:
 
 
 def _runtime_env() -> dict[str, str]:
-    """Ray starts workers through a shell and does not quote their Python: a path with a space must come quoted."""
+    """Returns the path of this Python, quoted if it needs to be: Ray starts workers through a shell."""
     quoted = shlex.quote(sys.executable)
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _check_workers() -> None:
-    """Ray waits for ever for worker processes that cannot start (another Python, a broken environment)."""
+    """Raises if no worker process starts (another Python, a broken environment): Ray would wait for ever."""
     try:
-        ray.get(ray.remote(num_cpus=0)(_answer).remote(), timeout=_WORKER_SECONDS)
+        ray.get(ray.remote(num_cpus=0)(lambda: True).remote(), timeout=_WORKER_SECONDS)
     except (GetTimeoutError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
@@ -111,16 +108,8 @@ def _check_workers() -> None:
         ) from None
 
 
-def _answer() -> bool:
-    return True
-
-
 class _WithoutRay:
-    """A text stream that hands what Ray's threads write to Ray's logger, and passes on all else.
-
-    Args:
-        stream: The stream.
-    """
+    """A text stream that sends what Ray's threads write to Ray's logger, and passes on all else."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -143,17 +132,18 @@ class _WithoutRay:
 
 @contextmanager
 def ray_output_logged() -> Iterator[None]:
-    """Has the logger ``ray`` receive what Ray prints meanwhile; no setting of Ray's keeps it from printing."""
-    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
-    ours = {name: _WithoutRay(stream) for name, stream in before.items()}
-    for name, stream in ours.items():
-        setattr(sys, name, stream)
+    """Sends what Ray prints in the block, such as that a worker was killed, to the logger ``ray``.
+
+    No setting of Ray's keeps it from printing.
+    """
+    out, err = sys.stdout, sys.stderr
+    ours: Any = _WithoutRay(out), _WithoutRay(err)
+    sys.stdout, sys.stderr = ours
     try:
         yield
-    finally:
-        for name, stream in ours.items():
-            if getattr(sys, name) is stream:
-                setattr(sys, name, before[name])
+    finally:  # but for a stream that was put on top meanwhile
+        sys.stdout = out if sys.stdout is ours[0] else sys.stdout
+        sys.stderr = err if sys.stderr is ours[1] else sys.stderr
 
 
 def node_resources() -> list[dict[str, float]]:
@@ -162,24 +152,16 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def capacity(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Returns how many trials the nodes have room for at once.
+    """Returns how many trials, of such resources each, the nodes have room for at once.
 
     A worker occupies one node, and a fraction of a GPU one GPU: two nodes with a CPU each have no room for a worker of
     two CPUs, and two GPUs have room for four workers of 0.4, not five.
-
-    Args:
-        resources: What one trial occupies.
-        nodes: Each node's total resources.
     """
     return _workers(resources, nodes) // resources.workers
 
 
 def slots(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Returns how many trials the nodes have room for at once, as `capacity` does.
-
-    Raises:
-        ClusterError: If not even one trial can ever be placed.
-    """
+    """Returns how many trials the nodes have room for at once; raises ClusterError if not one can ever be placed."""
     workers = _workers(resources, nodes)
     if workers < resources.workers:
         needs = f"{resources.cpus_per_worker} CPUs"

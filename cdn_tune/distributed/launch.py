@@ -34,17 +34,15 @@ def train_on_workers(
     on_step: OnStep = ignore,
     stop: Callable[[], bool] = never,
 ) -> None:
-    """Trains an experiment on a Ray Train group; a GPU for each worker if the cluster has as many.
-
-    Without GPUs the cluster's CPUs are shared out among the workers.
+    """Trains an experiment on a Ray Train group: a GPU for each worker if there are as many, else the CPUs shared out.
 
     Args:
         experiment: What to train.
         folder: The trial's folder, reachable from every worker's node.
         workers: Number of workers.
-        report: Called here after every epoch.
+        report: Called in this process after every epoch.
         address: Ray cluster to join; None starts Ray on this machine.
-        on_step: Called here with worker 0's steps, a few times a second at most.
+        on_step: Called in this process with worker 0's steps, a few times a second at most.
         stop: Called now and then; once it returns true the workers save their state and end.
 
     Raises:
@@ -75,13 +73,13 @@ def train_on_workers(
 def _train(
     pool: GroupPool, work: dict[str, Any], report: Report, on_step: OnStep, stop: Callable[[], bool]
 ) -> str | None:
-    """Has a pool train a trial to its end; returns why its workers are lost, if they are."""
+    """Trains a trial to its end; returns why its workers are lost, if they are."""
     ticket = ray.get(pool.handle.submit.remote(0, work))
     last: EpochReport | None = None
-    is_asked = False
+    is_stopping = False
     while True:
-        if stop() and not is_asked:
-            is_asked = True
+        if stop():
+            is_stopping = True
             pool.save_all()
         if pool.fault is not None:
             raise WorkerLost(pool.fault)
@@ -95,7 +93,7 @@ def _train(
                 raise pickle.loads(content)  # noqa: S301 - written by a worker of ours
             elif kind == LOST:
                 return str(content["reason"])
-            elif is_asked and not (last and last.is_last):
+            elif is_stopping and not (last and last.is_last):
                 raise KeyboardInterrupt
             else:
                 return None
@@ -108,7 +106,7 @@ def run_tasks(
     address: str | None = None,
     threads: int | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Calls a function on each input in Ray tasks, at most `workers` at a time, each with a GPU if there are as many.
+    """Yields (position in `inputs`, result) of a function, as its calls in Ray tasks end; a GPU each if possible.
 
     A task whose process dies is started again. The first error ends all tasks.
 
@@ -117,11 +115,8 @@ def run_tasks(
         inputs: Its arguments, a tuple per call.
         workers: Tasks at a time.
         address: Ray cluster to join; None starts Ray on this machine.
-        threads: CPU threads of a task; as many as torch uses here if None, so that numbers do not depend on where
-            they were computed.
-
-    Yields:
-        (position in `inputs`, result), as results come.
+        threads: CPU threads of a task; by default as many as torch uses in this process, so that numbers do not depend
+            on where they were computed.
 
     Raises:
         ClusterError: If the cluster has fewer CPUs than workers, or cannot be reached.
@@ -155,7 +150,7 @@ def run_tasks(
 
 
 def _call(function: Callable[..., Result], arguments: tuple[Any, ...], threads: int) -> tuple[Any, CdnTuneError | None]:
-    """What a task runs; our own errors are handed over as results, since Ray would wrap them."""
+    """Runs a task; returns its result, or our own errors, which Ray would wrap if they were raised."""
     torch.set_num_threads(threads)
     try:
         return function(*arguments), None
