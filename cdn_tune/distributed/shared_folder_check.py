@@ -13,7 +13,7 @@ _SECONDS = 60.0  # for all nodes together
 
 
 def check_shared_folder(run: Path) -> None:
-    """Raises RunError, with the remedy, if a node of the joined cluster does not find a file written to a run folder."""
+    """Raises RunError, with the remedy, if a node of the joined cluster does not find a file written to a run."""
     place = place_of(run)
     nodes = alive_nodes()
     if len(nodes) < 2:
