@@ -1,13 +1,14 @@
-"""Addresses of Ray clusters, and short questions to a cluster before Ray itself joins it; imports no Ray.
+"""Addresses and tokens of Ray clusters, and quick checks before Ray itself joins one; imports no Ray.
 
-Ray tries for 20 seconds and more what a single call can tell at once: that nothing listens, that the token is wrong,
-that the cluster runs another Ray. The question is ``ray status``, in a process of its own.
+Ray takes 20 seconds and more to find what one call of ``ray status``, in a process of its own, shows at once: that
+nothing listens, that the token is wrong, that the cluster runs another Ray. Ray reads a token from RAY_AUTH_TOKEN,
+then from the file named by RAY_AUTH_TOKEN_PATH, then from ``~/.ray/auth_token``, and sends it if RAY_AUTH_MODE is
+``token``.
 """
-
-from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cdn_tune.distributed.token import MODE, has_token, token_fault, wants_token
 from cdn_tune.errors import ClusterError
 
 AUTO = "auto"
@@ -36,6 +36,13 @@ _NAME_JOB_SERVER = (
     _PATH + "from ray.job_submission import JobSubmissionClient as Client; print(Client(sys.argv[1]).get_address())"
 )
 
+_AUTH_MODE = "RAY_AUTH_MODE"
+_AUTH_BYTES = 32
+_AUTH_REMEDY = (
+    "set RAY_AUTH_MODE=token, and give the cluster's token in RAY_AUTH_TOKEN_PATH=FILE or ~/.ray/auth_token "
+    "(on the head node: ray get-auth-token)"
+)
+
 _prepared = False
 
 
@@ -47,9 +54,9 @@ def is_job_server(address: str | None) -> bool:
 def prepare(address: str | None) -> None:
     """Sets the environment that Ray reads when it is imported; the first call counts, and none after the import.
 
-    A Ray that is started here takes 127.0.0.1 for its address and so listens on the loopback interface alone; by
-    itself it would take the machine's outward address and listen on every interface. A process that joins a cluster
-    takes the outward address, at which other nodes reach it, unless the head node listens on loopback alone.
+    A Ray that is started here takes 127.0.0.1 for its address and so listens on the loopback interface alone, not, as
+    by default, on every interface. A process that joins a cluster takes the outward address, at which other nodes
+    reach it, unless the head node listens on loopback alone.
 
     Args:
         address: Of the cluster that this process will join; None if it starts one.
@@ -66,11 +73,11 @@ def prepare(address: str | None) -> None:
             alone = False  # `check_join` raises it again
     os.environ[LOOPBACK] = "0" if alone else "1"
     if address is None or (address == AUTO and has_token()):  # of others' hosts, none is sent this user's token
-        os.environ.setdefault(MODE, "token")
+        os.environ.setdefault(_AUTH_MODE, "token")
 
 
 def check_join(address: str) -> str:
-    """Checks that this process can join the cluster as it is; returns ``HOST:PORT`` of its head node.
+    """Returns ``HOST:PORT`` of the head node of a cluster that this process can join.
 
     Raises:
         ClusterError: If the address is of another kind, nothing answers there, the token is missing or wrong, or the
@@ -104,10 +111,7 @@ def other_version(address: str, versions: dict[str, tuple[str, str]]) -> Cluster
 
 
 def job_server(address: str) -> str:
-    """Returns the URL of a cluster's job server.
-
-    Args:
-        address: A URL, which is returned as it is; ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
+    """Returns the URL of the job server at ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; a URL as it is.
 
     Raises:
         ClusterError: If nothing answers there, the token is missing or wrong, or it runs no job server.
@@ -129,16 +133,15 @@ def find(address: str) -> str:
     """Returns ``HOST:PORT`` of a head node, at which something answers that may be Ray.
 
     Raises:
-        ClusterError: If the address cannot be understood, nothing answers there, or ``auto`` finds no Ray on this
-            machine.
+        ClusterError: If the address has another form, nothing answers there, or ``auto`` finds no Ray here.
     """
     where = _local_head() if address == AUTO else address
     host, port = _parsed(where)
     try:
-        speaks = _reach(host, port)
+        is_grpc = _reach(host, port)
     except (OSError, OverflowError) as error:
         raise ClusterError(f"--address {address}: nothing answers there ({error}); is Ray running?") from None
-    if not speaks and os.environ.get("RAY_USE_TLS", "0") != "1":
+    if not is_grpc and os.environ.get("RAY_USE_TLS", "0") != "1":
         raise ClusterError(
             f"--address {address}: no Ray cluster answers there (something else does); name the head node's port "
             f"(6379 by default): {_KINDS}"
@@ -147,13 +150,10 @@ def find(address: str) -> str:
 
 
 def is_on_loopback(where: str) -> bool:
-    """Returns whether a head node listens on the loopback interface alone.
-
-    Args:
-        where: ``HOST:PORT``.
+    """Returns whether the head node at ``HOST:PORT`` listens on the loopback interface alone.
 
     Raises:
-        ClusterError: If it is nothing of the kind.
+        ClusterError: If `where` has another form.
     """
     host, port = _parsed(where)
     if host not in _HERE:
@@ -171,7 +171,7 @@ def is_on_loopback(where: str) -> bool:
 
 
 def _ask(address: str, where: str, code: list[str], seconds: float) -> tuple[str, str]:
-    """Runs Python code that asks a head node; returns its last line, and why there is none.
+    """Runs Python code that queries a head node; returns its last line, and why there is none.
 
     Raises:
         ClusterError: If the token is missing or wrong.
@@ -188,16 +188,12 @@ def _ask(address: str, where: str, code: list[str], seconds: float) -> tuple[str
         return "", f"nothing within {seconds:.0f} s"
     if "InvalidAuthToken" in done.stderr:
         raise ClusterError(f"--address {address}: {token_fault()}")
-    said = (done.stderr if done.returncode else done.stdout).strip().splitlines() or ["no reason given"]
-    return ("", " ".join(said[-1].split())) if done.returncode else (said[-1].strip(), "")
+    last = ((done.stderr if done.returncode else done.stdout).strip().splitlines() or ["no reason given"])[-1]
+    return ("", " ".join(last.split())) if done.returncode else (last.strip(), "")
 
 
 def _local_head() -> str:
-    """Returns ``HOST:PORT`` of a head node that this machine belongs to, as Ray documents ``auto``.
-
-    Raises:
-        ClusterError: If there is none.
-    """
+    """Returns ``HOST:PORT`` of a head node that this machine belongs to, as Ray documents ``auto``."""
     if (given := os.environ.get("RAY_ADDRESS", AUTO)) not in ("", AUTO):
         return given
     latest = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
@@ -232,14 +228,53 @@ def _parsed(where: str) -> tuple[str, int]:
 
 
 def _reach(host: str, port: int) -> bool:
-    """Returns whether what listens there speaks HTTP/2, as every gRPC server does.
-
-    Raises:
-        OSError: If nothing listens.
-    """
+    """Returns whether a server uses HTTP/2, as every gRPC server does; raises OSError if nothing listens there."""
     with socket.create_connection((host, port), timeout=_REACH_SECONDS) as connection:
         try:
             connection.sendall(_PREFACE)
             return connection.recv(9)[3:4] == b"\x04"
         except OSError:
             return False
+
+
+def wants_token() -> bool:
+    """Returns whether this process sends and requires a token."""
+    return os.environ.get(_AUTH_MODE, "").lower() == "token"
+
+
+def has_token() -> bool:
+    """Returns whether there is a token to send."""
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or _token_file().is_file()
+
+
+def ensure_token() -> None:
+    """Makes a token for the Rays that this user starts, unless one exists; raises OSError if it cannot be written.
+
+    Only this user can read its file; Ray itself would make one that all users of the machine can read.
+    """
+    if not wants_token() or has_token():
+        return
+    path = _token_file()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(_AUTH_BYTES))
+    try:
+        path.hardlink_to(temporary)  # of two that start at once, one makes it
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+def token_fault() -> str:
+    """Returns what is wrong with the token that a cluster has refused, and what to do."""
+    if not wants_token():
+        return f"the cluster asks for a token, and none was sent; {_AUTH_REMEDY}"
+    if not has_token():
+        return f"RAY_AUTH_MODE=token, but there is no token; {_AUTH_REMEDY}"
+    return f"the cluster refuses this token; {_AUTH_REMEDY}"
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

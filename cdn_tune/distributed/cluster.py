@@ -1,7 +1,5 @@
 """Starting a Ray on this machine, or joining a running one; only what was started here is stopped."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -12,31 +10,29 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.address import LOOPBACK, check_join, is_on_loopback, other_version
+from cdn_tune.distributed.address import LOOPBACK, check_join, ensure_token, is_on_loopback, other_version
 from cdn_tune.distributed.nodes import alive_nodes, children, record_started
 from cdn_tune.distributed.ray import ON_LOOPBACK, AuthenticationError, GetTimeoutError, RayError, ray
-from cdn_tune.distributed.ray_output import ray_output_logged
-from cdn_tune.distributed.token import ensure_token
 from cdn_tune.errors import ClusterError
 
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # of the cluster, then of this process
 _WORKER_SECONDS = 60.0
+_RAY_THREADS = "ray_"  # the names of the threads in which Ray prints what a cluster reports begin so
+_inside = threading.local()  # `logs` while a thread logs: a handler may itself write to a terminal
 
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[dict[str, float]]:
-    """Joins a Ray cluster, or starts one on this machine for the duration.
+    """Yields the total resources, e.g. ``{"CPU": 2.0}``, of a Ray cluster that is joined or started for the block.
 
     A Ray that this process is already connected to is used and left running.
 
     Args:
         address: ``auto`` or ``HOST:PORT`` of a running cluster; None starts one here, which listens on the loopback
-            interface alone and asks for a token.
-
-    Yields:
-        The cluster's total resources, e.g. ``{"CPU": 2.0}``.
+            interface alone and requires a token.
 
     Raises:
         ClusterError: If the cluster cannot be reached or refuses the token, or runs another Ray or Python.
@@ -95,15 +91,15 @@ def _start(address: str | None) -> None:
 
 
 def _runtime_env() -> dict[str, str]:
-    """Ray starts workers through a shell and does not quote their Python: a path with a space must come quoted."""
+    """Returns the path of this Python, quoted if it needs to be: Ray starts workers through a shell."""
     quoted = shlex.quote(sys.executable)
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _check_workers() -> None:
-    """Ray waits for ever for worker processes that cannot start (another Python, a broken environment)."""
+    """Raises if no worker process starts (another Python, a broken environment): Ray would wait for ever."""
     try:
-        ray.get(ray.remote(num_cpus=0)(_answer).remote(), timeout=_WORKER_SECONDS)
+        ray.get(ray.remote(num_cpus=0)(lambda: True).remote(), timeout=_WORKER_SECONDS)
     except (GetTimeoutError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
@@ -112,8 +108,42 @@ def _check_workers() -> None:
         ) from None
 
 
-def _answer() -> bool:
-    return True
+class _WithoutRay:
+    """A text stream that sends what Ray's threads write to Ray's logger, and passes on all else."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes or logs a text; returns its length."""
+        if getattr(_inside, "logs", False) or not threading.current_thread().name.startswith(_RAY_THREADS):
+            return int(self._stream.write(text))
+        if text.strip():
+            _inside.logs = True
+            try:
+                logging.getLogger("ray").warning("%s", text.strip())
+            finally:
+                _inside.logs = False
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def ray_output_logged() -> Iterator[None]:
+    """Sends what Ray prints in the block, such as that a worker was killed, to the logger ``ray``.
+
+    No setting of Ray's keeps it from printing.
+    """
+    out, err = sys.stdout, sys.stderr
+    ours: Any = _WithoutRay(out), _WithoutRay(err)
+    sys.stdout, sys.stderr = ours
+    try:
+        yield
+    finally:  # but for a stream that was put on top meanwhile
+        sys.stdout = out if sys.stdout is ours[0] else sys.stdout
+        sys.stderr = err if sys.stderr is ours[1] else sys.stderr
 
 
 def node_resources() -> list[dict[str, float]]:
@@ -122,24 +152,16 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def capacity(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Returns how many trials the nodes have room for at once.
+    """Returns how many trials, of such resources each, the nodes have room for at once.
 
     A worker occupies one node, and a fraction of a GPU one GPU: two nodes with a CPU each have no room for a worker of
     two CPUs, and two GPUs have room for four workers of 0.4, not five.
-
-    Args:
-        resources: What one trial occupies.
-        nodes: Each node's total resources.
     """
     return _workers(resources, nodes) // resources.workers
 
 
 def slots(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Returns how many trials the nodes have room for at once, as `capacity` does.
-
-    Raises:
-        ClusterError: If not even one trial can ever be placed.
-    """
+    """Returns how many trials the nodes have room for at once; raises ClusterError if not one can ever be placed."""
     workers = _workers(resources, nodes)
     if workers < resources.workers:
         needs = f"{resources.cpus_per_worker} CPUs"

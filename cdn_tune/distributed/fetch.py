@@ -3,8 +3,6 @@
 Nothing that arrives is run or unpickled; paths are checked, and files by their SHA-256.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hashlib
@@ -14,11 +12,11 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -33,38 +31,20 @@ RECORD = ".fetched.json"  # digests of what was fetched, by path
 LEFT_OUT = (LOCK, "*/" + LOCK, ".stop", ".*.tmp", "*/.*.tmp", RECORD)
 STATES = ("last.pt", "previous.pt", "*/last.pt", "*/previous.pt")
 _JOB_BYTES = 256 << 20  # that one job sends; its log is as large by a third, for a while, on the head node's disk
-_JOBS = 10_000
-_BEGINNINGS = 5
+_BEGINNINGS = 5  # of one file
 _STOP_SECONDS = 30.0
-_PIECE = 1 << 20
 
 OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """The result of fetching.
-
-    Attributes:
-        folder: The run folder here.
-        files: Files of the run that lie there now as they are on the cluster.
-        received: Bytes received over the network.
-        changed_here: Files that were left alone because they were changed here.
-    """
+    """The result of fetching."""
 
     folder: Path
-    files: int
-    received: int
-    changed_here: list[str]
-
-
-@dataclass
-class _Received:
-    digests: dict[str, str] = field(default_factory=dict)  # of whole files, by path
-    links: dict[str, str] = field(default_factory=dict)  # a file's second name to its first
-    begun: Counter[str] = field(default_factory=Counter)  # how often a file was sent from its start
-    received: int = 0
-    more: bool = False
+    files: int  # that are here now as they are on the cluster
+    received: int  # bytes, over the network
+    changed_here: list[str]  # files that were left alone because they were changed here
 
 
 def fetch(jobs: Jobs, run: str, to: Path, *, states: bool, python: str, on_progress: OnProgress) -> Fetched:
@@ -86,42 +66,26 @@ def fetch(jobs: Jobs, run: str, to: Path, *, states: bool, python: str, on_progr
         ClusterError: If a job fails, or what arrives is damaged.
     """
     to = to.absolute()
-    parts = to.parent / f".{to.name}.fetching"
+    folder = to.parent / f".{to.name}.fetching"
     with write_errors(to):
-        parts.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(parts / LOCK, timeout=0):
-            found = _receive(jobs, run, to, parts / "files", states, python, on_progress)
-            result = settle(to, parts / "files", found.digests, found.links, found.received)
-        shutil.rmtree(parts)
+        with FileLock(folder / LOCK, timeout=0):
+            receiver = _Receiver(run, to, folder / "files", on_progress)
+            request = {"run": run, "skip": [*LEFT_OUT, *(() if states else STATES)], "limit": _JOB_BYTES}
+            more = True
+            while more:
+                with closing(_lines(jobs, request | {"have": receiver.have}, python)) as lines:
+                    more = receiver.receive(lines)
+            result = receiver.settle()
+        shutil.rmtree(folder)
     except Timeout:
         raise RunError(f"{to}: another cdn-tune is fetching to it; wait for it") from None
     return result
 
 
-def _receive(
-    jobs: Jobs, run: str, to: Path, parts: Path, states: bool, python: str, on_progress: OnProgress
-) -> _Received:
-    found = _Received()
-    skip = [*LEFT_OUT, *(() if states else STATES)]
-    have = {**digests(to), **digests(parts)}
-    for _ in range(_JOBS):
-        found.more = False
-        lines = _lines(jobs, {"run": run, "have": have, "skip": skip, "limit": _JOB_BYTES}, python)
-        try:
-            _receive_lines(lines, run, to, parts, found, have, on_progress)
-        finally:
-            lines.close()
-        if not found.more:
-            break
-    for path in [path for path in parts.rglob("*") if path.is_file()]:
-        if path.relative_to(parts).as_posix() not in found.digests:
-            path.unlink()  # of an earlier attempt, and there no longer
-    return found
-
-
 def _lines(jobs: Jobs, request: dict[str, Any], python: str) -> Generator[tuple[str, str], None, None]:
-    """Yields the lines of a job that sends, as (kind, value); once left, the job empties its log and goes."""
+    """Yields the lines of a job that sends, as (kind, value); once closed, the job empties its log and ends."""
     with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
         shutil.copyfile(fetch_send.__file__, Path(folder) / "sender.py")
         (Path(folder) / fetch_send.REQUEST).write_text(json.dumps(request), "utf-8")
@@ -133,12 +97,11 @@ def _lines(jobs: Jobs, request: dict[str, Any], python: str) -> Generator[tuple[
         for text in jobs.follow(job):
             *lines, rest = (rest + text).split("\n")
             for line in lines:
-                mark, _, rest_ = line.partition(" ")
-                if mark == fetch_send.MARK:
-                    kind, _, value = rest_.partition(" ")
+                if line.startswith(fetch_send.MARK + " "):
+                    kind, _, value = line.removeprefix(fetch_send.MARK + " ").partition(" ")
                     yield kind, value
-        ended = jobs.job(job)
-        raise ClusterError(f"fetch: job {job} ended before all was sent ({_reason(ended.message)})")
+        reason = " ".join(jobs.job(job).message.split())[-200:] or "no reason given"
+        raise ClusterError(f"fetch: job {job} ended before all was sent ({reason})")
     finally:
         with suppress(ClusterError):
             jobs.stop(job)
@@ -146,40 +109,109 @@ def _lines(jobs: Jobs, request: dict[str, Any], python: str) -> Generator[tuple[
                 jobs.forget(job)
 
 
-def _receive_lines(
-    lines: Iterator[tuple[str, str]],
-    run: str,
-    to: Path,
-    parts: Path,
-    found: _Received,
-    have: dict[str, tuple[int, str]],
-    on_progress: OnProgress,
-) -> None:
-    total = 0
-    for kind, value in lines:
-        if kind == "fault":
-            raise RunError(f"{run}: {value}, as the head node sees it; name the run folder by its path there")
-        if kind == "run":
-            total = _check(json.loads(value), run, to)
-        elif kind == "file":
-            about = json.loads(value)
-            name, offset = inside(about["path"]), int(about["offset"])
-            if offset and offset == about["size"]:
-                found.digests[name] = _unchanged(lines, name, have[name][1])
-                continue
-            have[name] = _receive_file(lines, to, parts, name, offset, found, total, on_progress)
-            if have[name][0] == about["size"]:
-                found.digests[name] = have[name][1]
-        elif kind == "link":
-            about = json.loads(value)
-            found.links[inside(about["path"])] = inside(about["to"])
-        elif kind == "done":
-            found.more = bool(json.loads(value)["more"])
-            return
+class _Receiver:
+    """What has arrived of a run, in a folder `parts` beside its place `to`."""
+
+    def __init__(self, run: str, to: Path, parts: Path, on_progress: OnProgress) -> None:
+        self._run, self._to, self._parts, self._on_progress = run, to, parts, on_progress
+        self.have = digests(to) | digests(parts)
+        self._digests: dict[str, str] = {}  # of whole files, by path
+        self._links: dict[str, str] = {}  # a file's second name to its first
+        self._begun: Counter[str] = Counter()  # how often a file was sent from its start
+        self._received = self._total = 0
+
+    def receive(self, lines: Iterator[tuple[str, str]]) -> bool:
+        """Receives what a job sends; returns whether another job has to send more."""
+        for kind, value in lines:
+            if kind == "fault":
+                raise RunError(f"{self._run}: {value}, as the head node sees it; name the run folder by its path there")
+            if kind == "run":
+                self._total = _check(json.loads(value), self._run, self._to)
+            elif kind == "file":
+                about = json.loads(value)
+                name, offset = inside(about["path"]), int(about["offset"])
+                if offset and offset == about["size"]:
+                    if next(lines, None) != ("end", self.have[name][1]):
+                        raise ClusterError(f"fetch: {name}: unexpected lines in the log; run the same command again")
+                else:
+                    self.have[name] = self._receive_file(lines, name, offset)
+                if self.have[name][0] == about["size"]:
+                    self._digests[name] = self.have[name][1]
+            elif kind == "link":
+                about = json.loads(value)
+                self._links[inside(about["path"])] = inside(about["to"])
+            elif kind == "done":
+                return bool(json.loads(value)["more"])
+        return False
+
+    def _receive_file(self, lines: Iterator[tuple[str, str]], name: str, offset: int) -> tuple[int, str]:
+        """Writes a file, or its rest; returns size and SHA-256 of what is here now."""
+        path = self._parts / name
+        self._begun[name] += not offset
+        if self._begun[name] > _BEGINNINGS:
+            raise ClusterError(f"fetch: {name}: changes faster than it comes; fetch it when the search has stopped")
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if offset and not path.exists():
+                shutil.copyfile(self._to / name, path)
+            digest = hashlib.sha256()
+            with path.open("r+b" if offset else "wb") as file:
+                fetch_send.feed(digest, file, offset)
+                file.truncate(offset)
+                file.seek(offset)
+                for kind, value in lines:
+                    if kind == "end":
+                        break
+                    if kind != "data":
+                        raise ClusterError(f"fetch: {name}: unexpected {kind!r} in the log; run the same command again")
+                    piece = _decoded(value, name)
+                    file.write(piece)
+                    digest.update(piece)
+                    self._received += len(piece)
+                    self._on_progress(self._received, self._total)
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+        if digest.hexdigest() != value:
+            path.unlink()
+            raise ClusterError(f"fetch: {name}: arrived damaged; run the same command again")
+        return size, digest.hexdigest()
+
+    def settle(self) -> Fetched:
+        """Moves what has arrived to its place: a new folder at once, a file of an older one each at once.
+
+        Files that were changed since they were fetched last, an evaluation made here for example, are left alone.
+        """
+        to, parts, arrived = self._to, self._parts, self._digests
+        for path in [path for path in parts.rglob("*") if path.is_file()]:
+            if path.relative_to(parts).as_posix() not in arrived:
+                path.unlink()  # of an earlier attempt, and there no longer
+        links = {name: first for name, first in self._links.items() if first in arrived}
+        sources = {name: name for name in arrived} | links
+        with write_errors(to):
+            if not to.exists() or not any(to.iterdir()):
+                for name, source in links.items():
+                    _place(parts / source, parts / name)
+                write_json(parts / RECORD, {name: arrived[source] for name, source in sources.items()})
+                parts.rename(to)
+                return Fetched(to, len(sources), self._received, [])
+            record = to / RECORD
+            known: dict[str, str] = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+            changed_here = []
+            for name, source in sources.items():
+                held = _digest(to / name)[1] if (to / name).is_file() else None
+                if held not in (None, arrived[source], known.get(name)):
+                    changed_here.append(name)
+                    continue
+                if held != arrived[source]:
+                    _place(parts / source if (parts / source).exists() else to / source, to / name)
+                known[name] = arrived[source]
+            write_json(record, known)
+        return Fetched(to, len(sources) - len(changed_here), self._received, changed_here)
 
 
 def _check(header: dict[str, Any], run: str, to: Path) -> int:
-    """Checks that a run may come to a folder; returns its size in bytes."""
+    """Returns the size in bytes of a run; raises if it cannot come to a folder."""
     there = json.loads(header["manifest"])
     if not isinstance(there, dict) or "kind" not in there:
         raise RunError(f"{run}: its {MANIFEST} is not a cdn-tune manifest")
@@ -199,102 +231,11 @@ def _check(header: dict[str, Any], run: str, to: Path) -> int:
     return size
 
 
-def _receive_file(
-    lines: Iterator[tuple[str, str]],
-    to: Path,
-    parts: Path,
-    name: str,
-    offset: int,
-    found: _Received,
-    total: int,
-    on_progress: OnProgress,
-) -> tuple[int, str]:
-    """Writes a file, or its rest; returns size and SHA-256 of what is here now."""
-    path = parts / name
-    found.begun[name] += not offset
-    if found.begun[name] > _BEGINNINGS:
-        raise ClusterError(f"fetch: {name}: changes faster than it comes; fetch it when the search has stopped")
-    with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if offset and not path.exists():
-            shutil.copyfile(to / name, path)
-        digest = hashlib.sha256()
-        with path.open("r+b" if offset else "wb") as file:
-            for piece in pieces(file, offset):
-                digest.update(piece)
-            file.truncate(offset)
-            file.seek(offset)
-            for kind, value in lines:
-                if kind == "end":
-                    break
-                if kind != "data":
-                    raise ClusterError(f"fetch: {name}: unexpected {kind!r} in the log; run the same command again")
-                piece = _decoded(value, name)
-                file.write(piece)
-                digest.update(piece)
-                found.received += len(piece)
-                on_progress(found.received, total)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-    if digest.hexdigest() != value:
-        path.unlink()
-        raise ClusterError(f"fetch: {name}: arrived damaged; run the same command again")
-    return size, digest.hexdigest()
-
-
-def _unchanged(lines: Iterator[tuple[str, str]], name: str, digest: str) -> str:
-    """Returns the SHA-256 of a file that is here already, after reading the end of its lines."""
-    if next(lines, ("", "")) != ("end", digest):
-        raise ClusterError(f"fetch: {name}: unexpected lines in the log; run the same command again")
-    return digest
-
-
 def _decoded(value: str, name: str) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except binascii.Error:
         raise ClusterError(f"fetch: {name}: arrived damaged; run the same command again") from None
-
-
-def _reason(text: str) -> str:
-    return " ".join(text.split())[-200:] or "no reason given"
-
-
-def settle(to: Path, parts: Path, arrived: Mapping[str, str], links: Mapping[str, str], received: int) -> Fetched:
-    """Moves what has arrived to its place: a new folder at once, a file of an older one each at once.
-
-    Files that were changed since they were fetched last, an evaluation made here for example, are left alone.
-
-    Args:
-        to: The place.
-        parts: Where what has arrived lies; what lies in its place already does not.
-        arrived: SHA-256 of files by path.
-        links: Files that are other ones' second names, by path.
-        received: Bytes received.
-    """
-    sources = {**{name: name for name in arrived}, **{name: link for name, link in links.items() if link in arrived}}
-    with write_errors(to):
-        if not to.exists() or not any(to.iterdir()):
-            for name, source in sources.items():
-                if name != source:
-                    _place(parts / source, parts / name)
-            write_json(parts / RECORD, {name: arrived[source] for name, source in sources.items()})
-            parts.rename(to)
-            return Fetched(to, len(sources), received, [])
-        record = to / RECORD
-        known: dict[str, str] = json.loads(record.read_text("utf-8")) if record.is_file() else {}
-        changed_here = []
-        for name, source in sources.items():
-            held = digest(to / name)[1] if (to / name).is_file() else None
-            if held not in (None, arrived[source], known.get(name)):
-                changed_here.append(name)
-                continue
-            if held != arrived[source]:
-                _place(parts / source if (parts / source).exists() else to / source, to / name)
-            known[name] = arrived[source]
-        write_json(record, known)
-    return Fetched(to, len(sources) - len(changed_here), received, changed_here)
 
 
 def _place(source: Path, target: Path) -> None:
@@ -310,11 +251,7 @@ def _place(source: Path, target: Path) -> None:
 
 
 def inside(name: Any) -> str:
-    """Returns a relative path that stays in its folder.
-
-    Raises:
-        ClusterError: If it leads out of it, whoever sent it.
-    """
+    """Returns a relative path that stays in its folder; raises ClusterError if it leads out of it."""
     path = PurePosixPath(str(name))
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in str(name) or "\\" in str(name):
         raise ClusterError(f"fetch: a path that leads out of the run folder was sent ({str(name)[:100]!r})")
@@ -326,24 +263,14 @@ def digests(folder: Path) -> dict[str, tuple[int, str]]:
     if not folder.is_dir():
         return {}
     return {
-        path.relative_to(folder).as_posix(): digest(path)
+        path.relative_to(folder).as_posix(): _digest(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.is_symlink() and path.name not in (LOCK, RECORD)
     }
 
 
-def digest(path: Path) -> tuple[int, str]:
+def _digest(path: Path) -> tuple[int, str]:
     """Returns a file's size and SHA-256."""
-    found, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for piece in pieces(file, path.stat().st_size):
-            found.update(piece)
-            size += len(piece)
-    return size, found.hexdigest()
-
-
-def pieces(file: IO[bytes], count: int) -> Iterator[bytes]:
-    """Yields so many bytes of a file, a piece at a time."""
-    while count > 0 and (piece := file.read(min(_PIECE, count))):
-        count -= len(piece)
-        yield piece
+        return fetch_send.feed(digest, file, path.stat().st_size), digest.hexdigest()

@@ -8,8 +8,6 @@ path, size, and how much of it is there already), ``data`` (base64), ``end`` (th
 is another one's second name), ``done`` (whether more is to come in another job), ``fault`` (why nothing can be sent).
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import fnmatch
@@ -72,56 +70,42 @@ def send(run: Path, have: dict[str, tuple[int, str]], skip: list[str], limit: in
 
 
 def listing(run: Path, skip: list[str]) -> dict[str, Path]:
-    """Returns the files to send by relative path; links that lead out of the folder and unfinished writes are none."""
+    """Returns the files to send by relative path, without links that lead out of the folder."""
     inside = run.resolve()
-    found: dict[str, Path] = {}
-    for path in sorted(run.rglob("*")):
-        name = path.relative_to(run).as_posix()
-        if (
-            path.is_file()
-            and inside in path.resolve().parents
-            and not any(fnmatch.fnmatch(name, each) for each in skip)
-        ):
-            found[name] = path
-    databases = [name for name, path in found.items() if is_sqlite(path)]
-    for name in databases:
-        if can_snapshot(found[name]):
-            for ending in _BESIDE:
-                found.pop(name + ending, None)
+    paths = [path for path in sorted(run.rglob("*")) if path.is_file() and inside in path.resolve().parents]
+    names = {path.relative_to(run).as_posix(): path for path in paths}
+    found = {name: path for name, path in names.items() if not any(fnmatch.fnmatch(name, each) for each in skip)}
+    for name in [name for name, path in found.items() if can_snapshot(path)]:
+        for ending in _BESIDE:
+            found.pop(name + ending, None)
     return found
 
 
-def is_sqlite(path: Path) -> bool:
-    """Returns whether a file is a sqlite database."""
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE)) == _SQLITE
-
-
 def can_snapshot(path: Path) -> bool:
-    """Returns whether a database can be read; one whose writer was killed in mid-write has to be rolled back first."""
+    """Returns whether a file is a sqlite database that can be read; one whose writer was killed in mid-write cannot."""
+    with path.open("rb") as file:
+        if file.read(len(_SQLITE)) != _SQLITE:
+            return False
     try:
-        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=10)
-        try:
+        with contextlib.closing(_connect(path, 10)) as connection:
             connection.execute("select count(*) from sqlite_master").fetchone()
-        finally:
-            connection.close()
     except sqlite3.Error:
         return False
     return True
 
 
+def _connect(path: Path, seconds: float) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=seconds)
+
+
 def snapshot(path: Path, folder: Path) -> Path:
     """Returns a file to read in a file's place: of a database that may be written to meanwhile, a consistent copy."""
-    if not is_sqlite(path) or not can_snapshot(path):
+    if not can_snapshot(path):
         return path
     copy = folder / "copy.db"
     copy.unlink(missing_ok=True)
-    source, target = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=60), sqlite3.connect(copy)
-    try:
+    with contextlib.closing(_connect(path, 60)) as source, contextlib.closing(sqlite3.connect(copy)) as target:
         source.backup(target)
-    finally:
-        source.close()
-        target.close()
     return copy
 
 
@@ -133,18 +117,13 @@ def _send_file(name: str, file: BinaryIO, had: tuple[int, str] | None, limit: in
     size = os.fstat(file.fileno()).st_size
     digest, offset = hashlib.sha256(), 0
     if had is not None and had[0] <= size:
-        _feed(digest, file, had[0])
-        offset = had[0]
+        offset = feed(digest, file, had[0])
         if digest.hexdigest() != had[1]:
             digest, offset = hashlib.sha256(), 0
             file.seek(0)
-    last = min(size, offset + limit)
+    count, sent = min(size - offset, limit), 0
     write_line("file", {"path": name, "size": size, "offset": offset})
-    sent = 0
-    while sent < last - offset:
-        piece = file.read(min(_PIECE, last - offset - sent))
-        if not piece:
-            break
+    while sent < count and (piece := file.read(min(_PIECE, count - sent))):
         digest.update(piece)
         write_line("data", base64.b64encode(piece).decode())
         sent += len(piece)
@@ -152,10 +131,13 @@ def _send_file(name: str, file: BinaryIO, had: tuple[int, str] | None, limit: in
     return sent
 
 
-def _feed(digest: Any, file: BinaryIO, count: int) -> None:
-    while count > 0 and (piece := file.read(min(_PIECE, count))):
+def feed(digest: Any, file: BinaryIO, count: int) -> int:
+    """Updates a digest with so many bytes of a file, or its rest; returns how many were read."""
+    read = 0
+    while read < count and (piece := file.read(min(_PIECE, count - read))):
         digest.update(piece)
-        count -= len(piece)
+        read += len(piece)
+    return read
 
 
 def empty_log(_number: int = 0, _frame: FrameType | None = None) -> None:
@@ -166,7 +148,7 @@ def empty_log(_number: int = 0, _frame: FrameType | None = None) -> None:
 
 
 def main() -> None:
-    """Sends what the file beside this one requests, then waits for the receiver to send SIGTERM."""
+    """Sends what the request in the file beside this one names, then waits for the receiver to send SIGTERM."""
     signal.signal(signal.SIGTERM, empty_log)
     request = json.loads(Path(__file__).with_name(REQUEST).read_text("utf-8"))
     run = Path(request["run"])

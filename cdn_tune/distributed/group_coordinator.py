@@ -1,14 +1,12 @@
-"""Who trains which trial: an actor between those who submit trials and the groups of workers that train them.
+"""Which group trains which trial: an actor between the processes that submit trials and the groups of workers.
 
 Neither Ray nor torch is imported here, so that its process is small and soon up.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cdn_tune.training.reports import Stop
@@ -27,32 +25,18 @@ News = tuple[str, Any]
 
 @dataclass
 class _Trial:
-    """A trial that was submitted.
-
-    Attributes:
-        number: The trial's number.
-        work: What workers need to train it.
-        run: The group that trains it.
-        begun: Ranks that have received it.
-        taken: When it was handed out.
-        stop: What its workers are asked for, and since when.
-        failed: Ranks that have failed.
-        news: Reports and the end, as far as they have not been fetched.
-        has_ended: Whether the last of its news is there.
-        is_unread: Whether somebody will fetch that.
-    """
+    """A trial that was submitted; the group whose `ticket` is its own trains it."""
 
     number: int
-    work: dict[str, Any]
-    run: int | None = None
-    begun: set[int] = field(default_factory=set)
-    taken: float = 0.0
-    stop: Stop = Stop.NO
-    stopped: float = 0.0
-    failed: set[int] = field(default_factory=set)
-    news: list[News] = field(default_factory=list)
-    has_ended: bool = False
-    is_unread: bool = True
+    work: dict[str, Any]  # what workers need to train it
+    taken: float = 0.0  # when it was handed out
+    begun: set[int] = field(default_factory=set)  # ranks that have received it
+    failed: set[int] = field(default_factory=set)  # ranks that have failed
+    stop: Stop = Stop.NO  # what its workers have to do
+    stopped: float = 0.0  # since when
+    news: list[News] = field(default_factory=list)  # reports and the end, as far as they have not been fetched
+    has_ended: bool = False  # the last of its news has come
+    is_unread: bool = True  # that will be fetched
 
     def end(self, how: str, content: Any = None) -> None:
         if not self.has_ended:
@@ -69,7 +53,7 @@ class _Run:
     nodes: dict[int, str] = field(default_factory=dict)  # by rank
     ticket: int | None = None  # of the trial that it trains
     idle_since: float | None = None  # its rank 0 waits for a trial
-    starts: int = 0
+    starts: int = 0  # of workers, since a trial has begun
     closing: float | None = None  # since when it takes no more trials
     loss: tuple[float, str, str] | None = None  # when its workers were lost, kind and reason
     fault: str = ""
@@ -77,36 +61,24 @@ class _Run:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A group as it stands.
+    """A group as it stands; times are in seconds."""
 
-    Attributes:
-        nodes: Of its workers, by id; empty before they are up.
-        is_up: Whether its workers are up.
-        is_busy: Whether it has a trial.
-        idle: Seconds for which it has waited for one.
-        lost: Seconds since its workers were lost under a trial.
-        loss: Kind and reason of that.
-        hung: Seconds for which it should have begun a trial, left one that was discarded, or ended.
-        is_closing: Whether it takes no more trials.
-        fault: Why it cannot be used.
-    """
-
-    nodes: tuple[str, ...] = ()
-    is_up: bool = False
-    is_busy: bool = False
-    idle: float = 0.0
-    lost: float = 0.0
-    loss: tuple[str, str] | None = None
-    hung: float = 0.0
-    is_closing: bool = False
-    fault: str = ""
+    nodes: tuple[str, ...] = ()  # of its workers, by id; empty before they are up
+    is_up: bool = False  # all its workers have started
+    is_busy: bool = False  # it has a trial
+    idle: float = 0.0  # since it waits for one
+    lost: float = 0.0  # since its workers were lost under a trial
+    loss: tuple[str, str] | None = None  # kind and reason of that
+    hung: float = 0.0  # since it should have begun a trial, left one that was discarded, or ended
+    is_closing: bool = False  # it takes no more trials
+    fault: str = ""  # why it cannot be used
 
 
 class Coordinator:
-    """Hands submitted trials to groups that ask for one, and keeps their reports until they are fetched.
+    """Hands submitted trials to groups that are free, and keeps their reports until they are fetched.
 
-    Trials are known by the ticket of their submission, groups by the run of Ray Train, and a group's workers by their
-    placement group: what comes late from a former one changes nothing.
+    Trials are identified by the ticket of their submission, groups by the run of Ray Train, and a group's workers by
+    their placement group: what comes late from a former one changes nothing.
 
     Args:
         clock: Returns seconds.
@@ -122,7 +94,7 @@ class Coordinator:
         self._is_drained = self._is_closed = False
         self._changed = asyncio.Condition()
 
-    # Whoever submits trials.
+    # Called by processes that submit trials, and by the pool for them.
 
     async def submit(self, number: int, work: dict[str, Any]) -> int:
         """Queues a trial; returns its ticket."""
@@ -136,7 +108,7 @@ class Coordinator:
         return self._tickets
 
     async def next(self, ticket: int, seconds: float) -> list[News]:
-        """Returns a trial's news since the last call: waits for some, so long at most; the end is the last of them."""
+        """Returns a trial's news since the last call, after waiting for some, so long at most; the end comes last."""
         trial = self._trials.get(ticket)
         if trial is None:
             return [(LOST, {"kind": WORKER, "reason": "its reports were fetched by another process"})]
@@ -148,24 +120,24 @@ class Coordinator:
         return news
 
     async def stop(self, number: int) -> None:
-        """Discards a trial: its workers leave it between two steps, and nobody fetches what is left of it."""
+        """Discards a trial: its workers leave it between two steps, and its reports are dropped."""
         for ticket, trial in list(self._trials.items()):
             if trial.number == number and not trial.has_ended:
                 self._stop(ticket, Stop.DISCARD)
         await self._notify()
 
     async def drain(self) -> None:
-        """Ends the trials that no group has taken, now and from now on."""
-        self._is_drained = True
-        for ticket in list(self._queue):
-            self._stop(ticket, Stop.SAVE)
-        await self._notify()
+        """Ends the trials that no group has taken, and those that are submitted later."""
+        await self._stop_all(self._queue, Stop.SAVE)
 
     async def save_all(self) -> None:
-        """Has all trials save their state and end, and takes no more."""
+        """Makes all trials save their state and end, and takes no more."""
+        await self._stop_all(self._trials, Stop.SAVE)
+
+    async def _stop_all(self, tickets: Iterable[int], how: Stop) -> None:
         self._is_drained = True
-        for ticket in list(self._trials):
-            self._stop(ticket, Stop.SAVE)
+        for ticket in list(tickets):
+            self._stop(ticket, how)
         await self._notify()
 
     def _stop(self, ticket: int, how: Stop) -> None:
@@ -180,7 +152,7 @@ class Coordinator:
             trial.news.clear()
             self._forget(ticket)
 
-    # Workers.
+    # Called by workers.
 
     async def hello(self, run: int, place: str, rank: int, node: str) -> None:
         """Registers a worker that has started; the first of a new placement group replaces the former workers."""
@@ -216,19 +188,17 @@ class Coordinator:
             return IDLE
         self._queue.remove(ticket)
         trial = self._trials[ticket]
-        trial.run, trial.taken, group.ticket, group.idle_since = run, self._clock(), ticket, None
+        trial.taken, group.ticket, group.idle_since = self._clock(), ticket, None
         return {"ticket": ticket, **trial.work}
 
     async def begin(self, ticket: int, rank: int) -> None:
         """Registers that a worker has received its trial."""
-        trial = self._trials.get(ticket)
-        if trial is None or trial.run is None:
-            return
-        group = self._runs[trial.run]
-        trial.begun.add(rank)
-        if len(trial.begun) == group.size:
-            group.starts = 0
-            self._begun += 1
+        if (group := self._group(ticket)) is not None:
+            begun = self._trials[ticket].begun
+            begun.add(rank)
+            if len(begun) == group.size:
+                group.starts = 0
+                self._begun += 1
 
     async def report(self, ticket: int, kind: str, content: dict[str, Any]) -> None:
         """Keeps a report of rank 0; one of a trial that has ended or is discarded is dropped."""
@@ -238,7 +208,7 @@ class Coordinator:
             await self._notify()
 
     async def stop_wanted(self, ticket: int, seen: Stop, seconds: float) -> Stop | None:
-        """Returns what a trial's workers are asked for: waits for other than `seen`; None if it has ended."""
+        """Returns what a trial's workers have to do, after waiting for other than `seen`; None if it has ended."""
         trial = self._trials.get(ticket)
         if trial is None:
             return None
@@ -247,8 +217,10 @@ class Coordinator:
 
     async def end(self, ticket: int, how: str) -> None:
         """Registers that all workers have left a trial; rank 0 reports it."""
-        self._end(ticket, how)
-        await self._notify()
+        if (group := self._group(ticket)) is not None:
+            self._trials[ticket].end(how)
+            self._release(group)
+            await self._notify()
 
     async def fail(self, ticket: int, rank: int, error: bytes, seconds: float = _FAILED_SECONDS) -> bool:
         """Ends a trial with the error, pickled, of the first worker that has failed.
@@ -256,10 +228,9 @@ class Coordinator:
         Returns:
             Whether all its workers have failed, and so are ready for another trial; else the group has to be restarted.
         """
-        trial = self._trials.get(ticket)
-        if trial is None or trial.run is None or (trial.has_ended and not trial.failed):
+        group = self._group(ticket)
+        if group is None or ((trial := self._trials[ticket]).has_ended and not trial.failed):
             return False
-        group = self._runs[trial.run]
         trial.failed.add(rank)
         trial.end(FAILED, error)
         await self._notify()
@@ -278,14 +249,14 @@ class Coordinator:
             group.loss = (self._clock(), kind, reason)
         await self._notify()
 
-    # The pool.
+    # Called by the pool.
 
     async def open(self, run: int, size: int) -> None:
         """Registers a group that is being started."""
         self._runs[run] = _Run(size)
 
     async def close_run(self, run: int) -> None:
-        """Has a group end as soon as it has no trial."""
+        """Makes a group end as soon as it has no trial."""
         if run in self._runs:
             self._close(self._runs[run])
         await self._notify()
@@ -303,35 +274,29 @@ class Coordinator:
 
     async def status(self) -> dict[str, Any]:
         """Returns how many trials are queued and how many have begun, and the groups as they stand."""
-        return {
-            "queued": len(self._queue),
-            "begun": self._begun,
-            "runs": {run: asdict(self._status(group)) for run, group in self._runs.items()},
-        }
+        runs = {run: self._status(group) for run, group in self._runs.items()}
+        return {"queued": len(self._queue), "begun": self._begun, "runs": runs}
 
     async def close(self) -> None:
-        """Has all groups end; trials that they train are discarded."""
-        self._is_closed = self._is_drained = True
-        for ticket in list(self._trials):
-            self._stop(ticket, Stop.DISCARD)
+        """Makes all groups end; trials that they train are discarded."""
+        self._is_closed = True
         for group in self._runs.values():
             self._close(group)
-        await self._notify()
+        await self._stop_all(self._trials, Stop.DISCARD)
 
     def _status(self, group: _Run) -> RunStatus:
-        now = self._clock()
-        trial = None if group.ticket is None else self._trials.get(group.ticket)
-        hung = 0.0
+        now, hung = self._clock(), 0.0
+        trial = None if group.ticket is None else self._trials[group.ticket]
         if trial is not None and len(trial.begun) < group.size:
             hung = now - trial.taken
         elif trial is not None and trial.stop is Stop.DISCARD:
             hung = now - trial.stopped
-        elif group.ticket is None and group.closing is not None and group.place:
+        elif trial is None and group.closing is not None and group.place:
             hung = now - group.closing
         return RunStatus(
             nodes=tuple(group.nodes.values()),
             is_up=bool(group.place) and len(group.nodes) == group.size,
-            is_busy=group.ticket is not None,
+            is_busy=trial is not None,
             idle=0.0 if group.idle_since is None else now - group.idle_since,
             lost=0.0 if group.loss is None else now - group.loss[0],
             loss=None if group.loss is None else group.loss[1:],
@@ -343,31 +308,25 @@ class Coordinator:
     def _close(self, group: _Run) -> None:
         group.closing = self._clock() if group.closing is None else group.closing
 
+    def _group(self, ticket: int) -> _Run | None:
+        """Returns the group that trains a trial."""
+        return next((group for group in self._runs.values() if group.ticket == ticket), None)
+
     def _first(self) -> int | None:
         """Returns the ticket of the first queued trial that no other group still trains."""
-        running = {self._trials[run.ticket].number for run in self._runs.values() if run.ticket in self._trials}
+        running = {self._trials[group.ticket].number for group in self._runs.values() if group.ticket is not None}
         return next((ticket for ticket in self._queue if self._trials[ticket].number not in running), None)
 
     def _lose(self, group: _Run, kind: str, reason: str) -> None:
-        ticket = group.ticket
-        if ticket is not None and (trial := self._trials.get(ticket)) is not None and not trial.has_ended:
-            if len(trial.begun) < group.size and trial.stop is Stop.NO:
-                trial.run, trial.begun = None, set()
-                self._queue.insert(0, ticket)
-            elif trial.stop is Stop.NO:
-                trial.end(LOST, {"kind": kind, "reason": reason})
-            else:
+        if group.ticket is not None and not (trial := self._trials[group.ticket]).has_ended:
+            if trial.stop is not Stop.NO:
                 trial.end(STOPPED)
+            elif len(trial.begun) < group.size:
+                trial.begun = set()
+                self._queue.insert(0, group.ticket)
+            else:
+                trial.end(LOST, {"kind": kind, "reason": reason})
         self._release(group)
-
-    def _end(self, ticket: int, how: str) -> None:
-        trial = self._trials.get(ticket)
-        if trial is None or trial.run is None:
-            return
-        trial.end(how)
-        group = self._runs.get(trial.run)
-        if group is not None and group.ticket == ticket:
-            self._release(group)
 
     def _release(self, group: _Run) -> None:
         """Takes its trial from a group."""
@@ -378,8 +337,7 @@ class Coordinator:
     def _forget(self, ticket: int) -> None:
         """Forgets a trial that neither a group nor a reader needs any more."""
         trial = self._trials.get(ticket)
-        is_held = ticket in self._queue or any(run.ticket == ticket for run in self._runs.values())
-        if trial is not None and not trial.is_unread and not is_held:
+        if trial is not None and not trial.is_unread and ticket not in self._queue and self._group(ticket) is None:
             del self._trials[ticket]
 
     async def _notify(self) -> None:
@@ -387,7 +345,7 @@ class Coordinator:
             self._changed.notify_all()
 
     async def _until(self, is_true: Callable[[], bool], seconds: float) -> None:
-        """Waits until something holds, but no longer than so many seconds."""
+        """Waits until a condition holds, but no longer than so many seconds."""
         try:
             async with self._changed:
                 await asyncio.wait_for(self._changed.wait_for(is_true), seconds)

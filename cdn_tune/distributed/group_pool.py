@@ -1,7 +1,5 @@
 """Groups of workers that stay up from trial to trial: one run of Ray Train each, in a thread of this process."""
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets
@@ -9,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,8 @@ from cdn_tune.training.object_store.working_copy import delete_remote, place_of,
 
 _POLL_SECONDS = 0.3
 _ANSWER_SECONDS = 30.0
-_IDLE_SECONDS = 20.0  # after which a group without a trial makes room: whoever waits cannot always be seen
-_WAITED_FOR_SECONDS = 3.0  # and if somebody is seen to wait
+_IDLE_SECONDS = 20.0  # after which a group without a trial makes room: what waits cannot always be seen
+_WAITED_FOR_SECONDS = 3.0  # and if something is seen to wait
 _LOST_SECONDS = 3.0  # after which it is known whether a lost worker's node is alive
 _HUNG_SECONDS = 30.0
 _RESTARTS = 9  # of a group's workers within one run of Ray Train
@@ -49,36 +47,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GroupView:
-    """A group, as the pool decides about it.
+    """A group, as the pool decides about it."""
 
-    Attributes:
-        status: As the coordinator has it.
-        avoid: Nodes, by id, that it was started to keep clear of.
-        is_placed: Whether its workers have a place.
-        is_evictable: Whether there is something of it to remove: its last was not removed just now.
-    """
-
-    status: RunStatus
-    avoid: tuple[str, ...] = ()
-    is_placed: bool = True
-    is_evictable: bool = True
+    status: RunStatus  # the coordinator's
+    avoid: tuple[str, ...] = ()  # nodes, by id, that it was started to keep clear of
+    is_placed: bool = True  # its workers have a place
+    is_evictable: bool = True  # it has a placement group, and none was removed just now
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with the groups.
+    """What is done with the groups."""
 
-    Attributes:
-        end: Those to end, by run.
-        evict: Those whose placement groups are removed, by run: their workers end at once.
-        start: How many are started.
-        asleep: How many have ended because they had no trial; they are started when there is one for them.
-    """
-
-    end: tuple[int, ...] = ()
-    evict: tuple[int, ...] = ()
-    start: int = 0
-    asleep: int = 0
+    end: tuple[int, ...] = ()  # runs that end
+    evict: tuple[int, ...] = ()  # runs whose placement groups are removed: their workers end at once
+    start: int = 0  # how many are started
+    asleep: int = 0  # how many have ended because they had no trial; they are started when there is one for them
 
 
 def decide(
@@ -87,12 +71,12 @@ def decide(
     """Returns what is to be done with the groups.
 
     Args:
-        groups: Those there are, by run.
+        groups: The present ones, by run.
         wanted: How many there should be.
         avoid: Nodes, by id, that take no trials now.
         queued: Trials that wait for a group.
         asleep: How many of the wanted have ended because they had no trial.
-        others_wait: Whether somebody else waits for a place.
+        others_wait: Whether something else waits for a place.
     """
     open_ = {run: group for run, group in groups.items() if not group.status.is_closing}
     free = {run: group for run, group in open_.items() if not group.status.is_busy}
@@ -126,26 +110,25 @@ class _Run:
 
     number: int
     avoid: tuple[str, ...]
-    thread: threading.Thread | None = None
+    thread: threading.Thread = field(init=False)
     error: BaseException | None = None
-    is_ending: bool = False  # it was asked to
-    began: float = 0.0
+    is_ending: bool = False  # it has to, or is at fault
+    began: float = field(default_factory=time.monotonic)
     seen: float | None = None  # since when a placement group stands for it
     was_placed: bool = False
     evicted: float = -_HUNG_SECONDS  # when its placement group was removed last
 
 
 class GroupPool:
-    """Keeps groups of workers up, and has them train the trials that are submitted to its coordinator.
+    """Keeps groups of workers up, which train the trials that are submitted to its coordinator.
 
     The groups start at once. What they reserve is marked, by a few bytes of memory in each bundle, so that it is found
-    and removed whoever has died meanwhile.
+    and removed whatever has died meanwhile.
 
     Args:
         resources: Number of workers of a group, and what each occupies.
-        folder: Reachable from every node; trials' folders are in it. Ray Train keeps a few notes there, in ``.ray``.
+        folder: Reachable from every node; trials' folders are in it. Ray Train writes some files there, in ``.ray``.
         groups: How many there should be.
-        avoid: Nodes, by id, to keep clear of.
         check: Called by each worker before a trial: what it raises ends the trial. See `group_worker.Check`.
         steps: Whether workers report steps.
     """
@@ -155,17 +138,14 @@ class GroupPool:
         resources: ResourcesConfig,
         folder: Path,
         groups: int = 1,
-        avoid: Sequence[str] = (),
         check: Callable[..., None] | None = None,
         steps: bool = False,
     ) -> None:
-        self._resources, self._folder, self._wanted, self._avoid = resources, folder, groups, tuple(sorted(avoid))
-        # Takes trials, and hands them out. On this node: it is lost with the driver, not before.
+        self._resources, self._wanted = resources, groups
+        self._avoid: tuple[str, ...] = ()
+        # On this node: it is lost with the driver, not before.
         self.handle = pinned(ray.remote(num_cpus=0)(Coordinator), this_node()).remote()
         self.fault: str | None = None  # why no group can be kept up
-        self._bundle: dict[str, float] = {"CPU": float(resources.cpus_per_worker)}
-        if resources.gpus_per_worker:
-            self._bundle["GPU"] = resources.gpus_per_worker
         self._config = {
             "coordinator": self.handle,
             "folder": portable(folder),
@@ -181,7 +161,8 @@ class GroupPool:
             self._storage = {"storage_path": path, "storage_filesystem": files}
         self._next = secrets.randbelow(_MARKS)
         self._runs: dict[int, _Run] = {}
-        self._ready = self._asleep = self._begun = self._failures = 0
+        # How many trials find a group: of those that have a place, and those that ended for want of a trial.
+        self.ready = self._asleep = self._begun = self._failures = 0
         self._is_drained = self._is_saving = False
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_START_SECONDS)
@@ -193,11 +174,6 @@ class GroupPool:
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="cdn-tune-groups")
         self._watcher.start()
 
-    @property
-    def ready(self) -> int:
-        """How many trials find a group: of those that have a place, and those that ended for want of a trial."""
-        return self._ready
-
     def adjust(self, groups: int, avoid: Sequence[str] = ()) -> None:
         """Changes how many groups there should be, and of which nodes they keep clear; those that train go on."""
         with self._lock:
@@ -206,14 +182,14 @@ class GroupPool:
     @property
     def is_up(self) -> bool:
         """Whether all groups that there should be have a place, or ended for want of a trial."""
-        return self._ready >= self._wanted
+        return self.ready >= self._wanted
 
     def stop(self, number: int) -> None:
         """Discards a trial, whose workers leave it without saving its state; returns at once."""
         self.handle.stop.remote(number)
 
     def save_all(self) -> None:
-        """Has all trials save their state and end, and takes no more; returns at once."""
+        """Makes all trials save their state and end, and takes no more; returns at once."""
         if not self._is_saving:
             self._is_saving = self._is_drained = True
             self.handle.save_all.remote()
@@ -236,11 +212,11 @@ class GroupPool:
         try:
             self.handle.close.remote()
             status = ray.get(self.handle.status.remote(), timeout=_ANSWER_SECONDS)
-            leaving = {run for run, state in status["runs"].items() if state["is_up"]}
+            leaving = {run for run, state in status["runs"].items() if state.is_up}
         except RayError:
             _log.debug("the coordinator of the groups is gone", exc_info=True)
         gone = self._end(leaving)
-        if gone:  # else it has them end as soon as they ask for a trial
+        if gone:  # else it makes them end as soon as they are free
             ray.kill(self.handle)
         self._clear_scratch()
         return gone
@@ -252,8 +228,7 @@ class GroupPool:
             places = self._places()
             settled = [run for run in places if self._is_settled(self._runs[run])]
             self._evict(run for run in settled if run not in leaving or passed > _LEAVE_SECONDS)
-            threads = [run.thread for run in self._runs.values()]
-            if not places and not any(thread is not None and thread.is_alive() for thread in threads):
+            if not places and not any(run.thread.is_alive() for run in self._runs.values()):
                 return True
             time.sleep(_POLL_SECONDS / 3)
         return False
@@ -264,27 +239,29 @@ class GroupPool:
         delete_remote(self._scratch)
 
     def _start(self) -> None:
-        """Starts a group."""
         self._next += 1
-        run = self._runs[self._next] = _Run(self._next, self._avoid, began=time.monotonic())
-        self.handle.open.remote(run.number, self._resources.workers)
+        run = _Run(self._next, self._avoid)
         run.thread = threading.Thread(target=self._fit, args=(run,), daemon=True, name=f"ray-train-{run.number}")
+        self.handle.open.remote(run.number, self._resources.workers)
+        self._runs[run.number] = run
         run.thread.start()
 
     def _fit(self, run: _Run) -> None:
-        """Runs Ray Train until the group is told to end, or cannot go on."""
+        """Runs Ray Train until the group has to end, or cannot go on."""
         from ray.train.torch import TorchTrainer  # imports torch
 
         from cdn_tune.distributed.group_worker import work
 
+        cpus, gpus = float(self._resources.cpus_per_worker), self._resources.gpus_per_worker
+        bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {}), "memory": float(_UNMARKED + run.number)}
         try:
             TorchTrainer(
                 work,
                 train_loop_config={**self._config, "run": run.number},
                 scaling_config=ScalingConfig(
                     num_workers=self._resources.workers,
-                    use_gpu=self._resources.gpus_per_worker > 0,
-                    resources_per_worker={**self._bundle, "memory": _memory(run.number)},
+                    use_gpu=gpus > 0,
+                    resources_per_worker=bundle,
                     label_selector=off_nodes(run.avoid) or None,
                 ),
                 run_config=RunConfig(
@@ -306,13 +283,13 @@ class GroupPool:
                 return
             except RayError:
                 _log.debug("the cluster does not answer", exc_info=True)
-            except Exception as error:  # a thread has nobody to raise to
+            except Exception as error:  # a thread has no caller to raise to
                 _log.warning("the groups of workers are not watched any more", exc_info=True)
                 self.fault = f"groups of workers: {reason_of(error)}"
                 return
 
     def _step(self) -> None:
-        """Looks after the groups once."""
+        """Reads the groups' state and acts on it, once."""
         status = ray.get(self.handle.status.remote(), timeout=_ANSWER_SECONDS)
         if status["begun"] != self._begun:
             self._begun, self._failures = status["begun"], 0
@@ -320,9 +297,13 @@ class GroupPool:
         places, now = self._places(), time.monotonic()
         groups = {}
         for number, run in self._runs.items():
-            state = RunStatus(**status["runs"].get(number, {}))  # it may not have heard of the newest
-            if state.loss is not None and state.lost > _LOST_SECONDS:
-                self._lose(number, state)
+            state = status["runs"].get(number, RunStatus())  # the newest may not have arrived
+            if (
+                state.loss is not None and state.lost > _LOST_SECONDS
+            ):  # it shows now whether the workers' nodes are gone
+                kind, reason = state.loss
+                kind = kind if set(state.nodes) <= {node.id for node in alive_nodes()} else NODE
+                self.handle.lose.remote(number, kind, reason)
             if state.fault and not run.is_ending:
                 run.is_ending = True
                 self._count_failure(state.fault)
@@ -339,12 +320,12 @@ class GroupPool:
         for _ in range(decision.start):
             self._start()
         usable = [run for run, group in groups.items() if not group.status.is_closing and run not in decision.end]
-        self._ready = min(wanted, sum(groups[run].is_placed for run in usable) + self._asleep)
+        self.ready = min(wanted, sum(groups[run].is_placed for run in usable) + self._asleep)
 
     def _bury(self) -> None:
         """Frees what is left of the runs of Ray Train that have ended."""
         for run in list(self._runs.values()):
-            if run.thread is not None and not run.thread.is_alive():
+            if not run.thread.is_alive():
                 reason = "it ended" if run.error is None else reason_of(run.error)
                 ray.get(self.handle.remove.remote(run.number, f"its group of workers is gone ({reason})"))
                 self._evict([run.number])
@@ -356,13 +337,6 @@ class GroupPool:
         self._failures += 1
         if self._failures >= _FAILURES:
             self.fault = f"no group of workers comes up: {reason}"
-
-    def _lose(self, number: int, state: RunStatus) -> None:
-        """Ends the trial of workers that are gone, now that it shows whether their nodes are."""
-        kind, reason = state.loss or (WORKER, "")
-        if not set(state.nodes) <= {node.id for node in alive_nodes()}:
-            kind = NODE
-        self.handle.lose.remote(number, kind, reason)
 
     def _places(self) -> dict[int, bool]:
         """Returns, by run, whether the placement group that stands for it has a place."""
@@ -376,7 +350,7 @@ class GroupPool:
         return run.seen is not None and time.monotonic() - run.seen > _SETTLE_SECONDS
 
     def _others_wait(self) -> bool:
-        """Whether somebody else's placement group waits for CPUs or GPUs."""
+        """Returns whether another placement group than the pool's waits for CPUs or GPUs."""
         return any(
             group["state"] != "CREATED"
             and _run_of(group) not in self._runs
@@ -395,12 +369,7 @@ class GroupPool:
 
 
 class Losses(UserCallback):  # type: ignore[misc]  # Ray ships no types
-    """Reports, from Ray Train's controller, that workers of a group are gone.
-
-    Args:
-        coordinator: To whom.
-        run: The group.
-    """
+    """Reports, from Ray Train's controller, that workers of a group are gone."""
 
     def __init__(self, coordinator: Any, run: int) -> None:
         self._coordinator, self._run = coordinator, run
@@ -413,13 +382,8 @@ class Losses(UserCallback):  # type: ignore[misc]  # Ray ships no types
         self._coordinator.lost.remote(self._run, kind, reason_of(errors[0]))
 
 
-def _memory(run: int) -> float:
-    """Returns the bytes of memory by which a group's bundles are known."""
-    return float(_UNMARKED + run)
-
-
 def _run_of(group: dict[str, Any]) -> int:
-    """Returns the run that a placement group is marked with; a negative number if it is not marked."""
+    """Returns the run that a placement group is marked with, by memory; a negative number if it is not marked."""
     return int(min((bundle.get("memory", 0.0) for bundle in group["bundles"].values()), default=0.0)) - _UNMARKED
 
 

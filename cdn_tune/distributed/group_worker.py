@@ -1,14 +1,12 @@
-"""What each worker of a group runs: one trial after the other, with the training loop that one worker uses as well."""
-
-from __future__ import annotations
+"""The loop of each worker of a group: one trial after the other, trained as by one worker alone."""
 
 import gc
 import pickle
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -38,7 +36,7 @@ class Check(Protocol):
 
 
 def work(config: dict[str, Any]) -> None:
-    """Trains trials until there are no more; its world is the process group that Ray Train has joined.
+    """Trains trials until there are no more, in the process group that Ray Train has joined.
 
     Rank 0 takes each trial from the coordinator, and all train it. A worker that fails alone raises, and Ray Train
     starts the group anew; after a failure on all of them, the group goes on with the next trial.
@@ -64,7 +62,7 @@ def _train(trial: dict[str, Any], config: dict[str, Any], world: World) -> None:
     """Trains one trial, reports how it ended, and leaves nothing of it in this process."""
     coordinator, ticket = config["coordinator"], trial["ticket"]
     experiment = Experiment.model_validate(trial["experiment"], strict=False)
-    stop = _StopRequest(coordinator, ticket) if world.is_main else never
+    stop = _stop_request(coordinator, ticket) if world.is_main else never
     reported = 0.0
 
     def report(done: EpochReport) -> None:
@@ -103,32 +101,22 @@ def _train(trial: dict[str, Any], config: dict[str, Any], world: World) -> None:
         ray.get(coordinator.end.remote(ticket, how))
 
 
-class _StopRequest:
-    """What rank 0 knows of the wish to stop its trial: a thread waits for it, so that a step need not.
+def _stop_request(coordinator: Any, ticket: int) -> Callable[[], Stop]:
+    """Returns a function for what a trial's workers have to do; a thread waits for news, so that no step does."""
+    wanted = Stop.NO
 
-    Args:
-        coordinator: Whom it asks.
-        ticket: Of the trial.
-    """
+    def wait() -> None:
+        nonlocal wanted
+        with suppress(RayError):  # the next report raises as well
+            while (now := ray.get(coordinator.stop_wanted.remote(ticket, wanted, _POLL_SECONDS))) is not None:
+                wanted = now
 
-    def __init__(self, coordinator: Any, ticket: int) -> None:
-        self._wanted = Stop.NO
-        ask: Callable[[], Any] = partial(coordinator.stop_wanted.remote, ticket)
-        threading.Thread(target=self._wait, args=(ask,), daemon=True, name="cdn-tune-stop").start()
-
-    def __call__(self) -> Stop:
-        return self._wanted
-
-    def _wait(self, ask: Callable[..., Any]) -> None:
-        try:
-            while (wanted := ray.get(ask(self._wanted, _POLL_SECONDS))) is not None:
-                self._wanted = wanted
-        except RayError:  # the next report raises as well
-            return
+    threading.Thread(target=wait, daemon=True, name="cdn-tune-stop").start()
+    return lambda: wanted
 
 
 def _unfit(check: Check | None, again: bool = False) -> CdnTuneError | None:
-    """Returns why this node cannot train, which may have come after the first check; None if it can."""
+    """Returns why this node cannot train, also if that came after the first check; None if it can."""
     try:
         if check is not None:
             check(again=again)
@@ -142,13 +130,13 @@ def _all_fail(coordinator: Any, ticket: int, rank: int, error: Exception) -> boo
 
     Where memory did not suffice, gradients may have been on their way between them.
     """
-    told = _readable(error)
-    together: bool = ray.get(coordinator.fail.remote(ticket, rank, pickle.dumps(told)))
-    return together and not isinstance(told, MemoryShortage)
+    readable = _readable(error)
+    together = ray.get(coordinator.fail.remote(ticket, rank, pickle.dumps(readable)))
+    return together and not isinstance(readable, MemoryShortage)
 
 
 def _lacks_a_peer(error: Exception) -> bool:
-    """Whether a worker failed because another one is gone: that one's end says why."""
+    """Returns whether a worker failed because another one is gone, whose end has the cause."""
     text = str(error).lower()
     signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
     return isinstance(error, torch.distributed.DistError | RayError) or (

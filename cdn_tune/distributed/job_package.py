@@ -1,6 +1,4 @@
-"""The files that go with a job: those of a working directory, without data, runs, caches and secrets."""
-
-from __future__ import annotations
+"""The files that are uploaded with a job: those of a working directory, without data, runs, caches and secrets."""
 
 import os
 import shutil
@@ -29,15 +27,10 @@ _PACKAGE = "cdn_tune"
 
 @dataclass(frozen=True)
 class Package:
-    """The files that go with a job.
-
-    Attributes:
-        folder: The working directory.
-        sizes: Bytes of each file by its path relative to the folder.
-    """
+    """The files of a working directory that are uploaded with a job."""
 
     folder: Path
-    sizes: dict[str, int]
+    sizes: dict[str, int]  # bytes of each file by its path relative to the folder
 
     @property
     def bytes(self) -> int:
@@ -46,12 +39,12 @@ class Package:
 
 
 def pack(folder: Path, excludes: Sequence[str] = (), stays: Sequence[Path] = ()) -> Package:
-    """Returns the files of a working directory that go with a job.
+    """Returns the files of a working directory that are uploaded with a job.
 
     Args:
         folder: The directory.
-        excludes: Patterns of what stays besides `EXCLUDED`, as in a .gitignore.
-        stays: Folders that stay if they lie in it: data, runs.
+        excludes: Patterns of what is left out besides `EXCLUDED`, as in a .gitignore.
+        stays: Folders that are left out if they lie in it: data, runs.
 
     Raises:
         ConfigError: If it is no folder, or too large to be uploaded; names the largest files.
@@ -75,7 +68,7 @@ def pack(folder: Path, excludes: Sequence[str] = (), stays: Sequence[Path] = ())
 
 @contextmanager
 def staged(package: Package) -> Iterator[Path]:
-    """Copies the files to a folder of their own for the duration, which is uploaded as it is; yields the folder."""
+    """Yields a temporary folder with a copy of the files, which is uploaded as it is."""
     with TemporaryDirectory(prefix="cdn-tune-") as folder:
         for name in package.sizes:
             target = Path(folder) / name
@@ -108,10 +101,9 @@ def _lines(path: Path) -> list[str]:
 
 @contextmanager
 def unpacked(wheel: Path) -> Iterator[Path]:
-    """Unpacks a cdn-tune wheel for the duration; yields the package's folder.
+    """Yields a temporary folder with the package of a cdn-tune wheel, which is a zip file of its modules.
 
-    A wheel of plain Python is a zip file of its modules. It is not installed, since that would install all it depends
-    on as well, torch among them: those are the nodes' own.
+    It is not installed, since that would install all it depends on as well, torch among them: the nodes have their own.
 
     Raises:
         ConfigError: If it is no wheel of cdn-tune.

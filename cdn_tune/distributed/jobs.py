@@ -1,7 +1,5 @@
 """Jobs: commands that a cluster runs for us, through the HTTP server on its head node."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -19,8 +17,7 @@ from typing import Any, TypeVar
 import aiohttp
 import requests
 
-from cdn_tune.distributed.address import job_server, prepare
-from cdn_tune.distributed.token import token_fault
+from cdn_tune.distributed.address import job_server, prepare, token_fault
 from cdn_tune.errors import ClusterError
 
 STOP_SECONDS = 600  # that a job may take to end in order; Ray's own 3 are too few for checkpoints
@@ -31,39 +28,27 @@ _UPLOAD_SECONDS = 3600.0
 _RETRIES = 30  # in a row, of a log that breaks off
 _PAUSE_SECONDS = 1.0
 _QUIET_SECONDS = 15.0  # without a line, after which the job's state is looked up
-_ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job.
-
-    Attributes:
-        id: Its id.
-        state: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``.
-        command: What it runs.
-        message: Ray's message about its state.
-        started: Unix time; None before.
-        ended: Unix time; None before.
-        exit_code: Of its process; None before it ends, or if it was stopped.
-        metadata: What was recorded when it was submitted.
-    """
+    """A job; times are Unix times, None before."""
 
     id: str
-    state: str
+    state: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED
     command: str
-    message: str
+    message: str  # Ray's, about its state
     started: float | None
     ended: float | None
-    exit_code: int | None
-    metadata: dict[str, str]
+    exit_code: int | None  # of its process; None before it ends, or if it was stopped
+    metadata: dict[str, str]  # as recorded when it was submitted
 
     @property
     def has_ended(self) -> bool:
         """Whether it runs no longer, and will not."""
-        return self.state in _ENDED
+        return self.state in ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Jobs:
@@ -78,21 +63,20 @@ class Jobs:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
-        self._given = given
-        prepare(given)
-        self.url = job_server(given).rstrip("/")
+        self._given = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "auto"
+        prepare(self._given)
+        self.url = job_server(self._given).rstrip("/")
         with self._one_line():
             self._client = _within(_CONNECT_SECONDS, lambda: _client(self.url))
 
     def submit(self, command: str, runtime_env: dict[str, Any], resources: dict[str, float], note: str) -> str:
-        """Submits a shell command, with what it needs; returns the job's id.
+        """Submits a shell command; returns the job's id.
 
         Args:
             command: The shell command.
             runtime_env: Ray's runtime environment; a working directory is uploaded.
             resources: What its process occupies: ``num_cpus``, ``num_gpus``.
-            note: What it is, for the list of jobs.
+            note: Description for the list of jobs.
         """
         variables = {_STOP_WAIT: str(STOP_SECONDS), **runtime_env.get("env_vars", {})}
         options: dict[str, Any] = {f"entrypoint_{name}": value for name, value in resources.items()}
@@ -150,7 +134,7 @@ class Jobs:
         return found
 
     def stop(self, job: str) -> bool:
-        """Asks a job to stop: its process gets SIGTERM, and `STOP_SECONDS` later SIGKILL; returns whether it ran."""
+        """Sends a job's process SIGTERM, and SIGKILL `STOP_SECONDS` later; returns whether it ran."""
         with self._one_line(job):
             return bool(_within(_ANSWER_SECONDS, lambda: self._client.stop_job(job)))
 
@@ -184,7 +168,7 @@ class Jobs:
 
     @contextmanager
     def _one_line(self, job: str | None = None) -> Iterator[None]:
-        """Turns what the client raises into one line."""
+        """Turns what the client raises into ClusterError with one line."""
         from ray.exceptions import AuthenticationError  # once the environment is prepared
 
         try:
@@ -210,10 +194,9 @@ async def _next(lines: Any) -> str | None:
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """Returns what a call of Ray's client returns, which by itself waits for ever.
+    """Returns what a call of Ray's client returns, which by itself waits for ever; raises TimeLimit if it takes longer.
 
-    Raises:
-        TimeLimit: If it takes longer; it is left to a thread that ends with the process.
+    It is then left to a thread that ends with the process.
     """
     answer: Future[Result] = Future()
 
@@ -243,16 +226,16 @@ def _client(url: str) -> Any:
     try:
         return JobSubmissionClient(url)
     finally:
-        del os.environ["RAY_API_SERVER_ADDRESS"]
-        if before is not None:
+        if before is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
             os.environ["RAY_API_SERVER_ADDRESS"] = before
 
 
 def _job(details: Any) -> Job:
-    state = getattr(details.status, "value", details.status)
     return Job(
         id=str(details.submission_id),
-        state=str(state),
+        state=str(getattr(details.status, "value", details.status)),
         command=str(details.entrypoint),
         message=str(details.message or ""),
         started=None if details.start_time is None else details.start_time / 1000,

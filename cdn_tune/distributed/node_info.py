@@ -1,7 +1,5 @@
 """The nodes of a joined cluster: resources, free resources, installed versions, and clocks."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,14 +21,6 @@ class NodeInfo:
     """A node's state.
 
     Attributes:
-        id: Its id, hexadecimal.
-        address: Its address in Ray.
-        host: Its host name.
-        is_alive: Whether the head node counts it as alive.
-        is_head: Whether it is the head node.
-        total: Its resources, as Ray names them (memory in bytes).
-        free: The part of them that is free now.
-        gpu: Kind of its GPUs; empty if it has none, or Ray does not know.
         versions: Of Python, cdn-tune and `PACKAGES`, and the path of its ``python``; a package that is missing has
             None. None if the node did not answer.
         clock: Seconds by which its clock is ahead of this machine's, if that exceeds the time an answer takes; 0.0
@@ -38,46 +28,40 @@ class NodeInfo:
         fault: Why it did not answer; empty if it did.
     """
 
-    id: str
+    id: str  # hexadecimal
     address: str
     host: str
     is_alive: bool
     is_head: bool
-    total: dict[str, float]
+    total: dict[str, float]  # resources, as Ray names them; memory in bytes
     free: dict[str, float]
-    gpu: str
+    gpu: str  # kind of its GPUs; empty if it has none, or Ray gives none
     versions: dict[str, str | None] | None = None
     clock: float | None = None
     fault: str = ""
 
 
 def node_info(seconds: float = _ANSWER_SECONDS) -> list[NodeInfo]:
-    """Returns the state of all nodes of the joined cluster, the head node first; all are asked at once.
+    """Returns the state of all nodes of the joined cluster, the head node first.
 
     Args:
         seconds: How long a node may take to answer; one without a warm process starts one first.
     """
     free = free_resources()
     nodes = sorted(ray.nodes(), key=lambda node: (_HEAD not in node["Resources"], node["NodeManagerAddress"]))
-    answers = _ask([node["NodeID"] for node in nodes if node["Alive"]], seconds)
+    answers = _query([node["NodeID"] for node in nodes if node["Alive"]], seconds)
     return [_node(node, free.get(node["NodeID"], {}), answers) for node in nodes]
 
 
 def here() -> dict[str, str | None]:
     """Returns the versions of this process, in the form of `NodeInfo.versions`."""
-    versions: dict[str, str | None] = _describer()(PACKAGES)["versions"]
-    return versions
+    return dict(_describer()(PACKAGES)["versions"])
 
 
 def differences(node: NodeInfo, ours: Mapping[str, str | None]) -> dict[str, tuple[str | None, str | None]]:
-    """Returns what differs on a node from this process: name to (there, here); nothing of one that did not answer."""
-    if node.versions is None:
-        return {}
-    return {
-        name: (node.versions[name], ours[name])
-        for name in node.versions
-        if name != "executable" and node.versions[name] != ours[name]
-    }
+    """Returns what differs on a node from this process, name to (there, here); nothing if it did not answer."""
+    versions = (node.versions or {}).items()
+    return {name: (there, ours[name]) for name, there in versions if name != "executable" and there != ours[name]}
 
 
 def _node(node: dict[str, Any], free: Mapping[str, float], answers: Mapping[str, dict[str, Any] | str]) -> NodeInfo:
@@ -107,40 +91,31 @@ def clock_offset(there: float, sent: float, received: float) -> float:
         sent: When the question was sent, by our clock.
         received: When the answer had come, by our clock.
     """
-    if there > received:
-        return there - received
-    return min(there - sent, 0.0)
+    return there - received if there > received else min(there - sent, 0.0)
 
 
-def _ask(nodes: list[str], seconds: float) -> dict[str, dict[str, Any] | str]:
-    """Returns each node's answer, or why there is none, by the node's id; all are asked at once.
+def _query(nodes: list[str], seconds: float) -> dict[str, dict[str, Any] | str]:
+    """Returns each node's answer, or why it gave none, by the node's id; all are queried at once.
 
-    Each is asked twice: only an answer for which no process has to be started measures the clock well.
+    Each is queried twice: only an answer for which no process has to be started measures the clock well.
     """
     describe = small_task(_describer())
     answers: dict[str, dict[str, Any] | str] = {}
-    waiting: dict[Any, tuple[str, float]] = {}
-    asked_again: set[str] = set()
-
-    def ask(node: str) -> None:
-        waiting[pinned(describe, node).remote(PACKAGES)] = (node, time.time())
-
-    for node in nodes:
-        ask(node)
+    waiting = {pinned(describe, node).remote(PACKAGES): (node, time.time()) for node in nodes}
     deadline = time.monotonic() + seconds
     while waiting and time.monotonic() < deadline:
         ready, _ = ray.wait(list(waiting), num_returns=1, timeout=_POLL_SECONDS)
         for reference in ready:
             node, sent = waiting.pop(reference)
             received = time.time()
+            is_first = node not in answers
             try:
                 answers[node] = {**ray.get(reference, timeout=1.0), "sent": sent, "received": received}
             except (RayError, GetTimeoutError) as error:
                 answers.setdefault(node, " ".join(str(error).split())[:200])
                 continue
-            if node not in asked_again:
-                asked_again.add(node)
-                ask(node)
+            if is_first:
+                waiting[pinned(describe, node).remote(PACKAGES)] = (node, time.time())
     for reference, (node, _) in waiting.items():
         ray.cancel(reference, force=True)
         answers.setdefault(node, f"did not answer within {seconds:.0f} s")

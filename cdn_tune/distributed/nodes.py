@@ -1,6 +1,4 @@
-"""The nodes of the joined cluster: which there are, tasks on chosen ones, and whether an error is a node's loss."""
-
-from __future__ import annotations
+"""The nodes of the joined cluster: which are alive, tasks on chosen ones, and whether an error is a node's loss."""
 
 import contextlib
 import os
@@ -25,18 +23,11 @@ _started: frozenset[int] | None = None  # processes of the Ray that this process
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive.
+    """A node that is alive."""
 
-    Attributes:
-        id: Ray's, in hexadecimal.
-        name: Its host's name.
-        resources: In all, e.g. ``{"CPU": 8.0, "GPU": 2.0}``.
-        address: Its address, as Ray has it.
-    """
-
-    id: str
-    name: str
-    resources: dict[str, float]
+    id: str  # hexadecimal
+    name: str  # of its host
+    resources: dict[str, float]  # in all, e.g. {"CPU": 8.0, "GPU": 2.0}
     address: str
 
 
@@ -51,8 +42,7 @@ def alive_nodes() -> list[Node]:
 
 def this_node() -> str:
     """Returns the id of the node that this process, a driver or a worker, is on."""
-    identity: str = ray.get_runtime_context().get_node_id()
-    return identity
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def host_name() -> str:
@@ -92,11 +82,7 @@ def off_nodes(nodes: tuple[str, ...]) -> dict[str, str]:
 
 
 def small_task(function: Callable[..., Any]) -> Any:
-    """Returns a function as a Ray task that occupies nothing and is tried once; Ray ships each such task once.
-
-    Args:
-        function: Module-level, or whole in itself, so that it reaches other nodes.
-    """
+    """Returns a function, module-level or whole in itself, as a Ray task that occupies nothing and is tried once."""
     return ray.remote(num_cpus=0, max_retries=0)(function)
 
 
@@ -106,10 +92,7 @@ def pinned(task: Any, node: str) -> Any:
 
 
 def node_was_lost(error: BaseException | None) -> bool:
-    """Whether an actor's failure is that of its node, or of the way there, rather than its own.
-
-    A node that is preempted, killed or unreachable tells nothing about what ran on it.
-    """
+    """Returns whether an actor's failure is that of its node, preempted, killed or unreachable, rather than its own."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, RayActorError):
         error = cause
@@ -121,9 +104,7 @@ def node_was_lost(error: BaseException | None) -> bool:
 def reason_of(error: BaseException) -> str:
     """Returns the innermost reason of an error that Ray has wrapped, in one line."""
     failures = getattr(error, "worker_failures", None)
-    if failures:
-        return reason_of(next(iter(failures.values())))
-    cause = getattr(error, "cause", None) or error.__cause__
+    cause = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
     if isinstance(cause, BaseException):
         return reason_of(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -131,12 +112,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class OnNodes:
-    """Calls a function on chosen nodes, beside whatever runs there, without waiting for it.
-
-    Args:
-        function: Module-level, so that workers can import it.
-        arguments: Its arguments.
-    """
+    """Calls a module-level function on chosen nodes, beside whatever runs there, without waiting for it."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._task, self._arguments = small_task(function), arguments
@@ -151,13 +127,12 @@ class OnNodes:
         """Returns what it has returned since the last call, by node; the error if it, or the node, died."""
         results: dict[str, Any] = {}
         for node, reference in list(self._running.items()):
-            if not ray.wait([reference], timeout=0)[0]:
-                continue
-            del self._running[node]
-            try:
-                results[node] = ray.get(reference)
-            except RayError as error:
-                results[node] = error
+            if ray.wait([reference], timeout=0)[0]:
+                del self._running[node]
+                try:
+                    results[node] = ray.get(reference)
+                except RayError as error:
+                    results[node] = error
         return results
 
     def cancel(self) -> None:

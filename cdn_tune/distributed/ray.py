@@ -1,10 +1,7 @@
-"""The parts of Ray used under `distributed` and `tuning`, imported once, quietly, after the environment is set.
+"""The parts of Ray used under `distributed` and `tuning`, imported once, without warnings, in a fitting environment.
 
-Ray ships no types and warns on import; both are dealt with here so that the rest of the code need not. All are public
-or for developers, as Ray's documentation has it; see `cdn_tune.compat` for what is not.
+All are public, or for developers, by Ray's documentation; `cdn_tune.compat` has what is not.
 """
-
-from __future__ import annotations
 
 import os
 import warnings
@@ -44,26 +41,7 @@ with warnings.catch_warnings():
     from ray.util.placement_group import PlacementGroup
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-__all__ = [
-    "ON_LOOPBACK",
-    "ActorUnavailableError",
-    "ActorUnschedulableError",
-    "AuthenticationError",
-    "FIFOScheduler",
-    "FailureConfig",
-    "GetTimeoutError",
-    "NodeAffinitySchedulingStrategy",
-    "PlacementGroup",
-    "RayActorError",
-    "RayError",
-    "RunConfig",
-    "ScalingConfig",
-    "Searcher",
-    "TrialScheduler",
-    "UserCallback",
-    "placement_group",
-    "placement_group_table",
-    "ray",
-    "remove_placement_group",
-    "tune",
-]
+__all__ = ["ON_LOOPBACK", "ActorUnavailableError", "ActorUnschedulableError", "AuthenticationError", "FIFOScheduler"]
+__all__ += ["FailureConfig", "GetTimeoutError", "NodeAffinitySchedulingStrategy", "PlacementGroup", "RayActorError"]
+__all__ += ["RayError", "RunConfig", "ScalingConfig", "Searcher", "TrialScheduler", "UserCallback", "placement_group"]
+__all__ += ["placement_group_table", "ray", "remove_placement_group", "tune"]

@@ -1,6 +1,4 @@
-"""Checks that every node of the cluster sees the run folder, before a trial is lost to it."""
-
-from __future__ import annotations
+"""Checks that every node of the cluster reaches the run folder, before a trial is lost to it."""
 
 import secrets
 from pathlib import Path
@@ -15,14 +13,7 @@ _SECONDS = 60.0  # for all nodes together
 
 
 def check_shared_folder(run: Path) -> None:
-    """Checks that every node of the joined cluster reaches a run folder: a file is written that each must find.
-
-    Args:
-        run: The run folder.
-
-    Raises:
-        RunError: If one does not; names it and the remedy.
-    """
+    """Raises RunError, with the remedy, if a node of the joined cluster does not find a file written to a run."""
     place = place_of(run)
     nodes = alive_nodes()
     if len(nodes) < 2:
@@ -34,7 +25,7 @@ def check_shared_folder(run: Path) -> None:
         else:
             with write_errors(run / name):
                 (run / name).write_text(token, encoding="ascii")
-        _ask(nodes, run, name, token)
+        _check_nodes(nodes, run, name, token)
     finally:
         if place is not None:
             place.store.delete(name)
@@ -42,11 +33,11 @@ def check_shared_folder(run: Path) -> None:
             (run / name).unlink(missing_ok=True)
 
 
-def _ask(nodes: list[Node], run: Path, name: str, token: str) -> None:
-    look = small_task(what_is_missing)
-    asked = {pinned(look, node.id).remote(portable(run), name, token): node for node in nodes}
-    ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
-    for reference, node in asked.items():
+def _check_nodes(nodes: list[Node], run: Path, name: str, token: str) -> None:
+    task = small_task(what_is_missing)
+    tasks = {pinned(task, node.id).remote(portable(run), name, token): node for node in nodes}
+    ray.wait(list(tasks), num_returns=len(tasks), timeout=_SECONDS)
+    for reference, node in tasks.items():
         where = f"node {node.name} ({node.address})"
         try:
             missing = ray.get(reference, timeout=0.1)
@@ -58,7 +49,7 @@ def _ask(nodes: list[Node], run: Path, name: str, token: str) -> None:
 
 
 def what_is_missing(run: str, name: str, token: str) -> str | None:
-    """Returns why the run folder is out of this node's reach; None if it is not. Module-level, so that it pickles."""
+    """Returns why this node does not reach the run folder; None if it does. Module-level, so that it pickles."""
     try:
         folder = working_copy(run)
         place = place_of(folder)

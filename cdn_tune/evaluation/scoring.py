@@ -44,7 +44,7 @@ class Workers:
         """Yields the position of an input and what the task returns for it, as each is done."""
         if not inputs or (self.count == 1 and self.address is None):
             return ((position, task(*each)) for position, each in enumerate(inputs))
-        from cdn_tune.distributed.tasks import run_tasks
+        from cdn_tune.distributed.launch import run_tasks
 
         return run_tasks(task, inputs, self.count, self.address)
 

@@ -14,9 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from cdn_tune.distributed.address import LOOPBACK, check_join, is_job_server, is_on_loopback, job_server
+from cdn_tune.distributed.address import (
+    LOOPBACK,
+    check_join,
+    ensure_token,
+    has_token,
+    is_job_server,
+    is_on_loopback,
+    job_server,
+    token_fault,
+)
 from cdn_tune.distributed.node_info import clock_offset, differences, here, node_info
-from cdn_tune.distributed.token import ensure_token, has_token, token_fault
 from cdn_tune.errors import ClusterError
 from tests.distributed.conftest import family_of
 

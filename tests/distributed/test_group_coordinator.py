@@ -18,6 +18,7 @@ from cdn_tune.distributed.group_coordinator import (
     STOPPED,
     WORKER,
     Coordinator,
+    RunStatus,
 )
 from cdn_tune.training.reports import Stop
 
@@ -65,8 +66,8 @@ class Desk:
     def news(self, ticket: int) -> Any:
         return self(self.it.next(ticket, 0.01))
 
-    def state(self, run: int = RUN) -> dict[str, Any]:
-        found: dict[str, Any] = self(self.it.status())["runs"][run]
+    def state(self, run: int = RUN) -> RunStatus:
+        found: RunStatus = self(self.it.status())["runs"][run]
         return found
 
 
@@ -148,7 +149,7 @@ def test_lost_workers_end_their_trial_once(desk: Desk, notice: str) -> None:
         kind, reason = NODE, "the node has died"
         desk(desk.it.lost(RUN, kind, reason))
         assert desk.news(ticket) == []  # the pool or the new workers decide
-        assert desk.state()["loss"] == (kind, reason)
+        assert desk.state().loss == (kind, reason)
     if notice.endswith("new workers"):
         desk.up(place="new", opened=False)
     elif notice == "callback, then pool":
@@ -169,7 +170,7 @@ def test_a_trial_that_its_workers_never_received_is_queued_again(desk: Desk) -> 
     assert desk.take()["ticket"] == ticket
     desk(desk.it.begin(ticket, 0))
     desk.now = 40.0
-    assert desk.state()["hung"] == 40.0  # rank 1 does not answer
+    assert desk.state().hung == 40.0  # rank 1 does not answer
     desk.up(place="new", opened=False)
     assert desk.take(place="new")["ticket"] == ticket
     assert desk.news(ticket) == desk.news(later) == []
@@ -217,9 +218,9 @@ def test_workers_that_start_again_and_again_without_a_trial_are_at_fault(desk: D
     desk.train(0)  # one trial, and the count begins anew
     for place in range(STARTS):
         desk.up(place=f"{place}", opened=False)
-    assert desk.state()["fault"] == ""
+    assert desk.state().fault == ""
     desk.up(place="last", opened=False)
-    assert f"started {STARTS} times without" in desk.state()["fault"]
+    assert f"started {STARTS} times without" in desk.state().fault
     assert desk.take(place="last") == OVER
 
 
@@ -232,7 +233,7 @@ def test_a_group_ends_when_it_has_no_trial(desk: Desk) -> None:
     desk(desk.it.submit(1, {}))
     assert desk.take() == OVER
     desk.now = 99.0
-    assert desk.state()["hung"] == 99.0  # it does not end
+    assert desk.state().hung == 99.0  # it does not end
 
 
 def test_what_is_closed_takes_and_gives_nothing(desk: Desk) -> None:

@@ -14,7 +14,7 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import load_split
 from cdn_tune.data.planted import plant
-from cdn_tune.distributed.tasks import run_tasks
+from cdn_tune.distributed.launch import run_tasks
 from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
 from cdn_tune.evaluation import evaluate as final
 from cdn_tune.evaluation.choose_checkpoint import choose_best

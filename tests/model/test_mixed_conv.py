@@ -7,8 +7,7 @@ from torch.nn import functional
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
 from cdn_tune.model.kernels import cell_conv, mixed_conv
 from cdn_tune.model.kernels.mixed_conv import mixed_conv as convolve_tiles
-from cdn_tune.model.kernels.tiles import tiling
-from cdn_tune.model.kernels.tiles import transforms
+from cdn_tune.model.kernels.tiles import tiling, transforms
 
 TILES = [(1, 4), (1, 2), (2, 2), (4, 4), (2, 1)]
 

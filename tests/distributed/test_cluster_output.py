@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cdn_tune.distributed.ray_output import ray_output_logged
+from cdn_tune.distributed.cluster import ray_output_logged
 
 
 def printed_by(name: str, text: str) -> None:
