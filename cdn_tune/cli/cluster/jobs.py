@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import Json, Server
-from cdn_tune.cli.show.output import out, print_json
-from cdn_tune.cli.show.text import duration_text, head_table
+from cdn_tune.cli.show.output import duration_text, head_table, out, print_json
 
 if TYPE_CHECKING:
     from cdn_tune.distributed.jobs import Job
@@ -42,7 +41,7 @@ def jobs_table(jobs: Sequence[Job], now: float) -> Table:
 
 
 def job_facts(job: Job, now: float) -> list[tuple[str, str]]:
-    """Returns what is known of a job as (name, text)."""
+    """Returns a job's recorded facts as (name, text)."""
     facts = [("job", job.id), ("state", job.state.lower()), ("command", _what(job)), ("started", _when(job))]
     facts += [("took", _took(job, now)), ("exit code", "" if job.exit_code is None else str(job.exit_code))]
     return [(head, text) for head, text in (*facts, ("message", job.message)) if text]
