@@ -6,10 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import typer
 from rich.markup import escape
 from rich.table import Table
-from typer import Option
+from typer import BadParameter, Option
 
 from cdn_tune.cli.app import Command, app
 from cdn_tune.cli.options import Json, SearchRun, Storage
@@ -82,9 +81,9 @@ def leaderboard(
     from cdn_tune.tuning.results.record import read_record
 
     if sum(map(bool, (json, csv, importance is not None, config is not None))) > 1:
-        raise typer.BadParameter("--json, --csv, --importance and --config exclude each other")
+        raise BadParameter("--json, --csv, --importance and --config exclude each other")
     if file is not None and config is None:
-        raise typer.BadParameter("--out goes with --config TRIAL")
+        raise BadParameter("--out goes with --config TRIAL")
     record = read_record(run, storage)
     if config is not None:
         _print_config(record, config, file)
@@ -126,10 +125,8 @@ def _print_importance(record: Record, evaluator: Evaluator) -> None:
     from cdn_tune.tuning.results.importance import ENOUGH, importance
 
     found = importance(record, evaluator)
-    objective = (
-        found.objective if "@" not in found.objective and found.objective != "mIoU" else f"val {found.objective}"
-    )
-    print_line(f"importance for {objective} by {found.evaluator}, from {found.trials} complete trials")
+    val = "val " if "@" in found.objective or found.objective == "mIoU" else ""
+    print_line(f"importance for {val}{found.objective} by {found.evaluator}, from {found.trials} complete trials")
     table = head_table("parameter", "share", "trials", "", right=("share", "trials"), fold=("parameter",))
     for name, share in found.shares.items():
         table.add_row(escape(name), f"{share:.1%}", str(found.sampled[name]), "█" * round(30 * share))

@@ -74,10 +74,7 @@ def refuse_url(run: Path, option: str) -> None:
 
 
 def local_run(run: Path, models: bool = False, trials: bool = False) -> Path:
-    """Returns a run's folder on this machine: itself, or what is fetched of it from its object store.
-
-    `models` fetches the best checkpoints as well, `trials` the trials' metrics.
-    """
+    """Returns a run's folder here, fetched from its object store with its best checkpoints or trials' metrics."""
     from cdn_tune.training.object_store.sync import fetched
     from cdn_tune.training.object_store.working_copy import url_of
 

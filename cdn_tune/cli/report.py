@@ -44,10 +44,7 @@ def report(
 
 
 def write_report(run: Path, file: Path | None = None, views: int | None = None) -> Path:
-    """Writes a run's report to a file (``RUN/report/index.html`` if None), prints its path, and returns it.
-
-    `views` queries are drawn with score map and attention, the usual number if None.
-    """
+    """Writes a run's report, to ``RUN/report/index.html`` if no file is given, prints its path, and returns it."""
     from cdn_tune.report.page import REPORT, VIEWS, Builder, check_target
     from cdn_tune.training.object_store.lease import is_locked
     from cdn_tune.training.object_store.sync import bring_home

@@ -6,29 +6,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich import box
-from rich.table import Table
 from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Address, Overrides, RunOption
-from cdn_tune.cli.show.output import (
-    GOES_ON,
-    GracefulStop,
-    duration_text,
-    err,
-    out,
-    print_line,
-    print_note,
-    size_text,
-    terminable,
-)
+from cdn_tune.cli.show.output import GOES_ON, GracefulStop, err, out, print_line, print_note, terminable
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
     from cdn_tune.config import Experiment
 
 
@@ -71,7 +56,7 @@ def _print_plan(experiment: Experiment) -> None:
 
 def _train(experiment: Experiment, workers: int, run: Path, address: str | None) -> None:
     from cdn_tune.cli.show.progress import TrainProgress, build_clips
-    from cdn_tune.cli.show.tables import experiment_line
+    from cdn_tune.cli.show.tables import experiment_line, trained_table
     from cdn_tune.data.fingerprint import fingerprint
     from cdn_tune.training.loop import BEST
     from cdn_tune.training.object_store.sync import fetched, refresh
@@ -122,28 +107,3 @@ def _has_state(run: Path) -> bool:
 
     place = place_of(run)
     return (run / LAST).exists() or (place is not None and place.home.entry(str(LAST)) is not None)
-
-
-def trained_table(experiment: Experiment, epochs: Sequence[dict[str, Any]], run: Path, planted: bool) -> Table:
-    """Returns the best epoch's val metrics in %, and the trial's time, memory and disk use, of its recorded epochs."""
-    from cdn_tune.training.memory.size import occupied_bytes
-
-    last = epochs[-1]
-    best = epochs[last["best_epoch"] - 1]
-    label = "planted data" if planted else "real data"
-    title = f"{experiment.data.dataset} ({label}), val split, epoch {best['epoch']} of {last['epoch']}, in %"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("")
-    for name in best["val"]:
-        table.add_column(name, justify="right", style="bold green" if name == experiment.eval.metric else "")
-    for head in ("time", "peak memory", "checkpoints on disk"):
-        table.add_column(head, justify="right", style="dim")
-    seconds = sum(epoch["train_seconds"] + epoch["val_seconds"] for epoch in epochs)
-    table.add_row(
-        f"{experiment.model.label}, best on val",
-        *(f"{100 * value:.2f}" for value in best["val"].values()),
-        duration_text(seconds),
-        size_text(last["peak_bytes"]) if last.get("peak_bytes") else "",
-        size_text(occupied_bytes(run)),
-    )
-    return table

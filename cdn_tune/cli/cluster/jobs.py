@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import Json, Server
-from cdn_tune.cli.show.output import duration_text, head_table, out, print_json
+from cdn_tune.cli.show.output import duration_text, facts_table, head_table, out, print_json
 
 if TYPE_CHECKING:
     from cdn_tune.distributed.jobs import Job
@@ -29,6 +29,17 @@ def jobs(address: Server = None, json: Json = False) -> None:
         print_json([asdict(job) for job in found])
     else:
         out.print(jobs_table(found, time.time()))
+
+
+def print_job(job: str, address: str | None, as_json: bool) -> None:
+    """Prints one job."""
+    from cdn_tune.distributed.jobs import Jobs
+
+    found = Jobs(address).job(job)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        out.print(facts_table(job_facts(found, time.time())))
 
 
 def jobs_table(jobs: Sequence[Job], now: float) -> Table:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from typer import Option
+from typer import Exit, Option
 
 from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import JobArgument, Server
@@ -40,7 +39,7 @@ def follow(jobs: Jobs, job: str) -> None:
             out.file.flush()
         found = jobs.wait(job, SETTLE_SECONDS)
     print_note(f"job {job}: {found.state.lower()}")
-    raise typer.Exit(exit_code(found))
+    raise Exit(exit_code(found))
 
 
 def exit_code(job: Job) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,17 +13,7 @@ from typer import Argument, Option
 
 from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import Json, Server
-from cdn_tune.cli.show.output import (
-    UNKNOWN,
-    duration_text,
-    err,
-    facts_table,
-    head_table,
-    out,
-    print_json,
-    print_line,
-    warn,
-)
+from cdn_tune.cli.show.output import UNKNOWN, duration_text, err, head_table, out, print_json, print_line, warn
 from cdn_tune.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -50,7 +39,9 @@ def status(
     from cdn_tune.distributed.address import is_job_server
 
     if job is not None:
-        _print_job(job, address, json)
+        from cdn_tune.cli.cluster.jobs import print_job
+
+        print_job(job, address, json)
     elif is_job_server(address):  # where only a job server is reached, a job surveys the nodes
         from cdn_tune.cli.cluster.submit import Shipping, run_job
 
@@ -59,17 +50,6 @@ def status(
         run_job(["cluster", "status", *rest], "cluster status", {"space": space}, address, shipping, wait=True)
     else:
         _print_nodes(address or "auto", space, json)
-
-
-def _print_job(job: str, address: str | None, as_json: bool) -> None:
-    from cdn_tune.cli.cluster.jobs import job_facts
-    from cdn_tune.distributed.jobs import Jobs
-
-    found = Jobs(address).job(job)
-    if as_json:
-        print_json(asdict(found))
-    else:
-        out.print(facts_table(job_facts(found, time.time())))
 
 
 def _print_nodes(address: str, space: str | None, as_json: bool) -> None:

@@ -109,13 +109,7 @@ def run_job(
 ) -> None:
     """Submits a command as a job, prints how to go on from here, and follows its log to the end if `wait`.
 
-    Args:
-        arguments: The command to run there, as it was written.
-        name: Which one it is: ``search start``, ``train``.
-        values: Its arguments and options by name, as of `parsed`.
-        address: Of the cluster.
-        shipping: What goes with it.
-        wait: Whether to follow.
+    `name` and `values` are those that `parsed` returns of `arguments`.
     """
     from cdn_tune.distributed.jobs import Jobs
 

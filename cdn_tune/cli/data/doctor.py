@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich import box
 from rich.markup import escape
 from rich.table import Table
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from cdn_tune.cli.app import data_app
 from cdn_tune.cli.show.output import out, print_line
@@ -50,7 +49,7 @@ def doctor(
         out.print(findings_table(report.findings))
     print_line(verdict(report), "bold red" if report.fails else "bold green")
     if report.fails:
-        raise typer.Exit(DataError.exit_code)
+        raise Exit(DataError.exit_code)
 
 
 def fact_lines(report: Report) -> Iterator[str]:

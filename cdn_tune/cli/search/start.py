@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from typer import Argument, Option
+from typer import Argument, Exit, Option, confirm
 
 from cdn_tune.cli.app import START, search_app
 from cdn_tune.cli.options import Address, Overrides, RunOption, Storage, local_run
@@ -73,7 +72,7 @@ def start(
             return
         folder = local_run(folder)
         if not resume:
-            _ask_to_go_on(folder)
+            _confirm_resume(folder)
         options = {"trials": trials, "add_trials": add_trials, "address": address, "storage": storage}
         warm = tuple(warm_start or ())
         run_search(found, experiment, folder, **options, resume=resume, retry_failed=retry_failed, warm_start=warm)
@@ -112,15 +111,15 @@ def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options:
         print_line(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}")
 
 
-def _ask_to_go_on(run: Path) -> None:
-    """Requests, in a terminal, a confirmation that a run folder's search is to go on."""
+def _confirm_resume(run: Path) -> None:
+    """Raises `typer.Exit` unless the user, if at a terminal, confirms that a run folder's search is to go on."""
     from cdn_tune.training.object_store.working_copy import shown
     from cdn_tune.training.runs.run_folder import MANIFEST
 
     if not (run / MANIFEST).exists() or not (sys.stdin.isatty() and err.is_terminal):
         return
-    if not typer.confirm(f"{shown(run)} holds a search already; go on with it?", default=True, err=True):
-        raise typer.Exit(0)
+    if not confirm(f"{shown(run)} holds a search already; go on with it?", default=True, err=True):
+        raise Exit(0)
 
 
 def _print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | None, storage: str | None) -> None:
@@ -138,4 +137,4 @@ def _print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | N
     for line in plan.errors:
         print_note(f"would be refused: {line}", "red")
     if plan.errors:
-        raise typer.Exit(ConfigError.exit_code)
+        raise Exit(ConfigError.exit_code)

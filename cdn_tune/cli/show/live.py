@@ -98,10 +98,7 @@ def objective_directions(objectives: Sequence[Objective]) -> dict[str, str]:
 
 
 class LiveTable:
-    """A search at one moment, drawn to fit the terminal; its clock goes on until the next one.
-
-    Arguments are those of `SearchProgress`, with the objectives' directions by name.
-    """
+    """A search at one moment, drawn to fit the terminal; its clock goes on. Arguments as of `SearchProgress`."""
 
     def __init__(
         self, state: SearchState, parameters: list[str], metric: str, objectives: dict[str, str], budget: BudgetConfig

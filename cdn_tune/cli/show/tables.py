@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,7 +14,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from cdn_tune.cli.show.output import duration_text, size_text
 from cdn_tune.config import Experiment
+from cdn_tune.training.memory.size import occupied_bytes
 from cdn_tune.tuning.results.leaderboard import TRIED, Column, Row, Shape, columns_of, objective_column, short_names
 from cdn_tune.tuning.study.failures import MEANING
 
@@ -184,6 +187,29 @@ def experiment_line(experiment: Experiment) -> str:
     """Returns an experiment in one line."""
     model = experiment.model.summary() or experiment.model.label
     return f"{model}, batch {experiment.train.batch_size}, lr {experiment.optim.lr:g}"
+
+
+def trained_table(experiment: Experiment, epochs: Sequence[Row], run: Path, planted: bool) -> Table:
+    """Returns the best epoch's val metrics in %, and the trial's time, memory and disk use, of its recorded epochs."""
+    last = epochs[-1]
+    best = epochs[last["best_epoch"] - 1]
+    label = "planted data" if planted else "real data"
+    title = f"{experiment.data.dataset} ({label}), val split, epoch {best['epoch']} of {last['epoch']}, in %"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("")
+    for name in best["val"]:
+        table.add_column(name, justify="right", style="bold green" if name == experiment.eval.metric else "")
+    for head in ("time", "peak memory", "checkpoints on disk"):
+        table.add_column(head, justify="right", style="dim")
+    seconds = sum(epoch["train_seconds"] + epoch["val_seconds"] for epoch in epochs)
+    table.add_row(
+        f"{experiment.model.label}, best on val",
+        *(f"{100 * value:.2f}" for value in best["val"].values()),
+        duration_text(seconds),
+        size_text(last["peak_bytes"]) if last.get("peak_bytes") else "",
+        size_text(occupied_bytes(run)),
+    )
+    return table
 
 
 def _one_line(text: Any) -> str:
