@@ -1,17 +1,15 @@
 """The command line: a file per command, with its options, what it does and what it prints."""
-# ruff: noqa: F401 - a command that is imported has joined the application
+# ruff: noqa: F401 - importing a command adds it to the application
 
 import sys
 
 from cdn_tune.cli import compare, demo, evaluate, export, import_weights, leaderboard, predict, report, schema, train
-from cdn_tune.cli.app import app
+from cdn_tune.cli.app import app as app
 from cdn_tune.cli.cluster import fetch, jobs, logs, status, stop, submit
 from cdn_tune.cli.data import convert, doctor, plant
 from cdn_tune.cli.search import start
 from cdn_tune.cli.search import status as search_status
 from cdn_tune.cli.search import stop as search_stop
-
-__all__ = ["app", "main"]
 
 
 def main() -> None:

@@ -1,6 +1,4 @@
-"""The application that the commands join: their order in the help, and their errors in one line."""
-
-from __future__ import annotations
+"""The application and its groups of commands: their order in the help, and their errors in one line."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -18,6 +16,7 @@ _ORDER = (
     *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
     *("data", "doctor", "convert", "plant"),
 )
+START = "start"
 
 
 class Command(TyperCommand):
@@ -36,6 +35,20 @@ class InOrder(TyperGroup):
         """Returns the names of the commands."""
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+class _StartUnlessNamed(InOrder):
+    """Takes ``search SPACE`` for ``search start SPACE``: what is no command of its own is a search space."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._named(args))  # --help is the search's, too
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, self._named(args))
+        return ("" if name == START else name), command, rest
+
+    def _named(self, args: list[str]) -> list[str]:
+        return args if args and args[0] in self.commands else [START, *args]
 
 
 class Commands(typer.Typer):
@@ -58,6 +71,15 @@ app = Commands(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+search_app = Commands(cls=_StartUnlessNamed, help="Search for the best configuration with Ray Tune and Optuna.")
+cluster_app = Commands(
+    help="See what a Ray cluster has; run searches on it as jobs, and fetch what they found.", no_args_is_help=True
+)
+data_app = Commands(
+    help="Look after data: examine a folder, convert features, plant a synthetic dataset.", no_args_is_help=True
+)
+for _name, _group in (("search", search_app), ("cluster", cluster_app), ("data", data_app)):
+    app.add_typer(_group, name=_name)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,11 +1,9 @@
 """`cdn-tune compare`: two evaluated runs, and whether their difference is more than chance."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Json, local_run
@@ -14,8 +12,8 @@ from cdn_tune.cli.show.output import err, out, print_json, print_line, warn
 
 @app.command(epilog="Example: cdn-tune compare runs/pool runs/conv")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="An evaluated run.")],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another, evaluated on the same queries.")],
+    first: Annotated[Path, Argument(metavar="RUN_A", help="An evaluated run.")],
+    second: Annotated[Path, Argument(metavar="RUN_B", help="Another, evaluated on the same queries.")],
     json: Json = False,
 ) -> None:
     """Print by how much one run is better than another on the test split, with intervals and p-values.

@@ -1,12 +1,10 @@
 """`cdn-tune demo`: everything once, on planted data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.markup import escape
+from typer import Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import RunOption, refuse_url
@@ -19,7 +17,7 @@ _SPACE = "quick.yaml"
 @app.command(epilog="Example: cdn-tune demo --run runs/demo")
 def demo(
     run: RunOption = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.", show_default="as the space says")] = None,
+    trials: Annotated[int | None, Option(min=1, help="Trials in all.", show_default="as the space says")] = None,
 ) -> None:
     """See it all once: plant a dataset, search, evaluate. A few minutes on a laptop."""
     from cdn_tune.cli.evaluate import print_evaluation

@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Address, Overrides, local_run
@@ -15,6 +15,8 @@ from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
     from cdn_tune.evaluation.evaluate import Request
+
+Split = Literal["test", "val", "train"]
 
 
 class Format(str, Enum):
@@ -30,39 +32,35 @@ class Format(str, Enum):
 )
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Folder of a train or search run.", show_default=False)
+        Path | None, Argument(metavar="[RUN]", help="Folder of a train or search run.", show_default=False)
     ] = None,
     overrides: Overrides = None,
-    top: Annotated[int, typer.Option(min=1, metavar="K", help="Measure the best K of the search.")] = 1,
-    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Measure this checkpoint.")] = None,
-    front: Annotated[bool, typer.Option("--front", help="Measure the Pareto front of the search.")] = False,
-    seeds: Annotated[int, typer.Option(min=0, metavar="N", help="Train the winner again under N other seeds.")] = 0,
+    top: Annotated[int, Option(min=1, metavar="K", help="Measure the best K of the search.")] = 1,
+    checkpoint: Annotated[Path | None, Option(metavar="FILE", help="Measure this checkpoint.")] = None,
+    front: Annotated[bool, Option("--front", help="Measure the Pareto front of the search.")] = False,
+    seeds: Annotated[int, Option(min=0, metavar="N", help="Train the winner again under N other seeds.")] = 0,
     train_on: Annotated[
-        Literal["train", "train+val"],
-        typer.Option(help="What they train on; train+val for the winner's number of epochs."),
+        Literal["train", "train+val"], Option(help="What they train on; train+val for the winner's number of epochs.")
     ] = "train",
-    choose_nms: Annotated[bool, typer.Option("--choose-nms", help="Choose the NMS threshold on val.")] = False,
+    choose_nms: Annotated[bool, Option("--choose-nms", help="Choose the NMS threshold on val.")] = False,
     protocol: Annotated[
         Literal["honest", "published"],
-        typer.Option(help="published: train again and choose the epoch on test, as the published code does."),
+        Option(help="published: train again and choose the epoch on test, as the published code does."),
     ] = "honest",
-    workers: Annotated[int, typer.Option(min=1, help="Ray tasks at a time; the numbers stay the same.")] = 1,
+    workers: Annotated[int, Option(min=1, help="Ray tasks at a time; the numbers stay the same.")] = 1,
     address: Address = None,
-    score_maps: Annotated[bool, typer.Option("--score-maps", help="Write RUN/score_maps.hdf5.")] = False,
+    score_maps: Annotated[bool, Option("--score-maps", help="Write RUN/score_maps.hdf5.")] = False,
     export_format: Annotated[
-        list[Format] | None,
-        typer.Option(help="Write the predictions in this format too; may be repeated."),
+        list[Format] | None, Option(help="Write the predictions in this format too; may be repeated.")
     ] = None,
-    other_data: Annotated[bool, typer.Option("--other-data", help="Go on if the data have changed.")] = False,
+    other_data: Annotated[bool, Option("--other-data", help="Go on if the data have changed.")] = False,
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Score these predictions instead of a run.")
+        Path | None, Option(metavar="FILE", help="Score these predictions instead of a run.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="With --predictions: the annotations.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="With --predictions: their layout.", show_default="recognised")
-    ] = None,
-    split: Annotated[Literal["test", "val", "train"], typer.Option(help="With --predictions: the split.")] = "test",
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="With --predictions: write JSON here.")] = None,
+    data: Annotated[Path | None, Option(metavar="DIR", help="With --predictions: the annotations.")] = None,
+    dataset: Annotated[str | None, Option(help="With --predictions: their layout.", show_default="recognised")] = None,
+    split: Annotated[Split, Option(help="With --predictions: the split.")] = "test",
+    output: Annotated[Path | None, Option(metavar="FILE", help="With --predictions: write JSON here.")] = None,
 ) -> None:
     """Measure a run on the test split, with intervals; writes RUN/evaluation.json and RUN/predictions.jsonl.
 
@@ -75,7 +73,7 @@ def evaluate(
     from cdn_tune.training.object_store.working_copy import url_of
 
     if predictions is not None:
-        # Where no run is named, the first override stands in its place.
+        # without a run, the first override stands in its place
         given = parse_overrides([*([] if run is None else [str(run)]), *(overrides or [])])
         _score(predictions, data, dataset, split, given, output)
         return
@@ -91,30 +89,16 @@ def evaluate(
             from cdn_tune.tuning.results.record import front_trials
 
             trials = tuple(front_trials(run))
+        file = None if checkpoint is None else fetched_file(checkpoint)
+        tasks, formats = Workers(workers, address), tuple(each.value for each in export_format or ())
         request = Request(
-            top=top,
-            checkpoint=None if checkpoint is None else fetched_file(checkpoint),
-            trials=trials,
-            seeds=seeds,
-            train_on=train_on,
-            choose_nms=choose_nms,
-            protocol=protocol,
-            workers=Workers(workers, address),
-            score_maps=score_maps,
-            formats=tuple(each.value for each in export_format or ()),
-            other_data=other_data,
+            top, file, trials, seeds, train_on, choose_nms, protocol, tasks, score_maps, formats, other_data
         )
         print_evaluation(run, changes, request)
 
 
 def print_evaluation(run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None) -> None:
-    """Evaluates a run and prints the result.
-
-    Args:
-        run: Its folder.
-        overrides: Where the data are now, if not where they were.
-        request: What is evaluated; the best model on val if None.
-    """
+    """Evaluates a run, by default its best model on val, and prints the result; overrides may name its data's place."""
     from cdn_tune.evaluation.evaluate import Request, evaluate_run
 
     request = request or Request()
@@ -146,8 +130,8 @@ def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
         first = run / "evaluation-look-1.json"
         hint = f"; report the first look, {first}" if first.exists() and not published else ""
         warn(f"the test split was opened {result['looks']} times for this run{hint}")
-    if len(result["models"]) > 1:
-        many = len(result["models"])
+    many = len(result["models"])
+    if many > 1:
         warn(f"{many} models were measured; report the first, the best on val: to pick one here is to tune on test")
     nms = result["nms"]
     why = f"chosen on val by {nms['metric']}" if nms["chosen_on"] == "val" else "the experiment's"
@@ -158,19 +142,17 @@ def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
         chosen = result["chosen_by"]
         how = "imported" if chosen["value"] is None else f"chosen by val {chosen['metric']} {chosen['value']:.4f}"
         print_line(f"{result['checkpoint']}, epoch {result['epoch']}, {how}")
-    predictions = run / ("predictions-published.jsonl" if published else PREDICTIONS)
-    print_line(f"predictions: {shown(predictions)}")
+    print_line(f"predictions: {shown(run / ('predictions-published.jsonl' if published else PREDICTIONS))}")
     if score_maps:
         print_line(f"score maps: {shown(run / SCORE_MAPS)}")
-    evaluation = run / (EVALUATION_PUBLISHED if published else EVALUATION)
-    print_line(f"evaluation: {shown(evaluation)}")
+    print_line(f"evaluation: {shown(run / (EVALUATION_PUBLISHED if published else EVALUATION))}")
 
 
 def _score(
     predictions: Path,
     data: Path | None,
     dataset: str | None,
-    split: Literal["test", "val", "train"],
+    split: Split,
     overrides: dict[str, Any],
     output: Path | None,
 ) -> None:
@@ -200,11 +182,11 @@ def _numbers(key: str, value: Any) -> Any:
         if not isinstance(value, float) or not 0 < value < 1:
             raise ConfigError(f"override {key}={value}: write a share between 0 and 1")
         return value
-    kind, what = (
-        (int, "whole numbers, such as [1, 5]") if key == "eval.recalls" else (float, "IoUs, such as [0.5, 0.7]")
-    )
     listed = value if isinstance(value, list) else [value]
-    good = all(isinstance(each, kind | int) and not isinstance(each, bool) and each >= 0 for each in listed)
-    if not listed or not good or (kind is int and min(listed) < 1) or (kind is float and max(listed) > 1):
+    if key == "eval.recalls":
+        good, what = all(type(each) is int and each >= 1 for each in listed), "whole numbers, such as [1, 5]"
+    else:
+        good, what = all(type(each) in (int, float) and 0 <= each <= 1 for each in listed), "IoUs, such as [0.5, 0.7]"
+    if not listed or not good:
         raise ConfigError(f"override {key}={value}: write {what}")
     return listed

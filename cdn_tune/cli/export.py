@@ -1,12 +1,10 @@
 """`cdn-tune export`: a run's best model as a folder that loads anywhere."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Overrides
@@ -15,17 +13,17 @@ from cdn_tune.cli.show.output import err, print_line, warn
 
 @app.command(epilog="Example: cdn-tune export runs/charades --out models/charades")
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run, kept checkpoint, or checkpoint file.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; must be new or empty.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Run, kept checkpoint, or checkpoint file.")],
+    out: Annotated[Path, Option(metavar="DIR", help="Folder to write; must be new or empty.")],
     overrides: Overrides = None,
     all_words: Annotated[
-        bool, typer.Option("--all-words", help="Carry all words of the vectors file, not the dataset's alone.")
+        bool, Option("--all-words", help="Carry all words of the vectors file, not the dataset's alone.")
     ] = False,
     torch_export: Annotated[
-        bool, typer.Option("--torch-export", help="Also write the graph for torch.export.load, checked.")
+        bool, Option("--torch-export", help="Also write the graph for torch.export.load, checked.")
     ] = False,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also write ONNX, checked; needs onnx, onnxscript, onnxruntime.")
+        bool, Option("--onnx", help="Also write ONNX, checked; needs onnx, onnxscript, onnxruntime.")
     ] = False,
 ) -> None:
     """Write the run's best model as a folder that loads anywhere: weights, words, a model card.

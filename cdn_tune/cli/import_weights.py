@@ -1,12 +1,10 @@
 """`cdn-tune import-weights`: a run made of published weights."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Overrides, refuse_url
@@ -19,9 +17,9 @@ from cdn_tune.cli.show.output import print_line
     "--out runs/published",
 )
 def import_weights(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint of the published implementation.")],
-    experiment: Annotated[str, typer.Option(metavar="EXPERIMENT", help="Experiment whose model the weights are of.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder to write.")],
+    file: Annotated[Path, Argument(metavar="FILE", help="Checkpoint of the published implementation.")],
+    experiment: Annotated[str, Option(metavar="EXPERIMENT", help="Experiment whose model the weights are of.")],
+    out: Annotated[Path, Option(metavar="DIR", help="Run folder to write.")],
     overrides: Overrides = None,
 ) -> None:
     """Make a run of weights trained with the published implementation, to evaluate or to export them.

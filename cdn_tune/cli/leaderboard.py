@@ -6,15 +6,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import typer
-from rich import box
 from rich.markup import escape
 from rich.table import Table
+from typer import BadParameter, Option
 
 from cdn_tune.cli.app import Command, app
 from cdn_tune.cli.options import Json, SearchRun, Storage
-from cdn_tune.cli.show.output import out, print_line, print_note, warn
-from cdn_tune.cli.show.text import head_table
+from cdn_tune.cli.show.output import head_table, out, print_line, print_note, warn
 from cdn_tune.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from cdn_tune.tuning.results.record import Record
 
 _TABLE_ROWS = 20
-
+Form = Literal["table", "json", "csv"]
 Evaluator = Literal["ped-anova", "fanova"]
 
 
@@ -47,35 +45,32 @@ class _OptionalValue(Command):
 def leaderboard(
     run: SearchRun,
     sort: Annotated[
-        str | None,
-        typer.Option(metavar="KEY", help="Column; val metrics best first, others ascending; -KEY turns it round."),
+        str | None, Option(metavar="KEY", help="Column; val metrics best first, others ascending; -KEY turns it round.")
     ] = None,
     filters: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--filter",
             metavar="EXPR",
             help="Show rows for which it holds: 'val R1@0.5 >= 0.4', 'state == complete', 'layers > 3'; repeatable.",
         ),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Rows shown.", show_default="20; all with --json, --csv")
+        int | None, Option(min=1, metavar="N", help="Rows shown.", show_default="20; all with --json, --csv")
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Columns shown, with commas between: trial,value,optim.lr")
+        str | None, Option(metavar="NAMES", help="Columns shown, with commas between: trial,value,optim.lr")
     ] = None,
     json: Json = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+    csv: Annotated[bool, Option("--csv", help="Print the rows as CSV.")] = False,
     importance: Annotated[
         Evaluator | None,
-        typer.Option(
-            metavar="[ped-anova|fanova]", help="Print how much each parameter mattered, by ped-anova if alone."
-        ),
+        Option(metavar="[ped-anova|fanova]", help="Print how much each parameter mattered, by ped-anova if alone."),
     ] = None,
     config: Annotated[
-        int | None, typer.Option(min=0, metavar="TRIAL", help="Print this trial as an experiment that train accepts.")
+        int | None, Option(min=0, metavar="TRIAL", help="Print this trial as an experiment that train accepts.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="With --config: write it there.")] = None,
+    file: Annotated[Path | None, Option("--out", metavar="FILE", help="With --config: write it there.")] = None,
     storage: Storage = None,
 ) -> None:
     """Show a search's trials, best first, also while it runs.
@@ -86,26 +81,21 @@ def leaderboard(
     from cdn_tune.tuning.results.record import read_record
 
     if sum(map(bool, (json, csv, importance is not None, config is not None))) > 1:
-        raise typer.BadParameter("--json, --csv, --importance and --config exclude each other")
+        raise BadParameter("--json, --csv, --importance and --config exclude each other")
     if file is not None and config is None:
-        raise typer.BadParameter("--out goes with --config TRIAL")
+        raise BadParameter("--out goes with --config TRIAL")
     record = read_record(run, storage)
     if config is not None:
         _print_config(record, config, file)
     elif importance is not None:
         _print_importance(record, importance)
     else:
-        form: Literal["table", "json", "csv"] = "json" if json else "csv" if csv else "table"
+        form: Form = "json" if json else "csv" if csv else "table"
         _print_rows(record, form, sort, filters or [], top, columns)
 
 
 def _print_rows(
-    record: Record,
-    form: Literal["table", "json", "csv"],
-    sort: str | None,
-    filters: list[str],
-    top: int | None,
-    columns: str | None,
+    record: Record, form: Form, sort: str | None, filters: list[str], top: int | None, columns: str | None
 ) -> None:
     from cdn_tune.tuning.results.filters import find_column, parse_filter, sort_rows
     from cdn_tune.tuning.results.leaderboard import TRIED, csv_text, json_text
@@ -115,9 +105,9 @@ def _print_rows(
         raise RunError(f"{record.run}: has no trials yet; wait for the first, or start the search")
     known = list(rows[0])
     tests = [parse_filter(text, known) for text in filters]
-    asks_for_state = any(test.column in ("state", "copy_of", "learned_from") for test in tests)
+    by_state = any(test.column in ("state", "copy_of", "learned_from") for test in tests)
     chosen = [row for row in rows if all(test(row) for test in tests)]
-    if form == "table" and not asks_for_state:
+    if form == "table" and not by_state:
         chosen = [row for row in chosen if row["state"] in TRIED]
     if sort is not None:
         chosen = sort_rows(chosen, sort, known)
@@ -135,8 +125,8 @@ def _print_importance(record: Record, evaluator: Evaluator) -> None:
     from cdn_tune.tuning.results.importance import ENOUGH, importance
 
     found = importance(record, evaluator)
-    judged = f"importance for {_objective(found.objective)} by {found.evaluator}"
-    print_line(f"{judged}, from {found.trials} complete trials")
+    val = "val " if "@" in found.objective or found.objective == "mIoU" else ""
+    print_line(f"importance for {val}{found.objective} by {found.evaluator}, from {found.trials} complete trials")
     table = head_table("parameter", "share", "trials", "", right=("share", "trials"), fold=("parameter",))
     for name, share in found.shares.items():
         table.add_row(escape(name), f"{share:.1%}", str(found.sampled[name]), "█" * round(30 * share))
@@ -163,20 +153,13 @@ def _print_config(record: Record, number: int, file: Path | None) -> None:
 
 
 def config_text(record: Record, number: int, file: Path | None = None) -> str:
-    """Returns a trial as an experiment file, which opens with the command that runs it.
-
-    Args:
-        record: The search.
-        number: The trial.
-        file: Where it will be written; a name is made up if None.
-    """
+    """Returns a trial as an experiment file, which opens with the command that trains it from `file`."""
     from cdn_tune.config.yaml import dump
     from cdn_tune.tuning.results.leaderboard import TRIED, state_of
     from cdn_tune.tuning.study.ranking import value_of
 
-    trial, state = record.entry(number), state_of(record.entry(number))
-    experiment = record.experiment(number)
-    value = value_of(trial)
+    trial = record.entry(number)
+    state, value = state_of(trial), value_of(trial)
     what = f"trial {number}" if state in TRIED else f"entry {number}"
     lines = [
         f"cdn-tune train {shlex.quote(str(file or f'trial-{number:04d}.yaml'))} "
@@ -192,7 +175,7 @@ def config_text(record: Record, number: int, file: Path | None = None) -> str:
         lines.append("Learned from another run: its parameters over this search's base experiment.")
     if trial.user_attrs.get("reason"):
         lines.append(" ".join(str(trial.user_attrs["reason"]).split()))
-    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + dump(experiment.plain())
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + dump(record.experiment(number).plain())
 
 
 def _print_table(record: Record, rows: list[Row], chosen: list[Row], limit: int, names: list[str] | None) -> None:
@@ -217,20 +200,12 @@ def _print_table(record: Record, rows: list[Row], chosen: list[Row], limit: int,
 
 
 def _plain_table(rows: list[Row], columns: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in columns:
-        numeric = all(isinstance(row[column], int | float) or row[column] == "" for row in rows)
-        table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_cell(row[column])) for column in columns))
-    return table
-
-
-def _cell(value: Any) -> str:
     from cdn_tune.cli.show.tables import number
 
-    return " ".join(value.split()) if isinstance(value, str) else number(value)
+    def numeric(column: str) -> bool:
+        return all(isinstance(row[column], int | float) or row[column] == "" for row in rows)
 
-
-def _objective(name: str) -> str:
-    return f"val {name}" if "@" in name or name == "mIoU" else name
+    table = head_table(*map(escape, columns), right={escape(name) for name in columns if numeric(name)}, fold=True)
+    for row in rows:
+        table.add_row(*(escape(" ".join(number(row[column]).split())) for column in columns))
+    return table

@@ -1,31 +1,26 @@
 """Arguments and options that several commands share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from cdn_tune.errors import ConfigError
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Dotted keys of the experiment, e.g. optim.lr=3e-4 model.map.layers=4"
-    ),
+    Argument(metavar="[KEY=VALUE]...", help="Dotted keys of the experiment, e.g. optim.lr=3e-4 model.map.layers=4"),
 ]
 RunOption = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--run",
         metavar="DIR",
         help="Run folder, or its URL on an object store: s3://BUCKET/NAME, gs://, abfs://.",
         show_default="runs/<name>",
-        dir_okay=True,
     ),
 ]
-SearchRun = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a search, running or ended.")]
+SearchRun = Annotated[Path, Argument(metavar="RUN", help="Run folder of a search, running or ended.")]
 
 
 def _prepared(address: str | None) -> str | None:
@@ -39,7 +34,7 @@ def _prepared(address: str | None) -> str | None:
 
 Address = Annotated[
     str | None,
-    typer.Option(
+    Option(
         callback=_prepared,
         metavar="ADDR",
         help="Ray cluster to join: auto or HOST:PORT; http://HOST:8265 and ray://HOST:10001 run it there as a job.",
@@ -47,35 +42,31 @@ Address = Annotated[
 ]
 Storage = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="URL",
         help="Where the study is stored: sqlite:///FILE, postgresql://..., mysql://..., journal:///FILE.",
         show_default="as the run folder records; of a new search RUN/study.journal",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has stopped.")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Wait = Annotated[bool, Option("--wait/--no-wait", help="Wait until it has stopped.")]
 
 # Of `cdn-tune cluster`.
 Server = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--address",
         metavar="ADDR",
         help="http://HOST:8265 of the job server; or auto, HOST:PORT, ray://HOST:PORT.",
         show_default="RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else auto",
     ),
 ]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id, as `cluster jobs` lists it.")]
-RemotePython = Annotated[str, typer.Option(metavar="PATH", help="Python on the head node that runs the job.")]
+JobArgument = Annotated[str, Argument(metavar="JOB", help="Its id, as `cluster jobs` lists it.")]
+RemotePython = Annotated[str, Option(metavar="PATH", help="Python on the head node that runs the job.")]
 
 
 def refuse_url(run: Path, option: str) -> None:
-    """Refuses an object store where a command writes to this machine only.
-
-    Raises:
-        ConfigError: Naming the option.
-    """
+    """Raises `ConfigError` if a run is on an object store, for a command that writes to this machine only."""
     from cdn_tune.training.object_store.working_copy import url_of
 
     if url_of(run) is not None:
@@ -83,13 +74,7 @@ def refuse_url(run: Path, option: str) -> None:
 
 
 def local_run(run: Path, models: bool = False, trials: bool = False) -> Path:
-    """Returns a run's folder on this machine: itself, or what is fetched of it from its object store.
-
-    Args:
-        run: Folder or URL.
-        models: Whether the best checkpoints are needed.
-        trials: Whether the trials' metrics are.
-    """
+    """Returns a run's folder here, fetched from its object store with its best checkpoints or trials' metrics."""
     from cdn_tune.training.object_store.sync import fetched
     from cdn_tune.training.object_store.working_copy import url_of
 

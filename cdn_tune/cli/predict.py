@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-from rich import box
 from rich.table import Table
+from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Json
-from cdn_tune.cli.show.output import out, print_json, print_line, warn
+from cdn_tune.cli.show.output import head_table, out, print_json, print_line, warn
 from cdn_tune.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,37 +28,33 @@ _SCHEMA = 1
     epilog='Example: cdn-tune predict runs/charades --features clips.npy --duration 31.5 --query "he sits down"'
 )
 def predict(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run, kept checkpoint, checkpoint file, or exported folder.")
-    ],
-    features: Annotated[Path, typer.Option(metavar="FILE", help="Frame features: .npy, or HDF5 by video.")],
-    video: Annotated[
-        str | None, typer.Option(metavar="ID", help="Which video of FILE.", show_default="the only one")
-    ] = None,
-    query: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A sentence; may be given again.")] = None,
+    run: Annotated[Path, Argument(metavar="RUN", help="Run, kept checkpoint, checkpoint file, or exported folder.")],
+    features: Annotated[Path, Option(metavar="FILE", help="Frame features: .npy, or HDF5 by video.")],
+    video: Annotated[str | None, Option(metavar="ID", help="Which video of FILE.", show_default="the only one")] = None,
+    query: Annotated[list[str] | None, Option(metavar="TEXT", help="A sentence; may be given again.")] = None,
     queries: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text file with a sentence a line; empty lines are left out.")
+        Path | None, Option(metavar="FILE", help="Text file with a sentence a line; empty lines are left out.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Moments per query.")] = 5,
+    top: Annotated[int, Option(min=1, help="Moments per query.")] = 5,
     duration: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Length of the video, in seconds.", show_default="from the run's annotations"),
+        Option(metavar="S", help="Length of the video, in seconds.", show_default="from the run's annotations"),
     ] = None,
     frame_rate: Annotated[
-        float | None, typer.Option(metavar="HZ", help="Frame features per second, in place of --duration.")
+        float | None, Option(metavar="HZ", help="Frame features per second, in place of --duration.")
     ] = None,
     window: Annotated[
-        float | None, typer.Option(metavar="S", help="Slide a window of so many seconds over a long video.")
+        float | None, Option(metavar="S", help="Slide a window of so many seconds over a long video.")
     ] = None,
     stride: Annotated[
-        float | None, typer.Option(metavar="S", help="From one window to the next.", show_default="half a window")
+        float | None, Option(metavar="S", help="From one window to the next.", show_default="half a window")
     ] = None,
     nms_threshold: Annotated[
         float | None,
-        typer.Option(metavar="IOU", help="Drop what overlaps a better one by more.", show_default="as evaluated"),
+        Option(metavar="IOU", help="Drop what overlaps a better one by more.", show_default="as evaluated"),
     ] = None,
     word_vectors: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Word vectors, if no longer where the experiment says.")
+        Path | None, Option(metavar="FILE", help="Word vectors, if no longer where the experiment says.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -81,17 +76,26 @@ def predict(
     if retriever.planted != source.planted and source.planted:
         warn(f"{features}: these features are planted, but the model was not trained on planted data")
     if json:
-        _print_json(retriever, source.video, encoded, sentences, unknown, found)
-    else:
-        _print_tables(retriever, source.video, encoded, origin, sentences, found)
+        print_json(
+            _plain(retriever, source.video, encoded)
+            | {
+                "queries": [
+                    {"query": sentence, "unknown_words": list(words), "moments": [asdict(moment) for moment in moments]}
+                    for sentence, words, moments in zip(sentences, unknown, found, strict=True)
+                ]
+            }
+        )
+        return
+    print_line(_about(retriever, source.video, encoded, origin))
+    if retriever.planted:
+        print_line("a model trained on planted data: its answers say nothing about real videos", "yellow")
+    for sentence, moments in zip(sentences, found, strict=True):
+        print_line(f"\n{sentence}", "bold")
+        out.print(_moments_table(moments))
 
 
 def read_queries(given: Sequence[str], path: Path | None) -> list[str]:
-    """Returns the queries of the command line, then those of the file, one a line.
-
-    Raises:
-        DataError: If there is none, one is empty, or the file cannot be read.
-    """
+    """Returns the queries of the command line, then those of the file, one a line; raises `DataError` for none."""
     from cdn_tune.data.files import read_text
 
     queries = list(given)
@@ -108,19 +112,10 @@ def read_queries(given: Sequence[str], path: Path | None) -> list[str]:
 def find_duration(
     duration: float | None, frame_rate: float | None, source: VideoFrames, data: DataConfig | None
 ) -> tuple[float, str]:
-    """Returns the video's length in seconds, and where it comes from.
+    """Returns the video's length in seconds, and its origin.
 
     Taken, in this order, from --duration, from --frame-rate and the number of frames, or from the annotations that the
-    model was trained with, where these are still in their place.
-
-    Args:
-        duration: Of the option; None if it is not given.
-        frame_rate: Of the option; None if it is not given.
-        source: The video.
-        data: Where the annotations are; None if nowhere.
-
-    Raises:
-        DataError: If it is in none of them.
+    model was trained with, where these are still in their place. Raises `DataError` if it is in none of them.
     """
     from cdn_tune.data.annotations import SPLITS
     from cdn_tune.data.splits import split_annotations
@@ -145,15 +140,8 @@ def find_duration(
     raise DataError(f"length of video {source.video!r}: in no annotations of the run; give --duration or --frame-rate")
 
 
-def _print_json(
-    retriever: Retriever,
-    name: str,
-    video: Video,
-    queries: Sequence[str],
-    unknown: Sequence[tuple[str, ...]],
-    found: Sequence[Sequence[Moment]],
-) -> None:
-    content = {
+def _plain(retriever: Retriever, name: str, video: Video) -> dict[str, Any]:
+    return {
         "schema": _SCHEMA,
         "model": str(retriever.source),
         "planted": retriever.planted,
@@ -161,37 +149,21 @@ def _print_json(
         "duration": video.duration,
         "windows": [list(video.seconds(window)) for window in range(len(video.windows))],
         "nms_threshold": retriever.nms_threshold,
-        "queries": [
-            {"query": query, "unknown_words": list(words), "moments": [asdict(moment) for moment in moments]}
-            for query, words, moments in zip(queries, unknown, found, strict=True)
-        ],
     }
-    print_json(content)
 
 
-def _print_tables(
-    retriever: Retriever,
-    name: str,
-    video: Video,
-    origin: str,
-    queries: Sequence[str],
-    found: Sequence[Sequence[Moment]],
-) -> None:
+def _about(retriever: Retriever, name: str, video: Video, origin: str) -> str:
     start, end = video.seconds(0)
     grid = retriever.experiment.model.grid
-    more = "" if len(video.windows) == 1 else f", {len(video.windows)} windows of {end - start:.1f} s"
-    print_line(
-        f"{name}: {video.duration:.2f} s ({origin}){more}"
-        + (f"; a clip is {(end - start) / grid:.2f} s" if grid else "")
-    )
-    if retriever.planted:
-        print_line("a model trained on planted data: its answers say nothing about real videos", "yellow")
-    for query, moments in zip(queries, found, strict=True):
-        print_line(f"\n{query}", "bold")
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for head in ("rank", "start", "end", "score"):
-            table.add_column(head, justify="right", no_wrap=True)
-        for rank, moment in enumerate(moments, start=1):
-            style = "bold green" if rank == 1 else ""
-            table.add_row(str(rank), f"{moment.start:.2f} s", f"{moment.end:.2f} s", f"{moment.score:.4f}", style=style)
-        out.print(table)
+    windows = "" if len(video.windows) == 1 else f", {len(video.windows)} windows of {end - start:.1f} s"
+    clip = f"; a clip is {(end - start) / grid:.2f} s" if grid else ""
+    return f"{name}: {video.duration:.2f} s ({origin}){windows}{clip}"
+
+
+def _moments_table(moments: Sequence[Moment]) -> Table:
+    heads = ("rank", "start", "end", "score")
+    table = head_table(*heads, right=heads, edge=True)
+    for rank, moment in enumerate(moments, start=1):
+        cells = (f"{moment.start:.2f} s", f"{moment.end:.2f} s", f"{moment.score:.4f}")
+        table.add_row(str(rank), *cells, style="bold green" if rank == 1 else "")
+    return table

@@ -1,12 +1,10 @@
 """`cdn-tune report`: one HTML page of a run, written or served."""
 
-from __future__ import annotations
-
 import webbrowser
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import local_run
@@ -18,18 +16,18 @@ _PORT = 8080
 
 @app.command(epilog="Example: cdn-tune report runs/charades-quick --open")
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a train or search run.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a train or search run.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="RUN/report/index.html")
+        Path | None, Option(metavar="FILE", help="File to write.", show_default="RUN/report/index.html")
     ] = None,
     views: Annotated[
-        int, typer.Option(min=0, help="Queries shown with score map and frame attention; 0: leave the model alone.")
+        int, Option(min=0, help="Queries shown with score map and frame attention; 0: leave the model alone.")
     ] = 60,
-    serve: Annotated[bool, typer.Option("--serve", help="Serve it to this machine, kept live; Ctrl-C ends.")] = False,
+    serve: Annotated[bool, Option("--serve", help="Serve it to this machine, kept live; Ctrl-C ends.")] = False,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of --serve; 0: any free one.", show_default=str(_PORT))
+        int | None, Option(min=0, max=65535, help="Port of --serve; 0: any free one.", show_default=str(_PORT))
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    open_: Annotated[bool, Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write everything the run recorded as one HTML page that needs no network: to open, to keep, to send around."""
     if serve and out is not None:
@@ -46,13 +44,7 @@ def report(
 
 
 def write_report(run: Path, file: Path | None = None, views: int | None = None) -> Path:
-    """Writes a run's report, prints where, and returns its path.
-
-    Args:
-        run: The run folder.
-        file: Where to; ``RUN/report/index.html`` if None.
-        views: Queries whose score maps and attention are drawn; the usual number if None.
-    """
+    """Writes a run's report, to ``RUN/report/index.html`` if no file is given, prints its path, and returns it."""
     from cdn_tune.report.page import REPORT, VIEWS, Builder, check_target
     from cdn_tune.training.object_store.lease import is_locked
     from cdn_tune.training.object_store.sync import push_run

@@ -1,10 +1,8 @@
 """`cdn-tune schema`: the JSON Schema of experiments or of search spaces."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.show.output import out
@@ -14,7 +12,7 @@ _KINDS = ("experiment", "space")
 
 
 @app.command(epilog="Example: cdn-tune schema space > search_spaces/schema.json")
-def schema(kind: Annotated[str, typer.Argument(metavar="experiment|space", help="Of which files.")]) -> None:
+def schema(kind: Annotated[str, Argument(metavar="experiment|space", help="Of which files.")]) -> None:
     """Print the JSON Schema by which editors complete and check YAML files.
 
     A file names it in a line `# yaml-language-server: $schema=FILE`, as the shipped ones do.

@@ -6,33 +6,26 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich import box
-from rich.table import Table
+from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Address, Overrides, RunOption
-from cdn_tune.cli.show.output import GOES_ON, err, out, print_line, print_note, terminable
-from cdn_tune.cli.show.text import duration_text, size_text
+from cdn_tune.cli.show.output import GOES_ON, GracefulStop, err, out, print_line, print_note, terminable
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
     from cdn_tune.config import Experiment
 
 
 @app.command(epilog="Example: cdn-tune train experiments/charades/CDN-16x16-K5L8-pool.yaml data.root=/data/charades")
 def train(
-    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Experiment YAML, or a shipped one's path.")],
+    experiment: Annotated[str, Argument(metavar="EXPERIMENT", help="Experiment YAML, or a shipped one's path.")],
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(min=1, help="Training workers; above 1 they are a Ray Train group.")] = 1,
+    workers: Annotated[int, Option(min=1, help="Training workers; above 1 they are a Ray Train group.")] = 1,
     run: RunOption = None,
     address: Address = None,
     plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Print parameters, memory, steps and time, measured in a few steps, and stop."),
+        bool, Option("--plan", help="Print parameters, memory, steps and time, measured in a few steps, and stop.")
     ] = False,
 ) -> None:
     """Train one trial. The same command again goes on where it stopped.
@@ -50,25 +43,25 @@ def train(
 
 
 def _print_plan(experiment: Experiment) -> None:
+    from cdn_tune.cli.show.plan import plan_table
     from cdn_tune.cli.show.progress import build_clips
-    from cdn_tune.cli.show.trial_plan import plan_table
     from cdn_tune.training.plan import make_plan
     from cdn_tune.training.train_trial import open_data
 
     build_clips(experiment.data)
-    splits = open_data(experiment.data)
     with err.status("measuring a few steps"):
-        plan = make_plan(experiment, splits)
+        plan = make_plan(experiment, open_data(experiment.data))
     out.print(plan_table(plan, experiment))
 
 
 def _train(experiment: Experiment, workers: int, run: Path, address: str | None) -> None:
-    from cdn_tune.cli.show.interrupt import GracefulStop
     from cdn_tune.cli.show.progress import TrainProgress, build_clips
-    from cdn_tune.cli.show.tables import experiment_line
+    from cdn_tune.cli.show.tables import experiment_line, trained_table
     from cdn_tune.data.fingerprint import fingerprint
     from cdn_tune.training.object_store.sync import fetched, refresh
     from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.training.runs.checkpoint import BEST
+    from cdn_tune.training.runs.records import read_metrics
     from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, describe_run, locked
     from cdn_tune.training.train_trial import open_data, train_in
 
@@ -80,11 +73,11 @@ def _train(experiment: Experiment, workers: int, run: Path, address: str | None)
         open_data(experiment.data)  # errors of the data are raised before anything is written
         facts = fingerprint(experiment.data)
         resumed = claim(run, describe_run("train", experiment, facts), {EXPERIMENT: experiment.plain()})
-        print_note(
-            f"{'going on with' if resumed and _has_state(run) else 'training'} {experiment.name} in {shown(run)}"
-        )
+        doing = "going on with" if resumed and _has_state(run) else "training"
+        print_note(f"{doing} {experiment.name} in {shown(run)}")
         print_note(experiment_line(experiment))
-        if _is_finished(run):
+        epochs = read_metrics(run)
+        if epochs and _has_state(run) and epochs[-1]["epoch"] >= epochs[-1]["epochs"]:
             print_note("this run is finished: nothing to do")
         else:
             with TrainProgress(experiment.eval.metric, experiment.train.epochs) as progress, GracefulStop() as stop:
@@ -98,66 +91,18 @@ def _train(experiment: Experiment, workers: int, run: Path, address: str | None)
                         raise ConfigError(f"--workers {workers}: more workers than {batch}")
                     train_on_workers(experiment, run, workers, progress.on_epoch, address, progress.on_step, stop)
                     refresh(run)
-    _print_trained(experiment, run, planted=bool(facts["planted"]))
-
-
-def _has_state(run: Path) -> bool:
-    """Returns whether there is a state to go on from, here or on the run's object store."""
-    from cdn_tune.training.object_store.working_copy import place_of
-    from cdn_tune.training.runs.checkpoint import LAST
-
-    place = place_of(run)
-    return (run / LAST).exists() or (place is not None and place.store.entry(str(LAST)) is not None)
-
-
-def _is_finished(run: Path) -> bool:
-    from cdn_tune.training.runs.records import read_metrics
-
-    epochs = read_metrics(run)
-    return bool(epochs) and _has_state(run) and epochs[-1]["epoch"] >= epochs[-1]["epochs"]
-
-
-def _print_trained(experiment: Experiment, run: Path, planted: bool) -> None:
-    from cdn_tune.training.object_store.working_copy import shown
-    from cdn_tune.training.runs.checkpoint import BEST
-    from cdn_tune.training.runs.records import read_metrics
-
-    epochs = read_metrics(run)
+    planted, epochs = bool(facts["planted"]), read_metrics(run)
     out.print(trained_table(experiment, epochs, run, planted))
-    label = " (planted data)" if planted else ""
     value = f"{epochs[-1]['best_value']:.4f} after epoch {epochs[-1]['best_epoch']}"
-    print_line(f"best val {experiment.eval.metric} {value}{label}")
+    print_line(f"best val {experiment.eval.metric} {value}{' (planted data)' if planted else ''}")
     print_line(f"best checkpoint: {shown(run / BEST)}")
     print_line(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}")
 
 
-def trained_table(experiment: Experiment, epochs: Sequence[dict[str, Any]], run: Path, planted: bool) -> Table:
-    """Returns the best epoch's val metrics in %, and the trial's time, memory and disk use.
+def _has_state(run: Path) -> bool:
+    """Returns whether a state exists to go on from, here or on the run's object store."""
+    from cdn_tune.training.loop import LAST
+    from cdn_tune.training.object_store.working_copy import place_of
 
-    Args:
-        experiment: The trial.
-        epochs: Its epochs as recorded, one at least (see `EpochReport`).
-        run: Its folder.
-        planted: Whether its data are planted.
-    """
-    from cdn_tune.training.memory.estimate import occupied_bytes
-
-    last = epochs[-1]
-    best = epochs[last["best_epoch"] - 1]
-    label = "planted data" if planted else "real data"
-    title = f"{experiment.data.dataset} ({label}), val split, epoch {best['epoch']} of {last['epoch']}, in %"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("")
-    for name in best["val"]:
-        table.add_column(name, justify="right", style="bold green" if name == experiment.eval.metric else "")
-    for head in ("time", "peak memory", "checkpoints on disk"):
-        table.add_column(head, justify="right", style="dim")
-    seconds = sum(epoch["train_seconds"] + epoch["val_seconds"] for epoch in epochs)
-    table.add_row(
-        f"{experiment.model.label}, best on val",
-        *(f"{100 * value:.2f}" for value in best["val"].values()),
-        duration_text(seconds),
-        size_text(last["peak_bytes"]) if last.get("peak_bytes") else "",
-        size_text(occupied_bytes(run)),
-    )
-    return table
+    place = place_of(run)
+    return (run / LAST).exists() or (place is not None and place.store.entry(str(LAST)) is not None)

@@ -15,7 +15,7 @@ from cdn_tune.cli.cluster.jobs import job_facts, jobs_table
 from cdn_tune.cli.cluster.logs import exit_code, follow
 from cdn_tune.cli.cluster.status import fault_lines, nodes_table, plain, room_for, room_line, versions_table
 from cdn_tune.cli.cluster.submit import Shipping, _data_root, as_job, check, entrypoint, parsed, run_job
-from cdn_tune.cli.show.text import facts_table
+from cdn_tune.cli.show.output import facts_table
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed import job_package as package
 from cdn_tune.distributed.job_package import pack, staged, unpacked

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cdn_tune.cli.show.interrupt import GracefulStop
+from cdn_tune.cli.show.output import GracefulStop
 
 
 def test_the_first_asks_and_the_second_leaves() -> None:

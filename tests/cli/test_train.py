@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cdn_tune.cli.train import trained_table
+from cdn_tune.cli.show.tables import trained_table
 from cdn_tune.config import Experiment
 from cdn_tune.training.memory.estimate import checkpoint_bytes, occupied_bytes
 from cdn_tune.training.reports import ignore

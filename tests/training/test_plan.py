@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from cdn_tune.cli.show.text import duration_text, size_text
-from cdn_tune.cli.show.trial_plan import plan_table
+from cdn_tune.cli.show.output import duration_text, size_text
+from cdn_tune.cli.show.plan import plan_table
 from cdn_tune.config import Experiment
 from cdn_tune.data.batches import epoch_batches
 from cdn_tune.training import plan as plans

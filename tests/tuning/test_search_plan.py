@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cdn_tune.cli import app
-from cdn_tune.cli.show.search_plan import search_plan_table
+from cdn_tune.cli.show.plan import search_plan_table
 from cdn_tune.config import Experiment, SearchSpace, load_space
 from cdn_tune.config.yaml import dump
 from cdn_tune.tuning.planning.plan import SearchPlan, expected_epochs, plan_search

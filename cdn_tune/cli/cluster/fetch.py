@@ -1,14 +1,12 @@
 """`cdn-tune cluster fetch`: a run folder, brought from the cluster to this machine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+from typer import Argument, Option
 
-from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import RemotePython, Server
 from cdn_tune.cli.show.output import interruptible, print_line, warn
 from cdn_tune.cli.show.progress import counted
@@ -17,13 +15,13 @@ from cdn_tune.errors import RunError
 
 @cluster_app.command(epilog="Example: cdn-tune cluster fetch /shared/runs/core --to runs/core")
 def fetch(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, by its path on the head node.")],
+    run: Annotated[str, Argument(metavar="RUN", help="Run folder, by its path on the head node.")],
     to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to.", show_default="runs/<name of the folder>")
+        Path | None, Option(metavar="DIR", help="Where to.", show_default="runs/<name of the folder>")
     ] = None,
     address: Server = None,
     states: Annotated[
-        bool, typer.Option("--states", help="Also what trials go on from (last.pt), three times a model's size each.")
+        bool, Option("--states", help="Also what trials go on from (last.pt), three times a model's size each.")
     ] = False,
     python: RemotePython = "python",
 ) -> None:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import Json, Server
-from cdn_tune.cli.show.output import out, print_json
-from cdn_tune.cli.show.text import duration_text, head_table
+from cdn_tune.cli.show.output import duration_text, facts_table, head_table, out, print_json
 
 if TYPE_CHECKING:
     from cdn_tune.distributed.jobs import Job
@@ -32,6 +31,17 @@ def jobs(address: Server = None, json: Json = False) -> None:
         out.print(jobs_table(found, time.time()))
 
 
+def print_job(job: str, address: str | None, as_json: bool) -> None:
+    """Prints one job."""
+    from cdn_tune.distributed.jobs import Jobs
+
+    found = Jobs(address).job(job)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        out.print(facts_table(job_facts(found, time.time())))
+
+
 def jobs_table(jobs: Sequence[Job], now: float) -> Table:
     """Returns jobs as a table."""
     table = head_table("job", "state", "started", "took", "command", right=("took",), fold=("command",))
@@ -42,7 +52,7 @@ def jobs_table(jobs: Sequence[Job], now: float) -> Table:
 
 
 def job_facts(job: Job, now: float) -> list[tuple[str, str]]:
-    """Returns what is known of a job as (name, text)."""
+    """Returns a job's recorded facts as (name, text)."""
     facts = [("job", job.id), ("state", job.state.lower()), ("command", _what(job)), ("started", _when(job))]
     facts += [("took", _took(job, now)), ("exit code", "" if job.exit_code is None else str(job.exit_code))]
     return [(head, text) for head, text in (*facts, ("message", job.message)) if text]

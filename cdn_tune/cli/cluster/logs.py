@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Exit, Option
 
-from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import JobArgument, Server
 from cdn_tune.cli.show.output import INTERRUPTED, interruptible, out, print_note
 
@@ -20,7 +20,7 @@ SETTLE_SECONDS = 30.0  # from the end of a job's process to its state
 def logs(
     job: JobArgument,
     address: Server = None,
-    goes_on: Annotated[bool, typer.Option("--follow", help="Go on to its end, with its exit code.")] = False,
+    goes_on: Annotated[bool, Option("--follow", help="Go on to its end, with its exit code.")] = False,
 ) -> None:
     """Print what a job has printed."""
     from cdn_tune.distributed.jobs import Jobs
@@ -32,24 +32,16 @@ def logs(
 
 
 def follow(jobs: Jobs, job: str) -> None:
-    """Prints a job's log to its end, and exits with its exit code; Ctrl-C leaves the job running.
-
-    Raises:
-        typer.Exit: Always, but for Ctrl-C.
-    """
+    """Prints a job's log to its end, and raises `typer.Exit` with its exit code; Ctrl-C leaves the job running."""
     with interruptible(f"job {job} goes on; cdn-tune cluster logs {job} --follow shows it again"):
         for text in jobs.follow(job):
             out.file.write(text)
             out.file.flush()
         found = jobs.wait(job, SETTLE_SECONDS)
     print_note(f"job {job}: {found.state.lower()}")
-    raise typer.Exit(exit_code(found))
+    raise Exit(exit_code(found))
 
 
 def exit_code(job: Job) -> int:
     """Returns a job's exit code: its process's, 130 if it was stopped, 1 if it never ran."""
-    if job.state == "SUCCEEDED":
-        return 0
-    if job.state == "STOPPED":
-        return INTERRUPTED
-    return job.exit_code or 1
+    return {"SUCCEEDED": 0, "STOPPED": INTERRUPTED}.get(job.state, job.exit_code or 1)

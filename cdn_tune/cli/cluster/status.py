@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import typer
 from rich.markup import escape
 from rich.table import Table
+from typer import Argument, Option
 
-from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import Json, Server
-from cdn_tune.cli.show.output import err, out, print_json, print_line, warn
-from cdn_tune.cli.show.text import UNKNOWN, duration_text, facts_table, head_table
+from cdn_tune.cli.show.output import UNKNOWN, duration_text, err, head_table, out, print_json, print_line, warn
 from cdn_tune.errors import ClusterError
 
 if TYPE_CHECKING:
     from cdn_tune.config import ResourcesConfig
     from cdn_tune.distributed.node_info import NodeInfo
 
-_GB = 1e9
 _CLOCK_SECONDS = 5.0  # off by more than which timestamps of trials mislead
 _SHOWN = ("python", "torch", "ray", "cdn-tune", "optuna")
 
@@ -30,12 +27,11 @@ _SHOWN = ("python", "torch", "ray", "cdn-tune", "optuna")
 @cluster_app.command(epilog="Example: cdn-tune cluster status --address auto --space search_spaces/tacos-core.yaml")
 def status(
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="Show this job instead of the nodes.", show_default=False)
+        str | None, Argument(metavar="[JOB]", help="Show this job instead of the nodes.", show_default=False)
     ] = None,
     address: Server = None,
     space: Annotated[
-        str | None,
-        typer.Option(metavar="SPACE", help="Count trials of this search space.", show_default="one CPU, GPU"),
+        str | None, Option(metavar="SPACE", help="Count trials of this search space.", show_default="one CPU, GPU")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -43,7 +39,9 @@ def status(
     from cdn_tune.distributed.address import is_job_server
 
     if job is not None:
-        _print_job(job, address, json)
+        from cdn_tune.cli.cluster.jobs import print_job
+
+        print_job(job, address, json)
     elif is_job_server(address):  # where only a job server is reached, a job surveys the nodes
         from cdn_tune.cli.cluster.submit import Shipping, run_job
 
@@ -52,17 +50,6 @@ def status(
         run_job(["cluster", "status", *rest], "cluster status", {"space": space}, address, shipping, wait=True)
     else:
         _print_nodes(address or "auto", space, json)
-
-
-def _print_job(job: str, address: str | None, as_json: bool) -> None:
-    from cdn_tune.cli.cluster.jobs import job_facts
-    from cdn_tune.distributed.jobs import Jobs
-
-    found = Jobs(address).job(job)
-    if as_json:
-        print_json(asdict(found))
-    else:
-        out.print(facts_table(job_facts(found, time.time())))
 
 
 def _print_nodes(address: str, space: str | None, as_json: bool) -> None:
@@ -89,19 +76,12 @@ def _print_nodes(address: str, space: str | None, as_json: bool) -> None:
         raise ClusterError(f"--address {address}: no node answers; look at the logs of Ray on the nodes")
 
 
-@dataclass(frozen=True)
-class Room:
-    """How many trials there is room for.
+class Room(NamedTuple):
+    """How many trials there is room for."""
 
-    Attributes:
-        resources: What one trial occupies.
-        now: With what is free now.
-        at_most: With all that the nodes have.
-    """
-
-    resources: ResourcesConfig
-    now: int
-    at_most: int
+    resources: ResourcesConfig  # of one trial
+    now: int  # with what is free now
+    at_most: int  # with all that the nodes have
 
 
 def room_for(resources: ResourcesConfig, nodes: Sequence[NodeInfo]) -> Room:
@@ -109,11 +89,8 @@ def room_for(resources: ResourcesConfig, nodes: Sequence[NodeInfo]) -> Room:
     from cdn_tune.distributed.cluster import capacity
 
     alive = [node for node in nodes if node.versions is not None]
-    return Room(
-        resources,
-        capacity(resources, [node.free for node in alive]),
-        capacity(resources, [node.total for node in alive]),
-    )
+    free, total = [node.free for node in alive], [node.total for node in alive]
+    return Room(resources, capacity(resources, free), capacity(resources, total))
 
 
 def nodes_table(nodes: Sequence[NodeInfo]) -> Table:
@@ -140,14 +117,10 @@ def versions_table(nodes: Sequence[NodeInfo], ours: dict[str, str | None]) -> Ta
         if node.versions is None:
             table.add_row(_name(node), *[UNKNOWN] * (len(_SHOWN) + 1), style="red")
             continue
-        wrong = differences(node, ours)
-        cells = [
-            f"[red]{escape(node.versions[name] or 'none')} ![/red]"
-            if name in wrong
-            else escape(node.versions[name] or "")
-            for name in _SHOWN
-        ]
-        table.add_row(_name(node), *cells, _clock(node))
+        cells = {name: escape(node.versions[name] or "") for name in _SHOWN}
+        for name in cells.keys() & differences(node, ours):
+            cells[name] = f"[red]{cells[name] or 'none'} ![/red]"
+        table.add_row(_name(node), *cells.values(), _clock(node))
     return table
 
 
@@ -171,20 +144,17 @@ def fault_lines(nodes: Sequence[NodeInfo], ours: dict[str, str | None]) -> list[
         if node.versions is None:
             lines.append(f"{name}: {node.fault}; trials are not placed there until Ray runs on it again")
             continue
-        wrong = differences(node, ours)
+        wrong = differences(node, ours).items()
         if wrong:
-            found = ", ".join(
-                f"{what} {there or 'none'} there, {mine or 'none'} here" for what, (there, mine) in wrong.items()
-            )
+            found = (f"{what} {there or 'none'} there, {mine or 'none'} here" for what, (there, mine) in wrong)
             lines.append(
-                f"{name}: {found}; install the same on every node (pip install -c constraints.txt cdn-tune), use one "
-                "image, or ship this cdn-tune with cluster submit --wheel"
+                f"{name}: {', '.join(found)}; install the same on every node (pip install -c constraints.txt "
+                "cdn-tune), use one image, or ship this cdn-tune with cluster submit --wheel"
             )
         if node.clock is not None and abs(node.clock) > _CLOCK_SECONDS:
-            lines.append(
-                f"{name}: its clock is {duration_text(abs(node.clock))} {'ahead' if node.clock > 0 else 'behind'}; "
-                "set it with NTP (chrony), else times of trials and ages of heartbeats are wrong"
-            )
+            off = f"{duration_text(abs(node.clock))} {'ahead' if node.clock > 0 else 'behind'}"
+            remedy = "set it with NTP (chrony), else times of trials and ages of heartbeats are wrong"
+            lines.append(f"{name}: its clock is {off}; {remedy}")
     return lines
 
 
@@ -220,13 +190,12 @@ def _state(node: NodeInfo) -> str:
 
 def _cells(nodes: Sequence[NodeInfo]) -> list[str]:
     """Returns free and total CPUs, GPUs, memory and object store of some nodes."""
-    free, total = (
-        {name: sum(part.get(name, 0.0) for part in parts) for name in ("CPU", "GPU", "memory", "object_store_memory")}
-        for parts in ([node.free for node in nodes], [node.total for node in nodes])
-    )
-    counts = [f"{free[name]:g}/{total[name]:g}" for name in ("CPU", "GPU")]
-    sizes = [f"{free[name] / _GB:.1f}/{total[name] / _GB:.1f} GB" for name in ("memory", "object_store_memory")]
-    return counts + sizes
+    cells = []
+    for name in ("CPU", "GPU", "memory", "object_store_memory"):
+        free = sum(node.free.get(name, 0.0) for node in nodes)
+        total = sum(node.total.get(name, 0.0) for node in nodes)
+        cells.append(f"{free:g}/{total:g}" if name in ("CPU", "GPU") else f"{free / 1e9:.1f}/{total / 1e9:.1f} GB")
+    return cells
 
 
 def _clock(node: NodeInfo) -> str:

@@ -1,19 +1,13 @@
 """`cdn-tune cluster stop`: a job ended in order."""
 
-from __future__ import annotations
-
-from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.cluster.logs import SETTLE_SECONDS
 from cdn_tune.cli.options import JobArgument, Server, Wait
 from cdn_tune.cli.show.output import err, print_line
 
 
 @cluster_app.command(epilog="Example: cdn-tune cluster stop raysubmit_1KQUhCSxCZ36MBtE")
-def stop(
-    job: JobArgument,
-    address: Server = None,
-    wait: Wait = True,
-) -> None:
+def stop(job: JobArgument, address: Server = None, wait: Wait = True) -> None:
     """Stop a job in order: trials save a checkpoint, and the same command goes on with them."""
     from cdn_tune.distributed.jobs import STOP_SECONDS, Jobs
 

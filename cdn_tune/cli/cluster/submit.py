@@ -1,7 +1,5 @@
 """`cdn-tune cluster submit`: a command as a job of a cluster."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -12,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
-from cdn_tune.cli.app import app
-from cdn_tune.cli.cluster import cluster_app
+from cdn_tune.cli.app import START, app, cluster_app
 from cdn_tune.cli.cluster.logs import follow as follow_log
 from cdn_tune.cli.options import RemotePython, Server
-from cdn_tune.cli.search import START
 from cdn_tune.cli.show.output import print_note, warn
 from cdn_tune.errors import ConfigError
 
@@ -30,24 +27,14 @@ _DATA_ROOT = "data.root="
 
 @dataclass(frozen=True)
 class Shipping:
-    """What goes with a job.
+    """What goes with a job, and what it occupies."""
 
-    Attributes:
-        working_dir: Its files go; nothing does if None.
-        excludes: Patterns of files that stay.
-        wheel: A wheel of cdn-tune that is used in place of what the nodes have.
-        env: Names of environment variables that are handed over.
-        python: The Python that runs the command there.
-        cpus: CPUs that the command itself occupies, besides its trials.
-        gpus: GPUs that the command itself occupies.
-    """
-
-    working_dir: Path | None
-    excludes: Sequence[str] = ()
-    wheel: Path | None = None
-    env: Sequence[str] = ()
-    python: str = "python"
-    cpus: float = 0.0
+    working_dir: Path | None  # its files go; nothing does if None
+    excludes: Sequence[str] = ()  # patterns of files that stay
+    wheel: Path | None = None  # of the cdn-tune that is used in place of what the nodes have
+    env: Sequence[str] = ()  # names of environment variables that are handed over
+    python: str = "python"  # runs the command there
+    cpus: float = 0.0  # that the command itself occupies, besides its trials
     gpus: float = 0.0
 
 
@@ -58,47 +45,41 @@ class Shipping:
 )
 def submit(
     command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND...", help="search, train, evaluate, with their arguments.")
+        list[str], Argument(metavar="-- COMMAND...", help="search, train, evaluate, with their arguments.")
     ],
     address: Server = None,
     working_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Its files go with the job, but for data, runs, and what git ignores.")
+        Path, Option(metavar="DIR", help="Its files go with the job, but for data, runs, and what git ignores.")
     ] = Path(),
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Leave these out too, as in a .gitignore.")
+        list[str] | None, Option(metavar="PATTERN", help="Leave these out too, as in a .gitignore.")
     ] = None,
     installed: Annotated[
-        bool, typer.Option("--installed", help="Ship no files: the nodes have cdn-tune, and the search space.")
+        bool, Option("--installed", help="Ship no files: the nodes have cdn-tune, and the search space.")
     ] = False,
     wheel: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Run this cdn-tune, in place of what the nodes have.")
+        Path | None, Option(metavar="FILE", help="Run this cdn-tune, in place of what the nodes have.")
     ] = None,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Hand over this environment variable, as it is here.")
+        list[str] | None, Option(metavar="NAME", help="Hand over this environment variable, as it is here.")
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow/--no-wait", help="Follow its log to the end.")] = True,
+    follow: Annotated[bool, Option("--follow/--no-wait", help="Follow its log to the end.")] = True,
     python: RemotePython = "python",
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs for the command itself, besides its trials.")] = 0.0,
-    gpus: Annotated[
-        float, typer.Option(min=0, help="GPUs for the command itself, e.g. a `train` of one worker.")
-    ] = 0.0,
+    cpus: Annotated[float, Option(min=0, help="CPUs for the command itself, besides its trials.")] = 0.0,
+    gpus: Annotated[float, Option(min=0, help="GPUs for the command itself, e.g. a `train` of one worker.")] = 0.0,
 ) -> None:
     """Run a command on the cluster as a job, which outlives this terminal, and follow its log.
 
     The exit code is the job's. Ctrl-C leaves the job running.
     """
     name, values = parsed(command)
-    shipping = Shipping(
-        None if installed else working_dir, exclude or (), wheel, env or (), python=python, cpus=cpus, gpus=gpus
-    )
+    folder = None if installed else working_dir
+    shipping = Shipping(folder, exclude or (), wheel, env or (), python, cpus, gpus)
     run_job(command, name, values, address, shipping, follow)
 
 
 def parsed(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Returns the name of the command in a command line, and its arguments and options by name.
-
-    Errors in it are raised as if it ran here.
-    """
+    """Returns a command line's command, and its arguments and options by name; raises its errors as if it ran here."""
     command: Any = typer.main.get_command(app)
     context, rest, names = None, list(arguments), ["cdn-tune"]
     while isinstance(command, TyperGroup):
@@ -126,15 +107,9 @@ def as_job(arguments: list[str]) -> list[str]:
 def run_job(
     arguments: list[str], name: str, values: Mapping[str, Any], address: str | None, shipping: Shipping, wait: bool
 ) -> None:
-    """Submits a command as a job, and prints how to go on from here.
+    """Submits a command as a job, prints how to go on from here, and follows its log to the end if `wait`.
 
-    Args:
-        arguments: The command to run there, as it was written.
-        name: Which one it is: ``search start``, ``train``.
-        values: Its arguments and options by name, as parsed.
-        address: Where the cluster is.
-        shipping: What goes with it.
-        wait: Whether its log is followed to the end.
+    `name` and `values` are those that `parsed` returns of `arguments`.
     """
     from cdn_tune.distributed.jobs import Jobs
 
@@ -144,26 +119,21 @@ def run_job(
     with ExitStack() as stack:
         environment = _environment(stack, shipping, [*data, *_run_of(values)])
         jobs = Jobs(address)
-        resources = {"num_cpus": shipping.cpus, "num_gpus": shipping.gpus}
-        job = jobs.submit(
-            command, environment, {key: value for key, value in resources.items() if value}, shlex.join(arguments)
-        )
+        resources = {"num_cpus": shipping.cpus} if shipping.cpus else {}
+        resources |= {"num_gpus": shipping.gpus} if shipping.gpus else {}
+        job = jobs.submit(command, environment, resources, shlex.join(arguments))
     where = f" --address {shlex.quote(address)}" if address else ""
     print_note(f"job {job} at {jobs.url}; it goes on without this terminal")
-    for what, usage in (("follow", f"logs {job} --follow"), ("stop", f"stop {job}"), ("state", f"status {job}")):
+    hints = [("follow", f"logs {job} --follow"), ("stop", f"stop {job}"), ("state", f"status {job}")]
+    hints += [("fetch", f"fetch {shlex.quote(str(run))}") for run in _run_of(values)]
+    for what, usage in hints:
         print_note(f"  {what:<7}cdn-tune cluster {usage}{where}", "dim")
-    for run in _run_of(values):
-        print_note(f"  {'fetch':<7}cdn-tune cluster fetch {shlex.quote(str(run))}{where}", "dim")
     if wait:
         follow_log(jobs, job)
 
 
 def check(arguments: Sequence[str], name: str, values: Mapping[str, Any]) -> None:
-    """Checks that a command can run as a job.
-
-    Raises:
-        ConfigError: If it is another command, its run folder would go with the job, or it would show a password.
-    """
+    """Raises `ConfigError` if a command is none for a job, its run folder would go with it, or it shows a password."""
     from cdn_tune.training.runs.run_folder import without_secrets
 
     if not any(name == known or name.startswith(f"{known} ") for known in _COMMANDS):
@@ -185,9 +155,8 @@ def check(arguments: Sequence[str], name: str, values: Mapping[str, Any]) -> Non
         )
     for run in _run_of(values):
         if not _stays(str(run)):
-            raise ConfigError(
-                f"{run}: is gone when the job is; name it by a path that every node reaches, /shared/{run}"
-            )
+            remedy = f"name it by a path that every node reaches, /shared/{run}"
+            raise ConfigError(f"{run}: is gone when the job is; {remedy}")
 
 
 def entrypoint(arguments: Sequence[str], name: str, values: Mapping[str, Any], python: str) -> str:
@@ -223,16 +192,14 @@ def _environment(stack: ExitStack, shipping: Shipping, stays: Sequence[Path]) ->
 
 
 def _data_root(name: str, values: Mapping[str, Any], shipped: Path | None) -> list[Path]:
-    """Checks the configuration before it is sent, if it is here; returns where its data lie, if that is known."""
+    """Checks a configuration that is shipped; returns the folder of its data, if it has one."""
     from cdn_tune.config import load_experiment, load_space, parse_overrides
 
     overrides = parse_overrides(values.get("overrides") or [])
-    if shipped is None:
-        return []
-    if name == "search start":
+    if shipped is not None and name == "search start":
         changes = parse_overrides(values.get("settings") or [])
         return [Path(load_space(values["space"], overrides, changes)[1].data.root)]
-    if name == "train":
+    if shipped is not None and name == "train":
         return [Path(load_experiment(values["experiment"], overrides).data.root)]
     return []
 
@@ -242,5 +209,5 @@ def _run_of(values: Mapping[str, Any]) -> list[Path]:
 
 
 def _stays(path: str) -> bool:
-    """Whether a path is where it is for every process: absolute, or a URL."""
+    """Returns whether a path means the same to every process: absolute, or a URL."""
     return Path(path).is_absolute() or ":/" in path

@@ -1,13 +1,11 @@
 """`cdn-tune data convert`: raw features as one HDF5 file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from cdn_tune.cli.data import data_app
+from cdn_tune.cli.app import data_app
 from cdn_tune.cli.show.output import print_line
 from cdn_tune.cli.show.progress import counted
 
@@ -16,16 +14,16 @@ from cdn_tune.cli.show.progress import counted
     epilog="Example: cdn-tune data convert raw/vgg data/charades/vgg_rgb_features.hdf5 --form charades_vgg"
 )
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of the raw features.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="HDF5 file to write; must not exist.")],
+    source: Annotated[Path, Argument(metavar="SOURCE", help="Folder of the raw features.")],
+    out: Annotated[Path, Argument(metavar="OUT", help="HDF5 file to write; must not exist.")],
     form: Annotated[
         str,
-        typer.Option(
+        Option(
             help="charades_vgg: a folder per video of text files; tacos_c3d: VIDEO_FIRST_LAST.npy; "
             "arrays: VIDEO.npy, .npz or .pt."
         ),
     ],
-    workers: Annotated[int | None, typer.Option(min=1, help="Reading processes.", show_default="CPU cores")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Reading processes.", show_default="CPU cores")] = None,
 ) -> None:
     """Write raw features as the HDF5 file that training reads. The same command again goes on where it stopped."""
     from cdn_tune.data.convert import convert as write_features

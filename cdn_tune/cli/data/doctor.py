@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from typer import Argument, Exit, Option
 
-from cdn_tune.cli.data import data_app
+from cdn_tune.cli.app import data_app
 from cdn_tune.cli.show.output import out, print_line
 from cdn_tune.cli.show.progress import counted
 from cdn_tune.errors import DataError
@@ -26,20 +26,18 @@ _SHOWN = 3
 
 @data_app.command(epilog="Example: cdn-tune data doctor data/charades --quick")
 def doctor(
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder with annotations, features, word vectors.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Read the features of a sample of the videos.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Layout.", metavar="NAME", show_default="as recognised")] = None,
-    features: Annotated[str | None, typer.Option(help="Feature file, if elsewhere.", metavar="FILE")] = None,
-    word_vectors: Annotated[str | None, typer.Option(help="Word vectors, if elsewhere.", metavar="FILE")] = None,
+    root: Annotated[Path, Argument(metavar="ROOT", help="Folder with annotations, features, word vectors.")],
+    quick: Annotated[bool, Option("--quick", help="Read the features of a sample of the videos.")] = False,
+    json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
+    dataset: Annotated[str | None, Option(help="Layout.", metavar="NAME", show_default="as recognised")] = None,
+    features: Annotated[str | None, Option(help="Feature file, if elsewhere.", metavar="FILE")] = None,
+    word_vectors: Annotated[str | None, Option(help="Word vectors, if elsewhere.", metavar="FILE")] = None,
 ) -> None:
     """Examine a data folder: what is in it, what is wrong, and the remedy. Exit code 2 if training would fail."""
     from cdn_tune.data.doctor import examine
 
     with counted("reading features") as progress:
-        report = examine(
-            root, progress=progress, quick=quick, dataset=dataset, features=features, word_vectors=word_vectors
-        )
+        report = examine(root, dataset, features, word_vectors, quick, progress)
     if json_file is not None:
         try:
             json_file.write_text(json.dumps(report.plain(), indent=2) + "\n", encoding="utf-8")
@@ -51,7 +49,7 @@ def doctor(
         out.print(findings_table(report.findings))
     print_line(verdict(report), "bold red" if report.fails else "bold green")
     if report.fails:
-        raise typer.Exit(DataError.exit_code)
+        raise Exit(DataError.exit_code)
 
 
 def fact_lines(report: Report) -> Iterator[str]:
@@ -63,8 +61,19 @@ def fact_lines(report: Report) -> Iterator[str]:
     for split, counts in report.splits.items():
         skipped = f", {counts['skipped']} not used" if counts["skipped"] else ""
         yield f"  {split:<5} {counts['queries']} queries of {counts['videos']} videos{skipped}"
-    yield from _feature_lines(report.features)
-    yield from _word_lines(report.words)
+    facts = report.features
+    if "size" in facts:
+        yield (
+            f"  features {facts['file']}: {facts['videos']} videos, size {facts['size']}, {facts['type']}, "
+            f"{facts['rows_per_second']:g} rows a second; {facts['checked']} read"
+        )
+    facts = report.words
+    if "size" in facts:
+        known = facts["words"] - len(facts["unknown"])
+        yield (
+            f"  words {facts['file']}: size {facts['size']}; {known} of the queries' {facts['words']} words have a "
+            f"vector ({facts['coverage']:.2%} of what is said)"
+        )
 
 
 def findings_table(findings: tuple[Finding, ...]) -> Table:
@@ -92,20 +101,3 @@ def verdict(report: Report) -> str:
     warnings = levels.count("warning")
     rest = " (features sampled; leave --quick out to read them all)" if report.quick else ""
     return f"ready to train{f', with {warnings} warnings' if warnings else ''}{rest}"
-
-
-def _feature_lines(facts: dict[str, Any]) -> Iterator[str]:
-    if "size" in facts:
-        yield (
-            f"  features {facts['file']}: {facts['videos']} videos, size {facts['size']}, {facts['type']}, "
-            f"{facts['rows_per_second']:g} rows a second; {facts['checked']} read"
-        )
-
-
-def _word_lines(facts: dict[str, Any]) -> Iterator[str]:
-    if "size" in facts:
-        known = facts["words"] - len(facts["unknown"])
-        yield (
-            f"  words {facts['file']}: size {facts['size']}; {known} of the queries' {facts['words']} words have a "
-            f"vector ({facts['coverage']:.2%} of what is said)"
-        )

@@ -1,13 +1,11 @@
 """`cdn-tune data plant`: a synthetic dataset in which every moment can be found."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from cdn_tune.cli.data import data_app
+from cdn_tune.cli.app import data_app
 from cdn_tune.cli.show.output import print_line
 from cdn_tune.cli.show.progress import counted
 
@@ -16,7 +14,7 @@ from cdn_tune.cli.show.progress import counted
 def plant(
     out: Annotated[
         Path | None,
-        typer.Argument(
+        Argument(
             metavar="DIR",
             help="Folder to write; must be new, empty, or the same planting.",
             show_default="data/planted, or data/ANNOTATIONS-planted",
@@ -24,53 +22,44 @@ def plant(
     ] = None,
     annotations: Annotated[
         str,
-        typer.Option(
+        Option(
             help="generated (our own sentences), or the real ones in --source: charades_sta, tacos, activitynet, jsonl."
         ),
     ] = "generated",
-    source: Annotated[Path | None, typer.Option(help="Folder with the real annotation files.", metavar="DIR")] = None,
+    source: Annotated[Path | None, Option(help="Folder with the real annotation files.", metavar="DIR")] = None,
     videos: Annotated[
-        int | None, typer.Option(min=3, help="Videos over all splits.", show_default="300, or all of the real ones")
+        int | None, Option(min=3, help="Videos over all splits.", show_default="300, or all of the real ones")
     ] = None,
-    feature_size: Annotated[int, typer.Option(min=1, help="Size of a frame feature.")] = 64,
-    frame_rate: Annotated[float, typer.Option(min=0.01, help="Frame features per second.")] = 4.0,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Difficulty by name: planted-medium.")] = None,
+    feature_size: Annotated[int, Option(min=1, help="Size of a frame feature.")] = 64,
+    frame_rate: Annotated[float, Option(min=0.01, help="Frame features per second.")] = 4.0,
+    preset: Annotated[str | None, Option(metavar="NAME", help="Difficulty by name: planted-medium.")] = None,
     snr: Annotated[
-        float | None, typer.Option(min=0.0, help="Signal-to-noise ratio of a moment's frames.", show_default="1")
+        float | None, Option(min=0.0, help="Signal-to-noise ratio of a moment's frames.", show_default="1")
     ] = None,
     distractors: Annotated[
-        int | None, typer.Option(min=0, help="Moments per video that no query describes.", show_default="0")
+        int | None, Option(min=0, help="Moments per video that no query describes.", show_default="0")
     ] = None,
     paraphrases: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Share of words planted as synonyms.", show_default="0")
+        float | None, Option(min=0.0, max=1.0, help="Share of words planted as synonyms.", show_default="0")
     ] = None,
     jitter: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Error of annotated ends, share of a moment's length.", show_default="0"),
+        Option(min=0.0, max=1.0, help="Error of annotated ends, share of a moment's length.", show_default="0"),
     ] = None,
-    word_size: Annotated[int, typer.Option(min=1, help="Size of a word vector.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed; the same options give the same bytes.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another planting in DIR.")] = False,
+    word_size: Annotated[int, Option(min=1, help="Size of a word vector.")] = 50,
+    seed: Annotated[int, Option(min=0, help="Seed; the same options give the same bytes.")] = 0,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace another planting in DIR.")] = False,
 ) -> None:
     """Write a planted dataset: synthetic features in which every moment can be found, in the real files' layout."""
     from cdn_tune.data.planted import plant as write_dataset
     from cdn_tune.data.planted.planting import preset as preset_of
 
     folder = out or Path("data") / ("planted" if annotations == "generated" else f"{annotations}-planted")
-    options: dict[str, Any] = {"annotations": annotations, **(preset_of(preset) if preset else {})}
+    options: dict[str, Any] = {"annotations": annotations, "source": source, "videos": videos, "seed": seed}
+    options |= {"feature_size": feature_size, "frame_rate": frame_rate, "word_size": word_size, "overwrite": overwrite}
+    options |= preset_of(preset) if preset else {}
     difficulty = {"snr": snr, "distractors": distractors, "paraphrases": paraphrases, "jitter": jitter}
     options |= {name: value for name, value in difficulty.items() if value is not None}
     with counted("planting") as progress:
-        write_dataset(
-            folder,
-            source=source,
-            videos=videos,
-            feature_size=feature_size,
-            frame_rate=frame_rate,
-            word_size=word_size,
-            seed=seed,
-            overwrite=overwrite,
-            progress=progress,
-            **options,
-        )
+        write_dataset(folder, progress=progress, **options)
     print_line(f"planted data in {folder}")

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option, confirm
 
+from cdn_tune.cli.app import START, search_app
 from cdn_tune.cli.options import Address, Overrides, RunOption, Storage, local_run
-from cdn_tune.cli.search import START, search_app
-from cdn_tune.cli.show.output import err, out, print_line, print_note, terminable, warn
+from cdn_tune.cli.show.output import GracefulStop, err, out, print_line, print_note, terminable, warn
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     "Of a search under way: cdn-tune search status RUN, cdn-tune search stop RUN.",
 )
 def start(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="Search space YAML, or a shipped one's path.")],
+    space: Annotated[str, Argument(metavar="SPACE", help="Search space YAML, or a shipped one's path.")],
     overrides: Overrides = None,
     trials: Annotated[
         int | None,
-        typer.Option(min=1, help="Trials in all, in place of the space's; raise it to go on with a finished search."),
+        Option(min=1, help="Trials in all, in place of the space's; raise it to go on with a finished search."),
     ] = None,
-    add_trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="N trials more than before.")] = None,
+    add_trials: Annotated[int | None, Option(min=1, metavar="N", help="N trials more than before.")] = None,
     run: RunOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the search that RUN holds, without asking; it must hold one.")
+        bool, Option("--resume", help="Go on with the search that RUN holds, without asking; it must hold one.")
     ] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Try failed trials again.")] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print the space, what trials cost and what would be refused, and stop.")
+        bool, Option("--plan", help="Print the space, what trials cost and what would be refused, and stop.")
     ] = False,
     storage: Storage = None,
     warm_start: Annotated[
-        list[Path] | None, typer.Option(metavar="RUN", help="Learn from the results of another search.")
+        list[Path] | None, Option(metavar="RUN", help="Learn from the results of another search.")
     ] = None,
-    hours: Annotated[float | None, typer.Option(min=0.0, help="Hours of searching, over all starts.")] = None,
-    gpu_hours: Annotated[float | None, typer.Option(min=0.0, help="GPU-hours of all trials.")] = None,
-    target: Annotated[float | None, typer.Option(help="Val metric that is good enough.")] = None,
+    hours: Annotated[float | None, Option(min=0.0, help="Hours of searching, over all starts.")] = None,
+    gpu_hours: Annotated[float | None, Option(min=0.0, help="GPU-hours of all trials.")] = None,
+    target: Annotated[float | None, Option(help="Val metric that is good enough.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A key of the search space, e.g. --set sampler.seed=3."),
+        Option("--set", metavar="KEY=VALUE", help="A key of the search space, e.g. --set sampler.seed=3."),
     ] = None,
     address: Address = None,
 ) -> None:
@@ -72,28 +72,14 @@ def start(
             return
         folder = local_run(folder)
         if not resume:
-            _ask_to_go_on(folder)
-        run_search(
-            found,
-            experiment,
-            folder,
-            trials=trials,
-            add_trials=add_trials,
-            address=address,
-            storage=storage,
-            resume=resume,
-            retry_failed=retry_failed,
-            warm_start=tuple(warm_start or ()),
-        )
+            _confirm_resume(folder)
+        options = {"trials": trials, "add_trials": add_trials, "address": address, "storage": storage}
+        warm = tuple(warm_start or ())
+        run_search(found, experiment, folder, **options, resume=resume, retry_failed=retry_failed, warm_start=warm)
 
 
 def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options: Any) -> None:
-    """Runs a search and prints how it ended.
-
-    Raises:
-        KeyboardInterrupt: If the user stopped it before its last trial.
-    """
-    from cdn_tune.cli.show.interrupt import GracefulStop
+    """Runs a search and prints its end; raises `KeyboardInterrupt` if the user stopped it before its last trial."""
     from cdn_tune.cli.show.live import SearchProgress
     from cdn_tune.cli.show.tables import search_summary
     from cdn_tune.training.object_store.working_copy import shown
@@ -101,21 +87,18 @@ def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options:
 
     parameters, metric = list(space.parameters), experiment.eval.metric
     several = [objective.metric for objective in space.objectives] if len(space.objectives) > 1 else []
-    with (
-        SearchProgress(parameters, metric, space.objectives, space.budget) as progress,
-        GracefulStop("running trials save a checkpoint") as stop,
-    ):
+    showing = SearchProgress(parameters, metric, space.objectives, space.budget)
+    with showing as progress, GracefulStop("running trials save a checkpoint") as stop:
         result = search(space, experiment, run, progress.on_change, SearchOptions(**options, stop=stop))
     for note in result.notes:
         print_note(note)
     out.print(search_summary(result.rows, parameters, metric, several))
     if result.was_finished:
         print_note(f"{shown(run)} is finished; --add-trials N goes on with N more")
-    if result.audit is not None:
-        if result.audit.is_clean:
-            print_note(str(result.audit), style="dim")
-        else:
-            warn(str(result.audit))
+    if result.audit is not None and result.audit.is_clean:
+        print_note(str(result.audit), "dim")
+    elif result.audit is not None:
+        warn(str(result.audit))
     if result.interrupted and stop():
         raise KeyboardInterrupt
     if result.ended_by is not None:
@@ -123,37 +106,25 @@ def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options:
     elif result.interrupted:
         print_note("stopped as asked; the same command goes on")
     print_line(f"leaderboard: {shown(run / 'leaderboard.csv')}")
-    best = shown(result.kept[0]) if result.kept else "none is left in the run folder"
-    print_line(f"best checkpoint: {best}")
+    print_line(f"best checkpoint: {shown(result.kept[0]) if result.kept else 'none is left in the run folder'}")
     if result.kept:
         print_line(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}")
 
 
-def _ask_to_go_on(run: Path) -> None:
-    """Asks, in a terminal, whether a run folder's search is meant to go on."""
+def _confirm_resume(run: Path) -> None:
+    """Raises `typer.Exit` unless the user, if at a terminal, confirms that a run folder's search is to go on."""
     from cdn_tune.training.object_store.working_copy import shown
     from cdn_tune.training.runs.run_folder import MANIFEST
 
     if not (run / MANIFEST).exists() or not (sys.stdin.isatty() and err.is_terminal):
         return
-    if not typer.confirm(f"{shown(run)} holds a search already; go on with it?", default=True, err=True):
-        raise typer.Exit(0)
+    if not confirm(f"{shown(run)} holds a search already; go on with it?", default=True, err=True):
+        raise Exit(0)
 
 
 def _print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | None, storage: str | None) -> None:
-    """Prints the plan of a search.
-
-    Args:
-        space: What is searched.
-        base: The base experiment under all fixed overrides.
-        run: The run folder; need not exist.
-        trials: Trials in all, in place of the space's.
-        storage: The study's URL; a SQLite file in the run folder if None.
-
-    Raises:
-        typer.Exit: With code 2 if the search would be refused.
-    """
-    from cdn_tune.cli.show.search_plan import search_plan_table
+    """Prints the plan of a search; raises `typer.Exit` with code 2 if the search would be refused."""
+    from cdn_tune.cli.show.plan import search_plan_table
     from cdn_tune.tuning.layout import study_url
     from cdn_tune.tuning.planning.plan import plan_search
 
@@ -166,4 +137,4 @@ def _print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | N
     for line in plan.errors:
         print_note(f"would be refused: {line}", "red")
     if plan.errors:
-        raise typer.Exit(ConfigError.exit_code)
+        raise Exit(ConfigError.exit_code)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from cdn_tune.cli.app import search_app
 from cdn_tune.cli.options import Json, SearchRun, Storage
-from cdn_tune.cli.search import search_app
-from cdn_tune.cli.show.output import out, print_json
-from cdn_tune.cli.show.text import UNKNOWN, duration_text, facts_table
+from cdn_tune.cli.show.output import UNKNOWN, duration_text, facts_table, out, print_json
 
 if TYPE_CHECKING:
     from cdn_tune.tuning.results.status import Status
@@ -58,30 +57,24 @@ def _facts(status: Status) -> list[tuple[str, str]]:
 
     asked = "" if status.asked is None else f" of {status.asked}"
     states = [f"{status.counts[state]} {state}" for state in STATE_ORDER if state in status.counts]
-    beside = entries_text(status.counts)
     planted = " (planted data)" if status.planted else ""
+    failures = (f"{count} {MEANING.get(kind, kind)}" for kind, count in status.failures.items())
+    rates = (status.trials_per_hour, status.samples_per_second)
+    rate, speed = (UNKNOWN if value is None else f"{value:.3g}" for value in rates)
     facts = [
         ("search", f"{status.name} in {status.run}{planted}"),
         ("state", _state(status)),
         ("trials", f"{status.ended}{asked} ended: {', '.join(states) or 'none yet'}"),
-    ]
-    if beside:
-        facts.append(("besides", beside))
-    if status.failures:
-        kinds = [f"{count} {MEANING.get(kind, kind)}" for kind, count in status.failures.items()]
-        facts.append(("failures", ", ".join(kinds)))
-    facts += [("nodes", line) for line in status.unfit_nodes]
-    facts += _best(status)
-    rate, speed = (
-        UNKNOWN if value is None else f"{value:.3g}" for value in (status.trials_per_hour, status.samples_per_second)
-    )
-    return [
-        *facts,
+        ("besides", entries_text(status.counts)),
+        ("failures", ", ".join(failures)),
+        *(("nodes", line) for line in status.unfit_nodes),
+        *_best(status),
         ("searched", _time(status.elapsed_seconds)),
         ("throughput", f"{rate} trials/h, {speed} queries/s"),
         ("GPU-hours", f"{status.gpu_hours:.3g}"),
         ("ETA", _time(status.eta_seconds)),
     ]
+    return [(name, text) for name, text in facts if text]
 
 
 def _state(status: Status) -> str:

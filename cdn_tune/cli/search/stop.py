@@ -1,11 +1,9 @@
 """`cdn-tune search stop`: a running search ended in order."""
 
-from __future__ import annotations
-
 import time
 
+from cdn_tune.cli.app import search_app
 from cdn_tune.cli.options import SearchRun, Wait, local_run
-from cdn_tune.cli.search import search_app
 from cdn_tune.cli.show.output import err, print_line
 from cdn_tune.errors import RunError
 
@@ -13,10 +11,7 @@ _WAIT_SECONDS = 0.5
 
 
 @search_app.command(epilog="Example: cdn-tune search stop runs/charades-quick")
-def stop(
-    run: SearchRun,
-    wait: Wait = True,
-) -> None:
+def stop(run: SearchRun, wait: Wait = True) -> None:
     """Stop a search in order: its trials save a checkpoint, and the same command goes on with it."""
     from cdn_tune.training.object_store.working_copy import shown
     from cdn_tune.training.runs.run_folder import read_manifest

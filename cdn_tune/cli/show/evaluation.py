@@ -1,7 +1,5 @@
 """Tables of an evaluation: metrics with intervals, baselines, published rows, groups, comparisons."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,17 +26,14 @@ _ROWS = {
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Returns the evaluation as tables: what is reported, with its interval, beside what needs no model.
-
-    One of recalls and mIoU, one of average precision.
-    """
+    """Returns the result beside what needs no model, with intervals: a table of recalls and mIoU, one of mAP."""
     precision = [name for name in result["metrics"] if name.startswith("mAP")]
     recall = [name for name in result["metrics"] if name not in precision]
     return [_evaluation(result, recall, _title(result)), _evaluation(result, precision, "average precision, in %")]
 
 
 def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Table:
-    table = _table(title, "", names)
+    table = _table(title, names)
     _add(table, _label(result), result["metrics"], names, "bold green")
     _add_intervals(table, result["intervals"], names)
     if result.get("std"):
@@ -78,25 +73,19 @@ def _label(result: Mapping[str, Any]) -> str:
 def groups_table(result: Mapping[str, Any]) -> Table:
     """Returns the metrics of groups of queries, R@1 and mIoU, with intervals."""
     names = [name for name in result["metrics"] if name.startswith("R1@") or name == "mIoU"]
-    table = _table("by groups of queries, in %, with 95 % intervals", "", ["queries", "videos", *names])
+    table = _table("by groups of queries, in %, with 95 % intervals", ["queries", "videos", *names])
     for kind, groups in result["groups"].items():
         table.add_row(_KINDS.get(kind, kind), style="bold")
         for group in groups:
-            cells = [
-                f"{100 * group['metrics'][name]:.1f} {_ends(group['intervals'][name], 1)}".strip() for name in names
-            ]
+            pairs = ((group["metrics"][name], group["intervals"][name]) for name in names)
+            cells = (f"{100 * value:.1f} {_ends(interval, 1)}".strip() for value, interval in pairs)
             table.add_row(f"  {group['label']}", str(group["queries"]), str(group["videos"]), *cells)
     return table
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:
     """Returns the comparison of two runs, a metric per row."""
-    table = _table(
-        f"{result['dataset']} ({_planted(result)}), {result['split']} split, {result['queries']} queries of "
-        f"{result['videos']} videos, in %, with 95 % intervals",
-        "",
-        ["A", "B", "A - B", "p"],
-    )
+    table = _table(_title(result), ["A", "B", "A - B", "p"])
     for row in result["metrics"]:
         sides = [f"{100 * row[side]['value']:.2f} {_ends(row[side]['interval'])}" for side in ("first", "second")]
         low, high = row["interval"]
@@ -113,19 +102,15 @@ def print_planted(result: Mapping[str, Any]) -> None:
 
 
 def _title(result: Mapping[str, Any]) -> str:
-    about = f"{result['dataset']} ({_planted(result)}), " if "planted" in result else f"{result['dataset']}, "
-    title = f"{about}{result['split']} split, {result['queries']} queries of {result['videos']} videos, in %, "
-    title += "with 95 % intervals"
+    about = "" if "planted" not in result else " (planted data)" if result["planted"] else " (real data)"
+    title = f"{result['dataset']}{about}, {result['split']} split, {result['queries']} queries of {result['videos']} "
+    title += "videos, in %, with 95 % intervals"
     return f"{title}\n{result['label']}" if result.get("label") else title
 
 
-def _planted(result: Mapping[str, Any]) -> str:
-    return "planted data" if result["planted"] else "real data"
-
-
-def _table(title: str, first: str, heads: list[str]) -> Table:
+def _table(title: str, heads: list[str]) -> Table:
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column(first, overflow="fold", min_width=22)
+    table.add_column("", overflow="fold", min_width=22)
     for head in heads:
         table.add_column(head, justify="right")
     return table

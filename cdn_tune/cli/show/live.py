@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -14,9 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cdn_tune.cli.show.output import err, print_note
+from cdn_tune.cli.show.output import UNKNOWN, duration_text, err, print_note
 from cdn_tune.cli.show.tables import clock, counts_line, epochs_text, leaderboard_table, number, parameters_line
-from cdn_tune.cli.show.text import UNKNOWN, duration_text
 from cdn_tune.config.space import MEASURED_COSTS, BudgetConfig, Objective
 from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, objective_column
 from cdn_tune.tuning.results.status import best_per_objective, count_ended, eta_seconds
@@ -51,9 +49,8 @@ class SearchProgress:
         self._parameters, self._metric = parameters, metric
         self._objectives = objective_directions(objectives)
         self._budget = budget or BudgetConfig()
-        self._ended: set[int] = set()
+        self._ended: set[int] | None = None  # before the first report
         self._printed: set[str] = set()
-        self._first = True
         self._picture: LiveTable | None = None
         self._live: Live | None = None
         if err.is_terminal and not err.is_dumb_terminal:
@@ -68,11 +65,10 @@ class SearchProgress:
             if line not in self._printed:
                 print_note(line)
         self._printed.update(state.lines)
-        new = [row for row in state.rows if row["state"] in ENDED and row["trial"] not in self._ended]
-        self._ended.update(row["trial"] for row in new)
-        for row in sorted(new, key=lambda row: row["trial"]) if not self._first else ():
-            print_note(self._line(row, state))
-        self._first = False
+        ended = {row["trial"]: row for row in state.rows if row["state"] in ENDED}
+        for trial in sorted(ended.keys() - (ended.keys() if self._ended is None else self._ended)):
+            print_note(self._line(ended[trial], state))
+        self._ended = (self._ended or set()) | ended.keys()
 
     def _line(self, row: dict[str, Any], state: SearchState) -> str:
         value = f"val {self._metric} {number(row['value'])}" if row["value"] != "" else row["reason"]
@@ -90,31 +86,19 @@ class SearchProgress:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
 
 def objective_directions(objectives: Sequence[Objective]) -> dict[str, str]:
     """Returns the objectives' names, and whether each is ``maximize`` or ``minimize``."""
-    return {
-        each.metric: each.direction or ("minimize" if each.metric in MEASURED_COSTS else "maximize")
-        for each in objectives
-    }
+    usual = dict.fromkeys(MEASURED_COSTS, "minimize")
+    return {each.metric: each.direction or usual.get(each.metric, "maximize") for each in objectives}
 
 
 class LiveTable:
-    """A search at one moment, drawn to fit the terminal; its clock goes on until the next one.
-
-    Args:
-        state: The search.
-        parameters: Dotted keys that are searched.
-        metric: Name of the val metric that ranks.
-        objectives: Names and directions, if it is more than the metric.
-        budget: What ends the search besides the number of its trials.
-    """
+    """A search at one moment, drawn to fit the terminal; its clock goes on. Arguments as of `SearchProgress`."""
 
     def __init__(
         self, state: SearchState, parameters: list[str], metric: str, objectives: dict[str, str], budget: BudgetConfig
@@ -164,16 +148,9 @@ class LiveTable:
         rate = f"{self._ended / elapsed * HOUR:.3g} trials/h" if self._ended and elapsed > 0 else f"{UNKNOWN} trials/h"
         speed = UNKNOWN if self._speed is None else f"{self._speed:.4g}"
         eta = UNKNOWN if self._eta is None else duration_text(max(self._eta - (time.monotonic() - self._taken), 0.0))
-        parts = [
-            f"{duration_text(max(elapsed, 1.0))} so far",
-            rate,
-            f"{speed} queries/s",
-            f"{state.gpu_hours:.3g} GPU-h",
-        ]
-        return [
-            f"{self._ended}/{state.limit} ended, {state.slots} at a time; {self._counts}",
-            "  ".join([*parts, f"ETA {eta}", f"left: {', '.join(self._left(elapsed))}"]),
-        ]
+        parts = [f"{duration_text(max(elapsed, 1.0))} so far", rate, f"{speed} queries/s"]
+        parts += [f"{state.gpu_hours:.3g} GPU-h", f"ETA {eta}", f"left: {', '.join(self._left(elapsed))}"]
+        return [f"{self._ended}/{state.limit} ended, {state.slots} at a time; {self._counts}", "  ".join(parts)]
 
     def _left(self, elapsed: float) -> list[str]:
         budget, state = self._budget, self._state

@@ -1,6 +1,4 @@
-"""The terminal: results go to standard output, all else to standard error; an error is one line and an exit code."""
-
-from __future__ import annotations
+"""The terminal: results to standard output, all else to standard error; one-line errors, Ctrl-C, plain tables."""
 
 import errno
 import json
@@ -8,13 +6,16 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from cdn_tune.errors import CdnTuneError
 
@@ -34,6 +35,7 @@ err = console(stderr=True)
 DEBUG = "CDN_TUNE_DEBUG"
 INTERRUPTED = 130
 GOES_ON = "the same command goes on from the last checkpoint"
+UNKNOWN = "--"
 
 
 def print_line(text: str, style: str = "") -> None:
@@ -99,11 +101,7 @@ def _show_traceback() -> None:
 
 @contextmanager
 def interruptible(hint: str) -> Iterator[None]:
-    """Adds to Ctrl-C's line what can be done next, such as `GOES_ON`.
-
-    Raises:
-        KeyboardInterrupt: With the hint as its text.
-    """
+    """Raises `KeyboardInterrupt` again with a hint at what can be done next, such as `GOES_ON`, as its text."""
     try:
         yield
     except KeyboardInterrupt:
@@ -112,15 +110,9 @@ def interruptible(hint: str) -> Iterator[None]:
 
 @contextmanager
 def terminable(hint: str = GOES_ON) -> Iterator[None]:
-    """Lets SIGTERM (a cluster's preemption) end a command as Ctrl-C does: everything finished is on disk.
+    """As `interruptible`; SIGTERM (a cluster's preemption) ends the command as Ctrl-C does.
 
     Ray starts jobs with SIGINT blocked, so that neither would ever arrive.
-
-    Args:
-        hint: As of `interruptible`.
-
-    Raises:
-        KeyboardInterrupt: With the hint as its text.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -139,3 +131,87 @@ def terminable(hint: str = GOES_ON) -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGTERM, before)
+
+
+class GracefulStop:
+    """While it is entered, the first Ctrl-C only requests a stop; the second raises `KeyboardInterrupt`.
+
+    In any thread but the main one it changes nothing.
+
+    Args:
+        means: What happens on the first, in words.
+    """
+
+    def __init__(self, means: str = "stopping after this step, with a checkpoint") -> None:
+        self._means, self._requested = means, False
+        self._before: Any = None
+
+    def __call__(self) -> bool:
+        """Returns whether a Ctrl-C has arrived."""
+        return self._requested
+
+    def __enter__(self) -> "GracefulStop":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+        print_note(f"{self._means}; Ctrl-C again leaves at once", "yellow")
+
+
+def size_text(size: float) -> str:
+    """Returns a number of bytes as KiB, MiB, GiB or TiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Returns a duration in its two largest units: ``2 d 3 h``, ``1 h 5 min``, ``2 min 7 s``, ``12.3 s``, ``45 ms``."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    for size, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        rounded = round(seconds / part) * part
+        if rounded >= size:
+            rest = rounded % size // part
+            return f"{rounded // size} {unit}" + (f" {rest} {small}" if rest else "")
+    return f"{seconds:.3g} s"
+
+
+def head_table(
+    *heads: str, right: Collection[str] = (), fold: Collection[str] | bool = (), edge: bool = False
+) -> Table:
+    """Returns an empty table with heads.
+
+    Args:
+        heads: Of the columns.
+        right: Which of them are justified to the right.
+        fold: Which of them, or whether all, may run over several lines.
+        edge: Whether an empty line is above and below.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=edge, pad_edge=False)
+    for head in heads:
+        folds = fold if isinstance(fold, bool) else head in fold
+        table.add_column(head, justify="right" if head in right else "left", overflow="fold", no_wrap=not folds)
+    return table
+
+
+def facts_table(facts: Iterable[tuple[str, str]]) -> Table:
+    """Returns (name, text) facts as a table without heads."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for head, text in facts:
+        table.add_row(head, escape(text))
+    return table

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
@@ -18,24 +17,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def counted(text: str, *columns: str | ProgressColumn, visible: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar; yields the function that moves it, which takes what is done and the total.
-
-    Args:
-        text: What is counted.
-        columns: Of the bar, in place of the usual ones.
-        visible: Whether it is shown before the function is called first.
-    """
+    """Shows a bar, at once if `visible`, else when it first moves; yields the function (done, total) that moves it."""
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task(text, total=None, visible=visible)
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
 def build_clips(config: DataConfig) -> None:
-    """Builds the node's clip cache for the train and val splits where it is missing.
-
-    Raises:
-        DataError: If the data cannot be used.
-    """
+    """Builds the node's clip cache for the train and val splits where it is missing."""
     from cdn_tune.data.dataset import load_splits
 
     with counted("building the clip cache", visible=False) as progress:
@@ -43,17 +32,10 @@ def build_clips(config: DataConfig) -> None:
 
 
 class TrainProgress:
-    """Shows steps and epochs as they are reported.
-
-    Args:
-        metric: Name of the val metric that chooses epochs.
-        epochs: Epochs in all.
-    """
+    """Shows steps and epochs as they are reported; `metric` is the val metric that chooses among the `epochs`."""
 
     def __init__(self, metric: str, epochs: int) -> None:
-        self._metric = metric
-        self._epochs = epochs
-        self._best = ""
+        self._metric, self._epochs, self._best = metric, epochs, ""
         self._task: TaskID | None = None
         self._bar: Progress | None = None
         if err.is_terminal:
@@ -75,14 +57,9 @@ class TrainProgress:
         if self._task is None:
             total = self._epochs * step.steps
             self._task = self._bar.add_task("", total=total, completed=done, loss=0.0, rate=0.0, best="")
-        self._bar.update(
-            self._task,
-            description=f"epoch {step.epoch}/{self._epochs} step {step.step}/{step.steps}",
-            completed=done,
-            loss=step.loss,
-            rate=step.samples_per_second,
-            best=self._best,
-        )
+        text = f"epoch {step.epoch}/{self._epochs} step {step.step}/{step.steps}"
+        fields: dict[str, Any] = {"loss": step.loss, "rate": step.samples_per_second, "best": self._best}
+        self._bar.update(self._task, description=text, completed=done, **fields)
 
     def on_epoch(self, report: EpochReport) -> None:
         """Prints a line about a finished epoch."""
@@ -101,8 +78,6 @@ class TrainProgress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()

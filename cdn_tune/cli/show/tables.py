@@ -1,9 +1,8 @@
 """Tables of results."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -15,8 +14,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from cdn_tune.cli.show.output import duration_text, size_text
 from cdn_tune.config import Experiment
-from cdn_tune.tuning.results.leaderboard import TRIED, Column, Shape, columns_of, objective_column, short_names
+from cdn_tune.training.memory.estimate import occupied_bytes
+from cdn_tune.tuning.results.leaderboard import TRIED, Column, Row, Shape, columns_of, objective_column, short_names
 from cdn_tune.tuning.study.failures import MEANING
 
 STATE_ORDER = ("complete", "pruned", "failed", "running", "waiting")
@@ -39,16 +40,12 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def leaderboard_table(
-    rows: list[dict[str, Any]],
-    parameters: list[str],
-    metric: str,
-    limit: int | None = None,
-    objectives: Sequence[str] = (),
-) -> Leaderboard:
+    rows: list[Row], parameters: list[str], metric: str, limit: int | None = None, objectives: Sequence[str] = ()
+) -> "Leaderboard":
     """Returns the leaderboard's trials as a table; entries that are no trials (refused, copies, learned) are not shown.
 
     Args:
-        rows: As :func:`cdn_tune.tuning.results.leaderboard.leaderboard` gives them.
+        rows: As :func:`cdn_tune.tuning.results.leaderboard.leaderboard` returns them.
         parameters: Dotted keys to show.
         metric: Name of the val metric that ranks.
         limit: Rows shown; all if None.
@@ -58,28 +55,13 @@ def leaderboard_table(
 
 
 class Leaderboard:
-    """Rows of a leaderboard: a column per parameter where the terminal is wide enough, else a line below each row.
+    """Rows of a leaderboard: a column per parameter where the terminal is wide enough, else a line below each row."""
 
-    Args:
-        rows: The rows, all of them shown.
-        parameters: Dotted keys to show.
-        metric: Name of the val metric that ranks.
-        objectives: Names of the objectives, if there are several.
-    """
-
-    def __init__(
-        self, rows: list[dict[str, Any]], parameters: list[str], metric: str, objectives: Sequence[str] = ()
-    ) -> None:
-        self.rows, self._parameters, self._metric = rows, parameters, metric
-        several = any("pareto" in row for row in rows)
-        columns = columns_of(Shape(parameters, [name for name in objectives if name != metric], metric, several))
-        others = [
-            column
-            for name in objectives
-            if name != metric
-            for column in columns
-            if column.key == objective_column(name)
-        ]
+    def __init__(self, rows: list[Row], parameters: list[str], metric: str, objectives: Sequence[str]) -> None:
+        self.rows, self._parameters = rows, parameters
+        names = [name for name in objectives if name != metric]
+        columns = columns_of(Shape(parameters, names, metric, any("pareto" in row for row in rows)))
+        others = [column for name in names for column in columns if column.key == objective_column(name)]
         shown = [column for column in columns if column.terminal != "never"]
         value = [column.key for column in shown].index("value") + 1
         self._columns = [*shown[:value], *others, *shown[value:]]
@@ -112,12 +94,12 @@ class Leaderboard:
             table.add_row(*map(escape, cells), style=_style(row))
         return table
 
-    def _below(self, row: dict[str, Any]) -> RenderableType:
+    def _below(self, row: Row) -> RenderableType:
         about = _one_line(row["reason"]) if row["state"] == "failed" else parameters_line(row, self._parameters)
         return Padding(Text(about, style="red" if row["state"] == "failed" else "dim", overflow="fold"), (0, 0, 0, 6))
 
 
-def _cell(row: dict[str, Any], column: Column) -> str:
+def _cell(row: Row, column: Column) -> str:
     value = row.get(column.key, "")  # rows of an earlier version lack later columns
     if column.form == "epochs":
         return epochs_text(row)
@@ -126,24 +108,16 @@ def _cell(row: dict[str, Any], column: Column) -> str:
     return clock(value) if column.form == "seconds" and value != "" else number(value)
 
 
-def _style(row: dict[str, Any]) -> str:
+def _style(row: Row) -> str:
     if row["rank"] == 1:
         return "bold green"
     return {"failed": "red", "running": "cyan", "pruned": "dim"}.get(row["state"], "")
 
 
 def search_summary(
-    rows: list[dict[str, Any]], parameters: list[str], metric: str, objectives: Sequence[str] = (), limit: int = 10
+    rows: list[Row], parameters: list[str], metric: str, objectives: Sequence[str] = (), limit: int = 10
 ) -> Group:
-    """Returns what a search came to: its best trials, how many there were in all, and why some failed.
-
-    Args:
-        rows: The leaderboard.
-        parameters: Dotted keys to show.
-        metric: Name of the val metric that ranks.
-        objectives: Names of the objectives, if there are several.
-        limit: Rows shown.
-    """
+    """Returns a search's `limit` best trials, the number of trials, and why some failed; see `leaderboard_table`."""
     trials = [row for row in rows if row["state"] in TRIED]
     parts: list[RenderableType] = [leaderboard_table(trials, parameters, metric, limit, objectives)]
     parts.append(Text(counts_line(rows) + (f"; the {limit} best are shown" if len(trials) > limit else ""), "dim"))
@@ -154,7 +128,7 @@ def search_summary(
     return Group(*parts)
 
 
-def counts_line(rows: list[dict[str, Any]]) -> str:
+def counts_line(rows: list[Row]) -> str:
     """Returns how many trials are in which state, and apart from them the entries that were never started."""
     counts = Counter(row["state"] for row in rows)
     again = sum(row["tried_again"] == 1 for row in rows)
@@ -171,9 +145,9 @@ def entries_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in found if count)
 
 
-def failure_lines(rows: list[dict[str, Any]]) -> list[str]:
+def failure_lines(rows: list[Row]) -> list[str]:
     """Returns why trials failed, a line per kind of failure, the most frequent first, each with one reason."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[str, list[Row]] = {}
     for row in rows:
         if row["state"] == "failed":
             kinds.setdefault(row["failure"], []).append(row)
@@ -182,21 +156,19 @@ def failure_lines(rows: list[dict[str, Any]]) -> list[str]:
         reason, often = Counter(_one_line(row["reason"]) for row in failed).most_common(1)[0]
         first = next(row["trial"] for row in failed if _one_line(row["reason"]) == reason)
         more = "" if often == len(failed) else f" (and {len(failed) - often} more for reasons like it)"
-        lines.append(
-            f"{len(failed)} failed, {MEANING.get(kind, 'of unknown kind')}: {reason or 'no reason told'}{more}"
-        )
-        if often < len(failed) or len(failed) > 1:
-            lines[-1] += f"; first trial {first}"
+        more += f"; first trial {first}" if len(failed) > 1 else ""
+        about = MEANING.get(kind, "of unknown kind")
+        lines.append(f"{len(failed)} failed, {about}: {reason or 'no reason told'}{more}")
     return lines
 
 
-def parameters_line(row: dict[str, Any], parameters: list[str]) -> str:
+def parameters_line(row: Row, parameters: list[str]) -> str:
     """Returns a row's sampled values in one line, ``layers=3 lr=2.0e-03``."""
     short = short_names(parameters)
     return " ".join(f"{short[key]}={number(row[key])}" for key in parameters if row[key] != "")
 
 
-def epochs_text(row: dict[str, Any]) -> str:
+def epochs_text(row: Row) -> str:
     """Returns a row's epochs, ``3/12`` where it has not reached the last one."""
     whole = row["of_epochs"]
     return str(row["epochs"]) if whole in ("", row["epochs"]) else f"{row['epochs']}/{whole}"
@@ -213,9 +185,31 @@ def clock(seconds: float) -> str:
 
 def experiment_line(experiment: Experiment) -> str:
     """Returns an experiment in one line."""
-    model = experiment.model
-    sizes = f"batch {experiment.train.batch_size}, lr {experiment.optim.lr:g}"
-    return ", ".join(filter(None, [model.summary() or model.label, sizes]))
+    model = experiment.model.summary() or experiment.model.label
+    return f"{model}, batch {experiment.train.batch_size}, lr {experiment.optim.lr:g}"
+
+
+def trained_table(experiment: Experiment, epochs: Sequence[Row], run: Path, planted: bool) -> Table:
+    """Returns the best epoch's val metrics in %, and the trial's time, memory and disk use, of its recorded epochs."""
+    last = epochs[-1]
+    best = epochs[last["best_epoch"] - 1]
+    label = "planted data" if planted else "real data"
+    title = f"{experiment.data.dataset} ({label}), val split, epoch {best['epoch']} of {last['epoch']}, in %"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("")
+    for name in best["val"]:
+        table.add_column(name, justify="right", style="bold green" if name == experiment.eval.metric else "")
+    for head in ("time", "peak memory", "checkpoints on disk"):
+        table.add_column(head, justify="right", style="dim")
+    seconds = sum(epoch["train_seconds"] + epoch["val_seconds"] for epoch in epochs)
+    table.add_row(
+        f"{experiment.model.label}, best on val",
+        *(f"{100 * value:.2f}" for value in best["val"].values()),
+        duration_text(seconds),
+        size_text(last["peak_bytes"]) if last.get("peak_bytes") else "",
+        size_text(occupied_bytes(run)),
+    )
+    return table
 
 
 def _one_line(text: Any) -> str:
