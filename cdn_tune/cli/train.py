@@ -101,8 +101,8 @@ def _train(experiment: Experiment, workers: int, run: Path, address: str | None)
 
 def _has_state(run: Path) -> bool:
     """Returns whether a state exists to go on from, here or on the run's object store."""
-    from cdn_tune.training.loop import LAST
     from cdn_tune.training.object_store.working_copy import place_of
+    from cdn_tune.training.runs.checkpoint import LAST
 
     place = place_of(run)
     return (run / LAST).exists() or (place is not None and place.store.entry(str(LAST)) is not None)

@@ -18,8 +18,10 @@ from cdn_tune.model import families
 FAMILY = "model.name"  # the key by which a space chooses among families
 
 # What every trial of a search must share: the data it is measured on, and the measure.
-COMPARED = ("name", "eval.", "data.dataset", "data.root", "data.features", "data.feature_size", "data.val_fraction")
-COMPARED += ("train.eval_queries",)
+COMPARED = (
+    *("name", "eval.", "data.dataset", "data.root", "data.features", "data.feature_size"),
+    *("data.val_fraction", "train.eval_queries"),
+)
 # What a search is; the other sections set how it is run.
 _WRITTEN = ("name", "experiment", "overrides", "parameters", "start_with")
 _MOST = 2000  # combinations of values that are tried to mend one that does not fit alone

@@ -123,7 +123,10 @@ class Categorical(_Varying):
         """All values."""
         return self.choices
 
-    probes = values
+    @property
+    def probes(self) -> tuple[Choice, ...]:
+        """All values."""
+        return self.choices
 
     def has(self, value: Choice) -> bool:
         """Whether the value can be sampled."""

@@ -249,7 +249,8 @@ class Retriever:
         spans, scores = self.model.suppress(candidates, top, self.nms_threshold)
         rows = zip(spans.tolist(), scores.tolist(), strict=True)
         return [
-            [Moment(*span, score) for span, score in zip(*row, strict=True) if not math.isnan(score)] for row in rows
+            [Moment(start, end, score) for (start, end), score in zip(*row, strict=True) if not math.isnan(score)]
+            for row in rows
         ]
 
 

@@ -48,8 +48,8 @@ def check_annotations(
             wrong.append((files[0].name, error))
             continue
         if not usable[split]:
-            error = DataError(f"{files[0]}: no usable annotation; check that it is the right file")
-            wrong.append((files[0].name, error))
+            empty = DataError(f"{files[0]}: no usable annotation; check that it is the right file")
+            wrong.append((files[0].name, empty))
     return usable, skipped, [*grouped("annotations", wrong), *_remarks(usable, skipped)]
 
 
