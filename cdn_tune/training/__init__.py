@@ -1,1 +1,1 @@
-"""One trial: epochs, optimiser, precision, checkpoints, evaluation of a split. Knows nothing of Ray."""
+"""One trial: epochs, optimiser, precision, checkpoints, evaluation of a split. Independent of Ray."""
