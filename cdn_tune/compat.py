@@ -1,7 +1,7 @@
-"""The supported versions of what cdn-tune stands on, and the few things taken from its inside, each with a way without.
+"""The supported versions of dependencies, and the few things taken from their inside, each with a way without.
 
-Everything else is public, so that several versions work. A thing in `EXCEPTIONS` has no public way; its function says
-why it is needed and what is lost without it, and goes on without it where a version has it no longer.
+Everything else is public, so that several versions work. A thing in `EXCEPTIONS` has no public way; its function
+documents why it is needed and what is lost without it, and goes on without it where a version has it no longer.
 """
 
 import logging
@@ -66,7 +66,7 @@ def free_resources() -> dict[str, dict[str, float]]:
 
 
 def _log_missing(name: str, error: Exception) -> None:
-    _LOGGER.warning("%s is not to be had from this version (%s); going on without", name, error)
+    _LOGGER.warning("%s cannot be read from this version (%s); going on without", name, error)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The table of model families. Imports no torch: an entry is imported when it is asked for.
+"""The table of model families. Imports no torch: an entry is imported when it is used.
 
 A family outside this package is added by the environment, which every process of a search on this machine inherits, and
 which ``cdn-tune cluster submit --env CDN_TUNE_FAMILIES`` hands over: ``CDN_TUNE_FAMILIES=NAME=MODULE:CLASS``, several
@@ -17,7 +17,7 @@ from cdn_tune.errors import ConfigError
 if TYPE_CHECKING:
     from cdn_tune.config.family import ModelConfig
 
-DEFAULT = "cdn"  # of configurations that name none: they were written before there were others
+DEFAULT = "cdn"  # of configurations that name none, written when there was no other
 ENVIRONMENT = "CDN_TUNE_FAMILIES"
 FAMILIES = {
     "cdn": "cdn_tune.model.cdn.config:CDNConfig",
@@ -36,11 +36,7 @@ def known() -> dict[str, str]:
 
 
 def family(name: Any) -> "type[ModelConfig]":
-    """Returns the configuration class of a family.
-
-    Raises:
-        ConfigError: If the name is unknown, with the nearest known one; or if its module cannot be imported.
-    """
+    """Returns a family's configuration class; raises a `ConfigError` if it is unknown or cannot be imported."""
     table = known()
     if name not in table:
         near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
@@ -73,7 +69,7 @@ def name_in(values: Mapping[str, Any]) -> Any:
 
 
 def label_in(values: Mapping[str, Any]) -> str:
-    """Returns what tables call the family of an experiment's nested values, also where it is not known here."""
+    """Returns the label of the family of an experiment's nested values; its name, if it cannot be imported here."""
     name = name_in(values)
     try:
         return family(name).label
@@ -82,11 +78,7 @@ def label_in(values: Mapping[str, Any]) -> str:
 
 
 def per_layer(key: str) -> tuple[str, type] | None:
-    """Returns the dotted key that counts the layers of one that may take a value per layer, and that value's type.
-
-    Returns:
-        None for other keys.
-    """
+    """Returns the layer count's key of a dotted key with a value per layer, and that value's type; None for others."""
     for each in all_of():
         for own, (count, kind) in each.per_layer.items():
             if key == f"model.{own}":
@@ -95,6 +87,5 @@ def per_layer(key: str) -> tuple[str, type] | None:
 
 
 def layers_key(key: str) -> str:
-    """Returns the key that counts the layers of one that takes a value per layer; other keys as they are."""
-    found = per_layer(key)
-    return key if found is None else found[0]
+    """Returns the layer count's key of a dotted key with a value per layer; other keys as they are."""
+    return (per_layer(key) or (key,))[0]

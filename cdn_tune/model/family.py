@@ -1,4 +1,4 @@
-"""The network side of a model family: what training, evaluation, prediction, export and reports ask of a network.
+"""The network side of a model family: the interface that training, evaluation, prediction, export and reports use.
 
 Shape letters: B batch, Q queries, V windows of a video, P candidate spans, S clips, T frames, J attention steps.
 """
@@ -15,7 +15,7 @@ from cdn_tune.moments.nms import top_spans
 
 
 class Batch(Protocol):
-    """What a loss needs of a batch (`data.dataset.Batch` is one) beside the tensors that `config.inputs` names."""
+    """What a loss reads of a batch (`data.dataset.Batch` is one) beside the tensors that `config.inputs` names."""
 
     @property
     def durations(self) -> Tensor:
@@ -27,15 +27,10 @@ class Batch(Protocol):
 
 
 class Losses(NamedTuple):
-    """The loss of a batch, means over its queries, float32.
+    """The loss of a batch, means over its queries, float32: the total that is minimised, and its recorded parts."""
 
-    Attributes:
-        total: What is minimised, a scalar.
-        parts: What is recorded beside it, scalars by the names of `MomentModel.loss_names`, without weights.
-    """
-
-    total: Tensor
-    parts: Mapping[str, Tensor]
+    total: Tensor  # a scalar
+    parts: Mapping[str, Tensor]  # scalars by the names of `MomentModel.loss_names`, without weights
 
 
 class Spans(NamedTuple):
@@ -52,27 +47,17 @@ class Spans(NamedTuple):
 
 
 class ScoreMap(NamedTuple):
-    """Scores of all moments that begin and end between clips.
+    """Scores of all moments that begin and end between clips."""
 
-    Attributes:
-        scores: In [0, 1], of every pair of first and last clip [B, S, S].
-        mask: Which of the pairs are candidates, bool [S, S].
-    """
-
-    scores: Tensor
-    mask: Tensor
+    scores: Tensor  # in [0, 1], of every pair of first and last clip [B, S, S]
+    mask: Tensor  # which of the pairs are candidates, bool [S, S]
 
 
 class Pictures(NamedTuple):
-    """What can be shown of an output; None where a family has no such thing.
-
-    Attributes:
-        score_map: The score maps.
-        attention: Weights of the frames in every attention step [B, J, T].
-    """
+    """The pictures of an output; None where a family has no such thing."""
 
     score_map: ScoreMap | None = None
-    attention: Tensor | None = None
+    attention: Tensor | None = None  # weights of the frames in every attention step [B, J, T]
 
 
 class Memory(NamedTuple):
@@ -94,7 +79,7 @@ class Graph(NamedTuple):
 
     Attributes:
         module: Takes features [1, T, D], words [1, L, W] and word mask [1, L]; returns one tensor of scores in [0, 1].
-        output: What that tensor holds, for the model card.
+        output: Description of that tensor for the model card.
     """
 
     module: nn.Module
@@ -105,10 +90,10 @@ class MomentModel(nn.Module):
     """The network of a model family.
 
     `forward` takes the tensors that the family's `config.inputs` names, those of the video first, and returns an output
-    that only the family knows. A family implements `forward`, `loss` and `spans`; everything else has a default.
-    What it learns or counts in training, such as a running normaliser of its loss, is a parameter or a buffer: it is
-    saved and taken up again with the weights. Weights with more than one dimension decay, unless their name ends in
-    ``bias``. `loss` and `spans` run in float32, outside autocast.
+    of any type. A family implements `forward`, `loss` and `spans`; everything else has a default. State of training,
+    such as a running normaliser of the loss, is a parameter or a buffer: it is saved and restored with the weights.
+    Weights with more than one dimension decay, unless their name ends in ``bias``. `loss` and `spans` run in float32,
+    outside autocast.
 
     Attributes:
         config: The family's configuration, which built it.
@@ -135,15 +120,13 @@ class MomentModel(nn.Module):
     def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:
         """Returns the best `limit` spans per query, best first, NaN where there are fewer; by default greedy NMS.
 
-        Args:
-            found: Candidates, those of several windows of a video side by side.
-            limit: Spans per query.
-            threshold: IoU above which the lesser of two spans is dropped.
+        `found` has the candidates of all windows of a video side by side; of two spans that overlap by an IoU above
+        `threshold` the lesser is dropped.
         """
         return Spans(*top_spans(found.scores, found.spans, limit, threshold))
 
     def pictures(self, output: Any) -> Pictures:  # noqa: ARG002 - for families that have some
-        """Returns what can be shown of an output; nothing by default."""
+        """Returns the pictures of an output; none by default."""
         return Pictures()
 
     def encode(self, *video: Tensor) -> Tensor:
@@ -155,11 +138,9 @@ class MomentModel(nn.Module):
         return encoded
 
     def answer(self, encoded: Tensor, *query: Tensor) -> list[Any]:
-        """Returns one output per window, each for all queries.
+        """Returns one output per window that `encode` returned [V, ...], each for all of Q queries.
 
-        Args:
-            encoded: Windows, as `encode` returned them [V, ...].
-            query: What `config.inputs.query` names, for Q queries.
+        `query` are the tensors that `config.inputs.query` names.
         """
         count = len(query[0])
         return [self(window.expand(count, *window.shape), *query) for window in encoded]
@@ -180,5 +161,5 @@ class MomentModel(nn.Module):
         return None
 
     def inputs_of(self, batch: object) -> tuple[Tensor, ...]:
-        """Returns what `forward` takes of a batch."""
+        """Returns the tensors of a batch that `forward` takes."""
         return tuple(getattr(batch, name) for name in (*self.config.inputs.video, *self.config.inputs.query))

@@ -14,7 +14,7 @@ _SHOWN = 5
 def nonfinite_weights(model: nn.Module) -> list[str]:
     """Returns the names of parameters that hold a NaN or an infinity, in the order of the model; then of buffers.
 
-    Buffers of a model in training are left out: statistics take up what a forward pass made of other faults.
+    Buffers of a model in training are left out: a forward pass carries other faults into their statistics.
     """
     return _names([*model.named_parameters(), *(() if model.training else model.named_buffers())])
 
@@ -31,13 +31,13 @@ def nonfinite_rows(batch: Tensor) -> list[int]:
 
 
 def explain_nonfinite(model: nn.Module, visual: Tensor, words: Tensor, names: Sequence[str]) -> str | None:
-    """Says in one line what is not finite: inputs by the name of their sample, else weights, else gradients.
+    """Returns one line that names what is not finite: samples of the input, else weights, else gradients.
 
     Args:
         model: The model that yielded something not finite.
         visual: Its frame features [B, T, D].
         words: Its word vectors [B, L, W].
-        names: What to call each sample, e.g. the video's id [B].
+        names: Names of the samples, e.g. the videos' ids [B].
 
     Returns:
         A line such as ``frame features of AO8RW are not finite (NaN or infinite)``, or None if all are finite.

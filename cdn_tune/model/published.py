@@ -23,17 +23,11 @@ _SHOWN = 5  # entries named in an error
 
 _LSTM = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_CLIP_POOL = {
-    "frame": "vis_conv",
-    "guide": "guide_emb_fn.0",
-    "guide_key": "att_fn1",
-    "frame_key": "att_fn2",
-    "weight": "att_fn3",
-    "reduce": "vis_out_conv",
-}
+_CLIP_POOL = {"frame": "vis_conv", "guide": "guide_emb_fn.0", "reduce": "vis_out_conv"}
+_CLIP_POOL |= {"guide_key": "att_fn1", "frame_key": "att_fn2", "weight": "att_fn3"}
 _MIXING = {"query": "att_linear1", "map": "att_linear2", "mix": "att_linear"}
 _CONV2D = re.compile(r"map_layer\.convs\.(?P<layer>\d+)\.(?P<leaf>weight|bias)")
-_CONV1D = ("frame_layer.vis_conv.weight", "frame_layer.vis_out_conv.weight")  # 1x1 convolutions that we hold as linears
+_CONV1D = ("frame_layer.vis_conv.weight", "frame_layer.vis_out_conv.weight")  # 1x1 convolutions that are linears here
 
 
 def published_config(settings: Mapping[str, Any]) -> CDNConfig:
@@ -47,26 +41,19 @@ def published_config(settings: Mapping[str, Any]) -> CDNConfig:
         CheckpointError: If a setting is missing or impossible.
     """
     try:
-        return CDNConfig.model_validate(
-            {
-                "clips": settings["num_clips"],
-                "hidden": settings["hidden"],
-                "query": {
-                    "layers": settings["lstm_layers"],
-                    "bidirectional": settings["lstm_bidirectional"],
-                    "read_padding": True,
-                },
-                "attention_steps": settings["attention_steps"],
-                "proposals": _PROPOSALS[settings["proposal"]],
-                "scale_layers": settings["scale_layers"],
-                "map": {
-                    "layers": len(settings["kernel_sizes"]),
-                    "kernel_size": settings["kernel_sizes"],
-                    "dynamic_layers": settings["dynamic"],
-                    "experts": settings["num_experts"],
-                },
-            }
-        )
+        query = {"layers": settings["lstm_layers"], "bidirectional": settings["lstm_bidirectional"]}
+        sizes = settings["kernel_sizes"]
+        layers = {"layers": len(sizes), "kernel_size": sizes, "dynamic_layers": settings["dynamic"]}
+        values = {
+            "clips": settings["num_clips"],
+            "hidden": settings["hidden"],
+            "query": query | {"read_padding": True},
+            "attention_steps": settings["attention_steps"],
+            "proposals": _PROPOSALS[settings["proposal"]],
+            "scale_layers": settings["scale_layers"],
+            "map": layers | {"experts": settings["num_experts"]},
+        }
+        return CDNConfig.model_validate(values)
     except KeyError as error:
         raise CheckpointError(f"published settings: no or unknown {error.args[0]!r}") from error
     except ValidationError as error:
@@ -76,11 +63,7 @@ def published_config(settings: Mapping[str, Any]) -> CDNConfig:
 
 
 def published_settings(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
-    """Returns a model's configuration as published settings.
-
-    Raises:
-        ConfigError: If it is of another family, or the published model has no such variant.
-    """
+    """Returns a model's configuration as published settings; a `ConfigError` if no published model is like it."""
     if not isinstance(model, CDNConfig):
         raise ConfigError(f"model.name={model.name}: published weights are those of a cdn; change the experiment")
     variants = {
@@ -111,14 +94,11 @@ def published_settings(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
 
 
 def from_published(state: Mapping[str, Any], settings: Mapping[str, Any]) -> CDN:
-    """Builds our model from weights under the published names; it computes what the published model computes.
+    """Returns a new model with weights under the published names; it computes what the published model computes.
 
     Args:
         state: Tensors or arrays by published name; a leading ``module.`` is accepted.
         settings: The settings they were trained with, see `published_config`; besides ``visual_dim`` and ``word_dim``.
-
-    Returns:
-        The model, in training mode like any new module.
 
     Raises:
         CheckpointError: If a setting is wrong, or entries are missing, unknown, misshapen or not finite (named).
@@ -203,7 +183,7 @@ def _published_shape(theirs: str, ours: Tensor, config: CDNConfig) -> torch.Size
 
 
 def _converted(theirs: Tensor, name: str, ours: Tensor) -> Tensor:
-    """Returns a published tensor in our shape and type: kernels come with their taps last, we hold them first."""
+    """Returns a published tensor in our shape and type: kernels have their taps last there, first here."""
     conv = _CONV2D.fullmatch(name)
     if conv is not None and conv["leaf"] == "weight":
         taps, *kernel = ours.shape

@@ -44,12 +44,12 @@ def valid_mask(clips: int, scale_layers: Sequence[int]) -> Tensor:
         scale_layers: Moment lengths per scale, e.g. (16,) or (16, 8, 8, 8).
 
     Returns:
-        A bool tensor [S, S], True where cell (s, e) is a proposal; never below the diagonal.
+        A bool tensor [S, S] on the CPU, True where cell (s, e) is a proposal; never below the diagonal.
 
     Raises:
         ValueError: If the scale layers do not reach exactly `clips`.
     """
-    mask = torch.zeros(clips, clips, dtype=torch.bool)
+    mask = torch.zeros(clips, clips, dtype=torch.bool, device="cpu")
     for starts, ends in scale_cells(clips, scale_layers):
         mask[list(starts), list(ends)] = True
     return mask

@@ -1,6 +1,8 @@
 """Memory: the estimate agrees with what is kept, and what does not fit is halved."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,3 +168,19 @@ def test_limits_of_control_groups(tmp_path: Path) -> None:
     membership.write_text("9:cpu:/c\n4:memory:/c\n0::/a/b\n")
     assert list(_cgroup_bytes(tmp_path, membership)) == [0, 1400, 350]
     assert list(_cgroup_bytes(tmp_path, tmp_path / "missing")) == []
+
+
+def test_sizing_a_model_loads_no_compiler() -> None:
+    """Four seconds of every process that sizes one, were its constants computed on the meta device."""
+    code = (
+        "import sys\n"
+        "from cdn_tune.config import load_experiment\n"
+        "from cdn_tune.training.memory.size import checkpoint_bytes, count_parameters\n"
+        "for name in ('charades/CDN-16x16-K5L8-pool', 'tacos/CDN-128x128-K5L8-conv'):\n"
+        "    experiment = load_experiment(name)\n"
+        "    print(count_parameters(experiment) > 0, checkpoint_bytes(experiment) > 0)\n"
+        "print(sorted({'torch._dynamo', 'sympy'} & set(sys.modules)))\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.splitlines() == ["True True", "True True", "[]"]

@@ -8,13 +8,7 @@ from torch import Tensor, nn
 
 
 class MeanPool(nn.Module):
-    """Averages each clip's frames, as 2D-TAN does (the ablation).
-
-    Args:
-        feature_size: Size of a frame feature D.
-        hidden: Size of a clip H.
-        clips: Number of clips S.
-    """
+    """Averages each clip's frames, as 2D-TAN does (the ablation)."""
 
     def __init__(self, feature_size: int, hidden: int, clips: int) -> None:
         super().__init__()
@@ -28,15 +22,7 @@ class MeanPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attends to each clip's frames in J steps, each guided by what the previous one found.
-
-    Args:
-        feature_size: Size of a frame feature D.
-        hidden: Size of a clip H.
-        clips: Number of clips S.
-        steps: Attention steps J.
-        width: Width of the attention.
-    """
+    """Attends to each clip's frames in J steps, each guided by the attended feature of the previous one."""
 
     def __init__(self, feature_size: int, hidden: int, clips: int, steps: int, width: int) -> None:
         super().__init__()
@@ -50,27 +36,23 @@ class AttentionPool(nn.Module):
         self.clips = clips
 
     def forward(self, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """Pools frames to clips.
+        """Pools frames [B, T, D], of which S divides T, to clips [B, H, S].
 
-        Args:
-            visual: Frame features [B, T, D]; S divides T.
-
-        Returns:
-            Clips [B, H, S] and attention weights [B, S, F, J], which sum to 1 over the F frames of a clip.
+        Returns also the attention weights [B, S, F, J], which sum to 1 over the F frames of a clip.
         """
         frames = _segments(torch.relu(self.frame(visual)), self.clips)  # [B, S, F, H]
         mean = frames.mean(dim=2)  # [B, S, H]
         keys = self.frame_key(frames)  # [B, S, F, A]
         attended = torch.zeros_like(mean)  # [B, S, H]
-        found, weights = [], []
+        steps, weights = [], []
         for step in self.steps:
             guide = torch.relu(self.guide(torch.cat([step(mean), attended], dim=2)))  # [B, S, H]
             score = self.weight(torch.tanh(self.guide_key(guide)[:, :, None] + keys))  # [B, S, F, 1]
             weight = score.softmax(dim=2)
             attended = (weight * frames).sum(dim=2)  # [B, S, H]
-            found.append(attended)
+            steps.append(attended)
             weights.append(weight)
-        clips = torch.relu(self.reduce(torch.cat(found, dim=2)))  # [B, S, H]
+        clips = torch.relu(self.reduce(torch.cat(steps, dim=2)))  # [B, S, H]
         return clips.transpose(1, 2), torch.cat(weights, dim=3)
 
 

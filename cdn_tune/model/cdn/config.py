@@ -131,7 +131,7 @@ class CDNConfig(ModelConfig):
         return CDN(self, data.feature_size, data.word_size, cast(CDNLoss, loss))
 
     def check(self, data: DataConfig) -> None:
-        """Refuses a number of frames that cannot be divided into clips."""
+        """Raises a `ValueError` if the frames cannot be divided into clips."""
         if data.frames % self.clips:
             raise ValueError(
                 f"model.clips={self.clips} does not divide data.frames={data.frames}; "
@@ -164,9 +164,6 @@ class CDNConfig(ModelConfig):
 
 def derive_scale_layers(clips: int) -> tuple[int, ...]:
     """Returns the sparse pattern of 2D-TAN (arXiv 1912.03590) for a number of clips.
-
-    Args:
-        clips: Number of clips S.
 
     Raises:
         ValueError: If `clips` is above 16 and not 16 times a power of two.

@@ -15,12 +15,9 @@ Mixing = Literal["query", "map", "both"]
 
 
 class StaticConv2d(nn.Module):
-    """Convolution of equal size in and out, with zeros around the map.
+    """Convolution of C channels in and out with an odd kernel size K and zeros around the map.
 
-    Args:
-        channels: Channels C in and out.
-        kernel_size: Odd kernel size K.
-        experts: Number of kernels E; one, unless somebody mixes them.
+    It has one kernel; the E experts are those of `DynamicConv2d`.
     """
 
     def __init__(self, channels: int, kernel_size: int, experts: int = 1) -> None:
@@ -45,17 +42,10 @@ class StaticConv2d(nn.Module):
 
 
 class DynamicConv2d(StaticConv2d):
-    """Convolution of equal size in and out, whose kernel is a mixture of E experts, one mixture per sample.
+    """Convolution whose kernel is a mixture of E experts, one mixture per sample.
 
-    Mixture weights: softmax(linear(tanh(linear(query) + linear(mean of x)))).
-
-    Args:
-        channels: Channels C in and out.
-        kernel_size: Odd kernel size K.
-        query_size: Size Q of the query encoding.
-        experts: Number of kernels E.
-        mixing: What the mixture is computed from; an ablation drops the other term.
-        dropout: Dropout on the mixture weights in training.
+    Mixture weights: softmax(linear(tanh(linear(query) + linear(mean of x)))), with dropout in training. An ablation
+    computes them from one of the two terms (`mixing`).
     """
 
     def __init__(
@@ -82,14 +72,8 @@ class DynamicConv2d(StaticConv2d):
         return weights
 
     def forward(self, x: Tensor, query: Tensor, cells: Tensor | None = None) -> Tensor:
-        """Convolves each map with the kernel mixed for it.
+        """Convolves each map [B, C, S, S] with the kernel mixed for it and its query [B, Q].
 
-        Args:
-            x: Maps [B, C, S, S].
-            query: Query encodings [B, Q].
-            cells: Output cells that are needed [S, S]; what others hold is undefined. All by default.
-
-        Returns:
-            Maps [B, C, S, S].
+        Output cells outside of `cells` [S, S], those that are needed (by default all), are undefined.
         """
         return convolve(x, self.weight, self.bias, self.mixture(x, query), cells)

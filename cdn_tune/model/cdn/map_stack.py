@@ -22,10 +22,10 @@ class MapStack(nn.Module):
         config: The stack's settings.
         channels: Channels C.
         query_size: Size of the query encoding Q.
-        mask: Valid cells [S, S] of the stack's input.
+        mask: Valid cells [S, S] of the stack's input, on the CPU, where all constants are computed: on the meta device
+            that would load the compiler, which takes seconds.
     """
 
-    mask: Tensor
     weight_maps: Tensor
     train_cells: Tensor
     eval_cells: Tensor
@@ -44,44 +44,42 @@ class MapStack(nn.Module):
         maps = weight_maps(mask, config.kernel_sizes)
         sees_map = [dynamic and config.mixing != "query" for dynamic in config.dynamic]
         statistics = config.batch_norm and config.norm_over == "all"
-        self.register_buffer("mask", mask, persistent=False)
-        self.register_buffer("weight_maps", maps, persistent=False)
-        needed = needed_cells(
-            mask, maps > 0, config.kernel_sizes, [statistics or sees for sees in sees_map], statistics
-        )
-        self.register_buffer("train_cells", needed, persistent=False)
-        needed = needed_cells(mask, maps > 0, config.kernel_sizes, sees_map, False)
-        self.register_buffer("eval_cells", needed, persistent=False)
+        trained = [statistics or sees for sees in sees_map]
+        train_cells = needed_cells(mask, maps > 0, config.kernel_sizes, trained, statistics)
+        eval_cells = needed_cells(mask, maps > 0, config.kernel_sizes, sees_map, False)
+        device = next(self.parameters()).device
+        self.register_buffer("weight_maps", maps.to(device), persistent=False)
+        self.register_buffer("train_cells", train_cells.to(device), persistent=False)
+        self.register_buffer("eval_cells", eval_cells.to(device), persistent=False)
 
-    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+    def forward(self, x: Tensor, query: Tensor, mask: Tensor) -> Tensor:
         """Convolves maps for queries.
 
         Args:
             x: Maps [B, C, S, S], 0 at invalid cells.
             query: Query encodings [B, Q].
+            mask: The valid cells again, on the device of the maps.
 
         Returns:
-            Maps [B, C, S, S]; cells that are not valid in `mask` hold nothing of use.
+            Maps [B, C, S, S], undefined at invalid cells.
         """
         cells = self.train_cells if self.training else self.eval_cells
         x = x.contiguous(memory_format=torch.channels_last)
         for index, conv in enumerate(self.convs):
-            x = self._norm(index, x)
+            x = self._norm(index, x, mask)
             out = conv(x, query, cells[index])
             out = out + x if self.residual else out
             x = torch.relu(out * self.weight_maps[index])  # no weight is negative
-        return self._norm(len(self.convs), x)
+        return self._norm(len(self.convs), x, mask)
 
-    def _norm(self, index: int, x: Tensor) -> Tensor:
-        return self.norms[index](x, self.mask) if len(self.norms) else x
+    def _norm(self, index: int, x: Tensor, mask: Tensor) -> Tensor:
+        return self.norms[index](x, mask) if len(self.norms) else x
 
 
 def weight_maps(mask: Tensor, kernel_sizes: tuple[int, ...]) -> Tensor:
     """Returns each layer's weight map [N, S, S]: 1 / (number of valid cells under its kernel), 0 where there is none.
 
-    Args:
-        mask: Valid cells [S, S] of the first layer's input.
-        kernel_sizes: Odd kernel size of each layer.
+    `mask` [S, S] holds the valid cells of the first layer's input.
     """
     valid, maps = mask, []
     for size in kernel_sizes:
@@ -102,7 +100,7 @@ def needed_cells(
 
     Args:
         mask: Valid cells [S, S], whose scores are wanted.
-        reached: Cells [N, S, S] that hold anything after each layer.
+        reached: Cells [N, S, S] that may differ from 0 after each layer.
         kernel_sizes: Odd kernel size of each layer.
         whole_input: Whether each layer depends on its whole input.
         whole_output: Whether all of the last layer's output is wanted.

@@ -15,31 +15,17 @@ _TILED = 1024  # from this product of channels and kernel size on a CPU convolve
 def working_memory(
     config: CDNConfig, feature_size: int, frames: int, batch: int, dtype: torch.dtype, device: torch.device
 ) -> Memory:
-    """Returns generous counts.
-
-    Args:
-        config: What the network is made of.
-        feature_size: Size of a frame feature.
-        frames: Frame features per video.
-        batch: Queries in a batch.
-        dtype: Format of the forward pass.
-        device: Where it computes.
-    """
-    return Memory(
-        _bound(config, feature_size, frames), _temporary(config, dtype, device), _at_once(config, batch, dtype, device)
-    )
-
-
-def _bound(config: CDNConfig, feature_size: int, frames: int) -> int:
-    """Per query: sixteen maps a layer, two dozen values per frame, attention step and channel, three mixed kernels."""
+    """Returns generous counts of the bytes; arguments as those of `MomentModel.memory`."""
+    # Per query: sixteen maps a layer, two dozen values per frame, attention step and channel, three mixed kernels.
     maps = config.clips**2 * config.hidden * 16 * (config.map.layers + 2)
     attention = frames * (4 * feature_size + 24 * config.hidden * (config.attention_steps + 1))
     kernels = 3 * (config.hidden * max(config.map.kernel_sizes, default=1)) ** 2
-    return 4 * (maps + attention + kernels)
+    bound = 4 * (maps + attention + kernels)
+    return Memory(bound, _temporary(config, dtype, device), _at_once(config, batch, dtype, device))
 
 
 def _temporary(config: CDNConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """Everywhere a few maps with their gradients.
+    """Returns the bytes per query of the dearest layer: a few maps with their gradients.
 
     On a CPU also tiles under transform (kernels/mixed_conv.py), or kernels mixed per query: thrice, as they are, their
     gradient, and one in another order.
@@ -48,15 +34,14 @@ def _temporary(config: CDNConfig, dtype: torch.dtype, device: torch.device) -> i
     most = 0
     for kernel, dynamic in zip(config.map.kernel_sizes, config.map.dynamic, strict=True):
         if kernel <= 7 and kernel * channels >= _TILED:
-            tiles = 3 * (-(-config.clips // 4)) ** 2 * (kernel + 3) ** 2 * channels * 4
-            most = max(most, tiles)
+            most = max(most, 3 * (-(-config.clips // 4)) ** 2 * (kernel + 3) ** 2 * channels * 4)
         elif dynamic:
             most = max(most, 3 * kernel**2 * channels**2 * dtype.itemsize)
     return 4 * cells * channels * 4 + (most if device.type == "cpu" else 0)
 
 
 def _at_once(config: CDNConfig, batch: int, dtype: torch.dtype, device: torch.device) -> int:
-    """On a GPU, of the dearest layer with mixed kernels (kernels/sample_conv.py).
+    """Returns the bytes, on a GPU, of the dearest layer with mixed kernels (kernels/sample_conv.py).
 
     Kernels of a few queries and all that these see of the map, both with their gradients, and experts in another order.
     """

@@ -18,7 +18,7 @@ class Proposals(nn.Module):
         clips: Number of clips S.
         scale_layers: Moment lengths per scale.
         layers: One module per moment length, [B, H, moments of the length before] -> [B, H, moments of this length];
-            the first one's input are the clips.
+            the first reads the clips.
     """
 
     mask: Tensor
@@ -28,8 +28,9 @@ class Proposals(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         cells = [s * clips + e for pair in scale_cells(clips, scale_layers) for s, e in zip(*pair, strict=True)]
-        self.register_buffer("mask", valid_mask(clips, scale_layers), persistent=False)
-        self.register_buffer("cells", torch.tensor(cells), persistent=False)
+        index = torch.tensor(cells)
+        self.register_buffer("mask", valid_mask(clips, scale_layers).to(index.device), persistent=False)
+        self.register_buffer("cells", index, persistent=False)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Returns the temporal map [B, H, S, S] of clips [B, H, S]; cells that are no proposals hold 0."""

@@ -18,7 +18,7 @@ from cdn_tune.model.cdn.moment_map import conv_proposals, pool_proposals
 from cdn_tune.model.cdn.query import QueryEncoder
 from cdn_tune.model.family import Batch, Graph, Losses, Memory, MomentModel, Pictures, ScoreMap, Spans
 from cdn_tune.moments.nms import cell_spans
-from cdn_tune.moments.temporal_map import iou_maps
+from cdn_tune.moments.temporal_map import iou_maps, valid_mask
 
 _CARD = (
     "float32 [1, {clips}, {clips}] in [0, 1]; cell (s, e) is the moment from the start of clip s to the end of clip e, "
@@ -41,14 +41,7 @@ class CDNOutput(NamedTuple):
 
 
 class CDN(MomentModel):
-    """The whole network.
-
-    Args:
-        config: What it is made of.
-        feature_size: Size of a frame feature D.
-        word_size: Size of a word vector W.
-        loss: Settings of the loss.
-    """
+    """The whole network, for frame features of size D and word vectors of size W."""
 
     config: CDNConfig
     loss_names = ("moment_loss", "attention_loss")
@@ -71,7 +64,7 @@ class CDN(MomentModel):
             else conv_proposals(clips, config.scales, hidden)
         )
         self.fusion = Fusion(hidden)
-        self.map = MapStack(config.map, hidden, hidden, self.proposals.mask)
+        self.map = MapStack(config.map, hidden, hidden, valid_mask(clips, config.scales))
         self.score = nn.Conv2d(hidden, 1, 1)
 
     def forward(self, visual: Tensor, words: Tensor, word_mask: Tensor) -> CDNOutput:
@@ -88,7 +81,7 @@ class CDN(MomentModel):
         return CDNOutput(logits, self.proposals.mask, attention)
 
     def match(self, clips: Tensor, query: Tensor) -> Tensor:
-        """Scores every moment for each query: what is left of `forward` once video and query are encoded.
+        """Scores every moment for each query: the rest of `forward` once video and query are encoded.
 
         Args:
             clips: Clips of each query's video, as `clip_pool` gives them [B, H, S]; or of one video for all queries
@@ -101,12 +94,12 @@ class CDN(MomentModel):
         mask = self.proposals.mask
         moments = self.proposals(clips)  # [B, H, S, S]
         fused = self.fusion(query, moments, mask)  # [B, H, S, S]
-        fused = self.map(fused, query)  # [B, H, S, S]
+        fused = self.map(fused, query, mask)  # [B, H, S, S]
         logits: Tensor = self.score(fused)[:, 0] * mask  # [B, S, S]
         return logits
 
     def encode(self, *video: Tensor) -> Tensor:
-        """Returns the clips of windows [V, H, S] of their frame features [V, T, D]."""
+        """Returns the clips [V, H, S] of windows' frame features [V, T, D]."""
         clips: Tensor = self.clip_pool(*video)[0]
         return clips
 
@@ -150,11 +143,7 @@ class CDN(MomentModel):
 
 
 class Fusion(nn.Module):
-    """Multiplies a linear of the query with a 1x1 convolution of the map, and normalises over H.
-
-    Args:
-        hidden: Size H of query and moments.
-    """
+    """Multiplies a linear of the query with a 1x1 convolution of the map, and normalises over H."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -162,15 +151,9 @@ class Fusion(nn.Module):
         self.moment = nn.Conv2d(hidden, hidden, 1)
 
     def forward(self, query: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
-        """Fuses.
+        """Returns the fused map [B, H, S, S] of queries [B, H], maps [B, H, S, S] and the mask of valid cells [S, S].
 
-        Args:
-            query: Query encodings [B, H].
-            moments: Temporal map [B, H, S, S].
-            mask: True at valid cells [S, S].
-
-        Returns:
-            Fused map [B, H, S, S], of unit length over H at valid cells and 0 elsewhere.
+        It is of unit length over H at valid cells and 0 elsewhere.
         """
         product = self.query(query)[:, :, None, None] * self.moment(moments)
         return functional.normalize(product, dim=1) * mask

@@ -14,14 +14,8 @@ class QueryEncoder(nn.Module):
 
     Bidirectional: the forward state at the last word and the backward state at the first go through a linear layer. The
     backward direction starts at each query's last word; with `read_padding` it starts at the end of the padded batch,
-    as the published code does, so that a query's encoding depends on the batch it is in.
-
-    Args:
-        word_size: Size of a word vector W.
-        hidden: State size H of each direction.
-        layers: LSTM layers.
-        bidirectional: Whether to read in both directions.
-        read_padding: Whether the backward direction reads the padding first.
+    as the published code does, so that a query's encoding depends on the batch it is in. H is the state size of each
+    direction.
     """
 
     def __init__(
@@ -38,16 +32,11 @@ class QueryEncoder(nn.Module):
         self.join = nn.Linear(2 * hidden, hidden) if bidirectional else None
 
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Encodes queries.
+        """Returns encodings [B, H] of queries: word vectors [B, L, W] before padding, and a mask, 1 at words [B, L].
 
-        Args:
-            words: Word vectors [B, L, W], words first, then padding.
-            word_mask: True or 1 where there is a word [B, L].
-
-        Returns:
-            Query encodings [B, H]; a query without words is encoded as without context (zeros before `join`).
+        A query without words is encoded as without context (zeros before `join`).
         """
-        # Many processors refuse LSTMs in half precision, and GPUs compute them in fp16 where bf16 is asked for.
+        # Many processors refuse LSTMs in half precision, and GPUs compute them in fp16 where bf16 is set.
         # There is no autocast of tensors without memory.
         with nullcontext() if words.is_meta else torch.autocast(words.device.type, enabled=False):
             return self._encode(words.float() if words.dtype.itemsize < 4 else words, word_mask)

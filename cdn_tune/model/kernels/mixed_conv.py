@@ -24,16 +24,15 @@ _COLUMNS = 1 << 15
 
 
 def mixed_conv(x: Tensor, weight: Tensor, mixture: Tensor | None, tiles: Tiling) -> Tensor:
-    """Convolves maps with mixed kernels, in float32 at least (autocast has no effect inside).
+    """Returns maps [B, N, C], one row per cell, convolved with mixed kernels; 0 at cells of no tile.
+
+    It computes in float32 at least (autocast has no effect inside).
 
     Args:
-        x: Maps [B, N, C], one row per cell.
+        x: Maps [B, N, C].
         weight: Experts' kernels [K², E, C, C] (tap, expert, out, in).
         mixture: Mixture weights per sample [B, E]; None where a single expert serves all samples.
         tiles: The tiles to compute.
-
-    Returns:
-        Maps [B, N, C]; cells of no tile hold 0.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     mixture = None if mixture is None else mixture.to(dtype)
@@ -41,7 +40,7 @@ def mixed_conv(x: Tensor, weight: Tensor, mixture: Tensor | None, tiles: Tiling)
 
 
 class Workspace(threading.local):
-    """Memory that one convolution leaves to the next in its thread: fresh memory costs more than the arithmetic."""
+    """Memory that the convolutions of a thread reuse: fresh memory costs more than the arithmetic."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -51,7 +50,7 @@ class Workspace(threading.local):
         size = math.prod(shape)
         if (name, dtype) not in self._buffers or len(self._buffers[name, dtype]) < size:
             self._buffers.pop((name, dtype), None)
-            with torch.inference_mode(False):  # whoever comes next may train
+            with torch.inference_mode(False):  # the next convolution may be one in training
                 self._buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
         return self._buffers[name, dtype][:size].view(shape)
 
@@ -247,7 +246,7 @@ class _Work:
 
 
 def _gather(maps: Tensor, index: Tensor) -> Tensor:
-    """Returns the rows of maps [b, N, C] at an index [k, n] of cells, 0 where it says outside: [k b n, C]."""
+    """Returns the rows of maps [b, N, C] at an index [k, n] of cells, 0 for those outside: [k b n, C]."""
     rows = _rows(index, *maps.shape[:2])
     return _select(maps.reshape(-1, maps.shape[2]), rows, maps.new_empty(len(rows), maps.shape[2]))
 

@@ -22,15 +22,12 @@ _AT_ONCE = 1 << 26
 
 
 def sample_conv(x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
-    """Convolves each map with the kernel mixed for it, in the format that autocast asks for.
+    """Returns maps [B, C, S, S], channels last, each convolved with its mixed kernel, in autocast's format.
 
     Args:
         x: Maps [B, C, S, S].
         weight: Experts' kernels [K², E, C, C] (tap, expert, out, in).
         mixture: Mixture weights per sample [B, E].
-
-    Returns:
-        Maps [B, C, S, S], channels last.
     """
     return _convolve(x, weight, mixture)
 

@@ -18,15 +18,8 @@ class MapNorm(nn.Module):
     """Batch normalisation whose statistics are those of the global batch, over all cells or over valid cells only.
 
     With statistics over all cells and in one process this computes what `nn.BatchNorm2d` does, whose state names it
-    shares. When
-    `torch.distributed` runs several workers, training statistics are those of all workers' samples together; workers
-    may hold different numbers of them.
-
-    Args:
-        channels: Channels C.
-        over: Which cells the training statistics are taken over. All cells are normalised either way.
-        eps: Added to the variance.
-        momentum: Share of the newest statistics in the running ones.
+    shares. When `torch.distributed` runs several workers, training statistics are those of all workers' samples
+    together; workers may hold different numbers of them. All cells are normalised, also by statistics over valid ones.
     """
 
     running_mean: Tensor
