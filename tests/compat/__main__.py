@@ -47,6 +47,8 @@ def python_of(corner: str) -> Path:
     if not python.exists():
         venv.create(FOLDER / corner, with_pip=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
+    if corner == "newest":  # what cdn-tune is tested with, or pip would try hundreds of versions of what Ray needs
+        pip += ["-c", ROOT / "constraints.txt"]
     subprocess.run([*pip, *requirements(corner), "-e", ROOT, *TOOLS], check=True)
     return python
 
