@@ -339,14 +339,17 @@ def test_later_calls_look_at_what_has_changed_only(tiny: Tiny, tmp_path: Path, m
         write_best(tmp_path, number, tiny())
     retention = Retention(CheckpointFiles(tmp_path), 1)
     looks = 0
-    exists = Path.exists
 
-    def count(path: Path) -> bool:
-        nonlocal looks
-        looks += 1
-        return exists(path)
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **options: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return function(*arguments, **options)
 
-    monkeypatch.setattr(Path, "exists", count)
+        return count
+
+    monkeypatch.setattr(Path, "exists", counted(Path.exists))
+    monkeypatch.setattr(shutil, "rmtree", counted(shutil.rmtree))
     retention.tidy(trials[:-1])
     first, looks = looks, 0
     assert first > 300
