@@ -1,7 +1,6 @@
 """A search: opens its study, has an engine run its trials, and returns the leaderboard and the best checkpoints."""
 
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +95,8 @@ def search(
     if options.resume and not (run / MANIFEST).exists():
         raise RunError(f"--resume: {run} holds no search; check --run, or leave --resume out to start one")
     with locked(run):
-        study, notes = open_study(space, experiment, run, options)
+        engine = options.engine or RayEngine(space, experiment, run, options.address, options.train)
+        study, notes = open_study(space, experiment, run, options, engine.clock)
         requested: int = options.trials or study.attributes.get("trials") or space.trials
         limit = requested + (options.add_trials or 0)
         study.note(trials=limit)
@@ -106,13 +106,12 @@ def search(
             study,
             limit,
             Retention(CheckpointFiles(run), *keeping),
-            time.monotonic,
+            engine.clock,
             stop_file := StopFile(run),
             options.stop,
             largest_checkpoint=0 if budget is None else largest_checkpoint(study.candidates),
         )
-        progress = driver.observer = Progress(driver, run, experiment, on_change, time.monotonic)
-        engine = options.engine or RayEngine(space, experiment, run, options.address, options.train)
+        progress = driver.observer = Progress(driver, run, experiment, on_change, engine.clock)
         was_finished = driver.is_finished
         try:
             if not was_finished:
@@ -138,7 +137,7 @@ def search(
 
 
 def open_study(
-    space: SearchSpace, experiment: Experiment, run: Path, options: SearchOptions
+    space: SearchSpace, experiment: Experiment, run: Path, options: SearchOptions, clock: Callable[[], float]
 ) -> tuple[Study, list[str]]:
     """Opens the study of a locked run folder, or begins it; returns it and notes for the user.
 
@@ -162,7 +161,7 @@ def open_study(
     check_steps(space, experiment, len(splits["train"]))
     steps = len(global_batches(len(splits["train"]), experiment, 1, World()))
     storage = open_storage(url, sole_writer=url == study_url(run))
-    study = Study(storage, space, experiment, steps_per_epoch=steps, clock=time.monotonic)
+    study = Study(storage, space, experiment, steps_per_epoch=steps, clock=clock)
     owner = study.attributes.get("run_id")
     if owner not in (None, held.get("run_id")):
         raise RunError(

@@ -13,7 +13,7 @@ Every assigned trial leaves the engine exactly once: by `Decision.STOP`, by ``en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -144,9 +144,11 @@ class Engine(Protocol):
     """Runs trials until the driver has no more: see `engine.ray.engine` and `engine.virtual.engine`.
 
     Attributes:
+        clock: Seconds since any moment, never falling: what the driver measures time by.
         left_behind: What it left on its machines, once it has run; None if it cannot tell.
     """
 
+    clock: Callable[[], float]
     left_behind: Any
 
     def started(self) -> AbstractContextManager[list[dict[str, float]]]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -53,6 +54,7 @@ class RayEngine:
         address: str | None = None,
         train: Callable[..., object] = train_in,
     ) -> None:
+        self.clock = time.monotonic
         self.left_behind: Audit | None = None  # what it left on the cluster, once it has run
         self._space, self._experiment, self._run = space, experiment, run
         self._address, self._train = address, train

@@ -139,7 +139,7 @@ class VirtualEngine:
         steps_per_epoch: int = 1,
     ) -> None:
         self.world = world or World()
-        self.left_behind: None = None
+        self.clock, self.left_behind = self.world.clock, None
         self.log: list[tuple[float, str, int]] = []  # time, what happened, trial
         self._curve, self._start_seconds, self._poll_seconds = curve, start_seconds, poll_seconds
         self._steps = steps_per_epoch
