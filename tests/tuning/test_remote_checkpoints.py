@@ -21,7 +21,7 @@ from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.storage.check import check_shared
 from tests.object_store import Store
 
-from .test_keep import make_trials, write_best
+from .test_retention import make_trials, write_best
 
 Tiny = Callable[..., Experiment]
 DONE = TrialState.COMPLETE
