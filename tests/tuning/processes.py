@@ -84,7 +84,7 @@ class Driver:
     def workers(self) -> list[int]:
         """Returns the processes in which trials run."""
         return [
-            pid for pid in descendants(self.process.pid) if "ImplicitFunc" in title(pid) or "GroupTrial" in title(pid)
+            pid for pid in descendants(self.process.pid) if "ImplicitFunc" in title(pid) or "ResourceTrainable" in title(pid)
         ]
 
 

@@ -149,7 +149,7 @@ def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
 
     def look(_: SearchState) -> None:
         for pid in descendants(os.getpid()):
-            if "GroupTrial" in title(pid):
+            if "ResourceTrainable" in title(pid):
                 relays.add(pid)
             if "RayTrainWorker" in title(pid):
                 workers.add(pid)
