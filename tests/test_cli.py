@@ -183,6 +183,7 @@ def spaced_python(tmp_path: Path) -> str:
     return str(environment / "bin/python")
 
 
+@pytest.mark.slow
 def test_terminated_search_goes_on(tiny: Tiny, tmp_path: Path, spaced_python: str) -> None:
     """SIGTERM, as a cluster's preemption sends it: a graceful end, exit 130, the leaderboard written."""
     (tmp_path / "experiment.yaml").write_text(dump(tiny(**{"train.epochs": 500}).plain()))

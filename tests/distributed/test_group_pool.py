@@ -150,6 +150,7 @@ def lasting(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in report.items() if key not in vary} for report in reports]
 
 
+@pytest.mark.slow
 def test_a_kept_group_trains_as_a_new_one(client: Client, tiny: Tiny, tmp_path: Path) -> None:
     """After other trials, one that was stopped early and one that failed; until a worker is killed."""
     first = tiny(**{"train.epochs": 3})
@@ -191,6 +192,7 @@ def test_twenty_in_a_row_leave_nothing(client: Client, tiny: Tiny) -> None:
     assert train_workers() == workers
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_train_as_one(tiny: Tiny, tmp_path: Path) -> None:
     experiment = tiny(**{"train.epochs": 2, "model.map.mixing_dropout": 0.0})
@@ -209,6 +211,7 @@ def test_two_workers_train_as_one(tiny: Tiny, tmp_path: Path) -> None:
     assert left_behind() == ([], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_pool_closes_while_it_starts_or_waits_for_a_place(tmp_path: Path) -> None:
     from ray.util.placement_group import placement_group

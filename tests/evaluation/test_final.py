@@ -273,6 +273,7 @@ def test_the_nms_threshold_is_chosen_on_val(trained: Path) -> None:
     assert result["metrics"]["R5@0.5"] == pytest.approx(evaluate_split(best.model, test, config).metrics["R5@0.5"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_several_workers_find_the_same(trained: Path) -> None:
     """Shares of the queries, seeds, NMS threshold and score maps, from Ray tasks: bit for bit the same."""

@@ -189,6 +189,7 @@ def kill_and_go_on(experiment: Experiment, folder: Path, kills: int, generator: 
     return killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [2])
 def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> None:
     experiment = tiny(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-9, **EVERYTHING})

@@ -67,7 +67,7 @@ def train_with(workers: int, experiment: Experiment, folder: Path) -> list[list[
 @pytest.mark.parametrize(
     ("workers", "changes"),
     [
-        ((2, 3), {"train.batch_size": 8}),
+        pytest.param((2, 3), {"train.batch_size": 8}, marks=pytest.mark.slow),
         ((2,), {"train.batch_size": 7, "train.micro_batch": 2, "model.map.batch_norm": False}),  # uneven, in pieces
     ],
     ids=["whole", "pieces"],

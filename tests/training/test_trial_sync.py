@@ -78,6 +78,7 @@ def test_a_report_is_told_when_its_checkpoint_is_at_home(tiny: Tiny, store: Stor
     train_in(tiny(), folder, report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pauses", [(0.1,), pytest.param((0.0, 0.15, 0.3, 0.45), marks=pytest.mark.slow)])
 def test_killed_and_its_machine_lost(pauses: tuple[float, ...], tiny: Tiny, store: Store, tmp_path: Path) -> None:
     """Each time: kill -9 at a random moment, and every file on the machine gone."""

@@ -83,9 +83,8 @@ class Driver:
 
     def workers(self) -> list[int]:
         """Returns the processes in which trials run."""
-        return [
-            pid for pid in descendants(self.process.pid) if "ImplicitFunc" in title(pid) or "ResourceTrainable" in title(pid)
-        ]
+        names = ("ImplicitFunc", "ResourceTrainable")
+        return [pid for pid in descendants(self.process.pid) if any(name in title(pid) for name in names)]
 
 
 def end(pid: int) -> None:

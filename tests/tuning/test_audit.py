@@ -151,6 +151,7 @@ def test_a_process_with_gpu_memory_is_found_where_the_driver_names_none(
     assert not audit(before, wait=0).gpu_processes
 
 
+@pytest.mark.slow
 def test_a_ray_of_our_own_counts_once_it_should_be_gone(tmp_path: Path) -> None:
     """In another process, since this one's Ray is the session's."""
     code = (

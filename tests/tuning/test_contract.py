@@ -229,6 +229,7 @@ def test_another_seed_proposes_something_else(sampler: str) -> None:
     assert one != other
 
 
+@pytest.mark.slow
 def test_a_new_process_decides_the_same(tmp_path: Path) -> None:
     pairs = dict(zip(SAMPLERS, ("hyperband", "asha") * 5, strict=False))
     for place, (sampler, stopping) in enumerate(pairs.items()):

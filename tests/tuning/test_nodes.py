@@ -74,6 +74,7 @@ def ends_well(driver: Driver, seconds: float = 200) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_a_node_dies_and_another_comes(start: Any, tmp_path: Path) -> None:
     """The trial of the dead node goes on elsewhere from its checkpoint, free of charge; the new node is used."""
     run = tmp_path / "run"

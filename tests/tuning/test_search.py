@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +102,7 @@ def test_search_end_to_end(tiny: Tiny, tmp_path: Path) -> None:
         search(make_space(), tiny(seed=9), run, ignore)
 
 
+@pytest.mark.slow
 def test_failures_have_reasons_and_do_not_stop_the_search(tiny: Tiny, tmp_path: Path) -> None:
     # A learning rate of 1e30 drives the weights out of range at once; the other trials are sound.
     space = make_space(
@@ -120,26 +120,6 @@ def test_failures_have_reasons_and_do_not_stop_the_search(tiny: Tiny, tmp_path: 
     assert trial.state.name == "FAIL"
     assert "learning rate 1e+30" in trial.user_attrs["reason"]
     assert_nothing_left()
-
-
-def test_values_that_do_not_go_together_are_told_without_training(tiny: Tiny, tmp_path: Path) -> None:
-    space = make_space(
-        parameters={
-            "model.map.layers": {"type": "categorical", "choices": [1, 2]},
-            "model.map.dynamic_layers": {"type": "categorical", "choices": [1, 2]},
-        },
-        start_with=[
-            {"model.map.layers": 1, "model.map.dynamic_layers": 2},
-            {"model.map.layers": 2, "model.map.dynamic_layers": 1},
-        ],
-        trials=2,
-    )
-    result = search(space, tiny(**{"train.epochs": 1}), tmp_path / "run", ignore)
-    states = Counter(row["state"] for row in result.rows)
-    assert states["complete"] == 2  # the refused one does not count
-    assert states["refused"] >= 1
-    assert any("dynamic_layers=2 exceeds layers=1" in row["reason"] for row in result.rows)
-    assert not (trial_folder(tmp_path / "run", 0)).exists()
 
 
 @pytest.mark.compat("trials of two workers")
@@ -175,6 +155,7 @@ def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
     assert_nothing_left()
 
 
+@pytest.mark.slow
 def test_a_failure_in_a_group_is_told_with_its_reason(tiny: Tiny, tmp_path: Path) -> None:
     space = make_space(
         parameters={"optim.lr": {"type": "categorical", "choices": [1e30]}}, trials=1, resources={"workers": 2}

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage, RunError, SearchError
 from cdn_tune.tuning.engine.virtual.engine import Curve, CurvePoint, Fault, VirtualEngine, World
-from cdn_tune.tuning.layout import STOP
+from cdn_tune.tuning.layout import STOP, trial_folder
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import Record, read_record
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
@@ -97,6 +97,26 @@ def test_out_of_memory_is_infeasible_and_not_met_again(tiny: Tiny, tmp_path: Pat
     for failed in (trial for trial in trials if trial.state == TrialState.FAIL):
         later = [trial for trial in trials if trial.datetime_start > failed.datetime_complete]
         assert all(trial.params["model.hidden"] < failed.params["model.hidden"] for trial in later)
+
+
+def test_values_that_do_not_go_together_are_told_without_training(tiny: Tiny, tmp_path: Path) -> None:
+    space = make_space(
+        parameters={
+            "model.map.layers": {"type": "categorical", "choices": [1, 2]},
+            "model.map.dynamic_layers": {"type": "categorical", "choices": [1, 2]},
+        },
+        start_with=[
+            {"model.map.layers": 1, "model.map.dynamic_layers": 2},
+            {"model.map.layers": 2, "model.map.dynamic_layers": 1},
+        ],
+        trials=2,
+    )
+    result = run_search(tiny, tmp_path / "run", space)
+    states = [row["state"] for row in result.rows]
+    assert states.count("complete") == 2  # the refused one does not count
+    assert states.count("refused") >= 1
+    assert any("dynamic_layers=2 exceeds layers=1" in row["reason"] for row in result.rows)
+    assert not (trial_folder(tmp_path / "run", 0)).exists()
 
 
 def test_a_broken_dataset_stops_the_search(tiny: Tiny, tmp_path: Path) -> None:
