@@ -161,10 +161,11 @@ class VirtualEngine:
             SearchError: If trials are left and no slot will ever take them.
         """
         self._running.clear()  # a killed driver's trials died with it
-        next_poll = self.world.clock.now
+        next_poll, answer = self.world.clock.now, Answer.WAIT
         while True:
             driver.poll(self._room())
-            answer = self._assign(driver)
+            if answer is Answer.WAIT:  # FINISHED is for good, as Ray Tune takes it
+                answer = self._assign(driver)
             if not self._running and answer is Answer.FINISHED:
                 return
             if self._poll_seconds is not None:
