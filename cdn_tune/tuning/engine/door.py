@@ -2,7 +2,7 @@
 
 An engine places and runs trials; the driver decides. An engine calls, from one thread:
 
-- ``next(room)`` whenever it could take a trial: an `Assignment`, `Answer.WAIT`, or `Answer.FINISHED`, which is for good;
+- ``next(room)`` whenever it could take a trial: an `Assignment`, `Answer.WAIT`, or for good `Answer.FINISHED`;
 - ``reported(number, report)`` after each epoch of a trial: go on, pause or stop (`Decision`);
 - ``ended(number, ending)`` when a trial ended by itself, in whatever way;
 - ``lost(number, loss)`` when a trial's place or process is gone: True if the trial will be assigned again;
