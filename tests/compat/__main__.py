@@ -23,9 +23,9 @@ QUIET = ("-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisable
 TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120")
 HEAD = """# Versions that work together
 
-cdn-tune runs with {ranges}; another version is refused at start, in one line. `make compat` installs the oldest and the
-newest of them side by side and runs the tests marked `compat` with each, 20 minutes or so; this table is what it found.
-torch is installed as {torch} in both unless TORCH_OLDEST or TORCH_NEWEST names another version.
+cdn-tune runs with {ranges}; another version is refused at start, in one line.
+`make compat` installs the oldest and the newest of them side by side and runs the tests marked `compat` with each, 20
+minutes or so; this table is what it found. torch is installed as {torch} in both unless TORCH_OLDEST or TORCH_NEWEST names another version.
 
 """
 
@@ -83,9 +83,11 @@ def outcomes(python: Path, corner: str, arguments: list[str]) -> dict[str, Count
     found: dict[str, Counter[str]] = {}
     for case in ElementTree.parse(record).iter("testcase"):  # noqa: S314 - pytest has written it
         shown = next((each.get("value") for each in case.iter("property") if each.get("name") == "compat"), None)
+        if shown is None:  # a module that is skipped as a whole
+            continue
         kinds = {child.tag for child in case}
         how = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        found.setdefault(str(shown), Counter())[how] += 1
+        found.setdefault(shown, Counter())[how] += 1
     return found
 
 
