@@ -25,7 +25,8 @@ HEAD = """# Versions that work together
 
 cdn-tune runs with {ranges}; another version is refused at start, in one line.
 `make compat` installs the oldest and the newest of them side by side and runs the tests marked `compat` with each, 20
-minutes or so; this table is what it found. torch is installed as {torch} in both unless TORCH_OLDEST or TORCH_NEWEST names another version.
+minutes or so; this table is what it found. torch is installed as {torch} in both unless TORCH_OLDEST or TORCH_NEWEST
+names another version.
 
 """
 
