@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.data.files import available_cpus
 from cdn_tune.distributed.cluster import slots
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
@@ -175,7 +175,7 @@ def this_machine() -> dict[str, float]:
     """Returns the resources of a Ray started here, without starting it."""
     import torch
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = available_cpus()
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         cpus = max(1, min(cpus, int(quota) // int(period)))
