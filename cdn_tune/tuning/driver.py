@@ -73,6 +73,7 @@ class Driver:
         self._attributes = ReportAttributes(by_query=self.space.early_stopping.row.compares == "queries")
         self._assigned: set[int] = set()
         self._searched = float(study.attributes.get("searched_seconds", 0.0))
+        self._lines = tuple(study.attributes.get(UNFIT) or ())
         self._started: float | None = None
         self._checked = self._recorded = float("-inf")
         self._end = None if study.is_finished(limit) else self._budget_end()
@@ -177,7 +178,8 @@ class Driver:
         """Checks the budget, whether the search should stop, and what the engine found of its nodes."""
         self.room = room
         self.study.halted = self.study.halted or room.why_none
-        if list(room.lines) != (self.study.attributes.get(UNFIT) or []):
+        if room.lines != self._lines:  # compared in memory: a server would be asked many times a second
+            self._lines = room.lines
             self.study.note(**{UNFIT: list(room.lines)})
             self._changed()
         now = self._clock()
