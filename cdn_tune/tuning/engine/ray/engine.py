@@ -58,35 +58,48 @@ class RayEngine:
         self.left_behind: Audit | None = None  # what it left on the cluster, once it has run
         self._space, self._experiment, self._run = space, experiment, run
         self._address, self._train = address, train
+        self._pool: GroupPool | None = None  # of trials of several workers
 
     @contextlib.contextmanager
     def started(self) -> Iterator[list[dict[str, float]]]:
-        """Starts or joins Ray for the block; yields each node's resources.
+        """Starts or joins Ray for the block, and groups of workers if trials need them; yields each node's resources.
 
         Raises:
             ClusterError: If the cluster does not answer.
+            RunError: If a node does not see the run folder.
         """
         before = snapshot()
         with connected(self._address):
             before = snapshot() if before.in_ray or self._address is not None else before
-            yield node_resources()
+            check_shared_folder(self._run)
+            nodes = node_resources()
+            with self._groups(nodes):
+                yield nodes
             self.left_behind = audit(before) if before.in_ray else None
         self.left_behind = self.left_behind or audit(before)
 
-    def run(self, driver: EngineDriver) -> None:
-        """Runs trials until the driver has no more.
+    @contextlib.contextmanager
+    def _groups(self, nodes: list[dict[str, float]]) -> Iterator[None]:
+        """Keeps groups of workers for the block, if trials have several: they come up during the checks of a start."""
+        if self._space.resources.workers == 1:
+            yield
+            return
+        data = read_manifest(self._run)["data"]
+        check = partial(check_here, self._experiment.plain()["data"], data, this_node())
+        groups = max(1, capacity(self._space.resources, nodes))
+        self._pool = GroupPool(self._space.resources, self._run, groups, check=check)
+        try:
+            yield
+        finally:
+            self._pool.close()
+            self._pool = None
 
-        Raises:
-            RunError: If a node does not see the run folder.
-        """
-        check_shared_folder(self._run)
-        resources, node = self._space.resources, this_node()
+    def run(self, driver: EngineDriver) -> None:
+        """Runs trials until the driver has no more, within a block of `started`."""
+        resources, node, pool = self._space.resources, this_node(), self._pool
         data = read_manifest(self._run)["data"]
         base, run, stop = self._experiment.plain(), portable(self._run), StopFile(self._run)
-        pool: GroupPool | None = None
-        if resources.workers > 1:
-            check = partial(check_here, base["data"], data, node)
-            pool = GroupPool(resources, self._run, max(1, capacity(resources, node_resources())), check=check)
+        if pool is not None:
             needs = {"memory": 1.0}  # a byte: the workers have the CPUs
             trainable = tune.with_parameters(GroupTrial, base=base, run=run, coordinator=pool.handle)
         else:
@@ -140,8 +153,6 @@ class RayEngine:
                 tuner.fit()
         finally:
             slots.close()
-            if pool is not None:
-                pool.close()
             shutil.rmtree(scratch, ignore_errors=True)
 
 
