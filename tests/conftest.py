@@ -54,8 +54,12 @@ TINY: dict[str, Any] = {
 }
 
 
+LONGEST = ("test_search.py", "test_browser.py", "test_cluster_jobs.py", "test_cluster_join.py")  # files, of minutes
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Records what tests marked `compat` show, for the table of `make compat`."""
+    """Puts the longest files first, so that none runs alone in the end; records what tests marked `compat` show."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         for marker in item.iter_markers("compat"):
             item.user_properties.append(("compat", marker.args[0]))
