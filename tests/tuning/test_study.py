@@ -80,6 +80,19 @@ def test_pruned_trial_keeps_its_value(tmp_path: Path) -> None:
         assert value_of(trial) == trial.value
 
 
+def test_an_epoch_on_record_is_not_judged_again(tmp_path: Path) -> None:
+    space = make_space(early_stopping={"name": "median", "startup_trials": 1, "min_resource": 1})
+    study = open_study(tmp_path, space)
+    weak = study.next(4)
+    assert weak is not None
+    assert not study.report(weak, 1, 0.1, {"epoch": 1, "epochs": 4})  # there is nothing to compare it with
+    run(study, 4, {number: [0.5 + 0.1 * number] * 2 for number in (1, 2, 3)})
+    resumed = open_study(tmp_path, space)
+    assert resumed.next(4) == weak
+    assert not resumed.report(weak, 1, 0.1, {"epoch": 1, "epochs": 4})  # below the median by now
+    assert resumed.report(weak, 2, 0.1, {"epoch": 2, "epochs": 4})
+
+
 def test_median_pruner_waits_for_startup_trials(tmp_path: Path) -> None:
     space = make_space(early_stopping={"name": "median", "startup_trials": 3, "min_resource": 1})
     study = open_study(tmp_path, space)
