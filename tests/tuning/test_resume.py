@@ -18,7 +18,7 @@ from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.tuning.layout import trial_folder
 
-from .processes import Driver, command, descendants, end, finish, is_alive, recorded, write_space
+from .processes import Driver, command, descendants, end, finish, is_alive, recorded, title, write_space
 
 Tiny = Callable[..., Experiment]
 EPOCHS = 6
@@ -174,3 +174,48 @@ def test_asked_to_resume_what_is_not_there(tiny: Tiny, tmp_path: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "holds no search" in done.stderr
+
+
+PROCESSES = {  # of a search whose trials have two workers, as Ray names them
+    "a worker": "ray::RayTrainWorker",
+    "the controller": "ray::TrainController",
+    "the relay": "ray::GroupTrial",
+    "the coordinator": "ray::Coordinator",
+    "the driver": "cdn_tune search",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_killed_process_of_a_group_costs_nothing(
+    tiny: Tiny, tmp_path: Path, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Trials go on by themselves, or with the same command; all are complete, and no process is left."""
+    space = write_space(
+        tmp_path, tiny(**{"train.epochs": 40}), trials=2, resources={"workers": 2}, early_stopping={"name": "none"}
+    )
+    run = tmp_path / "run"
+    arguments = command(space, run)
+    driver = Driver(arguments, tmp_path / "log")
+    try:
+        assert driver.wait_until(lambda: any(trial.intermediate_values for trial in recorded(run)))
+        family = [driver.process.pid, *descendants(driver.process.pid)]
+        if name == "the driver":
+            driver.kill()
+        else:
+            (pid, *_) = [pid for pid in family if PROCESSES[name] in title(pid)]
+            killed, at = time.monotonic(), len(recorded(run)[0].intermediate_values)
+            end(pid)
+            if driver.wait_until(lambda: len(recorded(run)[0].intermediate_values) > at + 1):
+                record_property("seconds", f"{time.monotonic() - killed:.1f}")
+            driver.process.wait(240)
+    finally:
+        driver.kill(everything=True)
+    text = driver.log.read_text()
+    assert "Traceback" not in text
+    if driver.process.returncode:
+        assert name in ("the driver", "the coordinator"), text
+        finish(arguments)
+    assert [trial.state.name for trial in recorded(run)] == ["COMPLETE"] * 2
+    assert all(sorted(trial.intermediate_values) == list(range(1, 41)) for trial in recorded(run))
+    assert not [pid for pid in family if is_alive(pid) and "ray::" in title(pid)]
