@@ -37,6 +37,9 @@ CONFIG, EXPERIMENT, WEIGHTS = "config.json", "experiment.yaml", "model.safetenso
 WORDS, WORD_VECTORS, CARD = "words.json", "word_vectors.safetensors", "README.md"
 GRAPH, ONNX = "model.pt2", "model.onnx"
 NEEDED = (EXPERIMENT, WEIGHTS, WORDS, WORD_VECTORS)
+# What its files raise that hold something else than they should, a model of more weights than fit among it.
+_UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, TypeError, ArithmeticError, MemoryError)
+_UNREADABLE += (safetensors.SafetensorError,)
 _AGAIN = "copy the folder again, or export the run again"
 # Only where the data lie can change: the words are taken from there.
 CHANGEABLE = ("data.root", "data.word_vectors")
@@ -207,7 +210,7 @@ def read_exported(folder: Path) -> tuple[Checkpoint, Lexicon]:
         vectors = load_file(folder / WORD_VECTORS)["vectors"]
     except CdnTuneError as error:
         raise CheckpointError(str(error)) from None
-    except (OSError, ValueError, LookupError, RuntimeError, OverflowError, safetensors.SafetensorError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{folder}: cannot be read ({brief(error)}); {_AGAIN}") from None
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise CheckpointError(f"{folder / WORDS}: is no list of words; {_AGAIN}")

@@ -12,6 +12,7 @@ from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.runs.checkpoint import build_model, digest, load_checkpoint, read_checkpoint, save_checkpoint
 from cdn_tune.training.runs.files import write_atomic, write_text, write_together
+from tests.conftest import TINY
 
 Tiny = Callable[..., Experiment]
 
@@ -84,7 +85,13 @@ def test_weights_that_do_not_fit_are_named(tiny: Tiny, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "experiment": ["x", {"data": 1}, {1: 2}, {"model": {"hidden": -1}}],
+    "experiment": [
+        "x",
+        {"data": 1},
+        {1: 2},
+        {"model": {"hidden": -1}},
+        {**TINY, "data": {**TINY["data"], "root": "x"}, "model": {"hidden": 2**63}},
+    ],
     "model": [None, [], {"x": 1.0}, {1: torch.zeros(1)}, {}],
     "epoch": ["3", None, 1.5, True, -1],
     "val": [None, "0.5", [0.5], {"R1@0.5": "0.5"}, {"R1@0.5": None}, {1: 0.5}, {"R1@0.5": float("nan")}],

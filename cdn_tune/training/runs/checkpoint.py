@@ -139,7 +139,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         model = build_model(experiment)
     except ConfigError as error:
         raise CheckpointError(str(error).splitlines()[0]) from None
-    except (RuntimeError, OverflowError) as error:  # more weights than there is memory, or than can be counted
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:  # more weights than fit, or can be counted
         raise CheckpointError(f"{path}: its model cannot be built ({brief(error)}); {_ANOTHER}") from None
     load_weights(model, content["model"], path)
     return Checkpoint(path, experiment, model.eval(), content["epoch"], content["val"], content["planted"])
