@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": LEAVES | {"moments", "model", "data"},
     "distributed": LEAVES | {"training"},
     "tuning": LEAVES | {"data", "training", "distributed"},
-    "evaluation": LEAVES | {"moments", "model", "data", "training", "distributed"},
+    "evaluation": LEAVES | {"moments", "model", "data", "training", "distributed", "tuning"},
     "report": LEAVES | {"moments", "model", "data", "training", "tuning", "evaluation"},
     "cli": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "report"},
     "__main__": {"cli"},

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from cdn_tune.cli.app import app
-from cdn_tune.cli.options import Address, Overrides, local_run
-from cdn_tune.cli.show.output import err, out, print_line, terminable, warn
+from cdn_tune.cli.options import Address, Json, Overrides, local_run
+from cdn_tune.cli.show.output import err, print_json, print_line, terminable, warn
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def evaluate(
     dataset: Annotated[str | None, Option(help="With --predictions: their layout.", show_default="recognised")] = None,
     split: Annotated[Split, Option(help="With --predictions: the split.")] = "test",
     output: Annotated[Path | None, Option(metavar="FILE", help="With --predictions: write JSON here.")] = None,
+    json: Json = False,
 ) -> None:
     """Measure a run on the test split, with intervals; writes RUN/evaluation.json and RUN/predictions.jsonl.
 
@@ -75,7 +76,7 @@ def evaluate(
     if predictions is not None:
         # without a run, the first override stands in its place
         given = parse_overrides([*([] if run is None else [str(run)]), *(overrides or [])])
-        _score(predictions, data, dataset, split, given, output)
+        _score(predictions, data, dataset, split, given, output, json)
         return
     with terminable("the same command does what is left of it"):
         if run is None:
@@ -94,10 +95,12 @@ def evaluate(
         request = Request(
             top, file, trials, seeds, train_on, choose_nms, protocol, tasks, score_maps, formats, other_data
         )
-        print_evaluation(run, changes, request)
+        print_evaluation(run, changes, request, json)
 
 
-def print_evaluation(run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None) -> None:
+def print_evaluation(
+    run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None, json: bool = False
+) -> None:
     """Evaluates a run, by default its best model on val, and prints the result; overrides may name its data's place."""
     from cdn_tune.evaluation.evaluate import Request, evaluate_run
 
@@ -106,33 +109,40 @@ def print_evaluation(run: Path, overrides: dict[str, Any] | None = None, request
         warn("--protocol published chooses the epoch on the test split: its numbers are no estimate of new queries")
     with err.status("evaluating") as status:
         result = evaluate_run(run, overrides or {}, request, lambda stage: status.update(stage))
-    _print_result(run, result, request.score_maps)
+    _warn_of(run, result)
+    if json:
+        print_json(result)
+    else:
+        _print_result(run, result, request.score_maps)
+
+
+def _warn_of(run: Path, result: dict[str, Any]) -> None:
+    """Warns of what limits the meaning of a result."""
+    for line in result["damaged_checkpoints"]:
+        warn(line)
+    if result["data_changed"]:
+        warn(f"these are not the data of the run: {', '.join(result['data_changed'])} changed since")
+    if result["looks"] > 1:
+        first = run / "evaluation-look-1.json"
+        hint = f"; report the first look, {first}" if first.exists() and result["protocol"] == "honest" else ""
+        warn(f"the test split was opened {result['looks']} times for this run{hint}")
+    many = len(result["models"])
+    if many > 1:
+        warn(f"{many} models were measured; report the first, the best on val: to pick one here is to tune on test")
 
 
 def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
-    from cdn_tune.cli.show.evaluation import evaluation_tables, groups_table, print_planted
+    from cdn_tune.cli.show.evaluation import headline, print_evaluation_tables, print_planted
     from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
     from cdn_tune.evaluation.queries import PREDICTIONS
     from cdn_tune.evaluation.score_maps import SCORE_MAPS
     from cdn_tune.training.object_store.working_copy import shown
 
-    for line in result["damaged_checkpoints"]:
-        warn(line)
-    out.print(*evaluation_tables(result))
-    out.print(groups_table(result))
+    print_evaluation_tables(result)
     if result["published"]:
         print_line("published rows were chosen on the test split; the rows above them were not", "magenta")
     print_planted(result)
-    if result["data_changed"]:
-        warn(f"these are not the data of the run: {', '.join(result['data_changed'])} changed since")
     published = result["protocol"] == "published"
-    if result["looks"] > 1:
-        first = run / "evaluation-look-1.json"
-        hint = f"; report the first look, {first}" if first.exists() and not published else ""
-        warn(f"the test split was opened {result['looks']} times for this run{hint}")
-    many = len(result["models"])
-    if many > 1:
-        warn(f"{many} models were measured; report the first, the best on val: to pick one here is to tune on test")
     nms = result["nms"]
     why = f"chosen on val by {nms['metric']}" if nms["chosen_on"] == "val" else "the experiment's"
     print_line(f"NMS threshold {result['nms_threshold']:g}, {why}")
@@ -146,6 +156,7 @@ def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
     if score_maps:
         print_line(f"score maps: {shown(run / SCORE_MAPS)}")
     print_line(f"evaluation: {shown(run / (EVALUATION_PUBLISHED if published else EVALUATION))}")
+    print_line(headline(result), "bold green")
 
 
 def _score(
@@ -155,9 +166,10 @@ def _score(
     split: Split,
     overrides: dict[str, Any],
     output: Path | None,
+    json: bool,
 ) -> None:
     """Scores a file of predictions, of any tool, and prints the result."""
-    from cdn_tune.cli.show.evaluation import evaluation_tables, groups_table
+    from cdn_tune.cli.show.evaluation import headline, print_evaluation_tables
     from cdn_tune.evaluation.predictions import score_predictions
     from cdn_tune.training.runs.files import write_json
 
@@ -170,21 +182,28 @@ def _score(
     chosen = {known[key]: _numbers(key, value) for key, value in overrides.items()}
     with err.status("scoring"):
         result = score_predictions(predictions, data, dataset, split, **chosen)
-    out.print(*evaluation_tables(result))
-    out.print(groups_table(result))
     if output is not None:
         write_json(output, result)
+    if json:
+        print_json(result)
+        return
+    print_evaluation_tables(result)
+    if output is not None:
         print_line(f"evaluation: {output}")
+    print_line(headline(result), "bold green")
 
 
 def _numbers(key: str, value: Any) -> Any:
+    from cdn_tune.evaluation.queries import MOST_MOMENTS
+
     if key == "data.val_fraction":
         if not isinstance(value, float) or not 0 < value < 1:
             raise ConfigError(f"override {key}={value}: write a share between 0 and 1")
         return value
     listed = value if isinstance(value, list) else [value]
     if key == "eval.recalls":
-        good, what = all(type(each) is int and each >= 1 for each in listed), "whole numbers, such as [1, 5]"
+        good = all(type(each) is int and 1 <= each <= MOST_MOMENTS for each in listed)
+        what = f"whole numbers up to {MOST_MOMENTS:,}, such as [1, 5]"
     else:
         good, what = all(type(each) in (int, float) and 0 <= each <= 1 for each in listed), "IoUs, such as [0.5, 0.7]"
     if not listed or not good:

@@ -134,7 +134,7 @@ def find_duration(
                 loaded = split_annotations(data, split)
             except DataError:  # no data here, or not these
                 continue
-            durations = {item.video: item.duration for item in loaded.annotations}
+            durations = {item.video: item.duration for item in loaded.queries}
             if source.video in durations:
                 return durations[source.video], f"from the annotations in {data.root}"
     raise DataError(f"length of video {source.video!r}: in no annotations of the run; give --duration or --frame-rate")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from cdn_tune.errors import DataError
 
@@ -21,7 +21,7 @@ class Annotation:
             ``train.json:s13-d21.avi:3`` (file, video, position in its list, from 0).
         video: Name of the video, as in the feature file.
         duration: Length of the video, in seconds.
-        start: Start of the moment, 0 <= start < end.
+        start: Start of the moment, 0 <= start < end; in `Loaded.queries`, start = end of a moment that is none.
         end: End of the moment, end <= duration.
         query: The sentence as written in the file.
     """
@@ -36,23 +36,54 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An annotation that is read but not used, and why. `duration` is that of the video, in seconds."""
+    """An annotation whose moment is none, and why: it is read, and nothing is trained on it.
 
-    id: str
-    video: str
+    `query` is the annotation with an empty moment, which no answer overlaps.
+    """
+
+    query: Annotation
     reason: str
-    duration: float
+
+    @property
+    def id(self) -> str:
+        """Its place in the files."""
+        return self.query.id
+
+    @property
+    def video(self) -> str:
+        """Name of the video."""
+        return self.query.video
+
+    @property
+    def duration(self) -> float:
+        """Length of the video, in seconds."""
+        return self.query.duration
 
 
 # An entry of an annotation file: usable, not used, or wrong.
 Scanned = Annotation | Skipped | DataError
 
 
-class Loaded(NamedTuple):
+@dataclass(frozen=True)
+class Loaded:
     """The content of an annotation file, in file order."""
 
-    annotations: tuple[Annotation, ...]
-    skipped: tuple[Skipped, ...]
+    entries: tuple[Annotation | Skipped, ...]
+
+    @property
+    def annotations(self) -> tuple[Annotation, ...]:
+        """The entries with a moment: to train on, and to choose by."""
+        return tuple(item for item in self.entries if isinstance(item, Annotation))
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The entries without one."""
+        return tuple(item for item in self.entries if isinstance(item, Skipped))
+
+    @property
+    def queries(self) -> tuple[Annotation, ...]:
+        """All entries: to measure on, where a query without a moment counts as a miss whatever the answer."""
+        return tuple(item.query if isinstance(item, Skipped) else item for item in self.entries)
 
 
 def annotate(
@@ -84,11 +115,15 @@ def annotate(
 
     Raises:
         DataError: If a number is not finite, the duration is not positive, the start is negative, the end lies before
-            the start, or the query is empty.
+            the start, or the query is empty or no text that can be written.
     """
     where = f"{path}:{entry}"
     if not query.strip():
         raise DataError(f"{where}: empty query for video {video}; write a sentence or remove the entry")
+    try:
+        f"{video}{query}".encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half a character (\\ud800 to \\udfff), which no file can; remove it") from None
     for name, value in (("duration", duration), ("start", start), ("end", end)):
         if not math.isfinite(value):
             raise DataError(f"{where}: {name} {value} of video {video} is not a finite number; correct or remove it")
@@ -99,14 +134,19 @@ def annotate(
     if end < start:
         if (video, start, end) in known_faults:
             why = f"end {end:g} s lies before start {start:g} s (known fault of the published file)"
-            return Skipped(f"{path.name}:{entry}", video, why, duration)
+            return _skipped(f"{path.name}:{entry}", video, duration, start, query, why)
         raise DataError(
             f"{where}: end {end:g} s lies before start {start:g} s in video {video}; swap them or remove the entry"
         )
     if min(end, duration) <= start:
         why = f"moment {start:g} to {end:g} s is empty within the video's {duration:g} s"
-        return Skipped(f"{path.name}:{entry}", video, why, duration)
+        return _skipped(f"{path.name}:{entry}", video, duration, start, query, why)
     return Annotation(f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip())
+
+
+def _skipped(name: str, video: str, duration: float, start: float, query: str, why: str) -> Skipped:
+    at = min(start, duration)
+    return Skipped(Annotation(name, video, duration, at, at, query.strip()), why)
 
 
 def collect(where: str, scanned: Iterable[Scanned]) -> Loaded:
@@ -120,10 +160,10 @@ def collect(where: str, scanned: Iterable[Scanned]) -> Loaded:
         if isinstance(item, DataError):
             raise item
         items.append(item)
-    annotations = tuple(item for item in items if isinstance(item, Annotation))
-    skipped = tuple(item for item in items if isinstance(item, Skipped))
-    if not annotations:
+    loaded = Loaded(tuple(items))
+    if not loaded.annotations:
+        skipped = loaded.skipped
         first = f" (first: {skipped[0].id}: {skipped[0].reason})" if skipped else ""
         what = f"no usable annotation, {len(skipped)} skipped{first}"
         raise DataError(f"{where}: {what}; check that it is the right file")
-    return Loaded(annotations, skipped)
+    return loaded

@@ -59,8 +59,8 @@ class MomentDataset:
     """The queries of one split. Never changed after it is built; picklable.
 
     Args:
-        annotations: The queries, in file order.
-        skipped: Entries of the split's files that are not used.
+        annotations: The queries, in file order; of test also those without a moment.
+        skipped: Entries of the split's files without a moment.
         vocabulary: Covers the queries' words.
         features: Has the queries' videos.
     """
@@ -150,7 +150,9 @@ def load_splits(
     """
     wanted = tuple(dict.fromkeys(splits))
     loaded = {split: split_annotations(config, split) for split in wanted}
-    everything = [item for split in wanted for item in loaded[split].annotations]
+    # What is only measured on counts every query of its file.
+    queries = {split: part.queries if split == "test" else part.annotations for split, part in loaded.items()}
+    everything = [item for split in wanted for item in queries[split]]
     features = FeatureStore(
         features_path(config),
         config.frames,
@@ -165,7 +167,7 @@ def load_splits(
     )
     features.prepare((item.video for item in everything), config.cache_dtype, progress)
     features.close()
-    return {split: MomentDataset(*loaded[split], vocabulary, features) for split in wanted}
+    return {split: MomentDataset(queries[split], loaded[split].skipped, vocabulary, features) for split in wanted}
 
 
 def load_split(config: DataConfig, split: Split) -> MomentDataset:

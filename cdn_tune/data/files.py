@@ -1,12 +1,16 @@
 """Files: read text, find a file, digest it, write it in one step; helpers of long jobs."""
 
+import glob
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
+from filelock import FileLock, Timeout
 from upath import UPath
 
 from cdn_tune.errors import DataError
@@ -15,6 +19,8 @@ Progress = Callable[[int, int], None]  # called with (items done, items)
 
 SAMPLE_BYTES = 1 << 20
 SAMPLES = 16
+_ASIDE = ".tmp"
+_SCRATCH, _SCRATCH_LOCK = "cdn-tune-", ".alive"
 
 
 def brief(error: BaseException, longest: int = 160) -> str:
@@ -114,14 +120,76 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     A killed process leaves at most the temporary file, never a partial file under the final name.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with aside(path) as partial:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path`, for a file or folder that is renamed to `path` once it is whole.
+
+    What has that name in the end is deleted, and what killed processes left under such names of `path` before. One
+    process at a time may write to `path`, unless all who do are on this machine.
+    """
+    clear_left(path.parent, path.name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_ASIDE}")
+    _delete(temporary)  # a killed process had this one's number
+    try:
+        yield temporary
     finally:
-        partial.unlink(missing_ok=True)
+        _delete(temporary)
+
+
+def clear_left(folder: Path, name: str | None = None) -> None:
+    """Deletes from a folder what `aside` made for `name`, or for any name, in processes of this machine that are dead.
+
+    Nobody on another machine may write there meanwhile.
+    """
+    for path in folder.glob(f".{'*' if name is None else glob.escape(name)}.*{_ASIDE}"):
+        number = path.name.removesuffix(_ASIDE).rpartition(".")[2]
+        if number.isdecimal() and not _is_alive(int(number)):
+            _delete(path)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yields an empty folder for temporary files, which goes in the end; those that killed processes left go, too.
+
+    A lock in it shows that its process lives, also to processes of another container.
+    """
+    parent = Path(tempfile.gettempdir())
+    for lock in parent.glob(f"{_SCRATCH}*/{_SCRATCH_LOCK}"):
+        with suppress(OSError, Timeout), FileLock(lock, timeout=0):  # another user's cannot be opened
+            _delete(lock.parent)
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
+    try:
+        with FileLock(folder / _SCRATCH_LOCK):
+            (folder / "files").mkdir()
+            yield folder / "files"
+    finally:
+        _delete(folder)
+
+
+def _is_alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _delete(path: Path) -> None:
+    """Deletes a file or a folder, as far as it can."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

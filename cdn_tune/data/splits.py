@@ -10,7 +10,7 @@ from cdn_tune.errors import DataError
 
 
 def split_annotations(config: DataConfig, split: Split) -> Loaded:
-    """Returns the annotations of a split and the entries skipped in it, in file order.
+    """Returns the entries of a split, in file order.
 
     Where the dataset has no val files (Charades-STA), val is carved from train by video: see `held_out`. Train is then
     the rest, so the two share no video.
@@ -31,10 +31,7 @@ def split_annotations(config: DataConfig, split: Split) -> Loaded:
             "data.val_fraction"
         )
     wanted = split == "val"
-    return Loaded(
-        tuple(item for item in whole.annotations if (item.video in val) == wanted),
-        tuple(item for item in whole.skipped if (item.video in val) == wanted),
-    )
+    return Loaded(tuple(item for item in whole.entries if (item.video in val) == wanted))
 
 
 def held_out(videos: Iterable[str], fraction: float) -> frozenset[str]:

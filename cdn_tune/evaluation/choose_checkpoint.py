@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdn_tune.errors import CheckpointError, RunError
+from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
 from cdn_tune.training.object_store.sync import fetched, fetched_file
 from cdn_tune.training.runs.checkpoint import BEST, Checkpoint, load_checkpoint
 from cdn_tune.training.runs.kept import CHECKPOINT, KEPT, kept_folder, recorded_value
@@ -13,10 +13,17 @@ from cdn_tune.training.runs.run_folder import MANIFEST, read_manifest
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen checkpoints, best on val first, and what was wrong with those that would have come before them."""
+    """The chosen checkpoints, best on val first.
+
+    Attributes:
+        checkpoints: They, at least one.
+        damaged: What is wrong with those that would have come before them, one line each, that of the best first.
+        is_best: Whether the first is the best there was: no better one is missing or damaged.
+    """
 
     checkpoints: tuple[Checkpoint, ...]
     damaged: tuple[str, ...] = ()
+    is_best: bool = True
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -25,7 +32,9 @@ class Choice:
 
 
 def choose_best(run: Path, top: int = 1, file: Path | None = None, trials: Sequence[int] | None = None) -> Choice:
-    """Loads a run's best checkpoints by their val metric; damaged ones give way to the next.
+    """Loads a run's best checkpoints by their val metric; missing and damaged ones give way to the next.
+
+    Which trial of a search is the best, its study says, where that lies in the run folder.
 
     Args:
         run: Folder of a train or search run.
@@ -42,29 +51,38 @@ def choose_best(run: Path, top: int = 1, file: Path | None = None, trials: Seque
         if not file.is_file():
             raise CheckpointError(f"--checkpoint {file}: no such file; name a checkpoint.pt or best.pt")
         return Choice((load_checkpoint(file),))
-    damaged: list[str] = []
-    if trials is None:
-        paths = [run / BEST] if manifest["kind"] == "train" else sorted((run / KEPT).glob(f"*/{CHECKPOINT}"))
-        paths = [path for path in paths if path.exists()]
-        if not paths:
-            raise RunError(f"{run}: has no checkpoint of a finished epoch yet; let its train or search run on")
+    best: Path | None
+    notes: list[str] = []
+    if trials is not None:
+        paths = [kept_folder(run, number) / CHECKPOINT for number in trials]
+        best, top = paths[0], len(paths)
+    elif manifest["kind"] == "train":
+        best = run / BEST
+        paths = [best]
     else:
-        folders = [kept_folder(run, number) for number in trials]
-        paths = [folder / CHECKPOINT for folder in folders if (folder / CHECKPOINT).exists()]
-        damaged = [f"{folder}: its checkpoint was not kept" for folder in folders if folder / CHECKPOINT not in paths]
-        if not paths:
+        paths = sorted((run / KEPT).glob(f"*/{CHECKPOINT}"))
+        best, notes = _best_of_study(run)
+        if best is not None and best not in paths:
+            paths.insert(0, best)
+    if not any(path.exists() for path in paths):
+        if trials is not None:
             raise RunError(f"{run}: keeps no checkpoint of the Pareto front; search with a larger keep")
-        top = len(paths)
+        raise RunError(f"{run}: has no checkpoint of a finished epoch yet; let its train or search run on")
     kept: list[Checkpoint] = []
+    faults: dict[Path, str] = {}
     for path in paths:
         try:
+            if not path.exists():
+                raise CheckpointError(f"{path.parent}: its checkpoint was not kept, or is gone")
             kept.append(load_checkpoint(path))
         except CheckpointError as error:
-            damaged.append(str(error))
-        kept = sorted(kept, key=_rank)[:top]  # of equals the earlier; no more models in memory than needed
+            faults[path] = str(error)
+        # Of equals the earlier; no more models in memory than needed.
+        kept = sorted(kept, key=lambda each: (each.path != best, _rank(each)))[:top]
+    damaged = (*(faults[path] for path in sorted(faults, key=lambda path: path != best)), *notes)
     if not kept:
         raise CheckpointError("\n".join(damaged))
-    return Choice(tuple(kept), tuple(damaged))
+    return Choice(tuple(kept), damaged, best not in faults if best else not faults)
 
 
 def _rank(checkpoint: Checkpoint) -> float:
@@ -72,6 +90,21 @@ def _rank(checkpoint: Checkpoint) -> float:
     recorded = recorded_value(checkpoint.path.parent)
     value = checkpoint.value if recorded is None else recorded
     return 1.0 if value is None else -value
+
+
+def _best_of_study(run: Path) -> tuple[Path | None, list[str]]:
+    """Returns where the checkpoint of a search's best trial belongs, by its study; or None, and a line why not."""
+    from cdn_tune.tuning.results.record import read_record  # Optuna takes its time to import
+    from cdn_tune.tuning.study.ranking import ranking
+
+    try:
+        ranked = ranking(read_record(run).entries)
+        why = "no trial in it has ended with a value"
+    except CdnTuneError as error:
+        ranked, why = [], str(error)
+    if ranked:
+        return kept_folder(run, ranked[0].number) / CHECKPOINT, []
+    return None, [f"{run}: its study does not say which trial is the best ({why}); that of {KEPT}/ is taken"]
 
 
 def choose_checkpoint(path: Path) -> Choice:

@@ -1,13 +1,21 @@
 """Whether one run is better than another: the same queries, in pairs."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdn_tune.config.tables import metric_names, metrics_depth
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluate import EVALUATION
-from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, answers_of, read_query_results, video_numbers
+from cdn_tune.evaluation.queries import (
+    MOST_MOMENTS,
+    PREDICTIONS,
+    QueryResult,
+    answers_of,
+    read_query_results,
+    video_numbers,
+)
+from cdn_tune.evaluation.test_result import read_evaluation
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, compare_paired, interval
 from cdn_tune.moments.metrics import mean_measures, measure
 from cdn_tune.training.runs.run_folder import read_manifest
@@ -53,9 +61,8 @@ def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: in
     names = metric_names(recalls, ious)
     tables = []
     for side in sides:
-        most = max(metrics_depth(names), *(len(result.moments) for results in side.results for result in results))
         answers = [
-            answers_of([each.moments for each in results], [each.annotation for each in results], most)
+            answers_of([each.moments for each in results], [each.annotation for each in results], metrics_depth(names))
             for results in side.results
         ]
         tables.append(mean_measures([measure(each, names) for each in answers]))
@@ -96,19 +103,48 @@ def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: in
 def _side(run: Path) -> _Side:
     path = run / EVALUATION
     read_manifest(run)
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{run}: is not evaluated yet; run: cdn-tune evaluate {run}") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); evaluate the run again") from None
-    if not isinstance(facts, dict) or facts.get("schema", 1) < 2:
+    facts = read_evaluation(run)
+    if facts is None:
+        raise RunError(f"{run}: is not evaluated yet; run: cdn-tune evaluate {run}")
+    if facts.get("schema", 1) == 1:
         raise RunError(f"{path}: was written by an earlier version; evaluate the run again")
-    seeds = facts.get("seeds")
-    if seeds and all((run / each["predictions"]).is_file() for each in seeds["runs"]):
-        results = [read_query_results(run / each["predictions"]) for each in seeds["runs"]]
+    for name, fits in NEEDED.items():
+        if not fits(facts.get(name)):
+            raise RunError(f"{path}: damaged ({name!r} is missing or of another type); evaluate the run again")
+    runs = facts["seeds"]["runs"] if facts["seeds"] else []
+    if runs and all((run / each["predictions"]).is_file() for each in runs):
+        results = [read_query_results(run / each["predictions"]) for each in runs]
         return _Side(run, facts, results, facts["reported"])
     return _Side(run, facts, [read_query_results(run / PREDICTIONS)], "checkpoint")
+
+
+def _are(kind: type, low: float, high: float) -> Callable[[Any], bool]:
+    """Returns a check whether a value is a list of numbers of a kind within bounds."""
+    return lambda value: (
+        isinstance(value, list) and all(type(each) in (int, kind) and low <= each <= high for each in value)
+    )
+
+
+def _are_runs(seeds: Any) -> bool:
+    runs = seeds.get("runs") if isinstance(seeds, dict) else None
+    return isinstance(runs, list) and all(
+        isinstance(each, dict) and isinstance(each.get("predictions"), str) and "\0" not in each["predictions"]
+        for each in runs
+    )
+
+
+# What a comparison reads of evaluation.json.
+NEEDED: dict[str, Callable[[Any], bool]] = {
+    "schema": lambda value: type(value) is int,
+    "dataset": lambda value: isinstance(value, str),
+    "planted": lambda value: isinstance(value, bool),
+    "split": lambda value: isinstance(value, str),
+    "looks": lambda value: type(value) is int,
+    "reported": lambda value: isinstance(value, str),
+    "recalls": _are(int, 1, MOST_MOMENTS),
+    "ious": _are(float, 0, 1),
+    "seeds": lambda value: value is None or _are_runs(value),
+}
 
 
 def _check_same(mine: _Side, theirs: _Side) -> None:

@@ -5,6 +5,7 @@
 """
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -15,13 +16,14 @@ import numpy as np
 
 from cdn_tune.config import override
 from cdn_tune.config.tables import metrics_depth
+from cdn_tune.data.files import brief
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.splits import split_annotations
-from cdn_tune.errors import ConfigError, RunError
+from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.literature import published_rows
 from cdn_tune.evaluation.predictions import export_predictions
-from cdn_tune.evaluation.queries import PREDICTIONS, query_results, write_query_results
+from cdn_tune.evaluation.queries import PREDICTIONS, query_results, results_text, write_query_results
 from cdn_tune.evaluation.retrain import Mode, Retrained, retrain
 from cdn_tune.evaluation.score_maps import SCORE_MAPS
 from cdn_tune.evaluation.scoring import NmsChoice, Retrieved, Workers, choose_nms, open_split, retrieve
@@ -30,7 +32,7 @@ from cdn_tune.moments.bootstrap import RESAMPLES
 from cdn_tune.moments.metrics import mean_measures, measure
 from cdn_tune.training.memory.estimate import count_parameters
 from cdn_tune.training.object_store.sync import push_run
-from cdn_tune.training.runs.files import write_json, write_text
+from cdn_tune.training.runs.files import json_text, write_atomic, write_text, write_together
 from cdn_tune.training.runs.run_folder import changed_files, locked, read_manifest
 
 SCHEMA = 2
@@ -124,6 +126,11 @@ def evaluate_run(
     request.check()
     run = run.absolute()
     choice = choose_best(run, request.top, request.checkpoint, request.trials)
+    if not choice.is_best:
+        raise CheckpointError(
+            f"{choice.damaged[0]}; this is of the best trial: put it back, or measure the best that is left: "
+            f"--checkpoint {shlex.quote(str(choice.checkpoint.path))}"
+        )
     for key, value in (overrides or {}).items():
         if key not in CHANGEABLE:
             raise ConfigError(f"override {key}={value}: after training only {', '.join(CHANGEABLE)} can change")
@@ -155,6 +162,7 @@ class _Evaluation:
                 f"{self.run}: its data have changed since the run ({', '.join(self.changed)}); name the old ones with "
                 "data.root=DIR, or evaluate on these with --other-data"
             )
+        read_looks(self.run)
         for split in ("val", "test"):  # faults of features or words are raised before anything is done
             open_split(self.experiment.data, split)
         retrained = self._retrain()
@@ -227,6 +235,7 @@ class _Evaluation:
             "split": "test",
             "looks": looks,
             "queries": len(test),
+            "without_moment": [{"id": item.id, "reason": item.reason} for item in test.skipped],
             "videos": summary["bootstrap"]["clusters"],
             "recalls": list(settings.recalls),
             "ious": list(settings.ious),
@@ -286,24 +295,30 @@ class _Evaluation:
         results = [query_results(test.annotations, each.top, each.scores, "test") for each in tops]
         for trial, each in zip(retrained, results[len(results) - len(retrained) :], strict=True):
             write_query_results(trial.folder / PREDICTIONS, each)
-        names = (EVALUATION_PUBLISHED, PREDICTIONS_PUBLISHED) if self.published else (EVALUATION, PREDICTIONS)
-        _put_aside(self.run, names)  # the files of every test access are kept; the first is the one to report
-        write_query_results(self.run / names[1], results[0])
         for form in self.request.formats:
             export_predictions(results[0], form, self.run)
-        write_json(self.run / names[0], result)
+        names = (EVALUATION_PUBLISHED, PREDICTIONS_PUBLISHED) if self.published else (EVALUATION, PREDICTIONS)
+        _keep_before(self.run, *names)  # the files of every test access are kept; the first is the one to report
+        write_together({self.run / names[1]: results_text(results[0]), self.run / names[0]: json_text(result)})
 
 
-def _put_aside(run: Path, names: Sequence[str]) -> None:
-    """Renames the files of the evaluation before to ``NAME-look-N``, N counting them."""
-    if not (run / names[0]).exists():
+def _keep_before(run: Path, evaluation: str, predictions: str) -> None:
+    """Copies the files of the evaluation before to ``NAME-look-N``, N counting them, unless they are there already.
+
+    They are there if this was done before and the process was killed before it wrote new files.
+    """
+    if not (run / evaluation).exists():
         return
-    stem, suffix = names[0].split(".")
-    number = len(list(run.glob(f"{stem}-look-*.{suffix}"))) + 1
-    for name in names:
-        stem, suffix = name.split(".")
-        if (run / name).exists():
-            (run / name).replace(run / f"{stem}-look-{number}.{suffix}")
+    (stem, suffix), (other, ending) = evaluation.split("."), predictions.split(".")
+    number = len(list(run.glob(f"{stem}-look-*.{suffix}")))
+    before = (run / evaluation).read_bytes()
+    last = run / f"{stem}-look-{number}.{suffix}"
+    if last.exists() and last.read_bytes() == before:
+        return
+    if (run / predictions).exists():
+        content = (run / predictions).read_bytes()
+        write_atomic(run / f"{other}-look-{number + 1}.{ending}", lambda file: file.write(content))
+    write_atomic(run / f"{stem}-look-{number + 1}.{suffix}", lambda file: file.write(before))
 
 
 def record_test_access(run: Path, facts: dict[str, Any]) -> int:
@@ -312,13 +327,44 @@ def record_test_access(run: Path, facts: dict[str, Any]) -> int:
     This time is included; evaluations of earlier versions, which kept no log, count by their files.
 
     Raises:
-        RunError: If it cannot be written; then nothing may be opened.
+        RunError: If it cannot be read or written; then nothing may be opened.
     """
     path = run / LOOKS
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    logged = sum(bool(line.strip()) for line in before.splitlines())
-    looks = max(logged, len(list(run.glob("evaluation*.json")))) + 1
+    before = read_looks(run)
+    looks = max(len(before), len(list(run.glob("evaluation*.json")))) + 1
     entry = {"look": looks, "opened": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts}
-    write_text(path, before + json.dumps(entry, ensure_ascii=False) + "\n")
+    lines = (*before, json.dumps(entry, ensure_ascii=False))
+    write_text(path, "".join(f"{line}\n" for line in lines))
     push_run(path)  # a run on an object store has the record there before anything is opened
     return looks
+
+
+def read_looks(run: Path) -> list[str]:
+    """Returns the lines of ``looks.jsonl``, one for each time that the test split was opened.
+
+    A last line without its end is left out: it was being written, and nothing had been opened.
+
+    Raises:
+        RunError: Naming a line that is none of ours.
+    """
+    path = run / LOOKS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path}: cannot be read ({brief(error)}); mend it: it counts how often test was opened"
+        ) from None
+    *lines, rest = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not _is_look(line):
+            raise RunError(f'{path}:{number}: is no look at the test split; correct the line to {{"look": {number}}}')
+    return [line for line in (*lines, *([rest] if _is_look(rest) else ())) if line.strip()]
+
+
+def _is_look(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

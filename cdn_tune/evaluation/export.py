@@ -4,8 +4,6 @@ Weights and word vectors are safetensors, the rest is JSON, YAML and text: openi
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from cdn_tune import __version__
 from cdn_tune.config import DataConfig, Experiment, build, override
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.annotations import SPLITS
-from cdn_tune.data.files import sha256
+from cdn_tune.data.files import aside, brief, sha256
 from cdn_tune.data.lexicon import Lexicon, open_lexicon
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.tokenizer import tokenizer_of
@@ -31,7 +29,7 @@ from cdn_tune.evaluation import graph
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint
 from cdn_tune.evaluation.model_card import Facts, model_card
 from cdn_tune.evaluation.test_result import chosen_threshold, read_test_result
-from cdn_tune.training.runs.checkpoint import Checkpoint, build_model, load_weights
+from cdn_tune.training.runs.checkpoint import ENTRIES, Checkpoint, build_model, load_weights
 from cdn_tune.training.runs.files import write_errors
 
 FORMAT, VERSION = "cdn-tune export", 1
@@ -39,6 +37,9 @@ CONFIG, EXPERIMENT, WEIGHTS = "config.json", "experiment.yaml", "model.safetenso
 WORDS, WORD_VECTORS, CARD = "words.json", "word_vectors.safetensors", "README.md"
 GRAPH, ONNX = "model.pt2", "model.onnx"
 NEEDED = (EXPERIMENT, WEIGHTS, WORDS, WORD_VECTORS)
+# What its files raise that hold something else than they should, a model of more weights than fit among it.
+_UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, TypeError, ArithmeticError, MemoryError)
+_UNREADABLE += (safetensors.SafetensorError,)
 _AGAIN = "copy the folder again, or export the run again"
 # Only where the data lie can change: the words are taken from there.
 CHANGEABLE = ("data.root", "data.word_vectors")
@@ -95,8 +96,8 @@ def export_run(
     with _whole(out) as folder, write_errors(out):
         about = {"format": FORMAT, "cdn_tune": __version__}
         weights = {name: value.detach().cpu().clone() for name, value in checkpoint.model.state_dict().items()}
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, about)
-        save_file({"vectors": lexicon.vectors.contiguous()}, folder / WORD_VECTORS, about)
+        _save({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, about)
+        _save({"vectors": lexicon.vectors.contiguous()}, folder / WORD_VECTORS, about)
         (folder / WORDS).write_text(json.dumps(list(lexicon.rows), ensure_ascii=False), encoding="utf-8")
         (folder / EXPERIMENT).write_text(dump(_plain(checkpoint.experiment, threshold)), encoding="utf-8")
         if torch_export or onnx:
@@ -130,6 +131,14 @@ def export_run(
     return Export(out, sizes, len(lexicon.rows), choice.damaged)
 
 
+def _save(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+    """Writes tensors; raises OSError if that fails, as all other writing does."""
+    try:
+        save_file(tensors, path, about)
+    except safetensors.SafetensorError as error:
+        raise OSError(brief(error)) from error
+
+
 def _words(config: DataConfig, all_words: bool) -> Lexicon:
     """Returns the words to carry: of all queries of the dataset, or all that there are."""
     whole = open_lexicon(config)
@@ -137,7 +146,7 @@ def _words(config: DataConfig, all_words: bool) -> Lexicon:
         chosen = list(whole.rows)
     else:
         try:
-            queries = {item.query for split in SPLITS for item in split_annotations(config, split).annotations}
+            queries = {item.query for split in SPLITS for item in split_annotations(config, split).queries}
         except DataError as error:
             raise DataError(f"{error}; or export the whole vectors file with --all-words") from None
         tokenize = tokenizer_of(config.tokenizer)
@@ -166,16 +175,14 @@ def _plain(experiment: Experiment, threshold: float | None) -> dict[str, Any]:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """Yields a new folder that becomes `out` at the end, or goes."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with aside(out) as partial:
         with write_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
             partial.mkdir()
         yield partial
         with write_errors(out):
             partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_exported(path: Path) -> bool:
@@ -203,16 +210,17 @@ def read_exported(folder: Path) -> tuple[Checkpoint, Lexicon]:
         vectors = load_file(folder / WORD_VECTORS)["vectors"]
     except CdnTuneError as error:
         raise CheckpointError(str(error)) from None
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be read ({_brief(error)}); {_AGAIN}") from None
-    shape = (len(words), experiment.data.word_size) if isinstance(words, list) else None
-    if shape is None or vectors.shape != shape or vectors.dtype != torch.float32:
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{folder}: cannot be read ({brief(error)}); {_AGAIN}") from None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise CheckpointError(f"{folder / WORDS}: is no list of words; {_AGAIN}")
+    shape = (len(words), experiment.data.word_size) if len({*words}) == len(words) else None
+    if shape is None or vectors.shape != shape or vectors.dtype != torch.float32 or not vectors.isfinite().all():
         raise CheckpointError(f"{folder / WORD_VECTORS}: does not fit {WORDS} and {EXPERIMENT}; {_AGAIN}")
     rows, data = {word: row for row, word in enumerate(words)}, experiment.data
     lexicon = Lexicon(str(folder / WORDS), data.tokenizer, data.unknown_words, rows, vectors)
-    val = {str(name): float(value) for name, value in config["val"].items()}
-    epoch, planted = int(config["epoch"]), bool(config["planted"])
-    return Checkpoint(folder / WEIGHTS, experiment, model.eval(), epoch, val, planted), lexicon
+    facts = [config[name] for name in ("epoch", "val", "planted")]
+    return Checkpoint(folder / WEIGHTS, experiment, model.eval(), *facts), lexicon
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -221,17 +229,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing, the exported folder is incomplete; {_AGAIN}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({_brief(error)}); {_AGAIN}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged ({brief(error)}); {_AGAIN}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not of a folder that cdn-tune exported; name one, or a run folder")
     if config.get("version") != VERSION:
         raise CheckpointError(f"{path}: export version {config.get('version')!r}, but this cdn-tune reads {VERSION}")
-    kinds = {"files": dict, "val": dict, "epoch": int, "planted": bool}
-    if wrong := [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]:
+    checks = {"files": lambda value: isinstance(value, dict)}
+    checks |= {name: ENTRIES[name][1] for name in ("val", "epoch", "planted")}
+    if wrong := [name for name, fits in checks.items() if not fits(config.get(name))]:
         raise CheckpointError(f"{path}: damaged ({', '.join(wrong)} missing or of another type); {_AGAIN}")
     return config
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

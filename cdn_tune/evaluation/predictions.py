@@ -24,7 +24,7 @@ from cdn_tune.data.layouts import layout_of, recognise
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.tokenizer import words
 from cdn_tune.errors import ConfigError, DataError
-from cdn_tune.evaluation.queries import QueryResult, answers_of
+from cdn_tune.evaluation.queries import MOST_MOMENTS, QueryResult, answers_of
 from cdn_tune.evaluation.summary import summarise
 from cdn_tune.moments.bootstrap import RESAMPLES
 from cdn_tune.moments.metrics import measure
@@ -79,12 +79,13 @@ def score_predictions(
         raise ConfigError(f"--dataset {name}: unknown; choose one of {', '.join(LAYOUTS)}")
     settings = {} if val_fraction is None else {"val_fraction": val_fraction}
     config = DataConfig.model_validate({"dataset": name, "root": str(root), **settings})
-    annotations = split_annotations(config, split).annotations
+    loaded = split_annotations(config, split)
+    annotations = loaded.queries  # all of the file, so that positions are the file's
     train = split_annotations(config, "train").annotations
     thresholds = tuple(ious or layout_of(name).ious)
     listed = read_predictions(path, annotations)
     names = metric_names(recalls, thresholds)
-    answers = answers_of(listed, annotations, max(metrics_depth(names), *map(len, listed)))
+    answers = answers_of(listed, annotations, metrics_depth(names))
     summary = summarise({path.name: measure(answers, names)}, annotations, train, thresholds, seed, resamples)
     summary.pop("models")
     return {
@@ -95,6 +96,7 @@ def score_predictions(
         "root": str(root.absolute()),
         "split": split,
         "queries": len(annotations),
+        "without_moment": [{"id": item.id, "reason": item.reason} for item in loaded.skipped],
         "videos": summary["bootstrap"]["clusters"],
         "recalls": list(recalls),
         "ious": list(thresholds),
@@ -186,7 +188,7 @@ def _query(entry: dict[str, Any], where: str, position: dict[str, int]) -> int:
     if isinstance(name, str) and name in position:
         return position[name]
     raise DataError(
-        f"{where}: query {name!r} is not in the split; name it by its id, such as {next(iter(position))!r}, "
+        f"{where}: query {name!r:.60} is not in the split; name it by its id, such as {next(iter(position))!r}, "
         f"or by its position from 0 to {len(position) - 1} as qid"
     )
 
@@ -210,15 +212,19 @@ def _check_same(entry: dict[str, Any], where: str, item: Annotation) -> None:
 def _moments(listed: Any, where: str, item: Annotation) -> Moments:
     if not isinstance(listed, list):
         raise DataError(f"{where}: moments of {item.id} are no list; write {_EXAMPLE}")
+    if len(listed) > MOST_MOMENTS:
+        raise DataError(f"{where}: {item.id} has {len(listed):,} moments; list the best ones, at most {MOST_MOMENTS:,}")
     found: list[tuple[float, float, float]] = []
     for rank, moment in enumerate(listed):
         what = f"{where}: moment {rank + 1} of {item.id}"
         if not isinstance(moment, list) or len(moment) not in (2, 3) or not all(map(_is_number, moment)):
-            raise DataError(f"{what} is {moment!r}; write [start, end, score], times in seconds")
-        start, end = float(moment[0]), float(moment[1])
-        score = float(moment[2]) if len(moment) == 3 else 1 / (rank + 1)
+            raise DataError(f"{what} is {moment!r:.60}; write [start, end, score], times in seconds")
+        try:
+            start, end, score = map(float, moment if len(moment) == 3 else [*moment, 1 / (rank + 1)])
+        except OverflowError:  # an integer beyond all numbers
+            start = end = score = math.inf
         if not all(map(math.isfinite, (start, end, score))):
-            raise DataError(f"{what} is {moment!r}; NaN and infinity are no times and no scores")
+            raise DataError(f"{what} is {moment!r:.60}; NaN and infinity are no times and no scores")
         if end < start:
             raise DataError(f"{what} ends at {end:g} s, before its start at {start:g} s; swap them")
         if start < -_TOLERANCE or end > item.duration + _TOLERANCE:

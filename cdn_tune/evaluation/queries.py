@@ -19,6 +19,7 @@ from cdn_tune.moments.spans import iou
 from cdn_tune.training.runs.files import write_text
 
 PREDICTIONS = "predictions.jsonl"
+MOST_MOMENTS = 10_000  # of a query; a metric counts far fewer
 LINE = (
     '{"id": "a:1", "video": "a", "query": "she waves", "duration": 31.5, "truth": [2, 9.5], "moments": [[2, 9, 0.8]], '
     '"iou": 0.93, "split": "test"}'
@@ -94,7 +95,12 @@ def video_numbers(annotations: Sequence[Annotation]) -> npt.NDArray[np.int64]:
 
 def write_query_results(path: Path, results: Iterable[QueryResult]) -> None:
     """Writes results atomically, one JSON object per line."""
-    write_text(path, "".join(json.dumps(vars(result), ensure_ascii=False) + "\n" for result in results))
+    write_text(path, results_text(results))
+
+
+def results_text(results: Iterable[QueryResult]) -> str:
+    """Returns results as a file holds them, one JSON object per line."""
+    return "".join(json.dumps(vars(result), ensure_ascii=False) + "\n" for result in results)
 
 
 def read_query_results(path: Path) -> list[QueryResult]:
@@ -117,6 +123,8 @@ def _result(line: str, where: str) -> QueryResult:
     try:
         entry = json.loads(line)
         start, end = entry["truth"]
+        if len(entry["moments"]) > MOST_MOMENTS:
+            raise ValueError(f"it lists {len(entry['moments']):,} moments, more than {MOST_MOMENTS:,}")
         result = QueryResult(
             *(str(entry["id"]), str(entry["video"]), str(entry["query"]), float(entry["duration"])),
             (float(start), float(end)),
@@ -129,6 +137,6 @@ def _result(line: str, where: str) -> QueryResult:
         if result.split not in SPLITS:
             raise ValueError(f"its split is {result.split!r}")
         return result
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{where}: not a line of predictions ({reason}); expected {LINE}") from None

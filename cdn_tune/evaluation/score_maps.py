@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cdn_tune.data.annotations import Annotation
+from cdn_tune.data.files import written_whole
 from cdn_tune.training.runs.files import write_errors
 
 SCORE_MAPS = "score_maps.hdf5"
@@ -46,7 +47,8 @@ class ScoreMaps:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with write_errors(self._path):
+            self._file.close()
 
 
 def merge_score_maps(path: Path, parts: Sequence[Path], annotations: Sequence[Annotation], split: str) -> None:
@@ -61,10 +63,9 @@ def merge_score_maps(path: Path, parts: Sequence[Path], annotations: Sequence[An
     Raises:
         RunError: If it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     texts = h5py.string_dtype()
     try:
-        with write_errors(path), h5py.File(temporary, "w") as file:
+        with write_errors(path), written_whole(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["split"] = split
             file.create_dataset("id", data=[item.id for item in annotations], dtype=texts)
             file.create_dataset("video", data=[item.video for item in annotations], dtype=texts)
@@ -79,8 +80,6 @@ def merge_score_maps(path: Path, parts: Sequence[Path], annotations: Sequence[An
                         file.create_dataset("scores", (len(annotations), clips, clips), "f4", **packed)
                     for row, index in enumerate(source["index"][:]):
                         file["scores"][index] = source["scores"][row]
-        temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
         for part in parts:
             part.unlink(missing_ok=True)

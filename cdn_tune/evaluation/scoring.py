@@ -3,6 +3,7 @@
 Computed in this process or by several workers, with the same numbers.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -97,9 +98,10 @@ def retrieve(
         CdnTuneError: If a checkpoint, the data or the cluster is at fault.
     """
     inputs: list[tuple[Any, ...]] = []
+    beside = None if maps is None else maps.with_name(f".{maps.name}")
     for number, (file, experiment) in enumerate(models):
         for rank in range(workers.count):
-            target = None if maps is None or number else str(maps.with_name(f".{maps.name}.{rank}"))
+            target = None if maps is None or number else f"{beside}.{rank}.{os.getpid()}.tmp"  # as `aside` has it
             inputs.append((str(file), experiment.plain(), split, tuple(thresholds), limit, rank, workers.count, target))
     found: list[_Part] = [[] for _ in models]
     for position, part in workers.run(retrieve_part, inputs):

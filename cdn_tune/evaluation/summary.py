@@ -17,6 +17,8 @@ from cdn_tune.moments.metrics import Answers, Measures, measure, query_groups
 
 LEVEL = 0.95
 BLIND = "query_blind"
+# What needs no model, as it is called wherever it is shown.
+BASELINES = {"best_constant": "best constant answer", BLIND: "query-blind list", "random": "random moments"}
 
 
 def summarise(

@@ -5,9 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cdn_tune.data.files import brief
+from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluate import EVALUATION
 from cdn_tune.training.runs.checkpoint import Checkpoint
 from cdn_tune.training.runs.run_folder import MANIFEST
+
+
+def read_evaluation(run: Path) -> dict[str, Any] | None:
+    """Returns the entries of a run's ``evaluation.json``, whichever version wrote it; None before the first evaluation.
+
+    Raises:
+        RunError: If it is damaged.
+    """
+    path = run / EVALUATION
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read ({brief(error)}); evaluate the run again") from None
+    return content if isinstance(content, dict) else {}
 
 
 def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
@@ -19,16 +37,15 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
         ``metrics`` by name, ``queries``, ``looks``, ``created`` and ``baselines`` (name to metrics) as far as they are
         recorded, or None; and why there are none.
     """
-    path = run / EVALUATION
-    if not path.is_file():
-        return None, "the test split has not been evaluated"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_evaluation(run)
+    except RunError:
         return None, f"{EVALUATION} cannot be read"
-    models = content.get("models") if isinstance(content, dict) else None
+    if content is None:
+        return None, "the test split has not been evaluated"
+    models = content.get("models")
     own = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else content
-    metrics = _numbers(own.get("metrics")) if isinstance(own, dict) else {}  # over seeds, `metrics` are their mean
+    metrics = _numbers(own.get("metrics"))  # over seeds, `metrics` are their mean
     if not metrics:
         return None, f"{EVALUATION} holds no metrics"
     measured = content.get("checkpoint")
@@ -56,13 +73,15 @@ def chosen_threshold(checkpoint: Checkpoint) -> float | None:
     if run is None:
         return None
     try:
-        content = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
+        content = read_evaluation(run)
+        if content is None:
+            return None
         nms, seeds = content["nms"], content["seeds"] or {"runs": []}
         measured = [each["checkpoint"] for each in (*content["models"], *seeds["runs"])]
         if nms["chosen_on"] != "val" or str(path.relative_to(run)) not in measured:
             return None
         threshold = float(nms["threshold"])
-    except (OSError, ValueError, KeyError, TypeError):  # not evaluated, or by an earlier version
+    except (RunError, ValueError, KeyError, TypeError):  # damaged, or by an earlier version
         return None
     return threshold if 0 <= threshold <= 1 else None
 
@@ -73,6 +92,6 @@ def _numbers(values: Any) -> dict[str, float]:
     for name, value in values.items() if isinstance(values, Mapping) else ():
         if isinstance(value, Mapping):
             value = next((value[key] for key in ("value", "mean", "estimate") if key in value), None)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1:
             found[str(name)] = float(value)
     return found

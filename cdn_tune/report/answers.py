@@ -19,10 +19,10 @@ from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import Batch, load_split
 from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
-from cdn_tune.evaluation.choose_checkpoint import choose_best
+from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, query_results, read_query_results
 from cdn_tune.report.record import RunRecord
-from cdn_tune.training.runs.checkpoint import Checkpoint, load_checkpoint
+from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.step.batch_loss import autocast, resolve_precision
 from cdn_tune.training.step.process_group import this_world
 
@@ -157,6 +157,7 @@ def collect_answers(record: RunRecord, count: int, seconds: float) -> Answers:
         try:
             named = (record.evaluation or {}).get("checkpoint") if predictions else None
             viewer = Viewer(record.run, predictions.split if predictions else "val", named)
+            notices += viewer.notices
             predictions = predictions or viewer.predict(seconds)
             file = viewer.checkpoint.path
             within = file.relative_to(record.run) if file.is_relative_to(record.run) else file
@@ -229,7 +230,8 @@ class Viewer:
     """
 
     def __init__(self, run: Path, split: str, checkpoint: str | None = None) -> None:
-        self.checkpoint = _checkpoint(run, checkpoint)
+        choice = _choice(run, checkpoint)
+        self.checkpoint, self.notices = choice.checkpoint, choice.damaged
         self.split = cast(Split, split)
         experiment = self.checkpoint.experiment
         self.dataset = load_split(experiment.data, self.split)
@@ -288,13 +290,13 @@ class Viewer:
             return batch, self._model(*self._model.inputs_of(batch))
 
 
-def _checkpoint(run: Path, named: str | None) -> Checkpoint:
+def _choice(run: Path, named: str | None) -> Choice:
     if named is not None:
         try:
-            return load_checkpoint(run / named)
+            return Choice((load_checkpoint(run / named),))
         except CheckpointError:
             pass  # removed when a better trial came, or damaged: the page names the best that is left beside its views
-    return choose_best(run).checkpoint
+    return choose_best(run)
 
 
 def _spread(count: int) -> npt.NDArray[np.int64]:

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.model.families import label_in
 from cdn_tune.report.figures import is_share, number
 
 _TITLES = {
-    "best_constant": "best constant answer",
-    "query_blind": "best constant list, blind to the query",
-    "random": "random moments",
+    **BASELINES,
     "models": "the chosen checkpoints",
     "seeds": "over seeds",
     "groups": "by kind of query",
@@ -62,10 +61,10 @@ def cards(evaluation: Mapping[str, Any]) -> list[Card]:
 
 def _aside(evaluation: Mapping[str, Any], name: str) -> str:
     """Returns what an answer reaches that is blind to the query: one for R1, a list of them for R5."""
-    for key, title in (("best_constant", "constant"), ("query_blind", "constant list")):
+    for key in ("best_constant", "query_blind"):
         reached = ((evaluation.get("baselines") or {}).get(key) or {}).get("metrics") or {}
         if name in reached:
-            return f"{title} {number(reached[name], name)}"
+            return f"{_title(key)} {number(reached[name], name)}"
     return ""
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from cdn_tune.config import Experiment, build
+from cdn_tune.data.files import brief
 from cdn_tune.errors import CheckpointError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.reports import EpochReport
@@ -187,6 +188,17 @@ class TrialState:
         content = self._read()
         if content is None:
             return Progress()
+        try:
+            return self._restore(content)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise CheckpointError(
+                f"{self.folder / LAST}: holds another state than a trial's ({type(error).__name__}: {brief(error)}); "
+                "delete it and start again"
+            ) from None
+
+    def _restore(self, content: dict[str, Any]) -> Progress:
         path = self.folder / LAST
         if build(Experiment, content["experiment"], f"{path}: experiment") != self.experiment:
             raise CheckpointError(f"{path}: belongs to another experiment; choose another folder")

@@ -59,6 +59,9 @@ def test_evaluate_says_all_of_it(run: Path) -> None:
     ):
         assert words in result.output
     assert "published" not in result.output  # planted data stand beside no published number
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("CDN, best on val, on charades_sta, test split: R1@0.3 ")
+    assert "mIoU" in last
     assert (run / "predictions-qvhighlights.jsonl").exists()
     assert "opened 2 times for this run; report the first look" in invoke("evaluate", run).output
 
@@ -84,6 +87,9 @@ def test_predictions_of_a_file(run: Path, planted: Path, tmp_path: Path) -> None
     found = json.loads((tmp_path / "out.json").read_text())
     own = json.loads((run / "evaluation.json").read_text())
     assert found["metrics"] == pytest.approx(own["metrics"], abs=1e-9)
+    plain = invoke("evaluate", "eval.ious=[0.3, 0.5]", "--predictions", file, "--data", planted, "--json")
+    assert json.loads(plain.stdout)["metrics"] == found["metrics"]
+    assert json.loads(invoke("evaluate", run, "--json").stdout)["looks"] == 2
 
 
 def test_compare_two_runs(run: Path, tmp_path: Path) -> None:

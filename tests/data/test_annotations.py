@@ -69,6 +69,9 @@ def test_a_moment_after_the_end_of_the_video_is_skipped_and_named(small: Small) 
     loaded = charades.LAYOUT.load(small.root, "train")
     assert len(loaded.annotations) == 5
     assert [item.id for item in loaded.skipped] == ["charades_sta_train.txt:2"]
+    assert [item.id.partition(":")[2] for item in loaded.queries] == list("123456")  # to measure on: all, in file order
+    empty = loaded.queries[1]
+    assert (empty.start, empty.end, empty.query) == (empty.duration, empty.duration, "a person opens the door.")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,13 @@ def test_a_wrong_line_is_named(small: Small, line: str, parts: tuple[str, ...]) 
     assert "charades_sta_train.txt:4" in message
     assert "\n" not in message
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(("video", "query"), [("v", "a \ud800 person"), ("\udfff", "a person")])
+def test_half_a_character_is_told(video: str, query: str) -> None:
+    with pytest.raises(DataError, match=r"f:1: holds half a character") as raised:
+        annotate(Path("f"), "1", video, 9.0, 1.0, 2.0, query)
+    str(raised.value).encode()
 
 
 def test_reversed_moments_are_skipped_only_where_published() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from cdn_tune.data.files import locate, read_text, written_whole
+from cdn_tune.data.files import aside, clear_left, locate, read_text, scratch_folder, written_whole
 from cdn_tune.errors import DataError
 
 
@@ -43,3 +45,44 @@ def test_a_name_is_looked_for_in_root_first(tmp_path: Path, monkeypatch: pytest.
 def test_a_folder_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_text(tmp_path)
+
+
+DEAD = 2**22 + 1  # above the largest number that Linux gives to a process
+
+
+def test_what_killed_processes_left_is_tidied_and_what_lives_is_not(tmp_path: Path) -> None:
+    left = tmp_path / f".a.json.{DEAD}.tmp"
+    folder = tmp_path / f".a.json.{2**40}.tmp"
+    others = [
+        tmp_path / f".b.json.{DEAD}.tmp",
+        tmp_path / f".a.json.{os.getppid()}.tmp",
+        tmp_path / ".a.json.tmp",
+        tmp_path / f"a.json.{DEAD}.tmp",
+    ]
+    for path in (left, *others):
+        path.write_text("half")
+    folder.mkdir()
+    (folder / "x").touch()
+    with aside(tmp_path / "a.json") as temporary:
+        assert not left.exists()
+        assert not folder.exists()
+        temporary.mkdir()
+        (temporary / "x").touch()
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    clear_left(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(others[1:])
+
+
+def test_scratch_folders_of_killed_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, foreign = tmp_path / "cdn-tune-dead", tmp_path / "cdn-tune-notes"
+    for path in (dead / "files", foreign):
+        path.mkdir(parents=True)
+    (dead / ".alive").touch()
+    with scratch_folder() as living:
+        (living / "x").touch()
+        assert not dead.exists()
+        with scratch_folder() as second:
+            assert (living / "x").exists()
+            assert not list(second.iterdir())
+    assert list(tmp_path.iterdir()) == [foreign]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cdn_tune import load
@@ -81,7 +82,7 @@ def test_what_lies_in_it(folder: Path, planted: Path) -> None:
     assert config["planted"] is True
     assert set(config["files"]) == names - {exported.CONFIG}
     assert load(folder).planted
-    assert not list(folder.parent.glob(".*.partial"))
+    assert not list(folder.parent.glob(".*.tmp"))
 
 
 def test_words_are_those_of_the_queries_or_all(run: Path, planted: Path, tmp_path: Path) -> None:
@@ -174,6 +175,7 @@ def test_damaged_and_incomplete_folders_are_told(folder: Path, name: str) -> Non
         ("[]", "is not of a folder that cdn-tune exported"),
         ('{"format": "cdn-tune export", "version": 9}', "export version 9"),
         ('{"format": "cdn-tune export", "version": 1}', "files, val, epoch, planted missing"),
+        ("[" * 100_000, "damaged"),
         (None, "is missing, the exported folder is incomplete"),
     ],
 )
@@ -226,6 +228,39 @@ def test_files_that_do_not_fit_each_other_are_told(folder: Path) -> None:
     reseal(folder, exported.WEIGHTS)
     with pytest.raises(CheckpointError, match="its weights do not fit its experiment"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("files", []), ("val", {"mIoU": "x"}), ("val", {"mIoU": None}), ("epoch", "3"), ("epoch", True), ("planted", 1)],
+)
+def test_facts_of_another_type_are_told(folder: Path, name: str, value: Any) -> None:
+    config = json.loads((folder / exported.CONFIG).read_text())
+    (folder / exported.CONFIG).write_text(json.dumps({**config, name: value}))
+    with pytest.raises(CheckpointError, match=rf"config\.json: damaged \({name} missing or of another type\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize("words", ['{"a": 1}', "[1, 2]", '[["a"]]', "[" * 100_000])
+def test_words_that_are_none_are_told(folder: Path, words: str) -> None:
+    (folder / exported.WORDS).write_text(words)
+    reseal(folder, exported.WORDS)
+    with pytest.raises(CheckpointError, match=r"is no list of words|cannot be read"):
+        load(folder)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(exported, "save_file", full)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RunError, match=r"out: cannot be written \(.*\); free space, or choose another place") as raised:
+        export_run(run, tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_nothing_is_overwritten_and_nothing_left(run: Path, folder: Path, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from cdn_tune.distributed.launch import run_tasks
 from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
 from cdn_tune.evaluation import evaluate as final
 from cdn_tune.evaluation.choose_checkpoint import choose_best
-from cdn_tune.evaluation.compare import compare_runs
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.compare import NEEDED, compare_runs
+from cdn_tune.evaluation.evaluate import Request, evaluate_run, record_test_access
+from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import answers_of, read_query_results
 from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.moments.metrics import measure
@@ -107,6 +108,61 @@ def test_every_look_is_kept(trained: Path) -> None:
     evaluate_run(trained, {"eval.batch_size": 9})
     assert json.loads((trained / "evaluation-look-1.json").read_text()) == first
     assert json.loads((trained / "evaluation.json").read_text())["looks"] == 2
+
+
+def test_a_kill_while_files_are_written_loses_no_evaluation(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = evaluate_run(trained, None, Request(resamples=20))
+    before = (trained / "predictions.jsonl").read_bytes()
+    left = trained / f".looks.jsonl.{2**22 + 1}.tmp"
+    left.touch()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(final, "write_together", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                evaluate_run(trained, None, Request(resamples=20))
+    assert json.loads((trained / "evaluation.json").read_text()) == first
+    assert (trained / "predictions.jsonl").read_bytes() == before
+    assert not left.exists()
+    assert evaluate_run(trained, None, Request(resamples=20))["looks"] == 4
+    names = sorted(path.name for path in trained.glob("*look-*"))
+    assert names == ["evaluation-look-1.json", "predictions-look-1.jsonl"]
+    assert json.loads((trained / "evaluation-look-1.json").read_text()) == first
+    assert (trained / "predictions-look-1.jsonl").read_bytes() == before
+
+
+def test_a_half_line_is_no_look(trained: Path) -> None:
+    with locked(trained):
+        assert record_test_access(trained, {}) == 1
+        with (trained / "looks.jsonl").open("a") as file:
+            file.write('{"look": 2, "ope')
+        assert record_test_access(trained, {}) == 2
+    lines = (trained / "looks.jsonl").read_text().splitlines()
+    assert [json.loads(line)["look"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize("content", [b'{"look": 1}\nx\n', b"[]\n", b"\xff\n", b"[" * 100_000 + b"\n", b"7\n"])
+def test_damaged_looks_are_told_before_anything_is_done(trained: Path, content: bytes) -> None:
+    (trained / "looks.jsonl").write_bytes(content)
+    with pytest.raises(RunError, match=r"looks\.jsonl(:\d)?: (is no look at the test split; correct|cannot be read)"):
+        evaluate_run(trained, None, Request(seeds=1, resamples=20))
+    assert (trained / "looks.jsonl").read_bytes() == content
+    assert not (trained / "seeds").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_before_a_look(trained: Path, tmp_path: Path) -> None:
+    best = load_checkpoint(trained / BEST)
+    state = {name: value * float("nan") for name, value in best.model.state_dict().items()}
+    content = {"model": state, "epoch": 1, "val": best.val, "planted": True}
+    save_checkpoint(trained / BEST, best.experiment, content)
+    for refused in (lambda: evaluate_run(trained), lambda: export_run(trained, tmp_path / "out")):
+        with pytest.raises(CheckpointError, match="are not finite"):
+            refused()
+    assert not (trained / "looks.jsonl").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_data_are_refused_unless_asked_for(trained: Path, tmp_path: Path) -> None:
@@ -379,6 +435,17 @@ def test_features_of_another_size_are_one_line(trained: Path, planted: Path, tmp
     assert not (trained / "looks.jsonl").exists()
 
 
+WRONG_FACTS: list[tuple[str, object]] = [
+    ("schema", "2"),
+    ("recalls", ["1"]),
+    ("recalls", [10**9]),
+    ("ious", [2]),
+    ("seeds", []),
+    ("seeds", {"runs": [{"predictions": 1}]}),
+    ("looks", True),
+]
+
+
 def test_two_runs_compare_on_the_same_queries(trained: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(trained, other)
@@ -395,6 +462,15 @@ def test_two_runs_compare_on_the_same_queries(trained: Path, tmp_path: Path) -> 
         assert row["second"]["value"] == pytest.approx(facts[1]["metrics"][row["name"]], abs=1e-9)
         assert row["difference"] == pytest.approx(-reverse["difference"])
         assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+    for name, value in [*((name, None) for name in NEEDED if name != "seeds"), *WRONG_FACTS]:
+        (other / "evaluation.json").write_text(json.dumps({**facts[1], name: value}))
+        with pytest.raises(RunError, match=rf"evaluation\.json: damaged \('{name}' is missing or of another type\)"):
+            compare_runs(trained, other)
+    for text in ("{", "[]", "[" * 100_000, '{"schema": 1}'):
+        (other / "evaluation.json").write_text(text)
+        with pytest.raises(RunError, match=r"evaluation\.json: .*; evaluate the run again"):
+            compare_runs(trained, other)
+    (other / "evaluation.json").write_text(json.dumps(facts[1]))
     lines = (trained / "predictions.jsonl").read_text().splitlines(keepends=True)
     (trained / "predictions.jsonl").write_text("".join(lines[1:]))
     with pytest.raises(RunError, match="only runs measured on the same queries"):

@@ -1,6 +1,7 @@
 """Predictions as files: round trips, other people's formats, and every fault in one line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,18 @@ def test_results_come_back_as_written(tmp_path: Path) -> None:
     assert answers.rank(0.5).tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"id": "a"}', '{"id": "a", "truth": [1]}'])
+GOOD = {"id": "a", "video": "a", "query": "q", "duration": 9, "truth": [1, 2], "moments": [], "iou": 0, "split": "test"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{", "[]", '{"id": "a"}', '{"id": "a", "truth": [1]}', "[" * 100_000),
+        json.dumps({**GOOD, "duration": 10**400}),
+        json.dumps({**GOOD, "moments": [[0, 1, 1]] * 10_001}),
+        json.dumps({**GOOD, "split": "all"}),
+    ],
+)
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     write_query_results(tmp_path / "p.jsonl", results())
     with (tmp_path / "p.jsonl").open("a") as file:
@@ -110,6 +122,9 @@ def line(**changes: Any) -> dict[str, Any]:
         ([line(moments=[[1, 2, 0.5], [3, 20.5, 0.4]])], r"moment 2 of a:1, 3 to 20\.5 s, lies outside video a of 20 s"),
         ([line(moments=[[-1, 2]])], "lies outside video a"),
         ([line(moments=[[5, 2]])], "ends at 2 s, before its start at 5 s"),
+        ([line(moments=[[1, 10**400]])], "NaN and infinity"),
+        ([line(moments=[[0, 1]] * 10_001)], "a:1 has 10,001 moments; list the best ones, at most 10,000"),
+        ([line(id="z" * 10_000)], "query 'z{59} is not in the split"),
         ([line(moments=[["1", 2]])], r"write \[start, end, score\]"),
         ([line(moments=[[1, 2, 3, 4]])], r"write \[start, end, score\]"),
         ([line(moments="x")], "are no list"),
@@ -168,6 +183,35 @@ def test_scored_alone_a_run_has_the_same_metrics(trained: Path, planted: Path, t
     first = score_predictions(trained / "predictions-charades_sta.txt", planted, ious=own["ious"], resamples=50)
     for name in ("R1@0.3", "R1@0.5"):
         assert first["metrics"][name] == pytest.approx(own["metrics"][name])
+
+
+def test_every_query_of_the_file_counts(trained: Path, planted: Path, tmp_path: Path) -> None:
+    """One whose moment is empty is a miss; predictions for the whole file are scored, and positions are the file's."""
+    from cdn_tune.evaluation.evaluate import Request, evaluate_run
+
+    data, file = tmp_path / "data", "charades_sta_test.txt"
+    shutil.copytree(planted, data)
+    lines = (data / file).read_text().splitlines()
+    before = evaluate_run(trained, None, Request(resamples=20))
+    video, _, rest = lines[1].split(" ", 2)
+    lines[1] = f"{video} 5.0 5.0##{rest.partition('##')[2]}"
+    (data / file).write_text("\n".join(lines) + "\n")
+    request = Request(other_data=True, formats=("qvhighlights", "charades_sta"), resamples=20)
+    own = evaluate_run(trained, {"data.root": str(data)}, request)
+    assert (before["without_moment"], own["queries"]) == ([], len(lines))
+    assert [query["id"] for query in own["without_moment"]] == [f"{file}:2"]
+    missed = read_query_results(trained / "predictions.jsonl")[1]
+    assert (missed.id, missed.truth, missed.iou, bool(missed.moments)) == (f"{file}:2", (5.0, 5.0), 0.0, True)
+    was = read_query_results(trained / "predictions-look-1.jsonl")[1]
+    assert before["metrics"]["mIoU"] - own["metrics"]["mIoU"] == pytest.approx(was.iou / len(lines))
+    for name in ("predictions.jsonl", "predictions-qvhighlights.jsonl", "predictions-charades_sta.txt"):
+        found = score_predictions(trained / name, data, ious=own["ious"], val_fraction=0.3, resamples=20)
+        assert found["without_moment"] == own["without_moment"]
+        assert found["metrics"]["R1@0.5"] == pytest.approx(own["metrics"]["R1@0.5"])
+    entries = [json.loads(each) for each in (trained / "predictions-qvhighlights.jsonl").read_text().splitlines()]
+    assert [(entry["qid"], entry["query"]) for entry in entries] == [
+        (number, each.partition("##")[2]) for number, each in enumerate(lines)
+    ]
 
 
 def test_what_cannot_be_scored(tmp_path: Path, planted: Path) -> None:

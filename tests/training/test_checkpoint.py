@@ -10,8 +10,9 @@ import torch
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError, RunError
-from cdn_tune.training.runs.checkpoint import build_model, load_checkpoint, read_checkpoint, save_checkpoint
-from cdn_tune.training.runs.files import write_atomic, write_text
+from cdn_tune.training.runs.checkpoint import build_model, digest, load_checkpoint, read_checkpoint, save_checkpoint
+from cdn_tune.training.runs.files import write_atomic, write_text, write_together
+from tests.conftest import TINY
 
 Tiny = Callable[..., Experiment]
 
@@ -81,6 +82,82 @@ def test_weights_that_do_not_fit_are_named(tiny: Tiny, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "x.pt", experiment, {**whole, "model": weights})
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         load_checkpoint(tmp_path / "x.pt")
+
+
+WRONG = {
+    "experiment": [
+        "x",
+        {"data": 1},
+        {1: 2},
+        {"model": {"hidden": -1}},
+        {**TINY, "data": {**TINY["data"], "root": "x"}, "model": {"hidden": 2**63}},
+    ],
+    "model": [None, [], {"x": 1.0}, {1: torch.zeros(1)}, {}],
+    "epoch": ["3", None, 1.5, True, -1],
+    "val": [None, "0.5", [0.5], {"R1@0.5": "0.5"}, {"R1@0.5": None}, {1: 0.5}, {"R1@0.5": float("nan")}],
+    "planted": [None, 1, "yes"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_sealed_checkpoint_with_other_content_is_one_line(
+    tiny: Tiny, tmp_path: Path, name: str, value: object
+) -> None:
+    experiment = tiny()
+    save_checkpoint(tmp_path / "x.pt", experiment, {**content(experiment), name: value})
+    with pytest.raises(CheckpointError, match=r"x\.pt") as raised:
+        load_checkpoint(tmp_path / "x.pt")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_entry_that_is_missing_is_named(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    whole = read_checkpoint(_saved(tiny(), tmp_path / "x.pt"))
+    del whole[name]
+    torch.save({**whole, "sha256": digest(whole)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=rf"x\.pt: '{name}' is missing or is not .*; delete it, or use another"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def _saved(experiment: Experiment, path: Path) -> Path:
+    save_checkpoint(path, experiment, content(experiment))
+    return path
+
+
+def test_weights_that_are_not_finite_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny()
+    state = build_model(experiment).state_dict()
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state[name] = torch.full_like(state[name], float("nan"))
+    save_checkpoint(tmp_path / "x.pt", experiment, {**content(experiment), "model": state})
+    with pytest.raises(CheckpointError, match=rf"x\.pt: its weights {name} are not finite"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RunError, match="is a device or a pipe"):
+        write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_files_that_belong_together_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    write_together({first: "old", second: "old"})
+    flush = os.fsync
+
+    def full(handle: int) -> None:  # the disk fills up while the second is written
+        if len(list(tmp_path.glob(".*.tmp"))) > 1:
+            raise OSError(28, "No space left on device")
+        flush(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match="b: cannot be written"):
+            write_together({first: "new", second: "new"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
+    write_together({first: "new", second: "new"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "new"}
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from cdn_tune.cli.show.output import print_line
+from cdn_tune.cli.show.output import out, print_line
+from cdn_tune.cli.show.tables import Stacked
+from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.model.families import label_in
 from cdn_tune.training.runs.kept import CHECKPOINT
 
@@ -18,21 +20,33 @@ _KINDS = {
     "position": "position of the moment",
     "query_words": "length of the query",
 }
-_ROWS = {
-    "best_constant": ("best constant answer", ""),
-    "query_blind": ("query-blind list", ""),
-    "random": ("random moments", "dim"),
-}
 
 
-def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Returns the result beside what needs no model, with intervals: a table of recalls and mIoU, one of mAP."""
+def print_evaluation_tables(result: Mapping[str, Any]) -> None:
+    """Prints the result beside what needs no model, with intervals, what matters most last: groups, mAP, recalls."""
     precision = [name for name in result["metrics"] if name.startswith("mAP")]
     recall = [name for name in result["metrics"] if name not in precision]
-    return [_evaluation(result, recall, _title(result)), _evaluation(result, precision, "average precision, in %")]
+    out.print(_groups(result))
+    out.print(_evaluation(result, precision, "average precision, in %, with 95 % intervals"))
+    out.print(_evaluation(result, recall, _title(result)))
+    for query in result["without_moment"]:
+        print_line(f"{query['id']} counts as a miss: {query['reason']}")
 
 
-def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Table:
+def headline(result: Mapping[str, Any]) -> str:
+    """Returns R@1 and mIoU with their intervals, in one line."""
+    names = [name for name in result["metrics"] if name.startswith("R1@") or name == "mIoU"]
+    numbers = [f"{name} {_percent(result, name)}" for name in names]
+    return f"{_label(result)}, on {result['dataset']}, {result['split']} split: {', '.join(numbers)}".replace(
+        "\n ", ","
+    )
+
+
+def _percent(entry: Mapping[str, Any], name: str) -> str:
+    return f"{100 * entry['metrics'][name]:.1f} {_ends(entry['intervals'][name], 1)}".strip()
+
+
+def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Stacked:
     table = _table(title, names)
     _add(table, _label(result), result["metrics"], names, "bold green")
     _add_intervals(table, result["intervals"], names)
@@ -42,15 +56,15 @@ def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Tabl
     models = result.get("models", [])
     for model in models if result.get("seeds") else models[1:]:
         _add(table, _model_label(model), model["metrics"], names, "")
-    for name, (label, style) in _ROWS.items():
-        _add(table, label, result["baselines"][name]["metrics"], names, style)
+    for name, label in BASELINES.items():
+        _add(table, label, result["baselines"][name]["metrics"], names, "dim" if name == "random" else "")
     gain = result["advantage"]
-    _add(table, "above query-blind list", gain["difference"], names, "cyan", sign=True)
+    _add(table, f"above {BASELINES[gain['over']]}", gain["difference"], names, "cyan", sign=True)
     _add_intervals(table, gain["intervals"], names)
     for row in result.get("published", []):
         if any(name in names for name in row["metrics"]):
             _add(table, f"{row['method']} ({row['features']}, {row['note']})", row["metrics"], names, "magenta")
-    return table
+    return Stacked(table)
 
 
 def _model_label(model: Mapping[str, Any]) -> str:
@@ -70,29 +84,28 @@ def _label(result: Mapping[str, Any]) -> str:
     return f"{label}\n  {result['models'][0]['parameters']:,} parameters" if several else label
 
 
-def groups_table(result: Mapping[str, Any]) -> Table:
+def _groups(result: Mapping[str, Any]) -> Stacked:
     """Returns the metrics of groups of queries, R@1 and mIoU, with intervals."""
     names = [name for name in result["metrics"] if name.startswith("R1@") or name == "mIoU"]
     table = _table("by groups of queries, in %, with 95 % intervals", ["queries", "videos", *names])
     for kind, groups in result["groups"].items():
         table.add_row(_KINDS.get(kind, kind), style="bold")
         for group in groups:
-            pairs = ((group["metrics"][name], group["intervals"][name]) for name in names)
-            cells = (f"{100 * value:.1f} {_ends(interval, 1)}".strip() for value, interval in pairs)
+            cells = (_percent(group, name) for name in names)
             table.add_row(f"  {group['label']}", str(group["queries"]), str(group["videos"]), *cells)
-    return table
+    return Stacked(table)
 
 
-def comparison_table(result: Mapping[str, Any]) -> Table:
+def comparison_table(result: Mapping[str, Any]) -> Stacked:
     """Returns the comparison of two runs, a metric per row."""
-    table = _table(_title(result), ["A", "B", "A - B", "p"])
+    table = _table(_title(result), ["A", "B", "A - B", "p"], narrowest=8)
     for row in result["metrics"]:
         sides = [f"{100 * row[side]['value']:.2f} {_ends(row[side]['interval'])}" for side in ("first", "second")]
         low, high = row["interval"]
         style = "green" if low > 0 else "red" if high < 0 else ""
         difference = f"{100 * row['difference']:+.2f} {_ends(row['interval'], sign=True)}"
         table.add_row(row["name"], *sides, difference, f"{row['p_value']:.4f}", style=style)
-    return table
+    return Stacked(table)
 
 
 def print_planted(result: Mapping[str, Any]) -> None:
@@ -108,9 +121,10 @@ def _title(result: Mapping[str, Any]) -> str:
     return f"{title}\n{result['label']}" if result.get("label") else title
 
 
-def _table(title: str, heads: list[str]) -> Table:
+def _table(title: str, heads: list[str], narrowest: int = 22) -> Table:
+    """Returns an empty table; its first column, of labels, is at least so wide where there is room."""
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("", overflow="fold", min_width=22)
+    table.add_column("", overflow="fold", min_width=narrowest)
     for head in heads:
         table.add_column(head, justify="right")
     return table

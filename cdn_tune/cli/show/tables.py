@@ -39,6 +39,47 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.2e}"
 
 
+class Stacked:
+    """A table that cuts no number: columns for which a line has no room go into further tables below, with the first.
+
+    Args:
+        table: Its first column may run over several lines, the others do not.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def width(part: Table) -> int:
+            return Measurement.get(console, options.update(max_width=10_000), part).maximum
+
+        labels = self.table.columns[0].min_width or width(self._part([]))
+        narrowest = min(labels, options.max_width // 3)  # as which the first column is counted
+        groups: list[list[int]] = [[]]
+        for number in range(1, len(self.table.columns)):
+            if groups[-1] and width(self._part([*groups[-1], number], narrowest)) > options.max_width:
+                groups.append([])
+            groups[-1].append(number)
+        for group in groups:
+            part = self._part(group)
+            part.title = self.table.title if group is groups[0] else None
+            yield part
+
+    def _part(self, numbers: Sequence[int], first_width: int | None = None) -> Table:
+        """Returns a table of the first column, which has a width if one is given, and of some others."""
+        whole = self.table
+        edges = {"show_edge": whole.show_edge, "pad_edge": whole.pad_edge, "padding": whole.padding}
+        part = Table(box=whole.box, title_justify=whole.title_justify, **edges)
+        columns = [whole.columns[number] for number in (0, *numbers)]
+        for column in columns:
+            width, wraps = (first_width, True) if column is columns[0] else (None, False)
+            settings = {"justify": column.justify, "style": column.style, "width": width}
+            part.add_column(column.header, overflow="fold", no_wrap=not wraps, **settings)
+        for row, *cells in zip(whole.rows, *(column.cells for column in columns), strict=True):
+            part.add_row(*cells, style=row.style)
+        return part
+
+
 def leaderboard_table(
     rows: list[Row], parameters: list[str], metric: str, limit: int | None = None, objectives: Sequence[str] = ()
 ) -> "Leaderboard":
@@ -72,7 +113,8 @@ class Leaderboard:
         if Measurement.get(console, options.update(max_width=10_000), wide).maximum <= options.max_width:
             yield wide
             return
-        lines = console.render_lines(self._table(0, apart=False), options.update(height=None), pad=False)
+        narrow = Stacked(self._table(0, apart=False))
+        lines = console.render_lines(narrow, options.update(height=None), pad=False)
         below = dict(enumerate(self.rows, start=len(lines) - len(self.rows)))
         for index, line in enumerate(lines):
             yield from (*line, Segment.line())
@@ -189,7 +231,7 @@ def experiment_line(experiment: Experiment) -> str:
     return f"{model}, batch {experiment.train.batch_size}, lr {experiment.optim.lr:g}"
 
 
-def trained_table(experiment: Experiment, epochs: Sequence[Row], run: Path, planted: bool) -> Table:
+def trained_table(experiment: Experiment, epochs: Sequence[Row], run: Path, planted: bool) -> Stacked:
     """Returns the best epoch's val metrics in %, and the trial's time, memory and disk use, of its recorded epochs."""
     last = epochs[-1]
     best = epochs[last["best_epoch"] - 1]
@@ -209,7 +251,7 @@ def trained_table(experiment: Experiment, epochs: Sequence[Row], run: Path, plan
         size_text(last["peak_bytes"]) if last.get("peak_bytes") else "",
         size_text(occupied_bytes(run)),
     )
-    return table
+    return Stacked(table)
 
 
 def _one_line(text: Any) -> str:

@@ -74,7 +74,7 @@ def _remarks(usable: dict[Split, list[Annotation]], skipped: dict[Split, list[Sk
     findings = []
     if left_out := [item for items in skipped.values() for item in items]:
         examples = tuple(Path(item.id).name for item in left_out[:EXAMPLES])
-        what = f"not used: {left_out[0].reason}"
+        what = f"not trained on, in test a miss: {left_out[0].reason}"
         findings.append(Finding("info", "annotations", what, count=len(left_out), examples=examples))
     double = []
     lengths: dict[str, set[float]] = {}

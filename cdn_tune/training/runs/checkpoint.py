@@ -1,8 +1,10 @@
 """Checkpoints: plain tensors and values, loaded without running code; each rebuilds its own model."""
 
 import hashlib
+import math
 import pickle
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 
 from cdn_tune import __version__
 from cdn_tune.config import Experiment, build
-from cdn_tune.errors import CheckpointError
+from cdn_tune.data.files import brief
+from cdn_tune.errors import CheckpointError, ConfigError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.runs.files import write_atomic
 
@@ -20,6 +23,7 @@ PREVIOUS = Path("checkpoints/previous.pt")
 BEST = Path("checkpoints/best.pt")
 FORMAT = 1
 DIGEST = "sha256"
+_ANOTHER = "delete it, or use another one"
 
 
 @dataclass(frozen=True)
@@ -104,15 +108,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in it
             reason = "no plain archive of tensors; anything else might run code and is not opened"
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason}); delete it, or use another one") from None
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason}); {_ANOTHER}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
             f"{path}: checkpoint format {found!r}, but this version of cdn-tune reads format {FORMAT}"
         )
-    if content.pop(DIGEST, None) != digest(content):
-        raise CheckpointError(f"{path}: damaged (its content does not match its digest); delete it, or use another one")
+    if not _fits_digest(content):
+        raise CheckpointError(f"{path}: damaged (its content does not match its digest); {_ANOTHER}")
     return content
+
+
+def _fits_digest(content: dict[str, Any]) -> bool:
+    wanted = content.pop(DIGEST, None)
+    try:
+        return bool(wanted == digest(content))
+    except (RuntimeError, TypeError):  # a tensor without plain bytes, or a container in itself: never ours
+        return False
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -121,21 +133,61 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: If the file is missing or damaged, or its weights do not fit its experiment.
     """
-    content = read_checkpoint(path)
-    experiment = build(Experiment, content["experiment"], f"{path}: experiment")
-    model = build_model(experiment)
+    content = read_model(path)
+    try:
+        experiment = build(Experiment, content["experiment"], f"{path}: experiment")
+        model = build_model(experiment)
+    except ConfigError as error:
+        raise CheckpointError(str(error).splitlines()[0]) from None
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:  # more weights than fit, or can be counted
+        raise CheckpointError(f"{path}: its model cannot be built ({brief(error)}); {_ANOTHER}") from None
     load_weights(model, content["model"], path)
-    return Checkpoint(path, experiment, model.eval(), content["epoch"], dict(content["val"]), content["planted"])
+    return Checkpoint(path, experiment, model.eval(), content["epoch"], content["val"], content["planted"])
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """Reads a kept model's content: `experiment`, `model`, `epoch`, `val` and `planted`, each of its type.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, not one of ours, or holds something else; names the first entry.
+    """
+    content = read_checkpoint(path)
+    for name, (what, fits) in ENTRIES.items():
+        if not fits(content.get(name)):
+            raise CheckpointError(f"{path}: {name!r} is missing or is not {what}; {_ANOTHER}")
+    return content
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _maps(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) and fits(item) for key, item in value.items())
+
+
+# What a kept model's content is, in words and as a check.
+ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "experiment": ("a configuration", lambda value: _maps(value, lambda _: True)),
+    "model": ("tensors by name", lambda value: _maps(value, lambda item: isinstance(item, torch.Tensor))),
+    "epoch": ("a number of epochs", lambda value: type(value) is int and value >= 0),
+    "val": ("metrics by name", lambda value: _maps(value, _is_number)),
+    "planted": ("true or false", lambda value: isinstance(value, bool)),
+}
 
 
 def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Loads weights strictly.
 
     Raises:
-        CheckpointError: Naming entries that are missing, unknown, or of another shape.
+        CheckpointError: Naming entries that are missing, unknown, of another shape, or not finite.
     """
     try:
         model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, NotImplementedError) as error:  # the latter for tensors without values
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise CheckpointError(f"{path}: its weights do not fit its experiment: {' '.join(lines)[:300]}") from None
+    wrong = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{path}: its weights {wrong[0]}{more} are not finite; {_ANOTHER}")

@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from cdn_tune.data.files import sync_folder
+from cdn_tune.data.files import aside, sync_folder
 from cdn_tune.errors import RunError
 
 _FULL = 64 << 20  # below so many free bytes a failed write is put down to the disk
@@ -23,9 +23,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object], previous: Pat
         previous: New name of the old file, in the same folder; a reader may find the old one there alone.
 
     Raises:
-        RunError: If the file cannot be written (folder not writable, disk full).
+        RunError: If the file cannot be written (folder not writable, disk full, a device of that name).
     """
     with write_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise RunError(f"{path}: is a device or a pipe, which would be replaced; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with _written(path, write) as temporary:
             if previous is not None and path.exists():
@@ -58,21 +60,32 @@ def write_new(path: Path, content: bytes) -> None:
                 temporary.rename(path)
 
 
+def write_together(files: Mapping[Path, str]) -> None:
+    """Writes UTF-8 text files that belong together: all are on disk before the first takes its name.
+
+    Raises:
+        RunError: If one cannot be written (folder not writable, disk full); then all are as they were.
+    """
+    with contextlib.ExitStack() as stack:
+        whole = {}
+        for path, text in files.items():
+            stack.enter_context(write_errors(path))
+            content = text.encode()
+            whole[path] = stack.enter_context(_written(path, lambda file, content=content: file.write(content)))
+        for path, temporary in whole.items():
+            temporary.replace(path)
+
+
 @contextlib.contextmanager
 def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
     """Yields a file beside `path` that is on disk; it is deleted in the end, unless the block has renamed it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)  # a killed process's may be a second name of the file that it made
+    with aside(path) as temporary:
         with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
         sync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -97,4 +110,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically, indented, keys in their order."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Returns a value as the text of a JSON file, indented, keys in their order."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

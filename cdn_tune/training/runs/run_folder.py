@@ -8,6 +8,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from cdn_tune.config import Experiment, SearchSpace, build, keys
 from cdn_tune.config.yaml import dump, read_mapping
+from cdn_tune.data.files import clear_left
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.object_store.lease import LOCK, Lease
@@ -33,7 +34,7 @@ PASSWORD = re.compile(r"((?:^|(?<==))[^:/?#=]+://[^:/?#@]*):(.*)@")
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Creates the run folder and holds it for one command.
+    """Creates the run folder and holds it for one command; what killed processes left half written in it goes.
 
     Raises:
         RunError: If it cannot be written or another process holds it.
@@ -53,6 +54,7 @@ def locked(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); choose another --run folder") from None
     try:
+        clear_left(folder)
         with _leased(folder):
             yield folder
     finally:

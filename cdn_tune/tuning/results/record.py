@@ -118,9 +118,11 @@ def front_trials(run: Path) -> list[int]:
     """Returns the numbers of the trials on the Pareto front, best in the first objective first.
 
     Raises:
-        RunError: If the folder is no search run, its study cannot be read, or no trial is complete.
+        RunError: If the folder is no search run, has one objective, its study cannot be read, or no trial is complete.
     """
     record = read_record(run)
+    if len(record.directions) < 2:
+        raise RunError(f"{run}: has one objective, so its Pareto front is its best trial; leave --front out")
     front = [trial.number for trial in pareto_front(record.entries, record.directions)]
     if not front:
         raise RunError(f"{run}: no trial is complete, so there is no Pareto front; let the search run on")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.data.files import scratch_folder
 from cdn_tune.distributed.cluster import capacity, connected, node_resources
 from cdn_tune.distributed.group_pool import GroupPool
 from cdn_tune.distributed.nodes import node_was_lost, off_nodes, reason_of, this_node, was_started_here
@@ -127,8 +126,7 @@ class RayEngine:
             return found
 
         adapters = Adapters(driver, room, loss, stopped=_ignore if pool is None else pool.stop)
-        scratch = tempfile.mkdtemp(prefix="cdn-tune-")
-        try:
+        with scratch_folder() as scratch, contextlib.closing(slots):
             tuner = tune.Tuner(
                 tune.with_resources(trainable, partial(_request, needs)),
                 tune_config=tune.TuneConfig(
@@ -141,7 +139,7 @@ class RayEngine:
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
-                    storage_path=scratch,  # nothing in it is read again: the study is the record
+                    storage_path=str(scratch),  # nothing in it is read again: the study is the record
                     callbacks=[adapters.callback],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
                     failure_config=tune.FailureConfig(max_failures=0),  # the driver decides about lost trials
@@ -151,9 +149,6 @@ class RayEngine:
             with _quiet(self._run / RAY_LOG), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tuner.fit()
-        finally:
-            slots.close()
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _ignore(number: int) -> None:
