@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,6 +24,7 @@ class Annotation:
         start: Start of the moment, 0 <= start < end.
         end: End of the moment, end <= duration.
         query: The sentence as written in the file.
+        overrun: Seconds by which the end as written passes the video's.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Annotation:
     start: float
     end: float
     query: str
+    overrun: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,16 @@ def annotate(
 
     Raises:
         DataError: If a number is not finite, the duration is not positive, the start is negative, the end lies before
-            the start, or the query is empty.
+            the start, the query or the name of the video is empty, or either is no text.
     """
     where = f"{path}:{entry}"
+    for what, text in (("the video's name", video), ("the query", query)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a character, as JSON can spell it
+            raise DataError(f"{ascii(where)[1:-1]}: {what} is no text ({error.reason}); correct or remove it") from None
+    if not video.strip("/ "):
+        raise DataError(f"{where}: the video's name is {video!r}; write its name in the feature file")
     if not query.strip():
         raise DataError(f"{where}: empty query for video {video}; write a sentence or remove the entry")
     for name, value in (("duration", duration), ("start", start), ("end", end)):
@@ -106,7 +115,8 @@ def annotate(
     if min(end, duration) <= start:
         why = f"moment {start:g} to {end:g} s is empty within the video's {duration:g} s"
         return Skipped(f"{path.name}:{entry}", video, why, duration)
-    return Annotation(f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip())
+    overrun = max(0.0, end - duration)
+    return Annotation(f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip(), overrun)
 
 
 def collect(where: str, scanned: Iterable[Scanned]) -> Loaded:

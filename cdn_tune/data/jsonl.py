@@ -30,12 +30,32 @@ def scan(root: Path, split: Split) -> Iterator[Scanned]:
         DataError: If the file is missing, empty or unreadable.
     """
     path = root / f"{split}.jsonl"
-    for count, line in enumerate(read_text(path, REMEDY).split("\n"), start=1):
+    text = read_text(path, REMEDY)
+    _check_is_lines(text, path)
+    for count, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield _annotation(line, path, count)
             except DataError as error:
                 yield error
+
+
+def _check_is_lines(text: str, path: Path) -> None:
+    """Checks that a file is not one JSON value over several lines, or an array.
+
+    Raises:
+        DataError: If it is.
+    """
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):  # as of more lines than one
+        return
+    if isinstance(whole, list) or "\n" in text.strip():
+        kind, wanted = (
+            ("a JSON array", ".[]") if isinstance(whole, list) else ("one JSON object over several lines", ".")
+        )
+        command = f"jq -c {wanted!r} {path} > NEW"
+        raise DataError(f"{path}: is {kind}; write each query on a line of its own, for example with: {command}")
 
 
 def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
@@ -55,8 +75,6 @@ def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
         fits = isinstance(value, str) if kind is str else isinstance(value, int | float) and not isinstance(value, bool)
         if not fits:
             raise DataError(f"{where}: {key} is {value!r}; write a {'string' if kind is str else 'number'}")
-    if not entry["video"].strip("/"):
-        raise DataError(f"{where}: video is {entry['video']!r}; write its name in the feature file")
     try:
         duration, start, end = (float(entry[key]) for key in ("duration", "start", "end"))
     except OverflowError:

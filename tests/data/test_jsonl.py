@@ -44,7 +44,7 @@ def test_val_is_there_or_carved(tmp_path: Path) -> None:
         ({**LINE, "start": "1"}, "start is '1'; write a number"),
         ({**LINE, "duration": True}, "duration is True; write a number"),
         ({**LINE, "query": None}, "query is None; write a string"),
-        ({**LINE, "video": ""}, "video is ''"),
+        ({**LINE, "video": ""}, "the video's name is ''"),
         ({**LINE, "start": 5}, "lies before start"),
         ({**LINE, "duration": -1}, "is not positive"),
         ({**LINE, "query": " "}, "empty query"),
@@ -56,3 +56,20 @@ def test_wrong_lines_are_named(tmp_path: Path, line: Any, part: str) -> None:
         jsonl.LAYOUT.load(tmp_path, "train")
     assert f"{tmp_path / 'train.jsonl'}:2: " in str(error.value)
     assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (json.dumps([LINE, LINE]), "a JSON array"),
+        (json.dumps([LINE, LINE], indent=2), "a JSON array"),
+        (json.dumps(LINE, indent=2), "one JSON object over several lines"),
+    ],
+)
+def test_json_that_is_not_lines_is_one_error(tmp_path: Path, text: str, kind: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError) as error:
+        list(jsonl.scan(tmp_path, "train"))
+    assert f"{path}: is {kind}" in str(error.value)
+    assert f"jq -c '{'.[]' if 'array' in kind else '.'}' {path} > NEW" in str(error.value)
