@@ -1,10 +1,13 @@
-"""Annotations: a query, its video, and the moment that answers it. All times are in seconds."""
+"""Annotations: a query, its video, and the moment or moments that answer it. All times are in seconds."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from cdn_tune.errors import DataError
 
@@ -14,7 +17,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One query and its moment.
+    """One query and its moment; where several answer it, `start` and `end` are of the first.
 
     Attributes:
         id: Its place in the files, stable over time: ``charades_sta_train.txt:12`` (line, from 1) or
@@ -24,6 +27,8 @@ class Annotation:
         start: Start of the moment, 0 <= start < end.
         end: End of the moment, end <= duration.
         query: The sentence as written in the file.
+        others: Start and end of the query's further moments.
+        qid: What the file calls the query, if it does.
         overrun: Seconds by which the end as written passes the video's.
     """
 
@@ -33,7 +38,14 @@ class Annotation:
     start: float
     end: float
     query: str
+    others: tuple[tuple[float, float], ...] = ()
+    qid: int | str | None = None
     overrun: float = field(default=0.0, compare=False)
+
+    @property
+    def moments(self) -> tuple[tuple[float, float], ...]:
+        """Start and end of every moment that answers the query."""
+        return ((self.start, self.end), *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +128,18 @@ def annotate(
         why = f"moment {start:g} to {end:g} s is empty within the video's {duration:g} s"
         return Skipped(f"{path.name}:{entry}", video, why, duration)
     overrun = max(0.0, end - duration)
-    return Annotation(f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip(), overrun)
+    return Annotation(
+        f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip(), overrun=overrun
+    )
+
+
+def true_moments(annotations: Sequence[Annotation]) -> npt.NDArray[np.float64]:
+    """Returns the start and end of all moments that answer Q queries, in seconds, NaN-padded, float64 [Q, M, 2]."""
+    most = max((len(item.moments) for item in annotations), default=1)
+    found = np.full((len(annotations), most, 2), np.nan)
+    for row, item in enumerate(annotations):
+        found[row, : len(item.moments)] = item.moments
+    return found
 
 
 def collect(where: str, scanned: Iterable[Scanned]) -> Loaded:

@@ -7,10 +7,12 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from cdn_tune.config import DataConfig
 from cdn_tune.data.dataset import load_splits
@@ -201,3 +203,24 @@ def test_stored_types(small: Small, dtype: str) -> None:
         del file["AAAA1"]
         file["AAAA1"] = np.zeros((5, 4), dtype)
     assert bool(use(small.config())) == (dtype in ("S4", "V16"))
+
+
+CACHES: dict[str, Any] = {
+    "no table": (["a"], {"a": 0}, [1.0], 1),
+    "a vector too few": (["a", "b"], {"a": 0, "b": 1}, torch.ones(1, 3), 3),
+    "a row outside": (["a"], {"a": 7}, torch.ones(1, 3), 3),
+    "no words": (3, {"a": 0}, torch.ones(1, 3), 3),
+    "one axis": (["a"], {"a": 0}, torch.ones(1), 1),
+    "another size": (["a"], {"a": 0}, torch.ones(1, 3), 4),
+    "whole numbers": (["a"], {"a": 0}, torch.ones(1, 3, dtype=torch.int64), 3),
+    "sparse": (["a"], {"a": 0}, torch.ones(1, 3).to_sparse(), 3),
+    "no tuple": 5,
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_vector_cache_of_something_else(small: Small, name: str) -> None:
+    (small.root / "glove.txt").unlink()
+    torch.save(CACHES[name], small.root / "glove.txt.pt")
+    assert all("not a torchtext vector cache" in error for error in use(small.config())[:1])
+    assert use(small.config())
