@@ -164,7 +164,7 @@ def test_replaced_data_are_told(tiny: Tiny, tmp_path: Path) -> None:
     assert invoke(*planting, "--seed", "5", "--overwrite").exit_code == 0
     result = invoke("train", file, "--run", tmp_path / "run")
     assert result.exit_code == 2
-    assert "its data have changed since it began" in result.output
+    assert "have changed since it began" in result.output
 
 
 def test_an_address_without_workers_is_refused(file: Path) -> None:

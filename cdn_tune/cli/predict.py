@@ -67,7 +67,7 @@ def predict(
     sentences = read_queries(query or (), queries)
     retriever = load(run, word_vectors=word_vectors, nms_threshold=nms_threshold)
     data = retriever.experiment.data
-    source = read_frames(features, video, layout_of(data.dataset).member)
+    source = read_frames(features, video, layout_of(data.dataset).member, feature_size=data.feature_size)
     frames = check_frames(source.frames, data.feature_size, f"{features}: video {source.video!r}")
     seconds, origin = find_duration(duration, frame_rate, source, None if is_exported(run) else data)
     encoded = retriever.encode(frames, seconds, window=window, stride=stride)

@@ -24,6 +24,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
 
 
+# Keys that say where data lie. What the data are is told by their content, so these never tell two runs apart.
+DATA_PATHS = ("data.root", "data.features", "data.word_vectors")
+
+
 class DataConfig(Frozen):
     """Where the data lies and how videos and queries are read."""
 

@@ -1,10 +1,13 @@
-"""Annotations: a query, its video, and the moment that answers it. All times are in seconds."""
+"""Annotations: a query, its video, and the moment or moments that answer it. All times are in seconds."""
 
 import math
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from cdn_tune.errors import DataError
 
@@ -14,7 +17,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One query and its moment.
+    """One query and its moment; where several answer it, `start` and `end` are of the first.
 
     Attributes:
         id: Its place in the files, stable over time: ``charades_sta_train.txt:12`` (line, from 1) or
@@ -24,6 +27,9 @@ class Annotation:
         start: Start of the moment, 0 <= start < end; in `Loaded.queries`, start = end of a moment that is none.
         end: End of the moment, end <= duration.
         query: The sentence as written in the file.
+        others: Start and end of the query's further moments.
+        qid: What the file calls the query, if it does.
+        overrun: Seconds by which the end as written passes the video's.
     """
 
     id: str
@@ -32,6 +38,14 @@ class Annotation:
     start: float
     end: float
     query: str
+    others: tuple[tuple[float, float], ...] = ()
+    qid: int | str | None = None
+    overrun: float = field(default=0.0, compare=False)
+
+    @property
+    def moments(self) -> tuple[tuple[float, float], ...]:
+        """Start and end of every moment that answers the query."""
+        return ((self.start, self.end), *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +129,18 @@ def annotate(
 
     Raises:
         DataError: If a number is not finite, the duration is not positive, the start is negative, the end lies before
-            the start, or the query is empty or no text that can be written.
+            the start, the query or the name of the video is empty, or either is no text.
     """
     where = f"{path}:{entry}"
+    for what, text in (("the video's name", video), ("the query", query)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a character, as JSON can spell it
+            raise DataError(f"{ascii(where)[1:-1]}: {what} is no text ({error.reason}); correct or remove it") from None
+    if not video.strip("/ "):
+        raise DataError(f"{where}: the video's name is {video!r}; write its name in the feature file")
     if not query.strip():
         raise DataError(f"{where}: empty query for video {video}; write a sentence or remove the entry")
-    try:
-        f"{video}{query}".encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: holds half a character (\\ud800 to \\udfff), which no file can; remove it") from None
     for name, value in (("duration", duration), ("start", start), ("end", end)):
         if not math.isfinite(value):
             raise DataError(f"{where}: {name} {value} of video {video} is not a finite number; correct or remove it")
@@ -141,7 +158,19 @@ def annotate(
     if min(end, duration) <= start:
         why = f"moment {start:g} to {end:g} s is empty within the video's {duration:g} s"
         return _skipped(f"{path.name}:{entry}", video, duration, start, query, why)
-    return Annotation(f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip())
+    overrun = max(0.0, end - duration)
+    return Annotation(
+        f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip(), overrun=overrun
+    )
+
+
+def true_moments(annotations: Sequence[Annotation]) -> npt.NDArray[np.float64]:
+    """Returns the start and end of all moments that answer Q queries, in seconds, NaN-padded, float64 [Q, M, 2]."""
+    most = max((len(item.moments) for item in annotations), default=1)
+    found = np.full((len(annotations), most, 2), np.nan)
+    for row, item in enumerate(annotations):
+        found[row, : len(item.moments)] = item.moments
+    return found
 
 
 def _skipped(name: str, video: str, duration: float, start: float, query: str, why: str) -> Skipped:

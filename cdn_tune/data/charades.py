@@ -61,11 +61,12 @@ def read_durations(path: Path) -> dict[str, float]:
         DataError: If the file is missing or empty, lacks a column, or a length is no number.
     """
     rows = csv.DictReader(io.StringIO(read_text(path, REMEDY)))
-    for column in ("id", "length"):
-        if column not in (rows.fieldnames or ()):
-            raise DataError(f"{path}: no column {column!r}; use the Charades CSV with the header {','.join(COLUMNS)}")
     durations = {}
     try:
+        for column in ("id", "length"):
+            if column not in (rows.fieldnames or ()):
+                header = ",".join(COLUMNS)
+                raise DataError(f"{path}: no column {column!r}; use the Charades CSV with the header {header}")
         for row in rows:
             length = (row["length"] or "").strip()
             durations[row["id"]] = number(length, "length", f"{path}:{rows.line_num}") if length else math.nan

@@ -1,8 +1,8 @@
-"""Conversion: raw features, as datasets distribute them, to the HDF5 file that the loaders read.
+"""Conversion: raw features, as datasets distribute them, or another HDF5 file, to the HDF5 file that the loaders read.
 
 Each video's rows are written to a file of their own (under ``.NAME.converting`` beside the target), in parallel, then
-all of them to one HDF5 file. A conversion goes on from the files that a killed one leaves behind. The target gets its
-name when it is complete, verified and on disk.
+all of them to one HDF5 file. A conversion goes on from the files that a killed one leaves behind; one from HDF5 copies
+video by video and begins anew. The target gets its name when it is complete, verified and on disk.
 """
 
 import hashlib
@@ -12,11 +12,12 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,10 +26,21 @@ import torch
 from filelock import FileLock, Timeout
 
 from cdn_tune.data.files import Progress, available_cpus, brief, written_whole
+from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
+from cdn_tune.data.video_names import annotated_videos, match_names
 from cdn_tune.errors import DataError
 
 Rows = npt.NDArray[np.float32]
-_UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
 _WINDOW = re.compile(r"(?P<video>.+?)_(?P<first>\d+)(?:_(?P<last>\d+))?")
 
 
@@ -38,11 +50,11 @@ class Form:
 
     Attributes:
         about: Its files and their content, for errors.
-        files: The files of each video in a folder, in the order of its rows.
+        files: The files of each video in a folder, in the order of its rows; None where the source is an HDF5 file.
     """
 
     about: str
-    files: Callable[[Path], dict[str, list[Path]]]
+    files: Callable[[Path], dict[str, list[Path]]] | None
 
 
 def charades_files(source: Path) -> dict[str, list[Path]]:
@@ -86,6 +98,7 @@ FORMS: dict[str, Form] = {
     "charades_vgg": Form("a folder per video of text files, a vector each (Charades VGG)", charades_files),
     "tacos_c3d": Form("VIDEO_FIRST_LAST.npy, a vector per window (TACoS C3D)", window_files),
     "arrays": Form("VIDEO.npy, VIDEO.npz or VIDEO.pt, an array [rows, size] per video", array_files),
+    "hdf5": Form("an HDF5 file with an array per video, [rows, size] but for axes of length 1", None),
 }
 
 
@@ -159,18 +172,28 @@ class Converted:
 
 
 def convert(
-    source: Path, out: Path, form: str, workers: int | None = None, progress: Progress | None = None
+    source: Path,
+    out: Path,
+    form: str,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    *,
+    feature_size: int | None = None,
+    names_of: Path | None = None,
 ) -> Converted:
     """Writes raw features as one HDF5 file with a dataset [N, D] of float32 per video.
 
-    Needs disk space for the features twice until it is done, and memory for one video per worker.
+    Needs disk space for the features twice until it is done (but for HDF5), and memory for one video per worker.
 
     Args:
-        source: Folder of the raw features.
+        source: Folder of the raw features, or an HDF5 file.
         out: The file to write; must not exist.
         form: Which form they have, a key of `FORMS`.
         workers: Processes that read; the CPU cores if None.
         progress: Called with (videos read, videos).
+        feature_size: D, where it is known: arrays [D, N] are turned.
+        names_of: A data folder; videos get the names that its annotations have, where only case or a file suffix
+            differs.
 
     Raises:
         DataError: If something is wrong with an argument, a file or the disk; nothing is left under the name `out`.
@@ -178,28 +201,43 @@ def convert(
     source, out = Path(source).expanduser(), Path(out).expanduser()
     if form not in FORMS:
         raise DataError(f"form {form!r} is unknown; choose one of {', '.join(FORMS)}")
-    if not source.is_dir():
+    files = FORMS[form].files
+    if files is not None and not source.is_dir():
         raise DataError(f"{source}: no such folder; name the folder of the raw features")
     if out.exists():
         raise DataError(f"{out}: exists already; delete it or choose another name")
-    videos = FORMS[form].files(source)
+    wanted = set() if names_of is None else annotated_videos(names_of)
+    if files is None:
+        with _writing(out):
+            return _rewrite(source, out, wanted, feature_size, progress)
+    videos = _renamed(files(source), wanted)
     if not videos:
         raise DataError(f"{source}: no features of the form {form}: {FORMS[form].about}; choose another form")
     if empty := [video for video, files in videos.items() if not files]:
         raise DataError(f"{source / empty[0]}: no feature files of this video; extract them or remove the folder")
     staging = out.with_name(f".{out.name}.converting")
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
+        staging.mkdir(exist_ok=True)
         with FileLock(staging / ".lock", timeout=0):
             done = _read_all(videos, staging, workers or available_cpus(), progress)
-            size = _assemble(videos, staging, out)
+            size = _assemble(
+                videos, lambda video: np.load(_part(staging, video, videos[video]), mmap_mode="r"), out, feature_size
+            )
         shutil.rmtree(staging)
+    return Converted(out, len(videos), done, size)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Creates the folder of a file that is written; raises what goes wrong with either as a `DataError`."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except Timeout:
         raise DataError(f"{out}: another process is converting to it; wait for it") from None
     except OSError as error:
         fault = error.strerror or brief(error)
         raise DataError(f"{out}: cannot be written ({fault}); free space and run the same command again") from None
-    return Converted(out, len(videos), done, size)
 
 
 def _read_all(videos: dict[str, list[Path]], staging: Path, workers: int, progress: Progress | None) -> int:
@@ -250,21 +288,71 @@ def _part(staging: Path, video: str, files: list[Path]) -> Path:
     return staging / f"{hashlib.sha256(json.dumps([video, facts]).encode()).hexdigest()[:32]}.npy"
 
 
-def _assemble(videos: dict[str, list[Path]], staging: Path, out: Path) -> int:
+def _renamed(videos: dict[str, Any], wanted: set[str]) -> dict[str, Any]:
+    """Returns the videos under the names that are wanted (see `match_names`)."""
+    names = {present: name for name, present in match_names(wanted, videos).items()}
+    return {names.get(video, video): content for video, content in videos.items()}
+
+
+def _rewrite(
+    source: Path, out: Path, wanted: set[str], feature_size: int | None, progress: Progress | None
+) -> Converted:
+    """Writes the videos of an HDF5 file as another."""
+    with open_features(source) as file:
+        videos = _renamed({video: video for video in file}, wanted)
+        if not videos:
+            raise DataError(f"{source}: holds no videos; name another file")
+        done = 0
+
+        def rows_of(video: str) -> Rows:
+            nonlocal done
+            done += 1
+            if progress is not None and done <= len(videos):  # each is read again to be verified
+                progress(done, len(videos))
+            return _hdf5_rows(file, videos[video], f"{source}: video {videos[video]!r}")
+
+        return Converted(out, len(videos), 0, _assemble(videos, rows_of, out, feature_size))
+
+
+def _hdf5_rows(file: Any, video: str, where: str) -> Rows:
+    """Returns the rows of a video in an HDF5 file, without axes of length 1; of a group, those of all that it holds."""
+    try:
+        entry = find(file, video, where)
+        if isinstance(entry, h5py.Group) and len(entry) == 1:
+            entry = find(entry, next(iter(entry)), where)
+        check_dataset(entry, where)
+        shape = list(entry.shape)
+        while len(shape) > 2 and shape[-1] == 1:
+            shape.pop()
+        while len(shape) > 2 and shape[0] == 1:
+            shape.pop(0)
+        if len(shape) != 2 or not all(shape):
+            raise DataError(f"{where} has shape {list(entry.shape)}; expected [rows, size], extract it again")
+        with np.errstate(over="ignore"):
+            rows: Rows = entry[()].astype(np.float32, copy=False).reshape(shape)
+    except UNREADABLE as error:
+        raise DataError(f"{where} cannot be read ({brief(error)}); copy the file again") from None
+    if not np.isfinite(rows).all():
+        raise DataError(f"{where} has a value that is not finite; extract its features again")
+    return rows
+
+
+def _assemble(videos: Iterable[str], read: Callable[[str], Rows], out: Path, feature_size: int | None) -> int:
     """Writes the HDF5 file, verifies it, and names it; returns the feature size."""
-    size = 0
+    size = feature_size or 0
 
     def rows_of(video: str) -> Rows:
-        rows: Rows = np.load(_part(staging, video, videos[video]), mmap_mode="r", allow_pickle=False)
-        return rows
+        rows = read(video)
+        return rows.T if feature_size == rows.shape[0] != rows.shape[1] else rows
 
     with written_whole(out) as partial:
         with h5py.File(partial, "w", libver="earliest") as file:
             for video in videos:
                 rows = rows_of(video)
                 if size and rows.shape[1] != size:
+                    others = "the others of" if feature_size is None else "--feature-size is"
                     raise DataError(
-                        f"{videos[video][0]}: {video!r} has vectors of size {rows.shape[1]}, the others of {size}; "
+                        f"{out}: {video!r} has vectors of size {rows.shape[1]}, {others} {size}; "
                         "extract it again or remove it"
                     )
                 size = int(rows.shape[1])

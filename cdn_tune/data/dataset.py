@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data.annotations import Annotation, Skipped, Split
+from cdn_tune.data.annotations import Annotation, Skipped, Split, true_moments
 from cdn_tune.data.features import FeatureStore
 from cdn_tune.data.files import Progress
 from cdn_tune.data.layouts import features_path, layout_of, root_of, vectors_path
@@ -31,7 +31,8 @@ class Batch:
         words: float32 [B, L, W], word vectors, zero after the last word.
         word_mask: bool [B, L], true on words.
         durations: float64 [B], seconds.
-        moments: float64 [B, 2], start and end in seconds.
+        moments: float64 [B, 2], start and end of each query's (first) moment in seconds.
+        all_moments: float64 [B, M, 2], of all moments that answer it, NaN-padded; M is the most that a query has.
         indices: int64 [B], positions in the dataset.
     """
 
@@ -40,6 +41,7 @@ class Batch:
     word_mask: torch.Tensor
     durations: torch.Tensor
     moments: torch.Tensor
+    all_moments: torch.Tensor
     indices: torch.Tensor
 
     def __len__(self) -> int:
@@ -75,7 +77,7 @@ class MomentDataset:
         self.annotations, self.skipped = tuple(annotations), tuple(skipped)
         self.vocabulary, self.features = vocabulary, features
         self._durations = torch.tensor([item.duration for item in self.annotations], dtype=torch.float64)
-        self._moments = torch.tensor([(item.start, item.end) for item in self.annotations], dtype=torch.float64)
+        self._moments = torch.from_numpy(true_moments(self.annotations))
         self._rows = features.rows([item.video for item in self.annotations])
         distinct = {query: vocabulary.ids(query) for query in {item.query for item in self.annotations}}
         ids = [distinct[item.query] for item in self.annotations]
@@ -93,7 +95,7 @@ class MomentDataset:
 
     @property
     def moments(self) -> torch.Tensor:
-        """Start and end of the queries' moments in seconds, float64 [Q, 2]."""
+        """Start and end of all moments that answer each query, in seconds, NaN-padded, float64 [Q, M, 2]."""
         return self._moments
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.int64] | torch.Tensor) -> Batch:
@@ -114,7 +116,8 @@ class MomentDataset:
             words=self.vocabulary.vectors[self._ids[at, :longest]],
             word_mask=torch.arange(longest) < lengths[:, None],
             durations=self._durations[at],
-            moments=self._moments[at],
+            moments=self._moments[at, 0],
+            all_moments=self._moments[at],
             indices=at,
         )
 

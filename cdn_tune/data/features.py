@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -22,12 +22,21 @@ from cdn_tune.data.clip_cache import ClipKey, open_clips
 from cdn_tune.data.clip_map import ClipMap
 from cdn_tune.data.clips import resample
 from cdn_tune.data.files import Progress, brief, is_remote, sampled_sha256
+from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.errors import DataError
 
 MEMORY_BYTES = 2 << 30
 BLOCK_BYTES = 256 << 20  # of a long video read at once
 
 Frames = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Seen(NamedTuple):
+    """What a video's frame features are like."""
+
+    frames: int
+    largest: float  # absolute value
+    constant: bool  # whether all frames are equal
 
 
 class FeatureStore:
@@ -39,7 +48,7 @@ class FeatureStore:
     Args:
         path: HDF5 file with one dataset [N, D] of floats per video; a remote one too (see `files.remote_file`).
         length: Rows T a video is resampled to.
-        feature_size: Expected D.
+        feature_size: Expected D; any, if None: clips cannot be prepared then.
         legacy: Resample as the published code does (see `to_fixed_length`).
         memory_bytes: Clips kept in memory; the least recently used go first.
         member: Name of the dataset in a video's group, for files with a group per video.
@@ -49,7 +58,7 @@ class FeatureStore:
         self,
         path: Path,
         length: int,
-        feature_size: int,
+        feature_size: int | None,
         legacy: bool = False,
         memory_bytes: int = MEMORY_BYTES,
         member: str | None = None,
@@ -83,6 +92,8 @@ class FeatureStore:
         Raises:
             DataError: If the features of a video cannot be used.
         """
+        if self.feature_size is None:
+            raise ValueError("clips of any size cannot be cached; name the feature size")
         resampling = "legacy" if self.legacy else "all"
         key = ClipKey(source_fingerprint(self.path), self.length, self.feature_size, resampling, dtype)
         self.map = open_clips(key, videos, self._compute, progress)
@@ -116,19 +127,22 @@ class FeatureStore:
         Raises:
             DataError: If the video is absent, or its entry is not a readable, finite [N, D] array with N >= 1.
         """
-        return self._read(video, 0, self._count(video))
+        return self._read(video, 0, self._count(video)[0])
 
-    def check(self, video: str) -> int:
-        """Reads all frames of a video, in blocks, and returns their number N.
+    def check(self, video: str) -> Seen:
+        """Reads all frames of a video, in blocks, and returns what they are like.
 
         Raises:
             DataError: As `frames` does.
         """
-        count = self._count(video)
-        at_once = max(1, BLOCK_BYTES // (4 * self.feature_size))
+        count, at_once = self._count(video)
+        largest, top, constant = 0.0, None, True
         for first in range(0, count, at_once):
-            self._read(video, first, min(first + at_once, count))
-        return count
+            frames = self._read(video, first, min(first + at_once, count))
+            top = frames[0].copy() if top is None else top
+            largest = max(largest, float(np.abs(frames).max()))
+            constant = constant and bool((frames == top).all())
+        return Seen(count, largest, constant)
 
     def require(self, videos: Iterable[str]) -> None:
         """Checks that every video has an entry, and that the entry of the first can be read and has the right size.
@@ -140,7 +154,7 @@ class FeatureStore:
         with self._lock:
             try:
                 present = frozenset(self._open())
-            except (OSError, RuntimeError) as error:
+            except UNREADABLE as error:
                 raise DataError(f"{self.path}: cannot be listed ({brief(error)}); copy or convert it again") from None
         if missing := [video for video in wanted if video not in present]:
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -183,15 +197,15 @@ class FeatureStore:
             self._reset()
 
     def _compute(self, video: str) -> torch.Tensor:
-        at_once = max(1, BLOCK_BYTES // (4 * self.feature_size))
-        count = self._count(video)
+        count, at_once = self._count(video)
         return resample(lambda first, last: self._read(video, first, last), count, self.length, self.legacy, at_once)
 
-    def _count(self, video: str) -> int:
-        """Returns the number of frames N of a video whose entry is of the right kind and shape."""
+    def _count(self, video: str) -> tuple[int, int]:
+        """Returns the frames N of a video whose entry is of the right kind and shape, and how many to read at once."""
         self._after_fork()
         with self._lock, self._readable(video) as entry:
-            return int(entry.shape[0])
+            count, size = entry.shape
+            return int(count), max(1, BLOCK_BYTES // (4 * int(size)))
 
     def _read(self, video: str, first: int, last: int) -> Frames:
         """Returns frames [first, last) of a video. HDF5 reads one at a time; threads share the rest of the work."""
@@ -210,29 +224,30 @@ class FeatureStore:
     def _readable(self, video: str) -> Iterator[Any]:
         where = f"{self.path}: video {video!r}"
         try:
-            entry = self._open().get(video)
+            entry = find(self._open(), video, where)
             if entry is None:
                 raise DataError(f"{where} has no features; add them, or remove its annotations")
             if self.member is not None and isinstance(entry, h5py.Group) and self.member in entry:
-                entry = entry[self.member]
+                entry = find(entry, self.member, where)
             self._check(entry, where)
             yield entry
-        except (OSError, RuntimeError, KeyError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{where} cannot be read ({brief(error)}); copy or convert the features again") from None
 
     def _check(self, entry: Any, where: str) -> None:
-        if not isinstance(entry, h5py.Dataset):
-            raise DataError(f"{where} is an HDF5 {type(entry).__name__.lower()}; expected a dataset [frames, size]")
-        if entry.dtype.kind not in "fiu":
-            raise DataError(f"{where} holds {entry.dtype} values; expected floats, convert the features again")
-        if entry.ndim != 2:
-            raise DataError(f"{where} has shape {list(entry.shape)}; expected [frames, {self.feature_size}]")
-        if entry.shape[1] != self.feature_size:
+        check_dataset(entry, where)
+        shape, size = list(entry.shape), self.feature_size
+        rewrite = f"rewrite the file with: cdn-tune data convert {self.path} NEW.hdf5 --form hdf5"
+        if len(shape) != 2:
+            remedy = rewrite if sum(length != 1 for length in shape) == 2 else "extract its features again"
+            raise DataError(f"{where} has shape {shape}, expected [frames, {size or 'size'}]; {remedy}")
+        if size not in (None, shape[1]):
             raise DataError(
-                f"{where} has features of size {entry.shape[1]} but data.feature_size={self.feature_size}; "
-                f"set data.feature_size={entry.shape[1]} or data.features to another file"
+                f"{where} has features of size {shape[1]} but data.feature_size={size}; "
+                f"set data.feature_size={shape[1]} or data.features to another file"
+                + (f", or, if it is transposed, {rewrite} --feature-size {size}" if shape[0] == size else "")
             )
-        if entry.shape[0] == 0:
+        if not all(shape):
             raise DataError(f"{where} has 0 frames; extract its features again, or remove its annotations")
 
 
@@ -251,21 +266,3 @@ def source_fingerprint(path: Path) -> str:
         return f"{stat.st_size}-{stat.st_mtime_ns}-{sampled_sha256(path)}"
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
-
-
-def open_features(path: Path) -> Any:
-    """Returns the open HDF5 file, for reading.
-
-    Raises:
-        DataError: If it is missing, empty, truncated or no HDF5 file.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such feature file; put it there or set data.features to its path")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the feature file is empty (0 bytes); copy or convert it again")
-    try:
-        if is_remote(path):
-            return h5py.File(path.open("rb"), "r")
-        return h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened as HDF5 ({brief(error)}); copy or convert it again") from None

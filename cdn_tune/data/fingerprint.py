@@ -5,8 +5,8 @@ from typing import Any
 
 from cdn_tune.config import DataConfig
 from cdn_tune.data.annotations import SPLITS
-from cdn_tune.data.features import open_features
 from cdn_tune.data.files import sampled_sha256, sha256
+from cdn_tune.data.hdf5 import open_features
 from cdn_tune.data.layouts import features_path, layout_of, root_of, vectors_path
 from cdn_tune.data.splits import split_annotations
 

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cdn_tune.data.features import Frames, open_features
+from cdn_tune.data.features import Frames
 from cdn_tune.data.files import brief
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE
+from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.errors import DataError
 
 _SHOWN = 3
@@ -33,37 +34,42 @@ class VideoFrames(NamedTuple):
     planted: bool
 
 
-def read_frames(path: Path, video: str | None = None, member: str | None = None) -> VideoFrames:
-    """Returns the features of one video.
+def read_frames(path: Path, video: str | None = None, member: str | None = None, *, feature_size: int) -> VideoFrames:
+    """Returns the features of one video; kind and shape are checked before any of it is read.
 
     Args:
         path: A ``.npy`` file [N, D], or HDF5 with one dataset [N, D] per video.
         video: Which one of an HDF5 file; needed where it holds several.
         member: Name of the dataset in a video's group, for files with a group per video.
+        feature_size: D that the model was trained with.
 
     Raises:
-        DataError: If the file or the video is missing or cannot be read; names the first videos of the file.
+        DataError: If the file or the video is missing, cannot be read, or is of another kind or shape; names the first
+            videos of the file.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such feature file; name a .npy or HDF5 file with frame features")
     if path.suffix == ".npy":
         try:
-            return VideoFrames(path.stem, np.load(path, allow_pickle=False), planted=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may declare any shape
+        except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TypeError) as error:
             raise DataError(f"{path}: cannot be read as .npy ({brief(error)}); write it with numpy.save") from None
+        _check_kind(array, feature_size, str(path))
+        return VideoFrames(path.stem, np.array(array), planted=False)
     try:
         with open_features(path) as file:
             name = _choose(path, list(file), video)
-            entry = file[name]
+            where = f"{path}: video {name!r}"
+            entry = find(file, name, where)
             if isinstance(entry, h5py.Group):
                 inside = next(iter(entry)) if len(entry) == 1 else member
                 if inside is None or inside not in entry:
-                    raise DataError(f"{path}: video {name!r} is a group of {len(entry)}; expected one dataset in it")
-                entry = entry[inside]
-            if not isinstance(entry, h5py.Dataset):
-                raise DataError(f"{path}: video {name!r} is no dataset [frames, size]; convert the features again")
+                    raise DataError(f"{where} is a group of {len(entry)}; expected one dataset in it")
+                entry = find(entry, inside, where)
+            check_dataset(entry, where)
+            _check_kind(entry, feature_size, where)
             return VideoFrames(name, entry[()], PLANTED_ATTRIBUTE in file.attrs)
-    except (OSError, RuntimeError, KeyError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({brief(error)}); copy or convert it again") from None
 
 
@@ -82,6 +88,17 @@ def check_frames(features: npt.ArrayLike | torch.Tensor, feature_size: int, wher
         array = features.detach().cpu().float().numpy() if isinstance(features, torch.Tensor) else np.asarray(features)
     except ValueError:  # lists of unequal lengths
         raise DataError(f"{where}: rows of unequal lengths; expected an array [frames, {feature_size}]") from None
+    _check_kind(array, feature_size, where)
+    with np.errstate(over="ignore"):
+        frames: Frames = array.astype(np.float32, copy=False)
+    if not (finite := np.isfinite(frames)).all():
+        row, column = (int(index) for index in np.argwhere(~finite)[0])
+        raise DataError(f"{where}: value {frames[row, column]} in row {row}, column {column}; extract them again")
+    return frames
+
+
+def _check_kind(array: Any, feature_size: int, where: str) -> None:
+    """Checks type and shape of an array or HDF5 dataset."""
     if array.dtype.kind not in "fiu" or array.ndim != 2 or not len(array):
         raise DataError(f"{where}: {array.dtype} {[*array.shape]}; expected numbers [frames, {feature_size}]")
     if array.shape[1] != feature_size:
@@ -89,12 +106,6 @@ def check_frames(features: npt.ArrayLike | torch.Tensor, feature_size: int, wher
             f"{where}: features of size {array.shape[1]}, but this model was trained on size {feature_size}; "
             "extract them with the network that its training features came from"
         )
-    with np.errstate(over="ignore"):
-        frames: Frames = array.astype(np.float32, copy=False)
-    if not (finite := np.isfinite(frames)).all():
-        row, column = (int(index) for index in np.argwhere(~finite)[0])
-        raise DataError(f"{where}: value {frames[row, column]} in row {row}, column {column}; extract them again")
-    return frames
 
 
 def _choose(path: Path, videos: list[str], wanted: str | None) -> str:

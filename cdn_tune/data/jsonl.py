@@ -1,11 +1,14 @@
 """Your own data: `train.jsonl`, `test.jsonl` and, if you have it, `val.jsonl`; features in `features.hdf5`.
 
 A line is one query: ``{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5, "query": "a person opens the door"}``,
-times in seconds. Further keys are ignored. Without `val.jsonl`, val is carved from train by video.
+times in seconds. Further keys are ignored. A query that several moments answer is written as in QVHighlights:
+``{"qid": 1, "query": "...", "vid": "a", "duration": 150, "relevant_windows": [[2, 10], [40, 62]]}``. Without
+`val.jsonl`, val is carved from train by video.
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cdn_tune.data.annotations import Annotation, Scanned, Skipped, Split, annotate
@@ -14,6 +17,8 @@ from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
 
 REMEDY = "check data.root, or write your annotations there (docs/data.md shows how)"
+WINDOWS_ENTRY = '{"qid": 1, "query": "...", "vid": "a", "duration": 150, "relevant_windows": [[2, 10], [40, 62]]}'
+MOST_WINDOWS = 100  # of a query
 ENTRY = '{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5, "query": "a person opens the door"}'
 
 
@@ -30,7 +35,9 @@ def scan(root: Path, split: Split) -> Iterator[Scanned]:
         DataError: If the file is missing, empty or unreadable.
     """
     path = root / f"{split}.jsonl"
-    for count, line in enumerate(read_text(path, REMEDY).split("\n"), start=1):
+    text = read_text(path, REMEDY)
+    _check_is_lines(text, path)
+    for count, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield _annotation(line, path, count)
@@ -38,8 +45,27 @@ def scan(root: Path, split: Split) -> Iterator[Scanned]:
                 yield error
 
 
+def _check_is_lines(text: str, path: Path) -> None:
+    """Checks that a file is not one JSON value over several lines, or an array.
+
+    Raises:
+        DataError: If it is.
+    """
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):  # as of more lines than one
+        return
+    if isinstance(whole, list) or "\n" in text.strip():
+        kind, wanted = (
+            ("a JSON array", ".[]") if isinstance(whole, list) else ("one JSON object over several lines", ".")
+        )
+        command = f"jq -c {wanted!r} {path} > NEW"
+        raise DataError(f"{path}: is {kind}; write each query on a line of its own, for example with: {command}")
+
+
 def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
     where = f"{path}:{count}"
+    kinds = {str: "string", float: "number", list: "list"}
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
@@ -48,27 +74,53 @@ def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
         raise DataError(f"{where}: not usable JSON ({error}); write a line as {ENTRY}") from None
     if not isinstance(entry, dict):
         raise DataError(f"{where}: is a {type(entry).__name__}; write a line as {ENTRY}")
-    for key, kind in (("video", str), ("duration", float), ("start", float), ("end", float), ("query", str)):
+    several = "relevant_windows" in entry or ("vid" in entry and "video" not in entry)
+    video, *times = ("vid", "relevant_windows") if several else ("video", "start", "end")
+    time = list if several else float
+    for key, kind in ((video, str), ("duration", float), *((key, time) for key in times), ("query", str)):
         if key not in entry:
-            raise DataError(f"{where}: {key!r} is missing; write a line as {ENTRY}")
+            raise DataError(f"{where}: {key!r} is missing; write a line as {WINDOWS_ENTRY if several else ENTRY}")
         value = entry[key]
-        fits = isinstance(value, str) if kind is str else isinstance(value, int | float) and not isinstance(value, bool)
-        if not fits:
-            raise DataError(f"{where}: {key} is {value!r}; write a {'string' if kind is str else 'number'}")
-    if not entry["video"].strip("/"):
-        raise DataError(f"{where}: video is {entry['video']!r}; write its name in the feature file")
+        if not (_is_number(value) if kind is float else isinstance(value, kind)):
+            raise DataError(f"{where}: {key} is {value!r:.80}; write a {kinds[kind]}")
+    windows = entry["relevant_windows"] if several else [[entry["start"], entry["end"]]]
+    if not 1 <= len(windows) <= MOST_WINDOWS:
+        raise DataError(f"{where}: {len(windows)} relevant_windows; write 1 to {MOST_WINDOWS}, or remove the line")
+    for window in windows:
+        if not (isinstance(window, list) and len(window) == 2 and all(map(_is_number, window))):
+            raise DataError(f"{where}: a relevant window is {window!r:.80}; write [start, end] in seconds")
     try:
-        duration, start, end = (float(entry[key]) for key in ("duration", "start", "end"))
+        duration, spans = float(entry["duration"]), [(float(start), float(end)) for start, end in windows]
     except OverflowError:
         raise DataError(f"{where}: a time is too large for a number; correct or remove the line") from None
-    return annotate(path, str(count), entry["video"], duration, start, end, entry["query"])
+    found = [annotate(path, str(count), entry[video], duration, *span, entry["query"]) for span in spans]
+    usable = [item for item in found if isinstance(item, Annotation)]
+    if not usable:
+        return found[0]
+    others = tuple((item.start, item.end) for item in usable[1:])
+    qid = entry.get("qid") if several else None
+    return replace(
+        usable[0],
+        others=others,
+        qid=qid if isinstance(qid, int | str) else None,
+        overrun=max(item.overrun for item in usable),
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
     """Returns the file of `split` with the entries of some videos only: name to text."""
     path = root / f"{split}.jsonl"
     lines = [line for line in read_text(path).split("\n") if line.strip()]
-    return {path.name: "".join(f"{line}\n" for line in lines if json.loads(line)["video"] in kept)}
+    return {path.name: "".join(f"{line}\n" for line in lines if _video(line) in kept)}
+
+
+def _video(line: str) -> str:
+    entry = json.loads(line)
+    return str(entry["video"] if "video" in entry else entry["vid"])
 
 
 LAYOUT = Layout(

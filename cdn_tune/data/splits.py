@@ -8,6 +8,8 @@ from cdn_tune.data.annotations import Loaded, Split
 from cdn_tune.data.layouts import layout_of, root_of
 from cdn_tune.errors import DataError
 
+COARSE = 50  # queries below which a val split is too small to choose by
+
 
 def split_annotations(config: DataConfig, split: Split) -> Loaded:
     """Returns the entries of a split, in file order.
@@ -32,6 +34,16 @@ def split_annotations(config: DataConfig, split: Split) -> Loaded:
         )
     wanted = split == "val"
     return Loaded(tuple(item for item in whole.entries if (item.video in val) == wanted))
+
+
+def coarse(queries: int) -> str | None:
+    """Returns a warning, with its remedy, where a val split of so many queries cannot tell models apart; else None."""
+    if not 0 < queries < COARSE:
+        return None
+    return (
+        f"val has {queries} queries, so recall moves in steps of {1 / queries:.2g}: too coarse to choose by; "
+        "use a larger val split, or raise data.val_fraction where it is carved from train"
+    )
 
 
 def held_out(videos: Iterable[str], fraction: float) -> frozenset[str]:

@@ -104,7 +104,25 @@ def _cached(path: Path, folder: Path) -> torchtext.vocab.Vectors | None:
             vectors = torchtext.vocab.Vectors(path.name, cache=str(folder))
     except Exception:  # Unpickling damaged bytes raises almost anything; the text file, if any, is read instead.
         return None
-    return _without_bom(vectors) if isinstance(vectors.vectors, torch.Tensor) and vectors.itos else None
+    return _without_bom(vectors) if _is_sound(vectors) else None
+
+
+def _is_sound(vectors: torchtext.vocab.Vectors) -> bool:
+    """Returns whether what a cache held are words, each with a vector."""
+    words, rows, values = vectors.itos, vectors.stoi, vectors.vectors
+    return (
+        isinstance(values, torch.Tensor)
+        and values.layout == torch.strided
+        and values.dtype == torch.float32
+        and values.ndim == 2
+        and isinstance(words, list)
+        and len(words) == len(values) > 0
+        and all(isinstance(word, str) for word in words)
+        and isinstance(rows, dict)
+        and all(isinstance(row, int) and 0 <= row < len(words) for row in rows.values())
+        and set(rows) == set(words)
+        and vectors.dim == values.shape[1]
+    )
 
 
 def _without_bom(vectors: torchtext.vocab.Vectors) -> torchtext.vocab.Vectors:

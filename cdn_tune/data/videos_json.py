@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.data.annotations import Scanned, Split, annotate
-from cdn_tune.data.files import read_text
+from cdn_tune.data.files import brief, read_text
 from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
 
@@ -65,6 +65,8 @@ def scan(
         videos = json.loads(read_text(path, f"check data.root, or download the {dataset} annotations into it"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); download or copy it again") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not usable JSON ({brief(error)}); download or copy it again") from None
     if not isinstance(videos, dict):
         raise DataError(
             f"{path}: top level is a {type(videos).__name__}; expected an object with an entry per video: {example}"
@@ -111,14 +113,20 @@ def _moments_of(
         elif not isinstance(query, str):
             moments.append(DataError(f"{where}: sentences[{position}] is {query!r}; write a string"))
         else:
-            moments.append((float(span[0]), float(span[1]), query))
+            try:
+                moments.append((float(span[0]), float(span[1]), query))
+            except OverflowError:
+                moments.append(DataError(f"{where}: timestamps[{position}] is too large; correct or remove it"))
     return moments
 
 
 def _positive(value: Any, key: str, where: str) -> float:
     if not _is_number(value) or not value > 0:
         raise DataError(f"{where}: {key} is {value!r}; it must be a positive number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise DataError(f"{where}: {key} is too large for a number; correct or remove it") from None
 
 
 def _is_number(value: object) -> bool:
@@ -132,7 +140,7 @@ def _is_activitynet(root: Path) -> bool | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     entries = list(content.values()) if isinstance(content, dict) else []
     first = entries[0] if entries and isinstance(entries[0], dict) else {}

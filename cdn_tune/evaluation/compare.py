@@ -171,4 +171,4 @@ def _check_same(mine: _Side, theirs: _Side) -> None:
 
 
 def _question(result: QueryResult) -> tuple[Any, ...]:
-    return (result.id, result.video, result.query, result.duration, result.truth, result.split)
+    return (result.id, result.video, result.query, result.duration, result.truth, result.others, result.split)

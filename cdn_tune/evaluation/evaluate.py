@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cdn_tune.config import override
+from cdn_tune.config import DATA_PATHS, override
 from cdn_tune.config.tables import metrics_depth
 from cdn_tune.data.files import brief
 from cdn_tune.data.fingerprint import fingerprint
@@ -41,7 +41,7 @@ PREDICTIONS_PUBLISHED = "predictions-published.jsonl"
 LOOKS = "looks.jsonl"
 PUBLISHED = "published protocol: the epoch was chosen on the test split itself, as the published code does"
 # Where the data lie and what is reported; anything else would be another model, another choice, or other data.
-CHANGEABLE = ("data.root", "data.features", "data.word_vectors", "eval.batch_size", "eval.recalls", "eval.ious")
+CHANGEABLE = (*DATA_PATHS, "eval.batch_size", "eval.recalls", "eval.ious")
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ class _Evaluation:
         return retrain(
             self.run,
             self.experiment,
+            self.facts,
             seeds or [seed],
             mode,
             self.winner.epoch,

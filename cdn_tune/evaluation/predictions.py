@@ -3,7 +3,8 @@
 - ``qvhighlights``: what `standalone_eval/eval.py` of moment_detr takes as ``--submission_path``: a JSON object per
   line, ``{"qid": 0, "query": "...", "vid": "...", "pred_relevant_windows": [[start, end, score], ...]}``, times in
   seconds; beside it the truth for its ``--gt_path`` (``relevant_windows`` in place of the predictions, and
-  ``duration``). ``qid`` is the query's position in its split, from 0; the script ignores our ``id``.
+  ``duration``). ``qid`` is that of the annotations, else the query's position in its split, from 0; the script ignores
+  our ``id``.
 - ``charades_sta``: the lines of ``charades_sta_test.txt``, ``VIDEO START END##query``, with the best moment in place of
   the annotated one, in seconds, in the split's order; a query without a moment gets ``0 0``, which hits nothing.
 """
@@ -118,9 +119,10 @@ def export_predictions(results: Sequence[QueryResult], form: str, folder: Path) 
         return [path]
     predictions, truth = [], []
     for number, each in enumerate(results):
-        entry = {"qid": number, "query": each.query, "vid": each.video}
+        entry = {"qid": number if each.qid is None else each.qid, "query": each.query, "vid": each.video}
         predictions.append({**entry, "pred_relevant_windows": list(map(list, each.moments)), "id": each.id})
-        truth.append({**entry, "duration": each.duration, "relevant_windows": [list(each.truth)], "id": each.id})
+        windows = [list(moment) for moment in each.annotation.moments]
+        truth.append({**entry, "duration": each.duration, "relevant_windows": windows, "id": each.id})
     files = {"predictions-qvhighlights.jsonl": predictions, "truth-qvhighlights.jsonl": truth}
     for name, entries in files.items():
         write_text(folder / name, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
@@ -152,10 +154,11 @@ def read_predictions(path: Path, annotations: Sequence[Annotation]) -> list[Mome
     if path.suffix == ".txt":
         return _read_charades(path, lines, annotations)
     position = {item.id: number for number, item in enumerate(annotations)}
+    qids = {item.qid: number for number, item in enumerate(annotations) if item.qid is not None}
     found: dict[int, Moments] = {}
     for where, line in lines:
         entry = _object(where, line)
-        number = _query(entry, where, position)
+        number = _query(entry, where, position, qids)
         _check_same(entry, where, annotations[number])
         if number in found:
             raise DataError(f"{where}: query {annotations[number].id} is there twice; keep one line for each query")
@@ -180,9 +183,11 @@ def _object(where: str, line: str) -> dict[str, Any]:
     return entry
 
 
-def _query(entry: dict[str, Any], where: str, position: dict[str, int]) -> int:
+def _query(entry: dict[str, Any], where: str, position: dict[str, int], qids: dict[int | str, int]) -> int:
     """Returns the position in the split of the query that a line is of."""
     name = entry.get("id", entry.get("qid"))
+    if "id" not in entry and isinstance(name, int | str) and name in qids:
+        return qids[name]
     if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(position):
         return name
     if isinstance(name, str) and name in position:

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cdn_tune.data.annotations import SPLITS, Annotation
+from cdn_tune.data.annotations import SPLITS, Annotation, true_moments
 from cdn_tune.errors import DataError
 from cdn_tune.moments.metrics import Answers
 from cdn_tune.moments.spans import iou
@@ -38,11 +39,13 @@ class QueryResult:
     moments: tuple[tuple[float, float, float], ...]  # retrieved ones, best first, (start, end, score)
     iou: float  # of the first with the truth; 0 if there is none
     split: str
+    others: tuple[tuple[float, float], ...] = ()  # further annotated moments
+    qid: int | str | None = None  # the annotation's
 
     @property
     def annotation(self) -> Annotation:
-        """The query and the annotated moment."""
-        return Annotation(self.id, self.video, self.duration, *self.truth, self.query)
+        """The query and the annotated moments."""
+        return Annotation(self.id, self.video, self.duration, *self.truth, self.query, self.others, self.qid)
 
 
 def query_results(annotations: Sequence[Annotation], top: Tensor, scores: Tensor, split: str) -> list[QueryResult]:
@@ -54,8 +57,8 @@ def query_results(annotations: Sequence[Annotation], top: Tensor, scores: Tensor
         scores: Their scores [Q, n].
         split: The split the queries are of.
     """
-    truth = torch.tensor([(item.start, item.end) for item in annotations], dtype=torch.float64)
-    first = iou(top[:, 0].double(), truth).nan_to_num(nan=0.0).tolist()
+    truth = torch.from_numpy(true_moments(annotations))
+    first = iou(top[:, :1].double(), truth).nan_to_num(nan=0.0).amax(dim=1).tolist()
     rows = torch.cat([top.double(), scores.double()[..., None]], dim=-1).tolist()
     return [
         QueryResult(
@@ -63,6 +66,8 @@ def query_results(annotations: Sequence[Annotation], top: Tensor, scores: Tensor
             tuple((start, end, score) for start, end, score in row if not math.isnan(start)),
             overlap,
             split,
+            item.others,
+            item.qid,
         )
         for item, row, overlap in zip(annotations, rows, first, strict=True)
     ]
@@ -82,7 +87,7 @@ def answers_of(
     missing = [(math.nan,) * 3] * count
     rows = [[*moments, *missing][:count] for moments in listed]
     spans = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), count, 3)
-    truth = torch.tensor([(item.start, item.end) for item in annotations], dtype=torch.float64).reshape(-1, 2)
+    truth = torch.from_numpy(true_moments(annotations))
     durations = torch.tensor([item.duration for item in annotations], dtype=torch.float64)
     return Answers(spans[..., :2], truth, durations, spans[..., 2])
 
@@ -99,8 +104,13 @@ def write_query_results(path: Path, results: Iterable[QueryResult]) -> None:
 
 
 def results_text(results: Iterable[QueryResult]) -> str:
-    """Returns results as a file holds them, one JSON object per line."""
-    return "".join(json.dumps(vars(result), ensure_ascii=False) + "\n" for result in results)
+    """Returns results as a file holds them: a JSON object per line, without the keys of several moments if unused."""
+    left_out: dict[str, Any] = {"others": (), "qid": None}
+    lines = (
+        {key: value for key, value in vars(each).items() if key not in left_out or value != left_out[key]}
+        for each in results
+    )
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def read_query_results(path: Path) -> list[QueryResult]:
@@ -131,8 +141,11 @@ def _result(line: str, where: str) -> QueryResult:
             tuple((float(first), float(last), float(score)) for first, last, score in entry["moments"]),
             float(entry["iou"]),
             str(entry["split"]),
+            tuple((float(start), float(end)) for start, end in entry.get("others", ())),
+            entry["qid"] if isinstance(entry.get("qid"), int | str) else None,
         )
-        if not all(map(math.isfinite, (result.duration, *result.truth, result.iou, *chain(*result.moments)))):
+        times = (result.duration, *result.truth, result.iou, *chain(*result.others, *result.moments))
+        if not all(map(math.isfinite, times)):
             raise ValueError("a time or a score is not finite")
         if result.split not in SPLITS:
             raise ValueError(f"its split is {result.split!r}")

@@ -1,11 +1,12 @@
 """Training the winner again, under other seeds or another protocol: trial folders in the run, that go on if stopped."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cdn_tune.config import Experiment, build, override
+from cdn_tune.config import DATA_PATHS, Experiment, build, override
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset, load_splits
@@ -16,14 +17,15 @@ from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.training.loop import train
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint, save_checkpoint
-from cdn_tune.training.runs.files import write_text
+from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.runs.records import read_metrics
-from cdn_tune.training.runs.run_folder import EXPERIMENT, first_difference
+from cdn_tune.training.runs.run_folder import EXPERIMENT, changed_files, first_difference
 from cdn_tune.training.train_trial import open_data
 
 Mode = Literal["train", "train+val", "published"]
 
 FINAL = Path("checkpoint.pt")
+DATA = "data.json"  # the fingerprint of the data that a trial was trained on
 _FOLDERS = {"train": "seeds/{seed}", "train+val": "seeds/{seed}-train+val", "published": "published/{seed}"}
 
 
@@ -40,6 +42,7 @@ class Retrained(NamedTuple):
 def retrain(
     run: Path,
     winner: Experiment,
+    data: dict[str, Any],
     seeds: list[int],
     mode: Mode,
     epochs: int,
@@ -51,6 +54,7 @@ def retrain(
     Args:
         run: The locked run folder.
         winner: Its experiment, with its data where they are now.
+        data: Fingerprint of these data.
         seeds: Under which it is trained.
         mode: ``train``: on train, the epoch chosen on val, for each seed. ``train+val``: on both, for `epochs`.
             ``published``: as the published code does it, the epoch chosen on test; on train, or, where val is carved
@@ -76,7 +80,7 @@ def retrain(
         file = folder / (FINAL if mode == "train+val" else BEST)
         trials.append(Retrained(seed, folder, experiment, file, "train+val" if both else "train"))
     for trial in trials:
-        _claim(trial)
+        _claim(trial, data)
     unfinished = [trial for trial in trials if not _is_finished(trial.folder, mode)]
     inputs = [(trial.experiment.plain(), str(trial.folder), mode, epochs) for trial in unfinished]
     done = len(trials) - len(unfinished)
@@ -130,15 +134,33 @@ def _splits(experiment: Experiment, mode: Mode) -> Mapping[Split, MomentDataset]
     return {"train": whole if carves_val(experiment) else first, "val": loaded["test"]}
 
 
-def _claim(trial: Retrained) -> None:
-    path = trial.folder / EXPERIMENT
+def _claim(trial: Retrained, data: dict[str, Any]) -> None:
+    path, facts = trial.folder / EXPERIMENT, trial.folder / DATA
     if not path.exists():
+        write_json(facts, data)
         write_text(path, dump(trial.experiment.plain()))
         return
     held = build(Experiment, read_mapping(path), str(path))
-    difference = first_difference(held.plain(), trial.experiment.plain())
+    beside = DATA_PATHS if facts.exists() else ()
+    difference = first_difference(held.plain(), trial.experiment.plain(), beside)
+    if difference is None and beside and (changed := changed_files(_read_facts(facts), data)):
+        difference = f"it is of other data: {', '.join(changed)}"
     if difference is not None:
         raise RunError(f"{trial.folder}: holds another trial ({difference}); move or delete that folder")
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """Returns the fingerprint of the data that a trial was trained on.
+
+    Raises:
+        RunError: If the file is damaged.
+    """
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        changed_files(facts, facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise RunError(f"{path}: cannot be read; move or delete the folder {path.parent}") from None
+    return facts
 
 
 def _is_finished(folder: Path, mode: Mode) -> bool:

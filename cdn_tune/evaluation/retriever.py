@@ -219,7 +219,9 @@ class Retriever:
         where = "features"
         if isinstance(features, str | Path):
             where = str(features)
-            features = read_frames(Path(features), member=layout_of(self.experiment.data.dataset).member).frames
+            data = self.experiment.data
+            member = layout_of(data.dataset).member
+            features = read_frames(Path(features), member=member, feature_size=data.feature_size).frames
         return check_frames(features, self.experiment.data.feature_size, where)
 
     def _encode(self, windows: Sequence[Frames]) -> Tensor:

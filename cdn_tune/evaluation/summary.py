@@ -8,7 +8,7 @@ import torch
 
 from cdn_tune.config import recall_name
 from cdn_tune.config.tables import find_metric, metrics_depth
-from cdn_tune.data.annotations import Annotation
+from cdn_tune.data.annotations import Annotation, true_moments
 from cdn_tune.data.tokenizer import words
 from cdn_tune.evaluation.queries import video_numbers
 from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top, constant_top, random_top
@@ -117,7 +117,7 @@ def _baselines(
     """Measures what needs no model: the best constant answer, the best constant list, chance."""
     iou = 0.5 if 0.5 in ious else ious[len(ious) // 2]
     count = metrics_depth(names)
-    durations, moments = _times(annotations)
+    durations, moments = _times(annotations)[0], true_moments(annotations)
     answer = best_constant(*_times(train), iou)
     listed = best_constant_list(*_times(train), iou, count)
     generator = torch.Generator().manual_seed(seed)
@@ -137,9 +137,9 @@ def _baselines(
 
 
 def _times(annotations: Sequence[Annotation]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns durations [Q] and annotated moments [Q, 2], in seconds."""
+    """Returns durations [Q] and annotated moments [Q, 2], in seconds; of several moments, the first."""
     durations = torch.tensor([item.duration for item in annotations], dtype=torch.float64)
-    return durations, torch.tensor([(item.start, item.end) for item in annotations], dtype=torch.float64)
+    return durations, torch.tensor([item.moments[0] for item in annotations], dtype=torch.float64)
 
 
 def _named(names: Sequence[str], values: Any) -> dict[str, float]:

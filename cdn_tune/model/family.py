@@ -23,7 +23,11 @@ class Batch(Protocol):
 
     @property
     def moments(self) -> Tensor:
-        """Annotated start and end, seconds, float64 [B, 2]."""
+        """Annotated start and end, seconds, float64 [B, 2]; of the first moment where several answer a query."""
+
+    @property
+    def all_moments(self) -> Tensor:
+        """Start and end of all annotated moments, seconds, NaN-padded, float64 [B, M, 2]."""
 
 
 class Losses(NamedTuple):

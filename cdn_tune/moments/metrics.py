@@ -3,7 +3,7 @@
 `config.tables.METRICS` lists them. Val during training and the test split are measured by the same functions, so that
 intervals and tests need nothing else than the numbers per query.
 
-Shape letters: Q queries, M metrics, n moments returned per query.
+Shape letters: Q queries, M metrics, n moments returned per query, K true moments of a query.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ class Answers:
     Attributes:
         top: Spans in seconds, best first, NaN-padded, float64 [Q, n, 2]. Of equal scores the first counts first.
         scores: Their scores, float64 [Q, n]; without scores, minus the rank.
-        moments: Annotated spans in seconds, float64 [Q, 2].
+        moments: Annotated spans in seconds, float64 [Q, K, 2], NaN-padded where queries have several; may be given as
+            [Q, 2].
         durations: Of the videos in seconds, float64 [Q].
-        overlap: IoU of each span with the truth, 0 where there is none, float64 [Q, n].
+        overlaps: IoU of each span with each true one, 0 where there is none, float64 [Q, n, K].
+        overlap: IoU of each span with the true one that fits it best, float64 [Q, n].
 
     Raises:
         ValueError: If there is no query, or the shapes do not fit.
@@ -49,12 +51,16 @@ class Answers:
         queries = len(self.top)
         if queries == 0:
             raise ValueError("no queries to measure: the query set is empty")
+        if self.moments.ndim == 2:
+            self.moments = self.moments[:, None]
         shapes = [tuple(each.shape) for each in (self.top, self.moments, self.durations)]
-        if self.top.ndim != 3 or shapes != [(queries, max(1, shapes[0][1]), 2), (queries, 2), (queries,)]:
-            raise ValueError(f"want top [Q, n, 2], moments [Q, 2] and durations [Q], got {shapes}")
+        fits = all(len(shape) == 3 and shape[0] == queries and shape[1] > 0 and shape[2] == 2 for shape in shapes[:2])
+        if not fits or shapes[2] != (queries,):
+            raise ValueError(f"want top [Q, n, 2], moments [Q, K, 2] or [Q, 2] and durations [Q], got {shapes}")
         ranks = torch.arange(1, shapes[0][1] + 1, dtype=torch.float64)
         self.scores = -ranks.expand(queries, -1) if scores is None else _cpu64(scores)
-        self.overlap = iou_of(self.top, self.moments[:, None, :]).nan_to_num(nan=0.0)
+        self.overlaps = iou_of(self.top[:, :, None], self.moments[:, None]).nan_to_num(nan=0.0)
+        self.overlap = self.overlaps.amax(dim=-1)
         self._ranks: dict[float, Tensor] = {}
 
     def rank(self, iou: float) -> Tensor:
@@ -78,15 +84,25 @@ def first_iou(answers: Answers) -> Tensor:
 
 
 def average_precision(answers: Answers, iou: float) -> Tensor:
-    """Returns AP at an IoU threshold [Q]: one over the rank of the first moment above it, 0 where there is none.
+    """Returns AP at an IoU threshold, [Q].
 
     This is the average precision of QVHighlights' evaluation (Lei et al., arXiv 2107.09609, `standalone_eval` of
-    moment_detr: area under the interpolated precision-recall curve of each query, up to 10 moments) for a query with
-    one true moment: recall steps from 0 to 1 at that rank, where precision is one over it; a later overlapping moment
-    counts as wrong. One difference: an IoU equal to the threshold is no hit here, as in the recall of this field.
+    moment_detr): the area under the interpolated precision-recall curve of each query, up to 10 moments. Each retrieved
+    moment, best first, takes the true moment that fits it best among those not taken yet, and is right if their IoU is
+    above the threshold. With one true moment that is one over the rank of the first moment above the threshold. One
+    difference: an IoU equal to the threshold is no hit here, as in the recall of this field.
     """
-    rank = answers.rank(iou)
-    return torch.where((rank > 0) & (rank <= AP_MOMENTS), 1.0 / rank.clamp(min=1).double(), 0.0)
+    overlaps = answers.overlaps[:, :AP_MOMENTS]  # [Q, n, K]
+    true = answers.moments.isfinite().all(dim=-1)  # [Q, K]
+    free = true.clone()
+    hits = torch.zeros(overlaps.shape[:2], dtype=torch.bool)
+    for rank in range(hits.shape[1]):
+        best, which = overlaps[:, rank].where(free, -1.0).max(dim=1)
+        hits[:, rank] = best > iou
+        free[hits[:, rank], which[hits[:, rank]]] = False
+    precision = hits.cumsum(dim=1) / torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
+    ceiling = precision.flip(1).cummax(dim=1).values.flip(1)  # the highest precision at this recall or above
+    return (ceiling * hits).sum(dim=1) / true.sum(dim=1)
 
 
 def mean_average_precision(answers: Answers) -> Tensor:

@@ -56,11 +56,11 @@ def valid_mask(clips: int, scale_layers: Sequence[int]) -> Tensor:
 
 
 def iou_maps(durations: Tensor, moments: Tensor, num_clips: int) -> Tensor:
-    """Returns the IoU of every cell's span with each query's moment.
+    """Returns the IoU of every cell's span with each query's moment, or with the one of its moments that fits it best.
 
     Args:
         durations: Seconds [Q], above 0.
-        moments: Start and end in seconds [Q, 2].
+        moments: Start and end in seconds [Q, 2]; of several moments, NaN-padded [Q, M, 2].
         num_clips: Number of clips S.
 
     Returns:
@@ -69,8 +69,16 @@ def iou_maps(durations: Tensor, moments: Tensor, num_clips: int) -> Tensor:
     Raises:
         ValueError: If the shapes do not fit.
     """
+    if moments.ndim == 3 and moments.shape[1] > 0:
+        first, *others = moments.unbind(dim=1)
+        best = iou_maps(durations, first, num_clips)
+        for other in others:
+            best = torch.maximum(best, iou_maps(durations, other, num_clips).nan_to_num_(nan=0.0))
+        return best
     if moments.ndim != 2 or moments.shape[-1] != 2 or durations.shape != moments.shape[:1]:
-        raise ValueError(f"want durations [Q] and moments [Q, 2], got {[*durations.shape]} and {[*moments.shape]}")
+        raise ValueError(
+            f"want durations [Q] and moments [Q, 2] or [Q, M, 2], got {[*durations.shape]} and {[*moments.shape]}"
+        )
     moments, durations = moments.double(), durations.double()
     edges = torch.arange(num_clips + 1, dtype=torch.float64, device=moments.device)
     edges = edges * (durations / num_clips)[:, None]  # [Q, S + 1]

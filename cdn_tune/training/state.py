@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
-from cdn_tune.config import Experiment, build
+from cdn_tune.config import DATA_PATHS, Experiment, build
 from cdn_tune.data.files import brief
 from cdn_tune.errors import CheckpointError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, load_weights, read_checkpoint, save_checkpoint
+from cdn_tune.training.runs.run_folder import first_difference
 from cdn_tune.training.step.optimiser import Ema, Schedule
 from cdn_tune.training.step.process_group import World
 from cdn_tune.training.step.steps import EpochState
@@ -200,8 +201,9 @@ class TrialState:
 
     def _restore(self, content: dict[str, Any]) -> Progress:
         path = self.folder / LAST
-        if build(Experiment, content["experiment"], f"{path}: experiment") != self.experiment:
-            raise CheckpointError(f"{path}: belongs to another experiment; choose another folder")
+        held = build(Experiment, content["experiment"], f"{path}: experiment")
+        if difference := first_difference(held.plain(), self.experiment.plain(), DATA_PATHS):
+            raise CheckpointError(f"{path}: belongs to another experiment ({difference}); choose another folder")
         load_weights(self.model, content["model"], path)
         self.optimiser.load_state_dict(content["optimiser"])
         self.schedule.load_state_dict(content["schedule"])

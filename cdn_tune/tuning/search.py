@@ -1,5 +1,6 @@
 """A search: opens its study, has an engine run its trials, and returns the leaderboard and the best checkpoints."""
 
+import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import optuna
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.splits import coarse
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.loop import never
 from cdn_tune.training.object_store.sync import fetched
@@ -43,6 +45,7 @@ from cdn_tune.tuning.study.ranking import ranking
 from cdn_tune.tuning.study.study import Study
 from cdn_tune.tuning.warm_start import learn_from
 
+_LOG = logging.getLogger(__name__)
 BUDGETS = frozenset({"trials", "budget", "keep", "max_failures", "disk_budget_gb", "resources"})
 
 
@@ -147,6 +150,8 @@ def open_study(
     url = _url(run, options)
     check_shared(run, url)
     splits = load_splits(experiment.data, ("train", "val"))  # raises what is wrong with the data, once
+    if remark := coarse(len(splits["val"])):
+        _LOG.warning("%s", remark)
     data = fingerprint(experiment.data)
     manifest = describe_run("search", experiment, data) | {"run_id": secrets.token_hex(8)}
     if url != study_url(run):

@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cdn_tune.config import Experiment, SearchSpace, build, override
+from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, override
 from cdn_tune.config.keys import flatten, get_keys
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import ConfigError, RunError
@@ -21,9 +21,7 @@ from cdn_tune.tuning.study.study import Study
 _BESIDE = (
     "name",
     "seed",
-    "data.root",
-    "data.features",
-    "data.word_vectors",
+    *DATA_PATHS,
     "train.checkpoint_minutes",
     "eval.batch_size",
 )

@@ -54,6 +54,33 @@ def test_a_table_row_per_finding() -> None:
     assert list(fact_lines(Report("root", None, None, False, False))) == []
 
 
+def test_one_place_is_named_unless_the_finding_names_it() -> None:
+    findings = (
+        Finding("error", "features", "1 of 30 videos have no features", "add them", 1, ("PLACE",)),
+        Finding("error", "annotations", "train.txt:3: no '##'", "mend it", 1, ("train.txt:3",)),
+    )
+    (what,) = (column for column in findings_table(findings).columns if column.header == "what")
+    assert list(what.cells) == ["1 of 30 videos have no features (PLACE)", "train.txt:3: no '##'"]
+
+
+def test_the_keys_that_a_remedy_names_are_read(planted: Path, tmp_path: Path) -> None:
+    for path in planted.iterdir():
+        if path.suffix in {".txt", ".csv"} and "glove" not in path.name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    vectors = next(path for path in planted.iterdir() if path.name.startswith("glove") and path.suffix == ".txt")
+    keys = [
+        f"data.word_vectors={vectors}",
+        f"data.features={planted / 'vgg_rgb_features.hdf5'}",
+        "data.val_fraction=0.2",
+    ]
+    result = RUN.invoke(app, ["data", "doctor", str(tmp_path), *keys])
+    assert result.exit_code == 0, result.output
+    for wrong in ("optim.lr=1", "data.root=x", "data.val_fraction=2"):
+        result = RUN.invoke(app, ["data", "doctor", str(tmp_path), wrong])
+        assert result.exit_code == 2
+        assert wrong.partition("=")[0] in result.output
+
+
 def test_convert_from_the_command_line(tmp_path: Path) -> None:
     import numpy as np
 

@@ -35,6 +35,7 @@ def test_shapes_and_types(dataset: MomentDataset) -> None:
         "word_mask": ((3, longest), torch.bool),
         "durations": ((3,), torch.float64),
         "moments": ((3, 2), torch.float64),
+        "all_moments": ((3, 1, 2), torch.float64),
         "indices": ((3,), torch.int64),
     }
     found = {field.name: getattr(batch, field.name) for field in fields(Batch)}

@@ -4,11 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cdn_tune.cli import app
 from cdn_tune.data.doctor import Finding, Report, examine
 from cdn_tune.data.planted import plant
 from cdn_tune.errors import DataError
@@ -35,7 +38,9 @@ def the_error(report: Report, area: str) -> Finding:
 def test_healthy_planted_data(planted_root: Path) -> None:
     report = examine(planted_root)
     assert (report.dataset, report.variant, report.planted, report.fails) == ("charades_sta", None, True, False)
-    assert of_level(report, "error") == of_level(report, "warning") == []
+    assert of_level(report, "error") == []
+    (finding,) = of_level(report, "warning")
+    assert finding.what.startswith("val has 17 queries, so recall moves in steps of 0.059")
     assert (report.features["size"], report.features["checked"], report.features["rows_per_second"]) == (64, 60, 4)
     assert (report.words["size"], report.words["coverage"]) == (50, 1)
     assert json.loads(json.dumps(report.plain()))["splits"]["test"]["videos"] == 12
@@ -140,7 +145,7 @@ def test_splits_that_share_videos(small: Small) -> None:
     small.train.append("BBBB1 1.0 5.0##a person opens the door.")
     small.lengths["BBBB1"] = "10"
     small.save()
-    (finding,) = (finding for finding in examine(small.root).findings if finding.area == "splits")
+    finding = next(finding for finding in examine(small.root).findings if finding.area == "splits")
     assert (finding.level, finding.what, finding.examples) == ("warning", "train and test share 1 videos", ("BBBB1",))
 
 
@@ -193,8 +198,104 @@ def test_every_video_with_wrong_features_is_found(small: Small, fault: str, what
         assert finding.examples == ("AAAA1", "BBBB0")
 
 
+def rewrite(root: Path, change: Callable[[str, Any], tuple[str, Any]]) -> None:
+    """Writes the features again, each video's name and array changed."""
+    with h5py.File(root / FEATURES, "a") as file:
+        for video in list(file):
+            name, array = change(video, file[video][()])
+            del file[video]
+            file[name] = array
+
+
+def the_remedy(root: Path, finding: Finding) -> None:
+    """Does what a finding says: converts, and puts the new file in the old one's place."""
+    command = next(word for word in finding.remedy.split("with") if "cdn-tune data convert" in word)
+    words = command.partition(",")[0].replace("NEW.hdf5", str(root / "NEW.hdf5")).split()
+    result = CliRunner().invoke(app, words[words.index("data") :])
+    assert result.exit_code == 0, result.output
+    (root / "NEW.hdf5").replace(root / FEATURES)
+
+
+def ragged(video: str, array: Any) -> Any:
+    return np.concatenate([array] * (2 + int(video[-1])))
+
+
+@pytest.mark.parametrize(
+    ("fault", "change", "what", "count"),
+    [
+        (
+            "axes",
+            lambda video, array: (video, array[:, :, None, None]),
+            "has shape [5, 4, 1, 1], expected [frames, 4]",
+            8,
+        ),
+        (
+            "turned",
+            lambda video, array: (video, ragged(video, array).T),
+            "features are transposed, such as [4, 10]; expected [frames, 4]",
+            8,
+        ),
+        ("suffix", lambda video, array: (f"{video}.avi", array), "names that differ in case or in a suffix alone", 8),
+        ("case", lambda video, array: (video.lower(), array), "names that differ in case or in a suffix alone", 8),
+    ],
+)
+def test_what_can_be_rewritten_is_one_finding_whose_remedy_works(
+    small: Small, fault: str, change: Callable[[str, Any], tuple[str, Any]], what: str, count: int
+) -> None:
+    rewrite(small.root, change)
+    finding = the_error(examine(small.root), "features")
+    assert what in finding.what
+    assert finding.count == count
+    if fault == "suffix":
+        assert finding.examples[0] == "AAAA0 is AAAA0.avi there"
+    the_remedy(small.root, finding)
+    report = examine(small.root)
+    assert not report.fails
+    assert report.features["size"] == 4
+
+
+def test_wrong_sizes_are_one_finding(small: Small) -> None:
+    wide = {"AAAA1": 5, "AAAA3": 7, "BBBB0": 9}
+    rewrite(small.root, lambda video, _: (video, np.ones((5, wide.get(video, 4)), np.float32)))
+    finding = the_error(examine(small.root), "features")
+    assert (finding.count, finding.examples) == (3, ("AAAA1", "AAAA3", "BBBB0"))
+
+
+def test_what_would_spoil_a_training_is_a_warning(small: Small) -> None:
+    arrays = {
+        "AAAA0": np.zeros((5, 4)),
+        "AAAA1": np.full((5, 4), 0.5),
+        "AAAA2": np.ones((1, 4)),
+        "AAAA3": np.full((5, 4), 1e38) * [[1], [2], [1], [2], [1]],
+    }
+    rewrite(small.root, lambda video, array: (video, arrays.get(video, array).astype(np.float32)))
+    small.train[0] = "AAAA0 1.0 1e300##a person opens\0 the door."
+    small.save()
+    (small.root / "glove.txt").write_text((small.root / "glove.txt").read_text().replace("door 1 0 1", "door 0 0 0"))
+    report = examine(small.root)
+    assert not report.fails
+    found = {finding.what: finding.examples for finding in of_level(report, "warning")}
+    for what, example in (
+        ("features are all zero", "AAAA0"),
+        ("rows of features are all the same", "AAAA1"),
+        ("a single row of features", "AAAA2"),
+        ("values above 1e+18", "AAAA3"),
+        ("end far behind the end of their video", "charades_sta_train.txt:1"),
+        ("control characters", "charades_sta_train.txt:1"),
+        ("vector in glove.txt is all zero", "door"),
+    ):
+        assert [examples for name, examples in found.items() if what in name] == [(example,)], what
+
+
+def test_a_json_array_is_one_error(tmp_path: Path) -> None:
+    lines = [{"video": "a", "duration": 9, "start": 1, "end": 4, "query": "a door"}] * 100
+    (tmp_path / "train.jsonl").write_text(json.dumps(lines, indent=1))
+    errors = [finding for finding in examine(tmp_path).findings if finding.area == "annotations"]
+    assert [(finding.count, "is a JSON array" in finding.what) for finding in errors] == [(1, True), (1, False)]
+
+
 def test_quick_reads_a_sample(planted_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdn_tune.data.doctor.checks.SAMPLE", 10)
+    monkeypatch.setattr("cdn_tune.data.doctor.features.SAMPLE", 10)
     report = examine(planted_root, quick=True)
     assert report.quick
     assert report.features["checked"] == 10
@@ -211,7 +312,7 @@ def test_word_vectors(small: Small) -> None:
     (small.root / "glove.txt").write_text("person 0 1 0\ntakes 0 1 1\na 1 0 0\n")
     report = examine(small.root)
     assert report.words["unknown"] == {"opens": 6, "the": 6, "door": 6, "cup": 2}
-    (finding,) = of_level(report, "warning")
+    finding = next(finding for finding in of_level(report, "warning") if finding.area == "words")
     assert finding.examples[:3] == ("opens (6)", "the (6)", "door (6)")
     (small.root / "glove.txt").write_text("person 0 x 0\n")
     (small.root / "glove.txt.pt").unlink()

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cdn_tune.data import jsonl
+from cdn_tune.data.annotations import true_moments
 from cdn_tune.errors import DataError
 
 LINE: dict[str, Any] = {"video": "a", "duration": 9, "start": 1.5, "end": 4, "query": "a person opens the door"}
@@ -44,7 +46,7 @@ def test_val_is_there_or_carved(tmp_path: Path) -> None:
         ({**LINE, "start": "1"}, "start is '1'; write a number"),
         ({**LINE, "duration": True}, "duration is True; write a number"),
         ({**LINE, "query": None}, "query is None; write a string"),
-        ({**LINE, "video": ""}, "video is ''"),
+        ({**LINE, "video": ""}, "the video's name is ''"),
         ({**LINE, "start": 5}, "lies before start"),
         ({**LINE, "duration": -1}, "is not positive"),
         ({**LINE, "query": " "}, "empty query"),
@@ -55,4 +57,57 @@ def test_wrong_lines_are_named(tmp_path: Path, line: Any, part: str) -> None:
     with pytest.raises(DataError) as error:
         jsonl.LAYOUT.load(tmp_path, "train")
     assert f"{tmp_path / 'train.jsonl'}:2: " in str(error.value)
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (json.dumps([LINE, LINE]), "a JSON array"),
+        (json.dumps([LINE, LINE], indent=2), "a JSON array"),
+        (json.dumps(LINE, indent=2), "one JSON object over several lines"),
+    ],
+)
+def test_json_that_is_not_lines_is_one_error(tmp_path: Path, text: str, kind: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError) as error:
+        list(jsonl.scan(tmp_path, "train"))
+    assert f"{path}: is {kind}" in str(error.value)
+    assert f"jq -c '{'.[]' if 'array' in kind else '.'}' {path} > NEW" in str(error.value)
+
+
+WINDOWS: dict[str, Any] = {
+    "qid": 7, "query": "a door", "vid": "a", "duration": 20, "relevant_windows": [[2, 4], [19, 25], [30, 40]],
+    "saliency_scores": [[1, 2, 3]],
+}  # fmt: skip
+
+
+def test_a_query_that_several_moments_answer(tmp_path: Path) -> None:
+    write(tmp_path, WINDOWS, LINE, {**WINDOWS, "relevant_windows": [[25, 30]]})
+    loaded = jsonl.LAYOUT.load(tmp_path, "train")
+    first, second = loaded.annotations
+    assert (first.video, first.qid, first.moments) == ("a", 7, ((2, 4), (19, 20)))  # the third lies outside
+    assert (second.qid, second.moments) == (None, ((1.5, 4),))
+    assert [item.id for item in loaded.skipped] == ["train.jsonl:3"]
+    np.testing.assert_array_equal(true_moments(loaded.annotations), [[[2, 4], [19, 20]], [[1.5, 4], [np.nan, np.nan]]])
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"relevant_windows": []}, "0 relevant_windows; write 1 to 100"),
+        ({"relevant_windows": [[1, 2]] * 101}, "101 relevant_windows"),
+        ({"relevant_windows": {}}, "relevant_windows is {}; write a list"),
+        ({"relevant_windows": [[1, 2], [3]]}, "a relevant window is [3]; write [start, end]"),
+        ({"relevant_windows": [[1, 2], [5, 3]]}, "lies before start"),
+        ({"relevant_windows": [[1, 10**400]]}, "too large for a number"),
+        ({"vid": 3}, "vid is 3; write a string"),
+    ],
+)
+def test_wrong_windows_are_named(tmp_path: Path, change: dict[str, Any], part: str) -> None:
+    write(tmp_path, {**WINDOWS, **change})
+    with pytest.raises(DataError) as error:
+        jsonl.LAYOUT.load(tmp_path, "train")
+    assert f"{tmp_path / 'train.jsonl'}:1: " in str(error.value)
     assert part in str(error.value)

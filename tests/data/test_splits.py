@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data.splits import held_out, split_annotations
+from cdn_tune.data.splits import coarse, held_out, split_annotations
 from cdn_tune.errors import DataError
 
 from .conftest import Small
@@ -64,3 +64,8 @@ def test_a_carving_that_leaves_a_side_empty_is_refused(small: Small, fraction: f
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.root=.*nowhere does not exist; set data\.root"):
         split_annotations(DataConfig(dataset="tacos", root=str(tmp_path / "nowhere")), "train")
+
+
+def test_steps_too_coarse_to_choose_by() -> None:
+    assert coarse(50) is None
+    assert "12 queries, so recall moves in steps of 0.083" in (coarse(12) or "")

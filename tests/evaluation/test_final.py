@@ -228,7 +228,9 @@ def test_every_number_has_its_interval(trained: Path) -> None:
     assert result["published"] == []  # planted
 
 
-def test_seeds_are_trained_once_and_averaged(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_are_trained_once_and_averaged(
+    trained: Path, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = Request(seeds=2, resamples=50)
     first = evaluate_run(trained, None, request)
     runs = first["seeds"]["runs"]
@@ -246,7 +248,8 @@ def test_seeds_are_trained_once_and_averaged(trained: Path, monkeypatch: pytest.
         raise AssertionError("trained again")
 
     monkeypatch.setattr("cdn_tune.evaluation.retrain.train", refuse)
-    again = evaluate_run(trained, None, request)
+    (tmp_path / "link").symlink_to(planted)
+    again = evaluate_run(trained, {"data.root": str(tmp_path / "link")}, request)  # the same data, spelled otherwise
     assert again["metrics"] == first["metrics"]
     with pytest.raises(AssertionError, match="trained again"):
         evaluate_run(trained, None, Request(seeds=3, resamples=50))
@@ -272,8 +275,12 @@ def test_a_seed_that_was_stopped_goes_on(trained: Path, monkeypatch: pytest.Monk
     assert again["looks"] == 2  # what was interrupted never opened test
 
 
-def test_seeds_folder_of_another_trial_is_not_touched(trained: Path) -> None:
+def test_seeds_folder_of_another_trial_is_not_touched(trained: Path, tmp_path: Path) -> None:
     evaluate_run(trained, None, Request(seeds=1, resamples=20))
+    plant(tmp_path / "other", videos=24, feature_size=16, word_size=12, frame_rate=2.0, seed=2)
+    overrides = {"data.root": str(tmp_path / "other")}
+    with pytest.raises(RunError, match=r"seeds/1: holds another trial \(it is of other data: "):
+        evaluate_run(trained, overrides, Request(seeds=1, resamples=20, other_data=True))
     path = trained / "seeds/1/experiment.yaml"
     path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
     with pytest.raises(RunError, match=r"seeds/1: holds another trial \(train\.epochs is 3 there, 2 here\)"):

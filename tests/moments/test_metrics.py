@@ -1,5 +1,6 @@
 """Metrics of each query: ranks, average precision, groups; equal to loops and to the recorded arrays."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from cdn_tune.moments.metrics import (
     AP_IOUS,
     Answers,
     average_precision,
+    first_iou,
     mean_average_precision,
     measure,
     query_groups,
@@ -64,6 +66,48 @@ def test_average_precision_looks_at_ten_moments() -> None:
     found = Answers(top, torch.tensor([[5.0, 9.0]]), torch.tensor([9.0]))
     assert found.rank(0.5).item() == 11
     assert average_precision(found, 0.5).item() == 0
+
+
+def area_under_precision_recall(overlaps: np.ndarray, threshold: float) -> float:
+    """AP as its definition has it: greedy matches, then the interpolated curve integrated over recall; [n, K]."""
+    taken: set[int] = set()
+    right = []
+    for row in overlaps:
+        free = [each for each in np.argsort(-row) if each not in taken and row[each] > threshold]
+        right.append(bool(free))
+        taken |= set(free[:1])
+    points = [(sum(right[:n]) / overlaps.shape[1], sum(right[:n]) / n) for n in range(1, len(right) + 1)]
+    steps = sorted({0.0, *(recall for recall, _ in points)})
+    return sum(
+        (high - low) * max(precision for recall, precision in points if recall >= high) for low, high in pairwise(steps)
+    )
+
+
+def test_average_precision_of_several_true_moments() -> None:
+    top, _, durations = random_queries(60, 10, 3)
+    generator = torch.Generator().manual_seed(4)
+    truth = (
+        torch.rand(60, 4, 2, generator=generator, dtype=torch.float64).sort(dim=-1).values * durations[:, None, None]
+    )
+    counts = torch.arange(60) % 4 + 1
+    truth[torch.arange(4) >= counts[:, None]] = torch.nan
+    found = Answers(top, truth, durations)
+    for threshold in (0.2, 0.5, 0.75):
+        ours = average_precision(found, threshold)
+        for query in range(60):
+            overlaps = found.overlaps[query, :, : counts[query]].numpy()
+            assert ours[query].item() == pytest.approx(area_under_precision_recall(overlaps, threshold))
+    assert 0 < mean_average_precision(found).mean() < 1
+
+
+def test_several_true_moments_by_hand() -> None:
+    truth = torch.tensor([[[0.0, 10.0], [20.0, 30.0]]])
+    top = torch.tensor([[[0.0, 10.0], [0.0, 9.0], [20.0, 29.0]]])
+    found = Answers(top, truth, torch.tensor([30.0]))
+    assert average_precision(found, 0.5).item() == pytest.approx((1 + 2 / 3) / 2)  # the second is of a moment taken
+    assert average_precision(found, 0.95).item() == 0.5  # only the first, and one of two is never found
+    assert first_iou(Answers(top.flip(1), truth, torch.tensor([30.0]))).item() == pytest.approx(0.9)
+    assert recall(Answers(top.flip(1), truth, torch.tensor([30.0])), 1, 0.7).item() == 1  # the best true moment counts
 
 
 def test_metrics_are_those_of_a_loop() -> None:

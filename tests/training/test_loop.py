@@ -96,6 +96,14 @@ def test_other_experiment_is_refused(tiny: Tiny, tmp_path: Path) -> None:
         train_in(tiny(**{"train.epochs": 1, "optim.lr": 1.0}), tmp_path, ignore)
 
 
+def test_the_same_data_under_another_path_are_no_other_experiment(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**{"train.epochs": 1})
+    train_in(experiment, tmp_path, ignore)
+    elsewhere = tmp_path / "link"
+    elsewhere.symlink_to(experiment.data.root)
+    assert train_in(tiny(**{"train.epochs": 1, "data.root": str(elsewhere)}), tmp_path, ignore).epochs_run == 0
+
+
 def test_damaged_last_is_told(tiny: Tiny, tmp_path: Path) -> None:
     train_in(tiny(**{"train.epochs": 1}), tmp_path, ignore)
     (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:1000])

@@ -42,6 +42,7 @@ def test_sizes_are_those_of_the_training(tiny: Tiny) -> None:
     assert plan.checkpoint_bytes == pytest.approx(13 * plan.memory.weights, rel=0.1)  # 1 + 3 x (1 + 2 + 1)
     assert plan.micro_batch == plan.batch == experiment.train.batch_size
     assert plan.peak_bytes > plan.memory.weights
+    assert f"val has {len(splits['val'])} queries" in " ".join(shown(plan, experiment).split())
 
 
 def test_time_adds_up(tiny: Tiny) -> None:

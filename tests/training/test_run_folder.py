@@ -39,6 +39,34 @@ def test_other_experiment_names_the_key(tmp_path: Path) -> None:
             claim(tmp_path, {"kind": "search"}, CONFIGURATION)
 
 
+def facts(root: str, **digests: str) -> dict[str, Any]:
+    files = {name: {"size": 1, "sha256": digest} for name, digest in digests.items()}
+    big = {"name": "big.hdf5", "size": 2, "sampled_sha256": "0"}
+    return {"root": root, "files": {"annotations": files, "features": big, "word_vectors": big}}
+
+
+@pytest.mark.parametrize("name", ["experiment.yaml", "search_space.yaml"])
+def test_a_run_is_of_its_data_wherever_they_lie(tmp_path: Path, name: str) -> None:
+    def configuration(root: str, seed: int = 1) -> dict[str, dict[str, Any]]:
+        data = {"data": {"root": root, "features": f"{root}/f", "word_vectors": f"{root}/w"}}
+        paths = (
+            data if name == "experiment.yaml" else {"overrides": {f"data.{key}": "x" + root for key in data["data"]}}
+        )
+        return {name: {"seed": seed, **paths}}
+
+    with locked(tmp_path):
+        claim(tmp_path, {"kind": "train", "data": facts("/a", train="1")}, configuration("/a"))
+        same = {"kind": "train", "data": facts("/a/../b", train="1")}
+        assert claim(tmp_path, same, configuration("/a/../b")) is True
+        with pytest.raises(RunError, match="seed is 1 there, 2 here"):
+            claim(tmp_path, same, configuration("/b", seed=2))
+        for other in (facts("/b", train="2"), facts("/b", train="1", val="1"), facts("/b")):
+            with pytest.raises(RunError, match=r"its data, then in /a, have changed since it began \((train|val)\)"):
+                claim(tmp_path, {"kind": "train", "data": other}, configuration("/b"))
+        with pytest.raises(RunError, match="holds another run"):  # nothing is known of the data
+            claim(tmp_path, {"kind": "train"}, configuration("/b"))
+
+
 def test_foreign_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match="not empty and not a run folder"), locked(tmp_path):

@@ -1,5 +1,6 @@
 """The plan of a search: it counts, judges and times what the search would do, and touches nothing."""
 
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,7 @@ from cdn_tune.config import Experiment, SearchSpace, load_space
 from cdn_tune.config.yaml import dump
 from cdn_tune.tuning.planning.plan import SearchPlan, expected_epochs, plan_search
 from cdn_tune.tuning.planning.random_points import count_points, draw
+from cdn_tune.tuning.search import SearchOptions, open_study
 from cdn_tune.tuning.study.candidates import INVALID, Candidates, cost
 
 Tiny = Callable[..., Experiment]
@@ -160,6 +162,16 @@ def test_times_with_data(tiny: Tiny, tmp_path: Path) -> None:
         "base experiment on one CPU",
     ):
         assert words in text
+
+
+def test_a_small_val_split_is_told_in_the_plan_and_at_the_start(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    space, told = space_of({"optim.lr": LR}), "too coarse to choose by"
+    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", nodes=[{"CPU": 5.0}], proposals=4)
+    assert [line for line in plan.warnings if told in line]
+    open_study(space, tiny(), tmp_path, SearchOptions(), time.monotonic)
+    assert [line for line in caplog.messages if told in line]
 
 
 def test_budgets_and_finite_spaces(tiny: Tiny, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich import box
 from rich.markup import escape
@@ -15,18 +15,23 @@ from typer import Argument, Exit, Option
 from cdn_tune.cli.app import data_app
 from cdn_tune.cli.show.output import out, print_line
 from cdn_tune.cli.show.progress import counted
-from cdn_tune.errors import DataError
+from cdn_tune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cdn_tune.data.doctor import Finding, Report
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 _SHOWN = 3
+KEYS = ("dataset", "features", "word_vectors", "val_fraction")
 
 
 @data_app.command(epilog="Example: cdn-tune data doctor data/charades --quick")
 def doctor(
     root: Annotated[Path, Argument(metavar="ROOT", help="Folder with annotations, features, word vectors.")],
+    overrides: Annotated[
+        list[str] | None,
+        Argument(metavar="[KEY=VALUE]...", help=f"As for training: {', '.join(f'data.{key}' for key in KEYS)}."),
+    ] = None,
     quick: Annotated[bool, Option("--quick", help="Read the features of a sample of the videos.")] = False,
     json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
     dataset: Annotated[str | None, Option(help="Layout.", metavar="NAME", show_default="as recognised")] = None,
@@ -36,8 +41,10 @@ def doctor(
     """Examine a data folder: what is in it, what is wrong, and the remedy. Exit code 2 if training would fail."""
     from cdn_tune.data.doctor import examine
 
+    given: dict[str, Any] = {"dataset": dataset, "features": features, "word_vectors": word_vectors}
+    given = {key: value for key, value in given.items() if value is not None} | _data_keys(root, overrides or [])
     with counted("reading features") as progress:
-        report = examine(root, dataset, features, word_vectors, quick, progress)
+        report = examine(root, quick=quick, progress=progress, **given)
     if json_file is not None:
         try:
             json_file.write_text(json.dumps(report.plain(), indent=2) + "\n", encoding="utf-8")
@@ -50,6 +57,24 @@ def doctor(
     print_line(verdict(report), "bold red" if report.fails else "bold green")
     if report.fails:
         raise Exit(DataError.exit_code)
+
+
+def _data_keys(root: Path, overrides: list[str]) -> dict[str, Any]:
+    """Returns overrides as arguments of `examine`.
+
+    Raises:
+        ConfigError: If one is no key of `KEYS`, or has a wrong value.
+    """
+    from cdn_tune.config import DataConfig, build, parse_overrides
+
+    given = parse_overrides(overrides)
+    for key in given:
+        if key.removeprefix("data.") not in KEYS or not key.startswith("data."):
+            known = ", ".join(f"data.{each}" for each in KEYS)
+            raise ConfigError(f"{key}: says nothing about a data folder; the doctor reads {known}")
+    values = {key.removeprefix("data."): value for key, value in given.items()}
+    build(DataConfig, {"dataset": "jsonl", "root": str(root), **values}, " ".join(overrides))
+    return values
 
 
 def fact_lines(report: Report) -> Iterator[str]:
@@ -85,7 +110,7 @@ def findings_table(findings: tuple[Finding, ...]) -> Table:
     table.add_column("remedy", overflow="fold", ratio=2)
     for finding in findings:
         what = finding.what
-        if finding.count > 1 and finding.examples:
+        if any(example not in what for example in finding.examples[:_SHOWN]):
             more = ", ..." if finding.count > _SHOWN else ""
             what += f" ({', '.join(finding.examples[:_SHOWN])}{more})"
         style = _STYLES[finding.level]

@@ -15,6 +15,7 @@ from cdn_tune.cli.show.output import duration_text, head_table, size_text
 from cdn_tune.cli.show.tables import experiment_line
 from cdn_tune.config import Categorical, Experiment, Parameter
 from cdn_tune.config.keys import get_key
+from cdn_tune.data.splits import coarse
 from cdn_tune.tuning.planning.plan import HALVING
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def _model_and_data(plan: Plan, experiment: Experiment) -> Iterator[Row]:
     yield "computes on", plan.device.replace("cuda", "GPU").replace("cpu", "CPU"), plan.dtype
     for name in sorted(plan.queries):
         videos = _count(plan.videos[name], "video", "videos")
-        yield name, _count(plan.queries[name], "query", "queries"), f"of {videos}"
+        remark = coarse(plan.queries[name]) if name == "val" else None
+        yield name, _count(plan.queries[name], "query", "queries"), f"of {videos}{f'; {remark}' if remark else ''}"
     pieces = -(-plan.batch // plan.micro_batch)
     computed = "whole at once" if pieces == 1 else f"{pieces} times up to {plan.micro_batch} queries"
     yield "batch", _count(plan.batch, "query", "queries"), f"computed {computed}"

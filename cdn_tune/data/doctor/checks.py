@@ -1,25 +1,20 @@
-"""The doctor's checks: of every annotation, of the features of every video (or a sample), of the word vectors."""
+"""The doctor's checks of every annotation and of the word vectors."""
 
-import statistics
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from cdn_tune.data.annotations import SPLITS, Annotation, Skipped, Split
 from cdn_tune.data.doctor.report import EXAMPLES, Finding, grouped
-from cdn_tune.data.features import FeatureStore, open_features
-from cdn_tune.data.files import Progress, brief
 from cdn_tune.data.layouts import Layout
 from cdn_tune.data.tokenizer import words
 from cdn_tune.data.vectors import load_vectors
 from cdn_tune.errors import DataError
 
 LONG_SECONDS = 3 * 3600.0
-SAMPLE = 64  # videos whose features a quick examination reads
 USUAL = "glove.6B.300d.txt"
 LOW_COVERAGE = 0.95
 
@@ -76,6 +71,7 @@ def _remarks(usable: dict[Split, list[Annotation]], skipped: dict[Split, list[Sk
         examples = tuple(Path(item.id).name for item in left_out[:EXAMPLES])
         what = f"not trained on, in test a miss: {left_out[0].reason}"
         findings.append(Finding("info", "annotations", what, count=len(left_out), examples=examples))
+    everything = [item for items in usable.values() for item in items]
     double = []
     lengths: dict[str, set[float]] = {}
     for items in usable.values():
@@ -98,98 +94,24 @@ def _remarks(usable: dict[Split, list[Annotation]], skipped: dict[Split, list[Sk
             "videos with more than one duration",
             "give all entries of a video the same duration",
         ),
+        (
+            [item.id for item in everything if item.overrun > item.duration],
+            "moments that end far behind the end of their video, where they are cut",
+            "check their times and the videos' durations",
+        ),
+        (
+            [item.id for item in everything if _has_controls(item.query) or _has_controls(item.video)],
+            "control characters in the query or in the name of the video",
+            "remove them",
+        ),
     ):
         if places:
             findings.append(Finding("warning", "annotations", what, remedy, len(places), tuple(places[:EXAMPLES])))
     return findings
 
 
-def check_features(
-    path: Path, durations: dict[str, float], member: str | None, quick: bool, progress: Progress | None = None
-) -> tuple[dict[str, Any], list[Finding]]:
-    """Returns the facts of a feature file and what is wrong with the videos it should have.
-
-    Args:
-        path: The HDF5 file.
-        durations: Seconds of every annotated video.
-        member: Name of the dataset in a video's group, if the layout has groups.
-        quick: Read a sample of the videos.
-        progress: Called with (videos read, videos to read).
-    """
-    try:
-        with open_features(path) as file:
-            present = frozenset(file)
-            wanted = [video for video in durations if video in present]
-            size, kind = _size_of(file, wanted, member)
-    except (OSError, RuntimeError) as error:
-        what = f"{path}: cannot be listed ({brief(error)})"
-        return {"file": str(path)}, [Finding("error", "features", what, "copy or convert it again")]
-    except DataError as error:
-        return {"file": str(path)}, grouped("features", [(path.name, error)])
-    findings = _presence(path, durations, present)
-    store = FeatureStore(path, 1, size, member=member)
-    wrong: list[tuple[str, DataError]] = []
-    rates: dict[str, float] = {}
-    chosen = wanted[:: max(1, len(wanted) // SAMPLE) if quick else 1]
-    for done, video in enumerate(chosen, start=1):
-        try:
-            rates[video] = store.check(video) / durations[video]
-        except DataError as error:
-            wrong.append((video, error))
-        if progress is not None:
-            progress(done, len(chosen))
-    store.close()
-    findings += _by_fault(path, wrong)
-    rate = statistics.median(rates.values()) if rates else 0.0
-    odd = [video for video, found in rates.items() if not rate / 2 <= found <= rate * 2]
-    if odd:
-        what = f"videos whose rows do not fit their duration (the usual is {rate:.3g} rows a second)"
-        remedy = "check their duration and extract their features again"
-        findings.append(Finding("warning", "features", what, remedy, len(odd), tuple(odd[:EXAMPLES])))
-    facts = {
-        "file": str(path),
-        "videos": len(present),
-        "checked": len(chosen),
-        "size": size,
-        "type": kind,
-        "rows_per_second": round(rate, 4),
-    }
-    return facts, findings
-
-
-def _presence(path: Path, durations: dict[str, float], present: frozenset[str]) -> list[Finding]:
-    findings = []
-    if missing := [video for video in durations if video not in present]:
-        what = f"{path.name}: {len(missing)} of {len(durations)} annotated videos have no features"
-        remedy = "add them with cdn-tune data convert, or name the file that has them: data.features=FILE"
-        findings.append(Finding("error", "features", what, remedy, len(missing), tuple(missing[:EXAMPLES])))
-    if unused := len(present - durations.keys()):
-        findings.append(Finding("info", "features", f"{unused} videos in the file have no annotation"))
-    return findings
-
-
-def _size_of(file: Any, videos: list[str], member: str | None) -> tuple[int, str]:
-    """Returns the commonest feature size and its stored type among some videos; 1 where none can be read."""
-    found: Counter[tuple[int, str]] = Counter()
-    for video in videos[:: max(1, len(videos) // 20)]:
-        try:
-            entry = file[video]
-            if member is not None and isinstance(entry, h5py.Group) and member in entry:
-                entry = entry[member]
-            if isinstance(entry, h5py.Dataset) and entry.ndim == 2:
-                found[int(entry.shape[1]), str(entry.dtype)] += 1
-        except (OSError, RuntimeError, KeyError):
-            continue
-    return found.most_common(1)[0][0] if found else (1, "unknown")
-
-
-def _by_fault(path: Path, wrong: list[tuple[str, DataError]]) -> list[Finding]:
-    """Returns one finding for each kind of fault; messages that differ in numbers only are of one kind."""
-    kinds: dict[str, list[tuple[str, DataError]]] = {}
-    for video, error in wrong:
-        about = str(error).removeprefix(f"{path}: video {video!r} ")
-        kinds.setdefault("".join(c for c in about if not c.isdigit()), []).append((video, error))
-    return [finding for some in kinds.values() for finding in grouped("features", some)]
+def _has_controls(text: str) -> bool:
+    return any(unicodedata.category(character) == "Cc" for character in text if character != "\t")
 
 
 def find_vectors(root: Path, planted: str | None = None) -> Path | None:
@@ -206,7 +128,7 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
     """Returns the facts of a word-vector file (None if there is none) for the words of some queries, and its faults."""
     if path is None:
         what = f"{root}: no word vectors ({USUAL} or another glove*.txt)"
-        remedy = f"put {USUAL} there, or name it in training: data.word_vectors=FILE"
+        remedy = f"put {USUAL} there, or name it, here and in training: data.word_vectors=FILE"
         return {}, [Finding("error", "words", what, remedy)]
     try:
         vectors = load_vectors(path)
@@ -234,21 +156,30 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
         "coverage": round(coverage, 6),
         "unknown": unknown,
     }
+    zero = [token for token, row in rows.items() if not vectors.vectors[row].any()]
     findings = []
-    for places, what, remedy in (
+    for level, places, what, remedy in (
         (
+            "error",
             broken,
             f"words of the queries whose vector in {path.name} is not finite",
             "correct these lines, or download the file again",
         ),
         (
+            "warning",
+            zero,
+            f"words of the queries whose vector in {path.name} is all zero, as that of an unknown word",
+            "correct these lines, or download the file again",
+        ),
+        (
+            "error",
             without,
             f"queries none of whose words has a vector in {path.name}",
             "correct or remove them, or set data.word_vectors to a file that covers them",
         ),
     ):
         if places:
-            findings.append(Finding("error", "words", what, remedy, len(places), tuple(places[:EXAMPLES])))
+            findings.append(Finding(level, "words", what, remedy, len(places), tuple(places[:EXAMPLES])))
     if unknown:
         what = f"{len(unknown)} words have no vector: {1 - coverage:.2%} of all words in the queries"
         examples = tuple(f"{token} ({count})" for token, count in list(unknown.items())[:EXAMPLES])

@@ -8,12 +8,13 @@ from typing import Any
 from cdn_tune.config import DataConfig
 from cdn_tune.config.tables import LAYOUTS
 from cdn_tune.data.annotations import SPLITS, Split
-from cdn_tune.data.doctor.checks import check_annotations, check_features, check_overlap, check_words, find_vectors
+from cdn_tune.data.doctor.checks import check_annotations, check_overlap, check_words, find_vectors
+from cdn_tune.data.doctor.features import check_features
 from cdn_tune.data.doctor.report import Finding, Report
 from cdn_tune.data.files import Progress, is_remote, locate, remote_file
 from cdn_tune.data.fingerprint import PLANTED_MARKER
 from cdn_tune.data.layouts import Layout, layout_of, recognise
-from cdn_tune.data.splits import held_out
+from cdn_tune.data.splits import coarse, held_out
 from cdn_tune.errors import DataError
 
 VAL_FRACTION: float = DataConfig.model_fields["val_fraction"].default
@@ -27,6 +28,8 @@ def examine(
     word_vectors: str | None = None,
     quick: bool = False,
     progress: Progress | None = None,
+    *,
+    val_fraction: float = VAL_FRACTION,
 ) -> Report:
     """Examines a data folder: annotations, features, word vectors, overlap of the splits.
 
@@ -37,6 +40,7 @@ def examine(
         word_vectors: The word vectors, as for `data.word_vectors`.
         quick: Read the features of a sample of the videos.
         progress: Called with (videos read, videos to read).
+        val_fraction: Share of training videos held out where there is no val split, as for `data.val_fraction`.
 
     Raises:
         DataError: If the folder does not exist, or `dataset` is unknown.
@@ -70,20 +74,25 @@ def examine(
     findings += check_overlap(layout, usable)
     videos = {item.video for item in usable.get("train", ())}
     broken = any(finding.level == "error" for finding in findings)
-    if not (broken or usable.get("val") or held_out(videos, VAL_FRACTION)):
-        what = f"{len(videos)} training videos are too few to hold out a val split of {VAL_FRACTION:.0%}"
-        findings.append(Finding("error", "splits", what, "add videos, or train with a larger data.val_fraction"))
+    held = frozenset() if usable.get("val") else held_out(videos, val_fraction)
+    val = len(usable.get("val") or [item for item in usable.get("train", ()) if item.video in held])
+    if not broken and not val:
+        what = f"{len(videos)} training videos are too few to hold out a val split of {val_fraction:.0%}"
+        remedy = "add videos, or hold out more, here and in training: data.val_fraction=0.5"
+        findings.append(Finding("error", "splits", what, remedy))
+    elif not broken and (remark := coarse(val)):
+        findings.append(Finding("warning", "splits", *remark.split("; ")))
     feature_facts: dict[str, Any] = {}
     path = _feature_file(root, features, layout.features)
     if path is None:
         what = f"{root}: no feature file ({features or ' or '.join(layout.features)})"
         remedy = (
-            "put it there, name it in training: data.features=FILE, or write it from raw features: "
+            "put it there, name it, here and in training: data.features=FILE, or write it from raw features: "
             f"cdn-tune data convert RAW {root / layout.features[0]} --form {layout.raw}"
         )
         findings.append(Finding("error", "features", what, remedy))
     else:
-        feature_facts, more = check_features(path, durations, layout.member, quick, progress)
+        feature_facts, more = check_features(path, root, durations, layout.member, quick, progress)
         findings += more
     vectors = locate(root, word_vectors) if word_vectors else find_vectors(root, (marker or {}).get("word_vectors"))
     word_facts, more = check_words(vectors, root, items)

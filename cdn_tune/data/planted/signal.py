@@ -111,15 +111,15 @@ def signals_of(
     It depends on the video's own queries (none for a video of noise alone), the seed and the difficulty alone.
     """
     signals = []
-    for item in items:
-        generator = generator_for(seed, "query", video, item.query, repr(item.start), repr(item.end))
+    for item, (first, last) in [(each, moment) for each in items for moment in each.moments]:
+        generator = generator_for(seed, "query", video, item.query, repr(first), repr(last))
         tokens = content_words(item.query)
         swapped = generator.random(len(tokens)) < difficulty.paraphrases
-        shifts = generator.standard_normal(2) * difficulty.jitter * (item.end - item.start)
+        shifts = generator.standard_normal(2) * difficulty.jitter * (last - first)
         named = [f"{token}/synonym" if swap else token for token, swap in zip(tokens, swapped, strict=True)]
-        start, end = float(item.start + shifts[0]), float(item.end + shifts[1])
+        start, end = float(first + shifts[0]), float(last + shifts[1])
         if end <= start:
-            start, end = item.start, item.end
+            start, end = first, last
         signals.append(Signal(max(start, 0.0), min(end, item.duration), meaning(named, word_size, seed)))
     generator = generator_for(seed, "distractors", video)
     for _ in range(difficulty.distractors if items else 0):

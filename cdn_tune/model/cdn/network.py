@@ -111,7 +111,7 @@ class CDN(MomentModel):
     def loss(self, output: CDNOutput, batch: Batch) -> Losses:
         """Returns moment loss + β attention loss; the latter is 0 with mean pooling."""
         config = self.loss_config
-        targets = iou_maps(batch.durations, batch.moments, self.config.clips)  # [B, S, S]
+        targets = iou_maps(batch.durations, batch.all_moments, self.config.clips)  # [B, S, S]
         moment = moment_loss(output.logits.float(), targets.float(), output.mask, config.min_iou, config.max_iou)
         if output.attention is None:
             attention = moment.new_zeros(())

@@ -48,7 +48,7 @@ def draw(
     pictures: dict[str, Picture] = {}
     if shown.score_map is not None:
         scores, valid = (each.cpu().numpy() for each in shown.score_map)
-        fits = iou_maps(batch.durations, batch.moments, scores.shape[-1])  # [B, S, S]
+        fits = iou_maps(batch.durations, batch.all_moments, scores.shape[-1])  # [B, S, S]
         best = fits.masked_fill(~shown.score_map.mask, -1.0).flatten(1).argmax(dim=1).tolist()
         pictures |= {
             f"scores/{name}": draw_scores(map_, valid, divmod(cell, len(map_)))

@@ -1,12 +1,12 @@
 """A run folder: its lock, its configuration, and the manifest of what it was made of."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from filelock import FileLock, Timeout
-from cdn_tune.config import Experiment, SearchSpace, build, keys
+from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, keys
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.files import clear_left
 from cdn_tune.errors import ConfigError, RunError
@@ -92,7 +92,8 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
         Whether the folder already held this run.
 
     Raises:
-        RunError: If it holds another kind of run, or another configuration; names the first differing key.
+        RunError: If it holds another kind of run, another configuration or a run on other data; names the first
+            differing key, or the files. Where both manifests tell the data's content, their paths may differ.
     """
     if (folder / MANIFEST).exists():
         held = read_manifest(folder)
@@ -100,14 +101,17 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
             raise RunError(
                 f"{folder}: holds a {held['kind']} run, not a {manifest['kind']} run; choose another --run folder"
             )
+        facts, facts_now = held.get("data", {}), manifest.get("data", {})
+        beside = DATA_PATHS if facts and facts_now else ()
         for name, values in configurations.items():
-            difference = first_difference(_held(folder / name, values), values)
+            difference = first_difference(_held(folder / name, values), values, beside)
             if difference:
                 raise RunError(f"{folder / name}: holds another run ({difference}); choose another --run folder")
-        changed = changed_files(held.get("data", {}), manifest.get("data", {}))
+        changed = changed_files(facts, facts_now)
         if changed:
             raise RunError(
-                f"{folder}: its data have changed since it began ({', '.join(changed)}); choose another --run folder"
+                f"{folder}: its data, then in {facts.get('root')}, have changed since it began ({', '.join(changed)}); "
+                "choose another --run folder"
             )
         return True
     for name, values in configurations.items():
@@ -129,7 +133,7 @@ def _held(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns the names of data files whose content differs between two fingerprints, in whatever folders."""
+    """Returns the names of data files that only one of two fingerprints has, or with other content, in any folders."""
     if not held or not now:
         return []
     there, here = (
@@ -138,17 +142,20 @@ def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
     )
     content = ("size", "sha256", "sampled_sha256")
     return [
-        there[name].get("name", name)
-        for name in there
-        if name not in here or any(there[name].get(key) != here[name].get(key) for key in content)
+        {**here, **there}[name].get("name", name)
+        for name in {**there, **here}
+        if name not in there or name not in here or any(there[name].get(key) != here[name].get(key) for key in content)
     ]
 
 
-def first_difference(held: dict[str, Any], asked: dict[str, Any]) -> str | None:
-    """Returns ``key: held value there, asked value here`` for the first differing key, or None."""
+def first_difference(held: dict[str, Any], asked: dict[str, Any], beside: Collection[str] = ()) -> str | None:
+    """Returns ``key is VALUE there, VALUE here`` for the first differing key, or None.
+
+    Keys in `beside` may differ, in an experiment and among the overrides of a search space.
+    """
     there, here = keys.flatten(held), keys.flatten(asked)
     for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key):
+        if there.get(key) != here.get(key) and key.removeprefix("overrides.") not in beside:
             return f"{key} is {there.get(key)} there, {here.get(key)} here"
     return None
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.expression import COSTS
+from cdn_tune.data.splits import coarse
 from cdn_tune.distributed.cluster import slots as slots_on
 from cdn_tune.errors import CdnTuneError, ConfigError, DataError
 from cdn_tune.training.plan import Plan, make_plan
@@ -119,6 +120,8 @@ def plan_search(
         errors.append(f"constraints: none of {len(sized)} random proposals may start; loosen them, or the parameters")
     measured, missing = _measure(base)
     if measured is not None:
+        if remark := coarse(measured.queries["val"]):
+            warnings.append(remark)
         try:
             check_steps(space, base, measured.queries["train"])
         except ConfigError as error:
