@@ -7,6 +7,7 @@
     ├── DataError             2   annotations, features or word vectors
     ├── RunError              2   a run folder is in use, is another run's, or lacks a file
     │   ├── FolderHeld        2   another process trains in a trial's folder
+    │   ├── UnusableStudy     2   (tuning.storage.check) a study is damaged, or the file holds something else
     │   └── Superseded        2   (training.object_store.trial_sync) another process has taken the trial over
     ├── CheckpointError       2   missing, damaged, or of another model
     ├── ClusterError          2   no Ray cluster answers, or it is too small

@@ -54,6 +54,29 @@ def test_version() -> None:
     assert invoke("--version").output.strip() == f"cdn-tune {__version__}"
 
 
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["search", "--help"], ["schema", "space"]])
+def test_a_full_standard_output_is_one_line(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout
+    with open("/dev/full", "w") as sys.stdout, pytest.raises(SystemExit) as ended:
+        app(command)
+    sys.stdout = before
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.splitlines() == [
+        "error: standard output: cannot be written (No space left on device); make room there, or send it elsewhere"
+    ]
+
+
+def test_a_reader_that_has_gone_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    before = sys.stdout
+    with open(writer, "w") as sys.stdout, pytest.raises(SystemExit) as ended:
+        app(["schema", "space"])
+    sys.stdout = before
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == ""
+
+
 def test_train_then_again_then_evaluate(file: Path, tmp_path: Path) -> None:
     run = tmp_path / "my run"
     first = invoke("train", file, "--run", run)

@@ -1,14 +1,20 @@
 """The application and its groups of commands: their order in the help, and their errors in one line."""
 
-from collections.abc import Callable
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cdn_tune import __version__
-from cdn_tune.cli.show.output import one_line_errors
+from cdn_tune.cli.show.output import one_line_errors, print_line, print_note
 from cdn_tune.compat import check_versions
+from cdn_tune.errors import RunError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _ORDER = (
@@ -19,17 +25,74 @@ _ORDER = (
 START = "start"
 
 
+class _Output:
+    """Standard output with its errors in one line; all else is the stream's.
+
+    Raises:
+        RunError: If it takes no more, such as a full disk.
+        typer.Exit: If its reader has gone (``| head``), which has what it wanted.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes a text; returns its length."""
+        with self._told():
+            return int(self._stream.write(text))
+
+    def flush(self) -> None:
+        """Has all that was written arrive."""
+        with self._told():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            with open(os.devnull, "wb") as nowhere:  # takes what is left when Python ends
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            if error.errno == errno.EPIPE:
+                raise typer.Exit(1) from None
+            raise RunError(
+                f"standard output: cannot be written ({error.strerror}); make room there, or send it elsewhere"
+            ) from None
+
+
 class Command(TyperCommand):
     """A command whose exceptions become one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Runs it."""
         with one_line_errors():
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
 
 
 class InOrder(TyperGroup):
     """A group that lists its commands in the order in which a newcomer meets them."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Runs the application; what is printed outside its commands, such as help, has its errors in one line, too."""
+        before = sys.stdout
+        output: Any = _Output(before) if before is not None else io.StringIO()  # None: it was closed
+        sys.stdout = output
+        try:
+            try:
+                return super().main(*arguments, **options)
+            finally:
+                output.flush()
+        except (RunError, typer.Exit) as error:
+            if isinstance(error, RunError):
+                print_note(f"error: {error}", "red")
+            sys.exit(error.exit_code)
+        finally:
+            sys.stdout = before
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Returns the names of the commands."""
@@ -87,7 +150,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
-        typer.echo(f"cdn-tune {__version__}")
+        print_line(f"cdn-tune {__version__}")
         raise typer.Exit
     with one_line_errors():
         check_versions()

@@ -85,6 +85,8 @@ def leaderboard(
     if file is not None and config is None:
         raise BadParameter("--out goes with --config TRIAL")
     record = read_record(run, storage)
+    if record.notice is not None:
+        warn(record.notice)
     if config is not None:
         _print_config(record, config, file)
     elif importance is not None:

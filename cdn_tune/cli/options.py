@@ -44,7 +44,8 @@ Storage = Annotated[
     str | None,
     Option(
         metavar="URL",
-        help="Where the study is stored: sqlite:///FILE, postgresql://..., mysql://..., journal:///FILE.",
+        help="Where the study is stored: sqlite:///FILE, postgresql://..., mysql://..., journal:///FILE. A password in "
+        "it shows in ps: leave it out, and set CDN_TUNE_STORAGE to the same URL with it.",
         show_default="as the run folder records; of a new search RUN/study.journal",
     ),
 ]

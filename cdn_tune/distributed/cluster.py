@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import shlex
 import signal
@@ -39,10 +40,8 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
     """
     started = not ray.is_initialized()
     if started:
-        handler = signal.getsignal(signal.SIGTERM)
-        _start(address)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which prints a stack and exits
+        with _signals_kept():
+            _start(address)
     try:
         with ray_output_logged():
             if started:
@@ -52,6 +51,25 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
         if started:
             record_started(None)
             ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Starts Ray in the block: its processes ignore SIGHUP, so that trials save a checkpoint when a terminal is lost.
+
+    Afterwards this process handles signals as before: Ray puts its own handler of SIGTERM in place, which prints a
+    stack and exits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is ignored stays so in the processes that are started
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _start(address: str | None) -> None:
@@ -104,7 +122,7 @@ def _check_workers() -> None:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
             f"Ray started no worker process within {_WORKER_SECONDS:.0f} s ({reason}); "
-            "its logs are in /tmp/ray/session_latest/logs"
+            f"its logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
         ) from None
 
 

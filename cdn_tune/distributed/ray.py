@@ -4,9 +4,24 @@ All are public, or for developers, by Ray's documentation; `cdn_tune.compat` has
 """
 
 import os
+import tempfile
 import warnings
+from collections.abc import Sequence
 
 from cdn_tune.distributed import address as _address
+
+
+def short_folder(given: str, others: Sequence[str] = ("/tmp", "/var/tmp", "/dev/shm")) -> str:  # noqa: S108
+    """Returns a folder in which Ray's sockets fit: the given one, or else the first of the others that takes files.
+
+    A socket's path takes 107 bytes at most, and Ray puts up to 72 behind the folder.
+    """
+    if len(os.fsencode(given)) <= 107 - 72:
+        return given
+    return next((other for other in others if os.access(other, os.W_OK | os.X_OK)), given)
+
+
+os.environ.setdefault("RAY_TMPDIR", short_folder(tempfile.gettempdir()))
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the old output can be silenced
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

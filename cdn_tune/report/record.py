@@ -96,6 +96,7 @@ def read_record(run: Path) -> RunRecord:
     if manifest["kind"] == "search":
         with quiet():
             search = read_search(run)
+        notices += [] if search.notice is None else [search.notice]
         search = replace(search, entries=[each for each in search.entries if each.state != TrialState.WAITING])
     curves: dict[int | None, list[dict[str, Any]]] = {None: read_metrics(run)}
     if search:

@@ -2,12 +2,15 @@
 
 import logging
 import secrets
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.dataset import load_splits
@@ -16,10 +19,12 @@ from cdn_tune.data.splits import coarse
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.loop import never
 from cdn_tune.training.object_store.sync import fetched
+from cdn_tune.training.object_store.working_copy import shown
 from cdn_tune.training.runs.run_folder import (
     EXPERIMENT,
     MANIFEST,
     SPACE,
+    changed_files,
     claim,
     describe_run,
     locked,
@@ -38,10 +43,14 @@ from cdn_tune.tuning.engine.ray.engine import RayEngine
 from cdn_tune.tuning.layout import StopFile, study_url
 from cdn_tune.tuning.planning.preflight import check_steps, largest_checkpoint, preflight
 from cdn_tune.tuning.progress import OnChange, Progress
+from cdn_tune.tuning.results.folder import FolderTrials
+from cdn_tune.tuning.results.record import study_errors, unknown_fault
 from cdn_tune.tuning.storage.check import check_shared
+from cdn_tune.tuning.storage.named import is_same_storage, is_there, storage_of
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.candidates import GB
 from cdn_tune.tuning.study.ranking import ranking
+from cdn_tune.tuning.study.soundness import check_study
 from cdn_tune.tuning.study.study import Study
 from cdn_tune.tuning.warm_start import learn_from
 
@@ -97,7 +106,7 @@ def search(
     run = fetched(run)
     if options.resume and not (run / MANIFEST).exists():
         raise RunError(f"--resume: {run} holds no search; check --run, or leave --resume out to start one")
-    with locked(run):
+    with locked(run), _disk_errors(run):
         engine = options.engine or RayEngine(space, experiment, run, options.address, options.train)
         study, notes = open_study(space, experiment, run, options, engine.clock)
         requested: int = options.trials or study.attributes.get("trials") or space.trials
@@ -120,7 +129,9 @@ def search(
             if not was_finished:
                 stop_file.lower()
                 with engine.started() as nodes:
-                    notes += preflight(space, study.candidates, run, _url(run, options), nodes, options.train)
+                    notes += preflight(
+                        space, study.candidates, run, storage_of(run, options.storage), nodes, options.train
+                    )
                     driver.start()
                     engine.run(driver)
         finally:
@@ -139,6 +150,28 @@ def search(
     return SearchResult(rows, kept, was_finished, interrupted, driver.ended_by, engine.left_behind, notes)
 
 
+@contextmanager
+def _disk_errors(run: Path) -> Iterator[None]:
+    """Has a disk that fails in the block, or a run folder that goes, be one line.
+
+    Raises:
+        RunError: With the remedy.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not (run / MANIFEST).exists():
+            raise RunError(
+                f"{run}: was deleted or moved while the search ran; put it back, and the same command goes on, or "
+                "search in another --run folder"
+            ) from error
+        if error.filename is None:
+            raise
+        raise RunError(
+            f"{error.filename}: {error.strerror}; make room or mend the file system, and the same command goes on"
+        ) from error
+
+
 def open_study(
     space: SearchSpace, experiment: Experiment, run: Path, options: SearchOptions, clock: Callable[[], float]
 ) -> tuple[Study, list[str]]:
@@ -147,7 +180,7 @@ def open_study(
     Raises:
         CdnTuneError: If the data, the folder or the storage are at fault or hold something else.
     """
-    url = _url(run, options)
+    url = storage_of(run, options.storage)
     check_shared(run, url)
     splits = load_splits(experiment.data, ("train", "val"))  # raises what is wrong with the data, once
     if remark := coarse(len(splits["val"])):
@@ -157,16 +190,22 @@ def open_study(
     if url != study_url(run):
         manifest["storage"] = without_secrets(url)
     identity = {key: value for key, value in space.plain().items() if key not in BUDGETS}
-    claim(run, manifest, {EXPERIMENT: experiment.plain(), SPACE: identity})
+    has_begun = _claim(run, manifest, {EXPERIMENT: experiment.plain(), SPACE: identity})
     held = read_manifest(run)
-    if held.get("storage") != manifest.get("storage"):
+    if not is_same_storage(held.get("storage", ""), manifest.get("storage", "")):
         given, recorded = (each.get("storage", "the run folder's own") for each in (manifest, held))
         raise RunError(f"--storage {given}: the study of {run} lies in another storage ({recorded}); name that one")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_steps(space, experiment, len(splits["train"]))
     steps = len(global_batches(len(splits["train"]), experiment, 1, World()))
-    storage = open_storage(url, sole_writer=url == study_url(run))
-    study = Study(storage, space, experiment, steps_per_epoch=steps, clock=clock)
+    folder = FolderTrials.read(run)
+    if not is_there(url):
+        _refuse_unknown(run, folder, [])  # before a study is begun
+    with study_errors(run, url) if has_begun else nullcontext():
+        storage = open_storage(url, sole_writer=url == study_url(run))
+        study = Study(storage, space, experiment, steps_per_epoch=steps, clock=clock)
+        check_study(space, experiment, study.optuna.get_trials(deepcopy=False), study.directions, study.attributes)
+    _refuse_unknown(run, folder, study.entries())
     owner = study.attributes.get("run_id")
     if owner not in (None, held.get("run_id")):
         raise RunError(
@@ -193,9 +232,18 @@ def open_study(
     return study, notes
 
 
-def _url(run: Path, options: SearchOptions) -> str:
-    """Returns the storage URL: as given, else the one with which the run began, else the run folder's own."""
-    if options.storage is not None:
-        return options.storage
-    held = read_manifest(run).get("storage") if (run / MANIFEST).exists() else None
-    return str(held) if held else study_url(run)
+def _claim(run: Path, manifest: dict[str, Any], configurations: dict[str, dict[str, Any]]) -> bool:
+    """As `run_folder.claim`; the remedy for another search than the folder's is to learn from that one."""
+    try:
+        return claim(run, manifest, configurations)
+    except RunError as error:
+        held = read_manifest(run)
+        if held["kind"] != "search" or changed_files(held.get("data", {}), manifest["data"]):
+            raise
+        raise RunError(f"{error}, where --warm-start {shlex.quote(shown(run))} learns from its results") from None
+
+
+def _refuse_unknown(run: Path, folder: FolderTrials, entries: list[FrozenTrial]) -> None:
+    """Raises `RunError` if a run folder shows trials that its study does not know: they would be run again."""
+    if unknown := folder.unknown(entries):
+        raise RunError(unknown_fault(run, unknown))

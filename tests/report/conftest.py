@@ -167,6 +167,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         run.mkdir()
         plain = experiment.plain()
         space = {"name": "made-up", "experiment": "experiment.yaml", "trials": trials or 1, "parameters": SPACE}
+        space |= {"objectives": ["R1@0.5", "parameters"]} if objectives > 1 else {}
         manifest = {
             "schema": 1,
             "kind": "search",

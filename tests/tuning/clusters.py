@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from cdn_tune.distributed.address import LOOPBACK
+
 from .processes import descendants, end, is_alive, title
 
 _HOST = """
@@ -49,6 +51,11 @@ for line in sys.stdin:
 """
 
 
+def outward() -> dict[str, str]:
+    """Returns the environment of a node that others join; tests themselves are prepared for a Ray on loopback alone."""
+    return {**os.environ, LOOPBACK: "1"}
+
+
 class RayCluster:
     """Nodes of a cluster, each with a raylet of its own.
 
@@ -71,6 +78,7 @@ class RayCluster:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 text=True,
+                env=outward(),
                 start_new_session=True,
             )
 
@@ -87,7 +95,9 @@ class RayCluster:
         start = f"start --address={self.address} --num-cpus=1 --object-store-memory={80 << 20} --block"
         inside = [*prefix, sys.executable, "-m", "ray.scripts.scripts", *start.split(), "--disable-usage-stats", *more]
         with self._log.open("a") as file:
-            node = self._inside[name] = subprocess.Popen(inside, stdout=file, stderr=file, start_new_session=True)
+            node = self._inside[name] = subprocess.Popen(
+                inside, stdout=file, stderr=file, env=outward(), start_new_session=True
+            )
         wait_for(lambda: raylets(descendants(node.pid)), 60)
         self.raylets[name] = raylets(descendants(node.pid))[0]
 
@@ -269,7 +279,7 @@ class AutoscalingCluster:
         start += f" --include-dashboard=false --disable-usage-stats --autoscaling-config={file}"
         # `ray start` asks for the user's token where there is one; the clusters of cluster_utils do not.
         env = {
-            **os.environ,
+            **outward(),
             "RAY_AUTH_MODE": "disabled",
             "RAY_FAKE_CLUSTER": "1",
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,

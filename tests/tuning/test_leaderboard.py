@@ -19,7 +19,7 @@ from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.tuning.results.filters import find_column, parse_filter, sort_rows
 from cdn_tune.tuning.results.importance import importance
 from cdn_tune.tuning.results.leaderboard import csv_text, json_text, leaderboard, occupied_seconds, write_leaderboard
-from cdn_tune.tuning.results.record import Record, _server, read_record
+from cdn_tune.tuning.results.record import Record, read_record
 
 Entry = Callable[..., FrozenTrial]
 MakeSearch = Callable[..., Path]
@@ -308,13 +308,6 @@ def test_a_journal_storage_is_read(make_search: MakeSearch, entry: Entry, tmp_pa
     manifest = {"kind": "search", "storage": f"journal:///{path}"}
     (run / "manifest.json").write_text(json.dumps(manifest))
     assert read_record(run).rows()[0]["value"] == 0.7
-
-
-def test_a_servers_url_gets_its_driver_and_loses_a_hidden_password() -> None:
-    assert _server("postgresql://me:***@host:5/db?sslmode=require") == (
-        "postgresql+psycopg2://me@host:5/db?sslmode=require"
-    )
-    assert _server("mysql://me:s%40crt@host/db") == "mysql+pymysql://me:s%40crt@host/db"
 
 
 def make_trials(entry: Entry, count: int = 40) -> list[FrozenTrial]:

@@ -1,19 +1,27 @@
 """What a search does about failures, budgets, retries, stops and other results: whole searches, virtual trials."""
 
+import errno
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage, RunError, SearchError
+from cdn_tune.training.runs.run_folder import LOCK
 from cdn_tune.tuning.engine.virtual.engine import Curve, CurvePoint, Fault, VirtualEngine, World
 from cdn_tune.tuning.layout import STOP, trial_folder
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import Record, read_record
 from cdn_tune.tuning.search import SearchOptions, SearchResult, search
+from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.ranking import role_of
 
 Tiny = Callable[..., Experiment]
@@ -252,3 +260,82 @@ def test_a_storage_elsewhere(tiny: Tiny, tmp_path: Path) -> None:
         run_search(tiny, run, make_space(trials=2), storage=f"sqlite:///{tmp_path / 'x.db'}")
     with pytest.raises(RunError, match="of another run"):
         run_search(tiny, tmp_path / "another", make_space(trials=2), storage=url)
+
+
+class FullDisk:
+    """A curve under which the disk is full from a trial on, until there is room again."""
+
+    def __init__(self, fill: Callable[[], object], at: int = 2) -> None:
+        self._fill, self._at = fill, at
+
+    def __call__(self, number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+        if number == self._at:
+            self._fill()
+        return rising(number, parameters)
+
+
+@pytest.mark.parametrize("kind", ["journal", "database", "another journal"])
+def test_a_full_disk_is_one_line_and_the_search_goes_on(
+    tiny: Tiny, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LOCK).touch()
+    if kind == "database":
+        open_storage(f"sqlite:///{run}/study.db")
+    options = {"storage": f"journal:///{tmp_path}/j"} if kind == "another journal" else {}
+    is_full = False
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def torn(*_: object) -> None:
+        with (tmp_path / "j").open("ab") as file:
+            file.write(b'{"op_code"')
+        full()
+
+    def fill() -> None:
+        nonlocal is_full
+        is_full = True
+        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(JournalFileBackend, "append_logs", torn)
+
+    def no_larger(connection: Any, *_: object) -> None:
+        if is_full:
+            connection.connection.execute("pragma max_page_count = 1")  # as many as it has
+
+    def unsafe(connection: Any, _: object) -> None:
+        connection.execute("pragma synchronous = off")  # takes a tenth of the time
+
+    event.listen(Engine, "connect", unsafe)
+    event.listen(Engine, "before_cursor_execute", no_larger)
+    try:
+        with pytest.raises(RunError, match=r"cannot be .*(No space left|disk is full).*make room") as error:
+            run_search(tiny, run, make_space(), FullDisk(fill), trials=30, **options)
+    finally:
+        event.remove(Engine, "connect", unsafe)
+        event.remove(Engine, "before_cursor_execute", no_larger)
+        monkeypatch.undo()
+    assert "\n" not in str(error.value)
+    ended = len([trial for trial in read_record(run).entries if trial.state == TrialState.COMPLETE])
+    result = run_search(tiny, run, make_space(), trials=ended + 2, **options)
+    assert [row["state"] for row in result.rows] == ["complete"] * (ended + 2)
+
+
+def test_a_run_folder_deleted_while_it_runs_is_one_line(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for take_away in (lambda: shutil.rmtree(run), lambda: run.rename(tmp_path / "elsewhere")):
+        with pytest.raises(RunError, match="deleted or moved while the search ran"):
+            run_search(tiny, run, make_space(), FullDisk(take_away, at=1), trials=3)
+        assert not run.exists()  # nothing is written in its place
+    (tmp_path / "elsewhere").rename(run)
+    assert len(run_search(tiny, run, make_space(), trials=3).rows) == 3
+
+
+def test_another_space_learns_from_the_run(tiny: Tiny, tmp_path: Path) -> None:
+    run, wider = tmp_path / "a run", make_space(parameters={"optim.lr": {"type": "float", "low": 1e-3, "high": 1e-1}})
+    run_search(tiny, run, make_space(trials=2))
+    with pytest.raises(RunError, match=r"choose another --run folder, where --warm-start '.*a run' learns from its"):
+        run_search(tiny, run, wider)
+    result = run_search(tiny, tmp_path / "wider", wider, trials=1, warm_start=(run,))
+    assert "learned from 2 of the 2 results" in result.notes[0]

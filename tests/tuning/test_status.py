@@ -88,7 +88,8 @@ def test_several_objectives(make_search: MakeSearch, entry: Entry) -> None:
         entry("complete", [0.4], values=[0.4, 100.0], parameters=100),
         entry("complete", [0.3], values=[0.3, 200.0], parameters=200),
     ]
-    run = make_search(trials, directions=["maximize", "minimize"], objectives=["R1@0.5", "parameters"])
+    both = ["R1@0.5", "parameters"]
+    run = make_search(trials, space={"objectives": both}, directions=["maximize", "minimize"], objectives=both)
     status = status_of(run)
     assert status.objectives == {"R1@0.5": "maximize", "parameters": "minimize"}
     assert [row["trial"] for row in status.front] == [0, 1]

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cdn_tune.cli.app import search_app
 from cdn_tune.cli.options import Json, SearchRun, Storage
-from cdn_tune.cli.show.output import UNKNOWN, duration_text, facts_table, out, print_json
+from cdn_tune.cli.show.output import UNKNOWN, duration_text, facts_table, out, print_json, warn
 
 if TYPE_CHECKING:
     from cdn_tune.tuning.results.status import Status
@@ -21,6 +21,8 @@ def status(run: SearchRun, json: Json = False, storage: Storage = None) -> None:
     from cdn_tune.tuning.results.status import status_of
 
     found = status_of(run, storage)
+    if found.notice is not None:
+        warn(found.notice)
     if json:
         print_json(found.plain())
         return

@@ -110,27 +110,34 @@ def interruptible(hint: str) -> Iterator[None]:
 
 @contextmanager
 def terminable(hint: str = GOES_ON) -> Iterator[None]:
-    """As `interruptible`; SIGTERM (a cluster's preemption) ends the command as Ctrl-C does.
+    """As `interruptible`; SIGTERM (a cluster's preemption) and SIGHUP (a lost terminal) end the command as Ctrl-C does.
 
-    Ray starts jobs with SIGINT blocked, so that neither would ever arrive.
+    A SIGHUP that was ignored (nohup) stays so. Ray starts jobs with SIGINT blocked, so that none would ever arrive.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    terminals = [file for file in range(3) if os.isatty(file)]
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # the terminal is gone: to write there is an error that would end the command now
+            with open(os.devnull, "r+b", buffering=0) as nowhere:
+                for file in terminals:
+                    os.dup2(nowhere.fileno(), file)
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell script has it for what it starts with &
             raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGINT)  # Ray Tune ends gracefully on it, Python raises KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    ending = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, interrupt) for each in ending}
     blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         with interruptible(hint):
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 class GracefulStop:

@@ -12,7 +12,6 @@ from typing import Any
 from cdn_tune.config.yaml import dump
 from cdn_tune.data.files import sync_folder
 from cdn_tune.errors import CheckpointError
-from cdn_tune.training.runs.checkpoint import read_model
 from cdn_tune.training.runs.files import write_errors, write_json, write_text
 from cdn_tune.training.runs.run_folder import EXPERIMENT
 
@@ -109,6 +108,8 @@ def _record(content: dict[str, Any], number: int, value: float, epoch: int | Non
 
 def _read(path: Path) -> dict[str, Any]:
     """Reads a checkpoint; raises OSError if it cannot be read just now, CheckpointError if it is damaged."""
+    from cdn_tune.training.runs.checkpoint import read_model  # torch, which reading a search does not need
+
     try:
         return read_model(path)
     except CheckpointError as error:

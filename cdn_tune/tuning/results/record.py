@@ -1,14 +1,14 @@
 """A search's record, read from its run folder and its storage without writing to either, also while it runs."""
 
-import shutil
+import shlex
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -16,22 +16,24 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.config.load import build
 from cdn_tune.config.yaml import read_mapping
-from cdn_tune.errors import RunError
+from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.training.object_store.sync import fetched
+from cdn_tune.training.object_store.working_copy import shown
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest, without_secrets
-from cdn_tune.tuning.layout import study_url
+from cdn_tune.tuning.results.folder import FolderTrials, to_directions
 from cdn_tune.tuning.results.leaderboard import Row, leaderboard
-from cdn_tune.tuning.storage.check import CONNECT_SECONDS, JOURNAL, SQLITE, one_line, storage_url
+from cdn_tune.tuning.storage.check import CONNECT_SECONDS, JOURNAL, SQLITE, UnusableStudy, one_line, storage_url
+from cdn_tune.tuning.storage.named import is_server, is_there, storage_of
+from cdn_tune.tuning.storage.sqlite import connect_read_only, copy_database
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.ranking import pareto_front
-
-_HIDDEN = "***"  # in place of a password in a manifest
+from cdn_tune.tuning.study.soundness import check_study
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Record:
     entries: list[FrozenTrial]  # everything that was ever proposed or learned, by number
     directions: list[StudyDirection]  # of the objectives
     attributes: Mapping[str, Any]  # of the search as a whole
+    notice: str | None = None  # why the entries are those that the run folder shows, if not the study's
 
     @property
     def metric(self) -> str:
@@ -93,12 +96,15 @@ class Record:
 def read_record(run: Path, storage: str | None = None) -> Record:
     """Reads what is on record of a search; neither the run folder nor the storage is written to or held.
 
+    Where the study is lost, damaged or behind, the entries are those that the run folder shows, and the notice says so.
+
     Args:
         run: The run folder.
         storage: The study's storage URL, if it needs what the manifest leaves out, such as a password.
 
     Raises:
-        RunError: If the folder is no run folder or a training's, or its study cannot be read.
+        RunError: If the folder is no run folder or a training's, or its study cannot be read and nothing else shows
+            its trials, or it is on a server that only the folder names.
         ConfigError: If its experiment or search space is damaged.
     """
     run = fetched(run)
@@ -107,11 +113,33 @@ def read_record(run: Path, storage: str | None = None) -> Record:
         raise RunError(f"{run}: is a {manifest['kind']} run, which has no leaderboard; name a search's run folder")
     space = build(SearchSpace, read_mapping(run / SPACE), str(run / SPACE))
     base = load_experiment(run / EXPERIMENT)
-    url = storage or manifest.get("storage") or study_url(run)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = _read(str(url), space.name, run)
-    return Record(run, space, base, *study)
+    url = storage_of(run, storage)
+    folder = FolderTrials.read(run)
+    try:
+        if storage is None and not is_there(url) and (unknown := folder.unknown([])):
+            raise RunError(unknown_fault(run, unknown))
+        entries, directions, attributes = read_study(url, space, base, run)
+        unknown = folder.unknown(entries)
+        if not unknown:
+            return Record(run, space, base, entries, directions, attributes)
+        fault = unknown_fault(run, unknown)
+    except RunError as error:
+        if storage is not None or not folder.numbers():
+            raise
+        entries, attributes, fault = [], {}, str(error)
+    planted = {"planted": bool(_data(manifest).get("planted"))}
+    notice = f"{fault}; shown is what the run folder records of its trials"
+    found = folder.entries(space, base, entries)
+    return Record(run, space, base, found, to_directions(space, base), {**planted, **attributes}, notice)
+
+
+def unknown_fault(run: Path, unknown: list[int]) -> str:
+    """Returns, in words, that a study does not know trials of its run folder, and what to do."""
+    named = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    return (
+        f"{run}: its study does not know {len(unknown)} of the trials that the folder shows ({named}); bring the study "
+        f"back, or {rebuild_command(run)} makes it anew from the folder"
+    )
 
 
 def front_trials(run: Path) -> list[int]:
@@ -121,6 +149,8 @@ def front_trials(run: Path) -> list[int]:
         RunError: If the folder is no search run, has one objective, its study cannot be read, or no trial is complete.
     """
     record = read_record(run)
+    if record.notice is not None:
+        raise RunError(record.notice)
     if len(record.directions) < 2:
         raise RunError(f"{run}: has one objective, so its Pareto front is its best trial; leave --front out")
     front = [trial.number for trial in pareto_front(record.entries, record.directions)]
@@ -132,58 +162,90 @@ def front_trials(run: Path) -> list[int]:
 _Study = tuple[list[FrozenTrial], list[StudyDirection], dict[str, Any]]
 
 
-def _read(url: str, name: str, run: Path) -> _Study:
-    """Reads a study from a storage of any kind."""
-    shown = without_secrets(url) if "://" in url else "a storage of unknown kind"
+def read_study(url: str, space: SearchSpace, base: Experiment, run: Path) -> _Study:
+    """Reads the entries, directions and attributes of a search's study, from a storage of any kind.
+
+    Args:
+        url: The storage's.
+        space: What is searched; names the study.
+        base: The base experiment under all fixed overrides.
+        run: The run folder, for messages.
+
+    Raises:
+        RunError: If it cannot be read, or holds what no search writes.
+    """
+    where = without_secrets(url)
 
     def load(opened: BaseStorage) -> _Study:
         try:
-            study = opened.get_study_id_from_name(name)
+            study = opened.get_study_id_from_name(space.name)
         except KeyError:
             raise RunError(
-                f"{run}: {shown} holds no study named {name} yet; start the search, or wait for its first trial"
+                f"{run}: {where} holds no study named {space.name} yet; start the search, or wait for its first trial"
             ) from None
-        trials = opened.get_all_trials(study, deepcopy=False)
-        attributes = opened.get_study_user_attrs(study)
-        return trials, list(opened.get_study_directions(study)), dict(attributes)
+        found = opened.get_all_trials(study, deepcopy=False)
+        return found, list(opened.get_study_directions(study)), dict(opened.get_study_user_attrs(study))
 
-    try:
-        if url.startswith(SQLITE):
-            return _read_sqlite(Path(make_url(url).database or ""), run, load)
-        if url.startswith(JOURNAL):
-            path = Path(url.removeprefix(JOURNAL))
-            _require(path, run)
-            # Reads whole lines only, so that a line that is being written, or was torn by a kill, is no obstacle.
-            return load(JournalStorage(JournalFileBackend(str(path))))
-        with _database(_server(url), {"connect_args": {"connect_timeout": CONNECT_SECONDS}}) as opened:
-            return load(opened)
-    except (SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
-        raise RunError(
-            f"{run}: its study cannot be read from {shown} ({one_line(error)}); check that the storage can be reached, "
-            "and name it with --storage if it needs a password"
-        ) from None
-
-
-def _read_sqlite(path: Path, run: Path, load: Callable[[BaseStorage], _Study]) -> _Study:
-    """Reads a study from a sqlite file opened read-only, or from a copy of it.
-
-    A driver that was killed in the middle of a write leaves a journal, which the next reader must roll back; one that
-    may not write cannot, so it is done in a copy.
-    """
-    _require(path, run)
-    try:
-        with _database(f"{SQLITE}file:{quote(str(path))}?mode=ro&uri=true") as opened:
-            return load(opened)
-    except (DBAPIError, StorageInternalError):
-        with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
-            for part in path.parent.glob(f"{path.name}*"):
-                shutil.copyfile(part, Path(folder) / part.name)
-            with _database(f"{SQLITE}{Path(folder) / path.name}") as opened:
-                return load(opened)
+    with study_errors(run, url), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = _read(url, run, load)
+        check_study(space, base, *study)
+        return study
 
 
 @contextmanager
-def _database(url: str, engine: dict[str, Any] | None = None) -> Iterator[BaseStorage]:
+def study_errors(run: Path, url: str) -> Iterator[None]:
+    """Has what Optuna and SQLAlchemy meet in a damaged or a stranger's study, in the block, be one line.
+
+    Raises:
+        RunError: With the remedy.
+    """
+    try:
+        yield
+        return
+    except UnusableStudy as error:
+        fault = error.fault
+    except CdnTuneError:
+        raise
+    except Exception as error:  # these libraries raise whatever comes of the values that they meet
+        where = without_secrets(url) if "://" in url else "a storage of unknown kind"
+        fault = f"its study cannot be read from {where} ({one_line(error) or type(error).__name__})"
+    remedy = f"bring back a copy of it, or {rebuild_command(run)} makes it anew from the run folder"
+    if is_server(url):
+        remedy = "check that the storage can be reached, and name it with --storage if it needs a password"
+    raise RunError(f"{run}: {fault}; {remedy}")
+
+
+def rebuild_command(run: Path) -> str:
+    """Returns the command that makes a search's study anew."""
+    return f"cdn-tune search rebuild {shlex.quote(shown(run))}"
+
+
+def _read(url: str, run: Path, load: Callable[[BaseStorage], _Study]) -> _Study:
+    if url.startswith(SQLITE):
+        path = Path(make_url(url).database or "")
+        _require(path, run)
+        try:
+            return _read_sqlite(path, load)
+        except (DBAPIError, StorageInternalError):  # the next reader must roll back what a killed driver has left
+            with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
+                return _read_sqlite(copy_database(path, Path(folder)), load)
+    if url.startswith(JOURNAL):
+        path = Path(url.removeprefix(JOURNAL))
+        _require(path, run)
+        # Reads whole lines only, so that a line that is being written, or was torn by a kill, is no obstacle.
+        return load(JournalStorage(JournalFileBackend(str(path))))
+    with _database(storage_url(url), {"connect_args": {"connect_timeout": CONNECT_SECONDS}}) as opened:
+        return load(opened)
+
+
+def _read_sqlite(path: Path, load: Callable[[BaseStorage], _Study]) -> _Study:
+    with _database(SQLITE, {"creator": partial(connect_read_only, path)}) as opened:
+        return load(opened)
+
+
+@contextmanager
+def _database(url: str, engine: dict[str, Any]) -> Iterator[BaseStorage]:
     storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=True)
     try:
         yield storage
@@ -192,22 +254,14 @@ def _database(url: str, engine: dict[str, Any] | None = None) -> Iterator[BaseSt
         storage.engine.dispose()
 
 
-def _server(url: str) -> str:
-    """Returns a server's URL with its driver.
-
-    A password that the manifest hides is left out: the server's client then reads its own files and variables
-    (``~/.pgpass``, ``PGPASSWORD``).
-    """
-    parsed = make_url(storage_url(url))
-    if parsed.password == _HIDDEN:
-        user, host, port = parsed.username, parsed.host, parsed.port
-        parsed = URL.create(parsed.drivername, user, None, host, port, parsed.database, parsed.query)
-    return parsed.render_as_string(hide_password=False)
-
-
 def _require(path: Path, run: Path) -> None:
     if not path.is_file():
         raise RunError(f"{run}: has no study yet (no {path}); wait for the search's first trial")
+
+
+def _data(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    data = manifest.get("data")
+    return data if isinstance(data, dict) else {}
 
 
 def _by_layer(item: tuple[str, Any]) -> tuple[str, int]:

@@ -56,6 +56,7 @@ class Status:
     eta_seconds: float | None  # until the last trial ends; None also if no process is alive
     failures: dict[str, int]  # failed trials by kind of reason
     unfit_nodes: list[str]  # a line for each node that takes no trials; none if no process is alive
+    notice: str | None = None  # as of the `Record`
 
     def plain(self) -> dict[str, Any]:
         """Returns it as plain values, ready for JSON; rows without what they have no value for."""
@@ -106,6 +107,7 @@ def status_of(run: Path, storage: str | None = None) -> Status:
         eta_seconds=eta_seconds(rows, asked, max(len(running), 1)) if alive and asked is not None else None,
         failures=dict(Counter(row["failure"] or "unknown" for row in rows if row["state"] == "failed")),
         unfit_nodes=list(record.attributes.get(UNFIT, ())) if alive else [],
+        notice=record.notice,
     )
 
 

@@ -40,6 +40,22 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(original).partition("\n[SQL")[0].partition("(Background on")[0].split())[:200]
 
 
+class UnusableStudy(RunError):  # noqa: N818
+    """The file or the database of a study is damaged, or holds something else; see its remedy.
+
+    Args:
+        fault: What is wrong, with the storage's URL.
+        remedy: For a study that has not begun.
+    """
+
+    def __init__(self, fault: str, remedy: str) -> None:
+        super().__init__(fault, remedy)
+        self.fault, self.remedy = fault, remedy
+
+    def __str__(self) -> str:
+        return f"{self.fault}; {self.remedy}"
+
+
 def check_storage(url: str, nodes: int = 1) -> list[str]:
     """Refuses a storage that cannot hold the study of a search on so many machines; returns warnings, writes nothing.
 

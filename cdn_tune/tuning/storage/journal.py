@@ -54,6 +54,11 @@ class RunJournal(DelegatingStorage):
             raise
 
 
+def is_journal(content: bytes) -> bool:
+    """Whether a file's content is that of a journal, as far as its start shows; an empty one's may be."""
+    return _START.startswith(content[: len(_START)])
+
+
 class SoleWriterBackend(BaseJournalBackend):
     """A journal's file, kept open by the one process that writes trials to it, for one reader.
 
@@ -71,7 +76,7 @@ class SoleWriterBackend(BaseJournalBackend):
         self._logs: list[dict[str, Any]] = []  # from number `_first` on
         self._first = self._size = 0  # `_size`: bytes of the file that were read or written
         content = os.pread(self._file, os.fstat(self._file).st_size, 0)
-        if content and not _START.startswith(content[: len(_START)]):
+        if not is_journal(content):
             raise ValueError("its first line is no log")
         end = len(content)
         while end and (content[end - 1 : end] != b"\n" or content[end - 2 : end] == b" \n"):
@@ -141,6 +146,11 @@ class SoleWriterBackend(BaseJournalBackend):
         return [json.loads(line) for line in whole.splitlines()]
 
     def _write(self, lines: list[str]) -> None:
+        if not self._is_here():
+            raise RunError(
+                f"{self._path}: is gone, it was deleted or moved while the search ran; put it back, and the same "
+                "command goes on, or search in another --run folder"
+            )
         content = rest = (" \n".join(lines) + "\n").encode()
         try:
             while rest:
@@ -154,3 +164,10 @@ class SoleWriterBackend(BaseJournalBackend):
                 "command goes on"
             ) from None
         self._size += len(content)
+
+    def _is_here(self) -> bool:
+        """Whether the file that is held open is still the one of its name: a deleted one can be written, in vain."""
+        try:
+            return os.path.samestat(os.fstat(self._file), self._path.stat())
+        except OSError:
+            return False

@@ -8,17 +8,20 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.training.runs.files import write_new
 from cdn_tune.training.runs.run_folder import PASSWORD, without_secrets
-from cdn_tune.tuning.storage.check import CONNECT_SECONDS, DRIVERS, MEMORY, one_line, storage_url
-from cdn_tune.tuning.storage.journal import RunJournal
+from cdn_tune.tuning.storage.check import CONNECT_SECONDS, DRIVERS, MEMORY, UnusableStudy, one_line, storage_url
+from cdn_tune.tuning.storage.delegate import ReportingStorage
+from cdn_tune.tuning.storage.journal import RunJournal, is_journal
 from cdn_tune.tuning.storage.reconnect import ReconnectingStorage
+from cdn_tune.tuning.storage.sqlite import check_tables
 
 _KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
+_ANOTHER = "name another file"
 _BUSY_SECONDS = 60  # that a sqlite file may be locked by another process
 _REFUSED = ("password authentication failed", "no password supplied", "access denied", "role", "1045")
 
@@ -37,7 +40,8 @@ def open_storage(url: str, sole_writer: bool = False) -> BaseStorage:
 
     Raises:
         ConfigError: If the URL is wrong, or its driver is not installed.
-        RunError: If the file or database is damaged, no study, another Optuna version's, or not writable.
+        RunError: If the file or database is another Optuna version's, or not writable; `UnusableStudy` if it is
+            damaged or no study.
         ClusterError: If the server cannot be reached or refuses the user.
     """
     if url == MEMORY:
@@ -61,13 +65,13 @@ def _open_sqlite(url: str, path: Path) -> BaseStorage:
             # Not read-only: what a killed process was writing is rolled back by whoever opens the file next.
             uri = f"file:{path.absolute()}?mode=rw".replace("#", "%23")
             with closing(sqlite3.connect(uri, uri=True)) as connection:
-                tables = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
+                tables = check_tables(connection)
             if tables and "studies" not in tables:
-                raise RunError(f"storage {url}: {path} is a database, but holds no Optuna study; name another file")
+                raise UnusableStudy(f"storage {url}: {path} is a database, but holds no Optuna study", _ANOTHER)
         else:
             write_new(path, _empty_sqlite())
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}})
-    except (sqlite3.Error, SQLAlchemyError, RuntimeError, OSError) as error:
+        return ReportingStorage(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}}), url)
+    except (sqlite3.Error, SQLAlchemyError, RuntimeError, OSError, ValueError) as error:
         raise _opening_error(url, error, f"{path} cannot be used as a study") from None
 
 
@@ -84,20 +88,43 @@ def _empty_sqlite() -> bytes:
 
 def _open_journal(url: str, path: Path, sole_writer: bool) -> BaseStorage:
     try:
-        return RunJournal(path) if sole_writer else JournalStorage(JournalFileBackend(str(path)))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RunError(
-            f"storage {url}: {path} is no journal of a study ({one_line(error)}); name another file"
-        ) from None
+        if sole_writer:
+            return RunJournal(path)
+        _cut_torn(path)
+        return ReportingStorage(JournalStorage(JournalFileBackend(str(path))), url)
+    except Exception as error:  # whatever Optuna meets in a damaged file
+        raise UnusableStudy(f"storage {url}: {path} is no journal of a study ({one_line(error)})", _ANOTHER) from None
+
+
+def _cut_torn(path: Path) -> None:
+    """Cuts off the part of a line that a killed writer or a full disk has left: the next line would be appended to it.
+
+    Raises:
+        ValueError: If the file is no journal; it is left as it is.
+    """
+    if not path.exists() or path.read_bytes()[-1:] in (b"", b"\n"):
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if not is_journal(content):
+            raise ValueError("its first line is no log")
+        os.truncate(path, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _open_server(url: str, kind: str) -> BaseStorage:
     try:
         options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
-        return ReconnectingStorage(RDBStorage(storage_url(url), engine_kwargs=options), without_secrets(url))
-    except ImportError:
         shown = without_secrets(url)
-        raise ConfigError(f"storage {shown}: its driver is not installed; pip install 'cdn-tune[{kind}]'") from None
+        opened = ReconnectingStorage(RDBStorage(storage_url(url), engine_kwargs=options), shown)
+        return ReportingStorage(opened, shown)
+    except ImportError:
+        raise ConfigError(
+            f"storage {without_secrets(url)}: its driver is not installed; pip install 'cdn-tune[{kind}]'"
+        ) from None
     except (ArgumentError, NoSuchModuleError, KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             f"storage {without_secrets(url)}: cannot be understood ({_clean(error, url)}); write {_KINDS}, special "
@@ -129,7 +156,7 @@ def _opening_error(url: str, error: BaseException, otherwise: str) -> CdnTuneErr
             "another storage"
         )
     if not isinstance(cause, DBAPIError) or url.startswith("sqlite"):
-        return RunError(f"storage {shown}: {otherwise} ({reason}); name another one")
+        return UnusableStudy(f"storage {shown}: {otherwise} ({reason})", _ANOTHER)
     if any(word in text for word in _REFUSED):
         return ClusterError(f"storage {shown}: the server refuses the user ({reason}); check user and password")
     if "does not exist" in text or "unknown database" in text:

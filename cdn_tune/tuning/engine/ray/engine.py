@@ -179,10 +179,17 @@ def _dirname(trial: Any) -> str:
     return f"{_trial_name(trial)}-{trial.trial_id}"  # one that was lost is several trials to Ray
 
 
+class _LogFile(logging.FileHandler):
+    """A log file on a disk that may be full: the search reports that, and a traceback for every line says no more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Drops a line that cannot be written."""
+
+
 @contextlib.contextmanager
 def _quiet(path: Path) -> Iterator[None]:
     """Sends Ray's own lines to a file; what went wrong is in the study and in the trials' folders."""
-    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    handler = _LogFile(path, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train", "ray.air")]
     before = [(logger, logger.level, logger.propagate, logger.handlers) for logger in loggers]
