@@ -98,12 +98,14 @@ def _best_of_study(run: Path) -> tuple[Path | None, list[str]]:
     from cdn_tune.tuning.study.ranking import ranking
 
     try:
-        ranked = ranking(read_record(run).entries)
-        why = "no trial in it has ended with a value"
+        record = read_record(run)
     except CdnTuneError as error:
-        ranked, why = [], str(error)
-    if ranked:
-        return kept_folder(run, ranked[0].number) / CHECKPOINT, []
+        why = str(error)
+    else:
+        if ranked := ranking(record.entries):
+            notes = [] if record.notice is None else [record.notice]
+            return kept_folder(run, ranked[0].number) / CHECKPOINT, notes
+        why = "no trial in it has ended with a value"
     return None, [f"{run}: its study does not say which trial is the best ({why}); that of {KEPT}/ is taken"]
 
 
