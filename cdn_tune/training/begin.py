@@ -68,7 +68,8 @@ def _held_epochs(run: Path) -> int:
     try:
         return build(Experiment, read_mapping(run / EXPERIMENT), str(run / EXPERIMENT)).train.epochs
     except ConfigError as error:
-        raise RunError(f"{error}; restore the file, or choose another --run folder") from None
+        first = str(error).splitlines()[0]
+        raise RunError(f"{first}; restore the file, or choose another --run folder") from None
 
 
 def _weights(path: Path, experiment: Experiment) -> dict[str, Any]:

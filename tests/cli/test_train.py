@@ -13,16 +13,18 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cdn_tune.cli import app
+from cdn_tune.cli.show import progress
 from cdn_tune.cli.show.tables import trained_table
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.training.memory.estimate import checkpoint_bytes, occupied_bytes
-from cdn_tune.training.reports import ignore
+from cdn_tune.training.reports import StepReport, ignore
 from cdn_tune.training.runs.files import write_errors
 from cdn_tune.training.runs.records import METRICS, Records, read_metrics
 from cdn_tune.training.runs.run_folder import read_manifest
 from cdn_tune.training.state import TrialState
 from cdn_tune.training.train_trial import train_in
+from tests.training.test_records import epoch as epoch_report
 
 Tiny = Callable[..., Experiment]
 
@@ -147,3 +149,29 @@ original = TrialState.prepare_save
 def _within_write_errors(path: Path, fail: Callable[[], None]) -> None:
     with write_errors(path):
         fail()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step", "told"),
+    [
+        (2, 1, ["going on after epoch 2/9  best R1@0.5 0.2000 (epoch 2)"]),
+        (2, 5, ["going on after epoch 2/9, step 4 of epoch 3  best R1@0.5 0.2000 (epoch 2)"]),
+        (0, 5, ["going on after step 4 of epoch 1"]),
+        (0, 1, []),
+    ],
+)
+def test_where_a_training_goes_on(epochs: int, step: int, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "print_note", lines.append)
+    shown = progress.TrainProgress("R1@0.5", 9)
+    reports = [epoch_report(number) for number in range(1, epochs + 2)]
+    for report in reports[:-1]:
+        shown.on_epoch(report)
+    assert lines == []
+    for number in (step, step + 1):
+        shown.on_step(StepReport(epochs + 1, number, 10, 0.5))
+    assert lines == told
+    for report in (*reports, reports[-1]):  # workers that have replaced lost ones report all of them again
+        shown.on_epoch(report)
+    assert len(lines) == len(told) + 1
+    assert lines[-1].startswith(f"epoch   {epochs + 1}/9  loss ")
