@@ -95,7 +95,7 @@ def _best(status: Status) -> list[tuple[str, str]]:
 
     keys = status.parameters
     ahead = next((trial for trial in status.running if trial.trial == status.ahead), None)
-    leading = []
+    leading: list[tuple[str, str]] = []
     if ahead is not None and ahead.value is not None:
         reached = f"val {status.metric} {number(ahead.value)}, trial {ahead.trial}, running, epoch {ahead.epoch}"
         leading = [("ahead", f"{reached}: {parameters_line(ahead.parameters, list(ahead.parameters))}")]
