@@ -73,9 +73,9 @@ def planted_experiment(name: str, folder: Path, videos: int, **overrides: object
 
 
 def ours(experiment: Experiment, folder: Path, threads: int | None = None) -> list[EpochReport]:
-    """Trains as `cdn-tune train` does; returns the epochs' reports."""
+    """Trains as `cdn-tune train --threads` does, with torch's number by default; returns the epochs' reports."""
     reports: list[EpochReport] = []
-    train_in(experiment, folder, reports.append, threads=threads)
+    train_in(experiment, folder, reports.append, threads=threads or torch.get_num_threads())
     return reports
 
 
@@ -163,10 +163,8 @@ def workers(folder: Path, rounds: int) -> list[list[str]]:
     # Epochs long enough that the writing of a checkpoint, for which one worker has a core to itself, is a small part.
     experiment = planted_experiment(PUBLISHED, folder / "cut", 180, **{"model.hidden": 128, "train.epochs": 2})
     rates: dict[str, list[float]] = {"one worker": [], "two workers": []}
-    threads = torch.get_num_threads()
     for number in range(rounds):
         alone = ours(experiment, folder / f"alone-{number}", threads=1)
-        torch.set_num_threads(threads)
         together: list[EpochReport] = []
         train_on_workers(experiment, folder / f"together-{number}", 2, together.append)
         torch.testing.assert_close(alone[0].loss, together[0].loss, rtol=1e-2, atol=0.0)  # dropout differs

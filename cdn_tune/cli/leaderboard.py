@@ -182,8 +182,11 @@ def config_text(record: Record, number: int, file: Path | None = None) -> str:
 
 def _print_table(record: Record, rows: list[Row], chosen: list[Row], limit: int, names: list[str] | None) -> None:
     from cdn_tune.cli.show.tables import counts_line, failure_lines, leaderboard_table
-    from cdn_tune.tuning.results.leaderboard import TRIED
+    from cdn_tune.tuning.results.leaderboard import TRIED, at_rest
+    from cdn_tune.tuning.results.status import is_held
 
+    if not is_held(record.run):
+        rows, chosen = at_rest(rows), at_rest(chosen)
     parameters, objectives = list(record.space.parameters), list(record.objectives)
     if names is not None:
         out.print(_plain_table(chosen[:limit], names))

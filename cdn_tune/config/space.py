@@ -199,7 +199,9 @@ class ResourcesConfig(Frozen):
     """What one trial occupies."""
 
     workers: Positive = Field(1, description="training workers; above 1 each trial is a Ray Train group")
-    cpus_per_worker: Positive = Field(1, description="CPUs, and torch threads, per worker")
+    cpus_per_worker: Positive = Field(
+        1, description="CPUs per worker, and its most torch threads: one per million parameters"
+    )
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
         0.0, description="GPUs per worker; a fraction shares a GPU between one-worker trials"
     )

@@ -161,7 +161,7 @@ _O = "cdn_tune.training.step.optimiser:"
 SCHEDULES = Table[Schedule](
     "schedule",
     {
-        "constant": Schedule("as it is", f"{_O}Schedule"),
+        "constant": Schedule("as it is", f"{_O}Constant"),
         "cosine": Schedule("to zero over all steps", f"{_O}Cosine"),
         "plateau": Schedule("x0.8 when the training loss stops falling", f"{_O}Plateau"),
     },

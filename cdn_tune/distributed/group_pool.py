@@ -149,7 +149,7 @@ class GroupPool:
         self._config = {
             "coordinator": self.handle,
             "folder": portable(folder),
-            "threads": resources.cpus_per_worker,
+            "cpus": resources.cpus_per_worker,
             "check": check,
             "steps": steps,
         }

@@ -22,6 +22,7 @@ from cdn_tune.training.object_store.trial_sync import Superseded
 from cdn_tune.training.object_store.working_copy import working_copy
 from cdn_tune.training.reports import EpochReport, StepReport, Stop, ignore
 from cdn_tune.training.step.process_group import World, this_world
+from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import train_in
 
 _STEP_SECONDS = 0.25
@@ -42,7 +43,7 @@ def work(config: dict[str, Any]) -> None:
     starts the group anew; after a failure on all of them, the group goes on with the next trial.
 
     Args:
-        config: The `coordinator`; the `run`'s number; the run `folder`, as `portable` names it; CPU `threads` of a
+        config: The `coordinator`; the `run`'s number; the run `folder`, as `portable` names it; `cpus` of a
             worker; a `check` of its node; whether `steps` are reported.
     """
     coordinator, run, world = config["coordinator"], config["run"], this_world()
@@ -79,7 +80,8 @@ def _train(trial: dict[str, Any], config: dict[str, Any], world: World) -> None:
         if any(unfit):
             raise next(filter(None, unfit))
         folder = working_copy(config["folder"]) / trial["folder"]
-        train_in(experiment, folder, report, on_step if config["steps"] else ignore, config["threads"], stop)
+        threads = trial.get("threads") or threads_for(experiment, config["cpus"])
+        train_in(experiment, folder, report, on_step if config["steps"] else ignore, threads, stop)
         how = FINISHED
     except KeyboardInterrupt:  # stopped, and saved if that was wanted
         how = STOPPED

@@ -33,6 +33,7 @@ def train_on_workers(
     address: str | None = None,
     on_step: OnStep = ignore,
     stop: Callable[[], bool] = never,
+    threads: int | None = None,
 ) -> None:
     """Trains an experiment on a Ray Train group: a GPU for each worker if there are as many, else the CPUs shared out.
 
@@ -44,6 +45,7 @@ def train_on_workers(
         address: Ray cluster to join; None starts Ray on this machine.
         on_step: Called in this process with worker 0's steps, a few times a second at most.
         stop: Called now and then; once it returns true the workers save their state and end.
+        threads: CPU threads of each worker; within its CPUs as many as `threads_for` returns if None.
 
     Raises:
         CdnTuneError: If the cluster is too small, or training fails.
@@ -57,7 +59,7 @@ def train_on_workers(
         check_shared_folder(folder)
         pool = GroupPool(resources, folder, steps=on_step is not ignore)
         try:
-            work = {"experiment": experiment.plain(), "folder": ""}
+            work = {"experiment": experiment.plain(), "folder": "", "threads": threads}
             for failure in range(_MAX_FAILURES + 1):
                 lost = _train(pool, work, report, on_step, stop)
                 if lost is None:

@@ -20,6 +20,7 @@ from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpo
 from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.runs.run_folder import EXPERIMENT, changed_files, first_difference
+from cdn_tune.training.step.threads import threads_for, torch_threads
 from cdn_tune.training.train_trial import open_data
 
 Mode = Literal["train", "train+val", "published"]
@@ -104,7 +105,8 @@ def train_again(experiment: dict[str, Any], folder: str, mode: Mode, epochs: int
             raise _Enough
 
     try:
-        train(settings, path, report, splits, planted=is_planted(settings.data))
+        with torch_threads(threads_for(settings)):
+            train(settings, path, report, splits, planted=is_planted(settings.data))
     except _Enough:
         _keep_last(settings, path, epochs)
     if mode == "train+val":

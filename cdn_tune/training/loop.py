@@ -23,7 +23,7 @@ from cdn_tune.training.memory.device import choose_micro_batch, memory_errors, p
 from cdn_tune.training.reports import EpochReport, OnStep, Report, Stop, ignore, pack_ious
 from cdn_tune.training.runs.checkpoint import LAST, build_model
 from cdn_tune.training.runs.records import Records
-from cdn_tune.training.state import Progress, Saving, TrialState, Writer
+from cdn_tune.training.state import Progress, Saving, TrialState, Writer, epochs_in_all
 from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
 from cdn_tune.training.step.optimiser import Ema, build_optimiser, build_schedule
 from cdn_tune.training.step.process_group import World, this_world
@@ -171,7 +171,7 @@ class _Training:
         value = val[experiment.eval.metric] if val else history[-1].value
         improved = bool(val) and value > self.progress.best_value
         best_epoch = epoch if improved else self.progress.best_epoch
-        epochs = epoch if 0 < settings.patience <= epoch - best_epoch else settings.epochs
+        epochs = epochs_in_all(epoch, best_epoch, settings)
         if world.is_main and (improved or epoch == epochs):
             drawn = draw(model, dataset, world.device, self.engine.dtype)
             self.records.pictures(epoch, drawn, captions(dataset))

@@ -23,6 +23,7 @@ from cdn_tune.training.runs.checkpoint import build_model
 from cdn_tune.training.step.batch_loss import batch_loss, resolve_precision
 from cdn_tune.training.step.optimiser import build_optimiser
 from cdn_tune.training.step.process_group import this_world
+from cdn_tune.training.step.threads import threads_for, torch_threads
 
 _LEAST = 2  # measured steps
 
@@ -51,12 +52,24 @@ class Plan:
     checkpoint_bytes: int  # most that the trial's checkpoints occupy on disk
 
 
-def make_plan(experiment: Experiment, splits: Mapping[Split, MomentDataset], measured_steps: int = 3) -> Plan:
+def make_plan(
+    experiment: Experiment,
+    splits: Mapping[Split, MomentDataset],
+    measured_steps: int = 3,
+    threads: int | None = None,
+) -> Plan:
     """Plans a trial: builds it, and times at least two real steps with it after one that is not counted.
+
+    `threads` are the worker's CPU threads; as many as `threads_for` returns if None.
 
     Raises:
         MemoryShortage: If not even one query at once fits into memory.
     """
+    with torch_threads(threads or threads_for(experiment)):
+        return _measured(experiment, splits, max(measured_steps, _LEAST))
+
+
+def _measured(experiment: Experiment, splits: Mapping[Split, MomentDataset], measured_steps: int) -> Plan:
     settings, train, val = experiment.train, splits["train"], splits["val"]
     device = this_world().device
     dtype = resolve_precision(settings.precision, device)
@@ -67,7 +80,7 @@ def make_plan(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
     batch = len(batches[0])
     wanted = settings.micro_batch
     micro_batch = fit_micro_batch(batch, memory, available, trial.attempt) if wanted == "auto" else min(wanted, batch)
-    seconds = trial.time_steps(max(measured_steps, _LEAST), micro_batch)
+    seconds = trial.time_steps(measured_steps, micro_batch)
     evaluated = min(settings.eval_queries or len(val), len(val))
     val_seconds = trial.time_evaluation(val, min(micro_batch, evaluated)) * evaluated
     evaluations = len({*range(1, settings.epochs + 1, settings.eval_every), settings.epochs})

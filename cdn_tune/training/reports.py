@@ -2,12 +2,14 @@
 
 import base64
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, create_model
 
 if TYPE_CHECKING:
     import torch
@@ -60,10 +62,28 @@ class EpochReport:
 
     @classmethod
     def read(cls, plain: dict[str, Any]) -> "EpochReport":
-        """Returns the report that `plain` was called on: values of other names are parts of the loss."""
+        """Returns the report that `plain` was called on: values of other names are parts of the loss.
+
+        Raises:
+            ValueError: If it was called on none.
+        """
+        if not isinstance(plain, dict):
+            raise ValueError(f"{type(plain).__name__} is no report")
         own = {field.name for field in fields(cls)}
-        rest = {name: value for name, value in plain.items() if name not in own}
-        return cls(losses=rest, **{name: value for name, value in plain.items() if name in own})
+        whole: dict[str, Any] = {"losses": {name: value for name, value in plain.items() if name not in own}}
+        whole |= {name: value for name, value in plain.items() if name in own}
+        return cls(**dict(_checked().model_validate(whole, strict=True)))
+
+
+@cache
+def _checked() -> type[BaseModel]:
+    """Returns a model of the report's fields, which checks their types."""
+    kinds = get_type_hints(EpochReport)
+    settings: dict[str, Any] = {
+        field.name: (kinds[field.name], ... if field.default is MISSING else field.default)
+        for field in fields(EpochReport)
+    }
+    return create_model("EpochReport", **settings)
 
 
 Report = Callable[[EpochReport], None]

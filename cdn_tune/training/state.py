@@ -3,21 +3,30 @@
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import torch
 
-from cdn_tune.config import DATA_PATHS, Experiment, build
+from cdn_tune.config import DATA_PATHS, Experiment, TrainConfig, build
 from cdn_tune.data.files import brief
 from cdn_tune.errors import CheckpointError
 from cdn_tune.model.family import MomentModel
+from cdn_tune.training.memory.device import is_shortage
 from cdn_tune.training.reports import EpochReport
-from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, load_weights, read_checkpoint, save_checkpoint
+from cdn_tune.training.runs.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    START,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
 from cdn_tune.training.runs.run_folder import first_difference
-from cdn_tune.training.step.optimiser import Ema, Schedule
+from cdn_tune.training.step.optimiser import Ema, Schedule, uses_length
 from cdn_tune.training.step.process_group import World
 from cdn_tune.training.step.steps import EpochState
 
@@ -183,27 +192,37 @@ class TrialState:
     def resume(self) -> Progress:
         """Loads the folder's last checkpoint; the one before, with a warning, if it is damaged.
 
+        A trial that begins takes the weights of ``start.pt``, if there is one. The checkpoint's experiment may have
+        had another number of epochs, if no learning rate depends on it.
+
         Raises:
             CheckpointError: If the checkpoints are damaged or of another experiment.
         """
         content = self._read()
         if content is None:
+            if (start := self.folder / START).exists():
+                weights = read_checkpoint(start)["model"]
+                for model in {self.model, self.evaluated}:
+                    load_weights(model, weights, start)
             return Progress()
         try:
             return self._restore(content)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_shortage(error):
                 raise
             raise CheckpointError(
-                f"{self.folder / LAST}: holds another state than a trial's ({type(error).__name__}: {brief(error)}); "
+                f"{self.folder / LAST}: holds no state of a training ({type(error).__name__}: {brief(error)}); "
                 "delete it and start again"
             ) from None
 
     def _restore(self, content: dict[str, Any]) -> Progress:
         path = self.folder / LAST
         held = build(Experiment, content["experiment"], f"{path}: experiment")
+        if not uses_length(self.experiment.optim):
+            held = with_epochs(held, self.experiment.train.epochs)
         if difference := first_difference(held.plain(), self.experiment.plain(), DATA_PATHS):
             raise CheckpointError(f"{path}: belongs to another experiment ({difference}); choose another folder")
+        settings = self.experiment.train
         load_weights(self.model, content["model"], path)
         self.optimiser.load_state_dict(content["optimiser"])
         self.schedule.load_state_dict(content["schedule"])
@@ -214,7 +233,9 @@ class TrialState:
         same = len(content["generators"]) == self.world.size
         if same:
             _restore_generators(content["generators"][self.world.rank], self.world)
-        progress = Progress([EpochReport.read(report) for report in content["history"]])
+        history = [EpochReport.read(report) for report in content["history"]]
+        ends = [epochs_in_all(report.epoch, report.best_epoch, settings) for report in history]
+        progress = Progress([replace(report, epochs=end) for report, end in zip(history, ends, strict=True)])
         if content["within"] is not None:
             step, sums, norms, seconds = content["within"]
             whole = sum(sums, torch.zeros_like(sums[0])) * float(self.world.is_main)  # with other workers than before
@@ -233,6 +254,16 @@ class TrialState:
             content = read_checkpoint(previous)
             _LOG.warning("%s; going on from the checkpoint before it, %s", error, previous)
             return content
+
+
+def epochs_in_all(epoch: int, best_epoch: int, settings: TrainConfig) -> int:
+    """Returns after which epoch training ends, as known after one: that one, if `train.patience` has run out."""
+    return epoch if 0 < settings.patience <= epoch - best_epoch else settings.epochs
+
+
+def with_epochs(experiment: Experiment, epochs: int) -> Experiment:
+    """Returns an experiment of so many epochs."""
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"epochs": epochs})})
 
 
 def _generator_state(world: World) -> dict[str, torch.Tensor]:

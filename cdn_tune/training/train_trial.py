@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from cdn_tune.config import DataConfig, Experiment
@@ -19,6 +18,7 @@ from cdn_tune.training.object_store.working_copy import TRAINING_LOCK, place_of
 from cdn_tune.training.reports import OnStep, Report, Stop, ignore
 from cdn_tune.training.runs.files import write_errors
 from cdn_tune.training.step.process_group import this_world
+from cdn_tune.training.step.threads import threads_for, torch_threads
 
 _DYING_SECONDS = 60.0  # how long a process whose driver was killed may live on
 
@@ -48,16 +48,14 @@ def train_in(
         folder: The trial's folder.
         report: Called by worker 0 after every epoch.
         on_step: Called by worker 0 after every step.
-        threads: CPU threads of this worker; torch's choice if None.
+        threads: CPU threads of this worker; as many as `threads_for` returns if None.
         stop: Called after every step, as `loop.train` describes.
 
     Raises:
         CdnTuneError: If the data, the folder's checkpoint or the training is at fault.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    splits, planted = open_data(experiment.data), is_planted(experiment.data)
-    with _alone(folder):
+    with torch_threads(threads or threads_for(experiment)), _alone(folder):
+        splits, planted = open_data(experiment.data), is_planted(experiment.data)
         saving = _claim(folder)
         try:
             result = train(experiment, folder, report, splits, on_step, planted, stop, saving)

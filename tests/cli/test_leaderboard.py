@@ -155,7 +155,7 @@ def test_status_is_printed(run: Path) -> None:
     assert "tiny-search in" in text
     assert "(planted data)" in text
     assert "not running; the same command goes on; 1 unfinished trials are then taken up again" in text
-    assert "4 of 8 ended: 2 complete, 1 pruned, 1 failed, 1 running" in text
+    assert "4 of 8 ended: 2 complete, 1 pruned, 1 failed, 1 unfinished" in text
     assert "1 refused proposal" in text
     assert "1 would fail again" in text
     assert "best val R1@0.5 0.4000, trial 0, epoch 2: lr=0.0020 clip_pool=attention" in text

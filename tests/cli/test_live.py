@@ -139,11 +139,60 @@ def test_lines_where_there_is_no_terminal(entry: Entry, monkeypatch: pytest.Monk
         progress.on_change(state(make_rows(trials[:1]), finished=False))  # was there before: not told again
         progress.on_change(state(make_rows(trials), finished=False))
         progress.on_change(state(make_rows(trials), finished=False))
-    lines = file.getvalue().splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("[3/20] trial 1 pruned: val R1@0.5 0.1000 after 1/3 epochs (lr=0.0010")
-    assert "trial 3 failed: out of memory: 2.00 GiB more" in lines[1]
-    assert "ETA" in lines[1]
+        lines = file.getvalue().splitlines()
+        assert len(lines) == 5
+        assert lines[0].startswith("[1/20] 1 trials: 1 complete; best val R1@0.5 0.4512, trial 0, ETA ")  # at once
+        assert lines[1].startswith("[2/20] trial 1 pruned: val R1@0.5 0.1000 after 1/3 epochs (lr=0.0010")
+        assert "[3/20] trial 3 failed: out of memory: 2.00 GiB more" in lines[2]  # each its own number
+        assert ", ETA " in lines[2]
+        assert [line.split(" (")[0] for line in lines[3:]] == ["trial 4 running", "trial 5 running"]
+        monkeypatch.setattr(live, "_SILENT_SECONDS", 0.0)
+        progress.on_change(state(make_rows(trials), finished=False))
+        assert "[3/20] 5 trials: 1 complete, 1 pruned, 1 failed, 2 running" in file.getvalue().splitlines()[-1]
+
+
+def test_a_failure_that_was_tried_again_is_not_counted(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    for module in (live, output):
+        monkeypatch.setattr(module, "err", Console(file=file, width=140))
+    trials = [entry("failed", reason="lost"), entry("complete", [0.2], retry_of=0), entry("complete", [0.3])]
+    with SearchProgress(PARAMETERS, "R1@0.5") as progress:
+        progress.on_change(state([], limit=2))
+        progress.on_change(state(make_rows(trials), limit=2))
+    assert [line[:13] for line in file.getvalue().splitlines()[1:]] == [
+        "[0/2] trial 0",
+        "[1/2] trial 1",
+        "[2/2] trial 2",
+    ]
+
+
+def test_an_end_in_sight_is_a_second_away_at_least(entry: Entry) -> None:
+    """Trials of a few milliseconds cost 0.0 s each; while some are left the search is not over."""
+    rows = make_rows([entry("complete", [0.1], seconds=0.0), entry("running", [0.1], seconds=0.0)])
+    shown = table(state(rows, finished=False, limit=4))
+    assert "ETA 1 s" in " ".join(render(shown, 160))
+    shown._taken -= 5.0  # nothing has been reported since
+    assert "ETA --" in " ".join(render(shown, 160))
+
+
+def test_gpu_hours_are_shown_where_there_are_some(entry: Entry) -> None:
+    rows = make_rows(some_trials(entry))
+    assert "GPU-h" not in " ".join(render(table(state(rows, gpu_hours=0.0)), 160))
+    assert "0 GPU-h" in " ".join(render(table(state(rows, gpu_hours=0.0), budget=BudgetConfig(gpu_hours=1.0)), 160))
+
+
+def test_a_running_trial_that_is_ahead_is_shown(entry: Entry) -> None:
+    lines = render(table(state(make_rows([entry("complete", [0.3]), entry("running", [0.2, 0.4, 0.1])]))), 160)
+    assert any(line.startswith("best val R1@0.5 0.3000, trial 0, epoch 1") for line in lines)
+    assert any(line.startswith("ahead, running val R1@0.5 0.4000, trial 1, epoch 2: lr=") for line in lines)
+    behind = render(table(state(make_rows([entry("complete", [0.3]), entry("running", [0.2])]))), 160)
+    assert not any(line.startswith("ahead") for line in behind)
+
+
+def test_nothing_runs_in_a_search_that_has_ended(entry: Entry) -> None:
+    text = " ".join(render(search_summary(make_rows(some_trials(entry)), PARAMETERS, "R1@0.5"), 160, 100))
+    assert "5 trials: 1 complete, 1 pruned, 1 failed, 2 unfinished" in text
+    assert "running" not in text
 
 
 def test_a_terminal_is_drawn_on_and_left_clean(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,13 +141,14 @@ def test_a_folder_is_found_again_on_another_machine(store: Store, tmp_path: Path
 def test_copies_agree(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = store.url()
     mine = working_copy(url)
-    for name in ("manifest.json", "leaderboard.csv", "best/trial-0001/checkpoint.pt", "trials/0001/metrics.jsonl"):
+    models = ("best/trial-0001/checkpoint.pt", "start.pt")
+    for name in ("manifest.json", "leaderboard.csv", *models, "trials/0001/metrics.jsonl"):
         (mine / name).parent.mkdir(parents=True, exist_ok=True)
         (mine / name).write_text(name)
     (mine / ".lock").touch()
     push_run(mine)
     home = home_of(url)
-    assert set(home.entries()) == {"manifest.json", "leaderboard.csv", "best/trial-0001/checkpoint.pt"}
+    assert set(home.entries()) == {"manifest.json", "leaderboard.csv", *models}
     home.write("trials/0001/metrics.jsonl", b"{}")
     before = len(store.control()["requests"])
     push_run(mine)
@@ -156,7 +157,7 @@ def test_copies_agree(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     theirs = fetched(url)
     assert {path.name for path in theirs.iterdir()} == {"manifest.json", "leaderboard.csv"}
     fetched(url, models=True, trials=True)
-    assert (theirs / "best/trial-0001/checkpoint.pt").read_text() == "best/trial-0001/checkpoint.pt"
+    assert [(theirs / name).read_text() for name in models] == list(models)
     assert (theirs / "trials/0001/metrics.jsonl").exists()
     (mine / "leaderboard.csv").write_text("longer than before")
     push_run(mine)

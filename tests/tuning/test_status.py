@@ -18,10 +18,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from cdn_tune.cli.search.status import _facts
 from cdn_tune.errors import RunError
 from cdn_tune.tuning.layout import JOURNAL
 from cdn_tune.tuning.results.record import read_record
-from cdn_tune.tuning.results.status import eta_seconds, is_held, status_of
+from cdn_tune.tuning.results.status import ahead, eta_seconds, is_held, status_of
 
 Entry = Callable[..., FrozenTrial]
 MakeSearch = Callable[..., Path]
@@ -72,8 +73,25 @@ def test_an_ended_search_and_one_asked_to_stop(make_search: MakeSearch, entry: E
     (run / ".lock").touch()
     (run / ".stop").touch()
     status = status_of(run)
+    shown = dict(_facts(status))
+    assert "2 unfinished" in shown["trials"]
+    assert "running" not in shown["trials"]
+    assert "GPU-hours" not in shown  # without a GPU
     assert (status.is_alive, status.stop_asked, status.eta_seconds) == (False, True, None)
     assert status.samples_per_second is None  # nobody trains
+
+
+def test_a_running_trial_that_is_ahead_of_the_best(make_search: MakeSearch, entry: Entry) -> None:
+    ended = [entry("complete", [0.3])]
+    status = status_of(make_search([*ended, entry("running", [0.2, 0.5, 0.4]), entry("running", [0.4])]))
+    assert status.best is not None
+    assert (status.best["trial"], status.ahead, status.plain()["ahead"]) == (0, 1, 1)
+    shown = dict(_facts(status))
+    assert shown["best"].startswith("val R1@0.5 0.3000, trial 0, epoch 1: lr=")
+    assert shown["ahead"].startswith("val R1@0.5 0.5000, trial 1, running, epoch 3: lr=")
+    first = [{"rank": 1, "state": "complete", "value": 0.3}, {"rank": "", "state": "running", "value": 0.3}]
+    assert ahead(first) is None
+    assert ahead(first[1:]) == first[1]  # before any has ended
 
 
 def test_a_search_without_trials(make_search: MakeSearch) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cdn_tune.cli.app import search_app
 from cdn_tune.cli.options import Json, SearchRun, Storage
-from cdn_tune.cli.show.output import UNKNOWN, duration_text, facts_table, out, print_json, warn
+from cdn_tune.cli.show.output import UNKNOWN, facts_table, out, print_json, warn
 
 if TYPE_CHECKING:
     from cdn_tune.tuning.results.status import Status
@@ -33,7 +33,7 @@ def status(run: SearchRun, json: Json = False, storage: Storage = None) -> None:
 
 def _running_table(status: Status) -> Table:
     """Returns the trials on record as running."""
-    from cdn_tune.cli.show.tables import number, parameters_line
+    from cdn_tune.cli.show.tables import number, parameters_line, rough
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("trial", "epoch", f"val {status.metric}", "last report"):
@@ -46,7 +46,7 @@ def _running_table(status: Status) -> Table:
             str(trial.trial),
             f"{trial.epoch}/{trial.epochs}" if trial.epochs else str(trial.epoch),
             UNKNOWN if trial.value is None else number(trial.value),
-            UNKNOWN if silent is None else f"{_time(silent)} ago",
+            UNKNOWN if silent is None else f"{rough(silent)} ago",
             escape(trial.node),
             escape(parameters_line(trial.parameters, list(trial.parameters))),
         )
@@ -54,11 +54,13 @@ def _running_table(status: Status) -> Table:
 
 
 def _facts(status: Status) -> list[tuple[str, str]]:
-    from cdn_tune.cli.show.tables import STATE_ORDER, entries_text
+    from cdn_tune.cli.show.tables import STATE_ORDER, entries_text, rough
+    from cdn_tune.tuning.results.leaderboard import UNFINISHED
     from cdn_tune.tuning.study.failures import MEANING
 
     asked = "" if status.asked is None else f" of {status.asked}"
-    states = [f"{status.counts[state]} {state}" for state in STATE_ORDER if state in status.counts]
+    shown = {"running": "running" if status.is_alive else UNFINISHED}
+    states = [f"{status.counts[state]} {shown.get(state, state)}" for state in STATE_ORDER if state in status.counts]
     planted = " (planted data)" if status.planted else ""
     failures = (f"{count} {MEANING.get(kind, kind)}" for kind, count in status.failures.items())
     rates = (status.trials_per_hour, status.samples_per_second)
@@ -71,10 +73,10 @@ def _facts(status: Status) -> list[tuple[str, str]]:
         ("failures", ", ".join(failures)),
         *(("nodes", line) for line in status.unfit_nodes),
         *_best(status),
-        ("searched", _time(status.elapsed_seconds)),
+        ("searched", rough(status.elapsed_seconds)),
         ("throughput", f"{rate} trials/h, {speed} queries/s"),
-        ("GPU-hours", f"{status.gpu_hours:.3g}"),
-        ("ETA", _time(status.eta_seconds)),
+        ("GPU-hours", f"{status.gpu_hours:.3g}" if status.gpu_hours else ""),
+        ("ETA", rough(status.eta_seconds)),
     ]
     return [(name, text) for name, text in facts if text]
 
@@ -93,9 +95,14 @@ def _best(status: Status) -> list[tuple[str, str]]:
     from cdn_tune.tuning.results.leaderboard import objective_column
     from cdn_tune.tuning.results.status import best_per_objective
 
-    if status.best is None:
-        return [("best", UNKNOWN)]
     keys = status.parameters
+    ahead = next((trial for trial in status.running if trial.trial == status.ahead), None)
+    leading: list[tuple[str, str]] = []
+    if ahead is not None and ahead.value is not None:
+        reached = f"val {status.metric} {number(ahead.value)}, trial {ahead.trial}, running, epoch {ahead.epoch}"
+        leading = [("ahead", f"{reached}: {parameters_line(ahead.parameters, list(ahead.parameters))}")]
+    if status.best is None:
+        return [("best", UNKNOWN), *leading]
     if len(status.objectives) > 1:
         facts = [("Pareto front", f"{len(status.front)} trials")]
         for name, row in best_per_objective(status.front, status.objectives).items():
@@ -104,8 +111,4 @@ def _best(status: Status) -> list[tuple[str, str]]:
         return facts
     best = status.best
     found = f"val {status.metric} {number(best['value'])}, trial {best['trial']}, epoch {best['best_epoch']}"
-    return [("best", f"{found}: {parameters_line(best, keys)}")]
-
-
-def _time(seconds: float | None) -> str:
-    return UNKNOWN if seconds is None else duration_text(max(seconds, 1.0))
+    return [("best", f"{found}: {parameters_line(best, keys)}"), *leading]

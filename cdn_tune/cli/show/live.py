@@ -1,4 +1,4 @@
-"""A running search: one live table in a terminal, a line per finished trial elsewhere."""
+"""A running search: one live table in a terminal, a line per trial that begins or ends elsewhere."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from cdn_tune.cli.show.output import UNKNOWN, duration_text, err, print_note
-from cdn_tune.cli.show.tables import clock, counts_line, epochs_text, leaderboard_table, number, parameters_line
+from cdn_tune.cli.show.tables import (
+    clock,
+    counts_line,
+    epochs_text,
+    leaderboard_table,
+    number,
+    parameters_line,
+    rough,
+)
 from cdn_tune.config.space import MEASURED_COSTS, BudgetConfig, Objective
 from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, objective_column
-from cdn_tune.tuning.results.status import best_per_objective, count_ended, eta_seconds
+from cdn_tune.tuning.results.status import ahead, best_per_objective, count_ended, eta_seconds
 
 if TYPE_CHECKING:
     from cdn_tune.tuning.progress import SearchState
@@ -27,6 +35,7 @@ _BEST_ROWS = 5
 _GAP = 2
 _TABLE_HEAD = 1  # lines of a table that are no rows
 _REDRAWN = 4  # times a second
+_SILENT_SECONDS = 60.0  # after which a line tells how the search stands, where there is no terminal
 
 
 class SearchProgress:
@@ -49,8 +58,10 @@ class SearchProgress:
         self._parameters, self._metric = parameters, metric
         self._objectives = objective_directions(objectives)
         self._budget = budget or BudgetConfig()
+        self._begun: set[int] = set()
         self._ended: set[int] | None = None  # before the first report
         self._printed: set[str] = set()
+        self._spoke = time.monotonic()
         self._picture: LiveTable | None = None
         self._live: Live | None = None
         if err.is_terminal and not err.is_dumb_terminal:
@@ -61,22 +72,45 @@ class SearchProgress:
         if self._live is not None:  # redrawn in intervals, so that the clock ticks between reports
             self._picture = LiveTable(state, self._parameters, self._metric, self._objectives, self._budget)
             return
-        for line in state.lines:
-            if line not in self._printed:
-                print_note(line)
-        self._printed.update(state.lines)
-        ended = {row["trial"]: row for row in state.rows if row["state"] in ENDED}
-        for trial in sorted(ended.keys() - (ended.keys() if self._ended is None else self._ended)):
-            print_note(self._line(ended[trial], state))
-        self._ended = (self._ended or set()) | ended.keys()
+        lines = [line for line in state.lines if line not in self._printed]
+        self._printed.update(lines)
+        lines += self._lines(state)
+        now = time.monotonic()
+        if not lines and now - self._spoke >= _SILENT_SECONDS:
+            lines = [self._standing(state)]
+        for line in lines:
+            print_note(line)
+            self._spoke = now
 
-    def _line(self, row: dict[str, Any], state: SearchState) -> str:
+    def _lines(self, state: SearchState) -> list[str]:
+        """Returns a line for each trial that has ended or begun since the last call, and one about all at the first."""
+        ended = {row["trial"]: row for row in state.rows if row["state"] in ENDED}
+        lines = []
+        if self._ended is None:
+            self._ended = set(ended)
+            lines.append(self._standing(state))
+        fresh = [ended[trial] for trial in sorted(ended.keys() - self._ended)]
+        count = count_ended(state.rows) - count_ended(fresh)
+        for place, row in enumerate(fresh, start=1):
+            lines.append(self._end(row, count + count_ended(fresh[:place]), state))
+        self._ended |= ended.keys()
+        running = {row["trial"]: row for row in state.rows if row["state"] == "running"}
+        for trial in sorted(running.keys() - self._begun):
+            lines.append(f"trial {trial} running ({parameters_line(running[trial], self._parameters)})")
+        self._begun = set(running)
+        return lines
+
+    def _end(self, row: dict[str, Any], count: int, state: SearchState) -> str:
         value = f"val {self._metric} {number(row['value'])}" if row["value"] != "" else row["reason"]
         shown = parameters_line(row, self._parameters)
-        line = f"[{count_ended(state.rows)}/{state.limit}] trial {row['trial']} {row['state']}: {value}"
-        line += f" after {epochs_text(row)} epochs ({shown})"
-        eta = eta_seconds(state.rows, state.limit, state.slots)
-        return line if eta is None or state.finished else f"{line}, ETA {duration_text(eta)}"
+        line = f"[{count}/{state.limit}] trial {row['trial']} {row['state']}: {value}"
+        return f"{line} after {epochs_text(row)} epochs ({shown}){_eta(state)}"
+
+    def _standing(self, state: SearchState) -> str:
+        line = f"[{count_ended(state.rows)}/{state.limit}] {counts_line(state.rows)}"
+        first = ahead(state.rows) or next((row for row in state.rows if row["rank"] == 1), None)
+        best = "" if first is None else f"; best val {self._metric} {number(first['value'])}, trial {first['trial']}"
+        return f"{line}{best}{_eta(state)}"
 
     def _render(self) -> RenderableType:
         return Text("starting Ray") if self._picture is None else self._picture
@@ -89,6 +123,11 @@ class SearchProgress:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def _eta(state: SearchState) -> str:
+    eta = eta_seconds(state.rows, state.limit, state.slots)
+    return "" if eta is None or state.finished or state.halted else f", ETA {rough(eta)}"
 
 
 def objective_directions(objectives: Sequence[Objective]) -> dict[str, str]:
@@ -115,6 +154,7 @@ class LiveTable:
         speeds = [row["samples_per_second"] for row in self._running if row["samples_per_second"] != ""]
         self._speed = sum(speeds) if speeds else None
         self._front = best_per_objective(rows, objectives) if len(objectives) > 1 else {}
+        self._ahead = ahead(rows) if len(objectives) <= 1 else None
         self._front_size = sum(row.get("pareto") == 1 for row in rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -144,12 +184,15 @@ class LiveTable:
 
     def _head(self) -> list[str]:
         state = self._state
-        elapsed = state.elapsed + (0.0 if state.finished else time.monotonic() - self._taken)
+        passed = time.monotonic() - self._taken
+        elapsed = state.elapsed + (0.0 if state.finished else passed)
         rate = f"{self._ended / elapsed * HOUR:.3g} trials/h" if self._ended and elapsed > 0 else f"{UNKNOWN} trials/h"
         speed = UNKNOWN if self._speed is None else f"{self._speed:.4g}"
-        eta = UNKNOWN if self._eta is None else duration_text(max(self._eta - (time.monotonic() - self._taken), 0.0))
-        parts = [f"{duration_text(max(elapsed, 1.0))} so far", rate, f"{speed} queries/s"]
-        parts += [f"{state.gpu_hours:.3g} GPU-h", f"ETA {eta}", f"left: {', '.join(self._left(elapsed))}"]
+        eta = None if self._eta is None or passed > max(self._eta, 1.0) else self._eta - passed  # overdue: unknown
+        parts = [f"{rough(elapsed)} so far", rate, f"{speed} queries/s"]
+        if state.gpu_hours or self._budget.gpu_hours is not None:
+            parts.append(f"{state.gpu_hours:.3g} GPU-h")
+        parts += [f"ETA {rough(eta)}", f"left: {', '.join(self._left(elapsed))}"]
         return [f"{self._ended}/{state.limit} ended, {state.slots} at a time; {self._counts}", "  ".join(parts)]
 
     def _left(self, elapsed: float) -> list[str]:
@@ -171,11 +214,14 @@ class LiveTable:
                 value = number(row[objective_column(name)])
                 lines.append(f"best {name} {value}, trial {row['trial']}: {parameters_line(row, self._parameters)}")
             return lines
-        if not self._best:
+        if not self._best and self._ahead is None:
             return [f"best val {self._metric} {UNKNOWN}"]
-        best = self._best[0]
-        found = f"best val {self._metric} {number(best['value'])}, trial {best['trial']}, epoch {best['best_epoch']}"
-        return [f"{found}: {parameters_line(best, self._parameters)}"]
+        found = [("best", row) for row in self._best[:1]] + [("ahead, running", row) for row in (self._ahead,) if row]
+        return [
+            f"{what} val {self._metric} {number(row['value'])}, trial {row['trial']}, epoch {row['best_epoch']}: "
+            f"{parameters_line(row, self._parameters)}"
+            for what, row in found
+        ]
 
     def _running_table(self, rows: list[dict[str, Any]], width: int) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))

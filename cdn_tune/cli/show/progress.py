@@ -32,10 +32,15 @@ def build_clips(config: DataConfig) -> None:
 
 
 class TrainProgress:
-    """Shows steps and epochs as they are reported; `metric` is the val metric that chooses among the `epochs`."""
+    """Shows steps and epochs as they are reported; `metric` is the val metric that chooses among the `epochs`.
+
+    What is reported before the first step was trained by an earlier command: one line sums it up.
+    """
 
     def __init__(self, metric: str, epochs: int) -> None:
         self._metric, self._epochs, self._best = metric, epochs, ""
+        self._last: EpochReport | None = None
+        self._has_begun = False
         self._task: TaskID | None = None
         self._bar: Progress | None = None
         if err.is_terminal:
@@ -51,6 +56,9 @@ class TrainProgress:
 
     def on_step(self, step: StepReport) -> None:
         """Moves the bar."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._begin(step)
         if self._bar is None:
             return
         done = (step.epoch - 1) * step.steps + step.step
@@ -61,9 +69,23 @@ class TrainProgress:
         fields: dict[str, Any] = {"loss": step.loss, "rate": step.samples_per_second, "best": self._best}
         self._bar.update(self._task, description=text, completed=done, **fields)
 
+    def _begin(self, step: StepReport) -> None:
+        """Prints from where the training goes on, if it does not begin."""
+        last, within = self._last, f"step {step.step - 1} of epoch {step.epoch}" if step.step > 1 else ""
+        if last is not None:
+            within = f", {within}" if within else ""
+            print_note(f"going on after epoch {last.epoch}/{self._epochs}{within}{self._best}")
+        elif within:
+            print_note(f"going on after {within}")
+
     def on_epoch(self, report: EpochReport) -> None:
-        """Prints a line about a finished epoch."""
+        """Prints a line about a finished epoch, once."""
+        is_new = self._has_begun and (self._last is None or report.epoch > self._last.epoch)
+        if not self._has_begun or is_new:
+            self._last = report
         self._best = f"  best {self._metric} {report.best_value:.4f} (epoch {report.best_epoch})"
+        if not is_new:  # an earlier command's, or reported again by workers that have replaced lost ones
+            return
         mark = " *" if report.best_epoch == report.epoch else ""
         val = f"  val {self._metric} {report.value:.4f}{mark}" if report.val else ""
         print_note(

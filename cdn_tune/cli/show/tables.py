@@ -14,13 +14,23 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from cdn_tune.cli.show.output import duration_text, size_text
+from cdn_tune.cli.show.output import UNKNOWN, duration_text, size_text
 from cdn_tune.config import Experiment
 from cdn_tune.training.memory.estimate import occupied_bytes
-from cdn_tune.tuning.results.leaderboard import TRIED, Column, Row, Shape, columns_of, objective_column, short_names
+from cdn_tune.tuning.results.leaderboard import (
+    TRIED,
+    UNFINISHED,
+    Column,
+    Row,
+    Shape,
+    at_rest,
+    columns_of,
+    objective_column,
+    short_names,
+)
 from cdn_tune.tuning.study.failures import MEANING
 
-STATE_ORDER = ("complete", "pruned", "failed", "running", "waiting")
+STATE_ORDER = ("complete", "pruned", "failed", "running", UNFINISHED, "waiting")
 _ENTRIES = {
     "refused": ("refused proposal", "refused proposals"),
     "copy": ("repeated proposal", "repeated proposals"),
@@ -153,13 +163,14 @@ def _cell(row: Row, column: Column) -> str:
 def _style(row: Row) -> str:
     if row["rank"] == 1:
         return "bold green"
-    return {"failed": "red", "running": "cyan", "pruned": "dim"}.get(row["state"], "")
+    return {"failed": "red", "running": "cyan", UNFINISHED: "cyan", "pruned": "dim"}.get(row["state"], "")
 
 
 def search_summary(
     rows: list[Row], parameters: list[str], metric: str, objectives: Sequence[str] = (), limit: int = 10
 ) -> Group:
-    """Returns a search's `limit` best trials, the number of trials, and why some failed; see `leaderboard_table`."""
+    """Returns an ended search's `limit` best trials, their number, and why some failed; see `leaderboard_table`."""
+    rows = at_rest(rows)
     trials = [row for row in rows if row["state"] in TRIED]
     parts: list[RenderableType] = [leaderboard_table(trials, parameters, metric, limit, objectives)]
     parts.append(Text(counts_line(rows) + (f"; the {limit} best are shown" if len(trials) > limit else ""), "dim"))
@@ -214,6 +225,11 @@ def epochs_text(row: Row) -> str:
     """Returns a row's epochs, ``3/12`` where it has not reached the last one."""
     whole = row["of_epochs"]
     return str(row["epochs"]) if whole in ("", row["epochs"]) else f"{row['epochs']}/{whole}"
+
+
+def rough(seconds: float | None) -> str:
+    """Returns a duration that is known to about a second at best, or that it is unknown."""
+    return UNKNOWN if seconds is None else duration_text(max(seconds, 1.0))
 
 
 def clock(seconds: float) -> str:

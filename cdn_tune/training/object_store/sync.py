@@ -15,7 +15,7 @@ from cdn_tune.training.runs.files import write_json
 
 MANIFEST = "manifest.json"
 _INDEX = "index.json"
-_MODEL = re.compile(r"(.*/)?(best|checkpoint)\.pt")
+_MODEL = re.compile(r"(.*/)?(best|checkpoint|start)\.pt")
 _TRIAL = re.compile(r"trials/[^/]+/(metrics\.jsonl|error\.txt|tensorboard/.*)")
 # Uploaded by the training processes: the folder of a train run is a trial's, too.
 _TRIALS_FILES = re.compile(r"trials/.*|checkpoints/.*|metrics\.jsonl|tensorboard/.*|.*/(last|previous)\.pt")

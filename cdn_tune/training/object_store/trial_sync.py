@@ -61,7 +61,10 @@ class Attempt:
             Superseded: If one has, or the trial was given up.
             RunError: If the token cannot be read.
         """
-        if self._held() != self.token.encode():
+        held = self._held()
+        if held is None:
+            raise Superseded(f"{self._folder}: was deleted while it was trained; the same command begins anew")
+        if held != self.token.encode():
             raise Superseded(
                 f"{self._folder}: another process has taken this trial over, or it was given up; this one, which was "
                 "lost from sight meanwhile, writes no more"

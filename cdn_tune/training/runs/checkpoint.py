@@ -21,6 +21,7 @@ from cdn_tune.training.runs.files import write_atomic
 LAST = Path("checkpoints/last.pt")  # in a trial's folder
 PREVIOUS = Path("checkpoints/previous.pt")
 BEST = Path("checkpoints/best.pt")
+START = Path("start.pt")  # in a run's folder: the weights that it starts from, if not untrained ones
 FORMAT = 1
 DIGEST = "sha256"
 _ANOTHER = "delete it, or use another one"

@@ -1,7 +1,9 @@
 """The records of a trial: metrics.jsonl and TensorBoard events."""
 
 import json
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,8 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from cdn_tune.config import Experiment, keys
-from cdn_tune.training.runs.files import write_errors, write_text
+from cdn_tune.errors import RunError
 from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.runs.files import write_errors, write_text
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -34,11 +37,17 @@ class Records:
         self._path, self._events = folder / METRICS, folder / EVENTS
         self._captioned = any(report.val for report in history)  # pictures come with evaluations
         self._writer: SummaryWriter | None = None
+        self._excepthook = threading.excepthook
         if not enabled:
             return
         write_text(self._path, "".join(json.dumps(report.plain()) + "\n" for report in history))
-        with write_errors(self._events):
-            self._writer = SummaryWriter(str(self._events), purge_step=len(history) + 1)
+        threading.excepthook = self._on_thread_error
+        try:
+            with write_errors(self._events):
+                self._writer = SummaryWriter(str(self._events), purge_step=len(history) + 1)
+        except RunError:
+            threading.excepthook = self._excepthook
+            raise
 
     def write(self, report: EpochReport) -> None:
         """Records one epoch."""
@@ -99,20 +108,34 @@ class Records:
     def __enter__(self) -> "Records":
         return self
 
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """Passes on what a thread raised, but for TensorBoard's thread that writes: the next call raises that again."""
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard.")):
+            self._excepthook(error)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._writer is None:
+            return
+        try:
+            with suppress(*([RunError] if kind else [])), write_errors(self._events):  # the first error is the cause
+                self._writer.close()
+        finally:
+            threading.excepthook = self._excepthook
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Returns a trial's epochs as recorded; a last line cut short by a crash is left out."""
+    """Returns a trial's epochs as recorded, up to a line that was cut short by a crash or is no epoch's."""
     path = folder / METRICS
     entries: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
+            entry = json.loads(line)
+            report = EpochReport.read(entry)
+        except (ValueError, RecursionError):
             break
+        if report.epoch != len(entries) + 1 or not 1 <= report.best_epoch <= report.epoch:
+            break
+        entries.append(entry)
     return entries

@@ -1,27 +1,29 @@
 """A run folder: its lock, its configuration, and the manifest of what it was made of."""
 
 import json
+import platform
+import re
+import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field, ValidationError
+
+from cdn_tune import __version__
 from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, keys
 from cdn_tune.config.yaml import dump, read_mapping
-from cdn_tune.data.files import clear_left
+from cdn_tune.data.files import brief, clear_left
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.object_store.lease import LOCK, Lease
 from cdn_tune.training.object_store.sync import MANIFEST, RunSync, push_run
 from cdn_tune.training.object_store.working_copy import place_of, shown
-import platform
-import subprocess
-import sys
-from datetime import datetime, timezone
-from importlib import metadata
-from cdn_tune import __version__
-from cdn_tune.config import Experiment
-import re
+from cdn_tune.training.runs.files import write_json, write_text
 
 __all__ = ["LOCK", "MANIFEST"]
 EXPERIMENT = "experiment.yaml"
@@ -134,7 +136,7 @@ def _held(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Returns the names of data files that only one of two fingerprints has, or with other content, in any folders."""
-    if not held or not now:
+    if not held.get("files") or not now.get("files"):
         return []
     there, here = (
         {**data["files"]["annotations"], **{role: data["files"][role] for role in ("features", "word_vectors")}}
@@ -201,6 +203,31 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
 
 
+class _Files(BaseModel):
+    """What a manifest says of the files of its data."""
+
+    annotations: dict[str, dict[str, Any]]
+    features: dict[str, Any]
+    word_vectors: dict[str, Any]
+
+
+class _Data(BaseModel):
+    files: _Files | None = None
+    planted: bool = False
+
+
+class _Manifest(BaseModel):
+    """What is read of a manifest; it may hold more."""
+
+    kind: Literal["train", "search"]
+    data: _Data = _Data()
+    experiment: dict[str, Any] = {}
+    storage: str | None = None
+    run_id: str | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
+    start: dict[str, str] | None = None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads a run's manifest.
 
@@ -216,11 +243,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise RunError(f"{shown(folder)}: is not a run folder (no {MANIFEST}); name a folder made by train or search")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(manifest, dict) or "kind" not in manifest:
-        raise RunError(f"{path}: is not a cdn-tune manifest")
-    return manifest
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read ({brief(error)}); restore it, or name another run folder") from None
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise RunError(f"{path}: is not a cdn-tune manifest ({reason}); name another run folder") from None
+    return dict(manifest)
 
 
 def without_secrets(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -31,15 +32,20 @@ def build_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 class Schedule:
-    """The learning rate over time: linear warm-up, then constant. `config.tables.SCHEDULES` lists the others.
+    """The learning rate over time: a linear warm-up, then `scale`. `config.tables.SCHEDULES` lists its subclasses.
 
     A subclass overrides `scale`, and `end_epoch`, `state_dict` and `load_state_dict` if it keeps more than the steps.
+
+    Attributes:
+        uses_length: Whether learning rates depend on `total_steps`; where not, a run may become longer.
 
     Args:
         optimiser: Whose learning rate is set.
         config: Schedule and warm-up.
         total_steps: Optimiser steps in the whole training.
     """
+
+    uses_length: ClassVar[bool] = True
 
     def __init__(self, optimiser: Optimizer, config: OptimConfig, total_steps: int) -> None:
         self._optimiser, self._config, self._total = optimiser, config, total_steps
@@ -85,6 +91,12 @@ class Schedule:
             group["lr"] = self.learning_rate
 
 
+class Constant(Schedule):
+    """As it is after the warm-up."""
+
+    uses_length = False
+
+
 class Cosine(Schedule):
     """After the warm-up, to zero along half a cosine."""
 
@@ -96,6 +108,7 @@ class Cosine(Schedule):
 class Plateau(Schedule):
     """After the warm-up, lowered whenever the training loss stops falling (the published code: when it falls)."""
 
+    uses_length = False
     _scale, _best_loss, _bad_epochs = 1.0, math.inf, 0
 
     def scale(self, progress: float) -> float:  # noqa: ARG002
@@ -128,6 +141,12 @@ def build_schedule(optimiser: Optimizer, config: OptimConfig, total_steps: int) 
     """Builds the schedule that the configuration names; see `Schedule` for the arguments."""
     schedule: Schedule = resolve(SCHEDULES[config.schedule].build)(optimiser, config, total_steps)
     return schedule
+
+
+def uses_length(config: OptimConfig) -> bool:
+    """Returns whether the learning rates depend on the number of steps in all."""
+    kind: type[Schedule] = resolve(SCHEDULES[config.schedule].build)
+    return kind.uses_length
 
 
 class Ema:

@@ -18,6 +18,7 @@ from cdn_tune.distributed.cluster import slots as slots_on
 from cdn_tune.errors import CdnTuneError, ConfigError, DataError
 from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.step.process_group import this_world
+from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data
 from cdn_tune.tuning.planning.preflight import check_steps, disk_gb, findings, this_machine
 from cdn_tune.tuning.planning.random_points import Drawn, count_points, draw
@@ -118,7 +119,7 @@ def plan_search(
     refused += sum(free.experiment is not None and full.experiment is None for free, full in pairs) / len(sized)
     if not any(point.experiment for point in sized):
         errors.append(f"constraints: none of {len(sized)} random proposals may start; loosen them, or the parameters")
-    measured, missing = _measure(base)
+    measured, missing = _measure(base, threads_for(base, space.resources.cpus_per_worker))
     if measured is not None:
         if remark := coarse(measured.queries["val"]):
             warnings.append(remark)
@@ -178,10 +179,10 @@ def _costs(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> dict[str, Range]:
     return ranges
 
 
-def _measure(base: Experiment) -> tuple[Plan | None, str | None]:
+def _measure(base: Experiment, threads: int) -> tuple[Plan | None, str | None]:
     """Returns the base experiment's plan from a few real steps, or why there is none."""
     try:
-        return make_plan(base, open_data(base.data)), None
+        return make_plan(base, open_data(base.data), threads=threads), None
     except DataError as error:
         return None, str(error).splitlines()[0]
 

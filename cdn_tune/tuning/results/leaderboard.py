@@ -30,7 +30,8 @@ STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-TRIED = frozenset(STATES.values())  # states of trials; entries of other roles have their role as state
+UNFINISHED = "unfinished"  # how a running trial is shown once no process runs it; see `at_rest`
+TRIED = frozenset({*STATES.values(), UNFINISHED})  # states of trials; other entries have their role as state
 ENDED = ("complete", "pruned", "failed")
 _ORDER = ("running", "waiting", "failed", "learned", "copy", "refused")
 _FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a spreadsheet would compute
@@ -195,6 +196,11 @@ def state_of(trial: FrozenTrial) -> str:
     """Returns the state of a trial in words; of an entry that is no trial, its role."""
     role = role_of(trial)
     return STATES[trial.state] if role == "trial" else role
+
+
+def at_rest(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of a search that no process runs, for display: trials on record as running are unfinished."""
+    return [row | {"state": UNFINISHED} if row["state"] == "running" else row for row in rows]
 
 
 def occupied_seconds(note: Mapping[str, Any], now: float | None = None) -> float:

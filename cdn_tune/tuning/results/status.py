@@ -46,6 +46,7 @@ class Status:
     ended: int  # trials that have ended; a failed one that was tried again does not count
     counts: dict[str, int]  # entries by state, also of those that are no trials: ``refused``, ``copy``, ``learned``
     best: Row | None  # the leaderboard's first row
+    ahead: int | None  # the running trial that is better already than every ended one; of one objective alone
     front: list[Row]  # rows of the Pareto front, if there are several objectives
     objectives: dict[str, str]  # name to ``maximize`` or ``minimize``
     running: list[RunningTrial]  # if no process is alive they wait to be taken up again
@@ -97,6 +98,7 @@ def status_of(run: Path, storage: str | None = None) -> Status:
         ended=ended,
         counts={state: counts[state] for state in (*TRIED, "refused", "copy", "learned") if counts[state]},
         best=next((row for row in rows if row["rank"] == 1), None),
+        ahead=leading["trial"] if (leading := ahead(rows)) and len(record.objectives) == 1 else None,
         front=[row for row in rows if row.get("pareto") == 1],
         objectives={name: direction.name.lower() for name, direction in record.objectives.items()},
         running=[_running(row, record, now) for row in running],
@@ -152,6 +154,14 @@ def _left(row: Row, costs: Sequence[float], mean: float) -> float:
     if not row["epochs"] or row["of_epochs"] == "":
         return mean
     return float(spent / row["epochs"] * max(row["of_epochs"] - row["epochs"], 0))
+
+
+def ahead(rows: Sequence[Row]) -> Row | None:
+    """Returns the best running trial if its val metric so far is above that of every ended one."""
+    running = [row for row in rows if row["state"] == "running" and row["value"] != ""]
+    first = max(running, key=lambda row: row["value"], default=None)
+    ended = next((row["value"] for row in rows if row["rank"] == 1), None)
+    return first if first is not None and (ended is None or first["value"] > ended) else None
 
 
 def best_per_objective(rows: Sequence[Row], objectives: dict[str, str]) -> dict[str, Row]:

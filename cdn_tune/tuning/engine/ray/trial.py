@@ -15,6 +15,7 @@ from cdn_tune.training.memory.device import release_memory
 from cdn_tune.training.object_store.working_copy import place_of, working_copy
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.files import write_text
+from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.engine.ray.node_checks import check_here
 from cdn_tune.tuning.engine.ray.results import (
@@ -72,7 +73,8 @@ def run_trial(
     try:
         check_here(base["data"], data, home)
         experiment = override(base, config[PARAMETERS], f"trial {number}")
-        train(experiment, folder, report, threads=resources["cpus_per_worker"], stop=StopFile(here))
+        threads = threads_for(experiment, resources["cpus_per_worker"])
+        train(experiment, folder, report, threads=threads, stop=StopFile(here))
     except KeyboardInterrupt:  # asked to stop, and saved
         tune.report({STOPPED: True})
     except (NodeUnfit, FolderHeld):
