@@ -42,7 +42,7 @@ def annotated_videos(root: Path) -> set[str]:
         raise DataError(f"{root}: no annotation files of a known layout ({', '.join(LAYOUTS)}); name the data folder")
     layout = layout_of(found[0])
     loaded = [layout.load(root, split) for split in SPLITS if any(file.is_file() for file in layout.files(root, split))]
-    return {item.video for some in loaded for items in some for item in items}
+    return {item.video for some in loaded for item in some.queries}
 
 
 def _plain(name: str) -> str:

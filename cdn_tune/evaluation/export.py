@@ -4,7 +4,7 @@ Weights and word vectors are safetensors, the rest is JSON, YAML and text: openi
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -38,8 +38,8 @@ WORDS, WORD_VECTORS, CARD = "words.json", "word_vectors.safetensors", "README.md
 GRAPH, ONNX = "model.pt2", "model.onnx"
 NEEDED = (EXPERIMENT, WEIGHTS, WORDS, WORD_VECTORS)
 # What its files raise that hold something else than they should, a model of more weights than fit among it.
-_UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, TypeError, ArithmeticError, MemoryError)
-_UNREADABLE += (safetensors.SafetensorError,)
+_UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, RuntimeError, TypeError)
+_UNREADABLE += (ArithmeticError, MemoryError, safetensors.SafetensorError)
 _AGAIN = "copy the folder again, or export the run again"
 # Only where the data lie can change: the words are taken from there.
 CHANGEABLE = ("data.root", "data.word_vectors")
@@ -235,7 +235,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not of a folder that cdn-tune exported; name one, or a run folder")
     if config.get("version") != VERSION:
         raise CheckpointError(f"{path}: export version {config.get('version')!r}, but this cdn-tune reads {VERSION}")
-    checks = {"files": lambda value: isinstance(value, dict)}
+    checks: dict[str, Callable[[Any], bool]] = {"files": lambda value: isinstance(value, dict)}
     checks |= {name: ENTRIES[name][1] for name in ("val", "epoch", "planted")}
     if wrong := [name for name, fits in checks.items() if not fits(config.get(name))]:
         raise CheckpointError(f"{path}: damaged ({', '.join(wrong)} missing or of another type); {_AGAIN}")

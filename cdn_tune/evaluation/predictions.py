@@ -119,7 +119,8 @@ def export_predictions(results: Sequence[QueryResult], form: str, folder: Path) 
         return [path]
     predictions, truth = [], []
     for number, each in enumerate(results):
-        entry = {"qid": number if each.qid is None else each.qid, "query": each.query, "vid": each.video}
+        qid = number if each.qid is None else each.qid
+        entry: dict[str, Any] = {"qid": qid, "query": each.query, "vid": each.video}
         predictions.append({**entry, "pred_relevant_windows": list(map(list, each.moments)), "id": each.id})
         windows = [list(moment) for moment in each.annotation.moments]
         truth.append({**entry, "duration": each.duration, "relevant_windows": windows, "id": each.id})

@@ -78,13 +78,24 @@ class Stacked:
     def _part(self, numbers: Sequence[int], first_width: int | None = None) -> Table:
         """Returns a table of the first column, which has a width if one is given, and of some others."""
         whole = self.table
-        edges = {"show_edge": whole.show_edge, "pad_edge": whole.pad_edge, "padding": whole.padding}
-        part = Table(box=whole.box, title_justify=whole.title_justify, **edges)
+        part = Table(
+            box=whole.box,
+            title_justify=whole.title_justify,
+            show_edge=whole.show_edge,
+            pad_edge=whole.pad_edge,
+            padding=whole.padding,
+        )
         columns = [whole.columns[number] for number in (0, *numbers)]
         for column in columns:
             width, wraps = (first_width, True) if column is columns[0] else (None, False)
-            settings = {"justify": column.justify, "style": column.style, "width": width}
-            part.add_column(column.header, overflow="fold", no_wrap=not wraps, **settings)
+            part.add_column(
+                column.header,
+                overflow="fold",
+                no_wrap=not wraps,
+                justify=column.justify,
+                style=column.style,
+                width=width,
+            )
         for row, *cells in zip(whole.rows, *(column.cells for column in columns), strict=True):
             part.add_row(*cells, style=row.style)
         return part

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.data.annotations import SPLITS, Annotation, Skipped, Split
-from cdn_tune.data.doctor.report import EXAMPLES, Finding, grouped
+from cdn_tune.data.doctor.report import EXAMPLES, Finding, Level, grouped
 from cdn_tune.data.layouts import Layout
 from cdn_tune.data.tokenizer import words
 from cdn_tune.data.vectors import load_vectors
@@ -158,7 +158,7 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
     }
     zero = [token for token, row in rows.items() if not vectors.vectors[row].any()]
     findings = []
-    for level, places, what, remedy in (
+    kinds: tuple[tuple[Level, list[str], str, str], ...] = (
         (
             "error",
             broken,
@@ -177,7 +177,8 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
             f"queries none of whose words has a vector in {path.name}",
             "correct or remove them, or set data.word_vectors to a file that covers them",
         ),
-    ):
+    )
+    for level, places, what, remedy in kinds:
         if places:
             findings.append(Finding(level, "words", what, remedy, len(places), tuple(places[:EXAMPLES])))
     if unknown:

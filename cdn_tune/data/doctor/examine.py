@@ -81,7 +81,8 @@ def examine(
         remedy = "add videos, or hold out more, here and in training: data.val_fraction=0.5"
         findings.append(Finding("error", "splits", what, remedy))
     elif not broken and (remark := coarse(val)):
-        findings.append(Finding("warning", "splits", *remark.split("; ")))
+        what, _, remedy = remark.partition("; ")
+        findings.append(Finding("warning", "splits", what, remedy))
     feature_facts: dict[str, Any] = {}
     path = _feature_file(root, features, layout.features)
     if path is None:

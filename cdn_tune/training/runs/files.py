@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,10 +71,13 @@ def write_together(files: Mapping[Path, str]) -> None:
         whole = {}
         for path, text in files.items():
             stack.enter_context(write_errors(path))
-            content = text.encode()
-            whole[path] = stack.enter_context(_written(path, lambda file, content=content: file.write(content)))
+            whole[path] = stack.enter_context(_written(path, partial(_put, text.encode())))
         for path, temporary in whole.items():
             temporary.replace(path)
+
+
+def _put(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 @contextlib.contextmanager
