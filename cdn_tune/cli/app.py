@@ -1,16 +1,14 @@
 """The application and its groups of commands: their order in the help, and their errors in one line."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from cdn_tune import __version__
-from cdn_tune.cli.show.output import one_line_errors
+from cdn_tune.cli.show.output import one_line_errors, print_line
 from cdn_tune.compat import check_versions
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _ORDER = (
     *("demo", "train", "search", "leaderboard", "evaluate", "compare", "report", "predict", "export"),
     *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
@@ -19,17 +17,21 @@ _ORDER = (
 START = "start"
 
 
-class Command(TyperCommand):
-    """A command whose exceptions become one line and an exit code."""
+class InOrder(TyperGroup):
+    """A group that lists its commands in the order in which a newcomer meets them.
+
+    What they raise becomes one line and an exit code.
+    """
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Returns the context of a command line."""
+        with one_line_errors():
+            return super().make_context(*arguments, **settings)
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs it."""
+        """Runs the command of a command line."""
         with one_line_errors():
             return super().invoke(ctx)
-
-
-class InOrder(TyperGroup):
-    """A group that lists its commands in the order in which a newcomer meets them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Returns the names of the commands."""
@@ -52,16 +54,10 @@ class _StartUnlessNamed(InOrder):
 
 
 class Commands(typer.Typer):
-    """An application, or a part of one, whose commands are `Command` and whose group is `InOrder`."""
+    """An application, or a part of one, whose group is `InOrder`."""
 
     def __init__(self, *, cls: type[TyperGroup] = InOrder, **settings: Any) -> None:
         super().__init__(cls=cls, **settings)
-
-    def command(
-        self, *name: Any, cls: type[TyperCommand] | None = Command, **settings: Any
-    ) -> Callable[[_Function], _Function]:
-        """Returns a decorator that adds a command."""
-        return super().command(*name, cls=cls, **settings)
 
 
 app = Commands(
@@ -87,7 +83,6 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
-        typer.echo(f"cdn-tune {__version__}")
+        print_line(f"cdn-tune {__version__}")
         raise typer.Exit
-    with one_line_errors():
-        check_versions()
+    check_versions()

@@ -8,7 +8,7 @@ from typer import Exit, Option
 
 from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.options import JobArgument, Server
-from cdn_tune.cli.show.output import INTERRUPTED, interruptible, out, print_note
+from cdn_tune.cli.show.output import INTERRUPTED, interruptible, print_log, print_note
 
 if TYPE_CHECKING:
     from cdn_tune.distributed.jobs import Job, Jobs
@@ -28,15 +28,14 @@ def logs(
     jobs = Jobs(address)
     if goes_on:
         follow(jobs, job)
-    out.file.write(jobs.logs(job))
+    print_log(jobs.logs(job))
 
 
 def follow(jobs: Jobs, job: str) -> None:
     """Prints a job's log to its end, and raises `typer.Exit` with its exit code; Ctrl-C leaves the job running."""
     with interruptible(f"job {job} goes on; cdn-tune cluster logs {job} --follow shows it again"):
         for text in jobs.follow(job):
-            out.file.write(text)
-            out.file.flush()
+            print_log(text)
         found = jobs.wait(job, SETTLE_SECONDS)
     print_note(f"job {job}: {found.state.lower()}")
     raise Exit(exit_code(found))
