@@ -33,6 +33,7 @@ from cdn_tune.cli.show.live import LiveTable
 from cdn_tune.cli.show.output import Terminal, facts_table, head_table, visible
 from cdn_tune.cli.show.tables import search_summary
 from cdn_tune.config.space import BudgetConfig
+from cdn_tune.distributed import jobs as server
 from cdn_tune.distributed.jobs import Job
 from cdn_tune.distributed.node_info import NodeInfo
 from cdn_tune.errors import RunError
@@ -281,3 +282,26 @@ def test_what_clusters_and_searches_tell_is_only_text(run: Path, capsys: pytest.
     with pytest.raises(Exit):
         logs.follow(told, EVIL)
     assert obeyed("".join(capsys.readouterr())) == []
+
+
+def test_a_time_that_no_calendar_has_is_none() -> None:
+    details = SimpleNamespace(submission_id="a", status="FAILED", entrypoint="", message=None, metadata=None)
+    details.start_time, details.end_time, details.driver_exit_code = 10**30, -1, None
+    job = server._job(details)
+    assert (job.started, job.ended) == (None, None)
+    assert "owned" not in drawn(jobs.jobs_table([job], 3.0))
+
+
+def test_rays_lines_are_apart_from_what_a_job_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    log = (
+        "2026-11-29 02:06:03,181\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+        "Running entrypoint for job raysubmit_1: exec python\n{\n"
+        '2026-11-29 02:06:04,000\tWARNING worker.py:1 -- low\n  "nodes": 1\n}\nend'
+    )
+    for pieces in ([log], [log[at : at + 5] for at in range(0, len(log), 5)]):
+        logs.print_output(pieces)
+        printed = capsys.readouterr()
+        assert printed.out == '{\n  "nodes": 1\n}\nend'
+        assert len(printed.err.splitlines()) == 3
+        logs.print_output(pieces, rays=False)
+        assert capsys.readouterr() == (printed.out, "")

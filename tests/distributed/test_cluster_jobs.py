@@ -75,6 +75,8 @@ def test_the_address_that_is_given_counts(
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     assert Jobs(good).url == good
+    with pytest.raises(ClusterError, match="the job server refuses this"):
+        Jobs(good).all()  # the answer is no list of jobs
     with pytest.raises(ClusterError, match=r"127\.0\.0\.1:1: no job server"):
         Jobs()
 
