@@ -61,7 +61,7 @@ class Evaluation(_Part):
     advantage: _Advantage | None = None
     models: list[dict[str, Any]] | None = None
     chosen_by: _Chosen | str | None = None
-    bootstrap: _Bootstrap | None = None
+    bootstrap: _Bootstrap = _Bootstrap(level=0.95)
     experiment: dict[str, Any] | None = None
     data_changed: list[str] | None = None
     split: str = "test"
