@@ -10,8 +10,10 @@ from cdn_tune.cli.data import convert, doctor, plant
 from cdn_tune.cli.search import rebuild, start
 from cdn_tune.cli.search import status as search_status
 from cdn_tune.cli.search import stop as search_stop
+from cdn_tune.cli.show.output import clean_logging
 
 
 def main() -> None:
     """Runs the command line of this process."""
+    clean_logging()
     app(submit.as_job(sys.argv[1:]))

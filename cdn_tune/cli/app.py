@@ -4,19 +4,18 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from cdn_tune import __version__
 from cdn_tune.cli.show.output import one_line_errors, print_line, print_note
 from cdn_tune.compat import check_versions
 from cdn_tune.errors import RunError
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _ORDER = (
     *("demo", "train", "search", "leaderboard", "evaluate", "compare", "report", "predict", "export"),
     *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
@@ -63,19 +62,23 @@ class _Output:
             ) from None
 
 
-class Command(TyperCommand):
-    """A command whose exceptions become one line and an exit code."""
+class InOrder(TyperGroup):
+    """A group that lists its commands in the order in which a newcomer meets them.
+
+    What they raise becomes one line and an exit code.
+    """
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Returns the context of a command line."""
+        with one_line_errors():
+            return super().make_context(*arguments, **settings)
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs it."""
+        """Runs the command of a command line."""
         with one_line_errors():
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
-
-
-class InOrder(TyperGroup):
-    """A group that lists its commands in the order in which a newcomer meets them."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Runs the application; what is printed outside its commands, such as help, has its errors in one line, too."""
@@ -115,16 +118,10 @@ class _StartUnlessNamed(InOrder):
 
 
 class Commands(typer.Typer):
-    """An application, or a part of one, whose commands are `Command` and whose group is `InOrder`."""
+    """An application, or a part of one, whose group is `InOrder`."""
 
     def __init__(self, *, cls: type[TyperGroup] = InOrder, **settings: Any) -> None:
         super().__init__(cls=cls, **settings)
-
-    def command(
-        self, *name: Any, cls: type[TyperCommand] | None = Command, **settings: Any
-    ) -> Callable[[_Function], _Function]:
-        """Returns a decorator that adds a command."""
-        return super().command(*name, cls=cls, **settings)
 
 
 app = Commands(
@@ -152,5 +149,4 @@ def _root(
     if version:
         print_line(f"cdn-tune {__version__}")
         raise typer.Exit
-    with one_line_errors():
-        check_versions()
+    check_versions()

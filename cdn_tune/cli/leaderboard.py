@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from rich.markup import escape
 from rich.table import Table
 from typer import BadParameter, Option
+from typer.core import TyperCommand
 
-from cdn_tune.cli.app import Command, app
+from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Json, SearchRun, Storage
-from cdn_tune.cli.show.output import head_table, out, print_line, print_note, warn
+from cdn_tune.cli.show.output import head_table, out, print_json_text, print_line, print_note, print_text, warn
 from cdn_tune.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Form = Literal["table", "json", "csv"]
 Evaluator = Literal["ped-anova", "fanova"]
 
 
-class _OptionalValue(Command):
+class _OptionalValue(TyperCommand):
     """Lets ``--importance`` stand alone: it then means its first value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -116,9 +117,9 @@ def _print_rows(
     names = [find_column(name.strip(), known, "--columns") for name in columns.split(",")] if columns else None
     limit = top or (_TABLE_ROWS if form == "table" else None)
     if form == "json":
-        out.file.write(json_text(chosen[:limit], names))
+        print_json_text(json_text(chosen[:limit], names))
     elif form == "csv":
-        out.file.write(csv_text(chosen[:limit], names or known))
+        print_text(csv_text(chosen[:limit], names or known))
     else:
         _print_table(record, rows, chosen, limit or _TABLE_ROWS, names)
 
@@ -146,7 +147,7 @@ def _print_config(record: Record, number: int, file: Path | None) -> None:
 
     text = config_text(record, number, file)
     if file is None:
-        out.file.write(text)
+        print_text(text)
         return
     if file.is_dir():
         raise ConfigError(f"--out {file}: is a folder; name the file to write")

@@ -5,7 +5,7 @@ from typing import Annotated
 from typer import Argument
 
 from cdn_tune.cli.app import app
-from cdn_tune.cli.show.output import out
+from cdn_tune.cli.show.output import print_text
 from cdn_tune.errors import ConfigError
 
 _KINDS = ("experiment", "space")
@@ -21,4 +21,4 @@ def schema(kind: Annotated[str, Argument(metavar="experiment|space", help="Of wh
 
     if kind not in _KINDS:
         raise ConfigError(f"schema {kind}: there are two, {' and '.join(_KINDS)}")
-    out.file.write(schema_text(kind))
+    print_text(schema_text(kind))

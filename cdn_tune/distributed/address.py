@@ -197,7 +197,7 @@ def _local_head() -> str:
     if (given := os.environ.get("RAY_ADDRESS", AUTO)) not in ("", AUTO):
         return given
     latest = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    named = [latest.read_text("ascii").strip()] if latest.is_file() else []
+    named = [latest.read_text("ascii", errors="replace").strip()] if latest.is_file() else []
     for where in (*named, *_of_processes()):
         try:
             if _reach(*_parsed(where)):

@@ -1,10 +1,8 @@
-"""Fetches a run folder from a cluster, through a job that prints it: what `fetch_send` writes is read here.
+"""Fetches a run folder from a cluster, through a job that prints it: `fetch_protocol` has the lines, and the sender.
 
-Nothing that arrives is run or unpickled; paths are checked, and files by their SHA-256.
+Nothing that arrives is run or unpickled, and nothing is written but files of this run, each checked by its SHA-256.
 """
 
-import base64
-import binascii
 import hashlib
 import json
 import os
@@ -15,20 +13,33 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cdn_tune.distributed import fetch_send
+from cdn_tune.distributed import fetch_protocol
+from cdn_tune.distributed.fetch_protocol import (
+    Begin,
+    Data,
+    Done,
+    End,
+    Link,
+    ProtocolError,
+    Request,
+    Run,
+    SenderFault,
+    feed,
+)
 from cdn_tune.distributed.jobs import Jobs
 from cdn_tune.errors import ClusterError, RunError
 from cdn_tune.training.runs.files import write_errors, write_json
-from cdn_tune.training.runs.run_folder import LOCK, MANIFEST
+from cdn_tune.training.runs.run_folder import LOCK, MANIFEST, read_manifest
 
 RECORD = ".fetched.json"  # digests of what was fetched, by path
-# What only the search that runs there needs: its lock, unfinished writes, and the states trials go on from.
-LEFT_OUT = (LOCK, "*/" + LOCK, ".stop", ".*.tmp", "*/.*.tmp", RECORD)
+# What only the search that runs there needs: locks, its stop flag and unfinished writes, all of them hidden files,
+LEFT_OUT = (".*", "*/.*")
+# and the states that trials go on from.
 STATES = ("last.pt", "previous.pt", "*/last.pt", "*/previous.pt")
 _JOB_BYTES = 256 << 20  # that one job sends; its log is as large by a third, for a while, on the head node's disk
 _BEGINNINGS = 5  # of one file
@@ -63,43 +74,60 @@ def fetch(jobs: Jobs, run: str, to: Path, *, states: bool, python: str, on_progr
 
     Raises:
         RunError: If there is no such run there, or `to` holds another one.
-        ClusterError: If a job fails, or what arrives is damaged.
+        ClusterError: If a job fails, or what arrives does not follow the protocol or is damaged.
     """
-    to = to.absolute()
+    to = to.resolve()
+    held = _held(to)
     folder = to.parent / f".{to.name}.fetching"
     with write_errors(to):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=0):
-            receiver = _Receiver(run, to, folder / "files", on_progress)
-            request = {"run": run, "skip": [*LEFT_OUT, *(() if states else STATES)], "limit": _JOB_BYTES}
+            receiver = _Receiver(to, held, folder / "files", on_progress)
+            skip = (*LEFT_OUT, *(() if states else STATES))
             more = True
             while more:
-                with closing(_lines(jobs, request | {"have": receiver.have}, python)) as lines:
-                    more = receiver.receive(lines)
+                request = Request(run, receiver.have, skip, _JOB_BYTES)
+                with closing(_log(jobs, request, python)) as log:
+                    more = receiver.receive(fetch_protocol.read(log, request))
             result = receiver.settle()
         shutil.rmtree(folder)
     except Timeout:
         raise RunError(f"{to}: another cdn-tune is fetching to it; wait for it") from None
+    except SenderFault as fault:
+        reason = " ".join(str(fault).split())
+        raise RunError(f"{run}: {reason}, as the head node sees it; name the run folder by its path there") from None
+    except ProtocolError as error:
+        raise ClusterError(
+            f"fetch {run}: what arrives is damaged ({error}); run the same command again, or copy the folder by other "
+            "means (scp, rsync)"
+        ) from None
     return result
 
 
-def _lines(jobs: Jobs, request: dict[str, Any], python: str) -> Generator[tuple[str, str], None, None]:
-    """Yields the lines of a job that sends, as (kind, value); once closed, the job empties its log and ends."""
+def _held(to: Path) -> dict[str, Any] | None:
+    """Returns the manifest of the run that a folder holds; None if it is new or empty.
+
+    Raises:
+        RunError: If it holds something else, of which the cluster would be told the names and digests.
+    """
+    if not to.exists() or (to.is_dir() and not any(to.iterdir())):
+        return None
+    if not (to / MANIFEST).is_file():
+        raise RunError(f"{to}: exists and is no run folder; choose another --to")
+    return read_manifest(to)
+
+
+def _log(jobs: Jobs, request: Request, python: str) -> Generator[str, None, None]:
+    """Yields the log of a job that sends; once closed, the job empties its log and ends."""
+    sender = Path(fetch_protocol.__file__)
     with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
-        shutil.copyfile(fetch_send.__file__, Path(folder) / "sender.py")
-        (Path(folder) / fetch_send.REQUEST).write_text(json.dumps(request), "utf-8")
-        job = jobs.submit(
-            f"exec {shlex.quote(python)} sender.py", {"working_dir": folder}, {}, f"fetch {request['run']}"
-        )
-    rest = ""
+        shutil.copyfile(sender, Path(folder) / sender.name)
+        request.write(Path(folder) / fetch_protocol.REQUEST)
+        command = f"exec {shlex.quote(python)} {sender.name}"
+        job = jobs.submit(command, {"working_dir": folder}, {}, f"fetch {request.run}")
     try:
-        for text in jobs.follow(job):
-            *lines, rest = (rest + text).split("\n")
-            for line in lines:
-                if line.startswith(fetch_send.MARK + " "):
-                    kind, _, value = line.removeprefix(fetch_send.MARK + " ").partition(" ")
-                    yield kind, value
+        yield from jobs.follow(job)
         reason = " ".join(jobs.job(job).message.split())[-200:] or "no reason given"
         raise ClusterError(f"fetch: job {job} ended before all was sent ({reason})")
     finally:
@@ -110,72 +138,91 @@ def _lines(jobs: Jobs, request: dict[str, Any], python: str) -> Generator[tuple[
 
 
 class _Receiver:
-    """What has arrived of a run, in a folder `parts` beside its place `to`."""
+    """What has arrived of a run, in a folder `parts` beside its place `to`, which holds the run `held` or is new."""
 
-    def __init__(self, run: str, to: Path, parts: Path, on_progress: OnProgress) -> None:
-        self._run, self._to, self._parts, self._on_progress = run, to, parts, on_progress
+    def __init__(self, to: Path, held: dict[str, Any] | None, parts: Path, on_progress: OnProgress) -> None:
+        self._to, self._manifest, self._parts, self._on_progress = to, held, parts, on_progress
         self.have = digests(to) | digests(parts)
         self._digests: dict[str, str] = {}  # of whole files, by path
         self._links: dict[str, str] = {}  # a file's second name to its first
         self._begun: Counter[str] = Counter()  # how often a file was sent from its start
         self._received = self._total = 0
 
-    def receive(self, lines: Iterator[tuple[str, str]]) -> bool:
-        """Receives what a job sends; returns whether another job has to send more."""
-        for kind, value in lines:
-            if kind == "fault":
-                raise RunError(f"{self._run}: {value}, as the head node sees it; name the run folder by its path there")
-            if kind == "run":
-                self._total = _check(json.loads(value), self._run, self._to)
-            elif kind == "file":
-                about = json.loads(value)
-                name, offset = inside(about["path"]), int(about["offset"])
-                if offset and offset == about["size"]:
-                    if next(lines, None) != ("end", self.have[name][1]):
-                        raise ClusterError(f"fetch: {name}: unexpected lines in the log; run the same command again")
-                else:
-                    self.have[name] = self._receive_file(lines, name, offset)
-                if self.have[name][0] == about["size"]:
-                    self._digests[name] = self.have[name][1]
-            elif kind == "link":
-                about = json.loads(value)
-                self._links[inside(about["path"])] = inside(about["to"])
-            elif kind == "done":
-                return bool(json.loads(value)["more"])
-        return False
+    def receive(self, frames: Iterator[fetch_protocol.Frame]) -> bool:
+        """Receives what a job sends; returns whether another job has to send more.
 
-    def _receive_file(self, lines: Iterator[tuple[str, str]], name: str, offset: int) -> tuple[int, str]:
-        """Writes a file, or its rest; returns size and SHA-256 of what is here now."""
+        Each job goes through all files, so what counts is what the last one sends.
+        """
+        self._digests, self._links = {}, {}
+        for frame in frames:
+            if isinstance(frame, Run):
+                self._accept(frame)
+            elif isinstance(frame, Begin):
+                self._receive_file(frames, frame)
+            elif isinstance(frame, Link):
+                self._links[frame.path] = frame.to
+            elif isinstance(frame, Done):
+                return frame.more
+        raise AssertionError("frames end with Done")
+
+    def _accept(self, run: Run) -> None:
+        """Raises RunError if a run cannot come to the folder."""
+        there = _parsed(run.manifest)
+        if self._manifest is not None and self._manifest != there:
+            raise RunError(f"{self._to}: holds another run; choose another --to")
+        self._manifest, self._total = there, run.bytes
+        free = shutil.disk_usage(self._parts.parent).free
+        here = sum(size for size, _ in self.have.values())
+        if run.bytes - here > free:
+            raise RunError(
+                f"{self._to}: the run takes {run.bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
+                "choose another --to"
+            )
+        if self._received > _BEGINNINGS * run.most_bytes:
+            raise ProtocolError("more than the whole run has arrived")
+
+    def _receive_file(self, frames: Iterator[fetch_protocol.Frame], begin: Begin) -> None:
+        """Writes a file, or its rest."""
+        name, offset = begin.path, begin.offset
         path = self._parts / name
         self._begun[name] += not offset
         if self._begun[name] > _BEGINNINGS:
             raise ClusterError(f"fetch: {name}: changes faster than it comes; fetch it when the search has stopped")
+        if offset and offset == begin.size:  # all of it is here
+            size, found, sent = offset, self.have[name][1], _digest_of(next(frames))
+        else:
+            size, found, sent = self._write(frames, path, name, offset)
+        if found != sent:
+            path.unlink(missing_ok=True)
+            raise ProtocolError(f"{name}: its digest is another")
+        self.have[name] = size, found
+        if size == begin.size:
+            self._digests[name] = found
+
+    def _write(
+        self, frames: Iterator[fetch_protocol.Frame], path: Path, name: str, offset: int
+    ) -> tuple[int, str, str]:
+        """Writes what comes of a file; returns its size, its SHA-256, and the one that was sent."""
+        sent, digest = "", hashlib.sha256()
         with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if offset and not path.exists():
                 shutil.copyfile(self._to / name, path)
-            digest = hashlib.sha256()
             with path.open("r+b" if offset else "wb") as file:
-                fetch_send.feed(digest, file, offset)
+                feed(digest, file, offset)
                 file.truncate(offset)
                 file.seek(offset)
-                for kind, value in lines:
-                    if kind == "end":
+                for frame in frames:
+                    if not isinstance(frame, Data):
+                        sent = _digest_of(frame)
                         break
-                    if kind != "data":
-                        raise ClusterError(f"fetch: {name}: unexpected {kind!r} in the log; run the same command again")
-                    piece = _decoded(value, name)
-                    file.write(piece)
-                    digest.update(piece)
-                    self._received += len(piece)
+                    file.write(frame.piece)
+                    digest.update(frame.piece)
+                    self._received += len(frame.piece)
                     self._on_progress(self._received, self._total)
                 file.flush()
                 os.fsync(file.fileno())
-                size = file.tell()
-        if digest.hexdigest() != value:
-            path.unlink()
-            raise ClusterError(f"fetch: {name}: arrived damaged; run the same command again")
-        return size, digest.hexdigest()
+                return file.tell(), digest.hexdigest(), sent
 
     def settle(self) -> Fetched:
         """Moves what has arrived to its place: a new folder at once, a file of an older one each at once.
@@ -183,59 +230,63 @@ class _Receiver:
         Files that were changed since they were fetched last, an evaluation made here for example, are left alone.
         """
         to, parts, arrived = self._to, self._parts, self._digests
+        held = [folder / MANIFEST for folder in (parts, to) if (folder / MANIFEST).is_file()]
+        if MANIFEST not in arrived or _parsed(held[0].read_text("utf-8", errors="replace")) != self._manifest:
+            raise ProtocolError(f"{MANIFEST} is not that of the run")
         for path in [path for path in parts.rglob("*") if path.is_file()]:
             if path.relative_to(parts).as_posix() not in arrived:
                 path.unlink()  # of an earlier attempt, and there no longer
-        links = {name: first for name, first in self._links.items() if first in arrived}
-        sources = {name: name for name in arrived} | links
+        sources = {name: name for name in arrived} | {
+            name: first for name, first in self._links.items() if first in arrived
+        }
         with write_errors(to):
             if not to.exists() or not any(to.iterdir()):
-                for name, source in links.items():
-                    _place(parts / source, parts / name)
+                for name, source in sources.items():
+                    if name != source:
+                        _place(parts / source, parts / name)
                 write_json(parts / RECORD, {name: arrived[source] for name, source in sources.items()})
                 parts.rename(to)
                 return Fetched(to, len(sources), self._received, [])
-            record = to / RECORD
-            known: dict[str, str] = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+            known = _record(to / RECORD)
             changed_here = []
             for name, source in sources.items():
-                held = _digest(to / name)[1] if (to / name).is_file() else None
-                if held not in (None, arrived[source], known.get(name)):
+                held_digest = _digest(to / name)[1] if (to / name).is_file() else None
+                if held_digest not in (None, arrived[source], known.get(name)):
                     changed_here.append(name)
                     continue
-                if held != arrived[source]:
+                if held_digest != arrived[source]:
                     _place(parts / source if (parts / source).exists() else to / source, to / name)
                 known[name] = arrived[source]
-            write_json(record, known)
+            write_json(to / RECORD, known)
         return Fetched(to, len(sources) - len(changed_here), self._received, changed_here)
 
 
-def _check(header: dict[str, Any], run: str, to: Path) -> int:
-    """Returns the size in bytes of a run; raises if it cannot come to a folder."""
-    there = json.loads(header["manifest"])
-    if not isinstance(there, dict) or "kind" not in there:
-        raise RunError(f"{run}: its {MANIFEST} is not a cdn-tune manifest")
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        held = to / MANIFEST
-        if not held.is_file():
-            raise RunError(f"{to}: exists and is no run folder; choose another --to")
-        if json.loads(held.read_text("utf-8")) != there:
-            raise RunError(f"{to}: holds another run; choose another --to")
-    size = int(header["bytes"])
-    free = shutil.disk_usage(to.parent).free
-    held_bytes = sum(path.stat().st_size for path in to.rglob("*") if path.is_file()) if to.exists() else 0
-    if size - held_bytes > free:
-        raise RunError(
-            f"{to}: the run takes {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; choose another --to"
-        )
-    return size
+def _digest_of(frame: fetch_protocol.Frame) -> str:
+    assert isinstance(frame, End)  # noqa: S101 - `read` sees to it
+    return frame.sha256
 
 
-def _decoded(value: str, name: str) -> bytes:
+def _parsed(manifest: str) -> dict[str, Any]:
+    """Returns a manifest that was sent."""
     try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error:
-        raise ClusterError(f"fetch: {name}: arrived damaged; run the same command again") from None
+        value = json.loads(manifest)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or "kind" not in value:
+        raise ProtocolError(f"its {MANIFEST} is not a cdn-tune manifest")
+    return value
+
+
+def _record(path: Path) -> dict[str, str]:
+    """Returns the digests of what was fetched earlier."""
+    if not path.is_file():
+        return {}
+    try:
+        return {str(name): str(digest) for name, digest in json.loads(path.read_text("utf-8")).items()}
+    except (ValueError, RecursionError, AttributeError):
+        raise RunError(
+            f"{path}: is damaged; delete it and fetch again, files that differ from the cluster's then stay as they are"
+        ) from None
 
 
 def _place(source: Path, target: Path) -> None:
@@ -248,14 +299,6 @@ def _place(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.replace(target)
-
-
-def inside(name: Any) -> str:
-    """Returns a relative path that stays in its folder; raises ClusterError if it leads out of it."""
-    path = PurePosixPath(str(name))
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in str(name) or "\\" in str(name):
-        raise ClusterError(f"fetch: a path that leads out of the run folder was sent ({str(name)[:100]!r})")
-    return path.as_posix()
 
 
 def digests(folder: Path) -> dict[str, tuple[int, str]]:
@@ -273,4 +316,4 @@ def _digest(path: Path) -> tuple[int, str]:
     """Returns a file's size and SHA-256."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        return fetch_send.feed(digest, file, path.stat().st_size), digest.hexdigest()
+        return feed(digest, file, path.stat().st_size), digest.hexdigest()

@@ -3,6 +3,7 @@
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,6 +116,6 @@ def unpacked(wheel: Path) -> Iterator[Path]:
                 if f"{_PACKAGE}/__init__.py" not in names:
                     raise ConfigError(f"--wheel {wheel}: is no wheel of cdn-tune; build one: pip wheel --no-deps .")
                 archive.extractall(folder, names)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise ConfigError(f"--wheel {wheel}: cannot be read ({error})") from None
         yield Path(folder) / _PACKAGE

@@ -29,6 +29,8 @@ _RETRIES = 30  # in a row, of a log that breaks off
 _PAUSE_SECONDS = 1.0
 _QUIET_SECONDS = 15.0  # without a line, after which the job's state is looked up
 
+_LATEST = 250_000_000_000_000  # milliseconds: the year 9892
+
 Result = TypeVar("Result")
 
 
@@ -169,11 +171,10 @@ class Jobs:
     @contextmanager
     def _one_line(self, job: str | None = None) -> Iterator[None]:
         """Turns what the client raises into ClusterError with one line."""
-        from ray.exceptions import AuthenticationError  # once the environment is prepared
-
+        ray = _ray()  # its import takes seconds, which no server answers for
         try:
             yield
-        except AuthenticationError:
+        except ray.exceptions.AuthenticationError:
             raise ClusterError(f"--address {self._given}: {token_fault()}") from None
         except (requests.RequestException, ConnectionError, TimeLimit, json.JSONDecodeError) as error:
             raise ClusterError(
@@ -181,7 +182,7 @@ class Jobs:
                 "the head node's dashboard (8265 by default, on its loopback interface unless it was started with "
                 "--dashboard-host), through an SSH tunnel for example"
             ) from None
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # as of an answer's wrong form
             if job is not None and "does not exist" in str(error):
                 raise ClusterError(f"{job}: no such job; cdn-tune cluster jobs lists them") from None
             raise ClusterError(f"--address {self._given}: the job server refuses this ({_reason(error)})") from None
@@ -213,18 +214,23 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
         raise TimeLimit(f"nothing within {seconds:.0f} s") from None
 
 
-def _client(url: str) -> Any:
-    """Returns Ray's client; by itself it lets the environment overrule its address."""
+def _ray() -> Any:
+    """Returns Ray with its client of job servers, imported once the environment is prepared; its warnings are not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from ray.job_submission import JobSubmissionClient
-
+        import ray.exceptions
+        import ray.job_submission
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    return ray
+
+
+def _client(url: str) -> Any:
+    """Returns Ray's client; by itself it lets the environment overrule its address."""
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
-        return JobSubmissionClient(url)
+        return _ray().job_submission.JobSubmissionClient(url)
     finally:
         if before is None:
             del os.environ["RAY_API_SERVER_ADDRESS"]
@@ -238,11 +244,16 @@ def _job(details: Any) -> Job:
         state=str(getattr(details.status, "value", details.status)),
         command=str(details.entrypoint),
         message=str(details.message or ""),
-        started=None if details.start_time is None else details.start_time / 1000,
-        ended=None if details.end_time is None else details.end_time / 1000,
+        started=_seconds(details.start_time),
+        ended=_seconds(details.end_time),
         exit_code=details.driver_exit_code,
         metadata=dict(details.metadata or {}),
     )
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    """Returns a Unix time in seconds; None if there is none, or none that a calendar has."""
+    return milliseconds / 1000 if milliseconds is not None and 0 <= milliseconds < _LATEST else None
 
 
 def _reason(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 Colours are names that begin with ``@``; the page puts those of its theme in their place.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from optuna.trial import FrozenTrial
 from cdn_tune.config.tables import find_metric
 from cdn_tune.tuning.results.leaderboard import state_of
 
+_MOST = 1e300
 Plot = dict[str, Any]
 SYMBOLS = {"complete": "circle", "pruned": "x-thin-open", "running": "diamond", "failed": "square-x-open"}
 
@@ -68,14 +68,19 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def is_usual(value: float) -> bool:
+    """Returns whether a number is finite, and far from what no calculation holds."""
+    return abs(value) <= _MOST
+
+
 def number(value: Any, metric: str = "", is_percent: bool = False) -> str:
     """Returns a value's text: shares in per cent, other numbers short, words as they are, nothing as a dash."""
     if value is None or value == "":
         return "\u2013"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float) and not math.isfinite(value):
-        return str(value)
+    if isinstance(value, int | float) and not is_usual(value):
+        return str(value)[:9]
     if isinstance(value, int | float) and (is_percent or is_share(metric)):
         return f"{100 * value:.2f}"
     if isinstance(value, float):

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
@@ -111,15 +111,7 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
     for trial in record.trials:
         counts[state_of(trial)] = counts.get(state_of(trial), 0) + 1
     evaluation, published = record.evaluation or {}, record.published or {}
-    environment = Environment(
-        loader=PackageLoader("cdn_tune.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "duration": duration}
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         record=record,
         version=__version__,
         built=datetime.fromtimestamp(now, timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -157,6 +149,19 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         plotly=plotly,
         state=state and hashlib.sha256(state.encode()).hexdigest(),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("cdn_tune.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "duration": duration}
+    return environment.get_template("report.html.j2")
 
 
 def _packed(text: str) -> str:

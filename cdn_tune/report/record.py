@@ -17,6 +17,7 @@ from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import CdnTuneError
 from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
 from cdn_tune.evaluation.queries import PREDICTIONS
+from cdn_tune.report import shapes
 from cdn_tune.training.runs.records import METRICS, read_metrics
 from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
 from cdn_tune.tuning.layout import DATABASE, JOURNAL, TRIALS
@@ -92,19 +93,26 @@ def read_record(run: Path) -> RunRecord:
     """
     manifest = read_manifest(run)
     notices: list[str] = []
+    if wrong := shapes.misfit(shapes.Manifest, manifest):
+        notices.append(f"{run / MANIFEST}: {wrong}; only its kind is used")
+        manifest = {"kind": manifest["kind"]}
     search = None
     if manifest["kind"] == "search":
         with quiet():
             search = read_search(run)
         notices += [] if search.notice is None else [search.notice]
         search = replace(search, entries=[each for each in search.entries if each.state != TrialState.WAITING])
-    curves: dict[int | None, list[dict[str, Any]]] = {None: read_metrics(run)}
+    curves: dict[int | None, list[dict[str, Any]]] = {None: _epochs(run, notices)}
     if search:
-        curves = {trial.number: read_metrics(run / TRIALS / f"{trial.number:04d}") for trial in search.entries}
+        curves = {trial.number: _epochs(run / TRIALS / f"{trial.number:04d}", notices) for trial in search.entries}
+    experiment = _mapping(run / EXPERIMENT, notices) or manifest.get("experiment", {})
+    if wrong := shapes.misfit(shapes.Experiment, experiment):
+        notices.append(f"{run / EXPERIMENT}: {wrong}; it is not shown")
+        experiment = {}
     return RunRecord(
         run=run,
         manifest=hide_passwords(manifest),
-        experiment=_mapping(run / EXPERIMENT, notices) or manifest.get("experiment", {}),
+        experiment=experiment,
         space=hide_passwords(_mapping(run / SPACE, notices)) if search else {},
         search=search,
         curves=curves,
@@ -159,15 +167,29 @@ def _mapping(path: Path, notices: list[str]) -> dict[str, Any]:
         return {}
 
 
+def _epochs(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
+    """Returns a trial's epochs up to the first that is damaged."""
+    try:
+        entries = read_metrics(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        notices.append(f"{folder / METRICS}: cannot be read ({error})")
+        return []
+    for at, entry in enumerate(entries):
+        if wrong := shapes.misfit(shapes.Epoch, entry):
+            notices.append(f"{folder / METRICS}: line {at + 1}: {wrong}; epochs from there on are not shown")
+            return entries[:at]
+    return entries
+
+
 def _evaluation(path: Path, notices: list[str]) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notices.append(f"{path}: cannot be read ({error})")
         return None
-    if not isinstance(found, dict):
-        notices.append(f"{path}: is not an evaluation")
+    if wrong := shapes.misfit(shapes.Evaluation, found):
+        notices.append(f"{path}: is not shown ({wrong}); cdn-tune evaluate writes it anew")
         return None
     return dict(hide_passwords(found))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.model.families import label_in
-from cdn_tune.report.figures import is_share, number
+from cdn_tune.report.figures import is_share, is_usual, number
 
 _TITLES = {
     **BASELINES,
@@ -72,7 +72,11 @@ def interval(entry: Mapping[str, Any], metric: str) -> str:
     """Returns the confidence interval of an entry's metric as text; empty where there is none."""
     found = entry.get("intervals")
     ends = found.get(metric) if isinstance(found, Mapping) else None
-    if isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
+    if (
+        isinstance(ends, list | tuple)
+        and len(ends) == 2
+        and all(isinstance(end, int | float) and is_usual(end) for end in ends)
+    ):
         low, high = (f"{100 * end:.1f}" if is_share(metric) else number(end) for end in ends)
         return f"{low}\u2009\u2013\u2009{high}"
     return ""

@@ -1,12 +1,14 @@
 """A report that stays up to date while its run goes on: served to this machine only, built when it is requested."""
 
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.report.page import VIEWS, Builder, Page
@@ -15,6 +17,8 @@ from cdn_tune.report.record import stamp
 HOST = "127.0.0.1"
 _PAUSE = 2.0  # seconds between two builds, at least; more where building takes longer
 _SHARE = 4  # of the time that building may take: a quarter
+_ROOM = 32  # connections at a time
+_SECONDS = 20.0  # that a client may be silent
 
 
 class LiveReport:
@@ -30,7 +34,7 @@ class LiveReport:
     """
 
     def __init__(self, run: Path, views: int = VIEWS, on_notice: Callable[[str], None] = lambda _: None) -> None:
-        self._run, self._notice = run, on_notice
+        self._run, self.notice = run, on_notice
         self._builder = Builder(run, views, live=True)
         self._lock = threading.Lock()
         self._took, self._built = 0.0, 0.0
@@ -44,7 +48,7 @@ class LiveReport:
                     self._page = self._build()
                 except CdnTuneError as error:  # a record in the middle of a change; the next request tries again
                     self._built = time.monotonic()
-                    self._notice(str(error).splitlines()[0])
+                    self.notice(str(error).splitlines()[0])
             return self._page.html
 
     def stamp(self) -> str:
@@ -75,29 +79,56 @@ def open_server(report: LiveReport, port: int = 0) -> ThreadingHTTPServer:
         RunError: If the port is taken.
     """
     try:
-        server = ThreadingHTTPServer((HOST, port), _handler(report))
+        return _Server((HOST, port), report)
     except OSError as error:
         raise RunError(f"--port {port}: cannot be served on ({error.strerror}); choose another, or 0 for any") from None
-    server.daemon_threads = True
-    return server
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread per connection, so many at a time; further ones are closed at once."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], report: LiveReport) -> None:
+        super().__init__(address, _handler(report))
+        self._room, self._notice = threading.BoundedSemaphore(_ROOM), report.notice
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  # socketserver's signature
+        error = sys.exception()
+        if not isinstance(error, OSError):  # else the client has left, or was silent for too long
+            self._notice(f"a request failed: {type(error).__name__}: {error}")
 
 
 def _handler(report: LiveReport) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         """Serves the page and its stamp; anything else is not found."""
 
+        timeout = _SECONDS
+
         def do_GET(self) -> None:
             contents = {
                 "/": ("text/html; charset=utf-8", report.page),
                 "/stamp": ("text/plain; charset=utf-8", report.stamp),
             }
-            port = self.connection.getsockname()[1]
+            path, port = self.path.partition("?")[0], self.connection.getsockname()[1]
             if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
                 self.send_error(HTTPStatus.FORBIDDEN, "served to this machine only")  # a foreign name led here
-            elif self.path not in contents:
+            elif path not in contents:
                 self.send_error(HTTPStatus.NOT_FOUND)
             else:
-                kind, content = contents[self.path]
+                kind, content = contents[path]
                 body = content().encode()
                 self.send_response(HTTPStatus.OK)
                 headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}

@@ -239,8 +239,12 @@ def test_a_wheel_is_unpacked_not_installed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"), unpacked(tmp_path / "none.whl"):
         pass
     (tmp_path / "text.whl").write_text("no zip")
-    with pytest.raises(ConfigError, match="cannot be read"), unpacked(tmp_path / "text.whl"):
-        pass
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cdn_tune/__init__.py", "a" * 1000)
+    (tmp_path / "damaged.whl").write_bytes(wheel.read_bytes().replace(b"KL", b"\xff\xff", 1))
+    for name in ("text.whl", "damaged.whl"):
+        with pytest.raises(ConfigError, match="cannot be read"), unpacked(tmp_path / name):
+            pass
 
 
 def test_nodes_are_told_with_what_is_wrong() -> None:

@@ -89,6 +89,36 @@ def test_it_opens_from_a_file_and_asks_nobody(opened: Opened, file: Path) -> Non
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
+SCROLLED = """async (boxes, share) => {
+    boxes.forEach((box) => { box.scrollLeft = share * box.scrollWidth; });
+    for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+    return boxes.map((box) => [
+        box.scrollLeft > 1, box.scrollLeft < box.scrollWidth - box.clientWidth - 1,
+        box.classList.contains("cut-left"), box.classList.contains("cut-right"),
+    ]);
+}"""
+
+
+@pytest.mark.parametrize("opened", [1400, 390], indirect=True, ids=["wide", "phone"])
+def test_a_table_that_goes_on_says_so(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    tables = page.locator(".scroll:has(table)")
+    seen = set()
+    for share in (0, 0.1, 1):
+        for left, right, says_left, says_right in tables.evaluate_all(SCROLLED, share):
+            assert (says_left, says_right) == (left, right)
+            seen.add((left, right))
+    assert seen == {(False, False), (False, True), (True, True), (True, False)}
+
+
+def test_a_leaderboard_of_sixteen_columns_fits(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    cells = page.locator("#board tbody tr").first.locator("td:not(.reason)")
+    assert cells.count() == 16
+    edge = page.locator(".scroll.tall").evaluate("box => box.getBoundingClientRect().right")
+    assert cells.last.evaluate("cell => cell.getBoundingClientRect().right") <= edge
+
+
 def test_sorting_changes_the_order(opened: Opened, file: Path) -> None:
     page = opened.go(file.as_uri())
     trials = lambda: [int(text) for text in page.locator("#board tbody td:nth-child(2)").all_inner_texts()]  # noqa: E731

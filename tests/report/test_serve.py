@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,15 +26,23 @@ def run(make_run: MakeRun, tiny: Callable[..., Experiment], monkeypatch: pytest.
     return make_run(tiny(), trials=3)
 
 
-@pytest.fixture
-def port(run: Path) -> Iterator[int]:
+@contextmanager
+def serving(run: Path) -> Iterator[int]:
     server = open_server(LiveReport(run, views=0))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield int(server.server_address[1])
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def port(run: Path) -> Iterator[int]:
+    with serving(run) as port:
+        yield port
 
 
 def get(port: int, path: str, host: str | None = None) -> tuple[int, str]:
@@ -61,6 +71,12 @@ def test_the_page_follows_the_record(run: Path, port: int) -> None:
 def test_nothing_else_is_served(port: int) -> None:
     assert get(port, "/study.db")[0] == 404
     assert get(port, "/../manifest.json")[0] == 404
+    assert get(port, "/stamp/?x=1")[0] == 404
+
+
+def test_a_query_is_no_other_page(port: int) -> None:
+    assert get(port, "/?x=1") == get(port, "/")
+    assert get(port, "/stamp?x=1") == get(port, "/stamp")
 
 
 def test_a_foreign_name_is_refused(port: int) -> None:
@@ -83,3 +99,40 @@ def test_a_record_that_cannot_be_read_leaves_the_page(run: Path) -> None:
     assert report.page() == page
     assert len(told) == 1
     assert "study.db" in told[0]
+
+
+def test_connections_are_few_and_silent_ones_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "_ROOM", 2)
+    with serving(run) as port:
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(2)]
+        while refused := socket.create_connection(("127.0.0.1", port), timeout=30):
+            with refused:  # closed at once, once both others have been accepted
+                if not refused.recv(1):
+                    break
+        silent[0].close()
+        while not answers(port):
+            pass
+        silent[1].close()
+    monkeypatch.setattr(serve, "_SECONDS", 0.05)
+    with serving(run) as port, socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET / HT")
+        assert connection.recv(1) == b""
+
+
+def answers(port: int) -> bool:
+    try:
+        return get(port, "/stamp")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_a_client_that_leaves_is_no_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+    with open_server(LiveReport(run, views=0, on_notice=told.append)) as server:
+        for error in (BrokenPipeError(), ConnectionResetError(), TimeoutError(), KeyError("a")):
+            try:
+                raise error
+            except (OSError, KeyError):
+                server.handle_error(server.socket, ("127.0.0.1", 1))
+    assert told == ["a request failed: KeyError: 'a'"]
+    assert capsys.readouterr().err == ""

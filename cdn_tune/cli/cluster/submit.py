@@ -129,7 +129,7 @@ def run_job(
     for what, usage in hints:
         print_note(f"  {what:<7}cdn-tune cluster {usage}{where}", "dim")
     if wait:
-        follow_log(jobs, job)
+        follow_log(jobs, job, rays=name != "cluster status")
 
 
 def check(arguments: Sequence[str], name: str, values: Mapping[str, Any]) -> None:

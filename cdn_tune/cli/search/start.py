@@ -95,9 +95,7 @@ def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options:
     out.print(search_summary(result.rows, parameters, metric, several))
     if result.was_finished:
         print_note(f"{shown(run)} is finished; --add-trials N goes on with N more")
-    if result.audit is not None and result.audit.is_clean:
-        print_note(str(result.audit), "dim")
-    elif result.audit is not None:
+    if result.audit is not None and not result.audit.is_clean:
         warn(str(result.audit))
     if result.interrupted and stop():
         raise KeyboardInterrupt

@@ -1,8 +1,14 @@
-"""The terminal: results to standard output, all else to standard error; one-line errors, Ctrl-C, plain tables."""
+"""The terminal: results to standard output, all else to standard error; one-line errors, Ctrl-C, plain tables.
+
+What is printed comes from files, clusters and people: whatever a terminal would obey instead of showing it is replaced
+here, and nothing is printed past this file.
+"""
 
 import errno
 import json
+import logging
 import os
+import re
 import signal
 import threading
 import traceback
@@ -13,9 +19,11 @@ from typing import Any, NoReturn
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from cdn_tune.errors import CdnTuneError
 
@@ -24,10 +32,34 @@ _FILE_WIDTH = 140  # of output that goes to no terminal
 _UsageError: type[BaseException] = typer.BadParameter.__base__  # type: ignore[assignment]  # of all errors of usage
 
 
+# Control characters but for tab and line feed, what turns the direction of writing, other line breaks, and halves of
+# characters, which no encoding has.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+
+
+def visible(text: str) -> str:
+    """Returns a text with a replacement character for each one that a terminal would obey, or could not show."""
+    return _OBEYED.sub("\ufffd", text)
+
+
+class Terminal(Console):
+    """A console on which text is only text: what is printed moves no cursor and sets no title."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Returns a text to be laid out."""
+        return super().render_str(visible(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yields the segments of a renderable; rich's own control codes are apart from its text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def console(stderr: bool = False) -> Console:
     """Returns a console, of a fixed width where there is no terminal."""
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=_FILE_WIDTH)
+    found = Terminal(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Terminal(stderr=stderr, highlight=False, width=_FILE_WIDTH)
 
 
 out = console()
@@ -48,9 +80,25 @@ def print_note(text: str, style: str = "") -> None:
     err.print(text, markup=False, emoji=False, soft_wrap=True, style=style)
 
 
+def print_text(text: str) -> None:
+    """Prints text as a file would hold it: CSV, YAML."""
+    out.file.write(visible(text))
+
+
+def print_log(text: str) -> None:
+    """Prints what a program has printed: without colours, and with lines in place of what was written over."""
+    print_text(re.sub("\r\n?", "\n", _COLOUR.sub("", text)))
+    out.file.flush()
+
+
 def print_json(value: Any) -> None:
     """Prints a value as indented JSON."""
-    out.file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    print_json_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_json_text(text: str) -> None:
+    """Prints JSON, in which what a terminal would obey can be escaped, as it stands in strings only."""
+    out.file.write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def warn(text: str) -> None:
@@ -74,7 +122,10 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         print_note(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", "yellow")
         raise typer.Exit(INTERRUPTED) from None
-    except (typer.Exit, typer.Abort, _UsageError):
+    except (typer.Exit, typer.Abort):
+        raise
+    except _UsageError as error:  # typer prints it
+        error.message = visible(error.message)  # type: ignore[attr-defined]
         raise
     except OSError as error:
         if error.errno not in _MENDABLE:
@@ -96,7 +147,21 @@ def _internal(error: Exception) -> NoReturn:
 
 def _show_traceback() -> None:
     if os.environ.get(DEBUG) == "1":
-        traceback.print_exc()
+        print_note(traceback.format_exc())
+
+
+class _Visible(logging.Formatter):
+    """Formats log records for the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns a record's text."""
+        return visible(super().format(record))
+
+
+def clean_logging() -> None:
+    """Has warnings of libraries printed as all else is, where they have set up nothing of their own."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Visible())
 
 
 @contextmanager

@@ -20,6 +20,7 @@ function startLive() {
 }
 
 startTheme();
+startScrolls();
 startBoard();
 unpack("data").then(JSON.parse).then((data) => {
   startQueries(data.queries, bytesOf(data.palette));

@@ -1,4 +1,18 @@
-// The leaderboard: sorted by any column, filtered by words and states.
+// Tables: the sides on which one goes on are marked. The leaderboard: sorted by any column, filtered by words and states.
+
+function startScrolls() {
+  const mark = (box) => {
+    const beyond = box.scrollWidth - box.clientWidth;
+    box.classList.toggle("cut-left", beyond > 1 && box.scrollLeft > 1);
+    box.classList.toggle("cut-right", beyond > 1 && box.scrollLeft < beyond - 1);
+  };
+  const watch = new ResizeObserver((changes) => changes.forEach((change) => mark(change.target.closest(".scroll"))));
+  for (const box of document.querySelectorAll(".scroll")) {
+    watch.observe(box);
+    watch.observe(box.firstElementChild);
+    box.addEventListener("scroll", () => mark(box), { passive: true });
+  }
+}
 
 function startBoard() {
   const table = byId("board");

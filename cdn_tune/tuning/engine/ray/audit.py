@@ -72,7 +72,7 @@ class Audit:
     def __str__(self) -> str:
         kinds = {field.name.replace("_", " "): getattr(self, field.name) for field in fields(self)}
         if self.is_clean:
-            return f"nothing left behind: no {', '.join(kinds)}".replace("gpu", "GPU")
+            return "nothing left behind"
         found = [f"{len(names)} {kind} ({'; '.join(names)})" for kind, names in kinds.items() if names]
         return f"left behind: {', '.join(found)}".replace("gpu", "GPU")
 
