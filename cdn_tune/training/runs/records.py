@@ -4,16 +4,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from cdn_tune.config import Experiment, keys
 from cdn_tune.training.runs.files import write_errors, write_text
 from cdn_tune.training.reports import EpochReport
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -36,6 +37,8 @@ class Records:
         self._writer: SummaryWriter | None = None
         if not enabled:
             return
+        from torch.utils.tensorboard import SummaryWriter  # torch, which reading the records does not need
+
         write_text(self._path, "".join(json.dumps(report.plain()) + "\n" for report in history))
         with write_errors(self._events):
             self._writer = SummaryWriter(str(self._events), purge_step=len(history) + 1)
@@ -85,6 +88,8 @@ class Records:
         """
         if self._writer is None:
             return
+        from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
         plain = keys.flatten(experiment.plain())
         values = {key: value for key, value in plain.items() if isinstance(value, int | float | str)}
         metric = f"hparam/{experiment.eval.metric}"
