@@ -38,7 +38,7 @@ def known() -> dict[str, str]:
 def family(name: Any) -> "type[ModelConfig]":
     """Returns a family's configuration class; raises a `ConfigError` if it is unknown or cannot be imported."""
     table = known()
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
         mend = f"did you mean {near[0]}?" if near else "use one of them"
         raise ConfigError(f"{name!r} is no model family; known are {', '.join(table)}; {mend}")
