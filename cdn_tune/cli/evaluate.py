@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from cdn_tune.cli.app import app
-from cdn_tune.cli.options import Address, Overrides, local_run
-from cdn_tune.cli.show.output import err, out, print_line, terminable, warn
+from cdn_tune.cli.options import Address, Json, Overrides, local_run
+from cdn_tune.cli.show.output import err, out, print_json, print_line, terminable, warn
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def evaluate(
     dataset: Annotated[str | None, Option(help="With --predictions: their layout.", show_default="recognised")] = None,
     split: Annotated[Split, Option(help="With --predictions: the split.")] = "test",
     output: Annotated[Path | None, Option(metavar="FILE", help="With --predictions: write JSON here.")] = None,
+    json: Json = False,
 ) -> None:
     """Measure a run on the test split, with intervals; writes RUN/evaluation.json and RUN/predictions.jsonl.
 
@@ -75,7 +76,7 @@ def evaluate(
     if predictions is not None:
         # without a run, the first override stands in its place
         given = parse_overrides([*([] if run is None else [str(run)]), *(overrides or [])])
-        _score(predictions, data, dataset, split, given, output)
+        _score(predictions, data, dataset, split, given, output, json)
         return
     with terminable("the same command does what is left of it"):
         if run is None:
@@ -94,10 +95,12 @@ def evaluate(
         request = Request(
             top, file, trials, seeds, train_on, choose_nms, protocol, tasks, score_maps, formats, other_data
         )
-        print_evaluation(run, changes, request)
+        print_evaluation(run, changes, request, as_json=json)
 
 
-def print_evaluation(run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None) -> None:
+def print_evaluation(
+    run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None, as_json: bool = False
+) -> None:
     """Evaluates a run, by default its best model on val, and prints the result; overrides may name its data's place."""
     from cdn_tune.evaluation.evaluate import Request, evaluate_run
 
@@ -106,7 +109,10 @@ def print_evaluation(run: Path, overrides: dict[str, Any] | None = None, request
         warn("--protocol published chooses the epoch on the test split: its numbers are no estimate of new queries")
     with err.status("evaluating") as status:
         result = evaluate_run(run, overrides or {}, request, lambda stage: status.update(stage))
-    _print_result(run, result, request.score_maps)
+    if as_json:
+        print_json(result)
+    else:
+        _print_result(run, result, request.score_maps)
 
 
 def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
@@ -155,6 +161,7 @@ def _score(
     split: Split,
     overrides: dict[str, Any],
     output: Path | None,
+    as_json: bool,
 ) -> None:
     """Scores a file of predictions, of any tool, and prints the result."""
     from cdn_tune.cli.show.evaluation import evaluation_tables, groups_table
@@ -170,10 +177,14 @@ def _score(
     chosen = {known[key]: _numbers(key, value) for key, value in overrides.items()}
     with err.status("scoring"):
         result = score_predictions(predictions, data, dataset, split, **chosen)
+    if output is not None:
+        write_json(output, result)
+    if as_json:
+        print_json(result)
+        return
     out.print(*evaluation_tables(result))
     out.print(groups_table(result))
     if output is not None:
-        write_json(output, result)
         print_line(f"evaluation: {output}")
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from cdn_tune.cli.app import app
-from cdn_tune.cli.options import Address, Overrides, RunOption
-from cdn_tune.cli.show.output import GOES_ON, GracefulStop, err, out, print_line, print_note, terminable
+from cdn_tune.cli.options import Address, Json, Overrides, RunOption
+from cdn_tune.cli.show.output import GOES_ON, GracefulStop, err, out, print_json, print_line, print_note, terminable
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def train(
     plan: Annotated[
         bool, Option("--plan", help="Print parameters, memory, steps and time, measured in a few steps, and stop.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Train one trial. The same command again goes on where it stopped.
 
@@ -34,16 +35,18 @@ def train(
     """
     from cdn_tune.config import load_experiment, parse_overrides
 
+    if json and not plan:
+        raise ConfigError("--json prints what --plan finds; add --plan, or read RUN/metrics.jsonl after training")
     with terminable("" if plan else GOES_ON):
         loaded = load_experiment(experiment, parse_overrides(overrides or []))
         if plan:
-            _print_plan(loaded)
+            _print_plan(loaded, json)
         else:
             _train(loaded, workers, run or Path("runs") / loaded.name, address)
 
 
-def _print_plan(experiment: Experiment) -> None:
-    from cdn_tune.cli.show.plan import plan_table
+def _print_plan(experiment: Experiment, as_json: bool) -> None:
+    from cdn_tune.cli.show.plan import plan_plain, plan_table
     from cdn_tune.cli.show.progress import build_clips
     from cdn_tune.training.plan import make_plan
     from cdn_tune.training.train_trial import open_data
@@ -51,7 +54,10 @@ def _print_plan(experiment: Experiment) -> None:
     build_clips(experiment.data)
     with err.status("measuring a few steps"):
         plan = make_plan(experiment, open_data(experiment.data))
-    out.print(plan_table(plan, experiment))
+    if as_json:
+        print_json(plan_plain(plan))
+    else:
+        out.print(plan_table(plan, experiment))
 
 
 def _train(experiment: Experiment, workers: int, run: Path, address: str | None) -> None:

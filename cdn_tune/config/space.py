@@ -14,7 +14,7 @@ from cdn_tune.config.tables import SAMPLERS, STOPPING_RULES, Sampler, StoppingRu
 from cdn_tune.config.yaml import GREATEST, shown
 from cdn_tune.model.families import layers_key
 
-Choice = str | bool | int | float | None
+Choice = Annotated[str, Field(max_length=1000)] | bool | int | float | None
 Choices = Annotated[tuple[Choice, ...], Field(strict=False, min_length=1, max_length=1000)]
 
 _MANY = 100  # whole numbers up to which all of them stand for a range when a space is checked
