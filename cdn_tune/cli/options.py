@@ -49,7 +49,8 @@ Storage = Annotated[
         show_default="as the run folder records; of a new search RUN/study.journal",
     ),
 ]
-Json = Annotated[bool, Option("--json", help="Print JSON.")]
+# On every command that prints data: one JSON value is all that it then writes to standard output.
+Json = Annotated[bool, Option("--json", help="Print one JSON value, and nothing else, to standard output.")]
 Wait = Annotated[bool, Option("--wait/--no-wait", help="Wait until it has stopped.")]
 
 # Of `cdn-tune cluster`.

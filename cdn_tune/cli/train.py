@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from cdn_tune.cli.app import app
-from cdn_tune.cli.options import Address, Overrides, RunOption
-from cdn_tune.cli.show.output import GOES_ON, GracefulStop, err, out, print_line, print_note, terminable
+from cdn_tune.cli.options import Address, Json, Overrides, RunOption
+from cdn_tune.cli.show.output import GOES_ON, GracefulStop, err, out, print_json, print_line, print_note, terminable
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def train(
     plan: Annotated[
         bool, Option("--plan", help="Print parameters, memory, steps and time, measured in a few steps, and stop.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Train one trial. The same command again goes on where it stopped.
 
@@ -48,16 +49,18 @@ def train(
     """
     from cdn_tune.config import load_experiment, parse_overrides
 
+    if json and not plan:
+        raise ConfigError("--json prints what --plan finds; add --plan, or read RUN/metrics.jsonl after training")
     with terminable("" if plan else GOES_ON):
         loaded = load_experiment(experiment, parse_overrides(overrides or []))
         if plan:
-            _print_plan(loaded, threads)
+            _print_plan(loaded, threads, json)
         else:
             _train(loaded, workers, run or Path("runs") / loaded.name, start, threads, address)
 
 
-def _print_plan(experiment: Experiment, threads: int | None) -> None:
-    from cdn_tune.cli.show.plan import plan_table
+def _print_plan(experiment: Experiment, threads: int | None, as_json: bool) -> None:
+    from cdn_tune.cli.show.plan import plan_plain, plan_table
     from cdn_tune.cli.show.progress import build_clips
     from cdn_tune.training.plan import make_plan
     from cdn_tune.training.train_trial import open_data
@@ -65,7 +68,10 @@ def _print_plan(experiment: Experiment, threads: int | None) -> None:
     build_clips(experiment.data)
     with err.status("measuring a few steps"):
         plan = make_plan(experiment, open_data(experiment.data), threads=threads)
-    out.print(plan_table(plan, experiment))
+    if as_json:
+        print_json(plan_plain(plan))
+    else:
+        out.print(plan_table(plan, experiment))
 
 
 def _train(

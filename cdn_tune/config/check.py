@@ -25,6 +25,7 @@ COMPARED = (
 # What a search is; the other sections set how it is run.
 _WRITTEN = ("name", "experiment", "overrides", "parameters", "start_with")
 _MOST = 2000  # combinations of values that are tried to mend one that does not fit alone
+_MOST_IN_ALL = 20_000  # combinations of values that are tried for a whole space: seconds
 
 
 def load_space(
@@ -115,7 +116,7 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
         _check_conditions(space, key, parameter, experiment, source)
     for key, parameter in space.parameters.items():
         _check_family(space, key, parameter, experiment, source)
-    values = _Values(space, experiment)
+    values = _Values(space, experiment, source)
     for key, parameter in space.parameters.items():
         for value in parameter.probes:
             _check_value(values, key, parameter, value, source)
@@ -152,17 +153,30 @@ def resolve_name(name: str) -> str:
 class _Values:
     """The values that stand for a space's parameters, tried on its base experiment."""
 
-    def __init__(self, space: SearchSpace, experiment: Experiment) -> None:
+    def __init__(self, space: SearchSpace, experiment: Experiment, source: str) -> None:
         self.space, self.base = space, experiment.plain()
+        self._source, self._tried = source, 0
+
+    def count(self) -> None:
+        """Counts a combination that is tried; raises a `ConfigError` if there are so many that it would take long."""
+        self._tried += 1
+        if self._tried > _MOST_IN_ALL:
+            raise ConfigError(
+                f"{self._source}: has more than {_MOST_IN_ALL:,} combinations of values to check; give it fewer "
+                "choices, conditions, points or constraints"
+            )
 
     def contexts(self, key: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
         """Yields the points beside a parameter's value: values of its conditions, then of one other parameter too."""
         conditions = {other: values for other, values in parameter.when.items() if other in self.space.parameters}
-        held = [dict(zip(conditions, each, strict=True)) for each in product(*conditions.values())]
-        yield from held
+
+        def held() -> Iterator[dict[str, Any]]:
+            return (dict(zip(conditions, each, strict=True)) for each in product(*conditions.values()))
+
+        yield from held()
         for other, varying in self.space.parameters.items():
             if other != key and other not in conditions:
-                yield from ({**context, other: probe} for context in held for probe in varying.probes)
+                yield from ({**context, other: probe} for context in held() for probe in varying.probes)
 
     def held(self, key: str, point: Mapping[str, Any]) -> Any:
         """Returns a key's value at a point: as set there, else the base's; None if it has none."""
@@ -184,6 +198,7 @@ class _Values:
         return override(self.base, self.spread(point), source)
 
     def fit(self, point: Mapping[str, Any]) -> bool:
+        self.count()
         try:
             self.experiment(point, "")
         except ConfigError:
@@ -203,16 +218,18 @@ def check_key(where: str, key: str) -> None:
 def reached(space: SearchSpace, key: str, base: str) -> list[str]:
     """Returns the families in which a parameter is sampled, by its conditions and theirs; `base` where none is."""
     searched = space.parameters.get(FAMILY)
-    names = [base] if searched is None or searched.values is None else list(searched.values)
-    for other, values in space.parameters[key].when.items():
-        if other == FAMILY:
-            names = [name for name in names if name in values]
-        elif other in space.parameters:
-            inner = reached(space, other, base)
-            names = [name for name in names if name in inner]
-        else:
-            names = [name for name in names if name in families_with(Experiment, other)]
-    return [str(name) for name in names]
+    every = [base] if searched is None or searched.values is None else list(map(str, searched.values))
+    found: dict[str, list[str]] = {}
+    for each in space.order:  # those that conditions name come first
+        names = every
+        for other, values in space.parameters[each].when.items():
+            if other == FAMILY:
+                within = list(map(str, values))
+            else:
+                within = found[other] if other in found else families_with(Experiment, other)
+            names = [name for name in names if name in within]
+        found[each] = names
+    return found[key]
 
 
 def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment: Experiment, source: str) -> None:
@@ -304,10 +321,11 @@ def _check_constraint(expression: Expression, values: _Values, source: str) -> N
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     searched = [(key, values.space.parameters[key]) for key in meant.values() if key in values.space.parameters]
+    owners = [set(families_with(Experiment, key)) for key in meant.values() if key not in COSTS]
     for point in ({}, *({key: probe} for key, parameter in searched for probe in parameter.probes)):
+        values.count()
         spread = values.spread(point)
         known = {name: 1.0 if key in COSTS else values.held(key, spread) for name, key in meant.items()}
-        owners = [set(families_with(Experiment, key)) for key in meant.values() if key not in COSTS]
         if any(point.get(FAMILY, values.base["model"]["name"]) not in each for each in owners):
             continue  # the constraint does not apply to this family
         try:

@@ -15,13 +15,16 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cdn_tune.config.family import LossConfig, ModelConfig
-from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
+from cdn_tune.config.keys import Frozen, Positive
 from cdn_tune.config.tables import LAYOUTS, SCHEDULES, find_metric, metric_names
+from cdn_tune.config.yaml import shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
+_SEVERAL = 20  # n and IoUs that a table of metrics has room for
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
+Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1, max_length=_SEVERAL)]
+Ranks = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=_SEVERAL)]
 
 
 # Keys that say where data lie. What the data are is told by their content, so these never tell two runs apart.
@@ -68,7 +71,10 @@ class DataConfig(Frozen):
     def _absolute(cls, root: str) -> str:
         if not root:
             raise ValueError("root is empty; name the folder with the data")
-        return root if "://" in root else str(Path(root).expanduser().absolute())
+        try:
+            return root if "://" in root else str(Path(root).expanduser().absolute())
+        except RuntimeError:
+            raise ValueError(f"root {shown(root)} begins with the name of no user; write the path out") from None
 
 
 class OptimConfig(Frozen):
@@ -119,7 +125,7 @@ class EvalConfig(Frozen):
     nms_threshold: Fraction = Field(
         0.5, description="a moment overlapping a better one by more than this IoU is dropped"
     )
-    recalls: PositiveTuple = Field((1, 5), description="n of R@n")
+    recalls: Ranks = Field((1, 5), description="n of R@n")
     ious: Fractions = Field((0.5, 0.7), description="IoU thresholds")
     metric: str = Field(
         "R1@0.5", description="val metric that chooses epochs and trials: R<n>@<iou>, mIoU, mAP@<iou> or mAP"
@@ -146,7 +152,7 @@ class EvalConfig(Frozen):
 class Experiment(Frozen):
     """One trial, completely."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)] = Field(
         description="names the run folder, runs/<name>"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds weights, order and dropout")

@@ -2,12 +2,14 @@
 
 ``model.map.dynamic_layers <= model.map.layers``, ``parameters <= 4e8``, ``max(kernel_size) <= clips``. A key may be
 written by its last part where that is unambiguous. Expressions are parsed into Python's syntax tree and evaluated node
-by node; nothing but arithmetic, comparisons and a few functions is accepted, and no code is run.
+by node; nothing but arithmetic on numbers, comparisons and a few functions is accepted, and no code is run. Neither a
+text nor a number grows beyond bounds.
 """
 
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +50,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _HARMLESS = (ast.Expression, ast.Compare, ast.BoolOp, ast.And, ast.Or, ast.Not, ast.BinOp, ast.UnaryOp, ast.Load)
 _LARGEST_POWER = 64
+_LARGEST_NUMBER = 1e100
+_LONGEST = 1000  # characters
+_DEEPEST = 50  # operations within each other
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,13 @@ def parse_expression(text: str) -> Expression:
         ValueError: If it is no comparison, or contains anything else than names, values, arithmetic, comparisons,
             ``and``, ``or``, ``not`` and the functions abs, len, max, min, sum.
     """
+    if len(text) > _LONGEST:
+        raise ValueError(f"constraint {text[:40]!r}... has more than {_LONGEST} characters; divide it into several")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's, about odd spellings
+            tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the parser's, of what is nested deeply
         raise ValueError(f"constraint {text!r} is no expression; write it like 'parameters <= 4e8'") from None
     names: set[str] = set()
     _check(tree, text, names)
@@ -95,7 +104,9 @@ def parse_expression(text: str) -> Expression:
     return Expression(text, frozenset(names), tree)
 
 
-def _check(node: ast.AST, text: str, names: set[str]) -> None:
+def _check(node: ast.AST, text: str, names: set[str], depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"constraint {text!r} is nested more than {_DEEPEST} deep; divide it into several")
     if isinstance(node, ast.Name | ast.Attribute):
         names.add(_dotted(node, text))
         return
@@ -117,7 +128,7 @@ def _check(node: ast.AST, text: str, names: set[str]) -> None:
             "comparisons, and, or, not"
         )
     for child in children:
-        _check(child, text, names)
+        _check(child, text, names, depth + 1)
 
 
 def _dotted(node: ast.Name | ast.Attribute, text: str) -> str:
@@ -175,7 +186,23 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
         left, right = _value(node.left, values), _value(node.right, values)
         if isinstance(node.op, ast.Pow) and isinstance(right, int | float) and abs(right) > _LARGEST_POWER:
             raise OverflowError(f"the power {right} is too large")
-        return _ARITHMETIC[type(node.op)](left, right)
+        return _computed(node.op, left, right)
     if isinstance(node, ast.UnaryOp) and not isinstance(node.op, ast.Not):
-        return _ARITHMETIC[type(node.op)](_value(node.operand, values))
+        return _computed(node.op, _value(node.operand, values))
     return _violation(node, values) <= 0
+
+
+def _computed(operation: ast.AST, *numbers: Any) -> int | float:
+    """Returns what an operation makes of numbers; each is of a bounded size, so that none takes long.
+
+    Raises:
+        TypeError: If one is no number: a text times a number, or one that is filled in, could be as long as one likes.
+        OverflowError: If the result is out of bounds.
+    """
+    for number in numbers:
+        if not isinstance(number, int | float):
+            raise TypeError(f"{number!r} is no number")
+    result = _ARITHMETIC[type(operation)](*numbers)
+    if not isinstance(result, int | float) or abs(result) > _LARGEST_NUMBER:  # a root of a negative number is complex
+        raise OverflowError(f"a result is no number up to {_LARGEST_NUMBER:g}")
+    return result

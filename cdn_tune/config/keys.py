@@ -10,8 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
-Positive = Annotated[int, Field(ge=1)]
-PositiveTuple = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+MOST = 10**6  # of whatever is counted or measured: far above what is used, and small enough to be gone through
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+PositiveTuple = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_length=1000)]
+# What other tools call a key, by its last part; and ours, by its end.
+SYNONYMS = {
+    "learning_rate": "lr", "wd": "weight_decay", "grad_clip": "clip_norm", "max_grad_norm": "clip_norm",
+    "optimizer": "optim.name", "optimiser": "optim.name", "scheduler": "schedule", "warmup": "warmup_steps",
+    "bs": "train.batch_size", "num_epochs": "epochs", "max_epochs": "epochs", "random_seed": "seed",
+    "num_layers": "layers", "n_layers": "layers", "hidden_size": "hidden", "hidden_dim": "hidden",
+    "dropout": "mixing_dropout", "amp": "precision", "dtype": "precision", "glove": "word_vectors",
+    "n_trials": "trials", "num_trials": "trials", "pruner": "early_stopping", "timeout": "hours",
+}  # fmt: skip
+_LIKE = 0.6  # share of letters, as of `difflib`, from which a key is taken for another
+_SAME_SECTION = 0.1  # what a key of the same section is ahead by
 
 
 class Frozen(BaseModel):
@@ -55,20 +67,25 @@ def families_with(model: type[BaseModel], key: str) -> list[str]:
 
 
 def nearest_key(model: type[BaseModel], key: str, family: str | None = None) -> str | None:
-    """Returns the known dotted key most like `key`: by its last part, in its section, by full path."""
+    """Returns the known dotted key most like `key`, if one is like it: in its own section or in any other."""
     known = list(dotted_keys(model, family=family))
-    last = key.rpartition(".")[2]
-    if same_leaf := [name for name in known if name.rpartition(".")[2] == last]:
-        return difflib.get_close_matches(key, same_leaf, n=1, cutoff=0)[0]
-    section = key.rpartition(".")[0]
-    beside = {name.rpartition(".")[2]: name for name in known if section and name.rpartition(".")[0] == section}
-    if close := difflib.get_close_matches(last, beside, n=1, cutoff=0.4):
-        return beside[close[0]]
-    if close := difflib.get_close_matches(key, known, n=1, cutoff=0.6):
-        return close[0]
-    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    close = difflib.get_close_matches(last, leaves, n=1, cutoff=0.6)
-    return leaves[close[0]] if close else None
+    section, _, last = key.rpartition(".")
+    wanted = SYNONYMS.get(last, last)
+    if found := [name for name in known if f".{name}".endswith(f".{wanted}")]:
+        return difflib.get_close_matches(key, found, n=1, cutoff=0)[0]
+
+    def likeness(name: str) -> float:
+        place, _, leaf = name.rpartition(".")
+        alike = difflib.SequenceMatcher(None, leaf, last).ratio()
+        if len(last) > 1 and (leaf.startswith(last) or last.startswith(leaf)):
+            alike = max(alike, _LIKE)
+        return alike + (_SAME_SECTION if section and place == section else 0.0)
+
+    best = max(known, key=likeness)
+    if likeness(best) >= _LIKE:
+        return best
+    close = difflib.get_close_matches(key, known, n=1, cutoff=_LIKE)
+    return close[0] if close else None
 
 
 def unknown_key(model: type[BaseModel], key: str, family: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.keys import dotted_keys, set_key, unknown_key
 from cdn_tune.config.space import Categorical, Float, Int
-from cdn_tune.config.yaml import parse, read_mapping
+from cdn_tune.config.yaml import fault_in, parse, read_mapping, shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
@@ -20,6 +21,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _KINDS: dict[str, type[BaseModel]] = {"float": Float, "int": Int, "categorical": Categorical}
+_TYPES = {  # what other tools call them
+    "integer": "int", "real": "float", "double": "float", "number": "float", "uniform": "float",
+    "loguniform": "float", "choice": "categorical", "enum": "categorical", "bool": "categorical",
+}  # fmt: skip
+_COMMA = re.compile(r"[-+]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
+_TOLD = 5  # findings that are told at once
+_LONGEST = 200  # characters of overrides that errors name
 
 
 def roots() -> list[Path]:
@@ -57,11 +65,11 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key:
-            raise ConfigError(f"override {argument!r}: write it as key=value, for example optim.lr=3e-4")
+            raise ConfigError(f"override {shown(argument)}: write it as key=value, for example optim.lr=3e-4")
         try:
             overrides[key.strip()] = parse(text)
-        except pyyaml.YAMLError:
-            raise ConfigError(f"override {argument!r}: the value is not valid YAML; quote it") from None
+        except pyyaml.YAMLError as error:
+            raise ConfigError(f"override {shown(argument)}: not valid YAML: {fault_in(error)}; quote it") from None
     return overrides
 
 
@@ -103,10 +111,10 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     known = set(dotted_keys(Experiment))
     for key, value in overrides.items():
         if key not in known:
-            raise ConfigError(f"{source}: override {key}={value}: {unknown_key(Experiment, key)}")
+            raise ConfigError(f"{source}: override {key}={shown(value)}: {unknown_key(Experiment, key)}")
         set_key(merged, key, value)
-    shown = " ".join(f"{key}={value}" for key, value in overrides.items())
-    return build(Experiment, merged, f"{source} with {shown}" if shown else source)
+    changes = " ".join(f"{key}={value}" for key, value in overrides.items())[:_LONGEST]
+    return build(Experiment, merged, f"{source} with {changes}" if changes else source)
 
 
 def of_family(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -128,18 +136,30 @@ def _explain(model: type[BaseModel], error: ValidationError, family: str | None)
             line = _unknown(model, key, finding["loc"], family)
         elif finding["type"] == "union_tag_not_found":
             line = f"{key}: type is missing; write type: float, int or categorical"
+        elif finding["type"] == "union_tag_invalid":
+            line = f"{key}.type: {_no_type(finding['ctx']['tag'])}"
         elif finding["type"] == "missing":
             line = f"{key}: missing; add it (or pass {key}=VALUE)"
         elif finding["type"] == "value_error":
             line = ": ".join(filter(None, [key, finding["msg"].removeprefix("Value error, ")]))
         elif finding["type"] == "model_type":
-            line = f"{key}: {value!r} is wrong: a section with keys of its own is expected"
+            line = f"{key}: {shown(value)} is wrong: a section with keys of its own is expected"
         elif key in lines:  # another branch of a union
             line = f"{lines[key]}, or {message.removeprefix('input should be ')}"
         else:
-            line = f"{key}: {value!r} is wrong: {message}"
+            line = f"{key}: {shown(value)} is wrong: {message}"
+            if isinstance(value, str) and _COMMA.fullmatch(value):
+                line += f"; the decimal sign is a point: {value.replace(',', '.')}"
         lines[key] = line
-    return list(lines.values())
+    told = list(lines.values())
+    return told if len(told) <= _TOLD else [*told[:_TOLD], f"and {len(told) - _TOLD} more like these"]
+
+
+def _no_type(tag: str) -> str:
+    """Returns the error of a parameter's type that does not exist."""
+    near = _TYPES.get(tag) or next(iter(difflib.get_close_matches(tag, _KINDS, n=1)), None)
+    mend = f"did you mean {near}?" if near else "write float, int or categorical"
+    return f"{shown(tag)} is wrong: no such type; {mend}"
 
 
 def _unknown(model: type[BaseModel], key: str, location: tuple[str | int, ...], family: str | None) -> str:

@@ -1,5 +1,7 @@
 """A search space: which keys of an experiment vary, how they are sampled, when a trial or the search is stopped."""
 
+import math
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -9,12 +11,14 @@ from pydantic import Field, field_validator, model_validator
 from cdn_tune.config.expression import Expression, parse_expression
 from cdn_tune.config.keys import Frozen, Positive
 from cdn_tune.config.tables import SAMPLERS, STOPPING_RULES, Sampler, StoppingRule
+from cdn_tune.config.yaml import GREATEST, shown
 from cdn_tune.model.families import layers_key
 
-Choice = str | bool | int | float | None
-Choices = Annotated[tuple[Choice, ...], Field(strict=False, min_length=1)]
+Choice = Annotated[str, Field(max_length=1000)] | bool | int | float | None
+Choices = Annotated[tuple[Choice, ...], Field(strict=False, min_length=1, max_length=1000)]
 
 _MANY = 100  # whole numbers up to which all of them stand for a range when a space is checked
+_COUNTED = 100_000  # values that are gone through one by one: of a float with a step, of an enumeration, of conditions
 
 
 class _Varying(Frozen):
@@ -44,7 +48,9 @@ class Float(_Varying):
     low: Annotated[float, Field(allow_inf_nan=False)]
     high: Annotated[float, Field(allow_inf_nan=False)]
     log: bool = Field(False, description="sample the logarithm uniformly")
-    step: Annotated[float, Field(gt=0)] | None = Field(None, description="distance between the values")
+    step: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="distance between the values"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Float":
@@ -52,13 +58,13 @@ class Float(_Varying):
         return self
 
     @property
-    def values(self) -> tuple[Choice, ...] | None:
+    def values(self) -> Sequence[Choice] | None:
         """All values, if they can be counted."""
         if self.low == self.high:
             return (self.low,)
         if self.step is None:
             return None
-        count = int((self.high - self.low) / self.step + 1e-9) + 1
+        count = int(_steps(self) + 1e-9) + 1
         return tuple(float(f"{self.low + index * self.step:.12g}") for index in range(count))
 
     @property
@@ -78,8 +84,8 @@ class Int(_Varying):
     """A whole number in [low, high]."""
 
     type: Literal["int"] = "int"
-    low: int
-    high: int
+    low: Annotated[int, Field(ge=-GREATEST, le=GREATEST)]
+    high: Annotated[int, Field(ge=-GREATEST, le=GREATEST)]
     log: bool = Field(False, description="sample the logarithm uniformly")
     step: Positive = Field(1, description="distance between the values")
 
@@ -91,12 +97,12 @@ class Int(_Varying):
         return self
 
     @property
-    def values(self) -> tuple[Choice, ...]:
+    def values(self) -> Sequence[Choice]:
         """All values."""
-        return tuple(range(self.low, self.high + 1, self.step))
+        return range(self.low, self.high + 1, self.step)
 
     @property
-    def probes(self) -> tuple[Choice, ...]:
+    def probes(self) -> Sequence[Choice]:
         """Values that stand for all when the space is checked: all of a short range, else its ends."""
         return self.values if len(self.values) <= _MANY else (self.low, self.high)
 
@@ -113,13 +119,15 @@ class Categorical(_Varying):
 
     @model_validator(mode="after")
     def _check(self) -> "Categorical":
-        for place, choice in enumerate(self.choices):
-            if choice in [other for other in self.choices[:place] if type(other) is type(choice)]:
-                raise ValueError(f"choice {choice!r} appears twice; drop one of them")
+        seen = set()
+        for choice in self.choices:
+            if (type(choice), choice) in seen:
+                raise ValueError(f"choice {shown(choice)} appears twice; drop one of them")
+            seen.add((type(choice), choice))
         return self
 
     @property
-    def values(self) -> tuple[Choice, ...]:
+    def values(self) -> Sequence[Choice]:
         """All values."""
         return self.choices
 
@@ -145,10 +153,16 @@ def _check_range(parameter: Float | Int) -> None:
         raise ValueError(f"step={parameter.step} and log cannot be combined; drop one of them")
     if parameter.step is None:
         return
+    if isinstance(parameter, Float) and _steps(parameter) > _COUNTED:
+        raise ValueError(f"step={parameter.step} makes more than {_COUNTED:,} values; raise it, or drop it")
     low, high, step = (Decimal(str(value)) for value in (parameter.low, parameter.high, parameter.step))
     if (high - low) % step:
         nearest = high - (high - low) % step
         raise ValueError(f"high={high} is not reached from low={low} in steps of {step}; use high={nearest}")
+
+
+def _steps(parameter: Float) -> float:
+    return (parameter.high - parameter.low) / (parameter.step or math.inf)
 
 
 class SamplerConfig(Frozen):
@@ -202,7 +216,7 @@ class ResourcesConfig(Frozen):
     cpus_per_worker: Positive = Field(
         1, description="CPUs per worker, and its most torch threads: one per million parameters"
     )
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1024)] = Field(
         0.0, description="GPUs per worker; a fraction shares a GPU between one-worker trials"
     )
 
@@ -246,25 +260,27 @@ MEASURED_COSTS = ("parameters", "memory_gb", "latency_ms", "seconds")  # objecti
 class SearchSpace(Frozen):
     """A search: a base experiment, the parameters that vary over it, and the budget."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)] = Field(
         description="names the run folder, runs/<name>, and the study"
     )
     experiment: str = Field(description="base experiment, a path relative to this file")
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="dotted keys fixed to other values than the base's"
     )
-    parameters: Annotated[dict[str, Parameter], Field(min_length=1)] = Field(description="dotted keys that vary")
-    constraints: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    parameters: Annotated[dict[str, Parameter], Field(min_length=1, max_length=200)] = Field(
+        description="dotted keys that vary"
+    )
+    constraints: Annotated[tuple[str, ...], Field(strict=False, max_length=100)] = Field(
         (),
         description="what every trial must satisfy before it starts, over keys and the costs parameters, memory_gb, "
         "checkpoint_gb; e.g. parameters <= 4e8",
     )
-    start_with: Annotated[tuple[dict[str, Choice], ...], Field(strict=False)] | None = Field(
+    start_with: Annotated[tuple[dict[str, Choice], ...], Field(strict=False, max_length=1000)] | None = Field(
         None,
         description="points to try first; keys left out are sampled; unset: the base experiment's own values, unless "
         "the sampler goes through all points anyway",
     )
-    objectives: Annotated[tuple[Objective, ...], Field(strict=False)] = Field(
+    objectives: Annotated[tuple[Objective, ...], Field(strict=False, max_length=10)] = Field(
         (),
         description="what is optimised; the first is eval.metric, by which early stopping decides; "
         "eval.metric alone if empty",
@@ -330,6 +346,13 @@ class SearchSpace(Frozen):
         for point in self.start_with or ():
             self._check_point(point)
         _ = self.order, self.expressions  # parsed, or refused
+        named = {other for key, parameter in self.parameters.items() for other in _needs(key, parameter)}
+        found = [self.parameters[key].values or () for key in sorted(named & self.parameters.keys())]
+        if math.prod(len(values) or 1 for values in found) > _COUNTED:
+            raise ValueError(
+                f"what {' and '.join(sorted(named & self.parameters.keys()))} can be is too much for conditions: more "
+                f"than {_COUNTED:,} combinations of values; narrow them, or drop a `when` or per_layer"
+            )
         self._check_sampler()
         return self
 
@@ -346,6 +369,9 @@ class SearchSpace(Frozen):
             endless = [key for key, parameter in self.parameters.items() if parameter.values is None]
             if endless:
                 raise ValueError(f"sampler {name} goes through all values, and {endless[0]} has no end; give it a step")
+            for key, parameter in self.parameters.items():
+                if len(parameter.values or ()) > _COUNTED:
+                    raise ValueError(f"sampler {name} goes through all values of {key}, which are too many; narrow it")
             if self.start_with:
                 raise ValueError(f"sampler {name} goes through all points anyway; drop start_with")
         if not row.conditions and self.is_conditional:

@@ -37,7 +37,8 @@ class Plan:
     parameters: int  # number of the model's parameters
     memory: MemoryEstimate
     available_bytes: int  # before anything of the trial was built
-    peak_bytes: int  # most memory in use while it was measured
+    base_bytes: int  # most memory in use before anything of the trial was built: on a CPU Python, libraries and data
+    peak_bytes: int  # most memory in use until it was measured
     batch: int  # queries of a step
     micro_batch: int  # queries computed at once
     queries: Mapping[Split, int]  # of each split
@@ -74,6 +75,7 @@ def _measured(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
     device = this_world().device
     dtype = resolve_precision(settings.precision, device)
     memory, available = estimate(experiment, dtype, device), available_bytes(device)
+    base = peak_bytes(device)
     model = build_model(experiment).to(device)
     trial = _Trial(experiment, model, build_optimiser(model, experiment.optim), train, device, dtype)
     batches = epoch_batches(len(train), settings.batch_size, experiment.seed, epoch=1)
@@ -93,6 +95,7 @@ def _measured(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         memory=memory,
         available_bytes=available,
+        base_bytes=base,
         peak_bytes=peak_bytes(device),
         batch=batch,
         micro_batch=micro_batch,

@@ -33,7 +33,7 @@ def test_a_folder_that_cannot_train_exits_with_2_and_says_the_remedy(planted: Pa
     assert "data.features=FILE" in result.output
 
 
-@pytest.mark.parametrize("arguments", [["absent"], [".", "--json", "absent/report.json"]])
+@pytest.mark.parametrize("arguments", [["absent"], [".", "--out", "/dev/null/absent/report.json"]])
 def test_wrong_arguments_are_one_line(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = RUN.invoke(app, ["data", "doctor", *arguments])

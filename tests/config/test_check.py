@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from cdn_tune.config import load_space, override_space
-from cdn_tune.config.check import resolve_name
+from cdn_tune.config import Experiment, check, load_space, override_space
+from cdn_tune.config.check import COMPARED, resolve_name
+from cdn_tune.config.keys import leaf_keys
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import ConfigError
 
@@ -70,6 +71,20 @@ def told(path: Path, overrides: dict[str, Any] | None = None) -> str:
         ),
         ({"model.map.kernel_size": {**KERNELS, "choices": [3, 4], "per_layer": True}}, "kernel_size 4 is even"),
         ({"optim.lr": {"low": 1.0, "high": 2.0}}, "optim.lr: type is missing; write type: float, int or categorical"),
+        (
+            {"optim.lr": {**LR, "type": "integer"}},
+            "parameters.optim.lr.type: 'integer' is wrong: no such type; did you mean int?",
+        ),
+        ({"optim.lr": {**LR, "type": "xyz"}}, "'xyz' is wrong: no such type; write float, int or categorical"),
+        ({"optim.lr": {**LR, "type": [1]}}, "no such type; write float, int or categorical"),
+        ({"model.map.layers": {**LAYERS, "high": 1_000_000}}, "less than or equal to 1000"),
+        ({"optim.warmup_steps": {**LAYERS, "high": 10**30}}, "is too large; whole numbers go up to"),
+        ({"data.dataset": {"type": "categorical", "choices": list(range(1001))}}, "at most 1000 items"),
+        ({"optim.lr": {"type": "float", "low": 0.1, "high": 1.0, "step": 1e-300}}, "makes more than 100,000 values"),
+        (
+            {"optim.lr": {**LR, "when": {"seed": 1}}, "seed": {"type": "int", "low": 0, "high": 2**31}},
+            "what seed can be is too much for conditions: more than 100,000 combinations of values",
+        ),
         ({"optim.lr": {**LR, "stp": 3}}, "parameters.optim.lr.stp: unknown key; did you mean step?"),
         ({"optim.lr": {**LR, "zzz": 3}}, "parameters.optim.lr.zzz: unknown key; float takes when, per_layer, type"),
         ({"model.map.layers": {**LAYERS, "high": 5, "step": 2}}, "high=5 is not reached from low=2 in steps of 2; use"),
@@ -98,6 +113,13 @@ def test_wrong_parameter(tmp_path: Path, parameters: dict[str, Any], words: str)
         ({"constraints": ["clip_pool <= 4"]}, "cannot be evaluated: '<=' not supported"),
         ({"constraints": ["zzzz <= 4"]}, "costs are parameters, memory_gb, checkpoint_gb"),
         ({"constraints": ["parameters"]}, "compares nothing; write it like 'parameters <= 4e8'"),
+        ({"trials": 10**12}, "trials: 1000000000000 is wrong: input should be less than or equal to 1000000"),
+        ({"constraints": ["clips <= 4"] * 101}, "constraints: "),
+        ({"resources": {"gpus_per_worker": float("inf")}}, "resources.gpus_per_worker: inf is wrong"),
+        (
+            {"sampler": {"name": "grid"}, "parameters": {"seed": {"type": "int", "low": 0, "high": 2**31}}},
+            "sampler grid goes through all values of seed, which are too many; narrow it",
+        ),
         ({"objectives": ["R1@0.7"]}, "must be eval.metric, which is R1@0.5; put R1@0.5 first, or overrides: {eval.me"),
         ({"objectives": ["parameters"]}, "objectives[0]: the first objective, by which epochs are chosen"),
         ({"objectives": ["R1@0.5", "R1@0.5"]}, "objectives[1]: R1@0.5 is named twice; drop one"),
@@ -185,6 +207,24 @@ def test_start_point_that_fits_nothing_names_its_place(tmp_path: Path) -> None:
 def test_right_space(tmp_path: Path, parameters: dict[str, Any], more: dict[str, Any]) -> None:
     space, _ = load_space(write(tmp_path, parameters, **more))
     assert set(space.parameters) == set(parameters)
+
+
+def test_a_space_of_too_many_combinations_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each point is mended by the last of a thousand values alone."""
+    monkeypatch.setattr(check, "_MOST_IN_ALL", 3000)
+    low = {"type": "float", "low": 0.1, "high": 0.99}
+    tops = {"type": "categorical", "choices": [*(round(0.2 + 0.0004 * step, 4) for step in range(999)), 1.0]}
+    points = [{"loss.min_iou": round(0.95 + 0.001 * step, 3)} for step in range(10)]
+    line = told(write(tmp_path, {"loss.min_iou": low, "loss.max_iou": tops}, start_with=points))
+    assert "has more than 3,000 combinations of values to check; give it fewer" in line
+
+
+def test_conditions_on_conditions_are_followed_once(tmp_path: Path) -> None:
+    """Each of 24 parameters depends on all before it: millions of ways to follow."""
+    keys = [key for key in leaf_keys(Experiment) if not key.startswith((*COMPARED, "model.name"))][:24]
+    switch = {"type": "categorical", "choices": [True]}
+    parameters = {key: {**switch, "when": dict.fromkeys(keys[:place], True)} for place, key in enumerate(keys)}
+    assert "is wrong" in told(write(tmp_path, parameters))
 
 
 def test_condition_on_a_fixed_key_is_no_mistake(tmp_path: Path) -> None:

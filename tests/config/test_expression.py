@@ -130,6 +130,10 @@ def test_examples(text: str, known: dict[str, Any], holds: bool) -> None:
         "await layers <= 3",
         "(1).real <= 3",
         "layers <= " + "(" * 500 + "1" + ")" * 500,
+        "layers <= " + "-" * 900 + "1",
+        "layers <= " + "1 + " * 200 + "1",
+        "layers <= " + "1 + " * 2000 + "1",
+        "layers <= " + "9" * 900 + "9" * 5000,
     ],
 )
 def test_what_is_not_in_the_grammar_is_refused(text: str) -> None:
@@ -177,6 +181,13 @@ def test_no_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         ("2 ** layers <= 1", {"layers": 1000}),
         ("9.0 ** layers ** 2 <= 1", {"layers": 60}),
         ("abs(layers) <= 1", {"layers": [1, 2]}),
+        ("layers <= ((((9**64)**64)**64)**64)", {"layers": 1}),
+        ("'%1000000000d' % layers == 'x'", {"layers": 1}),
+        ("len('a' * 10**10) <= layers", {"layers": 1}),
+        ("len([1] * 10**10) <= layers", {"layers": 1}),
+        ("clip_pool + clip_pool == 'a'", {"clip_pool": "mean"}),
+        ("layers <= 1e99 * 1e99", {"layers": 1}),
+        ("(-layers) ** 0.5 <= 1", {"layers": 2}),
     ],
 )
 def test_what_cannot_be_computed_names_the_constraint(text: str, known: dict[str, Any]) -> None:

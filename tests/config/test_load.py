@@ -1,12 +1,13 @@
 """Configuration files and overrides: what is accepted, and how a mistake is told."""
 
+import os
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from cdn_tune.config import Experiment, load_experiment, load_space, override, parse_overrides
-from cdn_tune.config.keys import dotted_keys, flatten, nearest_key, set_key
+from cdn_tune.config import Experiment, SearchSpace, load_experiment, load_space, override, parse_overrides
+from cdn_tune.config.keys import SYNONYMS, dotted_keys, flatten, nearest_key, set_key
 from cdn_tune.config.yaml import dump, parse, read_mapping
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.cdn.config import derive_scale_layers
@@ -58,6 +59,28 @@ def test_override_values_are_yaml() -> None:
     ("argument", "told"),
     [
         ("lr=1e-3", "lr: unknown key; did you mean optim.lr?"),
+        ("optim.learning_rate=1e-3", "optim.learning_rate: unknown key; did you mean optim.lr?"),
+        ("learning_rate=1e-3", "did you mean optim.lr?"),
+        ("model.hidden_size=8", "did you mean model.hidden?"),
+        ("train.batch=8", "did you mean train.batch_size?"),
+        ("model.optimizer=adam", "did you mean optim.name?"),
+        ("train.num_epochs=3", "did you mean train.epochs?"),
+        ("data.metric=mIoU", "did you mean eval.metric?"),
+        (
+            "optim.lr=1,5e-4",
+            "optim.lr: '1,5e-4' is wrong: input should be a valid number; the decimal sign is a point: 1.5e-4",
+        ),
+        ("seed=2020-99-99", "seed: '2020-99-99' is wrong"),
+        ("seed=!!int abc", "column 1: 'abc' is not a whole number"),
+        ("model.map.layers=" + "9" * 31, "is too large; whole numbers go up to"),
+        (
+            "model.map.layers=1000000000",
+            "model.map.layers: 1000000000 is wrong: input should be less than or equal to 1000",
+        ),
+        ("train.epochs=1000000000", "train.epochs: 1000000000 is wrong"),
+        ("eval.recalls=[" + "1," * 99 + "1]", "eval.recalls: "),
+        ("data.root=~no-such-user/x", "root '~no-such-user/x' begins with the name of no user"),
+        ("model.name=[cdn]", "is no model family; known are cdn"),
         ("model.map.kernal_size=3", "did you mean model.map.kernel_size?"),
         ("model.map.kernel_size=4", "kernel_size 4 is even"),
         ("model.map.kernel_size=[3, 3]", "lists 2 sizes for layers=8"),
@@ -91,6 +114,17 @@ def test_wrong_override_is_one_line_with_key_value_and_remedy(argument: str, tol
         ("- 1", "holds a list"),
         ("name: a\nname: b", "line 2, column 1: key 'name' appears twice"),
         ("name: [", "not valid YAML"),
+        ("? [a, b]\n: 1", "line 1, column 3: key ['a', 'b'] is no text; put it in quotes"),
+        ("on: 1", "key True is no text; put it in quotes"),
+        ("a: &a [*a]", "line 1, column 8: an alias within what it stands for; write the value out"),
+        ("a: " + "[" * 500, "column 53: nested more than 50 deep; write it flatter"),
+        ("name: !!binary aGVsbG8=", "the tag 'tag:yaml.org,2002:binary' is not understood; write plain values"),
+        ("name: !!python/name:os.system", "is not understood; write plain values"),
+        ('name: "a\\0b"', "'a\\x00b' holds a control character; remove it"),
+        ('name: "\\ud800"', "holds a control character; remove it"),
+        ("a: 0x" + "f" * 9000, "is too large; whole numbers go up to"),
+        ("# " + "a" * 300_000, "is larger than 256 KiB, so no file of settings"),
+        ("".join(f"k{place}: 1\n" for place in range(9)), "and 7 more like these"),
         ("name: x\ndata: {dataset: tacos, rot: y}", "data.rot: unknown key; did you mean data.root?"),
         ("name: x\ndata: {dataset: tacos}", "data.root: missing"),
         ("name: x\ndata: {dataset: kinetics, root: y}", "data.dataset: 'kinetics' is wrong"),
@@ -103,6 +137,36 @@ def test_wrong_file_names_itself(tmp_path: Path, text: str, told: str) -> None:
         load_experiment(path)
     assert told in str(caught.value)
     assert str(path) in str(caught.value)
+    assert all(len(line) < len(str(path)) + 400 for line in str(caught.value).splitlines())
+
+
+BOMB = "".join(f"k{place}: &{place} [{', '.join(9 * ([f'*{place - 1}'] if place else ['x']))}]\n" for place in range(9))
+
+
+@pytest.mark.parametrize("place", ["", "data: ", "name: ", "parameters: ", "overrides: ", "start_with: "])
+def test_aliases_that_stand_for_more_values_than_memory_holds_are_refused(tmp_path: Path, place: str) -> None:
+    """Nine levels of nine: 400 million values in 500 bytes."""
+    path = tmp_path / "bomb.yaml"
+    path.write_text(place + ("\n  " if place else "") + BOMB.replace("\n", "\n  " if place else "\n"))
+    for load in (load_experiment, load_space):
+        with pytest.raises(ConfigError, match=r"holds more than 10,000 values, repeated ones included; shorten it"):
+            load(path)
+
+
+def test_an_alias_is_fine_where_it_repeats_little() -> None:
+    assert parse("a: &a [1, 2]\nb: [*a, *a]") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+
+
+@pytest.mark.parametrize("name", ["2026-11-28", "2020-99-99", "=", "<<", "12:30:x", "null x"])
+def test_what_yaml_takes_for_something_rare_is_a_text(name: str) -> None:
+    assert parse(f"name: {name}") == {"name": name}
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.yaml")
+    for path in (tmp_path / "fifo.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=r"is no regular file|is a folder"):
+            read_mapping(path)
 
 
 def test_missing_file_names_the_shipped_ones() -> None:
@@ -114,9 +178,10 @@ def test_missing_file_names_the_shipped_ones() -> None:
 
 def test_binary_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="UTF-8"):
-        read_mapping(path)
+    for content in (b"\xff\xfe\x00", "name: x".encode("utf-16")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="save it as UTF-8"):
+            read_mapping(path)
 
 
 def test_configuration_is_frozen() -> None:
@@ -139,6 +204,11 @@ def test_derived_scale_layers(clips: int, scales: tuple[int, ...]) -> None:
 def test_keys() -> None:
     assert nearest_key(Experiment, "model.map.layer") == "model.map.layers"
     assert nearest_key(Experiment, "zzzzzzzz") is None
+    assert nearest_key(SearchSpace, "n_trials") == "trials"
+    assert nearest_key(SearchSpace, "pruner") == "early_stopping"
+    known = {key.rpartition(".")[2] for model in (Experiment, SearchSpace) for key in dotted_keys(model)}
+    assert {name.rpartition(".")[2] for name in SYNONYMS.values()} <= known
+    assert not known & SYNONYMS.keys()
     nested: dict[str, object] = {}
     set_key(nested, "a.b", 1)
     assert nested == {"a": {"b": 1}}

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.tuning.study import candidates as module
+from cdn_tune.tuning.study import costs as module
 from cdn_tune.tuning.study.candidates import INVALID, Candidates, cost
 
 Tiny = Callable[..., Experiment]

@@ -1,5 +1,6 @@
 """The plan of a search: it counts, judges and times what the search would do, and touches nothing."""
 
+import json
 import time
 from collections.abc import Callable
 from itertools import product
@@ -14,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cdn_tune.cli import app
-from cdn_tune.cli.show.plan import search_plan_table
+from cdn_tune.cli.show.plan import plan_plain, search_plan_table
 from cdn_tune.config import Experiment, SearchSpace, load_space
 from cdn_tune.config.yaml import dump
 from cdn_tune.tuning.planning.plan import SearchPlan, expected_epochs, plan_search
@@ -89,6 +90,9 @@ def test_refusals_are_the_share_of_points_that_break_a_constraint(tiny: Tiny, tm
     assert "exceeds layers" in plan.example[INVALID]
     assert plan.costs["memory_gb"].high <= limit
     assert plan.costs["parameters"].low <= plan.costs["parameters"].middle <= plan.costs["parameters"].high
+    plain = json.loads(json.dumps(plan_plain(plan)))
+    assert (plain["space"]["name"], plain["base"]["name"]) == (space.name, "tiny")
+    assert plain["costs"]["memory_gb"]["high"] == plan.costs["memory_gb"].high
 
 
 def played(space: SearchSpace, length: int, trials: int, seed: int) -> int:
@@ -143,6 +147,8 @@ def test_expected_epochs_of_the_other_rules(tiny: Tiny) -> None:
     assert expected_epochs(steps, experiment, 30, steps_per_epoch=20) == expected_epochs(epochs, experiment, 30)
     rare = tiny(**{"train.epochs": 10, "train.eval_every": 4})  # compared after epochs 1, 5 and 9 only
     assert (expected_epochs(epochs, rare, 30) or 0) > (expected_epochs(epochs, experiment, 30) or 0)
+    some, many = (expected_epochs(epochs, experiment, count) or 0 for count in (1000, 1_000_000))
+    assert many == pytest.approx(1000 * some)  # not played one by one
 
 
 def test_times_with_data(tiny: Tiny, tmp_path: Path) -> None:

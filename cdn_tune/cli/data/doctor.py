@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +11,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Exit, Option
+from typer.core import TyperCommand
 
 from cdn_tune.cli.app import data_app
-from cdn_tune.cli.show.output import out, print_line
+from cdn_tune.cli.options import Json
+from cdn_tune.cli.show.output import out, print_json, print_line
 from cdn_tune.cli.show.progress import counted
 from cdn_tune.errors import ConfigError, DataError
 
@@ -25,7 +27,18 @@ _SHOWN = 3
 KEYS = ("dataset", "features", "word_vectors", "val_fraction")
 
 
-@data_app.command(epilog="Example: cdn-tune data doctor data/charades --quick")
+class _JsonOrFile(TyperCommand):
+    """Takes ``--json FILE.json``, the older form of ``--out FILE.json``, for that."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined = [part for each in args for part in (each.split("=", 1) if each.startswith("--json=") else [each])]
+        older = {
+            place for place, (name, file) in enumerate(pairwise(joined)) if name == "--json" and file.endswith(".json")
+        }
+        return super().parse_args(ctx, ["--out" if place in older else each for place, each in enumerate(joined)])
+
+
+@data_app.command(cls=_JsonOrFile, epilog="Example: cdn-tune data doctor data/charades --quick")
 def doctor(
     root: Annotated[Path, Argument(metavar="ROOT", help="Folder with annotations, features, word vectors.")],
     overrides: Annotated[
@@ -33,30 +46,36 @@ def doctor(
         Argument(metavar="[KEY=VALUE]...", help=f"As for training: {', '.join(f'data.{key}' for key in KEYS)}."),
     ] = None,
     quick: Annotated[bool, Option("--quick", help="Read the features of a sample of the videos.")] = False,
-    json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
+    json: Json = False,
+    file: Annotated[Path | None, Option("--out", metavar="FILE", help="Write the report as JSON there.")] = None,
     dataset: Annotated[str | None, Option(help="Layout.", metavar="NAME", show_default="as recognised")] = None,
     features: Annotated[str | None, Option(help="Feature file, if elsewhere.", metavar="FILE")] = None,
     word_vectors: Annotated[str | None, Option(help="Word vectors, if elsewhere.", metavar="FILE")] = None,
 ) -> None:
     """Examine a data folder: what is in it, what is wrong, and the remedy. Exit code 2 if training would fail."""
     from cdn_tune.data.doctor import examine
+    from cdn_tune.training.runs.files import write_json
 
     given: dict[str, Any] = {"dataset": dataset, "features": features, "word_vectors": word_vectors}
     given = {key: value for key, value in given.items() if value is not None} | _data_keys(root, overrides or [])
     with counted("reading features") as progress:
         report = examine(root, quick=quick, progress=progress, **given)
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(report.plain(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"--json {json_file}: {error.strerror}; choose a file that can be written") from None
+    if file is not None:
+        write_json(file, report.plain())
+    if json:
+        print_json(report.plain())
+    else:
+        _print_report(report)
+    if report.fails:
+        raise Exit(DataError.exit_code)
+
+
+def _print_report(report: Report) -> None:
     for line in fact_lines(report):
         print_line(line)
     if report.findings:
         out.print(findings_table(report.findings))
     print_line(verdict(report), "bold red" if report.fails else "bold green")
-    if report.fails:
-        raise Exit(DataError.exit_code)
 
 
 def _data_keys(root: Path, overrides: list[str]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option, confirm
 
 from cdn_tune.cli.app import START, search_app
-from cdn_tune.cli.options import Address, Overrides, RunOption, Storage, local_run
-from cdn_tune.cli.show.output import GracefulStop, err, out, print_line, print_note, terminable, warn
+from cdn_tune.cli.options import Address, Json, Overrides, RunOption, Storage, local_run
+from cdn_tune.cli.show.output import GracefulStop, err, out, print_json, print_line, print_note, terminable, warn
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def start(
         Option("--set", metavar="KEY=VALUE", help="A key of the search space, e.g. --set sampler.seed=3."),
     ] = None,
     address: Address = None,
+    json: Json = False,
 ) -> None:
     """Search for the best configuration with Ray Tune and Optuna.
 
@@ -61,6 +62,8 @@ def start(
     from cdn_tune.config import load_space, parse_overrides
     from cdn_tune.training.object_store.working_copy import url_of, working_copy
 
+    if json and not plan:
+        raise ConfigError("--json prints what --plan finds; add --plan, or use `search status RUN --json`")
     with terminable():
         budget = {"budget.hours": hours, "budget.gpu_hours": gpu_hours, "budget.target": target}
         changes = parse_overrides(settings or []) | {key: value for key, value in budget.items() if value is not None}
@@ -68,7 +71,7 @@ def start(
         folder = run or Path("runs") / found.name
         if plan:
             folder = folder if url_of(folder) is None else working_copy(folder)
-            _print_plan(found, experiment, folder, trials, storage)
+            _print_plan(found, experiment, folder, trials, storage, json)
             return
         folder = local_run(folder)
         if not resume:
@@ -120,16 +123,21 @@ def _confirm_resume(run: Path) -> None:
         raise Exit(0)
 
 
-def _print_plan(space: SearchSpace, base: Experiment, run: Path, trials: int | None, storage: str | None) -> None:
+def _print_plan(
+    space: SearchSpace, base: Experiment, run: Path, trials: int | None, storage: str | None, as_json: bool
+) -> None:
     """Prints the plan of a search; raises `typer.Exit` with code 2 if the search would be refused."""
-    from cdn_tune.cli.show.plan import search_plan_table
+    from cdn_tune.cli.show.plan import plan_plain, search_plan_table
     from cdn_tune.tuning.layout import study_url
     from cdn_tune.tuning.planning.plan import plan_search
 
     run = run.absolute()
     with err.status("judging proposals, measuring a few steps"):
         plan = plan_search(space, base, run, storage or study_url(run), trials)
-    out.print(search_plan_table(plan))
+    if as_json:
+        print_json(plan_plain(plan))
+    else:
+        out.print(search_plan_table(plan))
     for line in plan.warnings:
         warn(line)
     for line in plan.errors:

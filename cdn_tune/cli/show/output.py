@@ -28,6 +28,7 @@ from rich.text import Text
 from cdn_tune.errors import CdnTuneError
 
 _MENDABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS, errno.ENOSPC}
+_LONGEST = 1000  # characters of an error's line, which may name a value of any length
 _FILE_WIDTH = 140  # of output that goes to no terminal
 _UsageError: type[BaseException] = typer.BadParameter.__base__  # type: ignore[assignment]  # of all errors of usage
 
@@ -117,7 +118,7 @@ def one_line_errors() -> Iterator[None]:
     except CdnTuneError as error:
         _show_traceback()
         for line in str(error).splitlines():
-            print_note(f"error: {line}", "red")
+            print_note(f"error: {line if len(line) <= _LONGEST else f'{line[:_LONGEST]}...'}", "red")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt as interrupt:
         print_note(f"interrupted; {interrupt}" if str(interrupt) else "interrupted", "yellow")

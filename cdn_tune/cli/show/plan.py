@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -14,7 +15,7 @@ from rich.text import Text
 from cdn_tune.cli.show.output import duration_text, head_table, size_text
 from cdn_tune.cli.show.tables import experiment_line
 from cdn_tune.config import Categorical, Experiment, Parameter
-from cdn_tune.config.keys import get_key
+from cdn_tune.config.keys import Frozen, get_key
 from cdn_tune.data.splits import coarse
 from cdn_tune.tuning.planning.plan import HALVING
 
@@ -49,6 +50,21 @@ def search_plan_table(plan: SearchPlan) -> Group:
         _rows_table(_room(plan), "room"),
         _rows_table(_time(plan), "time"),
     )
+
+
+def plan_plain(plan: Plan | SearchPlan) -> dict[str, Any]:
+    """Returns a plan as plain values, ready for JSON."""
+    return {name: _plainly(value) for name, value in vars(plan).items()}
+
+
+def _plainly(value: Any) -> Any:
+    if isinstance(value, Frozen):
+        return value.plain()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plainly(each) for name, each in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {name: _plainly(each) for name, each in value.items()}
+    return [_plainly(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _rows_table(rows: Iterable[Row], title: str | None = None) -> Table:
@@ -88,8 +104,15 @@ def _memory(plan: Plan) -> Iterator[Row]:
     each = need.activations + need.temporary
     queries = _count(plan.micro_batch, "query", "queries")
     yield "queries at once", size_text(each * plan.micro_batch), f"{queries} of {size_text(each)}"
-    yield "estimated", size_text(need.total(plan.micro_batch)), f"of {size_text(plan.available_bytes)} available"
-    yield "measured peak", size_text(plan.peak_bytes), "of the GPU" if plan.device == "cuda" else "of the process"
+    yield (
+        "estimated",
+        size_text(need.total(plan.micro_batch)),
+        f"for the trial, of {size_text(plan.available_bytes)} available",
+    )
+    whole = f"; {size_text(plan.peak_bytes)} " + (
+        "on the GPU" if plan.device == "cuda" else "with Python, libraries and data"
+    )
+    yield "measured", size_text(plan.peak_bytes - plan.base_bytes), f"for the trial, at its peak{whole}"
     yield "on disk", size_text(plan.checkpoint_bytes), "the best checkpoint, the last two, and one being written"
 
 

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from cdn_tune.cli.show.output import UNKNOWN, duration_text, size_text
 from cdn_tune.config import Experiment
-from cdn_tune.training.memory.estimate import occupied_bytes
 from cdn_tune.tuning.results.leaderboard import (
     TRIED,
     UNFINISHED,
@@ -260,6 +259,8 @@ def experiment_line(experiment: Experiment) -> str:
 
 def trained_table(experiment: Experiment, epochs: Sequence[Row], run: Path, planted: bool) -> Stacked:
     """Returns the best epoch's val metrics in %, and the trial's time, memory and disk use, of its recorded epochs."""
+    from cdn_tune.training.memory.estimate import occupied_bytes  # torch, which the other tables do not need
+
     last = epochs[-1]
     best = epochs[last["best_epoch"] - 1]
     label = "planted data" if planted else "real data"

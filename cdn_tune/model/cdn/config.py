@@ -11,13 +11,14 @@ from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
 if TYPE_CHECKING:
     from cdn_tune.model.cdn.network import CDN
 
-Flags = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], Field(strict=False)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
+Flags = Annotated[tuple[Annotated[bool, Field(strict=True)], ...], Field(strict=False, max_length=1000)]
 
 
 class QueryConfig(Frozen):
     """The query encoder, an LSTM over word vectors."""
 
-    layers: Positive = Field(3, description="LSTM layers")
+    layers: Layers = Field(3, description="LSTM layers")
     bidirectional: bool = Field(
         False, description="read the query in both directions and join the two end states by a linear layer"
     )
@@ -29,7 +30,7 @@ class QueryConfig(Frozen):
 class MapConfig(Frozen):
     """The convolution stack over the temporal map."""
 
-    layers: Positive = Field(8, description="convolution layers [N]")
+    layers: Layers = Field(8, description="convolution layers [N]")
     kernel_size: Positive | PositiveTuple = Field(
         5, description="odd kernel size [K], one for all layers or a list with one per layer"
     )
@@ -103,7 +104,7 @@ class CDNConfig(ModelConfig):
     has_score_map = True
 
     name: Literal["cdn"] = Field("cdn", description="family of the model; it determines the keys of model and loss")
-    clips: Annotated[int, Field(ge=2)] = Field(16, description="clips a video is divided into [S]")
+    clips: Annotated[int, Field(ge=2, le=4096)] = Field(16, description="clips a video is divided into [S]")
     hidden: Positive = Field(512, description="hidden size [H]")
     query: QueryConfig = QueryConfig()
     clip_pool: Literal["attention", "mean"] = Field(

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from cdn_tune.config import Experiment, keys
 from cdn_tune.errors import RunError
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.files import write_errors, write_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -40,6 +41,8 @@ class Records:
         self._excepthook = threading.excepthook
         if not enabled:
             return
+        from torch.utils.tensorboard import SummaryWriter  # torch, which reading the records does not need
+
         write_text(self._path, "".join(json.dumps(report.plain()) + "\n" for report in history))
         threading.excepthook = self._on_thread_error
         try:
@@ -94,6 +97,8 @@ class Records:
         """
         if self._writer is None:
             return
+        from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
         plain = keys.flatten(experiment.plain())
         values = {key: value for key, value in plain.items() if isinstance(value, int | float | str)}
         metric = f"hparam/{experiment.eval.metric}"

@@ -30,6 +30,7 @@ _SIZED = 24  # of them, those whose memory is estimated: it takes tenths of a se
 _HOUR = 3600.0
 HALVING = ("asha", "hyperband")
 _PLAYS = 40
+_PLAYED = 1000  # trials of a play; more train as long on average
 
 
 @dataclass(frozen=True)
@@ -234,13 +235,13 @@ def expected_epochs(
         brackets = max(math.floor(math.log(length * scale / least, eta) + 1e-9) + 1, 1)
     shares = np.array([math.ceil(brackets * eta**s / (s + 1)) for s in reversed(range(brackets))], dtype=float)
     generator = np.random.default_rng(0)
-    epochs = 0
+    epochs, played = 0, min(trials, _PLAYED)
     for _ in range(_PLAYS):
-        of_brackets = generator.choice(brackets, size=trials, p=shares / shares.sum())
+        of_brackets = generator.choice(brackets, size=played, p=shares / shares.sum())
         for bracket in range(brackets):
             values = generator.random(int((of_brackets == bracket).sum()))
             epochs += _played(values.tolist(), rungs(bracket), length, eta)
-    return epochs / _PLAYS
+    return epochs / _PLAYS * (trials / played)
 
 
 def _played(values: list[float], rungs: list[int], length: int, eta: int) -> int:

@@ -1,22 +1,18 @@
 """The points of a search space as experiments: their constraints and their costs, before anything is started."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from optuna.trial import BaseTrial
 
-from cdn_tune.config import Categorical, Experiment, Float, OptimConfig, Parameter, SearchSpace, TrainConfig, override
+from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, override
 from cdn_tune.config.check import FAMILY, resolve_name
 from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key, get_keys
 from cdn_tune.config.load import of_family
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.families import layers_key
-from cdn_tune.training.memory.estimate import MemoryEstimate, checkpoint_bytes, count_parameters, estimate
-from cdn_tune.training.step.batch_loss import resolve_precision
-from cdn_tune.training.step.process_group import this_world
 
 GB = 1e9
 INVALID = "experiment"  # the constraint that sampled values make an experiment at all
@@ -183,44 +179,9 @@ _ABSENT = object()
 
 def cost(name: str, experiment: Experiment) -> float:
     """Returns a cost that follows from an experiment alone: ``parameters``, ``memory_gb`` or ``checkpoint_gb``."""
-    return _COSTS[name](experiment)
+    from cdn_tune.tuning.study.costs import COST_OF  # torch, which reading a search does not need
 
-
-@lru_cache(maxsize=512)
-def _parameters(sized: str) -> float:
-    return float(count_parameters(Experiment.model_validate_json(sized, strict=False)))
-
-
-@lru_cache(maxsize=512)
-def _checkpoint_gb(sized: str) -> float:
-    return checkpoint_bytes(Experiment.model_validate_json(sized, strict=False)) / GB
-
-
-@lru_cache(maxsize=512)
-def _memory(sized: str) -> MemoryEstimate:
-    experiment = Experiment.model_validate_json(sized, strict=False)
-    device = this_world().device
-    return estimate(experiment, resolve_precision(experiment.train.precision, device), device)
-
-
-def _memory_gb(experiment: Experiment) -> float:
-    micro, batch = experiment.train.micro_batch, experiment.train.batch_size
-    queries = batch if micro == "auto" else min(micro, batch)
-    return _memory(_sized(experiment)).total(queries) / GB
-
-
-def _sized(experiment: Experiment) -> str:
-    """Returns the parts of an experiment that sizes follow from, as JSON: points that differ elsewhere share them."""
-    train = TrainConfig(ema=experiment.train.ema, precision=experiment.train.precision)
-    rest = {"name": "sized", "seed": 0, "loss": type(experiment.loss)(), "optim": OptimConfig(), "train": train}
-    return experiment.model_copy(update=rest).model_dump_json()
-
-
-_COSTS: dict[str, Callable[[Experiment], float]] = {
-    "parameters": lambda experiment: _parameters(_sized(experiment)),
-    "memory_gb": _memory_gb,
-    "checkpoint_gb": lambda experiment: _checkpoint_gb(_sized(experiment)),
-}
+    return COST_OF[name](experiment)
 
 
 class _Values(Mapping[str, Any]):
