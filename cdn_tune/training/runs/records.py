@@ -25,6 +25,13 @@ _TRAIN = ("loss", "learning_rate", "gradient_norm", "samples_per_second")
 _MIB = 1 << 20
 
 
+def _event_writer(folder: Path, step: int) -> "SummaryWriter":
+    """Returns TensorBoard's writer of a folder, in which what was recorded from a step on no longer counts."""
+    from torch.utils.tensorboard import SummaryWriter  # torch, which reading the records does not need
+
+    return SummaryWriter(str(folder), purge_step=step)
+
+
 class Records:
     """Writes every epoch to ``metrics.jsonl`` and to TensorBoard.
 
@@ -41,13 +48,11 @@ class Records:
         self._excepthook = threading.excepthook
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter  # torch, which reading the records does not need
-
         write_text(self._path, "".join(json.dumps(report.plain()) + "\n" for report in history))
         threading.excepthook = self._on_thread_error
         try:
             with write_errors(self._events):
-                self._writer = SummaryWriter(str(self._events), purge_step=len(history) + 1)
+                self._writer = _event_writer(self._events, len(history) + 1)
         except RunError:
             threading.excepthook = self._excepthook
             raise
