@@ -75,10 +75,6 @@ def test_plan(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
     assert plan["parameters"] > 0
     assert plan["memory"]["weights"] >= 4 * plan["parameters"]
     assert plan["peak_bytes"] >= plan["base_bytes"] > 0
-    table = CliRunner().invoke(app, ["train", str(file), "--plan"]).stdout
-    assert "measured" in table
-    assert "for the trial" in table
-    assert "with Python, libraries and data" in " ".join(table.split())
 
 
 @pytest.mark.parametrize("command", [["train", "experiments/demo/small"], ["search", "quick"]])

@@ -211,12 +211,12 @@ def test_right_space(tmp_path: Path, parameters: dict[str, Any], more: dict[str,
 
 def test_a_space_of_too_many_combinations_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each point is mended by the last of a thousand values alone."""
-    monkeypatch.setattr(check, "_MOST_IN_ALL", 3000)
+    monkeypatch.setattr(check, "_MOST_IN_ALL", 1500)
     low = {"type": "float", "low": 0.1, "high": 0.99}
     tops = {"type": "categorical", "choices": [*(round(0.2 + 0.0004 * step, 4) for step in range(999)), 1.0]}
     points = [{"loss.min_iou": round(0.95 + 0.001 * step, 3)} for step in range(10)]
     line = told(write(tmp_path, {"loss.min_iou": low, "loss.max_iou": tops}, start_with=points))
-    assert "has more than 3,000 combinations of values to check; give it fewer" in line
+    assert "has more than 1,500 combinations of values to check; give it fewer" in line
 
 
 def test_conditions_on_conditions_are_followed_once(tmp_path: Path) -> None:

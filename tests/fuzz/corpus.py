@@ -429,8 +429,8 @@ def read_data(dataset: str, path: Path) -> None:
     """Examines a data folder as `data doctor` does, and opens it as training does."""
     examine(path.parent, dataset, word_vectors=VECTORS)
     data = {**TINY["data"], "root": str(path.parent), "dataset": dataset, "word_vectors": VECTORS, "val_fraction": 0.3}
-    splits = open_data(DataConfig.model_validate(data))
-    splits["train"].batch(range(2))
+    train = open_data(DataConfig.model_validate(data))["train"]
+    train.batch(range(min(2, len(train))))
 
 
 def read_vectors(path: Path) -> None:

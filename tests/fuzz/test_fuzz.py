@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,11 +35,9 @@ def test_damaged_files_end_in_success_or_one_line(name: str, folder: Path) -> No
 def test_many_damaged_files_within_limits(name: str, tmp_path: Path) -> None:
     """One process serves many cases; the one that a limit ends is the last that it began."""
     command = [sys.executable, "-m", "tests.fuzz.corpus", name, str(FEW), str(MANY), str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ.copy())
-    assert process.stdout is not None
-    told = [json.loads(line) for line in process.stdout]
-    code = process.wait()
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    told = [json.loads(line) for line in done.stdout.splitlines()]
     faults = {each["case"]: each["fault"] for each in told if each.get("fault")}
     assert faults == {}
-    assert code == 0, f"ended with {code} in case {told[-1]['case'] if told else None}"
+    assert done.returncode == 0, f"ended with {done.returncode} in case {told[-1]['case'] if told else None}"
     assert sum("code" in each for each in told) == MANY

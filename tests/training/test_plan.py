@@ -102,6 +102,9 @@ def test_table_tells_it(tiny: Tiny) -> None:
         "median of 3 steps",
     ):
         assert part in text
+    words, measured = " ".join(text.split()), size_text(plan.peak_bytes - plan.base_bytes)
+    assert f"estimated {size_text(plan.memory.total(3))} for the trial, of" in words
+    assert f"measured {measured} for the trial, at its peak; {size_text(plan.peak_bytes)} with Python" in words
 
 
 @pytest.mark.parametrize(
