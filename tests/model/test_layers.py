@@ -8,7 +8,7 @@ from torch.nn import functional
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.model.cdn.map_stack import weight_maps
-from cdn_tune.model.cdn.moment_map import pool_proposals
+from cdn_tune.model.layers.moment_map import pool_proposals
 from cdn_tune.model.layers.norm import MapNorm
 from cdn_tune.moments.temporal_map import valid_mask
 
