@@ -90,10 +90,10 @@ class MomentModel(nn.Module):
     """The network of a model family.
 
     `forward` takes the tensors that the family's `config.inputs` names, those of the video first and those of the batch
-    last (they may be absent), and returns an output of any type. A family implements `forward`, `loss` and `spans`; everything else has a default. State of training,
-    such as a running normaliser of the loss, is a parameter or a buffer: it is saved and restored with the weights.
-    Weights with more than one dimension decay, unless their name ends in ``bias``. `loss` and `spans` run in float32,
-    outside autocast.
+    last (they may be absent), and returns an output of any type. A family implements `forward`, `loss` and `spans`;
+    everything else has a default. State of training, such as a running normaliser of the loss, is a parameter or a
+    buffer: it is saved and restored with the weights. Weights with more than one dimension decay, unless their name
+    ends in ``bias``. `loss` and `spans` run in float32, outside autocast.
 
     Attributes:
         config: The family's configuration, which built it.
@@ -117,7 +117,7 @@ class MomentModel(nn.Module):
         """Returns candidate spans of videos of these durations, in seconds [B], on the device of the output."""
         raise NotImplementedError
 
-    def start_epoch(self, epoch: int) -> None:  # noqa: ARG002 - for families whose loss changes over time
+    def start_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 1, and before the steps that are left of one."""
 
     def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:

@@ -65,7 +65,7 @@ def import_state(state: Arrays, model: ModelConfig, data: DataConfig) -> MomentM
 
 
 def nms(segments: Tensor, scores: Tensor, params: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Returns what SnAG's suppression leaves of scored segments [n, 2], with their scores; `params` are its settings."""
+    """Returns what SnAG's suppression leaves of segments [n, 2], with their scores; `params` are its settings."""
     left: tuple[Tensor, Tensor] = _module("snag").nms(segments, scores, params)
     return left
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from .recorded import check_course, close, grad_norms, load, needs_arrays, part, rebuild, train
 
 from cdn_tune.config import load_experiment
 from cdn_tune.errors import CheckpointError
@@ -14,6 +13,8 @@ from cdn_tune.model.tan.published import published_names
 from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.moments.temporal_map import iou_maps
 from cdn_tune.training.memory.estimate import count_parameters
+
+from .recorded import check_course, close, grad_norms, load, needs_arrays, part, rebuild, train
 
 NAMES = ["tan_pool", "tan_conv", "tan_sparse"]
 SIZES = {
@@ -60,7 +61,7 @@ def test_outputs(name: str) -> None:
 def test_training(name: str) -> None:
     published, arrays, _ = rebuild(name, "tan")
     given = part(arrays, "in.")
-    names = {ours: theirs for ours, theirs in published_names(published.model.config)}
+    names = dict(published_names(published.model.config))
     first = grad_norms(published, given, names)
     expected = dict(zip(arrays["train.param_names"].tolist(), arrays["train.param_grad_norms"].tolist(), strict=True))
     assert first == pytest.approx(expected, rel=1e-3, abs=1e-5)
@@ -84,7 +85,7 @@ def test_predictions_and_recall(name: str) -> None:
     given = part(arrays, "in.")
     tops = []
     with torch.no_grad():
-        spans, scores = published.model.spans(published._output(given), given["durations"])  # noqa: SLF001
+        spans, scores = published.model.spans(published._output(given), given["durations"])
     for query in range(len(given["moments"])):
         ranked = spans[query][scores[query].argsort(descending=True, stable=True)]
         close(ranked, arrays[f"predict.ranked.{query}"], 1e-3)
@@ -100,7 +101,7 @@ def test_predictions_and_recall(name: str) -> None:
 
 @needs_arrays
 def test_wrong_settings_are_named() -> None:
-    _, arrays, settings = rebuild("tan_pool", "tan")
+    _, _, settings = rebuild("tan_pool", "tan")
     params: Any = settings["TAN"]["MAP_MODULE"]["PARAMS"]
     params["PADDINGS"][1] = 1
     with pytest.raises(CheckpointError, match=r"MAP_MODULE\.PARAMS\.PADDINGS"):

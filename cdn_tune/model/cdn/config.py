@@ -8,6 +8,7 @@ from cdn_tune.config.experiment import DataConfig, Fraction
 from cdn_tune.config.family import LossConfig
 from cdn_tune.config.keys import Frozen, Positive
 from cdn_tune.model.layers.map_config import ConvsConfig, IouLoss, MapModelConfig
+from cdn_tune.model.layers.map_config import derive_scale_layers as derive_scale_layers
 
 if TYPE_CHECKING:
     from cdn_tune.model.cdn.network import CDN

@@ -105,8 +105,8 @@ class IouLoss(LossConfig):
 Overlaps = Annotated[
     Literal["exact", "rounded"],
     Field(
-        description="how suppression compares candidates: exact: IoU of whole clips; rounded: of rounded seconds, as the "
-        "published code does, which decides by chance where an IoU equals the threshold",
+        description="how suppression compares candidates: exact: IoU of whole clips; rounded: of rounded seconds, as "
+        "the published code does, which decides by chance where an IoU equals the threshold",
     ),
 ]
 

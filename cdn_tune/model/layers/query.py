@@ -41,9 +41,10 @@ class QueryEncoder(nn.Module):
         self.join = nn.Linear(2 * hidden, hidden) if bidirectional and join else None
 
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Returns encodings [B, H], [B, 2H] where two are concatenated, of queries: word vectors [B, L, W] before padding, and a mask, 1 at words [B, L].
+        """Returns encodings [B, H] of queries: word vectors [B, L, W] before padding, and a mask, 1 at words [B, L].
 
-        A query without words is encoded as without context (zeros before `join`).
+        Where both directions are concatenated, encodings are [B, 2H]. A query without words is encoded as without
+        context (zeros before `join`).
         """
         # Many processors refuse LSTMs in half precision, and GPUs compute them in fp16 where bf16 is set.
         # There is no autocast of tensors without memory.

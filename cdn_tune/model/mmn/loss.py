@@ -101,7 +101,7 @@ def sentence_sums(
     temperature: float,
     count_removed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the scaled cosine of each positive cell [B, K], and the logarithm of the sum over it and all negatives."""
+    """Returns each positive cell's scaled cosine, and the logarithm of the sum over it and all negatives [B, K]."""
     queries = torch.arange(len(rows), device=rows.device)
     own = cosines[queries, rows]  # [B, M]
     positive = (own.gather(1, top) - margin) / temperature  # [B, K]

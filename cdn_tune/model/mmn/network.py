@@ -1,7 +1,7 @@
 """MMN, a network that matches the moments of a video with a sentence (arXiv 2109.04872).
 
-Shape letters: B queries, V videos (or windows), T frames, D feature size, S clips, H hidden, M valid cells, J joint size,
-L words, W word size.
+Shape letters: B queries, V videos (or windows), T frames, D feature size, S clips, H hidden, M valid cells, J joint
+size, L words, W word size.
 """
 
 from typing import NamedTuple
