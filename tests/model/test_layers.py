@@ -60,6 +60,16 @@ def test_norm_over_all_cells_is_batch_norm() -> None:
     torch.testing.assert_close(ours(x, mask), theirs(x))
 
 
+def test_statistics_lose_no_digits_to_many_cells_alike() -> None:
+    """Most cells of a sparse map are equal, and far from the others beside their spread."""
+    torch.manual_seed(0)
+    x = torch.full((64, 2, 40, 40), 3.1)
+    x[:, :, 10:14, 20:24] += 0.3 * torch.randn(64, 2, 4, 4)
+    norm = MapNorm(2, momentum=1.0)
+    norm(x, torch.ones(40, 40, dtype=torch.bool))
+    torch.testing.assert_close(norm.running_var.double(), x.double().var(dim=(0, 2, 3)), rtol=1e-6, atol=0)
+
+
 def test_norm_over_valid_cells_ignores_the_others() -> None:
     torch.manual_seed(0)
     mask = valid_mask(4, [4])

@@ -34,7 +34,7 @@ Tiny = Callable[..., Experiment]
 SMALL = {"clips": 8, "hidden": 8, "map": {"layers": 2, "kernel_size": 3}}
 CHANGES: dict[str, dict[str, Any]] = {
     "tan": {"model.query.hidden": 8, "model.query.layers": 1},
-    "mmn": {"model.joint": 8, "loss.contrastive_epochs": 2},
+    "mmn": {"model.joint": 8, "loss.contrastive_epochs": 1},
 }
 PARTS = {"tan": {"moment_loss"}, "mmn": {"loss_iou", "loss_vid", "loss_sent"}}
 
@@ -67,7 +67,7 @@ def test_trains_resumes_evaluates_predicts_and_exports(family: str, tiny: Tiny, 
     again: list[EpochReport] = []
     calls = iter(range(100))
     with pytest.raises(KeyboardInterrupt):
-        train_in(experiment, tmp_path / "again", ignore, stop=lambda: next(calls) > 12)
+        train_in(experiment, tmp_path / "again", ignore, stop=lambda: next(calls) > whole[0].steps + 2)
     assert read_checkpoint(tmp_path / "again" / LAST)["within"] is not None
     train_in(experiment, tmp_path / "again", again.append)
     assert [(each.loss, each.losses, each.val) for each in again] == [
