@@ -40,8 +40,8 @@ class MapNorm(nn.Module):
         if self.training:
             self.num_batches_tracked.add_(1)
             several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-            # On CPUs torch's own loses three digits of the statistics of sparse maps in this memory format.
-            if several or self.over == "valid" or x.device.type == "cpu":
+            # On CPUs torch's own loses three digits of the statistics of sparse maps in CDN's memory format.
+            if several or self.over == "valid" or (x.device.type == "cpu" and not x.is_contiguous()):
                 cells = mask if self.over == "valid" else torch.ones_like(mask)
                 output, mean, var = _norm(x, cells, self.weight, self.bias, self.eps, several)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -63,12 +63,12 @@ class _NormOverCells(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         cells = cells.to(wide.dtype)
-        total = torch.cat([_over_cells(wide * cells), _over_cells(cells.expand(len(x), 1, *cells.shape))])
-        total = _over_workers(total, several)
-        count = total[-1:].to(wide.dtype)
-        mean = (total[:-1] / total[-1:]).to(wide.dtype)  # [C]
+        count = (cells.sum() * x.shape[0]).reshape(1)
+        total = _over_workers(torch.cat([(wide * cells).sum(dim=(0, 2, 3)), count]), several)
+        count = total[-1:]
+        mean = total[:-1] / count  # [C]
         centred = wide - mean[:, None, None]
-        var = (_over_workers(_over_cells(centred.square() * cells), several) / total[-1:]).to(wide.dtype)  # [C]
+        var = _over_workers((centred.square() * cells).sum(dim=(0, 2, 3)), several) / count  # [C]
         scale = (var + eps).rsqrt()
         ctx.save_for_backward(x, cells, weight, mean, scale, count)
         ctx.several = several
@@ -91,11 +91,6 @@ class _NormOverCells(torch.autograd.Function):
 
 
 _norm: Callable[..., tuple[Tensor, Tensor, Tensor]] = _NormOverCells.apply
-
-
-def _over_cells(values: Tensor) -> Tensor:
-    """Sums maps [B, C, S, S] over all but C, on a CPU in float64: in float32 the variance loses three digits there."""
-    return values.sum(dim=(0, 2, 3), dtype=torch.float64 if values.device.type == "cpu" else values.dtype)
 
 
 def _over_workers(values: Tensor, several: bool) -> Tensor:
