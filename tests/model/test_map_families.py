@@ -14,21 +14,28 @@ from typer.testing import CliRunner
 
 from cdn_tune import load
 from cdn_tune.cli import app
-from cdn_tune.config import Experiment
+from cdn_tune.config import Experiment, load_space
+from cdn_tune.config.yaml import dump
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
+from cdn_tune.evaluation import scoring
 from cdn_tune.model.family import Spans
 from cdn_tune.model.mmn.config import MMNConfig
 from cdn_tune.model.mmn.loss import sentence_contrast
 from cdn_tune.model.mmn.network import MMN
 from cdn_tune.model.tan.config import TANConfig
 from cdn_tune.model.tan.network import TAN
+from cdn_tune.moments.metrics import Answers
 from cdn_tune.moments.nms import cell_spans
+from cdn_tune.training.evaluate import evaluation
 from cdn_tune.training.memory.estimate import estimate
 from cdn_tune.training.reports import EpochReport, ignore
-from cdn_tune.training.runs.checkpoint import LAST, read_checkpoint
+from cdn_tune.training.runs.checkpoint import LAST, build_model, load_checkpoint, read_checkpoint
 from cdn_tune.training.runs.run_folder import claim, describe_run, locked
-from cdn_tune.training.train_trial import train_in
+from cdn_tune.training.step.optimiser import PlateauReversed
+from cdn_tune.training.train_trial import open_data, train_in
+from cdn_tune.tuning.planning.random_points import draw
+from cdn_tune.tuning.study.candidates import Candidates
 
 Tiny = Callable[..., Experiment]
 SMALL = {"clips": 8, "hidden": 8, "map": {"layers": 2, "kernel_size": 3}}
@@ -85,6 +92,58 @@ def test_trains_resumes_evaluates_predicts_and_exports(family: str, tiny: Tiny, 
         ]
         assert answers[0] == answers[1]
         assert answers[0][0]
+
+
+def test_one_space_chooses_among_the_map_families(tiny: Tiny, tmp_path: Path) -> None:
+    """Keys that all three have need no condition, those of one do."""
+    parameters: dict[str, Any] = {
+        "model.name": {"type": "categorical", "choices": ["cdn", "mmn", "tan"]},
+        "model.hidden": {"type": "int", "low": 8, "high": 16, "step": 4},
+        "model.map.layers": {"type": "int", "low": 1, "high": 2},
+        "model.map.kernel_size": {"type": "categorical", "choices": [3, 5], "per_layer": True},
+        "model.joint": {"type": "int", "low": 4, "high": 8, "when": {"model.name": "mmn"}},
+        "model.query.layers": {"type": "int", "low": 1, "high": 2, "when": {"model.name": ["cdn", "tan"]}},
+    }
+    base = tiny(**{"model.map.dynamic_layers": 0, "model.map.layers": 1})
+    (tmp_path / "base.yaml").write_text(dump(base.plain()))
+    space = {"name": "s", "experiment": "base.yaml", "parameters": parameters, "overrides": {"model.clips": 16}}
+    (tmp_path / "space.yaml").write_text(dump(space))
+    seen = set()
+    for point in draw(Candidates(*load_space(tmp_path / "space.yaml")), 30):
+        if point.experiment is not None:
+            seen.add(point.experiment.model.name)
+            assert ("model.joint" in point.params) == (point.experiment.model.name == "mmn")
+    assert seen >= {"mmn", "tan"}
+
+
+def test_reversed_plateau_reads_the_loss_on_val(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(PlateauReversed, "end_evaluation", lambda _, loss: seen.append(loss))
+    experiment = experiment_of(tiny, "tan", **{"optim.schedule": "plateau_reversed", "train.epochs": 1})
+    train_in(experiment, tmp_path, ignore)
+    val = open_data(experiment.data)["val"]
+    model = load_checkpoint(tmp_path / LAST.parent / "best.pt").model.eval()
+    batch = val.batch(range(len(val)))
+    with torch.no_grad():
+        expected = model.loss(model(*model.inputs_of(batch)), batch).total.item()
+    assert seen == pytest.approx([expected], rel=1e-5)
+
+
+def test_recall_counts_equal_ious_where_the_experiment_says_so(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    class Watched(Answers):
+        def __init__(self, *arguments: Any, closed: bool = False) -> None:
+            super().__init__(*arguments[:4], closed=bool(arguments[4]) if len(arguments) > 4 else closed)
+            seen.append(self.closed)
+
+    for module in (evaluation, scoring):
+        monkeypatch.setattr(module, "Answers", Watched)
+    experiment = experiment_of(tiny, "mmn", **{"eval.closed": True})
+    val = open_data(experiment.data)["val"]
+    result = evaluation.evaluate_split(build_model(experiment), val, experiment.eval)
+    scoring.Retrieved(result.top, result.scores).answers(val, experiment.eval.closed)
+    assert seen == [True, True]
 
 
 @pytest.mark.parametrize("family", CHANGES)
