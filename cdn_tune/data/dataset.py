@@ -34,6 +34,7 @@ class Batch:
         moments: float64 [B, 2], start and end of each query's (first) moment in seconds.
         all_moments: float64 [B, M, 2], of all moments that answer it, NaN-padded; M is the most that a query has.
         indices: int64 [B], positions in the dataset.
+        videos: int64 [B], a number for each query's video, the same for all queries of a video.
     """
 
     visual: torch.Tensor
@@ -43,6 +44,7 @@ class Batch:
     moments: torch.Tensor
     all_moments: torch.Tensor
     indices: torch.Tensor
+    videos: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -78,6 +80,8 @@ class MomentDataset:
         self.vocabulary, self.features = vocabulary, features
         self._durations = torch.tensor([item.duration for item in self.annotations], dtype=torch.float64)
         self._moments = torch.from_numpy(true_moments(self.annotations))
+        numbers = {video: number for number, video in enumerate(dict.fromkeys(item.video for item in self.annotations))}
+        self._videos = torch.tensor([numbers[item.video] for item in self.annotations])
         self._rows = features.rows([item.video for item in self.annotations])
         distinct = {query: vocabulary.ids(query) for query in {item.query for item in self.annotations}}
         ids = [distinct[item.query] for item in self.annotations]
@@ -119,6 +123,7 @@ class MomentDataset:
             moments=self._moments[at, 0],
             all_moments=self._moments[at],
             indices=at,
+            videos=self._videos[at],
         )
 
     def describe(self) -> dict[str, Any]:

@@ -3,8 +3,14 @@
 Shape letters: Q queries, S clips, N candidate cells.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+# Whether a moment's ends are exact, or rounded to float32 as published: number / clips, then times the duration
+# (``share``: 2D-TAN, CDN), or number times duration, then / clips (``multiple``: MMN).
+Rounding = Literal["none", "share", "multiple"]
 
 # Queries are taken in chunks of this many candidate cells, so that a chunk's buffers stay in the processor's cache.
 _CHUNK_CELLS = {"cpu": 1 << 17, "cuda": 1 << 26}
@@ -53,20 +59,25 @@ def top_moments(
     )
 
 
-def cell_spans(cells: Tensor, clips: int, durations: Tensor) -> Tensor:
-    """Returns the moments of a map's cells in seconds, rounded to float32, as float64 [Q, N, 2].
+def cell_spans(cells: Tensor, clips: int, durations: Tensor, rounding: Rounding = "share") -> Tensor:
+    """Returns the moments of a map's cells in seconds, float64 [Q, N, 2].
 
     Args:
         cells: Row times S plus column of each cell [N].
         clips: Clips of a video S.
         durations: Seconds [Q].
+        rounding: How ends are rounded to float32 in between.
     """
-    edges = torch.arange(clips + 1, dtype=torch.float32, device=durations.device) / clips
-    edges = (edges * durations.to(torch.float32)[:, None]).double()  # [Q, S + 1]
+    kind = torch.float64 if rounding == "none" else torch.float32
+    edges = torch.arange(clips + 1, dtype=kind, device=durations.device)
+    seconds = durations.to(kind)[:, None]
+    edges = (edges / clips * seconds if rounding == "share" else edges * seconds / clips).double()  # [Q, S + 1]
     return torch.stack([edges.index_select(1, cells // clips), edges.index_select(1, cells % clips + 1)], dim=2)
 
 
-def top_spans(scores: Tensor, spans: Tensor, limit: int, nms_threshold: float) -> tuple[Tensor, Tensor]:
+def top_spans(
+    scores: Tensor, spans: Tensor, limit: int, nms_threshold: float, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Returns each query's best of any moments, as `top_moments` does of a map's cells.
 
     Args:
@@ -74,6 +85,7 @@ def top_spans(scores: Tensor, spans: Tensor, limit: int, nms_threshold: float) -
         spans: The moments, in seconds: of each query [Q, N, 2], or the same for all [N, 2].
         limit: How many moments to return per query.
         nms_threshold: IoU above which the lesser moment is dropped.
+        dtype: Format in which spans are compared.
 
     Returns:
         Spans in seconds, float64 [Q, limit, 2], and their scores [Q, limit], best first, both NaN where a query has
@@ -93,7 +105,7 @@ def top_spans(scores: Tensor, spans: Tensor, limit: int, nms_threshold: float) -
     best = torch.full((queries, limit), torch.nan, dtype=scores.dtype, device=scores.device)
     if count == 0:
         return found, best
-    spans = spans.to(scores.device, torch.float64).expand(queries, count, 2)
+    spans = spans.to(scores.device, dtype).expand(queries, count, 2)
     step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // count)
     for first in range(0, queries, step):
         chunk = slice(first, first + step)

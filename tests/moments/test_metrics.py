@@ -110,6 +110,14 @@ def test_several_true_moments_by_hand() -> None:
     assert recall(Answers(top.flip(1), truth, torch.tensor([30.0])), 1, 0.7).item() == 1  # the best true moment counts
 
 
+def test_an_iou_equal_to_the_threshold_is_a_hit_only_if_closed() -> None:
+    top, truth = torch.tensor([[[0.0, 4.0]]]), torch.tensor([[0.0, 2.0]])
+    found = {
+        closed: Answers(top, truth, torch.tensor([8.0]), closed=closed).rank(0.5).item() for closed in (False, True)
+    }
+    assert found == {False: 0, True: 1}
+
+
 def test_metrics_are_those_of_a_loop() -> None:
     top, truth, durations = random_queries(80, 5, 1)
     names = [f"R{n}@{threshold}" for n in (1, 2, 5) for threshold in (0.1, 0.3, 0.5)]
