@@ -39,12 +39,16 @@ class Answers:
         moments: Annotated spans in seconds, float64 [Q, 2].
         durations: Of the videos in seconds, float64 [Q].
         overlap: IoU of each span with the truth, 0 where there is none, float64 [Q, n].
+        closed: Whether an IoU equal to a threshold is a hit, as SnAG counts; by default it is none.
 
     Raises:
         ValueError: If there is no query, or the shapes do not fit.
     """
 
-    def __init__(self, top: Array, moments: Array, durations: Array, scores: Array | None = None) -> None:
+    def __init__(
+        self, top: Array, moments: Array, durations: Array, scores: Array | None = None, closed: bool = False
+    ) -> None:
+        self.closed = closed
         self.top, self.moments, self.durations = _cpu64(top), _cpu64(moments), _cpu64(durations)
         queries = len(self.top)
         if queries == 0:
@@ -58,9 +62,12 @@ class Answers:
         self._ranks: dict[float, Tensor] = {}
 
     def rank(self, iou: float) -> Tensor:
-        """Returns the rank, from 1, of the first moment whose IoU is strictly above a threshold, else 0: int64 [Q]."""
+        """Returns the rank, from 1, of the first moment whose IoU is above a threshold, else 0: int64 [Q].
+
+        Strictly above, unless `closed`.
+        """
         if iou not in self._ranks:
-            hits = self.overlap > iou  # [Q, n]
+            hits = self.overlap >= iou if self.closed else self.overlap > iou  # [Q, n]
             first = hits.double().argmax(dim=1) + 1  # argmax is the first of equals
             self._ranks[iou] = torch.where(hits.any(dim=1), first, 0)
         return self._ranks[iou]

@@ -49,7 +49,7 @@ class VideoConfig(Dropouts):
 
     hidden: Positive = Field(256, description="video width, also of fusion and heads [embd_dim]")
     convs: Count = Field(2, description="convolutions before the transformer [arch, first]")
-    stem: Count = Field(0, description="transformer blocks at full length [arch, second]")
+    stem: Count = Field(1, description="transformer blocks at full length [arch, second]")
     levels: Positive = Field(6, description="pyramid levels, each of half the length [arch, third]")
     window: Count = Field(5, description="odd window of local attention; 0: attention to all [mha_win_size]")
     heads: Positive = Field(4, description="attention heads, which divide the width [n_heads]")

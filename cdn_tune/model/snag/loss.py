@@ -20,8 +20,8 @@ EPSILON = 1e-8
 def assign(points: Points, moments: Tensor, radius: float | None) -> tuple[Tensor, Tensor]:
     """Returns which points are to find each query's moment, bool [N, P], and the offsets they should have [N, P, 2].
 
-    A point is positive if it lies inside the moment, near its centre, and its longer offset is within its level's range.
-    Several levels may have positive points, or none.
+    A point is positive if it lies inside the moment, near its centre, and its longer offset is within its level's
+    range. Several levels may have positive points, or none.
 
     Args:
         points: The points.

@@ -100,7 +100,7 @@ class SnAG(nn.Module):
         )
 
     def losses(self, output: SnAGOutput, moments: Tensor) -> SumLosses:
-        """Returns the losses of a batch, given moments in steps of the first level [N, 2]; see `count` for what next."""
+        """Returns the losses of a batch, given moments in steps of the first level [N, 2]; `count` comes after."""
         config = self.loss_config
         positive, wanted = assign(output.points, moments.float(), config.centre_radius)
         positive &= output.mask

@@ -232,7 +232,7 @@ class PublishedSnag(nn.Module):
         return found | {f"fpn_mask.{level}": mask for level, mask in enumerate(pyramid.split(pyramid.mask))}
 
     def targets(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns ``labels`` [N, P] and ``offsets`` [N, P, 2] of all points, and ``positives``, a count of real ones."""
+        """Returns ``labels`` [N, P], ``offsets`` [N, P, 2] of all points, and ``positives``, a count of real ones."""
         with torch.no_grad():
             output = self.model(*_inputs(inputs))
         labels, offsets = assign(output.points, self._moments(inputs), self.model.loss_config.centre_radius)
