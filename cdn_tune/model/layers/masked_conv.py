@@ -41,6 +41,10 @@ class MaskedConv(nn.Module):
                 f"{steps} steps cannot be taken every {self.stride}; "
                 f"pad them to {-(-steps // self.stride) * self.stride}"
             )
-        x = x * mask[..., None]
-        convolved = functional.conv1d(x.transpose(1, 2), self.weight, self.bias, self.stride, side, 1, self.groups)
-        return convolved.transpose(1, 2), mask[:, :: self.stride]
+        # In two dimensions, of which one is 1: torch computes these where they lie, channels last, and copies others;
+        # several times as fast on a CPU.
+        image = (x * mask[..., None]).transpose(1, 2)[:, :, None]  # [B, C, 1, T]
+        convolved = functional.conv2d(
+            image, self.weight[:, :, None], self.bias, self.stride, (0, side), groups=self.groups
+        )
+        return convolved[:, :, 0].transpose(1, 2), mask[:, :: self.stride]
