@@ -15,12 +15,12 @@ class Grid(NamedTuple):
     Attributes:
         clip_size: Frames of a clip.
         clip_stride: Frames from one clip's start to the next one's.
-        fps: Frames per second.
+        fps: Frames per second; of several videos, a tensor that broadcasts with the times.
     """
 
     clip_size: float
     clip_stride: float
-    fps: float
+    fps: float | Tensor
 
     @property
     def offset(self) -> float:

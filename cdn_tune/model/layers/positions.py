@@ -5,7 +5,6 @@ Shape letters: B batch, T time steps, C channels.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 def sinusoids(steps: int, channels: int) -> Tensor:
@@ -24,12 +23,14 @@ class Positions(nn.Module):
     Args:
         steps: Length of the table.
         channels: Even number of channels C.
+        by_sample: Stretch it to each sequence's own length, whatever its padding; else to T.
     """
 
     table: Tensor
 
-    def __init__(self, steps: int, channels: int) -> None:
+    def __init__(self, steps: int, channels: int, by_sample: bool = False) -> None:
         super().__init__()
+        self.by_sample = by_sample
         self.register_buffer("table", sinusoids(steps, channels), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -44,6 +45,19 @@ class Positions(nn.Module):
                 raise ValueError(
                     f"a sequence of {steps} steps is longer than the table of {len(table)} positions; shorten it"
                 )
-            stretched = functional.interpolate(table.T[None], size=steps, mode="linear", align_corners=True)
-            table = stretched[0].T
-        return x + table[:steps].to(x.dtype) * mask[..., None]
+            padded = torch.full((len(x), 1), steps, device=x.device)
+            lengths = mask.sum(dim=1, keepdim=True) if self.by_sample else padded  # [B, 1]
+            table = _stretched(table, steps, lengths)
+        else:
+            table = table[:steps]
+        return x + table.to(x.dtype) * mask[..., None]
+
+
+def _stretched(table: Tensor, steps: int, lengths: Tensor) -> Tensor:
+    """Returns positions [B, T, C] of sequences of these lengths [B, 1]: linear between the rows of a shorter table."""
+    last = len(table) - 1
+    rate = torch.where(lengths > len(table), last / (lengths - 1).clamp(min=1), 1.0)  # [B, 1]
+    place = (torch.arange(steps, device=table.device) * rate).clamp(max=last)  # [B, T]
+    below = place.long().clamp(max=max(last - 1, 0))
+    share = (place - below)[..., None]
+    return table[below] * (1 - share) + table[(below + 1).clamp(max=last)] * share

@@ -4,7 +4,7 @@ Every key names what the published option does; in brackets the published option
 """
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from cdn_tune.config.keys import Frozen, Positive
 
 if TYPE_CHECKING:
     from cdn_tune.config.experiment import DataConfig
-    from cdn_tune.model.family import MomentModel
+    from cdn_tune.model.snag.network import SnAG
 
 Count = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -108,12 +108,21 @@ class PointConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """From scored points to candidates."""
+    """From scored points to answers."""
 
     min_score: Probability = Field(0.001, description="candidates with less are dropped [pre_nms_thresh]")
     candidates: Positive = Field(2000, description="best candidates kept before suppression [pre_nms_topk]")
     min_length: Annotated[float, Field(ge=0)] = Field(
         0.1, description="candidates of fewer steps are dropped [seg_len_thresh]"
+    )
+    suppression: Literal["soft", "hard"] = Field(
+        "soft",
+        description="what becomes of an answer that overlaps a better one: its score decays, or it is dropped at "
+        "eval.nms_threshold [nms.mode]",
+    )
+    decay: Annotated[float, Field(gt=0)] = Field(0.9, description="soft: divisor of the squared IoU [nms.sigma]")
+    voting: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.95, description="answers become the mean of candidates with at least this IoU; 0: none [nms.voting_thresh]"
     )
 
 
@@ -128,7 +137,7 @@ class SnAGLoss(LossConfig):
     regression: Literal["diou", "iou"] = Field("diou", description="IoU loss, with or without distance [reg_loss]")
     regression_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="its weight [loss_weight]")
     normaliser: Annotated[float, Field(gt=0)] = Field(
-        400.0, description="positive points per batch that the running normaliser starts from [loss_norm]"
+        12.5, description="positive points per query that the running normaliser starts from [loss_norm / queries]"
     )
     normaliser_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.9, description="share of the normaliser that stays at each step [loss_norm_momentum]"
@@ -152,9 +161,27 @@ class SnAGConfig(ModelConfig):
     points: PointConfig = PointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    def build(self, data: "DataConfig", loss: LossConfig) -> "MomentModel":
+    def build(self, data: "DataConfig", loss: LossConfig) -> "SnAG":
         """Returns the network."""
-        raise NotImplementedError
+        from cdn_tune.model.snag.network import SnAG
+
+        return SnAG(self, data.feature_size, data.word_size, cast(SnAGLoss, loss))
+
+    def check(self, data: "DataConfig") -> None:
+        """Raises a `ValueError` if the frames do not fit the pyramid, or the table of positions."""
+        video = self.video
+        multiple = video.stride * 2 ** (video.levels - 1)
+        if data.frames % multiple:
+            nearest = max(round(data.frames / multiple), 1) * multiple
+            raise ValueError(
+                f"data.frames={data.frames} cannot be halved for model.video.levels={video.levels} after a stride of "
+                f"{video.stride}; choose data.frames={nearest}"
+            )
+        if data.frames > video.length * video.stride:
+            raise ValueError(
+                f"data.frames={data.frames} is more than model.video.length={video.length} steps of "
+                f"model.video.stride={video.stride}; set model.video.length={data.frames // video.stride}"
+            )
 
     def summary(self) -> str:
         """Returns sizes and variant."""

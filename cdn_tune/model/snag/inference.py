@@ -1,50 +1,18 @@
-"""From scored points to candidate spans, and whole videos of any length, in windows if wanted.
+"""Candidate answers in whole videos of any length, in windows if wanted.
 
 Shape letters: N queries, T frames, D feature size, L words, W word size, P points, K candidates.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from cdn_tune.model.snag.config import EvaluationConfig
-from cdn_tune.model.snag.network import SnAG, SnAGOutput
+from cdn_tune.model.snag.decode import Candidates, decode
+from cdn_tune.model.snag.network import SnAG
 from cdn_tune.moments.spans import sliding_windows
-
-
-class Candidates(NamedTuple):
-    """Candidate answers of N queries, best first.
-
-    Attributes:
-        spans: Start and end in steps of the first level [N, K, 2].
-        scores: In [0, 1]; -inf where there are fewer than K [N, K].
-    """
-
-    spans: Tensor
-    scores: Tensor
-
-
-def decode(output: SnAGOutput, settings: EvaluationConfig, external: Tensor | None = None) -> Candidates:
-    """Returns the spans of the best points.
-
-    Args:
-        output: Scored points.
-        settings: Least score and length, number of candidates K.
-        external: Factors of the points' scores [N, P], see `external_at_points`.
-    """
-    scores = torch.sigmoid(output.logits.float()) * output.mask  # [N, P]
-    if external is not None:
-        scores = scores * external
-    scores = scores.masked_fill(scores <= settings.min_score, -torch.inf)
-    scores, index = scores.topk(min(settings.candidates, scores.shape[1]), dim=1)  # [N, K]
-    offsets = output.offsets.float().gather(1, index[..., None].expand(-1, -1, 2))
-    time, stride = output.points.time[index], output.points.stride[index]
-    spans = torch.stack([time - offsets[..., 0] * stride, time + offsets[..., 1] * stride], dim=2)
-    long_enough = spans[..., 1] - spans[..., 0] > settings.min_length
-    return Candidates(spans, scores.masked_fill(~long_enough, -torch.inf))
 
 
 def external_at_points(external: Tensor, stride: int, levels: int) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from cdn_tune.errors import CheckpointError
 from cdn_tune.model.snag.config import EvaluationConfig, SnAGConfig, SnAGLoss
-from cdn_tune.model.snag.inference import Candidates, candidates
+from cdn_tune.model.snag.decode import Candidates
+from cdn_tune.model.snag.inference import candidates
 from cdn_tune.model.snag.loss import assign
 from cdn_tune.model.snag.network import SnAG
 from cdn_tune.model.snag.pyramid import Pyramid
@@ -124,7 +125,6 @@ def published_config(config: Mapping[str, Any]) -> tuple[SnAGConfig, SnAGLoss]:
             "centre_radius": float(train["center_sampling_radius"]) if train["center_sampling"] == "radius" else None,
             "regression": train["reg_loss"],
             "regression_weight": float(train["loss_weight"]),
-            "normaliser": float(train["loss_norm"]),
             "normaliser_momentum": float(train["loss_norm_momentum"]),
             "normaliser_resumes": False,
         }
@@ -164,7 +164,7 @@ def from_published(state: Mapping[str, Any], config: Mapping[str, Any]) -> "Publ
     model = config["model"]
     snag = SnAG(ours, model["vid_net"]["in_dim"], model["text_net"]["in_dim"], loss)
     _load(snag, state)
-    return PublishedSnag(snag)
+    return PublishedSnag(snag, float(config["train"]["loss_norm"]))
 
 
 def _load(model: SnAG, state: Mapping[str, Any]) -> None:
@@ -202,11 +202,17 @@ def _published_shape(name: str, ours: Tensor) -> torch.Size:
 
 
 class PublishedSnag(nn.Module):
-    """SnAG that takes and gives the published code's channel-first sequences, by the recorded arrays' names."""
+    """SnAG that takes and gives the published code's channel-first sequences, by the recorded arrays' names.
 
-    def __init__(self, model: SnAG) -> None:
+    Its running normaliser is as published of a batch's positive points, whatever the number of queries.
+    """
+
+    loss_norm: Tensor
+
+    def __init__(self, model: SnAG, loss_norm: float) -> None:
         super().__init__()
         self.model = model
+        self.register_buffer("loss_norm", torch.tensor(loss_norm, dtype=torch.float64), persistent=False)
 
     def raw(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Returns what the network computes.
@@ -219,7 +225,7 @@ class PublishedSnag(nn.Module):
             ``logits`` [N, P], ``offsets`` [N, P, 2], ``mask`` [N, P], ``points`` [P, 4], ``level_points``; besides
             ``text``, ``text_mask``, and of every level ``fpn.l``, ``fpn_mask.l`` and ``fused.l``.
         """
-        video, video_mask, words, word_mask, rows = _inputs(inputs)
+        video, words, word_mask, video_mask, rows = _inputs(inputs)
         text, text_mask = self.model.text(words, word_mask)
         pyramid: Pyramid = self.model.video(video, video_mask)
         fused = self.model.fusion(pyramid.rows(rows), text, text_mask)
@@ -247,10 +253,13 @@ class PublishedSnag(nn.Module):
         Returns:
             ``total``, ``cls``, ``reg`` (without its weight) and the ``loss_norm`` they were divided by.
         """
-        norm = self.model.loss_norm.clone()
-        found = self.model.losses(self.model(*_inputs(inputs)), self._moments(inputs))
-        self.model.count(found.positives)
-        return {"total": found.total, "cls": found.score, "reg": found.span, "loss_norm": norm}
+        norm, config = self.loss_norm.clone(), self.model.loss_config
+        found = self.model.sums(self.model(*_inputs(inputs)), self._moments(inputs))
+        score, span = found.score / norm.float(), found.span / norm.float()
+        positives = found.positives.clamp(min=1).to(norm)
+        self.loss_norm.copy_(torch.lerp(positives, norm, config.normaliser_momentum))
+        total = score + config.regression_weight * span
+        return {"total": total, "cls": score, "reg": span, "loss_norm": norm}
 
     def predict(self, index: int, arrays: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
         """Returns the answers of a recorded case: per query spans in seconds [K, 2] and scores [K], best first."""
@@ -291,13 +300,13 @@ class PublishedSnag(nn.Module):
 
 
 def _inputs(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns frames [B, T, D], their mask, words [N, L, W], their mask, and the video of each query [N]."""
+    """Returns frames [B, T, D], words [N, L, W], their mask, the frames' mask, and the video of each query [N]."""
     video, video_mask, text, text_mask, size = (
         torch.as_tensor(inputs[name]) for name in ("vid", "vid_mask", "text", "text_mask", "text_size")
     )
     real = torch.arange(text.shape[1], device=size.device) < size[:, None]  # [B, M]
     rows = torch.arange(len(video), device=size.device).repeat_interleave(size)
-    return video.transpose(1, 2), video_mask.bool(), text[real].transpose(1, 2), text_mask[real].bool(), rows
+    return video.transpose(1, 2), text[real].transpose(1, 2), text_mask[real].bool(), video_mask.bool(), rows
 
 
 def _found(answers: Candidates) -> tuple[Tensor, Tensor]:

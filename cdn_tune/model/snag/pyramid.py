@@ -43,6 +43,18 @@ class Pyramid(NamedTuple):
         return [level[:, :-1] for level in x.split(self.sizes, dim=1)]
 
 
+def levels_of(features: Tensor, count: int) -> Pyramid:
+    """Returns the pyramid of so many levels, without padded steps, that these features [B, P + L, C] are.
+
+    Each level but the last has twice the steps of the next one.
+    """
+    last = (features.shape[1] - count) // (2**count - 1)
+    sizes = [last * 2**level for level in reversed(range(count))]
+    real = [torch.ones(len(features), size, dtype=torch.bool, device=features.device) for size in sizes]
+    mask = torch.cat([functional.pad(each, (0, 1)) for each in real], dim=1)
+    return Pyramid(features, mask, tuple(size + 1 for size in sizes))
+
+
 def join(levels: Sequence[Tensor], masks: Sequence[Tensor]) -> Pyramid:
     """Returns the pyramid of levels [B, P_l, C] and bool masks [B, P_l]."""
     features = torch.cat([functional.pad(level, (0, 0, 0, 1)) for level in levels], dim=1)

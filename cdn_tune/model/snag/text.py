@@ -13,13 +13,28 @@ from cdn_tune.model.layers.positions import Positions
 from cdn_tune.model.snag.config import TextConfig
 
 
-class TextEncoder(nn.Module):
-    """A transformer over the words, with an optional learnt background token before them."""
+class _Words(nn.Module):
+    """Word vectors in the text's width, with positions; in training, longer queries are cut."""
 
     def __init__(self, config: TextConfig, word_size: int) -> None:
         super().__init__()
         self.embed = linear(word_size, config.hidden)
-        self.positions = Positions(config.words, config.hidden) if config.positions else None
+        self.positions = Positions(config.words, config.hidden, by_sample=True) if config.positions else None
+        self.most = config.words
+
+    def embedded(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns embeddings [N, L, E] and their mask [N, L]."""
+        if self.training:
+            words, mask = words[:, : self.most], mask[:, : self.most]
+        x = self.embed(words * mask[..., None])
+        return (x if self.positions is None else self.positions(x, mask)), mask
+
+
+class TextEncoder(_Words):
+    """A transformer over the words, with an optional learnt background token before them."""
+
+    def __init__(self, config: TextConfig, word_size: int) -> None:
+        super().__init__(config, word_size)
         self.background: nn.Parameter | None = None
         if config.background:
             self.background = nn.Parameter(nn.init.trunc_normal_(torch.empty(config.hidden), std=0.02))
@@ -36,9 +51,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Returns tokens [N, L', E] and their mask [N, L'] of word vectors [N, L, W] and a bool mask [N, L]."""
-        x = self.embed(words * mask[..., None])  # [N, L, E]
-        if self.positions is not None:
-            x = self.positions(x, mask)
+        x, mask = self.embedded(words, mask)
         if self.background is not None:
             x, mask = _prepend(self.background.to(x.dtype).expand(len(x), 1, -1), x, mask)
         for block in self.blocks:
@@ -46,20 +59,16 @@ class TextEncoder(nn.Module):
         return x, mask
 
 
-class PooledText(nn.Module):
+class PooledText(_Words):
     """The words as they are, with an optional token before them: what their mean attends to among them."""
 
     def __init__(self, config: TextConfig, word_size: int) -> None:
-        super().__init__()
-        self.embed = linear(word_size, config.hidden)
-        self.positions = Positions(config.words, config.hidden) if config.positions else None
+        super().__init__(config, word_size)
         self.pool = Attention(config.hidden, config.heads) if config.background else None
 
     def forward(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Returns tokens [N, L', E] and their mask [N, L'] of word vectors [N, L, W] and a bool mask [N, L]."""
-        x = self.embed(words * mask[..., None])  # [N, L, E]
-        if self.positions is not None:
-            x = self.positions(x, mask)
+        x, mask = self.embedded(words, mask)
         if self.pool is not None:
             count = mask.sum(dim=1).clamp(min=1)[:, None, None]
             mean = (x * mask[..., None]).sum(dim=1, keepdim=True) / count  # [N, 1, E]
