@@ -194,15 +194,13 @@ class SnAGConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "SnAGConfig":
-        for part, width, heads in (
-            ("text", self.text.hidden, self.text.heads),
-            ("video", self.video.hidden, self.video.heads),
-            ("fusion", self.video.hidden, self.fusion.heads),
-        ):
-            if width % heads:
-                nearest = max(round(width / heads), 1) * heads
-                key = "hidden" if part != "fusion" else "video.hidden"
-                raise ValueError(f"{part}.heads={heads} does not divide {key}={width}; use {nearest} for {key}")
-            if width % 2:
-                raise ValueError(f"{part}.hidden={width} is odd; positions take pairs: use {width + 1}")
+        video, fusion = self.video, self.fusion
+        units = {
+            "text": (self.text.hidden, f"{self.text.heads}", math.lcm(2, self.text.heads)),
+            "video": (video.hidden, f"{video.heads}, fusion: {fusion.heads}", math.lcm(2, video.heads, fusion.heads)),
+        }
+        for part, (width, heads, unit) in units.items():
+            if width % unit:  # even, since sinusoids come in pairs
+                nearest = max(math.floor(width / unit + 0.5), 1) * unit
+                raise ValueError(f"{part}.hidden={width} is no even multiple of its heads ({heads}); use {nearest}")
         return self
