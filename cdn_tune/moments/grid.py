@@ -1,6 +1,6 @@
 """The grid of frame features: which seconds a step of a video's features stands for."""
 
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,10 @@ class Grid(NamedTuple):
 
     def to_steps(self, seconds: Times) -> Times:
         """Returns times in steps; not cut to the video."""
-        return cast(Times, seconds * self.fps / self.clip_stride - self.offset)
+        fps: Any = self.fps
+        return cast(Times, seconds * fps / self.clip_stride - self.offset)
 
     def to_seconds(self, steps: Times) -> Times:
         """Returns steps in seconds; not cut to the video."""
-        return cast(Times, (steps * self.clip_stride + 0.5 * self.clip_size) / self.fps)
+        fps: Any = self.fps
+        return cast(Times, (steps * self.clip_stride + 0.5 * self.clip_size) / fps)

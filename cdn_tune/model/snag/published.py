@@ -6,8 +6,8 @@ P points.
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -24,10 +24,10 @@ from cdn_tune.moments.grid import Grid
 from cdn_tune.moments.nms import Suppression, suppress
 
 _SHOWN = 5  # entries named in an error
-_KINDS = {"soft_nms": "soft", "nms": "hard", None: "none"}
+_KINDS: dict[str | None, Literal["soft", "hard", "none"]] = {"soft_nms": "soft", "nms": "hard", None: "none"}
 
 # Our names and the published ones; applied in order.
-_NAMES = (
+_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^text\.background$", "text_net.bkgd_token"),
     (r"^text\.embed\.", "text_net.embd_fc.conv."),
     (r"^text\.pool\.", "text_net.attn_pool.attn."),
