@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from cdn_tune import load
 from cdn_tune.config import Experiment
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
@@ -21,7 +23,7 @@ from cdn_tune.model.snag.inference import external_at_points
 from cdn_tune.model.snag.loss import assign, focal_loss, span_loss
 from cdn_tune.model.snag.network import SnAG, SnAGOutput
 from cdn_tune.model.snag.pyramid import Pyramid, points
-from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.reports import EpochReport, ignore
 from cdn_tune.training.runs.checkpoint import BEST, load_checkpoint
 from cdn_tune.training.runs.run_folder import claim, describe_run, locked
 from cdn_tune.training.train_trial import train_in
@@ -263,14 +265,30 @@ def test_lengths_of_long_videos() -> None:
     assert VideoConfig(window=0).coarsest == 32
 
 
-def test_it_trains_and_is_opened_again(tiny: Callable[..., Experiment], tmp_path: Any) -> None:
+def test_it_trains_stops_goes_on_and_answers(tiny: Callable[..., Experiment], tmp_path: Path) -> None:
+    """What it has counted resumes with the weights: the same losses to the last bit."""
     experiment = tiny(**{"model.name": "snag", **OVERRIDES, "train.epochs": 2, "loss.normaliser_momentum": 0.99})
+    run, again = tmp_path / "run", tmp_path / "again"
+    whole: list[EpochReport] = []
+    with locked(run):
+        claim(
+            run,
+            describe_run("train", experiment, fingerprint(experiment.data)),
+            {"experiment.yaml": experiment.plain()},
+        )
+        train_in(experiment, run, whole.append)
+    assert whole[1].loss < whole[0].loss
+    calls = iter(range(100))
+    with pytest.raises(KeyboardInterrupt):
+        train_in(experiment, again, ignore, stop=lambda: next(calls) > 3)
     reports: list[EpochReport] = []
-    with locked(tmp_path / "run"):
-        manifest = describe_run("train", experiment, fingerprint(experiment.data))
-        claim(tmp_path / "run", manifest, {"experiment.yaml": experiment.plain()})
-        train_in(experiment, tmp_path / "run", reports.append)
-    model = load_checkpoint(tmp_path / "run" / BEST).model
+    train_in(experiment, again, reports.append)
+    assert [report.losses for report in reports] == [report.losses for report in whole]
+    model = load_checkpoint(run / BEST).model
     assert isinstance(model, SnAG)
-    assert reports[1].loss < reports[0].loss
     assert float(model.positives_per_query) != SnAGLoss().normaliser
+    features = torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).numpy()
+    for window in (None, 10.0):
+        (answers,) = load(run).retrieve(features, 30.0, ["the person opens a door"], window=window)
+        assert answers
+        assert all(0 <= answer.start < answer.end <= 30 for answer in answers)
