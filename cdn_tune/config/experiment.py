@@ -23,6 +23,10 @@ from cdn_tune.model import families
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)]
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+Milestones = Annotated[tuple[Positive, ...], Field(strict=False)]
+
 
 class DataConfig(Frozen):
     """Where the data lies and how videos and queries are read."""
@@ -73,11 +77,25 @@ class OptimConfig(Frozen):
     name: Literal["adam", "adamw"] = Field("adam", description="adam or adamw (decoupled weight decay)")
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1e-4, description="learning rate")
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="decay of weight matrices and kernels (never of biases and norms)"
+        0.0, description="decay of weight matrices and kernels; of biases and norms if `decay_all`"
     )
+    decay_all: bool = Field(False, description="biases and norms decay too")
+    betas: Betas = Field((0.9, 0.999), description="decay of the running means of gradients and of their squares")
     clip_norm: Annotated[float, Field(gt=0)] = Field(10.0, description="gradients are clipped at this global norm")
     schedule: Annotated[str, SCHEDULES] = "constant"
+    milestones: Milestones = Field((), description="of schedule milestones: epochs after which the rate falls")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="optimiser steps of linear warm-up")
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimConfig":
+        if bool(self.milestones) != (self.schedule == "milestones"):
+            raise ValueError(
+                f"milestones={list(self.milestones)} with schedule={self.schedule}: schedule=milestones needs the "
+                "epochs after which the rate falls, e.g. milestones=[8, 13], and no other takes them"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones={list(self.milestones)} must rise, e.g. {sorted(set(self.milestones))}")
+        return self
 
 
 class TrainConfig(Frozen):
@@ -119,6 +137,9 @@ class EvalConfig(Frozen):
     ious: Fractions = Field((0.5, 0.7), description="IoU thresholds")
     metric: str = Field(
         "R1@0.5", description="val metric that chooses epochs and trials: R<n>@<iou>, mIoU, mAP@<iou> or mAP"
+    )
+    closed: bool = Field(
+        False, description="an IoU equal to the threshold is a hit too, as the published code of MMN and SnAG counts"
     )
     batch_size: Positive = Field(64, description="queries scored at once, over all workers")
 

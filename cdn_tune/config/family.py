@@ -17,6 +17,7 @@ class Inputs(NamedTuple):
 
     video: tuple[str, ...] = ("visual",)  # frame features resampled to a fixed length
     query: tuple[str, ...] = ("words", "word_mask")  # padded word vectors
+    batch: tuple[str, ...] = ()  # what tells the queries of a batch apart; given where there is one, not in prediction
 
 
 class LossConfig(Frozen):

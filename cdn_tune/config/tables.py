@@ -163,7 +163,12 @@ SCHEDULES = Table[Schedule](
     {
         "constant": Schedule("as it is", f"{_O}Schedule"),
         "cosine": Schedule("to zero over all steps", f"{_O}Cosine"),
+        "milestones": Schedule("x0.1 after each epoch of optim.milestones", f"{_O}Milestones"),
         "plateau": Schedule("x0.8 when the training loss stops falling", f"{_O}Plateau"),
+        "plateau_reversed": Schedule(
+            "x0.8 when the val loss has not risen for 20 epochs, as 2D-TAN's code does by mistake",
+            f"{_O}PlateauReversed",
+        ),
     },
 )
 

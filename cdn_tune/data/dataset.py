@@ -33,6 +33,7 @@ class Batch:
         durations: float64 [B], seconds.
         moments: float64 [B, 2], start and end in seconds.
         indices: int64 [B], positions in the dataset.
+        videos: int64 [B], a number for each query's video, the same for all queries of a video.
     """
 
     visual: torch.Tensor
@@ -41,6 +42,7 @@ class Batch:
     durations: torch.Tensor
     moments: torch.Tensor
     indices: torch.Tensor
+    videos: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -76,6 +78,8 @@ class MomentDataset:
         self.vocabulary, self.features = vocabulary, features
         self._durations = torch.tensor([item.duration for item in self.annotations], dtype=torch.float64)
         self._moments = torch.tensor([(item.start, item.end) for item in self.annotations], dtype=torch.float64)
+        numbers = {video: number for number, video in enumerate(dict.fromkeys(item.video for item in self.annotations))}
+        self._videos = torch.tensor([numbers[item.video] for item in self.annotations])
         self._rows = features.rows([item.video for item in self.annotations])
         distinct = {query: vocabulary.ids(query) for query in {item.query for item in self.annotations}}
         ids = [distinct[item.query] for item in self.annotations]
@@ -116,6 +120,7 @@ class MomentDataset:
             durations=self._durations[at],
             moments=self._moments[at],
             indices=at,
+            videos=self._videos[at],
         )
 
     def describe(self) -> dict[str, Any]:

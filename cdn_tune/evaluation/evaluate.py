@@ -209,12 +209,13 @@ class _Evaluation:
         experiment, winner, published = self.experiment, self.winner, self.published
         settings, test = experiment.eval, open_split(experiment.data, "test")
         chosen = () if published else self.models
-        measures = [measure(each.answers(test), settings.test_metrics) for each in tops]
+        measures = [measure(each.answers(test, settings.closed), settings.test_metrics) for each in tops]
         models = dict(zip([self._name(model.path) for model in chosen], measures, strict=False))
         seeds = dict(zip([f"seed {trial.seed}" for trial in retrained], measures[len(chosen) :], strict=True))
         every = {"mean": mean_measures(list(seeds.values())), **models, **seeds} if seeds else models
         train = split_annotations(experiment.data, "train").annotations
-        summary = summarise(every, test.annotations, train, settings.ious, experiment.seed, self.request.resamples)
+        seed, resamples = experiment.seed, self.request.resamples
+        summary = summarise(every, test.annotations, train, settings.ious, seed, resamples, settings.closed)
         each_one = summary.pop("models")
         means = [each.means for each in seeds.values()]
         return {

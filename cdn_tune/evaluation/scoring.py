@@ -55,9 +55,9 @@ class Retrieved(NamedTuple):
     top: torch.Tensor  # float64 [Q, n, 2]
     scores: torch.Tensor  # [Q, n]
 
-    def answers(self, dataset: MomentDataset) -> Answers:
-        """Returns them beside the truth of the split, to be measured."""
-        return Answers(self.top, dataset.moments, dataset.durations, self.scores)
+    def answers(self, dataset: MomentDataset, closed: bool = False) -> Answers:
+        """Returns them beside the truth of the split, to be measured; `closed` is `eval.closed`."""
+        return Answers(self.top, dataset.moments, dataset.durations, self.scores, closed)
 
 
 # Positions in the split, and for each NMS threshold what was retrieved there.
@@ -187,7 +187,7 @@ def choose_nms(file: Path, experiment: Experiment, workers: Workers) -> NmsChoic
     (found,) = retrieve([(file, experiment)], "val", grid, count, workers)
     val = open_split(experiment.data, "val")
     name = recall_name(count, iou)
-    tried = {each: measure(found[each].answers(val), [name]).means[name] for each in grid}
+    tried = {each: measure(found[each].answers(val, settings.closed), [name]).means[name] for each in grid}
     best = max(tried.values())
     near = min((each for each in grid if tried[each] == best), key=lambda each: (abs(each - own), each))
     return NmsChoice(near, "val", name, tried)

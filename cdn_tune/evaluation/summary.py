@@ -26,6 +26,7 @@ def summarise(
     ious: Sequence[float],
     seed: int = 0,
     resamples: int = RESAMPLES,
+    closed: bool = False,
 ) -> dict[str, Any]:
     """Summarises an evaluation; the first model is the one that is reported, split into groups and compared.
 
@@ -36,6 +37,7 @@ def summarise(
         ious: IoU thresholds, at the middle one of which constant answers are chosen.
         seed: Of the random answers and of the resamples.
         resamples: Of intervals and tests.
+        closed: Whether an IoU equal to a threshold is a hit, in `models` and so in the baselines.
 
     Returns:
         Ready for JSON: ``metrics``, ``intervals``, ``models`` (the same of each by name), ``groups``, ``baselines``,
@@ -43,7 +45,7 @@ def summarise(
     """
     first = next(iter(models.values()))
     videos = video_numbers(annotations)
-    answers, facts = _baselines(annotations, train, first.names, ious, seed)
+    answers, facts = _baselines(annotations, train, first.names, ious, seed, closed)
     groups = query_groups(*_times(annotations), [len(words(item.query)) for item in annotations])
     columns = {f"model {name}": each for name, each in models.items()}
     columns |= {f"baseline {name}": each for name, each in answers.items()}
@@ -111,6 +113,7 @@ def _baselines(
     names: Sequence[str],
     ious: Sequence[float],
     seed: int,
+    closed: bool,
 ) -> tuple[dict[str, Measures], dict[str, dict[str, Any]]]:
     """Measures what needs no model: the best constant answer, the best constant list, chance."""
     iou = 0.5 if 0.5 in ious else ious[len(ious) // 2]
@@ -126,7 +129,9 @@ def _baselines(
     }
     of_one = [name for name in names if find_metric(name).depth == 1]  # all that can be measured of one answer
     measured = {"best_constant": of_one, BLIND: names, "random": names}
-    found = {name: measure(Answers(top, moments, durations), measured[name]) for name, top in tops.items()}
+    found = {
+        name: measure(Answers(top, moments, durations, closed=closed), measured[name]) for name, top in tops.items()
+    }
     return found, {
         "best_constant": {"answer": list(answer), "chosen_for": recall_name(1, iou)},
         BLIND: {"answers": [list(each) for each in listed], "chosen_for": f"coverage@{iou:g}"},

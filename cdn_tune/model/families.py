@@ -21,6 +21,8 @@ DEFAULT = "cdn"  # of configurations that name none, written when there was no o
 ENVIRONMENT = "CDN_TUNE_FAMILIES"
 FAMILIES = {
     "cdn": "cdn_tune.model.cdn.config:CDNConfig",
+    "mmn": "cdn_tune.model.mmn.config:MMNConfig",
+    "tan": "cdn_tune.model.tan.config:TANConfig",
 }
 
 

@@ -89,11 +89,11 @@ class Graph(NamedTuple):
 class MomentModel(nn.Module):
     """The network of a model family.
 
-    `forward` takes the tensors that the family's `config.inputs` names, those of the video first, and returns an output
-    of any type. A family implements `forward`, `loss` and `spans`; everything else has a default. State of training,
-    such as a running normaliser of the loss, is a parameter or a buffer: it is saved and restored with the weights.
-    Weights with more than one dimension decay, unless their name ends in ``bias``. `loss` and `spans` run in float32,
-    outside autocast.
+    `forward` takes the tensors that the family's `config.inputs` names, those of the video first and those of the batch
+    last (they may be absent), and returns an output of any type. A family implements `forward`, `loss` and `spans`;
+    everything else has a default. State of training, such as a running normaliser of the loss, is a parameter or a
+    buffer: it is saved and restored with the weights. Weights with more than one dimension decay, unless their name
+    ends in ``bias``. `loss` and `spans` run in float32, outside autocast.
 
     Attributes:
         config: The family's configuration, which built it.
@@ -116,6 +116,9 @@ class MomentModel(nn.Module):
     def spans(self, output: Any, durations: Tensor) -> Spans:
         """Returns candidate spans of videos of these durations, in seconds [B], on the device of the output."""
         raise NotImplementedError
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch, counted from 1, and before the steps that are left of one."""
 
     def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:
         """Returns the best `limit` spans per query, best first, NaN where there are fewer; by default greedy NMS.
@@ -162,4 +165,5 @@ class MomentModel(nn.Module):
 
     def inputs_of(self, batch: object) -> tuple[Tensor, ...]:
         """Returns the tensors of a batch that `forward` takes."""
-        return tuple(getattr(batch, name) for name in (*self.config.inputs.video, *self.config.inputs.query))
+        inputs = self.config.inputs
+        return tuple(getattr(batch, name) for name in (*inputs.video, *inputs.query, *inputs.batch))

@@ -13,6 +13,10 @@ from cdn_tune.moments.spans import iou
 
 _LONGER = 1e-6  # what SnAG's code adds to lengths
 
+# Whether a moment's ends are exact, or rounded to float32 as published: number / clips, then times the duration
+# (``share``: 2D-TAN, CDN), or number times duration, then / clips (``multiple``: MMN).
+Rounding = Literal["none", "share", "multiple"]
+
 # Queries are taken in chunks of this many candidate cells, so that a chunk's buffers stay in the processor's cache.
 _CHUNK_CELLS = {"cpu": 1 << 17, "cuda": 1 << 26}
 
@@ -60,22 +64,27 @@ def top_moments(
     )
 
 
-def cell_spans(cells: Tensor, clips: int, durations: Tensor) -> Tensor:
-    """Returns the moments of a map's cells in seconds, rounded to float32, as float64 [Q, N, 2].
+def cell_spans(cells: Tensor, clips: int, durations: Tensor, rounding: Rounding = "share") -> Tensor:
+    """Returns the moments of a map's cells in seconds, float64 [Q, N, 2].
 
     Args:
         cells: Row times S plus column of each cell [N].
         clips: Clips of a video S.
         durations: Seconds [Q].
+        rounding: How ends are rounded to float32 in between.
     """
-    edges = torch.arange(clips + 1, dtype=torch.float32, device=durations.device) / clips
-    edges = (edges * durations.to(torch.float32)[:, None]).double()  # [Q, S + 1]
+    kind = torch.float64 if rounding == "none" else torch.float32
+    edges = torch.arange(clips + 1, dtype=kind, device=durations.device)
+    seconds = durations.to(kind)[:, None]
+    edges = (edges / clips * seconds if rounding == "share" else edges * seconds / clips).double()  # [Q, S + 1]
     return torch.stack([edges.index_select(1, cells // clips), edges.index_select(1, cells % clips + 1)], dim=2)
 
 
-def top_spans(scores: Tensor, spans: Tensor, limit: int, nms_threshold: float) -> tuple[Tensor, Tensor]:
+def top_spans(
+    scores: Tensor, spans: Tensor, limit: int, nms_threshold: float, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Returns each query's best of any moments, as `top_moments` does of a map's cells; see `suppress`."""
-    return suppress(scores, spans, limit, Suppression(threshold=nms_threshold))
+    return suppress(scores, spans, limit, Suppression(threshold=nms_threshold, dtype=dtype))
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Suppression:
             their scores; 0: it stays. Not for `none`.
         snag: As SnAG's published code has it: an IoU that equals the threshold is above it, and every length is 1e-6
             longer while moments are suppressed.
+        dtype: Format in which spans are compared.
     """
 
     kind: Literal["hard", "soft", "none"] = "hard"
@@ -100,6 +110,7 @@ class Suppression:
     min_score: float | None = None
     voting: float = 0.0
     snag: bool = False
+    dtype: torch.dtype = torch.float64
 
 
 def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tuple[Tensor, Tensor]:
@@ -131,7 +142,7 @@ def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tup
     best = torch.full((queries, limit), torch.nan, dtype=scores.dtype, device=scores.device)
     if count == 0:
         return found, best
-    spans = spans.to(scores.device, torch.float64).expand(queries, count, 2)
+    spans = spans.to(scores.device, how.dtype).expand(queries, count, 2)
     step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // count)
     for first in range(0, queries, step):
         chunk = slice(first, first + step)
@@ -179,4 +190,4 @@ def _voted(scores: Tensor, candidates: Tensor, spans: Tensor, threshold: float) 
     alike = iou(spans[:, :, None], candidates[:, None]) >= threshold  # [Q, limit, N]
     weights = alike * scores.nan_to_num(nan=0.0, neginf=0.0)[:, None].to(spans.dtype)
     total = weights.sum(dim=2, keepdim=True)
-    return torch.where(total > 0, weights @ candidates / total, spans)
+    return torch.where(total > 0, weights @ candidates.to(spans.dtype) / total, spans)

@@ -11,7 +11,7 @@ from cdn_tune.config import Experiment, override
 from cdn_tune.data.files import sha256
 from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
-from cdn_tune.model.published import from_published, published_settings
+from cdn_tune.model.published import import_state
 from cdn_tune.training.runs.checkpoint import BEST, save_checkpoint
 from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, describe_run, locked, read_manifest
 
@@ -33,7 +33,7 @@ def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
         RunError: If the folder is in use or holds something else.
     """
     try:
-        model = from_published(read_state(path), published_settings(experiment.model, experiment.data))
+        model = import_state(read_state(path), experiment.model, experiment.data)
     except CheckpointError as error:
         raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
     data = {**experiment.plain()["data"], "tokenizer": "legacy", "resampling": "legacy"}  # as it was trained

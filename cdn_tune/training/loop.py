@@ -159,14 +159,17 @@ class _Training:
         start = time.perf_counter()
         experiment, world = self.state.experiment, self.state.world
         settings, model, dataset = experiment.train, self.state.evaluated, self.splits["val"]
+        with_loss = self.engine.schedule.reads_val_loss
         val: dict[str, float] = {}
         ious = torch.empty(0)
         if (epoch - 1) % settings.eval_every == 0 or epoch == settings.epochs:
             with memory_errors(f"while evaluating val after epoch {epoch}"):
                 result = evaluate_split(
-                    model, dataset, experiment.eval, world, self.engine.dtype, settings.eval_queries
+                    model, dataset, experiment.eval, world, self.engine.dtype, settings.eval_queries, with_loss
                 )
             val, ious = result.metrics, result.ious
+            if with_loss:
+                self.engine.schedule.end_evaluation(result.loss)
         history = self.progress.history
         value = val[experiment.eval.metric] if val else history[-1].value
         improved = bool(val) and value > self.progress.best_value

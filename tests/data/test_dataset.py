@@ -36,10 +36,17 @@ def test_shapes_and_types(dataset: MomentDataset) -> None:
         "durations": ((3,), torch.float64),
         "moments": ((3, 2), torch.float64),
         "indices": ((3,), torch.int64),
+        "videos": ((3,), torch.int64),
     }
     found = {field.name: getattr(batch, field.name) for field in fields(Batch)}
     assert {name: (tuple(value.shape), value.dtype) for name, value in found.items()} == expected
     assert len(batch) == 3
+
+
+def test_queries_of_a_video_have_its_number(dataset: MomentDataset) -> None:
+    numbers = dataset.batch(range(len(dataset))).videos.tolist()
+    names = [item.video for item in dataset.annotations]
+    assert len(set(zip(names, numbers, strict=True))) == len(set(names)) == len(set(numbers)) < len(names)
 
 
 @given(st.data())

@@ -8,7 +8,7 @@ from torch.nn import functional
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.model.cdn.map_stack import weight_maps
-from cdn_tune.model.cdn.moment_map import pool_proposals
+from cdn_tune.model.layers.moment_map import pool_proposals
 from cdn_tune.model.layers.norm import MapNorm
 from cdn_tune.moments.temporal_map import valid_mask
 
@@ -47,13 +47,14 @@ def test_even_kernel_is_refused() -> None:
         DynamicConv2d(channels=2, kernel_size=4, query_size=2, experts=2)
 
 
-def test_norm_over_all_cells_is_batch_norm() -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_norm_over_all_cells_is_batch_norm(memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
     ours, theirs = MapNorm(3), nn.BatchNorm2d(3)
     mask = valid_mask(4, [4])
     for _ in range(3):
         x = torch.randn(5, 3, 4, 4) * 3 + 1
-        torch.testing.assert_close(ours(x, mask), theirs(x))
+        torch.testing.assert_close(ours(x.contiguous(memory_format=memory_format), mask), theirs(x))
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value)
     ours.eval(), theirs.eval()

@@ -66,6 +66,14 @@ def test_average_precision_looks_at_ten_moments() -> None:
     assert average_precision(found, 0.5).item() == 0
 
 
+def test_an_iou_equal_to_the_threshold_is_a_hit_only_if_closed() -> None:
+    top, truth = torch.tensor([[[0.0, 4.0]]]), torch.tensor([[0.0, 2.0]])
+    found = {
+        closed: Answers(top, truth, torch.tensor([8.0]), closed=closed).rank(0.5).item() for closed in (False, True)
+    }
+    assert found == {False: 0, True: 1}
+
+
 def test_metrics_are_those_of_a_loop() -> None:
     top, truth, durations = random_queries(80, 5, 1)
     names = [f"R{n}@{threshold}" for n in (1, 2, 5) for threshold in (0.1, 0.3, 0.5)]

@@ -1,13 +1,18 @@
 """Published weights become a run that can be evaluated; what does not fit is named."""
 
+import contextlib
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cdn_tune.cli import app
 from cdn_tune.config import Experiment
+from cdn_tune.config.yaml import dump
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.model.cdn.network import CDN
@@ -70,6 +75,32 @@ def test_what_does_not_fit_is_named(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_variant_that_was_never_published_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"model\.clip_pool=mean"):
         published_settings((mean := tiny(**{"model.clip_pool": "mean"})).model, mean.data)
+
+
+@pytest.mark.parametrize("family", ["tan", "mmn"])
+def test_other_families_are_imported_with_the_published_switches(family: str, tiny: Tiny, tmp_path: Path) -> None:
+    small = {"model.clips": 8, "model.hidden": 8, "model.map.layers": 2, "model.map.kernel_size": 3}
+    own = {"tan": {"model.query.hidden": 8}, "mmn": {"model.joint": 8}}[family]
+    experiment = tiny(**{"model.name": family, **small, **own})
+    names = importlib.import_module(f"cdn_tune.model.{family}.published").published_names(experiment.model)
+    state = build_model(experiment).state_dict()
+    theirs = {theirs: state[ours] for ours, theirs in names}
+    assert len(theirs) == len(state)
+    if family == "mmn":
+        theirs["text_encoder.bert.embeddings.weight"] = torch.zeros(3)  # token features stand for it
+    torch.save(theirs, tmp_path / "best.pth")
+    (tmp_path / "experiment.yaml").write_text(dump(experiment.plain()))
+    command = ["import-weights", "best.pth", "--experiment", "experiment.yaml", "--out", "run", "--family"]
+    with contextlib.chdir(tmp_path):
+        wrong = CliRunner().invoke(app, [*command, "cdn"])
+        assert wrong.exit_code == 2
+        assert f"is of model.name={family}" in " ".join(wrong.output.split())
+        done = CliRunner().invoke(app, [*command, family])
+    assert done.exit_code == 0, done.output
+    checkpoint = load_checkpoint(tmp_path / "run" / BEST)
+    assert checkpoint.experiment.model.overlaps == "rounded"
+    for name, value in state.items():
+        assert torch.equal(checkpoint.model.state_dict()[name], value), name
 
 
 class Evil:

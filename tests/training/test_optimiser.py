@@ -54,6 +54,39 @@ def test_plateau_lowers_only_when_the_loss_stops_falling() -> None:
     assert schedule.learning_rate == PLATEAU_FACTOR
 
 
+def test_milestones_lower_the_rate_after_their_epochs_also_when_resumed() -> None:
+    config = OptimConfig(lr=1.0, schedule="milestones", milestones=(1, 3))
+    schedule = build_schedule(build_optimiser(nn.Linear(2, 2), config), config, 100)
+    seen = [schedule.learning_rate]
+    for _ in range(4):
+        schedule.end_epoch(1.0)
+        again = build_schedule(build_optimiser(nn.Linear(2, 2), config), config, 100)
+        again.load_state_dict(schedule.state_dict())
+        seen.append(again.learning_rate)
+    assert seen == pytest.approx([1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_reversed_plateau_is_torch_fed_with_minus_the_val_loss() -> None:
+    config = OptimConfig(lr=1.0, schedule="plateau_reversed")
+    schedule = build_schedule(build_optimiser(nn.Linear(2, 2), config), config, 1000)
+    theirs = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, factor=0.8, patience=20)
+    losses = [1 / (1 + epoch) + 0.3 * (epoch % 37 == 36) for epoch in range(100)]  # falls, with a rise now and then
+    for loss in losses:
+        schedule.end_epoch(0.0)  # of no consequence
+        schedule.end_evaluation(loss)
+        plateau.step(-loss)
+        assert schedule.learning_rate == pytest.approx(theirs.param_groups[0]["lr"])
+    assert schedule.learning_rate < 0.6
+
+
+def test_betas_and_decay_of_everything() -> None:
+    config = OptimConfig(name="adamw", betas=(0.9, 0.99), weight_decay=0.1, decay_all=True)
+    decayed, spared = build_optimiser(nn.Linear(2, 2), config).param_groups
+    assert decayed["betas"] == (0.9, 0.99)
+    assert (len(decayed["params"]), len(spared["params"])) == (2, 0)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_names(name: str) -> None:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]

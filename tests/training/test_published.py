@@ -1,4 +1,4 @@
-"""The four published experiments, at full size, on planted features of theirs: they are planned, and they train."""
+"""The published experiments, at full size, on planted features of theirs: they are planned, and they train."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def cut(path: Path, roots: dict[str, Path]) -> Experiment:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}-{path.stem[-4:]}")
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_takes_steps_and_is_planned(path: Path, roots: dict[str, Path], tmp_path: Path) -> None:
     experiment, full = cut(path, roots), load_experiment(path)
     assert (experiment.model, experiment.data.feature_size, experiment.optim) == (full.model, 4096, full.optim)
@@ -74,6 +74,6 @@ def test_takes_steps_and_is_planned(path: Path, roots: dict[str, Path], tmp_path
     assert math.isfinite(reports[0].gradient_norm)
     assert reports[0].gradient_norm > 0
     plan = make_plan(experiment, open_data(experiment.data))
-    assert plan.parameters > 2e8
+    assert plan.parameters > (2e8 if experiment.model.name == "cdn" else 5e7)
     assert plan.steps_per_epoch == STEPS
     assert plan.memory.total(plan.micro_batch) > 4 * 4 * plan.parameters  # weights, gradients, Adam's two moments

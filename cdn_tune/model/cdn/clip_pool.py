@@ -1,4 +1,4 @@
-"""From frames to clips: sequential frame attention, or the mean.
+"""From frames to clips: sequential frame attention.
 
 Shape letters: B batch, T frames, D feature size, S clips, F = T / S frames per clip, H hidden, J attention steps.
 """
@@ -6,19 +6,7 @@ Shape letters: B batch, T frames, D feature size, S clips, F = T / S frames per 
 import torch
 from torch import Tensor, nn
 
-
-class MeanPool(nn.Module):
-    """Averages each clip's frames, as 2D-TAN does (the ablation)."""
-
-    def __init__(self, feature_size: int, hidden: int, clips: int) -> None:
-        super().__init__()
-        self.frame = nn.Linear(feature_size, hidden)
-        self.clips = clips
-
-    def forward(self, visual: Tensor) -> tuple[Tensor, None]:
-        """Pools frames [B, T, D] to clips [B, H, S]; there are no attention weights."""
-        frames = _segments(torch.relu(self.frame(visual)), self.clips)  # [B, S, F, H]
-        return frames.mean(dim=2).transpose(1, 2), None
+from cdn_tune.model.layers.clip_pool import segments
 
 
 class AttentionPool(nn.Module):
@@ -40,7 +28,7 @@ class AttentionPool(nn.Module):
 
         Returns also the attention weights [B, S, F, J], which sum to 1 over the F frames of a clip.
         """
-        frames = _segments(torch.relu(self.frame(visual)), self.clips)  # [B, S, F, H]
+        frames = segments(torch.relu(self.frame(visual)), self.clips)  # [B, S, F, H]
         mean = frames.mean(dim=2)  # [B, S, H]
         keys = self.frame_key(frames)  # [B, S, F, A]
         attended = torch.zeros_like(mean)  # [B, S, H]
@@ -54,11 +42,3 @@ class AttentionPool(nn.Module):
             weights.append(weight)
         clips = torch.relu(self.reduce(torch.cat(steps, dim=2)))  # [B, S, H]
         return clips.transpose(1, 2), torch.cat(weights, dim=3)
-
-
-def _segments(frames: Tensor, clips: int) -> Tensor:
-    """Cuts frames into clips: [B, T, H] -> [B, S, F, H]."""
-    batch, count, hidden = frames.shape
-    if count % clips:
-        raise ValueError(f"{count} frames cannot be divided into {clips} clips of equal length")
-    return frames.reshape(batch, clips, count // clips, hidden)

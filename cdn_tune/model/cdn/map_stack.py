@@ -5,10 +5,10 @@ Shape letters: B batch, C channels (the hidden size), S clips, Q query size, N l
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cdn_tune.model.cdn.config import MapConfig
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
+from cdn_tune.model.layers.map_convs import count_under, neighbour_weights
 from cdn_tune.model.layers.norm import MapNorm
 
 
@@ -81,12 +81,7 @@ def weight_maps(mask: Tensor, kernel_sizes: tuple[int, ...]) -> Tensor:
 
     `mask` [S, S] holds the valid cells of the first layer's input.
     """
-    valid, maps = mask, []
-    for size in kernel_sizes:
-        count = _count_under(valid, size)
-        valid = count > 0
-        maps.append(torch.where(valid, 1 / count.clamp(min=1), 0.0).float())
-    return torch.stack(maps)
+    return torch.stack(list(neighbour_weights(mask, [(size, size // 2) for size in kernel_sizes])))
 
 
 def needed_cells(
@@ -108,12 +103,5 @@ def needed_cells(
     wanted, cells = torch.ones_like(mask) if whole_output else mask, []
     for output, size, whole in reversed(list(zip(reached, kernel_sizes, whole_input, strict=True))):
         cells.append(output & wanted)
-        wanted = torch.ones_like(mask) if whole else _count_under(cells[-1], size) > 0
+        wanted = torch.ones_like(mask) if whole else count_under(cells[-1], size, size // 2) > 0
     return torch.stack(cells[::-1])
-
-
-def _count_under(mask: Tensor, kernel_size: int) -> Tensor:
-    """Counts the True cells under a kernel at each cell: float64 [S, S]."""
-    cells = mask[None, None].double()
-    count = functional.avg_pool2d(cells, kernel_size, stride=1, padding=kernel_size // 2, divisor_override=1)
-    return count.round()[0, 0]

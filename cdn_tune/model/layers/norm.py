@@ -40,8 +40,8 @@ class MapNorm(nn.Module):
         if self.training:
             self.num_batches_tracked.add_(1)
             several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-            # On CPUs torch's own loses three digits of the statistics of sparse maps in this memory format.
-            if several or self.over == "valid" or x.device.type == "cpu":
+            # On CPUs torch's own loses three digits of the statistics of sparse maps in CDN's memory format.
+            if several or self.over == "valid" or (x.device.type == "cpu" and not x.is_contiguous()):
                 cells = mask if self.over == "valid" else torch.ones_like(mask)
                 output, mean, var = _norm(x, cells, self.weight, self.bias, self.eps, several)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)

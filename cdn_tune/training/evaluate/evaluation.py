@@ -1,5 +1,6 @@
 """Evaluation of a split: candidate spans per batch, ranked moments per query, and their metrics."""
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,7 @@ class SplitResult:
     top: torch.Tensor  # ranked moments in seconds, NaN-padded, [Q, n, 2]
     scores: torch.Tensor  # their scores in [0, 1], [Q, n]
     ious: torch.Tensor  # IoU of the best-scored moment, float64 [Q]
+    loss: float = math.nan  # mean over the queries, if it was asked for
 
 
 def evaluate_split(
@@ -84,6 +86,7 @@ def evaluate_split(
     world: World | None = None,
     dtype: torch.dtype = torch.float32,
     queries: int | None = None,
+    with_loss: bool = False,
 ) -> SplitResult:
     """Evaluates a model on the queries of a split, each exactly once whatever the number of workers.
 
@@ -94,6 +97,7 @@ def evaluate_split(
         world: The workers that share the queries.
         dtype: Format in which the model computes.
         queries: How many queries, evenly spread over the split; all if None.
+        with_loss: Compute the loss too, in eval mode.
 
     Returns:
         The same result on every worker.
@@ -108,13 +112,17 @@ def evaluate_split(
     mine = [shard(batch, world.rank, world.size) for batch in batches]
     limit = max(*config.recalls, metrics_depth(config.metrics))
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    loss = 0.0  # sum over this worker's queries
     for scored in score_batches(model, dataset, mine, world.device, dtype):
         top, top_scores = model.suppress(scored.found, limit, config.nms_threshold)
         found.append((scored.indices, top.cpu(), top_scores.cpu()))
+        if with_loss:
+            loss += float(model.loss(scored.output, scored.batch).total) * len(scored.batch)
     parts = [part for parts in world.gather(found) for part in parts]
     position = torch.cat([part[0] for part in parts]).argsort()
     top = torch.cat([part[1] for part in parts])[position]
     top_scores = torch.cat([part[2] for part in parts])[position]
     rows = torch.from_numpy(chosen)
-    answers = Answers(top, dataset.moments[rows], dataset.durations[rows], top_scores)
-    return SplitResult(measure(answers, config.metrics).means, top, top_scores, first_iou(answers))
+    answers = Answers(top, dataset.moments[rows], dataset.durations[rows], top_scores, config.closed)
+    mean = sum(world.gather(loss)) / count if with_loss else math.nan
+    return SplitResult(measure(answers, config.metrics).means, top, top_scores, first_iou(answers), mean)

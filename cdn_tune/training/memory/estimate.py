@@ -154,6 +154,7 @@ def _kept(model: MomentModel, experiment: Experiment, dtype: torch.dtype, querie
             visual=torch.rand(queries, data.frames, data.feature_size, device=device),
             words=torch.rand(queries, _WORDS, data.word_size, device=device),
             word_mask=torch.ones(queries, _WORDS, dtype=torch.bool, device=device),
+            videos=torch.arange(queries, device=device),
         )
         with saved_tensors_hooks(pack, lambda tensor: tensor), _Watch(dtype) as watch:
             model(*model.inputs_of(batch))

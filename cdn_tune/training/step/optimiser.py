@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,21 +14,25 @@ from cdn_tune.config.tables import SCHEDULES, resolve
 
 PLATEAU_FACTOR = 0.8
 PLATEAU_PATIENCE = 5
+REVERSED_PATIENCE = 20
+MILESTONE_FACTOR = 0.1
 
 
 def build_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """Builds Adam or AdamW; weights and kernels decay, biases and norms do not.
+    """Builds Adam or AdamW; weights and kernels decay, biases and norms only with `decay_all`.
 
     Fused: one pass over memory per step instead of a dozen (ten times faster on a CPU).
     """
     parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decays = {name: parameter.ndim > 1 and not name.endswith("bias") for name, parameter in parameters}
+    decays = {
+        name: config.decay_all or (parameter.ndim > 1 and not name.endswith("bias")) for name, parameter in parameters
+    }
     groups = [
         {"params": [p for name, p in parameters if decays[name]], "weight_decay": config.weight_decay},
         {"params": [p for name, p in parameters if not decays[name]], "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, fused=True)
+    return kind(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 class Schedule:
@@ -35,11 +40,16 @@ class Schedule:
 
     A subclass overrides `scale`, and `end_epoch`, `state_dict` and `load_state_dict` if it keeps more than the steps.
 
+    Attributes:
+        reads_val_loss: Whether `end_evaluation` is called.
+
     Args:
         optimiser: Whose learning rate is set.
         config: Schedule and warm-up.
         total_steps: Optimiser steps in the whole training.
     """
+
+    reads_val_loss: ClassVar[bool] = False
 
     def __init__(self, optimiser: Optimizer, config: OptimConfig, total_steps: int) -> None:
         self._optimiser, self._config, self._total = optimiser, config, total_steps
@@ -57,6 +67,9 @@ class Schedule:
 
     def end_epoch(self, loss: float) -> None:
         """Called with the training loss of a finished epoch."""
+
+    def end_evaluation(self, loss: float) -> None:
+        """Called with the loss on val, after an epoch that is followed by an evaluation."""
 
     @property
     def steps(self) -> int:
@@ -104,11 +117,15 @@ class Plateau(Schedule):
 
     def end_epoch(self, loss: float) -> None:
         """Lowers the rate if the training loss has not fallen for some epochs."""
-        if loss < self._best_loss:
-            self._best_loss, self._bad_epochs = loss, 0
+        self._observe(loss, loss < self._best_loss, PLATEAU_PATIENCE)
+
+    def _observe(self, value: float, better: bool, patience: int) -> None:
+        """Lowers the rate if for more than `patience` epochs no value has been better."""
+        if better:
+            self._best_loss, self._bad_epochs = value, 0
             return
         self._bad_epochs += 1
-        if self._bad_epochs > PLATEAU_PATIENCE:
+        if self._bad_epochs > patience:
             self._scale, self._bad_epochs = self._scale * PLATEAU_FACTOR, 0
             self._set()
 
@@ -121,6 +138,47 @@ class Plateau(Schedule):
         """Loads a saved state."""
         self._scale, self._best_loss = float(state["plateau_scale"]), float(state["best_loss"])
         self._bad_epochs = int(state["bad_epochs"])
+        super().load_state_dict(state)
+
+
+class PlateauReversed(Plateau):
+    """After the warm-up, lowered whenever the val loss has not risen for some epochs.
+
+    2D-TAN's code does so: it feeds minus the val loss to `torch.optim.lr_scheduler.ReduceLROnPlateau`, by whose
+    relative threshold of 1e-4 a value is better.
+    """
+
+    reads_val_loss = True
+
+    def end_epoch(self, loss: float) -> None:
+        """Does nothing: the val loss counts."""
+
+    def end_evaluation(self, loss: float) -> None:
+        """Lowers the rate if minus the val loss has not fallen for some epochs."""
+        self._observe(-loss, -loss < self._best_loss * (1 - 1e-4), REVERSED_PATIENCE)
+
+
+class Milestones(Schedule):
+    """After the warm-up, a tenth of it after each of some epochs."""
+
+    _epochs = 0
+
+    def scale(self, progress: float) -> float:  # noqa: ARG002
+        """Returns the factor of the learning rate."""
+        return float(MILESTONE_FACTOR ** sum(epoch <= self._epochs for epoch in self._config.milestones))
+
+    def end_epoch(self, loss: float) -> None:  # noqa: ARG002
+        """Counts the epoch."""
+        self._epochs += 1
+        self._set()
+
+    def state_dict(self) -> dict[str, float | int]:
+        """Returns the state that `load_state_dict` loads."""
+        return {**super().state_dict(), "epochs": self._epochs}
+
+    def load_state_dict(self, state: dict[str, float | int]) -> None:
+        """Loads a saved state."""
+        self._epochs = int(state["epochs"])
         super().load_state_dict(state)
 
 

@@ -84,6 +84,7 @@ class Engine:
         left = batches[state.step :]
         mine = [shard(batch, self.world.rank, self.world.size) for batch in left]
         self.model.train()
+        unwrapped(self.model).start_epoch(epoch)
         with closing(prefetch(dataset, mine, pin=self.world.device.type == "cuda")) as loader:
             for whole, batch in zip(left, loader, strict=True):
                 with memory_errors(f"at epoch {epoch}, step {state.step + 1}"):

@@ -14,6 +14,10 @@ from cdn_tune.moments.temporal_map import scale_cells, valid_mask
 class Proposals(nn.Module):
     """Fills the valid cells of the temporal map, one moment length per layer of a stack over the clips.
 
+    Attributes:
+        mask: True at valid cells [S, S].
+        by_row: Row times S plus column of the valid cells, row by row [P].
+
     Args:
         clips: Number of clips S.
         scale_layers: Moment lengths per scale.
@@ -23,6 +27,7 @@ class Proposals(nn.Module):
 
     mask: Tensor
     cells: Tensor
+    by_row: Tensor
 
     def __init__(self, clips: int, scale_layers: Sequence[int], layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -31,6 +36,7 @@ class Proposals(nn.Module):
         index = torch.tensor(cells)
         self.register_buffer("mask", valid_mask(clips, scale_layers).to(index.device), persistent=False)
         self.register_buffer("cells", index, persistent=False)
+        self.register_buffer("by_row", index.sort().values, persistent=False)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Returns the temporal map [B, H, S, S] of clips [B, H, S]; cells that are no proposals hold 0."""
@@ -52,10 +58,16 @@ def pool_proposals(clips: int, scale_layers: Sequence[int]) -> Proposals:
     return Proposals(clips, scale_layers, layers)
 
 
-def conv_proposals(clips: int, scale_layers: Sequence[int], hidden: int) -> Proposals:
-    """Returns proposals by convolution: each moment length is computed from two (or three) of the length before."""
+def conv_proposals(clips: int, scale_layers: Sequence[int], hidden: int, first: bool = True) -> Proposals:
+    """Returns proposals by convolution: each moment length is computed from two (or three) of the length before.
+
+    With `first` a moment of one clip is that clip after a convolution with kernel size 1, otherwise the clip itself.
+    """
     layers: list[nn.Module] = []
     for scale, count in enumerate(scale_layers):
-        layers.append(nn.Conv1d(hidden, hidden, 1) if scale == 0 else nn.Conv1d(hidden, hidden, 3, stride=2))
+        if scale:
+            layers.append(nn.Conv1d(hidden, hidden, 3, stride=2))
+        else:
+            layers.append(nn.Conv1d(hidden, hidden, 1) if first else nn.Identity())
         layers.extend(nn.Conv1d(hidden, hidden, 2) for _ in range(count - 1))
     return Proposals(clips, scale_layers, layers)

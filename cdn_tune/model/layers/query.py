@@ -12,14 +12,23 @@ from torch import Tensor, nn
 class QueryEncoder(nn.Module):
     """Reads a query and returns the state at its last word.
 
-    Bidirectional: the forward state at the last word and the backward state at the first go through a linear layer. The
-    backward direction starts at each query's last word; with `read_padding` it starts at the end of the padded batch,
-    as the published code does, so that a query's encoding depends on the batch it is in. H is the state size of each
-    direction.
+    Bidirectional: the forward state at the last word and the backward state at the first go through a linear layer, or
+    are concatenated where `join` is false. The backward direction starts at each query's last word; with `read_padding`
+    it starts at the end of the padded batch, as the published code does, so that a query's encoding depends on the
+    batch it is in. H is the state size of each direction.
+
+    2D-TAN's code, which concatenates, takes the backward state at the last word too, where that has read nothing but
+    the padding and this word; with `read_padding` and without `join` so does this.
     """
 
     def __init__(
-        self, word_size: int, hidden: int, layers: int, bidirectional: bool = False, read_padding: bool = False
+        self,
+        word_size: int,
+        hidden: int,
+        layers: int,
+        bidirectional: bool = False,
+        read_padding: bool = False,
+        join: bool = True,
     ) -> None:
         super().__init__()
         directions = 2 if bidirectional else 1
@@ -29,12 +38,13 @@ class QueryEncoder(nn.Module):
         self.backwards = nn.ModuleList(
             nn.LSTM(size, hidden, batch_first=True) for size in (sizes if bidirectional else [])
         )
-        self.join = nn.Linear(2 * hidden, hidden) if bidirectional else None
+        self.join = nn.Linear(2 * hidden, hidden) if bidirectional and join else None
 
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
         """Returns encodings [B, H] of queries: word vectors [B, L, W] before padding, and a mask, 1 at words [B, L].
 
-        A query without words is encoded as without context (zeros before `join`).
+        Where both directions are concatenated, encodings are [B, 2H]. A query without words is encoded as without
+        context (zeros before `join`).
         """
         # Many processors refuse LSTMs in half precision, and GPUs compute them in fp16 where bf16 is set.
         # There is no autocast of tensors without memory.
@@ -45,7 +55,7 @@ class QueryEncoder(nn.Module):
         mask = word_mask.bool()
         lengths = mask.sum(dim=1)  # [B]
         last = (lengths - 1).clamp(min=0)  # [B]
-        if self.join is None:
+        if not self.backwards:
             state = words
             for layer in self.forwards:
                 state, _ = layer(state)  # [B, L, H]
@@ -58,9 +68,9 @@ class QueryEncoder(nn.Module):
             against, _ = back(state.gather(1, turned.expand_as(state)))
             against = against.gather(1, turned.expand_as(against))  # [B, L, H], in reading order again
             state = torch.cat([forth, against], dim=2)
-        joined = torch.cat([_state_at(forth, last), against[:, 0]], dim=1)  # [B, 2H]
-        encoding: Tensor = self.join(joined * (lengths > 0)[:, None])
-        return encoding
+        back_at = last if self.read_padding and self.join is None else torch.zeros_like(last)
+        joined = torch.cat([_state_at(forth, last), _state_at(against, back_at)], dim=1) * (lengths > 0)[:, None]
+        return joined if self.join is None else self.join(joined)
 
 
 def _state_at(states: Tensor, index: Tensor) -> Tensor:

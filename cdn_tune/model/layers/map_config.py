@@ -1,0 +1,125 @@
+"""What configurations of families over a temporal map have in common. Imports no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cdn_tune.config.experiment import DataConfig, Fraction
+from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
+
+
+class MapModelConfig(ModelConfig):
+    """A network whose candidates are the cells of a temporal map over the clips of a video."""
+
+    has_score_map = True
+
+    clips: Annotated[int, Field(ge=2)] = Field(16, description="clips a video is divided into [S]")
+    hidden: Positive = Field(512, description="hidden size [H]")
+    proposals: Literal["pool", "conv"] = Field("pool", description="how clips become moments: max-pooling, convolution")
+    scale_layers: PositiveTuple | None = Field(
+        None,
+        description="moment lengths per stride 1, 2, 4, ...; derived from clips when not given ([16] for 16 clips, "
+        "[16, 8, 8, 8] for 128)",
+    )
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The scale layers, given or derived."""
+        return self.scale_layers if self.scale_layers is not None else derive_scale_layers(self.clips)
+
+    def check(self, data: DataConfig) -> None:
+        """Raises a `ValueError` if the frames cannot be divided into clips."""
+        if data.frames % self.clips:
+            raise ValueError(
+                f"model.clips={self.clips} does not divide data.frames={data.frames}; "
+                f"choose data.frames={data.frames - data.frames % self.clips or self.clips}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """The clips."""
+        return self.clips
+
+    @property
+    def map_summary(self) -> str:
+        """The temporal map in a few words."""
+        return f"{self.proposals} proposals, {self.clips} clips"
+
+    @model_validator(mode="after")
+    def _check_reach(self) -> "MapModelConfig":
+        reach = sum(count * 2**level for level, count in enumerate(self.scales))
+        if reach != self.clips:
+            raise ValueError(
+                f"scale_layers {list(self.scales)} reach moments of {reach} clips, but clips={self.clips}; "
+                "the sum of count * stride (1, 2, 4, ...) must equal clips"
+            )
+        return self
+
+
+class ConvsConfig(Frozen):
+    """Convolutions over the temporal map."""
+
+    layers: Positive = Field(8, description="convolution layers [N]")
+    kernel_size: Positive | PositiveTuple = Field(
+        5, description="odd kernel size [K], one for all layers or a list with one per layer"
+    )
+
+    @property
+    def kernel_sizes(self) -> tuple[int, ...]:
+        """One kernel size per layer."""
+        return (self.kernel_size,) * self.layers if isinstance(self.kernel_size, int) else self.kernel_size
+
+    @property
+    def kernels(self) -> str:
+        """The kernel sizes in a few words."""
+        return f"kernel {'/'.join(map(str, dict.fromkeys(self.kernel_sizes)))}"
+
+    @model_validator(mode="after")
+    def _check_kernels(self) -> "ConvsConfig":
+        if len(self.kernel_sizes) != self.layers:
+            raise ValueError(
+                f"kernel_size lists {len(self.kernel_sizes)} sizes for layers={self.layers}; give one size per layer"
+            )
+        for size in self.kernel_sizes:
+            if size % 2 == 0:
+                raise ValueError(
+                    f"kernel_size {size} is even; a kernel needs a centre cell: use {max(size - 1, 1)} or {size + 1}"
+                )
+        return self
+
+
+class IouLoss(LossConfig):
+    """Cross-entropy against rescaled IoU."""
+
+    min_iou: Fraction = Field(0.5, description="IoU that is rescaled to target 0")
+    max_iou: Fraction = Field(1.0, description="IoU that is rescaled to target 1")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "IouLoss":
+        if self.min_iou >= self.max_iou:
+            raise ValueError(f"min_iou={self.min_iou} must be below max_iou={self.max_iou}")
+        return self
+
+
+Overlaps = Annotated[
+    Literal["exact", "rounded"],
+    Field(
+        description="how suppression compares candidates: exact: IoU of whole clips; rounded: of rounded seconds, as "
+        "the published code does, which decides by chance where an IoU equals the threshold",
+    ),
+]
+
+
+def derive_scale_layers(clips: int) -> tuple[int, ...]:
+    """Returns the sparse pattern of 2D-TAN (arXiv 1912.03590) for a number of clips.
+
+    Raises:
+        ValueError: If `clips` is above 16 and not 16 times a power of two.
+    """
+    if clips <= 16:
+        return (clips,)
+    levels = (clips // 16).bit_length() - 1
+    if clips != 16 << levels:
+        raise ValueError(f"clips={clips} has no derived scale_layers; use 16, 32, 64, 128, ... or set scale_layers")
+    return (16,) + (8,) * levels
