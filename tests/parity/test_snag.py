@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from cdn_tune.config import DataConfig
 from cdn_tune.data import sequences
-from cdn_tune.errors import CheckpointError
+from cdn_tune.errors import CheckpointError, ConfigError
+from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.snag.config import SnAGConfig, SnAGLoss
 from cdn_tune.model.snag.network import SnAG
-from cdn_tune.model.snag.published import PublishedSnag, from_published, nms, published_name
+from cdn_tune.model.snag.published import PublishedSnag, from_published, import_state, nms, published_name
 from cdn_tune.moments.grid import Grid
 from cdn_tune.moments.metrics import Answers, recall
 from cdn_tune.training.step.published import Rates, average, part_groups
@@ -309,6 +311,24 @@ def test_parameters_of_the_published_settings(setting: str) -> None:
     with torch.device("meta"):
         model = SnAG(config, features, 300, SnAGLoss())
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_weights_are_imported_into_an_experiment() -> None:
+    """Into its own network, whose normaliser starts from the experiment's."""
+    arrays = load("snag_charades")
+    published, config = rebuild(arrays)
+    data = DataConfig(
+        dataset="charades_sta",
+        root=".",
+        feature_size=config["model"]["vid_net"]["in_dim"],
+        word_size=config["model"]["text_net"]["in_dim"],
+    )
+    imported = import_state(part(arrays, "state."), published.model.config, data)
+    assert "positives_per_query" in imported.state_dict()
+    for name, value in published.model.named_parameters():
+        assert torch.equal(imported.get_parameter(name), value)
+    with pytest.raises(ConfigError, match=r"model\.name=cdn: these weights are those of a snag"):
+        import_state({}, CDNConfig(), data)
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "misshapen", "not finite", "another family"])

@@ -10,20 +10,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from cdn_tune.errors import CheckpointError
+from cdn_tune.config import DataConfig, ModelConfig
+from cdn_tune.errors import CheckpointError, ConfigError
 from cdn_tune.model.snag.config import EvaluationConfig, SnAGConfig, SnAGLoss
 from cdn_tune.model.snag.decode import Candidates
 from cdn_tune.model.snag.inference import candidates
 from cdn_tune.model.snag.loss import assign
 from cdn_tune.model.snag.network import SnAG
 from cdn_tune.model.snag.pyramid import Pyramid
+from cdn_tune.model.weights import Arrays, Published, build_config, load_published, setting
 from cdn_tune.moments.grid import Grid
 from cdn_tune.moments.nms import Suppression, suppress
 
-_SHOWN = 5  # entries named in an error
 _KINDS: dict[str | None, Literal["soft", "hard", "none"]] = {"soft_nms": "soft", "nms": "hard", None: "none"}
 
 # Our names and the published ones; applied in order.
@@ -128,13 +128,9 @@ def published_config(config: Mapping[str, Any]) -> tuple[SnAGConfig, SnAGLoss]:
             "normaliser_momentum": float(train["loss_norm_momentum"]),
             "normaliser_resumes": False,
         }
-        return SnAGConfig.model_validate(values), SnAGLoss.model_validate(loss)
+        return build_config(SnAGConfig, values), build_config(SnAGLoss, loss)
     except KeyError as error:
         raise CheckpointError(f"published settings: no {error.args[0]!r}; is it another family's?") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"published settings: {where + ': ' if where else ''}{first['msg']}") from error
 
 
 def _dropouts(part: Mapping[str, Any]) -> dict[str, float]:
@@ -150,7 +146,7 @@ def _evaluation(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def from_published(state: Mapping[str, Any], config: Mapping[str, Any]) -> "PublishedSnag":
+def from_published(state: Arrays, config: Mapping[str, Any]) -> "PublishedSnag":
     """Returns a new model with weights under the published names; it computes what the published model computes.
 
     Args:
@@ -161,47 +157,27 @@ def from_published(state: Mapping[str, Any], config: Mapping[str, Any]) -> "Publ
         CheckpointError: If an option is wrong, or entries are missing, unknown, misshapen or not finite (named).
     """
     ours, loss = published_config(config)
-    model = config["model"]
-    snag = SnAG(ours, model["vid_net"]["in_dim"], model["text_net"]["in_dim"], loss)
-    _load(snag, state)
-    return PublishedSnag(snag, float(config["train"]["loss_norm"]))
+    sizes = (setting(config, f"model.{net}.in_dim") for net in ("vid_net", "text_net"))
+    snag = SnAG(ours, *sizes, loss)
+    load_published(snag, state, published_names(snag))
+    return PublishedSnag(snag, float(setting(config, "train.loss_norm")))
 
 
-def _load(model: SnAG, state: Mapping[str, Any]) -> None:
-    own = dict(model.named_parameters())
-    names = {name: published_name(name) for name in own}
-    shapes = {names[name]: _published_shape(name, value) for name, value in own.items()}
-    given = {name.removeprefix("module."): torch.as_tensor(value) for name, value in state.items()}
-    misshapen = [
-        f"{name} {[*given[name].shape]} instead of {[*shape]}"
-        for name, shape in shapes.items()
-        if name in given and given[name].shape != shape
-    ]
-    faults = {
-        "lack": [name for name in shapes if name not in given],
-        "hold unknown": [name for name in given if name not in shapes],
-        "have another shape:": misshapen,
-        "are not finite:": [name for name in given if not bool(given[name].isfinite().all())],
-    }
-    for fault, entries in faults.items():
-        if entries:
-            more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
-            raise CheckpointError(f"published weights {fault} {', '.join(entries[:_SHOWN])}{more}")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(given[names[name]].reshape(value.shape))
+def import_state(state: Arrays, model: ModelConfig, data: DataConfig) -> SnAG:
+    """Returns an experiment's network with published weights; see `cdn_tune.model.published.import_state`."""
+    if not isinstance(model, SnAGConfig):
+        raise ConfigError(f"model.name={model.name}: these weights are those of a snag; change the experiment")
+    snag = SnAG(model, data.feature_size, data.word_size)
+    load_published(snag, state, published_names(snag))
+    return snag
 
 
-def _published_shape(name: str, ours: Tensor) -> torch.Size:
-    """Returns the published shape of one of our parameters: sequences are channel-first, linears are convolutions."""
-    if name.endswith(".scale"):
-        return torch.Size((1, *ours.shape, 1))
-    if ours.ndim == 2 or name == "text.background" or "norm" in name:
-        return torch.Size((*ours.shape, 1))
-    return ours.shape
+def published_names(model: SnAG) -> list[tuple[str, str]]:
+    """Returns our name and the published name of every entry of a model's state that the published one has."""
+    return [(name, published_name(name)) for name, _ in model.named_parameters()]
 
 
-class PublishedSnag(nn.Module):
+class PublishedSnag(Published):
     """SnAG that takes and gives the published code's channel-first sequences, by the recorded arrays' names.
 
     Its running normaliser is as published of a batch's positive points, whatever the number of queries.
@@ -214,7 +190,7 @@ class PublishedSnag(nn.Module):
         self.model = model
         self.register_buffer("loss_norm", torch.tensor(loss_norm, dtype=torch.float64), persistent=False)
 
-    def raw(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def raw(self, inputs: Arrays) -> dict[str, Tensor]:
         """Returns what the network computes.
 
         Args:
@@ -237,14 +213,14 @@ class PublishedSnag(nn.Module):
             found |= {f"{name}.{level}": x.transpose(1, 2) for level, x in enumerate(pyramid.split(values))}
         return found | {f"fpn_mask.{level}": mask for level, mask in enumerate(pyramid.split(pyramid.mask))}
 
-    def targets(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def targets(self, inputs: Arrays) -> dict[str, Tensor]:
         """Returns ``labels`` [N, P], ``offsets`` [N, P, 2] of all points, and ``positives``, a count of real ones."""
         with torch.no_grad():
             output = self.model(*_inputs(inputs))
         labels, offsets = assign(output.points, self._moments(inputs), self.model.loss_config.centre_radius)
         return {"labels": labels, "offsets": offsets, "positives": (labels & output.mask).sum()}
 
-    def losses(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def losses(self, inputs: Arrays) -> dict[str, Tensor]:
         """Returns the losses of one training step and moves the running normaliser.
 
         Args:
@@ -261,7 +237,7 @@ class PublishedSnag(nn.Module):
         total = score + config.regression_weight * span
         return {"total": total, "cls": score, "reg": span, "loss_norm": norm}
 
-    def predict(self, index: int, arrays: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    def predict(self, index: int, arrays: Arrays) -> list[tuple[Tensor, Tensor]]:
         """Returns the answers of a recorded case: per query spans in seconds [K, 2] and scores [K], best first."""
         config = json.loads(str(arrays[f"predict.{index}.config"]))
         grid = Grid(config["clip_size"], config["clip_stride"], config["fps"])
@@ -272,7 +248,7 @@ class PublishedSnag(nn.Module):
             answers.append((seconds.float(), scores))
         return answers
 
-    def candidates(self, index: int, arrays: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    def candidates(self, index: int, arrays: Arrays) -> list[tuple[Tensor, Tensor]]:
         """Returns the candidates of a recorded case: per query spans in steps of the first level, and scores."""
         prefix = f"predict.{index}."
         config = json.loads(str(arrays[f"{prefix}config"]))
@@ -295,11 +271,11 @@ class PublishedSnag(nn.Module):
         )
         return [_found(each) for each in found]
 
-    def _moments(self, inputs: Mapping[str, Any]) -> Tensor:
+    def _moments(self, inputs: Arrays) -> Tensor:
         return torch.as_tensor(inputs["target"]) / self.model.config.video.stride
 
 
-def _inputs(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _inputs(inputs: Arrays) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns frames [B, T, D], words [N, L, W], their mask, the frames' mask, and the video of each query [N]."""
     video, video_mask, text, text_mask, size = (
         torch.as_tensor(inputs[name]) for name in ("vid", "vid_mask", "text", "text_mask", "text_size")
