@@ -44,7 +44,7 @@ def load_published(
     Args:
         model: Takes the weights.
         state: Tensors or arrays by published name; a leading ``module.`` is accepted.
-        names: Our name and the published one of every entry.
+        names: Our name and the published one of every parameter, and of the buffers that are published; others stay.
         shape: From a published name and our tensor to the published shape; without, only axes of length 1 may differ.
         convert: From a published tensor, its name and our tensor to our shape; without, it is reshaped.
 
@@ -71,8 +71,11 @@ def load_published(
         if entries:
             more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
             raise CheckpointError(f"published weights {fault} {', '.join(entries[:_SHOWN])}{more}")
+    named = {name for name, _ in model.named_parameters()} | set(table)
+    counted = {name: value for name, value in own.items() if name not in named}  # state that was not published
     model.load_state_dict(
-        {
+        counted
+        | {
             ours: given[theirs].reshape(own[ours].shape).to(own[ours].dtype)
             if convert is None
             else convert(given[theirs], theirs, own[ours])

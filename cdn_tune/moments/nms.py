@@ -1,12 +1,17 @@
-"""Answers from score maps: the best moments, suppressing those that overlap a better one.
+"""The best of scored moments, suppressing those that overlap a better one.
 
 Shape letters: Q queries, S clips, N candidate cells.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from cdn_tune.moments.spans import iou
+
+_LONGER = 1e-6  # what SnAG's code adds to lengths
 
 # Whether a moment's ends are exact, or rounded to float32 as published: number / clips, then times the duration
 # (``share``: 2D-TAN, CDN), or number times duration, then / clips (``multiple``: MMN).
@@ -78,14 +83,46 @@ def cell_spans(cells: Tensor, clips: int, durations: Tensor, rounding: Rounding 
 def top_spans(
     scores: Tensor, spans: Tensor, limit: int, nms_threshold: float, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor]:
-    """Returns each query's best of any moments, as `top_moments` does of a map's cells.
+    """Returns each query's best of any moments, as `top_moments` does of a map's cells; see `suppress`."""
+    return suppress(scores, spans, limit, Suppression(threshold=nms_threshold, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """How answers that overlap a better one are thinned out.
+
+    Attributes:
+        kind: `hard` drops them; `soft` multiplies their scores by exp(-IoU² / sigma) (Bodla et al., arXiv 1704.04503);
+            `none` keeps them.
+        threshold: `hard`: IoU above which the lesser moment is dropped.
+        sigma: `soft`: the decay.
+        min_score: `hard`: only better candidates are answers. `soft`: those that decay below are dropped.
+        voting: Each answer's span becomes the mean of the candidates whose IoU with it is at least this, weighted by
+            their scores; 0: it stays. Not for `none`.
+        snag: As SnAG's published code has it: an IoU that equals the threshold is above it, and every length is 1e-6
+            longer while moments are suppressed.
+        dtype: Format in which spans are compared.
+    """
+
+    kind: Literal["hard", "soft", "none"] = "hard"
+    threshold: float = 0.5
+    sigma: float = 0.9
+    min_score: float | None = None
+    voting: float = 0.0
+    snag: bool = False
+    dtype: torch.dtype = torch.float64
+
+
+def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tuple[Tensor, Tensor]:
+    """Returns each query's best moments, those that overlap a better one suppressed.
+
+    The best remaining moment is taken `limit` times; each time the others are judged by their IoU with it.
 
     Args:
         scores: Higher is better [Q, N]; NaN and -inf are never answers.
         spans: The moments, in seconds: of each query [Q, N, 2], or the same for all [N, 2].
         limit: How many moments to return per query.
-        nms_threshold: IoU above which the lesser moment is dropped.
-        dtype: Format in which spans are compared.
+        how: What becomes of overlapping ones.
 
     Returns:
         Spans in seconds, float64 [Q, limit, 2], and their scores [Q, limit], best first, both NaN where a query has
@@ -105,19 +142,24 @@ def top_spans(
     best = torch.full((queries, limit), torch.nan, dtype=scores.dtype, device=scores.device)
     if count == 0:
         return found, best
-    spans = spans.to(scores.device, dtype).expand(queries, count, 2)
+    spans = spans.to(scores.device, how.dtype).expand(queries, count, 2)
     step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // count)
     for first in range(0, queries, step):
         chunk = slice(first, first + step)
-        starts, ends = (spans[chunk, :, end].contiguous() for end in (0, 1))
-        _suppress(scores[chunk].clone(), starts, ends, nms_threshold, found[chunk], best[chunk])
+        _suppress(scores[chunk], spans[chunk], how, found[chunk], best[chunk])
+        if how.voting and how.kind != "none":
+            found[chunk] = _voted(scores[chunk], spans[chunk], found[chunk], how.voting)
     return found, best
 
 
-def _suppress(scores: Tensor, starts: Tensor, ends: Tensor, threshold: float, spans: Tensor, best: Tensor) -> None:
-    """Fills `spans` [Q, limit, 2] and `best` [Q, limit] from candidates [Q, N]; `scores` is consumed."""
-    scores.masked_fill_(scores.isnan(), -torch.inf)
-    lengths = ends - starts
+def _suppress(scores: Tensor, candidates: Tensor, how: Suppression, spans: Tensor, best: Tensor) -> None:
+    """Fills `spans` [Q, limit, 2] and `best` [Q, limit] from candidates [Q, N, 2]."""
+    starts, ends = (candidates[..., end].contiguous() for end in (0, 1))
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    if how.kind == "hard" and how.min_score is not None:
+        scores.masked_fill_(scores <= how.min_score, -torch.inf)
+    longer = _LONGER if how.snag else 0.0
+    lengths = (ends - starts).add_(longer)
     left, overlap, union = torch.empty_like(starts), torch.empty_like(starts), torch.empty_like(starts)
     for rank in range(best.shape[1]):
         score, index = scores.max(dim=1, keepdim=True)  # [Q, 1]
@@ -129,9 +171,23 @@ def _suppress(scores: Tensor, starts: Tensor, ends: Tensor, threshold: float, sp
         best[:, rank : rank + 1] = torch.where(found, score, nan.to(score.dtype))
         if rank + 1 == best.shape[1]:
             return
-        torch.minimum(ends, end, out=overlap)
-        torch.maximum(starts, start, out=left)
-        overlap.sub_(left).clamp_(min=0)
-        torch.add(lengths, end - start, out=union).sub_(overlap)
-        scores.masked_fill_(overlap.div_(union) > threshold, -torch.inf)
+        if how.kind != "none":
+            torch.minimum(ends, end, out=overlap)
+            torch.maximum(starts, start, out=left)
+            overlap.sub_(left).clamp_(min=0)
+            torch.add(lengths, end - start + longer, out=union).sub_(overlap)
+            overlap.div_(union)  # IoU
+        if how.kind == "hard":
+            scores.masked_fill_(overlap >= how.threshold if how.snag else overlap > how.threshold, -torch.inf)
+        elif how.kind == "soft":
+            scores.mul_(overlap.nan_to_num_(nan=0.0).square_().div_(-how.sigma).exp_())
+            scores.masked_fill_(~(scores >= (how.min_score or 0.0)), -torch.inf)
         scores.scatter_(1, index, -torch.inf)
+
+
+def _voted(scores: Tensor, candidates: Tensor, spans: Tensor, threshold: float) -> Tensor:
+    """Returns spans [Q, limit, 2] moved to the weighted mean of the candidates [Q, N, 2] like them."""
+    alike = iou(spans[:, :, None], candidates[:, None]) >= threshold  # [Q, limit, N]
+    weights = alike * scores.nan_to_num(nan=0.0, neginf=0.0)[:, None].to(spans.dtype)
+    total = weights.sum(dim=2, keepdim=True)
+    return torch.where(total > 0, weights @ candidates.to(spans.dtype) / total, spans)
