@@ -48,7 +48,7 @@ class Stairs(Schedule):
 
 def starts_well(answers: Answers, iou: float) -> Tensor:
     """Whether the first moment starts within that share of the video from the true start."""
-    wrong = (answers.top[:, 0, 0] - answers.moments[:, 0]).abs()
+    wrong = (answers.top[:, 0, 0] - answers.moments[:, 0, 0]).abs()
     return (wrong <= iou * answers.durations).double()
 
 

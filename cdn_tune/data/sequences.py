@@ -127,7 +127,7 @@ def reach(steps: int, most: int, grid: Grid, ratio: tuple[float, float] | None =
     """Returns how many seconds the shortest part that `crop` may take of a video covers."""
     shortest = steps if ratio is None else math.ceil(ratio[0] * steps)
     least = most if steps > most else shortest
-    return (grid.clip_stride * (least - 1) + grid.clip_size) / grid.fps
+    return float((grid.clip_stride * (least - 1) + grid.clip_size) / grid.fps)
 
 
 def groups_within(

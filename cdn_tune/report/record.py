@@ -14,6 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import read_mapping
+from cdn_tune.data.files import brief
 from cdn_tune.errors import CdnTuneError
 from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
 from cdn_tune.evaluation.queries import PREDICTIONS
@@ -93,9 +94,6 @@ def read_record(run: Path) -> RunRecord:
     """
     manifest = read_manifest(run)
     notices: list[str] = []
-    if wrong := shapes.misfit(shapes.Manifest, manifest):
-        notices.append(f"{run / MANIFEST}: {wrong}; only its kind is used")
-        manifest = {"kind": manifest["kind"]}
     search = None
     if manifest["kind"] == "search":
         with quiet():
@@ -171,9 +169,12 @@ def _epochs(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
     """Returns a trial's epochs up to the first that is damaged."""
     try:
         entries = read_metrics(folder)
-    except (OSError, ValueError, RecursionError) as error:
-        notices.append(f"{folder / METRICS}: cannot be read ({error})")
+        lines = (folder / METRICS).read_bytes().split(b"\n") if entries else []
+    except OSError as error:
+        notices.append(f"{folder / METRICS}: cannot be read ({brief(error)})")
         return []
+    if len(lines) > len(entries) + 1:  # the last has no line feed yet
+        notices.append(f"{folder / METRICS}: line {len(entries) + 1} is no epoch's; what follows is not shown")
     for at, entry in enumerate(entries):
         if wrong := shapes.misfit(shapes.Epoch, entry):
             notices.append(f"{folder / METRICS}: line {at + 1}: {wrong}; epochs from there on are not shown")

@@ -89,14 +89,6 @@ class Experiment(Shape):
     data: _Data = _Data()
 
 
-class Manifest(Shape):
-    """A ``manifest.json``."""
-
-    kind: str
-    data: dict[str, Any] = {}
-    experiment: dict[str, Any] = {}
-
-
 _Shape = TypeVar("_Shape", bound=Shape)
 
 

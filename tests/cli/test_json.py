@@ -17,7 +17,17 @@ from cdn_tune.config.yaml import dump
 from cdn_tune.data.charades import LAYOUT
 
 # Commands that print no data: they write files, change something, or print JSON anyway (schema).
-WITHOUT = {"demo", "export", "report", "schema", "import-weights", "search stop", "data convert", "data plant"}
+WITHOUT = {
+    "demo",
+    "export",
+    "report",
+    "schema",
+    "import-weights",
+    "search stop",
+    "search rebuild",
+    "data convert",
+    "data plant",
+}
 WITHOUT |= {"cluster submit", "cluster logs", "cluster stop", "cluster fetch"}
 
 

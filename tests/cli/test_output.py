@@ -229,7 +229,6 @@ def run(make_search: Callable[..., Path], entry: Entry) -> Path:
             entry("failed", role="refused", reason=plain),
             entry("running", [0.1], segments=[[plain, 1.0, None]]),
         ],
-        space={"experiment": plain},
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cdn_tune.cli import app
+from tests.epochs import epoch_line
 
 runner = CliRunner()
 
@@ -23,9 +24,7 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps({"kind": "train", "data": {"planted": True}}))
     (folder / "experiment.yaml").write_text("name: mine\neval: {metric: R1@0.5}\n")
-    epoch = {"epoch": 1, "loss": 1.0, "learning_rate": 1e-3, "val": {"R1@0.5": 0.25}}
-    epoch |= {"value": 0.25, "best_value": 0.25, "best_epoch": 1}
-    (folder / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
+    (folder / "metrics.jsonl").write_text(json.dumps(epoch_line(1, 0.25)) + "\n")
     return folder
 
 

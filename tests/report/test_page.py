@@ -22,6 +22,7 @@ from cdn_tune.errors import DataError, RunError
 from cdn_tune.evaluation.queries import QueryResult
 from cdn_tune.report.answers import choose_cases, recorded_predictions
 from cdn_tune.report.page import Builder, check_target
+from tests.epochs import epoch_line
 
 Tiny = Callable[..., Experiment]
 MakeRun = Callable[..., Path]
@@ -183,11 +184,7 @@ def test_a_train_run(tiny: Tiny, tmp_path: Path) -> None:
     manifest = {"kind": "train", "data": {"planted": True}, "experiment": experiment.plain()}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "experiment.yaml").write_text(dump(experiment.plain()))
-    lines = [
-        {"epoch": epoch, "epochs": 3, "loss": 1 / epoch, "learning_rate": 1e-3, "val": {"R1@0.5": 0.1 * epoch}}
-        | {"value": 0.1 * epoch, "best_value": 0.1 * epoch, "best_epoch": epoch}
-        for epoch in (1, 2, 3)
-    ]
+    lines = [epoch_line(epoch, 0.1 * epoch) for epoch in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html = Builder(tmp_path, views=0).build(NOW).html
     assert "The best epoch is 3" in html

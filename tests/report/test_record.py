@@ -16,6 +16,7 @@ from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.report import page
 from cdn_tune.report.record import hide_passwords, read_record, stamp
+from tests.epochs import epoch_line
 
 Tiny = Callable[..., Experiment]
 MakeRun = Callable[..., Path]
@@ -97,8 +98,7 @@ def test_passwords_are_hidden() -> None:
     assert hidden["command"][2] == 3
 
 
-EPOCH = {"epoch": 1, "loss": 0.5, "learning_rate": 0.1, "val": {"R1@0.5": 0.4}, "value": 0.4}
-EPOCH |= {"best_value": 0.4, "best_epoch": 1}
+EPOCH = epoch_line(1, 0.4)
 DAMAGE: list[Any] = [None, True, "text", -1, 10**400, [], [[]], {}, {"a": {"b": [1, "2"]}}, 1.5, float("nan"), [None]]
 
 
@@ -150,8 +150,6 @@ def test_a_page_is_built_of_damaged_files(
 
 def test_damaged_records_are_told(make_run: MakeRun, tiny: Tiny) -> None:
     run = make_run(tiny(), trials=2, evaluated=True)
-    manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps({**manifest, "data": [1]}))
     (run / "trials/0001").mkdir(parents=True)
     (run / "trials/0001/metrics.jsonl").write_text(json.dumps(EPOCH) + '\n{"epoch": "2"}\n')
     (run / "evaluation.json").write_text('{"metrics": [1]}')
@@ -159,7 +157,6 @@ def test_damaged_records_are_told(make_run: MakeRun, tiny: Tiny) -> None:
     assert record.curves[1] == [EPOCH]
     assert record.evaluation is None
     assert [notice.rpartition("/")[2].partition(": ")[0] for notice in record.notices] == [
-        "manifest.json",
         "metrics.jsonl",
         "evaluation.json",
     ]

@@ -23,6 +23,7 @@ from cdn_tune.tuning.results.record import front_trials, read_record
 from cdn_tune.tuning.results.status import status_of
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.filtered_study import CONSTRAINT
+from tests.epochs import epoch_line
 from tests.tuning.test_search_rules import make_space, run_search
 
 Entry = Callable[..., FrozenTrial]
@@ -137,9 +138,8 @@ def test_a_study_of_yesterday_is_refused(tiny: Tiny, searched: Callable[..., Pat
 
 
 def epoch(number: int, value: float, best: float, best_epoch: int) -> dict[str, Any]:
-    times = {"train_seconds": 2.0, "val_seconds": 1.0, "loss": 0.5, "steps": 10 * number}
     val = {"R1@0.5": value, "mIoU": value / 2}
-    return {"epoch": number, "epochs": 3, "val": val, "best_value": best, "best_epoch": best_epoch, **times}
+    return epoch_line(number, value, val=val, best_value=best, best_epoch=best_epoch, loss=0.5, steps=10 * number)
 
 
 def add_trial(run: Path, number: int, epochs: list[dict[str, Any]], experiment: Experiment | None = None) -> None:

@@ -77,7 +77,7 @@ def test_a_search_asks_for_the_server_too(tiny: Callable[..., Experiment], tmp_p
 def test_a_storage_of_another_kind_is_one_line(make_search: MakeSearch) -> None:
     run = make_search([])
     name_storage(run, ["postgresql://x"])
-    with pytest.raises(RunError, match="a URL is expected; name --storage"):
+    with pytest.raises(RunError, match="storage: Input should be a valid string"):
         read_record(run)
 
 

@@ -122,6 +122,8 @@ def _around(x: Tensor, block: int, side: int, fill: int) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, heads: int, dropout: float) -> Tensor:
-    parts = (each.unflatten(2, (heads, -1)).transpose(1, 2) for each in (query, key, value))  # [B, H, T, d]
-    mixed = functional.scaled_dot_product_attention(*parts, attn_mask=allowed, dropout_p=dropout)
+    def parts(x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)  # [B, H, T, d]
+
+    mixed = functional.scaled_dot_product_attention(parts(query), parts(key), parts(value), allowed, dropout)
     return mixed.transpose(1, 2).flatten(2)

@@ -32,9 +32,10 @@ class MapConvs(nn.Module):
         border = sum(size // 2 for size in kernel_sizes)
         paddings = [border] + [0] * (len(kernel_sizes) - 1)
         layers = list(zip(kernel_sizes, paddings, strict=True))
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, size, padding=padding) for size, padding in layers)
+        convs = [nn.Conv2d(channels, channels, size, padding=padding) for size, padding in layers]
+        self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(MapNorm(channels) for _ in (layers if batch_norm else ()))
-        device = self.convs[0].weight.device
+        device = convs[0].weight.device
         for index, weight in enumerate(neighbour_weights(mask, layers)):
             self.register_buffer(f"weight_{index}", weight.to(device), persistent=False)
 

@@ -6,7 +6,7 @@ Q queries, M valid cells, E query encoding.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -171,4 +171,4 @@ class _Scores(nn.Module):
 
     def forward(self, features: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
         found = self.model.score_map(self.model(features, words, word_mask))
-        return cast(Tensor, found.scores * found.mask)
+        return found.scores * found.mask

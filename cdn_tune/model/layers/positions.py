@@ -14,7 +14,8 @@ def sinusoids(steps: int, channels: int) -> Tensor:
     """
     rates = 10000.0 ** (torch.arange(channels // 2, dtype=torch.float64, device="cpu") / (channels // 2))
     angles = torch.arange(steps, dtype=torch.float64, device="cpu")[:, None] / rates  # [T, C / 2]
-    return (torch.cat([angles.sin(), angles.cos()], dim=1) / channels**0.5).float()
+    table: Tensor = torch.cat([angles.sin(), angles.cos()], dim=1) / channels**0.5
+    return table.float()
 
 
 class Positions(nn.Module):

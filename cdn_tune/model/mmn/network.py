@@ -180,7 +180,7 @@ def _distinct(videos: Tensor | None, count: int, device: torch.device) -> tuple[
     places = torch.arange(count, device=device)
     if videos is None or videos.is_meta:
         return None, places
-    distinct, rows = videos.unique(return_inverse=True)
+    distinct, rows = torch.unique(videos, return_inverse=True)
     if len(distinct) == count:
         return None, places
     first = torch.full_like(distinct, count).scatter_reduce(0, rows, places, "amin")

@@ -60,7 +60,7 @@ class VideoConfig(Dropouts):
     @property
     def coarsest(self) -> int:
         """Steps of the first level per chunk of local attention at the last: a length is a multiple of it."""
-        return 2 ** (self.levels - 1) * max(1, self.window - 1)
+        return (1 << (self.levels - 1)) * max(1, self.window - 1)
 
     @model_validator(mode="after")
     def _check(self) -> "VideoConfig":

@@ -65,4 +65,5 @@ class FusionLayer(nn.Module):
             x = functional.layer_norm(x, x.shape[2:])
         x = x * scale + shift
         branch = self.feed_forward(self.feed_forward_norm(x)) * mask[..., None]
-        return x + self.feed_forward_scale(branch, groups)
+        added: Tensor = x + self.feed_forward_scale(branch, groups)
+        return added

@@ -157,8 +157,8 @@ def from_published(state: Arrays, config: Mapping[str, Any]) -> "PublishedSnag":
         CheckpointError: If an option is wrong, or entries are missing, unknown, misshapen or not finite (named).
     """
     ours, loss = published_config(config)
-    sizes = (setting(config, f"model.{net}.in_dim") for net in ("vid_net", "text_net"))
-    snag = SnAG(ours, *sizes, loss)
+    video_size, text_size = (setting(config, f"model.{net}.in_dim") for net in ("vid_net", "text_net"))
+    snag = SnAG(ours, video_size, text_size, loss)
     load_published(snag, state, published_names(snag))
     return PublishedSnag(snag, float(setting(config, "train.loss_norm")))
 

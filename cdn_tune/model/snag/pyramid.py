@@ -40,7 +40,7 @@ class Pyramid(NamedTuple):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Returns the levels [., P_l, ...] of a tensor over all steps [., P + L, ...], without padding."""
-        return [level[:, :-1] for level in x.split(self.sizes, dim=1)]
+        return [level[:, :-1] for level in torch.split(x, list(self.sizes), dim=1)]
 
 
 def levels_of(features: Tensor, count: int) -> Pyramid:

@@ -33,8 +33,6 @@ def storage_of(run: Path, given: str | None = None) -> str:
         RunError: If it is a server that the run folder alone names.
     """
     recorded = read_manifest(run).get("storage") if given is None and (run / MANIFEST).exists() else None
-    if recorded is not None and not isinstance(recorded, str):
-        raise RunError(f"{run / MANIFEST}: its storage is {str(recorded)[:60]}, and a URL is expected; name --storage")
     url = given or recorded or study_url(run)
     if not is_server(url):
         return url
