@@ -143,6 +143,7 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_written(run: Path) -> None:
     assert not (run / "looks.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_the_front_of_a_finished_search_is_measured(tiny: Tiny, tmp_path: Path) -> None:
     space = SearchSpace.model_validate(

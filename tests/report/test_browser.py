@@ -222,7 +222,9 @@ def test_a_figures_views_are_switched(opened: Opened, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "rules"), [("light", None), ("dark", ["color-contrast"])], ids=["everything", "dark colours"]
+    ("scheme", "rules"),
+    [pytest.param("light", None, marks=pytest.mark.slow), ("dark", ["color-contrast"])],
+    ids=["everything", "dark colours"],
 )
 def test_axe_finds_nothing_serious(opened: Opened, file: Path, scheme: str, rules: list[str] | None) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

@@ -166,6 +166,7 @@ def test_a_failure_in_a_group_is_told_with_its_reason(tiny: Tiny, tmp_path: Path
     assert_nothing_left()
 
 
+@pytest.mark.slow
 def test_a_machine_at_fault_halts_the_search_and_costs_no_trial(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     experiment = tiny(**{"train.epochs": 1})
