@@ -36,7 +36,7 @@ class Proposals(nn.Module):
         index = torch.tensor(cells)
         self.register_buffer("mask", valid_mask(clips, scale_layers).to(index.device), persistent=False)
         self.register_buffer("cells", index, persistent=False)
-        self.register_buffer("by_row", index.sort().values, persistent=False)
+        self.register_buffer("by_row", torch.tensor(sorted(cells)), persistent=False)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Returns the temporal map [B, H, S, S] of clips [B, H, S]; cells that are no proposals hold 0."""
