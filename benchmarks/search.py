@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=480)
     options = parser.parse_args()
-    lines = ["## Search", "", "`python -m benchmarks.search`, Ray on this machine, the study in a sqlite file."]
+    lines = ["## Search", "", "`python -m benchmarks.search`, Ray on this machine, the study in the run folder."]
     found = ["## Search: what it finds", "", "`python -m benchmarks.search --part budget`."]
     with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, connected():
         folder = Path(name)
