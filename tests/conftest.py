@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # or trials starve beside other tests
 # Tests never touch the user's cache; set here so that the processes they start have it too.
 os.environ["CDN_TUNE_CACHE"] = tempfile.mkdtemp(prefix="cdn-tune-tests-")
 

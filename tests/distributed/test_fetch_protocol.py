@@ -239,9 +239,12 @@ LINES = st.builds("@cdn-tune {} {}".format, KINDS, CONTENTS) | CONTENTS
 def exchanged(line: str, key: int, value: Any) -> str:
     """A frame with another value under one of its keys, or without it."""
     head, _, content = line.partition(" {")
-    if not content:
+    try:
+        fields = json.loads("{" + content)
+    except ValueError:  # no frame with keys, or damaged already
         return line
-    fields = json.loads("{" + content)
+    if not fields:
+        return line
     name = sorted(fields)[key % len(fields)]
     if value is None:
         del fields[name]
