@@ -64,7 +64,7 @@ def _facts(status: Status) -> list[tuple[str, str]]:
     planted = " (planted data)" if status.planted else ""
     failures = (f"{count} {MEANING.get(kind, kind)}" for kind, count in status.failures.items())
     rates = (status.trials_per_hour, status.samples_per_second)
-    rate, speed = (UNKNOWN if value is None else f"{value:.3g}" for value in rates)
+    units = zip(rates, ("trials/h", "queries/s"), strict=True)
     facts = [
         ("search", f"{status.name} in {status.run}{planted}"),
         ("state", _state(status)),
@@ -74,9 +74,9 @@ def _facts(status: Status) -> list[tuple[str, str]]:
         *(("nodes", line) for line in status.unfit_nodes),
         *_best(status),
         ("searched", rough(status.elapsed_seconds)),
-        ("throughput", f"{rate} trials/h, {speed} queries/s"),
+        ("throughput", ", ".join(f"{value:.3g} {unit}" for value, unit in units if value is not None)),
         ("GPU-hours", f"{status.gpu_hours:.3g}" if status.gpu_hours else ""),
-        ("ETA", rough(status.eta_seconds)),
+        ("ETA", rough(status.eta_seconds) if status.is_alive else ""),
     ]
     return [(name, text) for name, text in facts if text]
 
