@@ -181,7 +181,7 @@ def test_asked_to_resume_what_is_not_there(tiny: Tiny, tmp_path: Path) -> None:
 PROCESSES = {  # of a search whose trials have two workers, as Ray names them
     "a worker": "ray::RayTrainWorker",
     "the controller": "ray::TrainController",
-    "the relay": "ray::GroupTrial",
+    "the relay": "Trainable",
     "the coordinator": "ray::Coordinator",
     "the driver": "cdn_tune search",
 }
