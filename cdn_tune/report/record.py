@@ -1,6 +1,5 @@
 """What a run has recorded so far, read without changing anything."""
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import read_mapping
-from cdn_tune.data.files import brief
+from cdn_tune.data.files import brief, read_json
 from cdn_tune.errors import CdnTuneError
 from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
 from cdn_tune.evaluation.queries import PREDICTIONS
@@ -184,10 +183,10 @@ def _epochs(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
 
 def _evaluation(path: Path, notices: list[str]) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         notices.append(f"{path}: cannot be read ({error})")
         return None
     if wrong := shapes.misfit(shapes.Evaluation, found):
