@@ -130,15 +130,18 @@ class Outcome:
         return None
 
 
-def run_case(name: str, number: int, folder: Path) -> Outcome:
-    """Damages a good file as the case's number has it, in a folder of its own, and reads it as a command does."""
+def run_case(name: str, number: int | None, folder: Path) -> Outcome:
+    """Damages a good file as the case's number has it, in a folder of its own, and reads it as a command does.
+
+    Without a number the good file is read.
+    """
     form = FORMATS[name]
     good = _good(name, folder)
     case = folder / f"{name}-{number}"
     shutil.copytree(good.parent, case, symlinks=True)
     path = case / good.name
-    rng = random.Random(f"{name} {number}")
-    form.mutate(path, rng)
+    if number is not None:
+        form.mutate(path, random.Random(f"{name} {number}"))
     told = io.StringIO()
     code = 0
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -323,7 +326,7 @@ SPACE: dict[str, Any] = {
         "model.map.layers": {"type": "int", "low": 1, "high": 3},
         "model.map.kernel_size": {"type": "categorical", "choices": [3, 5], "per_layer": True},
     },
-    "constraints": ["layers <= 4 or clips % 8 == 0", "max(kernel_size) <= 2 ** 3"],
+    "constraints": ["model.map.layers <= 4 or clips % 8 == 0", "max(kernel_size) <= 2 ** 3"],
     "start_with": [{"optim.lr": 1e-3, "model.clip_pool": "mean"}],
     "objectives": ["R1@0.5", {"metric": "parameters", "direction": "minimize"}],
     "trials": 8,
@@ -541,6 +544,7 @@ def damage_database(path: Path, rng: random.Random) -> None:
         damage_bytes(path, rng)
         return
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("pragma synchronous = off")
         tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
         filled = [name for name in tables if list(connection.execute(f"select 1 from {name} limit 1"))]  # noqa: S608
         table = rng.choice(filled)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .corpus import FORMATS, run_case
+from .corpus import FORMATS, Outcome, run_case
 
 FEW, MANY = 26, 200  # cases of each format
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_damaged_files_end_in_success_or_one_line(name: str, folder: Path) -> None:
+    assert run_case(name, None, folder) == Outcome(0, ())
     outcomes = {number: run_case(name, number, folder) for number in range(FEW)}
     assert {number: fault for number, outcome in outcomes.items() if (fault := outcome.fault)} == {}
     assert any(outcome.code == 2 for outcome in outcomes.values()), "nothing was damaged"
