@@ -1,14 +1,11 @@
 """What a run has recorded so far, read without changing anything."""
 
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -95,8 +92,7 @@ def read_record(run: Path) -> RunRecord:
     notices: list[str] = []
     search = None
     if manifest["kind"] == "search":
-        with quiet():
-            search = read_search(run)
+        search = read_search(run)
         notices += [] if search.notice is None else [search.notice]
         search = replace(search, entries=[each for each in search.entries if each.state != TrialState.WAITING])
     curves: dict[int | None, list[dict[str, Any]]] = {None: _epochs(run, notices)}
@@ -141,19 +137,6 @@ def hide_passwords(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [hide_passwords(item) for item in value]
     return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences Optuna's remarks and warnings while it is entered."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 def _mapping(path: Path, notices: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import random
 import re
 import resource
@@ -144,6 +145,8 @@ def run_case(name: str, number: int | None, folder: Path) -> Outcome:
         form.mutate(path, random.Random(f"{name} {number}"))
     told = io.StringIO()
     code = 0
+    remarks = logging.StreamHandler(told)  # Optuna's own handler writes past what is redirected
+    logging.getLogger("optuna").addHandler(remarks)
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -151,6 +154,7 @@ def run_case(name: str, number: int | None, folder: Path) -> Outcome:
                 form.read(path)
         except typer.Exit as left:
             code = left.exit_code
+    logging.getLogger("optuna").removeHandler(remarks)
     shutil.rmtree(case, ignore_errors=True)
     return Outcome(code, tuple(line for line in told.getvalue().splitlines() if not line.startswith("warning: ")))
 

@@ -11,7 +11,7 @@ import pytest
 
 from .corpus import FORMATS, Outcome, run_case
 
-FEW, MANY = 26, 200  # cases of each format
+FEW, MANY = 16, 200  # cases of each format
 ROOT = Path(__file__).resolve().parents[2]
 
 

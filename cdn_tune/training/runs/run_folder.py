@@ -249,7 +249,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        what = first["msg"].partition(" or instance of")[0]
+        reason = f"{where}: {what}" if where else what
         raise RunError(f"{path}: is not a cdn-tune manifest ({reason}); name another run folder") from None
     return dict(manifest)
 
