@@ -88,6 +88,8 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise _fault(key_node, f"key {shown(key)} is no text; put it in quotes, or write key: value")
+            if not key.isprintable():
+                raise _fault(key_node, f"key {shown(key)} holds a line break or the like; write it in one line")
             if key in mapping:
                 raise _fault(key_node, f"key {shown(key)} appears twice")
             mapping[key] = self.construct_object(value_node, deep=deep)

@@ -6,7 +6,6 @@ A part is a folder with `clips.bin`, [V, T, D] in C order, and `part.json`, whic
 written once, whole, and never changed.
 """
 
-import json
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from cdn_tune.data.cache import Hold
+from cdn_tune.data.files import read_json
 
 CLIPS, PART = "clips.bin", "part.json"
 
@@ -153,7 +153,7 @@ def read_part(part: Path, length: int, feature_size: int, dtype: str) -> list[st
         ValueError: If it is damaged.
     """
     try:
-        about = json.loads((part / PART).read_text(encoding="utf-8"))
+        about = read_json(part / PART)
         videos = [str(video) for video in about["videos"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{part / PART}: {error}") from None

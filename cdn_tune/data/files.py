@@ -2,13 +2,14 @@
 
 import glob
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from upath import UPath
@@ -19,6 +20,7 @@ Progress = Callable[[int, int], None]  # called with (items done, items)
 
 SAMPLE_BYTES = 1 << 20
 SAMPLES = 16
+_DEEPEST = 100  # that values of a JSON text may be nested: shown, copied and checked, they need as much stack
 _ASIDE = ".tmp"
 _SCRATCH, _SCRATCH_LOCK = "cdn-tune-", ".alive"
 
@@ -53,6 +55,36 @@ def read_text(path: Path, remedy: str = "check data.root") -> str:
     if not text.strip():
         raise DataError(f"{path}: the file is empty; download or copy it again")
     return text
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns the value of a JSON text, which may be a stranger's.
+
+    Raises:
+        ValueError: If it is none (a `json.JSONDecodeError`), or holds a number too long or values nested too deeply.
+    """
+    with suppress(RecursionError):
+        value = json.loads(text)
+        level = [value]
+        for _ in range(_DEEPEST + 1):
+            if not level:
+                return value
+            level = [each for held in level if isinstance(held, dict | list) for each in _within(held)]
+    raise ValueError(f"values are nested more than {_DEEPEST} deep")
+
+
+def _within(held: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return held.values() if isinstance(held, dict) else held
+
+
+def read_json(path: Path) -> Any:
+    """Returns the value of a JSON file (see `parse_json`).
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no UTF-8, or no JSON.
+    """
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 def locate(root: Path, name: str) -> Path:

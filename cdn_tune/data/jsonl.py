@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cdn_tune.data.annotations import Annotation, Scanned, Skipped, Split, annotate
-from cdn_tune.data.files import read_text
+from cdn_tune.data.files import parse_json, read_text
 from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
 
@@ -52,8 +52,8 @@ def _check_is_lines(text: str, path: Path) -> None:
         DataError: If it is.
     """
     try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):  # as of more lines than one
+        whole = parse_json(text)
+    except ValueError:  # as of more lines than one
         return
     if isinstance(whole, list) or "\n" in text.strip():
         kind, wanted = (
@@ -67,10 +67,10 @@ def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
     where = f"{path}:{count}"
     kinds = {str: "string", float: "number", list: "list"}
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON ({error.msg}); write a line as {ENTRY}") from None
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{where}: not usable JSON ({error}); write a line as {ENTRY}") from None
     if not isinstance(entry, dict):
         raise DataError(f"{where}: is a {type(entry).__name__}; write a line as {ENTRY}")
@@ -119,7 +119,7 @@ def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
 
 
 def _video(line: str) -> str:
-    entry = json.loads(line)
+    entry = parse_json(line)
     return str(entry["video"] if "video" in entry else entry["vid"])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.data.annotations import Scanned, Split, annotate
-from cdn_tune.data.files import brief, read_text
+from cdn_tune.data.files import brief, parse_json, read_text
 from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
 
@@ -30,7 +30,7 @@ def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
 def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
     """Returns the file of `split` with the entries of some videos only: name to text."""
     (path,) = annotation_files(root, split)
-    videos = {video: entry for video, entry in json.loads(read_text(path)).items() if video in kept}
+    videos = {video: entry for video, entry in parse_json(read_text(path)).items() if video in kept}
     return {path.name: json.dumps(videos) + "\n"}
 
 
@@ -62,10 +62,10 @@ def scan(
     """
     (path,) = annotation_files(root, split)
     try:
-        videos = json.loads(read_text(path, f"check data.root, or download the {dataset} annotations into it"))
+        videos = parse_json(read_text(path, f"check data.root, or download the {dataset} annotations into it"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); download or copy it again") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not usable JSON ({brief(error)}); download or copy it again") from None
     if not isinstance(videos, dict):
         raise DataError(
@@ -139,8 +139,8 @@ def _is_activitynet(root: Path) -> bool | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
         return False
     entries = list(content.values()) if isinstance(content, dict) else []
     first = entries[0] if entries and isinstance(entries[0], dict) else {}

@@ -4,7 +4,6 @@ Nothing that arrives is run or unpickled, and nothing is written but files of th
 """
 
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cdn_tune.data.files import parse_json, read_json
 from cdn_tune.distributed import fetch_protocol
 from cdn_tune.distributed.fetch_protocol import (
     Begin,
@@ -269,8 +269,8 @@ def _digest_of(frame: fetch_protocol.Frame) -> str:
 def _parsed(manifest: str) -> dict[str, Any]:
     """Returns a manifest that was sent."""
     try:
-        value = json.loads(manifest)
-    except (ValueError, RecursionError):
+        value = parse_json(manifest)
+    except ValueError:
         value = None
     if not isinstance(value, dict) or "kind" not in value:
         raise ProtocolError(f"its {MANIFEST} is not a cdn-tune manifest")
@@ -282,8 +282,8 @@ def _record(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return {str(name): str(digest) for name, digest in json.loads(path.read_text("utf-8")).items()}
-    except (ValueError, RecursionError, AttributeError):
+        return {str(name): str(digest) for name, digest in read_json(path).items()}
+    except (ValueError, AttributeError):
         raise RunError(
             f"{path}: is damaged; delete it and fetch again, files that differ from the cluster's then stay as they are"
         ) from None

@@ -16,7 +16,7 @@ import numpy as np
 
 from cdn_tune.config import DATA_PATHS, override
 from cdn_tune.config.tables import metrics_depth
-from cdn_tune.data.files import brief
+from cdn_tune.data.files import brief, parse_json
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
@@ -367,6 +367,6 @@ def read_looks(run: Path) -> list[str]:
 
 def _is_look(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(line), dict)
+    except ValueError:
         return False

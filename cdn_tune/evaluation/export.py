@@ -19,7 +19,7 @@ from cdn_tune import __version__
 from cdn_tune.config import DataConfig, Experiment, build, override
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.annotations import SPLITS
-from cdn_tune.data.files import aside, brief, sha256
+from cdn_tune.data.files import aside, brief, read_json, sha256
 from cdn_tune.data.lexicon import Lexicon, open_lexicon
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.tokenizer import tokenizer_of
@@ -206,7 +206,7 @@ def read_exported(folder: Path) -> tuple[Checkpoint, Lexicon]:
         experiment = build(Experiment, read_mapping(folder / EXPERIMENT), str(folder / EXPERIMENT))
         model = build_model(experiment)
         load_weights(model, load_file(folder / WEIGHTS), folder / WEIGHTS)
-        words = json.loads((folder / WORDS).read_text(encoding="utf-8"))
+        words = read_json(folder / WORDS)
         vectors = load_file(folder / WORD_VECTORS)["vectors"]
     except CdnTuneError as error:
         raise CheckpointError(str(error)) from None
@@ -226,10 +226,10 @@ def read_exported(folder: Path) -> tuple[Checkpoint, Lexicon]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing, the exported folder is incomplete; {_AGAIN}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({brief(error)}); {_AGAIN}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not of a folder that cdn-tune exported; name one, or a run folder")

@@ -20,7 +20,7 @@ from cdn_tune.config import DataConfig
 from cdn_tune.config.tables import LAYOUTS, metric_names, metrics_depth
 from cdn_tune.data.annotations import Annotation, Split
 from cdn_tune.data.charades import parse_line
-from cdn_tune.data.files import sha256
+from cdn_tune.data.files import parse_json, sha256
 from cdn_tune.data.layouts import layout_of, recognise
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.tokenizer import words
@@ -176,8 +176,8 @@ def read_predictions(path: Path, annotations: Sequence[Annotation]) -> list[Mome
 
 def _object(where: str, line: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(line)
+    except ValueError as error:
         raise DataError(f"{where}: not valid JSON ({error}); write {_EXAMPLE}") from None
     if not isinstance(entry, dict) or ("moments" not in entry and "pred_relevant_windows" not in entry):
         raise DataError(f"{where}: not a line of predictions; write {_EXAMPLE} or {_EXAMPLE_QV}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cdn_tune.data.annotations import SPLITS, Annotation, true_moments
+from cdn_tune.data.files import parse_json
 from cdn_tune.errors import DataError
 from cdn_tune.moments.metrics import Answers
 from cdn_tune.moments.spans import iou
@@ -131,7 +132,7 @@ def read_query_results(path: Path) -> list[QueryResult]:
 
 def _result(line: str, where: str) -> QueryResult:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         start, end = entry["truth"]
         if len(entry["moments"]) > MOST_MOMENTS:
             raise ValueError(f"it lists {len(entry['moments']):,} moments, more than {MOST_MOMENTS:,}")
@@ -150,6 +151,6 @@ def _result(line: str, where: str) -> QueryResult:
         if result.split not in SPLITS:
             raise ValueError(f"its split is {result.split!r}")
         return result
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{where}: not a line of predictions ({reason}); expected {LINE}") from None

@@ -1,6 +1,5 @@
 """Training the winner again, under other seeds or another protocol: trial folders in the run, that go on if stopped."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from cdn_tune.config import DATA_PATHS, Experiment, build, override
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset, load_splits
+from cdn_tune.data.files import read_json
 from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.data.layouts import layout_of, root_of
 from cdn_tune.errors import CheckpointError, RunError, TrainingError
@@ -158,9 +158,9 @@ def _read_facts(path: Path) -> dict[str, Any]:
         RunError: If the file is damaged.
     """
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = read_json(path)
         changed_files(facts, facts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise RunError(f"{path}: cannot be read; move or delete the folder {path.parent}") from None
     return facts
 

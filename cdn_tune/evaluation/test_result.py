@@ -1,11 +1,10 @@
 """What a run's evaluation found and chose, read for an export or a retriever."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.data.files import brief
+from cdn_tune.data.files import brief, read_json
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluate import EVALUATION
 from cdn_tune.training.runs.checkpoint import Checkpoint
@@ -20,10 +19,10 @@ def read_evaluation(run: Path) -> dict[str, Any] | None:
     """
     path = run / EVALUATION
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({brief(error)}); evaluate the run again") from None
     return content if isinstance(content, dict) else {}
 

@@ -12,8 +12,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.report.figures import Figure, Plot, scale_of, titled
-from cdn_tune.report.record import RunRecord, quiet
+from cdn_tune.report.record import RunRecord
 from cdn_tune.tuning.results.leaderboard import short_names
+from cdn_tune.tuning.results.record import quiet
 from cdn_tune.tuning.study.ranking import own
 
 SLICES, CONTOURS, AXES = 6, 3, 8  # parameters shown at most

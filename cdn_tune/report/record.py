@@ -1,20 +1,16 @@
 """What a run has recorded so far, read without changing anything."""
 
-import json
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import read_mapping
-from cdn_tune.data.files import brief
+from cdn_tune.data.files import brief, read_json
 from cdn_tune.errors import CdnTuneError
 from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
 from cdn_tune.evaluation.queries import PREDICTIONS
@@ -96,8 +92,7 @@ def read_record(run: Path) -> RunRecord:
     notices: list[str] = []
     search = None
     if manifest["kind"] == "search":
-        with quiet():
-            search = read_search(run)
+        search = read_search(run)
         notices += [] if search.notice is None else [search.notice]
         search = replace(search, entries=[each for each in search.entries if each.state != TrialState.WAITING])
     curves: dict[int | None, list[dict[str, Any]]] = {None: _epochs(run, notices)}
@@ -144,19 +139,6 @@ def hide_passwords(value: Any) -> Any:
     return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences Optuna's remarks and warnings while it is entered."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
-
-
 def _mapping(path: Path, notices: list[str]) -> dict[str, Any]:
     try:
         return dict(read_mapping(path))
@@ -184,10 +166,10 @@ def _epochs(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
 
 def _evaluation(path: Path, notices: list[str]) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         notices.append(f"{path}: cannot be read ({error})")
         return None
     if wrong := shapes.misfit(shapes.Evaluation, found):

@@ -120,6 +120,7 @@ def test_wrong_override_is_one_line_with_key_value_and_remedy(argument: str, tol
         ("a: " + "[" * 500, "column 53: nested more than 50 deep; write it flatter"),
         ("name: !!binary aGVsbG8=", "the tag 'tag:yaml.org,2002:binary' is not understood; write plain values"),
         ("name: !!python/name:os.system", "is not understood; write plain values"),
+        ('name: x\n"a\\nb": 1', "line 2, column 1: key 'a\\nb' holds a line break or the like; write it in one line"),
         ('name: "a\\0b"', "'a\\x00b' holds a control character; remove it"),
         ('name: "\\ud800"', "holds a control character; remove it"),
         ("a: 0x" + "f" * 9000, "is too large; whole numbers go up to"),

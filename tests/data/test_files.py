@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from cdn_tune.data.files import aside, clear_left, locate, read_text, scratch_folder, written_whole
+from cdn_tune.data.files import aside, clear_left, locate, parse_json, read_text, scratch_folder, written_whole
 from cdn_tune.errors import DataError
 
 
@@ -45,6 +46,18 @@ def test_a_name_is_looked_for_in_root_first(tmp_path: Path, monkeypatch: pytest.
 def test_a_folder_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_text(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101, "[" * 10**5, "9" * 5000, "{"])
+def test_json_that_cannot_be_used_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"nested more than 100 deep|Exceeds the limit|Expecting property name"):
+        parse_json(text)
+
+
+def test_json_is_parsed_as_by_python() -> None:
+    deepest = "[" * 100 + "]" * 100
+    for text in (deepest, '{"a": [1, {"b": "[[["}], "c": null}', " 1 ", "NaN"):
+        assert repr(parse_json(text)) == repr(json.loads(text)) == repr(parse_json(text.encode()))
 
 
 DEAD = 2**22 + 1  # above the largest number that Linux gives to a process

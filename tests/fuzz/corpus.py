@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import random
 import re
 import resource
@@ -20,7 +21,7 @@ import sqlite3
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ import numpy as np
 import optuna
 import torch
 import typer
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 import cdn_tune
@@ -43,11 +44,15 @@ from cdn_tune.data.planted import plant
 from cdn_tune.data.vectors import word_table
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.predictions import score_predictions
+from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import BEST, DIGEST, build_model, digest, save_checkpoint
+from cdn_tune.training.runs.kept import RECORD, KeptRecord, kept_folder
+from cdn_tune.training.runs.records import METRICS
 from cdn_tune.training.runs.run_folder import claim, locked
 from cdn_tune.training.train_trial import open_data
-from cdn_tune.tuning.layout import DATABASE, JOURNAL
-from cdn_tune.tuning.results.leaderboard import csv_text, json_text
+from cdn_tune.tuning.layout import DATABASE, JOURNAL, trial_folder
+from cdn_tune.tuning.results.leaderboard import LEADERBOARD_JSON, csv_text, json_text
+from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.results.status import status_of
 
 MANY_LINES = 6  # an experiment's findings, and how many there are besides
@@ -130,17 +135,22 @@ class Outcome:
         return None
 
 
-def run_case(name: str, number: int, folder: Path) -> Outcome:
-    """Damages a good file as the case's number has it, in a folder of its own, and reads it as a command does."""
+def run_case(name: str, number: int | None, folder: Path) -> Outcome:
+    """Damages a good file as the case's number has it, in a folder of its own, and reads it as a command does.
+
+    Without a number the good file is read.
+    """
     form = FORMATS[name]
     good = _good(name, folder)
     case = folder / f"{name}-{number}"
     shutil.copytree(good.parent, case, symlinks=True)
     path = case / good.name
-    rng = random.Random(f"{name} {number}")
-    form.mutate(path, rng)
+    if number is not None:
+        form.mutate(path, random.Random(f"{name} {number}"))
     told = io.StringIO()
     code = 0
+    remarks = logging.StreamHandler(told)  # Optuna's own handler writes past what is redirected
+    logging.getLogger("optuna").addHandler(remarks)
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -148,6 +158,7 @@ def run_case(name: str, number: int, folder: Path) -> Outcome:
                 form.read(path)
         except typer.Exit as left:
             code = left.exit_code
+    logging.getLogger("optuna").removeHandler(remarks)
     shutil.rmtree(case, ignore_errors=True)
     return Outcome(code, tuple(line for line in told.getvalue().splitlines() if not line.startswith("warning: ")))
 
@@ -323,7 +334,7 @@ SPACE: dict[str, Any] = {
         "model.map.layers": {"type": "int", "low": 1, "high": 3},
         "model.map.kernel_size": {"type": "categorical", "choices": [3, 5], "per_layer": True},
     },
-    "constraints": ["layers <= 4 or clips % 8 == 0", "max(kernel_size) <= 2 ** 3"],
+    "constraints": ["model.map.layers <= 4 or clips % 8 == 0", "max(kernel_size) <= 2 ** 3"],
     "start_with": [{"optim.lr": 1e-3, "model.clip_pool": "mean"}],
     "objectives": ["R1@0.5", {"metric": "parameters", "direction": "minimize"}],
     "trials": 8,
@@ -499,7 +510,8 @@ def _make_search(folder: Path, storage: Any) -> Path:
     plain = {key: value for key, value in SPACE.items() if key not in ("objectives", "overrides", "experiment")}
     (folder / "search_space.yaml").write_text(dump({**plain, "experiment": "experiment"}))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=storage, study_name="space", direction="maximize")
+    sampler = optuna.samplers.RandomSampler(seed=1)
+    study = optuna.create_study(storage=storage, sampler=sampler, study_name="space", direction="maximize")
     study.set_user_attr("trials", 8)
     for number in range(3):
         trial = study.ask()
@@ -522,17 +534,45 @@ def make_journal(folder: Path) -> Path:
     return folder / JOURNAL
 
 
+def _copy_search(folder: Path, storage: Any) -> None:
+    """Makes one with few writes: each is flushed to disk."""
+    memory = InMemoryStorage()
+    _make_search(folder, memory)
+    optuna.copy_study(from_study_name="space", from_storage=memory, to_storage=storage)
+
+
 def make_manifest(folder: Path) -> Path:
-    make_journal(folder)
+    _copy_search(folder, JournalStorage(JournalFileBackend(str(folder / JOURNAL))))
     return folder / "manifest.json"
 
 
 def make_database(folder: Path) -> Path:
     storage = RDBStorage(f"sqlite:///{folder / DATABASE}")
-    _make_search(folder, storage)
+    _copy_search(folder, storage)
     storage.remove_session()
     storage.engine.dispose()
     return folder / DATABASE
+
+
+def make_records(folder: Path) -> Path:
+    """Makes a search without its study: a leaderboard, two trials' metrics and the record of a kept one are left."""
+    make_manifest(folder)
+    (folder / LEADERBOARD_JSON).write_text(json_text(read_record(folder).rows()))
+    (folder / JOURNAL).unlink()
+    values = {"loss": 1.0, "losses": {"match": 0.5}, "learning_rate": 1e-3, "gradient_norm": 1.0, "value": 0.1}
+    times = {"samples_per_second": 10.0, "train_seconds": 2.0, "val_seconds": 1.0}
+    for number in (0, 2):
+        report = EpochReport(epoch=1, epochs=3, val={"R1@0.5": 0.1}, best_value=0.1, best_epoch=1, **values, **times)
+        (_made(trial_folder(folder, number)) / METRICS).write_text(json.dumps(report.plain()) + "\n")
+    kept = KeptRecord(trial=1, value=0.1, epoch=1, checkpoint_epoch=1, checkpoint_value=0.1)
+    (_made(kept_folder(folder, 1)) / RECORD).write_text(json.dumps(asdict(kept)))
+    return folder / LEADERBOARD_JSON
+
+
+def damage_records(path: Path, rng: random.Random) -> None:
+    """Damages one of them."""
+    target = rng.choice([path, path, *sorted(path.parent.rglob(METRICS)), *sorted(path.parent.rglob(RECORD))])
+    (damage_json_lines if target.suffix == ".jsonl" else damage_json)(target, rng)
 
 
 def damage_database(path: Path, rng: random.Random) -> None:
@@ -541,6 +581,7 @@ def damage_database(path: Path, rng: random.Random) -> None:
         damage_bytes(path, rng)
         return
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("pragma synchronous = off")
         tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
         filled = [name for name in tables if list(connection.execute(f"select 1 from {name} limit 1"))]  # noqa: S608
         table = rng.choice(filled)
@@ -558,8 +599,6 @@ def damage_database(path: Path, rng: random.Random) -> None:
 
 def read_search(path: Path) -> None:
     """Reads a search as `leaderboard`, its forms and `search status` do."""
-    from cdn_tune.tuning.results.record import read_record
-
     record = read_record(path.parent)
     rows = record.rows()
     json_text(rows), csv_text(rows)
@@ -647,6 +686,7 @@ FORMATS = {
     "predictions": Format(make_predictions, read_predictions, damage_json_lines),
     "manifest": Format(make_manifest, read_search, damage_json),
     "journal": Format(make_journal, read_search, damage_json_lines),
+    "records": Format(make_records, read_search, damage_records),
     "database": Format(make_database, read_search, damage_database),
     "checkpoint": Format(make_checkpoint, read_model, damage_checkpoint),
     "export": Format(make_export, read_export, damage_export),

@@ -16,7 +16,7 @@ from cdn_tune.training.object_store import lease
 from cdn_tune.training.object_store.lease import LEASE, Lease, is_leased
 from cdn_tune.training.object_store.store import ObjectStore
 from cdn_tune.training.object_store.sync import RunSync, fetched, push_run
-from cdn_tune.training.object_store.working_copy import place_of, portable, shown, url_of, working_copy
+from cdn_tune.training.object_store.working_copy import MARKER, place_of, portable, shown, url_of, working_copy
 from cdn_tune.training.runs import stop_flag as flag
 from cdn_tune.training.runs.run_folder import claim, locked, read_manifest
 from cdn_tune.training.runs.stop_flag import StopFlag
@@ -136,6 +136,14 @@ def test_a_folder_is_found_again_on_another_machine(store: Store, tmp_path: Path
     place.store.check()
     assert place_of(tmp_path) is None
     assert portable(tmp_path) == shown(tmp_path) == str(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "[" * 10**5])
+def test_a_damaged_name_of_a_store_is_told(content: str, tmp_path: Path) -> None:
+    (folder := tmp_path / "runs" / "x" / "run").mkdir(parents=True)
+    (folder.parent / MARKER).write_text(content)
+    with pytest.raises(RunError, match=rf"{MARKER}: is damaged; delete {folder.parent}"):
+        place_of(folder)
 
 
 def test_copies_agree(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, read_checkpoint, save_checkpoint
 from cdn_tune.training.runs.files import write_json
-from cdn_tune.training.runs.kept import CHECKPOINT, kept_folder
+from cdn_tune.training.runs.kept import CHECKPOINT, RECORD, kept_folder, recorded_value
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles, disk_used
 from cdn_tune.tuning.checkpoints.retention import Retention, keep_best
 from cdn_tune.tuning.layout import trial_folder
@@ -377,3 +377,9 @@ def test_leaderboard_ranks_then_lists_the_rest(tmp_path: Path) -> None:
         read = list(csv.DictReader(file))
     assert read[0]["val R1@0.5"] == "0.5"
     assert read[3]["reason"] == "broke"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"value": null}', '{"value": ' + "9" * 400 + "}", "[" * 10**5])
+def test_a_damaged_record_of_a_kept_checkpoint_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(content)
+    assert recorded_value(tmp_path) is None

@@ -1,6 +1,5 @@
 """The examination of a data folder, from its layout to its last video."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from cdn_tune.data.annotations import SPLITS, Split
 from cdn_tune.data.doctor.checks import check_annotations, check_overlap, check_words, find_vectors
 from cdn_tune.data.doctor.features import check_features
 from cdn_tune.data.doctor.report import Finding, Report
-from cdn_tune.data.files import Progress, is_remote, locate, remote_file
+from cdn_tune.data.files import Progress, is_remote, locate, read_json, remote_file
 from cdn_tune.data.fingerprint import PLANTED_MARKER
 from cdn_tune.data.layouts import Layout, layout_of, recognise
 from cdn_tune.data.splits import coarse, held_out
@@ -131,7 +130,7 @@ def _marker(root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        marker = json.loads(path.read_text(encoding="utf-8"))
+        marker = read_json(path)
     except (OSError, ValueError):
         return {}
     return marker if isinstance(marker, dict) else {}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from cdn_tune.data.annotations import SPLITS, Annotation
-from cdn_tune.data.files import Progress, brief, written_whole
+from cdn_tune.data.files import Progress, brief, read_json, written_whole
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, PLANTED_MARKER
 from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.planted.features import JOURNAL, write_features
@@ -129,7 +129,7 @@ def _claim(out: Path) -> dict[str, Any] | None:
     names = {path.name for path in out.iterdir()} - {LOCK} if out.exists() else set()
     if PLANTED_MARKER in names:
         try:
-            marker = json.loads((out / PLANTED_MARKER).read_text(encoding="utf-8"))
+            marker = read_json(out / PLANTED_MARKER)
             return {key: marker[key] for key in ("options", "files", "dataset", "word_vectors", "videos", "queries")}
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{out / PLANTED_MARKER}: not a planting's marker; choose another folder") from None

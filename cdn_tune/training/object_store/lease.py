@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cdn_tune.data.files import parse_json
 from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.store import ObjectStore
 
@@ -128,7 +129,7 @@ def _read(store: ObjectStore) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        held = json.loads(content)
+        held = parse_json(content)
     except ValueError:
         return {}
     return held if isinstance(held, dict) else {}

@@ -1,12 +1,12 @@
 """The files of a run between its working copy and its store; those of trials are handled by `trial_sync`."""
 
-import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from cdn_tune.data.files import read_json
 from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.lease import is_locked
 from cdn_tune.training.object_store.store import Entry
@@ -33,7 +33,7 @@ class RunSync:
         self._path = place.root.parent / _INDEX
         self._index: dict[str, list[list[int]]] = {}
         with suppress(OSError, ValueError):
-            self._index = json.loads(self._path.read_text(encoding="utf-8"))
+            self._index = read_json(self._path)
 
     def pull(self, models: bool = False, trials: bool = False, to_work: bool = False) -> None:
         """Fetches what this machine lacks, or has in another version; deletes what the store has no more.

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cdn_tune.data.files import parse_json
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.object_store.store import COPIED_BYTES, Entry
 from cdn_tune.training.object_store.working_copy import POSITION, TRAINING_LOCK, Place, place_of
@@ -264,6 +265,6 @@ class TrialSync:
 
 def _position(content: bytes) -> Position | None:
     try:
-        return Position(**json.loads(content))
+        return Position(**parse_json(content))
     except (ValueError, TypeError):
         return None

@@ -5,7 +5,6 @@ together. A file beside the working copy names the store, so that a path is all 
 """
 
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 from cdn_tune.data.cache import user_cache
-from cdn_tune.errors import ConfigError
+from cdn_tune.data.files import read_json
+from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.object_store.store import ObjectStore, open_store
 from cdn_tune.training.runs.files import write_json
 
@@ -114,11 +114,18 @@ def working_copy(run: Path | str) -> Path:
 
 
 def place_of(path: Path) -> Place | None:
-    """Returns the place of a path in a working copy; None if it is in none."""
+    """Returns the place of a path in a working copy; None if it is in none.
+
+    Raises:
+        RunError: If what names the working copy's store is damaged.
+    """
     for folder in (path, *path.parents):
         marker = folder.parent / MARKER
         if marker.is_file() and folder.parent.parent.name == "runs":
-            url = json.loads(marker.read_text(encoding="utf-8"))["url"]
+            try:
+                url = str(read_json(marker)["url"])
+            except (OSError, ValueError, KeyError, TypeError):
+                raise RunError(f"{marker}: is damaged; delete {folder.parent}, and name the run by its URL") from None
             name = path.relative_to(folder).as_posix()
             return Place(open_store(url), folder, "" if name == "." else name)
     return None

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config.yaml import dump
-from cdn_tune.data.files import sync_folder
+from cdn_tune.data.files import read_json, sync_folder
 from cdn_tune.errors import CheckpointError
 from cdn_tune.training.runs.files import write_errors, write_json, write_text
 from cdn_tune.training.runs.run_folder import EXPERIMENT
@@ -96,8 +95,8 @@ def check_kept(folder: Path, number: int, value: float, epoch: int | None) -> Ke
 
 def recorded_value(folder: Path) -> float | None:
     """Returns the study's value of a kept checkpoint; None if the folder has no readable record."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads((folder / RECORD).read_text(encoding="utf-8"))["value"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        return float(read_json(folder / RECORD)["value"])
     return None
 
 

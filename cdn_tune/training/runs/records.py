@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cdn_tune.config import Experiment, keys
+from cdn_tune.data.files import parse_json
 from cdn_tune.errors import RunError
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.files import write_errors, write_text
@@ -141,9 +142,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             report = EpochReport.read(entry)
-        except (ValueError, RecursionError):
+        except ValueError:
             break
         if report.epoch != len(entries) + 1 or not 1 <= report.best_epoch <= report.epoch:
             break

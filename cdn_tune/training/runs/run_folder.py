@@ -1,6 +1,5 @@
 """A run folder: its lock, its configuration, and the manifest of what it was made of."""
 
-import json
 import platform
 import re
 import subprocess
@@ -18,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from cdn_tune import __version__
 from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, keys
 from cdn_tune.config.yaml import dump, read_mapping
-from cdn_tune.data.files import brief, clear_left
+from cdn_tune.data.files import brief, clear_left, read_json
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.object_store.lease import LOCK, Lease
 from cdn_tune.training.object_store.sync import MANIFEST, RunSync, push_run
@@ -242,15 +241,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"{shown(folder)}: is not a run folder (no {MANIFEST}); name a folder made by train or search")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = read_json(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({brief(error)}); restore it, or name another run folder") from None
     try:
         _Manifest.model_validate(manifest, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        what = first["msg"].partition(" or instance of")[0]
+        reason = f"{where}: {what}" if where else what
         raise RunError(f"{path}: is not a cdn-tune manifest ({reason}); name another run folder") from None
     return dict(manifest)
 

@@ -3,7 +3,6 @@
 It shows whether the study knows all trials, and from it a lost study is made anew.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.keys import get_keys
 from cdn_tune.config.yaml import read_mapping
+from cdn_tune.data.files import read_json
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.training.object_store.working_copy import place_of
 from cdn_tune.training.runs.kept import CHECKPOINT, KEPT, kept_folder, recorded_value
@@ -244,14 +244,14 @@ def _rows(path: Path) -> dict[int, Row]:
         RunError: If it is damaged.
     """
     try:
-        rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["state"] != "waiting"]
+        rows = [row for row in read_json(path) if row["state"] != "waiting"]
         found = {row["trial"]: row for row in rows}
         good = all(type(number) is int and number >= 0 for number in found) and len(found) == len(rows)
         if not good or not all(row["state"] in {*_STATES, *_ROLES} for row in rows):
             raise ValueError("it is no leaderboard")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path}: cannot be read ({str(error)[:100]}); restore it, or delete it") from None
     return found
 

@@ -1,7 +1,6 @@
 """How much each parameter mattered, by PED-ANOVA or fANOVA over the finished trials of a search."""
 
 import math
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,7 @@ from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvalu
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.tuning.results.record import Record
+from cdn_tune.tuning.results.record import Record, quiet
 from cdn_tune.tuning.study.ranking import own
 
 EvaluatorName = Literal["ped-anova", "fanova"]
@@ -77,23 +76,18 @@ def importance(record: Record, evaluator: EvaluatorName = "ped-anova") -> Import
 def _evaluate(
     record: Record, trials: list[FrozenTrial], params: list[str], evaluator: EvaluatorName
 ) -> dict[str, float]:
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.create_study(direction=record.directions[0])
-        study.add_trials(trials)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # reported in our own words: few trials, conditional parameters
+        with quiet():  # reported in our own words: few trials, conditional parameters
+            study = optuna.create_study(direction=record.directions[0])
+            study.add_trials(trials)
             judge = FanovaImportanceEvaluator(seed=0) if evaluator == "fanova" else PedAnovaImportanceEvaluator()
             found = get_param_importances(study, evaluator=judge, params=params, normalize=False)
-            total = sum(found.values())
-            return {name: share / total if total > 0 else 0.0 for name, share in found.items()}
+        total = sum(found.values())
+        return {name: share / total if total > 0 else 0.0 for name, share in found.items()}
     except ImportError:
         raise ConfigError(
             "--importance fanova: needs scikit-learn; install it with pip install 'cdn-tune[fanova]', or use ped-anova"
         ) from None
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 def _is_complete(trial: FrozenTrial) -> bool:

@@ -186,11 +186,23 @@ def read_study(url: str, space: SearchSpace, base: Experiment, run: Path) -> _St
         found = opened.get_all_trials(study, deepcopy=False)
         return found, list(opened.get_study_directions(study)), dict(opened.get_study_user_attrs(study))
 
-    with study_errors(run, url), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with study_errors(run, url), quiet():
         study = _read(url, run, load)
         check_study(space, base, *study)
         return study
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Optuna's remarks and warnings, of several lines each, in the block."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
+from cdn_tune.data.files import parse_json
 from cdn_tune.errors import RunError
 from cdn_tune.tuning.storage.delegate import DelegatingStorage
 
@@ -143,7 +144,7 @@ class SoleWriterBackend(BaseJournalBackend):
         content = os.pread(self._file, max(0, os.fstat(self._file).st_size - self._size), self._size)
         whole = content[: content.rfind(b"\n") + 1]
         self._size += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [parse_json(line) for line in whole.splitlines()]
 
     def _write(self, lines: list[str]) -> None:
         if not self._is_here():
