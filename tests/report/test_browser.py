@@ -253,7 +253,7 @@ def test_a_served_page_loads_itself_anew(
             page = opened.go(f"http://127.0.0.1:{server.server_address[1]}/")
             page.locator("#board-filter").fill("pruned")
             (live / "evaluation.json").write_text('{"metrics": {"mIoU": 0.4321}, "looks": 1}')
-            page.locator(".cards", has_text="43.21").wait_for(timeout=20_000)
+            page.locator(".cards", has_text="43.21").wait_for(timeout=90_000)
             page.wait_for_selector("html[data-ready]")
             assert page.locator("#board-filter").input_value() == "pruned"  # what was chosen stays
             assert opened.faults == []
