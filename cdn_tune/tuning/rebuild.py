@@ -19,7 +19,7 @@ from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, locke
 from cdn_tune.tuning.layout import DATABASE, JOURNAL, study_url
 from cdn_tune.tuning.results.folder import LOST, FolderTrials
 from cdn_tune.tuning.results.leaderboard import state_of
-from cdn_tune.tuning.results.record import read_study
+from cdn_tune.tuning.results.record import quiet, read_study
 from cdn_tune.tuning.storage.check import JOURNAL as JOURNAL_URL
 from cdn_tune.tuning.storage.check import MEMORY, check_shared
 from cdn_tune.tuning.storage.named import storage_of
@@ -59,7 +59,7 @@ def rebuild(run: Path, storage: str | None = None) -> Rebuilt:
     manifest = read_manifest(run)
     if manifest["kind"] != "search":
         raise RunError(f"{run}: is a {manifest['kind']} run, which has no study; name a search's run folder")
-    with locked(run):
+    with locked(run), quiet():
         url = study_url(run) if storage is None and manifest.get("storage") == MEMORY else storage_of(run, storage)
         check_shared(run, url)
         space = build(SearchSpace, read_mapping(run / SPACE), str(run / SPACE))

@@ -114,6 +114,8 @@ def test_a_search_without_its_study_is_refused_until_it_is_made_anew(
     assert shown(run) == before
     result = CliRunner().invoke(app, ["search", "rebuild", str(run)])
     assert result.exit_code == 0, result.output
+    assert "[I " not in result.output  # Optuna's own lines
+    assert read_record(run).attributes["planted"] is True  # known by the manifest until the search goes on
     assert read_record(run).notice is None
     assert shown(run) == before
     assert (run / "study.journal.old").exists() or damage == "deleted" or database

@@ -115,19 +115,19 @@ def read_record(run: Path, storage: str | None = None) -> Record:
     base = load_experiment(run / EXPERIMENT)
     url = storage_of(run, storage)
     folder = FolderTrials.read(run)
+    planted = {"planted": bool(_data(manifest).get("planted"))}
     try:
         if storage is None and not is_there(url) and (unknown := folder.unknown([])):
             raise RunError(unknown_fault(run, unknown))
         entries, directions, attributes = read_study(url, space, base, run)
         unknown = folder.unknown(entries)
         if not unknown:
-            return Record(run, space, base, entries, directions, attributes)
+            return Record(run, space, base, entries, directions, {**planted, **attributes})
         fault = unknown_fault(run, unknown)
     except RunError as error:
         if storage is not None or not folder.numbers():
             raise
         entries, attributes, fault = [], {}, str(error)
-    planted = {"planted": bool(_data(manifest).get("planted"))}
     notice = f"{fault}; shown is what the run folder records of its trials"
     found = folder.entries(space, base, entries)
     return Record(run, space, base, found, to_directions(space, base), {**planted, **attributes}, notice)
