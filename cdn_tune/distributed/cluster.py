@@ -16,7 +16,7 @@ from typing import Any
 from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed.address import LOOPBACK, check_join, ensure_token, is_on_loopback, other_version
 from cdn_tune.distributed.nodes import alive_nodes, children, record_started
-from cdn_tune.distributed.ray import ON_LOOPBACK, AuthenticationError, GetTimeoutError, RayError, ray
+from cdn_tune.distributed.ray import ON_LOOPBACK, GetTimeoutError, RayError, ray
 from cdn_tune.errors import ClusterError
 
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # of the cluster, then of this process
@@ -93,7 +93,7 @@ def _start(address: str | None) -> None:
                 log_to_driver=False,
                 **({"include_dashboard": False} if head is None else {}),
             )
-        except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
+        except Exception as error:  # Ray raises plain ones too, of a node that does not come up in time
             reason = " ".join(str(error).split())
             if address is None:
                 raise ClusterError(f"Ray cannot be started here ({reason[:200]})") from None

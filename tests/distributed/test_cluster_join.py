@@ -272,3 +272,15 @@ def answer_as_grpc(server: socket.socket) -> None:
     with connection:
         connection.recv(100)
         connection.sendall(bytes(3) + b"\x04" + bytes(5))
+
+
+def test_a_ray_that_does_not_come_up_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cdn_tune.distributed import cluster
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match=r"cannot be started here \(The current node timed out"), cluster.connected():
+        pass

@@ -59,7 +59,7 @@ class Opened:
 
     def go(self, url: str) -> Any:
         self.page.goto(url)
-        self.page.wait_for_selector("html[data-ready]", timeout=30_000)
+        self.page.wait_for_selector("html[data-ready]", timeout=90_000)
         return self.page
 
 
@@ -67,6 +67,7 @@ class Opened:
 def opened(browser: Any, request: pytest.FixtureRequest) -> Iterator[Opened]:
     width = getattr(request, "param", 1400)
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="light")
+    context.set_default_timeout(90_000)  # no test depends on how busy the machine is
     yield Opened(context.new_page())
     context.close()
 
@@ -76,7 +77,7 @@ def draw_all(page: Any) -> None:
     plots = page.locator("[data-figure]")
     for at in range(plots.count()):
         plots.nth(at).scroll_into_view_if_needed()
-        plots.nth(at).locator("svg.main-svg").first.wait_for(timeout=30_000)
+        plots.nth(at).locator("svg.main-svg").first.wait_for(timeout=90_000)
 
 
 @pytest.mark.parametrize("opened", [1400, 390], indirect=True, ids=["wide", "phone"])
