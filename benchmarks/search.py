@@ -213,12 +213,9 @@ def plain_groups(folder: Path, trials: int) -> list[list[str]]:
         run_config=tune.RunConfig(name="tune", storage_path=str(folder / "plain"), callbacks=[Watch()], verbose=0),
     )
     lost = len(tuner.fit().errors)
-    return [_row(f"plain Ray, {trials} trials", "-", ends, lost, "not looked at", "-")]
-
-
-def _row(name: str, first: str, ends: list[float], lost: int, left: str, aim: str) -> list[str]:
     each = [after - before for before, after in pairwise(ends)]
-    return [name, first, f"{statistics.median(each):.1f} s", f"{max(each):.1f} s", str(lost), left, aim]
+    middle, longest = f"{statistics.median(each):.1f} s", f"{max(each):.1f} s"
+    return [[f"plain Ray, {trials} trials", "-", middle, longest, str(lost), "not looked at", "-"]]
 
 
 def _nest(config: dict[str, Any]) -> None:

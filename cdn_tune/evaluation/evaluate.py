@@ -32,7 +32,7 @@ from cdn_tune.moments.bootstrap import RESAMPLES
 from cdn_tune.moments.metrics import mean_measures, measure
 from cdn_tune.training.memory.estimate import count_parameters
 from cdn_tune.training.object_store.sync import push_run
-from cdn_tune.training.runs.files import json_text, write_atomic, write_text, write_together
+from cdn_tune.training.runs.files import json_text, write_bytes, write_text, write_together
 from cdn_tune.training.runs.run_folder import changed_files, locked, read_manifest
 
 SCHEMA = 2
@@ -318,9 +318,8 @@ def _keep_before(run: Path, evaluation: str, predictions: str) -> None:
     if last.exists() and last.read_bytes() == before:
         return
     if (run / predictions).exists():
-        content = (run / predictions).read_bytes()
-        write_atomic(run / f"{other}-look-{number + 1}.{ending}", lambda file: file.write(content))
-    write_atomic(run / f"{stem}-look-{number + 1}.{suffix}", lambda file: file.write(before))
+        write_bytes(run / f"{other}-look-{number + 1}.{ending}", (run / predictions).read_bytes())
+    write_bytes(run / f"{stem}-look-{number + 1}.{suffix}", before)
 
 
 def record_test_access(run: Path, facts: dict[str, Any]) -> int:

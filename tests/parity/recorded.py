@@ -77,3 +77,20 @@ def grad_norms(model: Published, given: dict[str, torch.Tensor], names: dict[str
         assert parameter.grad is not None
         found[names[ours]] = float(parameter.grad.norm())
     return found
+
+
+CHANGES = ["missing", "unknown", "misshapen", "not finite"]
+
+
+def spoil(state: dict[str, torch.Tensor], change: str, name: str, unknown: str) -> str:
+    """Spoils an entry of published weights in one of the ways of `CHANGES`; returns the entry to be named."""
+    if change == "missing":
+        del state[name]
+    elif change == "unknown":
+        name = unknown
+        state[name] = torch.zeros(1)
+    elif change == "misshapen":
+        state[name] = state[name][:5]
+    else:
+        state[name] = state[name] * float("nan")
+    return name

@@ -1,7 +1,6 @@
 """Parity with the published implementation, on its recorded arrays (skipped where they are absent)."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,10 @@ from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.moments.nms import top_moments
 from cdn_tune.moments.temporal_map import iou_map
 
-PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
-pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason=f"{PARITY} is absent")
+from .recorded import CHANGES, load, needs_arrays, part, spoil
+
+pytestmark = needs_arrays
 MODELS = ["pool16", "conv16", "pool32ms"]
-
-
-def load(name: str) -> dict[str, Any]:
-    with np.load(PARITY / f"{name}.npz", allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def part(arrays: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
-    return {
-        key.removeprefix(prefix): torch.from_numpy(value) for key, value in arrays.items() if key.startswith(prefix)
-    }
 
 
 def rebuild(arrays: dict[str, Any]) -> tuple[CDN, dict[str, Any]]:
@@ -88,20 +77,11 @@ def test_four_training_steps(name: str) -> None:
     assert seen == pytest.approx(arrays["train.losses"].tolist(), rel=1e-3)
 
 
-@pytest.mark.parametrize("change", ["missing", "unknown", "misshapen", "not finite"])
+@pytest.mark.parametrize("change", CHANGES)
 def test_wrong_entries_are_named(change: str) -> None:
     arrays = load("conv16")
     state = part(arrays, "state.")
-    name = "map_layer.convs.1.weight"
-    if change == "missing":
-        del state[name]
-    elif change == "unknown":
-        name = "map_layer.convs.9.weight"
-        state[name] = torch.zeros(1)
-    elif change == "misshapen":
-        state[name] = state[name][:5]
-    else:
-        state[name] = state[name] * float("nan")
+    name = spoil(state, change, "map_layer.convs.1.weight", "map_layer.convs.9.weight")
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         from_published(state, json.loads(str(arrays["config"])))
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,22 +18,14 @@ from cdn_tune.model.snag.network import SnAG
 from cdn_tune.model.snag.published import PublishedSnag, from_published, import_state, nms, published_name
 from cdn_tune.moments.grid import Grid
 from cdn_tune.moments.metrics import Answers, recall
-from cdn_tune.training.step.published import Rates, average, part_groups
+from cdn_tune.training.step.optimiser import average
+from cdn_tune.training.step.published import Rates, part_groups
 
-PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
-pytestmark = pytest.mark.skipif(not PARITY.is_dir(), reason=f"{PARITY} is absent")
+from .recorded import CHANGES, load, needs_arrays, part, spoil
+
+pytestmark = needs_arrays
 MODELS = ["snag_anet", "snag_charades", "snag_mad"]
 PARTS = {"video": "vid_net", "text": "text_net", "fusion": "fusion", "score": "cls_head", "offset": "reg_head"}
-
-
-def load(name: str) -> dict[str, Any]:
-    with np.load(PARITY / f"{name}.npz", allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def part(arrays: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
-    found = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-    return {key: torch.from_numpy(value) for key, value in found.items() if value.dtype.kind != "U"}
 
 
 def rebuild(arrays: dict[str, Any]) -> tuple[PublishedSnag, dict[str, Any]]:
@@ -331,21 +322,13 @@ def test_weights_are_imported_into_an_experiment() -> None:
         import_state({}, CDNConfig(), data)
 
 
-@pytest.mark.parametrize("change", ["missing", "unknown", "misshapen", "not finite", "another family"])
+@pytest.mark.parametrize("change", [*CHANGES, "another family"])
 def test_wrong_entries_are_named(change: str) -> None:
     arrays = load("snag_charades")
     state, config = part(arrays, "state."), json.loads(str(arrays["config"]))
-    name = "vid_net.branch.1.attn.q_norm.weight"
-    if change == "missing":
-        del state[name]
-    elif change == "unknown":
-        name = "vid_net.branch.9.ln_ffn.weight"
-        state[name] = torch.zeros(1)
-    elif change == "misshapen":
-        state[name] = state[name][:5]
-    elif change == "not finite":
-        state[name] = state[name] * float("nan")
-    else:
+    if change == "another family":
         name, config = "model", {"num_clips": 16}
+    else:
+        name = spoil(state, change, "vid_net.branch.1.attn.q_norm.weight", "vid_net.branch.9.ln_ffn.weight")
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         from_published(state, config)

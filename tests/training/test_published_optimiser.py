@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cdn_tune.training.step.published import Rates, average, part_groups
+from cdn_tune.training.step.optimiser import average
+from cdn_tune.training.step.published import Rates, part_groups
 
 
 def test_the_first_step_moves_unless_as_published() -> None:

@@ -21,7 +21,7 @@ from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.object_store.store import COPIED_BYTES, Entry
 from cdn_tune.training.object_store.working_copy import POSITION, TRAINING_LOCK, Place, place_of
 from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint
-from cdn_tune.training.runs.files import write_atomic, write_json
+from cdn_tune.training.runs.files import write_bytes, write_json
 from cdn_tune.training.runs.records import EVENTS, METRICS
 
 ATTEMPT = ".attempt"
@@ -53,7 +53,7 @@ class Attempt:
         if self._place is not None:
             self._place.store.write(self._place.named(ATTEMPT), content)
         else:
-            write_atomic(self._folder / ATTEMPT, lambda file: file.write(content))
+            write_bytes(self._folder / ATTEMPT, content)
 
     def check(self) -> None:
         """Does nothing as long as no later attempt has begun.

@@ -49,9 +49,9 @@ def write_new(path: Path, content: bytes) -> None:
         RunError: If the file cannot be written (folder not writable, disk full).
     """
     if path.exists() and not path.stat().st_size:
-        write_atomic(path, lambda file: file.write(content))
+        write_bytes(path, content)
         return
-    with write_errors(path), _written(path, lambda file: file.write(content)) as temporary:
+    with write_errors(path), _written(path, partial(_put, content)) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -107,9 +107,14 @@ def write_errors(path: Path) -> Iterator[None]:
         raise RunError(f"{path}: cannot be written ({reason}); free space, or choose another place") from error
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically."""
+    write_atomic(path, partial(_put, content))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

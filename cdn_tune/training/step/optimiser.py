@@ -204,6 +204,13 @@ def uses_length(config: OptimConfig) -> bool:
     return kind.uses_length
 
 
+@torch.no_grad()
+def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """Moves averaged weights towards a model's: decay · average + (1 - decay) · weight."""
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    update(list(averaged.parameters()), list(model.parameters()), 0)
+
+
 class Ema:
     """Exponential moving average of weights, which often retrieves better; buffers are those of the model.
 
@@ -223,8 +230,7 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         """Adds the model's present weights to the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average(list(self.model.parameters()), list(model.parameters()), self.updates)
+        average(self.model, model, decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
         self.updates += 1

@@ -1,4 +1,4 @@
-"""The published optimisation of SnAG: its warm-up, its parameter groups, its average of weights.
+"""The published optimisation of SnAG: its warm-up and its parameter groups.
 
 They differ from `training.step.optimiser` where a published model is to be trained exactly as it was.
 """
@@ -7,9 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 COSINE_FLOOR = 1e-8
 
@@ -58,10 +56,3 @@ def part_groups(parts: Sequence[tuple[nn.Module, float]], weight_decay: float) -
             parameters = [parameter for parameter in part.parameters() if (parameter.ndim > 1) == decays]
             groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0})
     return groups
-
-
-@torch.no_grad()
-def average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    """Moves averaged weights towards a model's: decay · average + (1 - decay) · weight, from the first step on."""
-    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    update(list(averaged.parameters()), list(model.parameters()), 0)

@@ -9,9 +9,10 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.files import available_cpus
 from cdn_tune.training.memory.estimate import count_parameters
 
-# Of a model for each thread, as measured with one and two threads on two cores: with 0.1 and 1 million a second thread
-# gains a tenth on an idle machine and costs a factor of two to four on a busy one, where threads wait for each other at
-# every operation; with 9 and 35 million it gains a half, and costs a fifth.
+# Of a model for each thread, as measured with one and two threads on two cores. With 0.1 and 1 million a second thread
+# gains 3 to 23 % on a quiet machine; beside two busy loops, where threads wait for each other at every operation, a
+# step takes 1.25 to 4 times as long. With 9 and 35 million it makes a step 1.5 to 1.75 times faster on a quiet machine;
+# beside busy loops a step takes a tenth to a third longer with 9 million.
 PARAMETERS = 1_000_000
 
 
@@ -23,6 +24,8 @@ def threads_for(experiment: Experiment, cpus: int | None = None) -> int:
         cpus: The most threads; as many as torch uses in this process, within the cores that it may use, if None.
     """
     most = min(torch.get_num_threads(), available_cpus()) if cpus is None else cpus
+    if most <= 1:  # the default of a search, whose trials need not size their models for it
+        return 1
     return max(1, min(most, count_parameters(experiment) // PARAMETERS))
 
 
