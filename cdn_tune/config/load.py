@@ -108,7 +108,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     merged = copy.deepcopy(dict(values))
     if overrides.get("model.name", name := families.name_in(values)) != name:
         merged |= {"model": {}, "loss": {}}
-    known = set(dotted_keys(Experiment))
+    known = set(dotted_keys(Experiment)) if overrides else set()  # loads all families
     for key, value in overrides.items():
         if key not in known:
             raise ConfigError(f"{source}: override {key}={shown(value)}: {unknown_key(Experiment, key)}")

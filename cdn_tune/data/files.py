@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from filelock import FileLock, Timeout
-from upath import UPath
 
 from cdn_tune.errors import DataError
 
@@ -107,6 +106,8 @@ def remote_file(url: str, key: str) -> Path:
     Raises:
         DataError: If it does not exist, or the protocol's package or access rights are missing.
     """
+    from upath import UPath
+
     try:
         path = UPath(url)
         found = path.is_file()

@@ -1,4 +1,4 @@
-"""What reads a search, or only its command line, starts quickly: it imports neither torch nor Ray."""
+"""What reads a search, or only its command line, starts quickly: it imports nothing heavy that it does not use."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from cdn_tune.cli import app
 for arguments in json.loads(sys.argv[1]):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, (arguments, result.output)
-    loaded = {"torch", "ray"} & sys.modules.keys()
+    loaded = {"torch", "ray", "sqlalchemy", "fsspec"} & sys.modules.keys()
     assert not loaded, f"{arguments} imports {loaded}"
 """
 
 
-def test_reading_a_search_needs_neither_torch_nor_ray(
+def test_reading_a_search_imports_neither_torch_nor_ray_nor_a_database_library(
     make_search: Callable[..., Path], entry: Callable[..., Any]
 ) -> None:
     run = str(make_search([entry("complete", [0.2, 0.4]), entry("complete", [0.3], lr=1e-2), entry("running", [0.1])]))

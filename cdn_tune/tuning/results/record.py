@@ -1,23 +1,18 @@
 """A search's record, read from its run folder and its storage without writing to either, also while it runs."""
 
 import shlex
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
 
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.config.load import build
@@ -28,9 +23,8 @@ from cdn_tune.training.object_store.working_copy import shown
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest, without_secrets
 from cdn_tune.tuning.results.folder import FolderTrials, to_directions
 from cdn_tune.tuning.results.leaderboard import Row, leaderboard
-from cdn_tune.tuning.storage.check import CONNECT_SECONDS, JOURNAL, SQLITE, UnusableStudy, one_line, storage_url
+from cdn_tune.tuning.storage.check import JOURNAL, SQLITE, UnusableStudy, one_line
 from cdn_tune.tuning.storage.named import is_server, is_there, storage_of
-from cdn_tune.tuning.storage.sqlite import connect_read_only, copy_database
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.ranking import pareto_front
 from cdn_tune.tuning.study.soundness import check_study
@@ -234,36 +228,18 @@ def rebuild_command(run: Path) -> str:
 
 
 def _read(url: str, run: Path, load: Callable[[BaseStorage], _Study]) -> _Study:
-    if url.startswith(SQLITE):
-        path = Path(make_url(url).database or "")
-        _require(path, run)
-        try:
-            return _read_sqlite(path, load)
-        except (DBAPIError, StorageInternalError):  # the next reader must roll back what a killed driver has left
-            with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
-                return _read_sqlite(copy_database(path, Path(folder)), load)
     if url.startswith(JOURNAL):
         path = Path(url.removeprefix(JOURNAL))
         _require(path, run)
         # Reads whole lines only, so that a line that is being written, or was torn by a kill, is no obstacle.
         return load(JournalStorage(JournalFileBackend(str(path))))
-    with _database(storage_url(url), {"connect_args": {"connect_timeout": CONNECT_SECONDS}}) as opened:
-        return load(opened)
+    from cdn_tune.tuning.storage.database import read_server, read_sqlite
 
-
-def _read_sqlite(path: Path, load: Callable[[BaseStorage], _Study]) -> _Study:
-    with _database(SQLITE, {"creator": partial(connect_read_only, path)}) as opened:
-        return load(opened)
-
-
-@contextmanager
-def _database(url: str, engine: dict[str, Any]) -> Iterator[BaseStorage]:
-    storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=True)
-    try:
-        yield storage
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
+    if url.startswith(SQLITE):
+        path = Path(url.removeprefix(SQLITE).partition("?")[0])
+        _require(path, run)
+        return read_sqlite(path, load)
+    return read_server(url, load)
 
 
 def _require(path: Path, run: Path) -> None:

@@ -2,20 +2,24 @@
 
 A journal may lie on a network file system: it is appended to by one process, which needs no lock on the file but that
 of the run folder, and what a broken connection tears off at its end is cut off. SQLite locks and rewrites parts.
+
+SQLAlchemy is imported where it is used: it takes longer than a journal takes to read.
 """
+
+from __future__ import annotations
 
 import contextlib
 import importlib.util
 import os
 import sqlite3
 from pathlib import Path
-
-import sqlalchemy
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING
 
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.object_store.working_copy import place_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 JOURNAL, SQLITE, MEMORY = "journal:///", "sqlite:///", "memory"
 CONNECT_SECONDS = 10
@@ -69,6 +73,9 @@ def check_storage(url: str, nodes: int = 1) -> list[str]:
         return []
     if url == MEMORY:
         return ["--storage memory: the study is lost with the process, and cannot be taken up again"]
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         parsed = make_url(storage_url(url))
     except SQLAlchemyError:
@@ -165,11 +172,13 @@ def _check_server(url: URL) -> None:
         raise ConfigError(
             f"--storage {backend}://: needs the Python module {module}; pip install 'cdn-tune[{backend}]'"
         )
+    import sqlalchemy
+
     shown = url.render_as_string(hide_password=True)
     options = {"connect_timeout": CONNECT_SECONDS} if module in ("psycopg2", "psycopg", "pymysql", "MySQLdb") else {}
     try:
         engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=sqlalchemy.pool.NullPool)
         engine.connect().close()
-    except (SQLAlchemyError, OSError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         answer = f"does not answer ({one_line(error)}); is the server up, and the name right?"
         raise RunError(f"--storage {shown}: {answer}") from None

@@ -4,17 +4,19 @@ Database clients send passwords that they find by themselves (``PGPASSWORD``, ``
 are given. A run folder may be a stranger's, so a server that it alone names is not connected to.
 """
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING, Any
 
 from cdn_tune.errors import RunError
 from cdn_tune.training.runs.run_folder import MANIFEST, read_manifest, without_secrets
 from cdn_tune.tuning.layout import study_url
 from cdn_tune.tuning.storage.check import JOURNAL, MEMORY, SQLITE, storage_url
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 STORAGE = "CDN_TUNE_STORAGE"  # environment variable: the URL of a server, with its password
 _HIDDEN = "***"  # in place of a password in a manifest
@@ -78,10 +80,13 @@ def _without_hidden(url: str) -> str:
     if parsed is None or parsed.password != _HIDDEN:
         return url
     place = parsed.host, parsed.port, parsed.database, parsed.query
-    return URL.create(parsed.drivername, parsed.username, None, *place).render_as_string(hide_password=False)
+    return parsed.create(parsed.drivername, parsed.username, None, *place).render_as_string(hide_password=False)
 
 
 def _parsed(url: str) -> URL | None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         return make_url(storage_url(url))
     except (SQLAlchemyError, ValueError):

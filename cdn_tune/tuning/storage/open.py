@@ -15,9 +15,9 @@ from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.training.runs.files import write_new
 from cdn_tune.training.runs.run_folder import PASSWORD, without_secrets
 from cdn_tune.tuning.storage.check import CONNECT_SECONDS, DRIVERS, MEMORY, UnusableStudy, one_line, storage_url
-from cdn_tune.tuning.storage.delegate import ReportingStorage
 from cdn_tune.tuning.storage.journal import RunJournal, is_journal
 from cdn_tune.tuning.storage.reconnect import ReconnectingStorage
+from cdn_tune.tuning.storage.reporting import ReportingStorage
 from cdn_tune.tuning.storage.sqlite import check_tables
 
 _KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
