@@ -1,6 +1,8 @@
 # Every target creates .venv when it is absent. Paths are relative, so the checkout may lie in a folder with spaces.
 .PHONY: help demo test test-all compat check format bench clean
 .DEFAULT_GOAL := help
+# Or each of the many processes that are started compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 SYSTEM_PYTHON ?= python3
 PYTHON := .venv/bin/python

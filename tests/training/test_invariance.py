@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.training.runs.checkpoint import LAST, read_checkpoint
+from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]
+Train = Callable[[Experiment, Path], list[list[Any]]]
 
+RECORDED = ("loss", "moment_loss", "attention_loss", "gradient_norm", "val")
 WORKER = """
 import json, sys
 from pathlib import Path
@@ -23,84 +27,100 @@ import torch.distributed as dist
 from cdn_tune.config import Experiment
 from cdn_tune.training.train_trial import train_in
 
-experiment = Experiment.model_validate(json.loads(sys.argv[1]), strict=False)
-if int(sys.argv[4]) > 1:
-    dist.init_process_group("gloo", rank=int(sys.argv[3]), world_size=int(sys.argv[4]))
-reports = []
-train_in(experiment, Path(sys.argv[2]), reports.append, threads=1)
-if sys.argv[3] == "0":
-    names = ("loss", "moment_loss", "attention_loss", "gradient_norm", "val")
-    out = [[report.plain()[name] for name in names] for report in reports]
-    Path(sys.argv[2], "seen.json").write_text(json.dumps(out))
-if dist.is_initialized():
-    dist.destroy_process_group()
+dist.init_process_group("gloo", rank=int(sys.argv[1]), world_size=int(sys.argv[2]))
+for line in sys.stdin:
+    plain, folder = json.loads(line)
+    reports = []
+    train_in(Experiment.model_validate(plain, strict=False), Path(folder), reports.append, threads=1)
+    print(json.dumps([report.plain() for report in reports]), flush=True)
+dist.destroy_process_group()
 """
 
 
-def train_with(workers: int, experiment: Experiment, folder: Path) -> list[list[Any]]:
-    """Trains on so many processes; returns losses, gradient norm and val metrics per epoch."""
+def seen(reports: list[dict[str, Any]]) -> list[list[Any]]:
+    """Returns losses, gradient norm and val metrics per epoch."""
+    return [[report[name] for name in RECORDED] for report in reports]
+
+
+def train_alone(experiment: Experiment, folder: Path) -> list[list[Any]]:
+    reports: list[Any] = []
+    train_in(experiment, folder, reports.append, threads=1)
+    return seen([report.plain() for report in reports])
+
+
+@contextmanager
+def workers(count: int) -> Iterator[Train]:
+    """Starts processes that train together, one experiment after the other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    plain = json.dumps(experiment.plain())
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, plain, str(folder), str(rank), str(workers)],
+            [sys.executable, "-c", WORKER, str(rank), str(count)],
             env=environment,
-            stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in range(workers)
+        for rank in range(count)
     ]
+
+    def train(experiment: Experiment, folder: Path) -> list[list[Any]]:
+        for process in processes:
+            print(json.dumps([experiment.plain(), str(folder)]), file=process.stdin, flush=True)
+        first, *others = [process.stdout.readline() for process in processes]
+        assert others == ["[]\n"] * (count - 1)  # worker 0 reports
+        return seen(json.loads(first))
+
     try:
-        errors = [process.communicate(timeout=150)[1] for process in processes]
+        yield train
+        for process in processes:
+            process.communicate(timeout=60)
+            assert process.returncode == 0
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    assert not any(process.returncode for process in processes), errors
-    epochs: list[list[Any]] = json.loads((folder / "seen.json").read_text())
-    return epochs
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Train]:
+    with workers(2) as train:
+        yield train
+
+
+@pytest.mark.slow
+def test_three_workers_train_as_one_does(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**{"train.epochs": 4, "model.map.mixing_dropout": 0.0, "optim.lr": 1e-3})
+    with workers(3) as train:
+        agree(train(experiment, tmp_path / "3"), train_alone(experiment, tmp_path / "1"))
 
 
 @pytest.mark.parametrize(
-    ("workers", "changes"),
-    [
-        pytest.param((2, 3), {"train.batch_size": 8}, marks=pytest.mark.slow),
-        ((2,), {"train.batch_size": 7, "train.micro_batch": 2, "model.map.batch_norm": False}),  # uneven, in pieces
-    ],
+    "changes",
+    [{}, {"train.batch_size": 7, "train.micro_batch": 2, "model.map.batch_norm": False}],  # uneven, in pieces
     ids=["whole", "pieces"],
 )
-def test_workers_do_not_matter(tiny: Tiny, tmp_path: Path, workers: tuple[int, ...], changes: dict[str, Any]) -> None:
+def test_workers_do_not_matter(tiny: Tiny, tmp_path: Path, two: Train, changes: dict[str, Any]) -> None:
     experiment = tiny(**{"train.epochs": 4, "model.map.mixing_dropout": 0.0, "optim.lr": 1e-3, **changes})
-    expected = train_with(1, experiment, tmp_path / "1")
-    for count in workers:
-        found = train_with(count, experiment, tmp_path / str(count))
-        for mine, theirs in zip(found, expected, strict=True):
-            assert mine[:4] == pytest.approx(theirs[:4], rel=1e-4)
-            assert mine[4] == theirs[4]
+    agree(two(experiment, tmp_path / "2"), train_alone(experiment, tmp_path / "1"))
 
 
-def test_a_trial_goes_on_with_other_workers(tiny: Tiny, tmp_path: Path) -> None:
-    """Two workers, then one: epochs, order and steps go on where they were."""
-    whole = tiny(**{"train.epochs": 4, "model.map.mixing_dropout": 0.0})
-    expected = train_with(2, whole, tmp_path / "whole")
-    folder = tmp_path / "changed"
-    worker = WORKER.replace(
-        "train_in(experiment, Path(sys.argv[2]), reports.append, threads=1)",
-        """
-asked = iter([False] * 12 + [True])
-try:
-    train_in(experiment, Path(sys.argv[2]), reports.append, threads=1, stop=lambda: next(asked))
-except KeyboardInterrupt:
-    sys.exit(0)
-""",
-    )
-    assert worker != WORKER
-    command = [sys.executable, "-c", worker, json.dumps(whole.plain()), str(folder), "0", "1"]
-    subprocess.run(command, check=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert read_checkpoint(folder / LAST)["within"] is not None
-    found = train_with(2, whole, folder)
+def agree(found: list[list[Any]], expected: list[list[Any]]) -> None:
     for mine, theirs in zip(found, expected, strict=True):
+        assert mine[:4] == pytest.approx(theirs[:4], rel=1e-4)
+        assert mine[4] == theirs[4]
+
+
+def test_a_trial_goes_on_with_other_workers(tiny: Tiny, tmp_path: Path, two: Train) -> None:
+    """One worker, stopped within an epoch, then two: epochs, order and steps go on where they were."""
+    whole = tiny(**{"train.epochs": 4, "model.map.mixing_dropout": 0.0})
+    expected = two(whole, tmp_path / "whole")
+    folder = tmp_path / "changed"
+    asked = iter([False] * 12 + [True])
+    with pytest.raises(KeyboardInterrupt):
+        train_in(whole, folder, lambda _: None, threads=1, stop=lambda: next(asked))
+    assert read_checkpoint(folder / LAST)["within"] is not None
+    for mine, theirs in zip(two(whole, folder), expected, strict=True):
         assert mine[:4] == pytest.approx(theirs[:4], rel=1e-3)

@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 SAMPLERS = tuple(TABLE)
 ENUMERATING = tuple(name for name, row in TABLE.items() if row.enumerates)
 EARLY_STOPPING = tuple(STOPPING_RULES)
+GP_WITH = ("none", "asha")
 EPOCHS, SLOTS, TRIALS = 6, 2, 12
 BASE = Experiment.model_validate({"name": "fake", "data": {"dataset": "charades_sta", "root": "nowhere"}})
 
@@ -198,8 +200,16 @@ def check(play: Play) -> None:
         assert len(own(trials)) == play.limit
 
 
-@pytest.mark.parametrize("stopping", EARLY_STOPPING)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+def pairs(samplers: Iterable[str]) -> list[Any]:
+    """Returns every sampler with every early stopping; most of those that fit Gaussian processes are slow."""
+    return [
+        pytest.param(sampler, stopping, marks=[pytest.mark.slow] if sampler == "gp" and stopping not in GP_WITH else [])
+        for sampler in samplers
+        for stopping in EARLY_STOPPING
+    ]
+
+
+@pytest.mark.parametrize(("sampler", "stopping"), pairs(SAMPLERS))
 def test_contract(sampler: str, stopping: str, capfd: pytest.CaptureFixture[str]) -> None:
     whole = Play(sampler, stopping, InMemoryStorage()).run()
     check(whole)
@@ -213,8 +223,7 @@ def test_contract(sampler: str, stopping: str, capfd: pytest.CaptureFixture[str]
     assert captured.out == captured.err == ""
 
 
-@pytest.mark.parametrize("stopping", EARLY_STOPPING)
-@pytest.mark.parametrize("sampler", [sampler for sampler in SAMPLERS if sampler != "cmaes"])
+@pytest.mark.parametrize(("sampler", "stopping"), pairs(sampler for sampler in SAMPLERS if sampler != "cmaes"))
 def test_contract_of_several_objectives(sampler: str, stopping: str) -> None:
     whole = Play(sampler, stopping, InMemoryStorage(), objectives=2, trials=9).run()
     check(whole)

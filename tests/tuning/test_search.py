@@ -187,6 +187,7 @@ def test_too_few_resources_are_told(tiny: Tiny, tmp_path: Path) -> None:
         search(space, tiny(), tmp_path / "run", ignore)
 
 
+@pytest.mark.slow
 @pytest.mark.compat("a killed search goes on")
 def test_kill_9_loses_nothing(tiny: Tiny, tmp_path: Path) -> None:
     """The driver is killed in mid-search; the same command goes on, every trial counted once."""

@@ -18,6 +18,7 @@ from cdn_tune.training.runs.checkpoint import LAST, build_model
 
 _WAITING = 3  # batches assembled ahead of the step (data/batches.py)
 _WORDS = 30  # of a query; most have fewer
+_LSTM_KEEPS = 7  # values per hidden value, for the backward pass, beside the input: gates, cells and states
 # Functions that autocast computes in 16-bit numbers.
 _LOWERED = frozenset(["linear", "conv1d", "conv2d", "bmm", "matmul", "__matmul__"])
 
@@ -121,12 +122,20 @@ class _Watch(TorchFunctionMode):
         """Calls a function of torch."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name == "lstm" and args[0].is_meta:
+            return self._lstm(*args)
         if name in _LOWERED and self.dtype != torch.float32:
             args = tuple(map(self._lower, args))
         if name == "conv2d" and kwargs.get("groups", 1) > 1:
             self.inputs.append(args[0])
             self.kernels.append(args[1])
         return func(*args, **kwargs)
+
+    def _lstm(self, words: Tensor, state: tuple[Tensor, Tensor], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what an LSTM of one layer does; torch would go through its steps, and load its compiler for that."""
+        output = words.new_empty(*words.shape[:2], state[0].shape[2], requires_grad=True)
+        self.inputs += [words, words.new_empty(_LSTM_KEEPS, *output.shape)]
+        return output, *state
 
     def _lower(self, value: Any) -> Any:
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
