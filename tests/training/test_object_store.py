@@ -1,6 +1,7 @@
 """A run's home on an object store: what is wrong is told in a line, one command works at a time, copies agree."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,11 +140,24 @@ def test_a_folder_is_found_again_on_another_machine(store: Store, tmp_path: Path
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "[" * 10**5])
-def test_a_damaged_name_of_a_store_is_told(content: str, tmp_path: Path) -> None:
+def test_a_damaged_name_of_a_store_is_told(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder := tmp_path / "runs" / "x" / "run").mkdir(parents=True)
     (folder.parent / MARKER).write_text(content)
+    assert place_of(folder) is None
+    monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path))
     with pytest.raises(RunError, match=rf"{MARKER}: is damaged; delete {folder.parent}"):
         place_of(folder)
+
+
+def test_a_strangers_folder_names_no_store(store: Store, tmp_path: Path) -> None:
+    """What lies in the cache alone is believed: a name found elsewhere would have this user's credentials sent there."""
+    ours = working_copy(store.url("run"))
+    theirs = tmp_path / "runs" / ours.parent.name / ours.name
+    shutil.copytree(ours.parent, theirs.parent)
+    assert place_of(theirs) is None
+    assert portable(theirs) == shown(theirs) == str(theirs)
+    (link := tmp_path / "link").symlink_to(ours.parent.parent)
+    assert place_of(link / ours.parent.name / ours.name) is not None
 
 
 def test_copies_agree(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """A run on an object store and its working copy on this machine: which belongs to which.
 
 Everything works on the working copy, a folder in the cache; `sync`, `trial_sync` and `lease` keep it and the store
-together. A file beside the working copy names the store, so that a path is all that need be passed on.
+together. A file beside the working copy names the store, so that a path is all that need be passed on. Elsewhere than
+in the cache such a file may be a stranger's, and is not read.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a Path has 
 _INSIDE = "#"
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _SETTINGS = {"s3": {"endpoint_override", "scheme", "region"}, "gs": {"endpoint_override", "scheme"}}
+_caches: set[Path] = set()  # in which this process has made working copies
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ def working_copy(run: Path | str) -> Path:
     if url is None:
         return Path(run).absolute()
     name = url.partition("?")[0].rpartition("/")[2]
-    root = user_cache().absolute() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    root = _copies() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     root.mkdir(parents=True, exist_ok=True)
+    _caches.add(root.parents[1].resolve())
     if not (marker := root.parent / MARKER).exists():
         write_json(marker, {"url": url})
     return root / inside
@@ -121,7 +124,7 @@ def place_of(path: Path) -> Place | None:
     """
     for folder in (path, *path.parents):
         marker = folder.parent / MARKER
-        if marker.is_file() and folder.parent.parent.name == "runs":
+        if marker.is_file() and marker.parents[1].resolve() in {_copies().resolve(), *_caches}:
             try:
                 url = str(read_json(marker)["url"])
             except (OSError, ValueError, KeyError, TypeError):
@@ -129,6 +132,11 @@ def place_of(path: Path) -> Place | None:
             name = path.relative_to(folder).as_posix()
             return Place(open_store(url), folder, "" if name == "." else name)
     return None
+
+
+def _copies() -> Path:
+    """Returns the folder of all working copies."""
+    return user_cache().absolute() / "runs"
 
 
 def portable(folder: Path) -> str:
