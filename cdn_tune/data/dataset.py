@@ -138,8 +138,8 @@ def load_splits(
     """Returns the datasets of some splits, sharing one vocabulary and one feature store.
 
     Everything is checked here, what is quick to check first: annotations, the presence of every video, the feature
-    size of the first, word vectors or token features, every query; then, the first time on a node, all features, while the clip cache is
-    built from them.
+    size of the first, word vectors or token features, every query; then, the first time on a node, all features, while
+    the clip cache is built from them.
 
     Args:
         config: The files, and how they are read.
@@ -174,9 +174,7 @@ def _vocabulary(config: DataConfig, annotations: Sequence[Annotation]) -> Vocabu
     root = root_of(config)
     if config.text == "words":
         path = vectors_path(config)
-        return build_vocabulary(
-            path, config.word_size, config.tokenizer, annotations, root, config.unknown_words
-        )
+        return build_vocabulary(path, config.word_size, config.tokenizer, annotations, root, config.unknown_words)
     tokens = TokenFeatures(tokens_path(config), config.word_size)
     tokens.require((item.query for item in annotations), root)
     return tokens

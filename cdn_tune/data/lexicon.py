@@ -98,17 +98,19 @@ def open_reader(
             raise DataError(f"--text-model {text_model}: this model reads word vectors; leave the option out")
         return held if isinstance(held, Lexicon) and word_vectors is None else open_lexicon(config, word_vectors)
     if word_vectors is not None:
-        raise DataError(f"--word-vectors {word_vectors}: this model reads token features; give --text-model DIR instead")
+        raise DataError(
+            f"--word-vectors {word_vectors}: this model reads token features; give --text-model DIR instead"
+        )
     path = locate(Path(config.root).expanduser(), config.tokens)
     tokens = TokenFeatures(path, config.word_size) if held is None and path.is_file() else None
-    trained = held if isinstance(held, LanguageModel) else tokens and tokens.model
+    trained = held if isinstance(held, LanguageModel) else tokens.model if tokens else None
     if text_model is not None:
         return _encoder(text_model, config.word_size, trained)
     if tokens is None:
         of = f"of {trained.name}" if trained else f"that are no longer in {path}"
         raise DataError(
-            f"this model reads token features {of}; name the folder of that language model, which computes those of any "
-            "query: --text-model DIR (in Python, text_model=)"
+            f"this model reads token features {of}; name the folder of that language model, which computes those of "
+            "any query: --text-model DIR (in Python, text_model=)"
         )
     return tokens
 
@@ -120,8 +122,8 @@ def _encoder(text_model: str, size: int, trained: LanguageModel | None) -> TextE
     if found.size != size or (trained and found.digest != trained.digest):
         name = trained.name if trained else "another"
         raise DataError(
-            f"{text_model}: token features of size {found.size} by other weights than those of {name}, size {size}, that "
-            "this model was trained with; name the folder of these"
+            f"{text_model}: token features of size {found.size} by other weights than those of {name}, size {size}, "
+            "that this model was trained with; name the folder of these"
         )
     return encoder
 

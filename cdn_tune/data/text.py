@@ -37,8 +37,8 @@ _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # of a model on the hu
 class TextEncoder:
     """A language model and its tokenizer.
 
-    Texts keep the tokens that the tokenizer puts around them, such as [CLS] and [SEP]; a model of texts and images, such
-    as CLIP, is its text half. What a model reads is cut after as many tokens as it has positions for.
+    Texts keep the tokens that the tokenizer puts around them, such as [CLS] and [SEP]. Of a model of texts and images,
+    such as CLIP, it is the text half. A text is cut after as many tokens as the model has positions for.
 
     Attributes:
         model: Name, digest and size.
@@ -64,7 +64,7 @@ class TextEncoder:
             text = getattr(whole, "text_model", whole)
             self._network = text.to(self.device).eval().requires_grad_(False)
             positions = getattr(text.config, "max_position_embeddings", None) or self._tokenizer.model_max_length
-            self.longest = min(positions, self._tokenizer.model_max_length)
+            self.longest: int = min(positions, self._tokenizer.model_max_length)
             size = self._encode([self._tokenizer("a")["input_ids"]]).shape[2]
         except Exception as error:  # transformers raises almost anything
             raise DataError(
@@ -80,7 +80,8 @@ class TextEncoder:
 
     def is_cut(self, text: str) -> bool:
         """Returns whether a text has more tokens than the model reads."""
-        return len(self._tokens([text], self.longest + 1)[0]) > self.longest
+        (tokens,) = self._tokens([text], self.longest + 1)
+        return len(tokens) > self.longest
 
     def _tokens(self, texts: Sequence[str], most: int) -> list[list[int]]:
         found: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
@@ -241,8 +242,8 @@ def _own(out: Path, model: LanguageModel) -> Path:
     held = TokenFeatures(out).model
     if held.digest != model.digest:
         raise DataError(
-            f"{out}: holds token features of {held.name} (size {held.size}), not of these weights of {model.name} (size "
-            f"{model.size}); delete it, or name another file with --out"
+            f"{out}: holds token features of {held.name} (size {held.size}), not of these weights of {model.name} "
+            f"(size {model.size}); delete it, or name another file with --out"
         )
     return out
 
@@ -260,7 +261,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _folder(model: str) -> Path:
-    """Returns a model's folder: a local one, or that of a name on the hub, whose files are fetched unless they are here.
+    """Returns a model's folder: a local one, or that of a name on the hub, fetched unless it is here.
 
     Raises:
         DataError: If there is none.

@@ -46,7 +46,7 @@ class _Place(NamedTuple):
     """Where the features of a text lie in the file."""
 
     first: int  # byte
-    count: int  # tokens
+    tokens: int  # how many
     dtype: np.dtype[Any]
 
 
@@ -156,8 +156,8 @@ class TokenFeatures:
             found = self._find(file, text)
         if not found:
             raise DataError(
-                f"query {shown(text)}: has no token features in {self.path}; name the folder of {self.model.name}, which "
-                "computes them: --text-model DIR (in Python, text_model=)"
+                f"query {shown(text)}: has no token features in {self.path}; name the folder of {self.model.name}, "
+                "which computes them: --text-model DIR (in Python, text_model=)"
             )
         return self.gather([text])[0][0], ()
 

@@ -1,7 +1,7 @@
 """The exported folder: a run's best model and its words in plain files, which load anywhere without the training data.
 
-Weights and word vectors are safetensors, the rest is JSON, YAML and text: opening it never runs code. A model that reads
-token features has no words there: the folder names the language model that is to compute them.
+Weights and word vectors are safetensors, the rest is JSON, YAML and text: opening it never runs code. For a model that
+reads token features there are no words: the folder names the language model that is to compute them.
 """
 
 import json
@@ -78,8 +78,8 @@ def export_run(
         run: A run folder, a kept checkpoint's folder, or a checkpoint file.
         out: Folder to write; must not exist, or be empty.
         overrides: Dotted keys that say where the data are now. Only `CHANGEABLE` keys.
-        all_words: Take all words of the vectors file, not only those of the dataset's queries (all splits); says nothing
-            of a model that reads token features.
+        all_words: Take all words of the vectors file, not only those of the dataset's queries (all splits); without
+            meaning for a model that reads token features.
         torch_export: Also write the graph, ``model.pt2``, for `torch.export.load`.
         onnx: Also write ``model.onnx``; needs onnx, onnxscript and onnxruntime.
 

@@ -83,9 +83,9 @@ def _text_model(facts: Facts) -> list[str]:
     if facts.text_model is None:
         return []
     return [
-        f"It reads token features of size {facts.checkpoint.experiment.data.word_size}: the last hidden state of the language "
-        f"model `{facts.text_model}`, which is not in this folder. `load` takes its folder as `text_model`; other weights "
-        "than those of training are refused."
+        f"It reads token features of size {facts.checkpoint.experiment.data.word_size}: the last hidden state of the "
+        f"language model `{facts.text_model}`, which is not in this folder. `load` takes its folder as `text_model`; "
+        "other weights than those of training are refused."
     ]
 
 
@@ -162,9 +162,10 @@ def _limits(facts: Facts) -> str:
 
 def _graphs(checkpoint: Checkpoint) -> str:
     data, described = checkpoint.experiment.data, checkpoint.model.graph()
+    words = "token features" if data.text == "tokens" else "vectors"
     return (
         f"One video and one query at a time. Inputs: `features` float32 [1, {data.frames}, {data.feature_size}] "
         f"(L2-normalised and averaged to {data.frames} rows, as `cdn_tune.data.clips.to_fixed_length` does), `words` "
-        f"float32 [1, {graph.WORDS}, {data.word_size}] ({'token features' if data.text == 'tokens' else 'vectors'}, then zeros), `word_mask` bool [1, {graph.WORDS}]. "
+        f"float32 [1, {graph.WORDS}, {data.word_size}] ({words}, then zeros), `word_mask` bool [1, {graph.WORDS}]. "
         f"Output: `scores` {described.output if described else ''}. Checked against the model to {graph.TOLERANCE:g}."
     )

@@ -49,7 +49,16 @@ def test_from_queries_to_answers(planted: Path, tmp_path: Path, monkeypatch: pyt
     manifest = json.loads(Path("run/manifest.json").read_text())
     assert manifest["data"]["files"]["tokens"]["name"] == file.name
 
-    ask = ("--features", planted / "vgg_rgb_features.hdf5", "--video", video.video, "--duration", 9, "--json", "--query")
+    ask = (
+        "--features",
+        planted / "vgg_rgb_features.hdf5",
+        "--video",
+        video.video,
+        "--duration",
+        9,
+        "--json",
+        "--query",
+    )
     held = json.loads(invoke("predict", "run", *ask, video.query).stdout)["queries"]
     computed = json.loads(invoke("predict", "run", "--text-model", model, *ask, video.query).stdout)["queries"]
     for one, other in zip(held[0]["moments"], computed[0]["moments"], strict=True):

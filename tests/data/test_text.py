@@ -103,7 +103,7 @@ def test_half_precision_and_what_does_not_fit_it(encoder: TextEncoder, tmp_path:
     compute_tokens(TEXTS[:1], encoder, tmp_path / "half.hdf5", "float16")
     found = TokenFeatures(tmp_path / "half.hdf5").encode(TEXTS[0])[0]
     assert torch.equal(found, encoder.encode(TEXTS[0])[0].half().float())
-    monkeypatch.setattr(encoder, "features", lambda tokens: [np.full((2, 384), 1e5, np.float32)])
+    monkeypatch.setattr(encoder, "features", lambda _: [np.full((2, 384), 1e5, np.float32)])
     with pytest.raises(DataError, match=r"100000 is no float16; store them with --dtype float32"):
         compute_tokens(TEXTS[:1], encoder, tmp_path / "other.hdf5", "float16")
 
@@ -195,6 +195,6 @@ def test_a_name_on_the_hub(folder: Path, encoder: TextEncoder, monkeypatch: Any)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: Any) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'cdn-tune\[text\]'"):
         TextEncoder("x")

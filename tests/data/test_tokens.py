@@ -125,8 +125,8 @@ def link(file: Any) -> None:
 
 GOOD = values_of(OPENS)
 FAULTS: dict[str, tuple[Callable[[Any], None], str]] = {
-    "missing": (lambda file: file.pop(name_of(OPENS)), "no token features of 1 of 2 queries ('a person opens the door.'), "
-                "which are new or have changed; add them with: cdn-tune data text"),
+    "missing": (lambda file: file.pop(name_of(OPENS)), "1 of 2 queries ('a person opens the door.'), which are new or "
+                "have changed; add them with: cdn-tune data text"),
     "size": (attribute("size", 5), "token features of size 5 but data.word_size=6; set data.word_size=5"),
     "size of one": (replace(name_of(OPENS), np.ones((4, 5))), "shape [4, 5] of float64, expected floats [tokens, 6]"),
     "no token": (replace(name_of(OPENS), np.ones((0, 6))), "shape [0, 6]"),
@@ -203,4 +203,4 @@ def test_the_doctor_reads_them(small: Small, tokens: Path) -> None:
     assert "not finite" in infinite.what
     assert infinite.examples[0] == "charades_sta_train.txt:1"
     tokens.unlink()
-    assert "no token features" in [finding.what for finding in examine(small.root, text="tokens").findings][0]
+    assert "no token features" in examine(small.root, text="tokens").findings[0].what

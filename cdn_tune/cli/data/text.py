@@ -10,7 +10,6 @@ from cdn_tune.cli.app import data_app
 from cdn_tune.cli.show.output import print_line, warn
 from cdn_tune.cli.show.progress import counted
 
-
 Split = Literal["train", "val", "test"]
 
 
@@ -43,7 +42,9 @@ def text(
     with counted("encoding") as progress:
         written = compute_tokens(texts, encoder, file, dtype, progress)
     if written.cut:
-        warn(f"{written.cut} queries have more than the {encoder.longest} tokens that {model} reads; they are cut there")
+        warn(
+            f"{written.cut} queries have more than the {encoder.longest} tokens that {model} reads; they are cut there"
+        )
     size = written.model.size
     print_line(f"{file}: {written.texts} queries, size {size}, {written.computed} of them computed now")
     place = "" if out is None else f" data.tokens={shlex.quote(str(out.absolute()))}"
