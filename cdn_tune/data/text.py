@@ -25,7 +25,16 @@ from torch import Tensor
 from cdn_tune.data.annotations import SPLITS, Split
 from cdn_tune.data.files import Progress, brief, sampled_sha256
 from cdn_tune.data.layouts import layout_of, recognise
-from cdn_tune.data.tokens import Features, LanguageModel, TokenFeatures, name_of, names_in, shown, write_tokens
+from cdn_tune.data.tokens import (
+    MOST_TOKENS,
+    Features,
+    LanguageModel,
+    TokenFeatures,
+    name_of,
+    names_in,
+    shown,
+    write_tokens,
+)
 from cdn_tune.errors import ConfigError, DataError
 
 BATCH = 64  # texts encoded at once
@@ -64,7 +73,7 @@ class TextEncoder:
             text = getattr(whole, "text_model", whole)
             self._network = text.to(self.device).eval().requires_grad_(False)
             positions = getattr(text.config, "max_position_embeddings", None) or self._tokenizer.model_max_length
-            self.longest: int = min(positions, self._tokenizer.model_max_length)
+            self.longest: int = min(positions, self._tokenizer.model_max_length, MOST_TOKENS)
             size = self._encode([self._tokenizer("a")["input_ids"]]).shape[2]
         except Exception as error:  # transformers raises almost anything
             raise DataError(

@@ -26,6 +26,7 @@ from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.errors import DataError
 
 VERSION = 1
+MOST_TOKENS = 4096  # of a text; a batch is padded to its longest
 FORMAT, MODEL, DIGEST, SIZE = "cdn_tune_tokens", "model", "model_digest", "size"  # attributes of the file
 TEXT = "text"  # attribute of a dataset
 _LONGEST_ATTRIBUTE = 1 << 16  # bytes, as much as HDF5 stores in one
@@ -96,18 +97,22 @@ class TokenFeatures:
             )
         self.gather([*wanted][:1])
 
-    def check(self, texts: Iterable[str], root: Path) -> dict[str, DataError]:
-        """Returns what is wrong with the features of texts, all of whose values are read; `root` is the data folder.
+    def check(self, texts: Iterable[str], root: Path, every: int = 1) -> dict[str, DataError]:
+        """Returns what is wrong with the features of texts; `root` is the data folder, for error messages.
+
+        All have to be there; those of one in so many are read.
 
         Raises:
             DataError: If the file cannot be read.
         """
-        faults: dict[str, DataError] = {}
+        wanted, present = dict.fromkeys(texts), names_in(self.path)
+        absent = DataError(f"queries without token features in {self.path}; {self._remedy(root)}")
+        faults = {text: absent for text in wanted if name_of(text) not in present}
+        held = [text for text in wanted if text not in faults]
         with _reading(self.path) as file:
-            for text in texts:
+            for text in held[::every]:
                 try:
-                    if not self._find(file, text):
-                        raise DataError(f"queries without token features in {self.path}; {self._remedy(root)}")
+                    self._find(file, text)
                     self.gather([text])
                 except DataError as error:
                     faults[text] = error
@@ -190,9 +195,10 @@ class TokenFeatures:
     def _checked(self, entry: Any, text: str, where: str) -> _Place:
         """Returns where the numbers of a text's dataset lie, once it is what it should be."""
         shape, size = list(entry.shape), self.model.size
-        if len(shape) != 2 or shape[1] != size or not shape[0] or entry.dtype.kind != "f":
+        if len(shape) != 2 or shape[1] != size or not 0 < shape[0] <= MOST_TOKENS or entry.dtype.kind != "f":
             raise DataError(
-                f"{where} have shape {shape} of {entry.dtype}, expected floats [tokens, {size}]; compute the file again"
+                f"{where} have shape {shape} of {entry.dtype}, expected floats [tokens, {size}] of 1 to {MOST_TOKENS} "
+                "tokens; compute the file again"
             )
         if _attribute(entry, TEXT) != _stored(text).decode():
             raise DataError(f"{where} are those of another text, by its attribute {TEXT!r}; compute the file again")

@@ -129,6 +129,7 @@ FAULTS: dict[str, tuple[Callable[[Any], None], str]] = {
                 "have changed; add them with: cdn-tune data text"),
     "size": (attribute("size", 5), "token features of size 5 but data.word_size=6; set data.word_size=5"),
     "size of one": (replace(name_of(OPENS), np.ones((4, 5))), "shape [4, 5] of float64, expected floats [tokens, 6]"),
+    "too many tokens": (replace(name_of(OPENS), np.ones((4097, 6))), "shape [4097, 6]"),
     "no token": (replace(name_of(OPENS), np.ones((0, 6))), "shape [0, 6]"),
     "integers": (replace(name_of(OPENS), np.ones((4, 6), int)), "of int64, expected floats"),
     "another text": (rename, "are those of another text"),

@@ -18,6 +18,7 @@ from cdn_tune.errors import DataError
 LONG_SECONDS = 3 * 3600.0
 USUAL = "glove.6B.300d.txt"
 LOW_COVERAGE = 0.95
+SAMPLE = 256  # queries whose token features a quick examination reads
 
 
 def check_annotations(
@@ -191,8 +192,10 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
     return facts, findings
 
 
-def check_tokens(path: Path, root: Path, items: Iterable[Annotation]) -> tuple[dict[str, Any], list[Finding]]:
-    """Returns the facts of a file of token features for some queries, and its faults; every value is read."""
+def check_tokens(
+    path: Path, root: Path, items: Iterable[Annotation], quick: bool
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Returns the facts of a file of token features for some queries, and its faults; `quick`: a sample is read."""
     if not path.is_file():
         what = f"{path}: no token features"
         remedy = f"write them with: cdn-tune data text {root} --model DIR, or name them: data.tokens=FILE"
@@ -202,7 +205,7 @@ def check_tokens(path: Path, root: Path, items: Iterable[Annotation]) -> tuple[d
         queries.setdefault(item.query, []).append(item.id)
     try:
         features = TokenFeatures(path)
-        faults = features.check(queries, root)
+        faults = features.check(queries, root, max(1, len(queries) // SAMPLE) if quick else 1)
     except DataError as error:
         return {"file": str(path)}, grouped("words", [(path.name, error)])
     facts = {

@@ -106,7 +106,7 @@ def examine(
         feature_facts, more = check_features(path, root, durations, layout.member, quick, progress)
         findings += more
     if text == "tokens":
-        word_facts, more = check_tokens(locate(root, tokens), root, items)
+        word_facts, more = check_tokens(locate(root, tokens), root, items, quick)
     else:
         vectors = locate(root, word_vectors) if word_vectors else find_vectors(root, (marker or {}).get("word_vectors"))
         word_facts, more = check_words(vectors, root, items)
