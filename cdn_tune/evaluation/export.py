@@ -44,6 +44,7 @@ TEXT_MODEL = "text_model"  # key of `CONFIG`, in place of the files of words
 # What its files raise that hold something else than they should, a model of more weights than fit among it.
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, RuntimeError, TypeError)
 _UNREADABLE += (ArithmeticError, MemoryError, safetensors.SafetensorError)
+_LONGEST_NAME = 200  # characters of a language model's name
 _WORDS_OF = {True: "the whole file", False: "the dataset's queries"}
 _AGAIN = "copy the folder again, or export the run again"
 # Only where the data lie can change: the words are taken from there.
@@ -245,7 +246,7 @@ def _is_language_model(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == set(LanguageModel._fields)
-        and all(isinstance(value[key], str) for key in ("name", "digest"))
+        and all(isinstance(value[key], str) and len(value[key]) <= _LONGEST_NAME for key in ("name", "digest"))
         and isinstance(value["size"], int)
     )
 

@@ -79,6 +79,10 @@ def test_from_queries_to_answers(planted: Path, tmp_path: Path, monkeypatch: pyt
     Path("exported/config.json").write_text(json.dumps(config))
     other = invoke("predict", "exported", "--text-model", model, *ask, new, code=2)
     assert "by other weights than those of model" in other.stderr
+    for damaged, message in (({"text_model": {"name": "model"}}, "damaged (text_model"), ({}, "incomplete")):
+        kept = {key: value for key, value in config.items() if key != "text_model"}
+        Path("exported/config.json").write_text(json.dumps(kept | damaged))
+        assert message in invoke("predict", "exported", *ask, new, code=2).stderr
     assert "give --text-model" in invoke("predict", "run", "--word-vectors", "x", *ask, new, code=2).stderr
 
 
