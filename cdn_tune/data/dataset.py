@@ -1,6 +1,6 @@
 """The dataset: queries with their videos' clips, assembled into batches.
 
-Letters: B batch, T clips, D feature size, L words (or tokens) of the longest query in the batch, W size of one.
+Letters: B batch, T clips, D feature size, L words of the longest query in the batch, W word-vector size.
 """
 
 from __future__ import annotations
@@ -169,6 +169,15 @@ def load_splits(
     return {split: MomentDataset(queries[split], loaded[split].skipped, vocabulary, features) for split in wanted}
 
 
+def load_split(config: DataConfig, split: Split) -> MomentDataset:
+    """Returns the dataset of one split (see `load_splits`).
+
+    Raises:
+        DataError: If anything is missing or wrong.
+    """
+    return load_splits(config, (split,))[split]
+
+
 def _vocabulary(config: DataConfig, annotations: Sequence[Annotation]) -> Vocabulary | TokenFeatures:
     """Returns what the queries of some annotations are read with, as `data.text` says."""
     root = root_of(config)
@@ -178,12 +187,3 @@ def _vocabulary(config: DataConfig, annotations: Sequence[Annotation]) -> Vocabu
     tokens = TokenFeatures(tokens_path(config), config.word_size)
     tokens.require((item.query for item in annotations), root)
     return tokens
-
-
-def load_split(config: DataConfig, split: Split) -> MomentDataset:
-    """Returns the dataset of one split (see `load_splits`).
-
-    Raises:
-        DataError: If anything is missing or wrong.
-    """
-    return load_splits(config, (split,))[split]
