@@ -28,7 +28,7 @@ Ranks = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_le
 
 
 # Keys that say where data lie. What the data are is told by their content, so these never tell two runs apart.
-DATA_PATHS = ("data.root", "data.features", "data.word_vectors")
+DATA_PATHS = ("data.root", "data.features", "data.word_vectors", "data.tokens")
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
@@ -49,10 +49,17 @@ class DataConfig(Frozen):
     )
     feature_size: Positive = Field(4096, description="size of a frame feature [D]")
     frames: Positive = Field(256, description="frame features a video is resampled to [T]")
+    text: Literal["words", "tokens"] = Field(
+        "words", description="a query is read as vectors of its words, or as a language model's features of its tokens"
+    )
     word_vectors: str = Field(
         "glove.6B.300d.txt", description="word vectors in the GloVe text format: a path, or a file in root"
     )
-    word_size: Positive = Field(300, description="size of a word vector [W]")
+    tokens: str = Field(
+        "tokens.hdf5",
+        description="of text tokens: HDF5 file of token features, from `cdn-tune data text`: a path, or a file in root",
+    )
+    word_size: Positive = Field(300, description="size of a word vector or token feature [W]")
     tokenizer: Literal["words", "legacy"] = Field(
         "words", description="words: punctuation-aware, lower-cased; legacy: split on spaces as the published code does"
     )

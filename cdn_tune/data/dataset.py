@@ -17,8 +17,9 @@ from cdn_tune.config import DataConfig
 from cdn_tune.data.annotations import Annotation, Skipped, Split, true_moments
 from cdn_tune.data.features import FeatureStore
 from cdn_tune.data.files import Progress
-from cdn_tune.data.layouts import features_path, layout_of, root_of, vectors_path
+from cdn_tune.data.layouts import features_path, layout_of, root_of, tokens_path, vectors_path
 from cdn_tune.data.splits import split_annotations
+from cdn_tune.data.tokens import TokenFeatures
 from cdn_tune.data.vocabulary import Vocabulary, build_vocabulary
 
 
@@ -28,7 +29,7 @@ class Batch:
 
     Attributes:
         visual: float32 [B, T, D], clips of each query's video.
-        words: float32 [B, L, W], word vectors, zero after the last word.
+        words: float32 [B, L, W], word vectors, zero after the last word; or token features.
         word_mask: bool [B, L], true on words.
         durations: float64 [B], seconds.
         moments: float64 [B, 2], start and end of each query's (first) moment in seconds.
@@ -65,7 +66,7 @@ class MomentDataset:
     Args:
         annotations: The queries, in file order; of test also those without a moment.
         skipped: Entries of the split's files without a moment.
-        vocabulary: Covers the queries' words.
+        vocabulary: Covers the queries' words, or has their token features.
         features: Has the queries' videos.
     """
 
@@ -73,7 +74,7 @@ class MomentDataset:
         self,
         annotations: Sequence[Annotation],
         skipped: Sequence[Skipped],
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | TokenFeatures,
         features: FeatureStore,
     ) -> None:
         self.annotations, self.skipped = tuple(annotations), tuple(skipped)
@@ -83,11 +84,7 @@ class MomentDataset:
         numbers = {video: number for number, video in enumerate(dict.fromkeys(item.video for item in self.annotations))}
         self._videos = torch.tensor([numbers[item.video] for item in self.annotations])
         self._rows = features.rows([item.video for item in self.annotations])
-        distinct = {query: vocabulary.ids(query) for query in {item.query for item in self.annotations}}
-        ids = [distinct[item.query] for item in self.annotations]
-        self._lengths = torch.tensor([len(row) for row in ids])
-        self._ids = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
-        self._ids[torch.arange(self._ids.shape[1]) < self._lengths[:, None]] = torch.from_numpy(np.concatenate(ids))
+        self._queries = vocabulary.table([item.query for item in self.annotations])
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -106,19 +103,18 @@ class MomentDataset:
         """Returns the queries at `indices` (B >= 1), in that order; a video that occurs twice is read once.
 
         Raises:
-            DataError: If a video's features cannot be used.
+            DataError: If features of a video or of tokens cannot be used.
             IndexError: If an index is outside the dataset or there is none.
         """
         at = torch.as_tensor(indices, dtype=torch.int64)
         if not at.numel():
             raise IndexError("a batch needs at least one index")
         rows = None if self._rows is None else self._rows[at]
-        lengths = self._lengths[at]
-        longest = int(lengths.max())
+        words, word_mask = self._queries.batch(at)
         return Batch(
             visual=self.features.gather([self.annotations[i].video for i in at.tolist()], rows),
-            words=self.vocabulary.vectors[self._ids[at, :longest]],
-            word_mask=torch.arange(longest) < lengths[:, None],
+            words=words,
+            word_mask=word_mask,
             durations=self._durations[at],
             moments=self._moments[at, 0],
             all_moments=self._moments[at],
@@ -132,10 +128,7 @@ class MomentDataset:
             "queries": len(self.annotations),
             "videos": len({item.video for item in self.annotations}),
             "skipped": [{"id": item.id, "reason": item.reason} for item in self.skipped],
-            "known_words": len(self.vocabulary.rows),
-            "unknown_words": len(self.vocabulary.unknown),
-            "unknown_examples": list(self.vocabulary.unknown)[:5],
-            "unknown_queries": self.vocabulary.unknown_queries,
+            **self.vocabulary.describe(),
         }
 
 
@@ -145,8 +138,8 @@ def load_splits(
     """Returns the datasets of some splits, sharing one vocabulary and one feature store.
 
     Everything is checked here, what is quick to check first: annotations, the presence of every video, the feature
-    size of the first, word vectors, every query; then, the first time on a node, all features, while the clip cache is
-    built from them.
+    size of the first, word vectors or token features, every query; then, the first time on a node, all features, while
+    the clip cache is built from them.
 
     Args:
         config: The files, and how they are read.
@@ -170,9 +163,7 @@ def load_splits(
     )
     features.require(item.video for item in everything)
     features.close()
-    vocabulary = build_vocabulary(
-        vectors_path(config), config.word_size, config.tokenizer, everything, root_of(config), config.unknown_words
-    )
+    vocabulary = _vocabulary(config, everything)
     features.prepare((item.video for item in everything), config.cache_dtype, progress)
     features.close()
     return {split: MomentDataset(queries[split], loaded[split].skipped, vocabulary, features) for split in wanted}
@@ -185,3 +176,14 @@ def load_split(config: DataConfig, split: Split) -> MomentDataset:
         DataError: If anything is missing or wrong.
     """
     return load_splits(config, (split,))[split]
+
+
+def _vocabulary(config: DataConfig, annotations: Sequence[Annotation]) -> Vocabulary | TokenFeatures:
+    """Returns what the queries of some annotations are read with, as `data.text` says."""
+    root = root_of(config)
+    if config.text == "words":
+        path = vectors_path(config)
+        return build_vocabulary(path, config.word_size, config.tokenizer, annotations, root, config.unknown_words)
+    tokens = TokenFeatures(tokens_path(config), config.word_size)
+    tokens.require((item.query for item in annotations), root)
+    return tokens

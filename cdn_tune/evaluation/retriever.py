@@ -18,7 +18,7 @@ from cdn_tune.data.clips import to_fixed_length
 from cdn_tune.data.features import Frames
 from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.layouts import layout_of
-from cdn_tune.data.lexicon import Lexicon, open_lexicon
+from cdn_tune.data.lexicon import QueryReader, open_reader
 from cdn_tune.errors import DataError, TrainingError
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint, fetch_model
 from cdn_tune.evaluation.export import is_exported, read_exported
@@ -77,7 +77,7 @@ class Retriever:
     Args:
         model: The trained model.
         experiment: It was trained by.
-        lexicon: Its word vectors.
+        reader: Reads queries as in training: its word vectors, or what has or computes its token features.
         planted: Whether it was trained on planted data.
         source: The file it came from.
         device: Where it computes; a GPU if there is one and None is given.
@@ -89,7 +89,7 @@ class Retriever:
         self,
         model: MomentModel,
         experiment: Experiment,
-        lexicon: Lexicon,
+        reader: QueryReader,
         planted: bool,
         source: Path,
         device: torch.device | str | None = None,
@@ -97,7 +97,7 @@ class Retriever:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.experiment, self.lexicon, self.planted, self.source = experiment, lexicon, planted, source
+        self.experiment, self.reader, self.planted, self.source = experiment, reader, planted, source
         self.nms_threshold = experiment.eval.nms_threshold if nms_threshold is None else nms_threshold
         if not 0 <= self.nms_threshold <= 1:
             raise DataError(f"nms_threshold={nms_threshold}: is not within [0, 1]")
@@ -187,7 +187,7 @@ class Retriever:
             As for `retrieve`.
 
         Raises:
-            DataError: If a query is empty or has no word with a vector, or `top` is not positive.
+            DataError: If a query is empty, has no word with a vector or no token features, or `top` is not positive.
             TrainingError: If scores are not finite.
         """
         if top < 1:
@@ -196,7 +196,7 @@ class Retriever:
             raise DataError(f"queries={queries!r}: is one string; give a list of them")
         words = []
         for query in queries:
-            vectors, unknown = self.lexicon.encode(query)
+            vectors, unknown = self.reader.encode(query)
             words.append(vectors)  # [L, W]
             if unknown:
                 _LOG.warning("query %r: no vector for %s; counted as in training", query, ", ".join(unknown))
@@ -213,7 +213,7 @@ class Retriever:
         Raises:
             DataError: If it is empty or has no word with a vector.
         """
-        return self.lexicon.encode(query)[1]
+        return self.reader.encode(query)[1]
 
     def _frames(self, features: Features) -> Frames:
         where = "features"
@@ -260,6 +260,7 @@ def load(
     path: str | Path,
     *,
     word_vectors: str | Path | None = None,
+    text_model: str | Path | None = None,
     device: torch.device | str | None = None,
     nms_threshold: float | None = None,
 ) -> Retriever:
@@ -271,6 +272,8 @@ def load(
             these on an object store.
         word_vectors: Where the word vectors are now, if no longer where the experiment has them. An exported folder
             holds its own; naming others replaces them.
+        text_model: Folder or name on the hub of the language model whose token features it was trained on
+            (`data.text: tokens`). Needed for other queries than the dataset's, and for an exported folder.
         device: Where to compute; a GPU if there is one and None is given.
         nms_threshold: A moment that overlaps a better one by more than this IoU is dropped. If None, what the run's
             last evaluation chose on val for this checkpoint (``evaluate --choose-nms``; an exported folder carries
@@ -281,18 +284,18 @@ def load(
     """
     path = Path(path).expanduser() if url_of(path) is None else fetch_model(path)
     vectors = None if word_vectors is None else Path(word_vectors).expanduser()
+    held = None
     if is_exported(path):
-        checkpoint, lexicon = read_exported(path)
-        if vectors is not None:
-            lexicon = open_lexicon(checkpoint.experiment.data, vectors)
+        checkpoint, held = read_exported(path)
     else:
         choice = choose_checkpoint(path)
         for line in choice.damaged:
             _LOG.warning("%s", line)
         checkpoint = choice.checkpoint
-        lexicon = open_lexicon(checkpoint.experiment.data, vectors)
         if nms_threshold is None:
             nms_threshold = chosen_threshold(checkpoint)
+    language = None if text_model is None else str(text_model)
+    reader = open_reader(checkpoint.experiment.data, vectors, language, held)
     return Retriever(
-        checkpoint.model, checkpoint.experiment, lexicon, checkpoint.planted, checkpoint.path, device, nms_threshold
+        checkpoint.model, checkpoint.experiment, reader, checkpoint.planted, checkpoint.path, device, nms_threshold
     )
