@@ -167,9 +167,9 @@ def test_another_family_leaves_the_values_of_the_base_behind(tiny: Tiny) -> None
     [
         (
             {"model.name": "toi"},
-            "model.name: 'toi' is no model family; known are cdn, mmn, tan, toy; did you mean toy?",
+            "model.name: 'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you mean toy?",
         ),
-        ({"model.name": 3}, "model.name: 3 is no model family; known are cdn, mmn, tan, toy; use one of them"),
+        ({"model.name": 3}, "model.name: 3 is no model family; known are cdn, mmn, snag, tan, toy; use one of them"),
         ({"model.width": 3}, "model.width: unknown key of the family cdn; with model.name=toy it exists"),
         (
             {"model.name": "toy", "loss.min_iou": 0.1},
@@ -220,7 +220,7 @@ def test_schema_and_reference_know_all_families(tiny: Tiny, tmp_path: Path) -> N
         ),
         (
             {"model.name": {**NAMES, "choices": ["cdn", "toi"]}},
-            "'toi' is no model family; known are cdn, mmn, tan, toy; did you",
+            "'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you",
         ),
         ({**BOTH, "model.width": {**WIDTH, "when": {"model.name": "toi"}}}, "'toi' is never sampled"),
         ({**BOTH, "model.widht": WIDTH}, "parameters.model.widht: unknown key; did you mean model.width?"),
@@ -238,7 +238,7 @@ def test_wrong_spaces(tiny: Tiny, tmp_path: Path, parameters: dict[str, Any], wo
 def test_an_unknown_family_in_the_overrides_of_a_space(tiny: Tiny, tmp_path: Path) -> None:
     parameters = {"optim.lr": {"type": "float", "low": 1e-3, "high": 1e-2}}
     path = write_space(tmp_path, tiny(), parameters, overrides={"model.name": "toi"})
-    assert "'toi' is no model family; known are cdn, mmn, tan, toy; did you mean toy?" in refused(path)
+    assert "'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you mean toy?" in refused(path)
     assert "did you mean cdn" in refused(path, {"model.name": "cdm"})
     assert load_space(path, {"model.name": "toy"})[1].model.name == "toy"
 
