@@ -45,7 +45,7 @@ class SequenceConfig(Frozen):
     length: Positive = Field(
         256, description="steps of a video, if variable the most that training reads at once [max_vid_len]"
     )
-    every: Positive = Field(1, description="every so manieth frame feature is read [downsample_rate]")
+    every: Positive = Field(1, description="only every n-th frame feature is read [downsample_rate]")
     normalise: bool = Field(False, description="each frame feature is divided by its length")
     clip_size: Positive = Field(1, description="frames that a frame feature was computed from")
     clip_stride: Positive = Field(1, description="frames from one frame feature's first to the next one's")
@@ -57,7 +57,8 @@ class SequenceConfig(Frozen):
     )
     queries: Positive = Field(4, description="queries of a video that are trained on together, at most [max_num_text]")
     groups: Literal["all", "random"] = Field(
-        "all", description="all: every query in every epoch; random: so many of a video's as are trained on together"
+        "all",
+        description="all: every query in every epoch; random: of each video some that train together [group_method]",
     )
 
     @model_validator(mode="after")
