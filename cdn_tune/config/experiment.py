@@ -58,7 +58,8 @@ class SequenceConfig(Frozen):
     queries: Positive = Field(4, description="queries of a video that are trained on together, at most [max_num_text]")
     groups: Literal["all", "random"] = Field(
         "all",
-        description="all: every query in every epoch; random: of each video some that train together [group_method]",
+        description="all: a video's queries are shared out among batches, if variable those that a part of it can hold "
+        "together; random: each epoch some of them [group_method]",
     )
 
     @model_validator(mode="after")

@@ -299,7 +299,7 @@ class SequenceDataset(MomentDataset):
         try:
             part = crop(timed.steps, wanted, timed.grid.offset, config.length, draw, config.crop)
         except ValueError:
-            longest = math.ceil(2 * float(np.diff(wanted).max()))
+            longest = math.ceil(float(np.diff(wanted).max()))
             raise DataError(
                 f"{item.id}: its moment in video {item.video} is too long for a part of {config.length} steps; set "
                 f"data.sequence.length={longest}, data.sequence.crop=null, or remove the entry"
