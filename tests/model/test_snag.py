@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from cdn_tune import load
+from cdn_tune.cli import app
 from cdn_tune.config import Experiment
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.lexicon import open_lexicon
 from cdn_tune.errors import ConfigError
+from cdn_tune.evaluation.retriever import Retriever
 from cdn_tune.model.snag.config import PointConfig, SnAGConfig, SnAGLoss, VideoConfig
 from cdn_tune.model.snag.decode import decode
 from cdn_tune.model.snag.inference import external_at_points
@@ -23,7 +30,7 @@ from cdn_tune.model.snag.loss import assign, focal_loss, span_loss
 from cdn_tune.model.snag.network import SnAG, SnAGOutput
 from cdn_tune.model.snag.pyramid import Pyramid, points
 from cdn_tune.training.reports import EpochReport, ignore
-from cdn_tune.training.runs.checkpoint import BEST, LAST, load_checkpoint, read_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, LAST, build_model, load_checkpoint, read_checkpoint
 from cdn_tune.training.runs.run_folder import claim, describe_run, locked
 from cdn_tune.training.state import with_epochs
 from cdn_tune.training.train_trial import train_in
@@ -331,3 +338,50 @@ def test_the_normaliser_is_lost_on_resume_if_as_published(tiny: Callable[..., Ex
         losses[resumes] = [report.loss for report in reports]
     assert losses[True][0] == losses[False][0]
     assert losses[True][1] > 1.1 * losses[False][1]
+
+
+def test_evaluate_predict_export_and_report(tiny: Callable[..., Experiment], planted: Path, tmp_path: Path) -> None:
+    experiment, run, out = tiny(**{**OVERRIDES, **VARIABLE, "train.epochs": 1}), tmp_path / "run", tmp_path / "out"
+    with locked(run):
+        about = describe_run("train", experiment, fingerprint(experiment.data))
+        claim(run, about, {"experiment.yaml": experiment.plain()})
+        train_in(experiment, run, ignore)
+    assert "--score-maps: model.name=snag has no score maps" in invoke("evaluate", run, "--score-maps", code=2)
+    assert "SnAG, best on val" in invoke("evaluate", run)
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    retriever, item = load(run), predictions[0]
+    with h5py.File(planted / "vgg_rgb_features.hdf5") as file:
+        frames = file[item["video"]][:]
+    (answers,) = retriever.retrieve(frames, item["duration"], [item["query"]])
+    told = [[answer.start, answer.end, answer.score] for answer in answers]
+    np.testing.assert_allclose(told, item["moments"][: len(told)], atol=1e-3)
+    assert "model.name=snag has no graph" in invoke("export", run, "--out", out, "--onnx", code=2)
+    invoke("export", run, "--out", out)
+    assert load(out).retrieve(frames, item["duration"], [item["query"]]) == [answers]
+    assert "size 16, as they are; word vectors" in (out / "README.md").read_text()
+    assert "SnAG, chosen on val" in (invoke("report", run) and (run / "report/index.html").read_text(encoding="utf-8"))
+
+
+def invoke(*arguments: Any, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("form", ["fixed", "variable"])
+def test_windows_are_parts_of_the_video(tiny: Callable[..., Experiment], form: str) -> None:
+    """A window's answers are those of its frame features as a video of their own, at the window's seconds."""
+    experiment = tiny(**{**OVERRIDES, "data.sequence.form": form, "data.sequence.clip_size": 3})
+    torch.manual_seed(0)
+    lexicon = open_lexicon(experiment.data)
+    retriever = Retriever(build_model(experiment), experiment, lexicon, True, Path("none"), "cpu")
+    frames = torch.randn(40, 16).numpy()
+    video = retriever.encode(frames, 42.0, window=21.0, stride=21.0)
+    assert video.windows == ((0, 20), (20, 40))
+    begin, step = video.encoded[0].times.T.tolist()
+    assert begin[1] - begin[0] == pytest.approx(20.0)  # 20 clips, one begun every second
+    assert step == pytest.approx([1.0, 1.0] if form == "variable" else [22 / 16, 22 / 16])
+    assert begin[0] == pytest.approx(1.5 if form == "variable" else 11 / 16)
+    whole = retriever.encode(frames[20:], 22.0)
+    mine, theirs = (each.encoded[0].pyramid.features for each in (video, whole))
+    torch.testing.assert_close(mine[1:], theirs)
