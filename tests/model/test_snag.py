@@ -29,6 +29,7 @@ from cdn_tune.model.snag.inference import external_at_points
 from cdn_tune.model.snag.loss import assign, focal_loss, span_loss
 from cdn_tune.model.snag.network import SnAG, SnAGOutput
 from cdn_tune.model.snag.pyramid import Pyramid, points
+from cdn_tune.training.memory.estimate import _kept, estimate
 from cdn_tune.training.reports import EpochReport, ignore
 from cdn_tune.training.runs.checkpoint import BEST, LAST, build_model, load_checkpoint, read_checkpoint
 from cdn_tune.training.runs.run_folder import claim, describe_run, locked
@@ -291,6 +292,18 @@ def test_lengths_of_long_videos() -> None:
 
 
 VARIABLE = {"data.sequence.form": "variable", "data.sequence.crop": [0.6, 0.9], "data.sequence.length": 24}
+
+
+def test_memory_is_estimated_without_computing(tiny: Callable[..., Experiment]) -> None:
+    """What the backward pass keeps is that of a real forward pass; the bound is above all that a query takes."""
+    experiment = tiny(**{**OVERRIDES, **VARIABLE})
+    need = estimate(experiment, torch.float32, torch.device("cpu"))
+    model = build_model(experiment).train()
+    two, three = (_kept(model, experiment, torch.float32, queries) for queries in (2, 3))
+    assert need.activations == pytest.approx(three - two, rel=0.1)  # attention on the CPU keeps less
+    known = model.memory(24, 8, torch.float32, torch.device("cpu"))
+    assert known is not None
+    assert known.bound > need.activations + known.temporary
 
 
 def test_it_trains_stops_goes_on_and_answers(tiny: Callable[..., Experiment], tmp_path: Path) -> None:

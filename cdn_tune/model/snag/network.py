@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cdn_tune.model.family import Batch, Losses, MomentModel, Spans
+from cdn_tune.model.family import Batch, Losses, Memory, MomentModel, Spans
 from cdn_tune.model.snag.config import SnAGConfig, SnAGLoss
 from cdn_tune.model.snag.decode import decode
 from cdn_tune.model.snag.fusion import Fusion
@@ -79,6 +79,7 @@ class SnAG(MomentModel):
     def __init__(self, config: SnAGConfig, feature_size: int, word_size: int, loss: SnAGLoss | None = None) -> None:
         super().__init__()
         self.config, self.loss_config = config, loss or SnAGLoss()
+        self.feature_size = feature_size
         self.most_spans = 2 * config.video.length
         hidden = config.video.hidden
         text = TextEncoder if config.text.encoder == "transformer" else PooledText
@@ -195,6 +196,16 @@ class SnAG(MomentModel):
         spans = found.spans.gather(1, index[..., None].expand(-1, -1, 2))
         how = Suppression(config.suppression, threshold, config.decay, config.min_score, config.voting)
         return Spans(*suppress(scores, spans, limit, how))
+
+    def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:  # noqa: ARG002
+        """Returns an estimate of training's working memory, were each query of another video."""
+        video, head = self.config.video, self.config.head
+        widest = max(self.feature_size, 3 * 4 * video.hidden)  # numbers of a step: its features, a feed-forward layer
+        # Channels that layers keep for the backward pass, of steps of the first level: of all levels there are twice as
+        # many. About three times what is measured with the published settings.
+        encoder, fusion = 50 * (video.convs + video.stem + 2), 100 * self.config.fusion.layers
+        kept = (encoder + fusion + 50 * (head.score_layers + head.offset_layers)) * video.hidden
+        return Memory(4 * frames * (4 * self.feature_size + kept), 2 * 4 * frames * widest, 0)
 
 
 def _rows(encoded: Encoded, rows: Tensor) -> Encoded:

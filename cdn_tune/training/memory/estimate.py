@@ -25,7 +25,7 @@ _LOWERED = frozenset(["linear", "conv1d", "conv2d", "bmm", "matmul", "__matmul__
 def model_without_memory(experiment: Experiment) -> MomentModel:
     """Returns the experiment's model on the meta device: shapes without values."""
     with torch.device("meta"):
-        return experiment.model.build(experiment.data, experiment.loss)
+        return experiment.model.build(experiment.data, experiment.loss).to("meta")  # with tables of given numbers
 
 
 def count_parameters(experiment: Experiment) -> int:
