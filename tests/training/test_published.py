@@ -1,4 +1,4 @@
-"""The published experiments of map families, at full size, on planted features of theirs: they are planned, and they train."""
+"""The published experiments of map families, at full size, on planted features of theirs: planned, and trained."""
 
 import json
 import math
