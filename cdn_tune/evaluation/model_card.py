@@ -101,6 +101,9 @@ def _summary(facts: Facts) -> str:
 
 def _data(facts: Facts) -> str:
     data = facts.checkpoint.experiment.data
+    read = f"L2-normalised and averaged to {data.frames} per video"
+    if facts.checkpoint.experiment.model.inputs.sequences:
+        read = f"resized to {data.sequence.length} per video" if data.sequence.form == "fixed" else "as they are"
     of = "all of the vectors file" if facts.all_words else "those of the dataset's queries"
     words = f"word vectors of size {data.word_size}. {facts.words:,} words have a vector in this folder: {of}. Other "
     words += "words count as unknown."
@@ -108,7 +111,7 @@ def _data(facts: Facts) -> str:
         words = f"token features of size {data.word_size} of `{facts.text_model}`."
     return (
         f"Dataset `{data.dataset}`{', planted' if facts.checkpoint.planted else ''}. Frame features of size "
-        f"{data.feature_size}, L2-normalised and averaged to {data.frames} per video; {words}"
+        f"{data.feature_size}, {read}; {words}"
     )
 
 

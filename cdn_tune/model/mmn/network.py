@@ -53,6 +53,7 @@ class MMN(MapModel):
 
     config: MMNConfig
     loss_names = ("loss_iou", "loss_vid", "loss_sent")
+    text_part = "sentence"
 
     def __init__(self, config: MMNConfig, feature_size: int, word_size: int, loss: MMNLoss | None = None) -> None:
         super().__init__()
