@@ -23,6 +23,7 @@ class CDN(FusedMapModel):
     """The whole network, for frame features of size D and word vectors of size W."""
 
     config: CDNConfig
+    loss_config: CDNLoss
     loss_names = ("moment_loss", "attention_loss")
     rounding = "share"  # as published
 
@@ -42,6 +43,7 @@ class CDN(FusedMapModel):
         self.fusion = Fusion(hidden)
         self.map = MapStack(config.map, hidden, hidden, valid_mask(clips, config.scales))
         self.score = nn.Conv2d(hidden, 1, 1)
+        self.add_switches()
 
     def convolve(self, fused: Tensor, query: Tensor, mask: Tensor) -> Tensor:
         """Convolves fused maps [B, H, S, S] with kernels that depend on their queries [B, H]."""
@@ -49,7 +51,7 @@ class CDN(FusedMapModel):
         return moments
 
     def loss(self, output: MapOutput, batch: Batch) -> Losses:
-        """Returns moment loss + β attention loss; the latter is 0 with mean pooling."""
+        """Returns moment loss + β attention loss, which is 0 with mean pooling, + the losses of switches."""
         config = self.loss_config
         targets = iou_maps(batch.durations, batch.all_moments, self.config.clips)  # [B, S, S]
         moment = moment_loss(output.logits.float(), targets.float(), output.mask, config.min_iou, config.max_iou)
@@ -58,7 +60,8 @@ class CDN(FusedMapModel):
         else:
             attention = attention_loss(output.attention.float(), config.attention_lambda)
         parts = {"moment_loss": moment, "attention_loss": attention}
-        return Losses(moment + config.attention_beta * attention, parts)
+        switches = self.switch_losses(output, batch.durations, batch.all_moments)
+        return Losses(moment + config.attention_beta * attention + switches.total, {**parts, **switches.parts})
 
     def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """Returns an estimate of training's working memory."""

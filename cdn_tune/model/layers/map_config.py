@@ -9,6 +9,7 @@ from cdn_tune.config.family import LossConfig, ModelConfig
 from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
 
 Layers = Annotated[int, Field(ge=1, le=1000)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class MapModelConfig(ModelConfig):
@@ -39,7 +40,7 @@ class MapModelConfig(ModelConfig):
             )
 
     @property
-    def grid(self) -> int:
+    def grid(self) -> int | None:
         """The clips."""
         return self.clips
 
@@ -57,6 +58,27 @@ class MapModelConfig(ModelConfig):
                 "the sum of count * stride (1, 2, 4, ...) must equal clips"
             )
         return self
+
+
+class FusedMapConfig(MapModelConfig):
+    """A network that fuses the map with the query, and its switches, all off by default."""
+
+    offsets: Literal["none", "diou", "l1giou"] = Field(
+        "none",
+        description="boundary offsets per moment, so that moments need not end on clips, and their loss: distance-IoU, "
+        "or smooth L1 with generalised IoU",
+    )
+
+    @property
+    def grid(self) -> int | None:
+        """The clips; None where offsets move the ends of moments."""
+        return self.clips if self.offsets == "none" else None
+
+    @property
+    def switched_on(self) -> dict[str, object]:
+        """The switches that are on, by dotted key: no published model has them."""
+        switches = {"model.offsets": (self.offsets, "none")}
+        return {key: value for key, (value, off) in switches.items() if value != off}
 
 
 class ConvsConfig(Frozen):
@@ -102,6 +124,13 @@ class IouLoss(LossConfig):
         if self.min_iou >= self.max_iou:
             raise ValueError(f"min_iou={self.min_iou} must be below max_iou={self.max_iou}")
         return self
+
+
+class FusedMapLoss(IouLoss):
+    """Besides, what the switches of `FusedMapConfig` are trained by."""
+
+    offset_weight: Weight = Field(1.0, description="weight of the loss of boundary offsets, where model.offsets is on")
+    offset_iou: Fraction = Field(0.5, description="IoU with the truth from which a cell's offsets are trained")
 
 
 Overlaps = Annotated[

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cdn_tune.model.family import Graph, Memory, MomentModel, Pictures, ScoreMap, Spans
-from cdn_tune.model.layers.map_config import MapModelConfig
+from cdn_tune.errors import ConfigError
+from cdn_tune.model.family import Graph, Losses, Memory, MomentModel, Pictures, ScoreMap, Spans
+from cdn_tune.model.layers.map_config import FusedMapConfig, FusedMapLoss, MapModelConfig
 from cdn_tune.model.layers.moment_map import Proposals, conv_proposals, pool_proposals
+from cdn_tune.model.layers.offsets import moved, offset_layer, offset_loss
 from cdn_tune.moments.nms import Rounding, cell_spans
 
 _SLACK = 1e-9  # above the rounding of an IoU in float64, below the distance of two IoUs of whole clips
@@ -64,11 +66,13 @@ class MapOutput(NamedTuple):
         logits: One logit per cell, 0 at invalid cells [B, S, S].
         mask: True at valid cells [S, S].
         attention: Weights of the frame attention [B, S, T/S, J]; None without.
+        offsets: Of start and end of the valid cells, row by row, in lengths of the cell [B, M, 2]; None without.
     """
 
     logits: Tensor
     mask: Tensor
-    attention: Tensor | None
+    attention: Tensor | None = None
+    offsets: Tensor | None = None
 
 
 class FusedMapModel(MapModel):
@@ -79,12 +83,24 @@ class FusedMapModel(MapModel):
         clip_pool: From frame features [B, T, D] to clips [B, H, S], and frame attention or None.
         fusion: From encodings, maps and the mask of valid cells to fused maps [B, H, S, S].
         score: From maps to logits [B, 1, S, S].
+        offset: From maps to boundary offsets [B, 2, S, S]; None without.
     """
 
+    config: FusedMapConfig
+    loss_config: FusedMapLoss
     query: nn.Module
     clip_pool: nn.Module
     fusion: nn.Module
     score: nn.Module
+    offset: nn.Module | None
+
+    def add_switches(self) -> None:
+        """Adds the parts of the switches that are on; called last, so that all others start with the same weights."""
+        config, names = self.config, list(self.loss_names)
+        self.offset = None if config.offsets == "none" else offset_layer(config.hidden)
+        if self.offset is not None:
+            names.append("offset_loss")
+        self.loss_names = tuple(names)
 
     @abstractmethod
     def convolve(self, fused: Tensor, query: Tensor, mask: Tensor) -> Tensor:
@@ -101,26 +117,43 @@ class FusedMapModel(MapModel):
         """
         query = self.query(words, word_mask)  # [B, E]
         clips, attention = self.clip_pool(visual)  # [B, H, S], [B, S, T/S, J]
-        logits = self.match(clips, query)  # [B, S, S]
-        return MapOutput(logits, self.proposals.mask, attention)
+        return self.match(clips, query)._replace(attention=attention)
 
-    def match(self, clips: Tensor, query: Tensor) -> Tensor:
+    def match(self, clips: Tensor, query: Tensor) -> MapOutput:
         """Scores every moment for each query: the rest of `forward` once video and query are encoded.
 
         Args:
             clips: Clips of each query's video, as `clip_pool` gives them [B, H, S]; or of one video for all queries
                 [1, H, S].
             query: Query encodings, as `query` gives them [B, E].
-
-        Returns:
-            Logits, 0 at invalid cells [B, S, S].
         """
         mask = self.proposals.mask
         moments = self.proposals(clips)  # [B, H, S, S]
         fused = self.fusion(query, moments, mask)  # [B, H, S, S]
         fused = self.convolve(fused, query, mask)  # [B, H, S, S]
-        logits: Tensor = self.score(fused)[:, 0] * mask  # [B, S, S]
-        return logits
+        logits = self.score(fused)[:, 0] * mask  # [B, S, S]
+        offsets = None
+        if self.offset is not None:
+            offsets = self.offset(fused).flatten(2)[..., self.proposals.by_row].transpose(1, 2)  # [B, M, 2]
+        return MapOutput(logits, mask, offsets=offsets)
+
+    def switch_losses(self, output: MapOutput, durations: Tensor, moments: Tensor) -> Losses:
+        """Returns the weighted sum of the switches' losses, and each by name.
+
+        Args:
+            output: Of B queries.
+            durations: Seconds [B].
+            moments: Start and end of the moments that answer each query, in seconds, NaN-padded [B, K, 2].
+        """
+        total, parts = output.logits.new_zeros((), dtype=torch.float32), {}
+        if output.offsets is not None:
+            unit = torch.ones(1, dtype=torch.float64, device=durations.device)
+            cells = cell_spans(self.proposals.by_row, self.config.clips, unit, "none")[0].float()  # [M, 2]
+            shares = (moments / durations[:, None, None]).float()  # [B, K, 2]
+            loss, kind = self.loss_config, self.config.offsets
+            parts["offset_loss"] = offset_loss(output.offsets.float(), cells, shares, kind, loss.offset_iou)
+            total = total + loss.offset_weight * parts["offset_loss"]
+        return Losses(total, parts)
 
     def encode(self, *video: Tensor) -> Tensor:
         """Returns the clips [V, H, S] of windows' frame features [V, T, D]."""
@@ -130,16 +163,33 @@ class FusedMapModel(MapModel):
     def answer(self, encoded: Tensor, *query: Tensor) -> list[MapOutput]:
         """Scores every moment of each window for Q queries, given as word vectors and mask; without attention."""
         encoding = self.query(*query)  # [Q, E]
-        return [MapOutput(self.match(clips[None], encoding), self.proposals.mask, None) for clips in encoded]
+        return [self.match(clips[None], encoding) for clips in encoded]
 
     def spans(self, output: MapOutput, durations: Tensor) -> Spans:
-        """Returns the valid cells, row by row; their scores are the sigmoid of their logits."""
+        """Returns the valid cells, row by row, moved by their offsets and cut to the video.
+
+        Their scores are the sigmoid of their logits.
+        """
         logits = output.logits.float().flatten(1)[:, self.proposals.by_row]
-        return self.cell_spans(durations, torch.sigmoid(logits).masked_fill(~logits.isfinite(), torch.nan))
+        found = self.cell_spans(durations, torch.sigmoid(logits).masked_fill(~logits.isfinite(), torch.nan))
+        if output.offsets is None:
+            return found
+        offsets = output.offsets.double()  # [B, M, 2]
+        spans = moved(found.spans, offsets).clamp(min=0).minimum(durations.double()[:, None, None])
+        return Spans(spans, found.scores.masked_fill(~offsets.isfinite().all(dim=2), torch.nan))
 
     def score_map(self, output: MapOutput) -> ScoreMap:
         """Returns the sigmoid of the logits."""
         return ScoreMap(torch.sigmoid(output.logits.float()), output.mask)
+
+    def graph(self) -> Graph:
+        """Returns the network with scores for its output; raises a `ConfigError` where scores are not the answer."""
+        if self.offset is not None:
+            raise ConfigError(
+                f"model.offsets={self.config.offsets}: a graph has the scores of moments, but no offsets; export "
+                "without --onnx and --torch-export"
+            )
+        return super().graph()
 
     def pictures(self, output: MapOutput) -> Pictures:
         """Returns score map and frame attention."""

@@ -7,12 +7,11 @@ from pydantic import Field
 from cdn_tune.config.experiment import DataConfig, Fraction
 from cdn_tune.config.family import Inputs, LossConfig
 from cdn_tune.config.keys import Positive
-from cdn_tune.model.layers.map_config import ConvsConfig, IouLoss, MapModelConfig, Overlaps
+from cdn_tune.model.layers.map_config import ConvsConfig, IouLoss, MapModelConfig, Overlaps, Weight
 
 if TYPE_CHECKING:
     from cdn_tune.model.mmn.network import MMN
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

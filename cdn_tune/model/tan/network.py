@@ -21,6 +21,7 @@ class TAN(FusedMapModel):
     """The whole network, for frame features of size D and word vectors of size W."""
 
     config: TANConfig
+    loss_config: TANLoss
     loss_names = ("moment_loss",)
 
     def __init__(self, config: TANConfig, feature_size: int, word_size: int, loss: TANLoss | None = None) -> None:
@@ -37,6 +38,7 @@ class TAN(FusedMapModel):
         self.fusion = Fusion(hidden, query.hidden)
         self.map = MapConvs(hidden, config.map.kernel_sizes, valid_mask(clips, config.scales))
         self.score = nn.Conv2d(hidden, 1, 1)
+        self.add_switches()
 
     def convolve(self, fused: Tensor, query: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
         """Convolves fused maps [B, H, S, S], whatever the query."""
@@ -44,8 +46,10 @@ class TAN(FusedMapModel):
         return moments
 
     def loss(self, output: MapOutput, batch: Batch) -> Losses:
-        """Returns the moment loss."""
-        return self.losses(output, iou_maps(batch.durations, batch.moments, self.config.clips).float())
+        """Returns the moment loss + the losses of switches."""
+        moment = self.losses(output, iou_maps(batch.durations, batch.moments, self.config.clips).float())
+        switches = self.switch_losses(output, batch.durations, batch.moments[:, None])
+        return Losses(moment.total + switches.total, {**moment.parts, **switches.parts})
 
     def losses(self, output: MapOutput, ious: Tensor) -> Losses:
         """Returns the moment loss, given the IoU of every cell with each query's moment [B, S, S]."""

@@ -1,0 +1,289 @@
+"""Switches of the map families: off they change nothing; on they compute what their formulas say, and are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cdn_tune import load
+from cdn_tune.config import Experiment
+from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.errors import ConfigError
+from cdn_tune.evaluation.export import export_run
+from cdn_tune.model.cdn.config import CDNConfig
+from cdn_tune.model.cdn.network import CDN
+from cdn_tune.model.layers.map_model import FusedMapModel
+from cdn_tune.model.layers.offsets import moved, offset_loss
+from cdn_tune.model.published import published_settings
+from cdn_tune.model.tan.config import TANConfig
+from cdn_tune.model.tan.network import TAN
+from cdn_tune.training.memory import device
+from cdn_tune.training.memory.estimate import estimate
+from cdn_tune.training.reports import EpochReport, ignore
+from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint
+from cdn_tune.training.runs.run_folder import claim, describe_run, locked
+from cdn_tune.training.train_trial import train_in
+
+Tiny = Callable[..., Experiment]
+CPU = torch.device("cpu")
+SWITCHES: dict[str, dict[str, Any]] = {
+    "diou": {"offsets": "diou"},
+    "l1giou": {"offsets": "l1giou"},
+}
+# Parameters that each switch adds, and parts of the loss.
+ADDED = {"diou": ("offset.",), "l1giou": ("offset.",)}
+PARTS = {"diou": ("offset_loss",), "l1giou": ("offset_loss",)}
+UNTRACED = {"diou": "model.offsets=diou", "l1giou": "model.offsets=l1giou"}
+SMALL: dict[str, Any] = {"clips": 8, "hidden": 8, "query": {"layers": 1}}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "cdn": {**SMALL, "attention_size": 8, "map": {"layers": 2, "kernel_size": 3, "dynamic_layers": 1, "experts": 2}},
+    "tan": {**SMALL, "query": {"layers": 1, "hidden": 8}, "map": {"layers": 2, "kernel_size": 3}},
+}
+
+
+def build(family: str = "cdn", **changes: Any) -> FusedMapModel:
+    torch.manual_seed(0)
+    if family == "cdn":
+        return CDN(CDNConfig.model_validate({**FAMILIES["cdn"], **changes}), 6, 5)
+    return TAN(TANConfig.model_validate({**FAMILIES["tan"], **changes}), 6, 5)
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.arange(6) < torch.tensor([[6], [3], [4]])
+    words = torch.randn(3, 6, 5, generator=generator) * mask[..., None]
+    return torch.randn(3, 16, 6, generator=generator), words, mask
+
+
+def truth() -> Any:
+    """A batch of three queries, of which the last is answered by two moments."""
+    visual, words, mask = inputs()
+    nan = [torch.nan, torch.nan]
+    moments = torch.tensor([[[2.0, 9.0], nan], [[10.0, 13.0], nan], [[0.0, 4.0], [20.0, 29.0]]], dtype=torch.float64)
+    return SimpleNamespace(
+        visual=visual,
+        words=words,
+        word_mask=mask,
+        durations=torch.full((3,), 32.0, dtype=torch.float64),
+        all_moments=moments,
+        moments=moments[:, 0],
+        videos=torch.tensor([4, 2, 4]),
+    )
+
+
+def dotted(switch: str) -> dict[str, Any]:
+    """The switch's settings as overrides."""
+    found: dict[str, Any] = {}
+    for key, value in SWITCHES[switch].items():
+        if isinstance(value, dict):
+            found |= {f"model.{key}.{name}": each for name, each in value.items()}
+        else:
+            found[f"model.{key}"] = value
+    return found
+
+
+# ---- every switch ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_adds_its_own_weights_alone_and_all_are_trained(switch: str, family: str) -> None:
+    plain, model = build(family), build(family, **SWITCHES[switch])
+    before, after = plain.state_dict(), model.state_dict()
+    assert {name for name in after if name not in before} == {name for name in after if name.startswith(ADDED[switch])}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert model.loss_names == (*plain.loss_names, *PARTS[switch])
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # those that start at 0 hide others from gradients
+            if name not in before and not parameter.any():
+                parameter.normal_(std=0.1)
+    found = model.loss(model(*model.inputs_of(truth())), truth())
+    assert set(found.parts) == set(model.loss_names)
+    found.total.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_query_is_answered_alike_in_any_company(switch: str) -> None:
+    """Alone, in a batch, and by `encode` and `answer`, of which the first does not read the query."""
+    model = build(**SWITCHES[switch]).eval()
+    visual, words, mask = inputs()
+    durations = torch.full((3,), 31.4, dtype=torch.float64)
+    with torch.no_grad():
+        if model.offset is not None:
+            torch.nn.init.normal_(model.offset.weight)
+        together = model.spans(model(visual, words, mask), durations)
+        encoded = model.encode(visual)
+        for row, output in enumerate(model.answer(encoded, words, mask)):
+            answered = model.spans(output, durations)
+            alone = model.spans(model(*(each[row : row + 1] for each in (visual, words, mask))), durations[:1])
+            for other, at in ((answered, row), (alone, 0)):
+                torch.testing.assert_close(other.scores[at], together.scores[row])
+                torch.testing.assert_close(other.spans[at], together.spans[row], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_trains_resumes_predicts_and_exports(switch: str, tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**dotted(switch), **{"train.epochs": 2})
+    whole: list[EpochReport] = []
+    with locked(tmp_path / "run"):
+        claim(
+            tmp_path / "run",
+            describe_run("train", experiment, fingerprint(experiment.data)),
+            {"experiment.yaml": experiment.plain()},
+        )
+        train_in(experiment, tmp_path / "run", whole.append)
+    assert set(PARTS[switch]) <= set(whole[0].losses)
+
+    again: list[EpochReport] = []
+    calls = iter(range(100))
+    with pytest.raises(KeyboardInterrupt):
+        train_in(experiment, tmp_path / "again", ignore, stop=lambda: next(calls) > whole[0].steps + 1)
+    train_in(experiment, tmp_path / "again", again.append)
+    assert [(each.loss, each.losses, each.val) for each in again] == [
+        (each.loss, each.losses, each.val) for each in whole
+    ]
+    restored, fresh = load_checkpoint(tmp_path / "run" / BEST).model.state_dict(), build_model(experiment).state_dict()
+    moved_on = [
+        name for name in restored if name.startswith(ADDED[switch]) and not torch.equal(restored[name], fresh[name])
+    ]
+    assert moved_on
+
+    if switch in UNTRACED:
+        with pytest.raises(ConfigError, match=UNTRACED[switch]) as caught:
+            export_run(tmp_path / "run", tmp_path / "graph", torch_export=True)
+        assert "\n" not in str(caught.value)
+    export_run(tmp_path / "run", tmp_path / "out", torch_export=switch not in UNTRACED)
+    features = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
+    answers = [load(tmp_path / name).retrieve(features, 30.0, ["the person opens a door"]) for name in ("run", "out")]
+    assert answers[0] == answers[1]
+    assert answers[0][0]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_memory(switch: str, tiny: Tiny) -> None:
+    """The estimate counts the switch, and the bound that saves its time stays above it."""
+    plain, experiment = tiny(), tiny(**dotted(switch))
+    need = estimate(experiment, torch.float32, CPU)
+    assert need.total(8) > estimate(plain, torch.float32, CPU).total(8)
+    size = experiment.train.batch_size
+    assert not device._fits_easily(experiment, build_model(experiment), size, need.total(size), torch.float32, CPU)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_no_published_model_has_one(switch: str, tiny: Tiny) -> None:
+    experiment = tiny(**dotted(switch), **{"model.attention_size": 256})
+    with pytest.raises(ConfigError, match="the published model has no such thing"):
+        published_settings(experiment.model, experiment.data)
+
+
+def test_a_family_without_them_is_told_who_has_them(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key of the family mmn; with model.name=cdn it exists"):
+        tiny(**{"model.name": "mmn", "model.offsets": "diou"})
+
+
+# ---- offsets ---------------------------------------------------------------------------------------------------------
+
+
+def plain_offset_loss(
+    offsets: torch.Tensor, cells: torch.Tensor, moments: torch.Tensor, kind: str, least: float
+) -> float:
+    """The loss in plain Python, a number at a time."""
+
+    def share(a: float, b: float, c: float, d: float) -> float:
+        inter = max(min(b, d) - max(a, c), 0.0)
+        return inter / (b - a + d - c - inter)
+
+    losses = []
+    for row, wanted in enumerate(moments.tolist()):
+        real = [each for each in wanted if each[0] == each[0]]
+        found = []
+        for (s, e), (first, last) in zip(cells.tolist(), offsets[row].tolist(), strict=True):
+            a, b = max(real, key=lambda each: share(s, e, *each))
+            if share(s, e, a, b) < least:
+                continue
+            length = e - s
+            low, high = sorted((s + length * first, e + length * last))
+            iou, hull = share(low, high, a, b), max(high, b) - min(low, a)
+            if kind == "diou":
+                found.append(1 - iou + (((low + high) / 2 - (a + b) / 2) / hull) ** 2)
+            else:
+                gaps = [abs(first - (a - s) / length), abs(last - (b - e) / length)]
+                smooth = sum(0.5 * gap**2 if gap < 1 else gap - 0.5 for gap in gaps) / 2
+                union = (high - low) + (b - a) - max(min(high, b) - max(low, a), 0.0)
+                found.append(smooth + 1 - (iou - (hull - union) / hull))
+        losses.append(sum(found) / len(found) if found else 0.0)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("kind", ["diou", "l1giou"])
+def test_offset_loss_is_the_formula(kind: Any) -> None:
+    """On random offsets, of which some turn a span around or move it away from the truth."""
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.combinations(torch.arange(9.0), 2) / 8
+    moments = torch.rand(5, 2, 2, generator=generator).sort(dim=2).values
+    moments[:3, 1] = torch.nan
+    moments[0, 0] = torch.tensor([0.50, 0.51])  # of no cell's size
+    for spread in (0.05, 0.5, 2.0):
+        offsets = spread * torch.randn(5, len(edges), 2, generator=generator)
+        expected = plain_offset_loss(offsets, edges, moments, kind, 0.3)
+        found = offset_loss(offsets, edges, moments, kind, 0.3)
+        assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offsets_start_at_zero_and_move_spans_within_the_video(family: str) -> None:
+    plain, model = build(family).eval(), build(family, offsets="diou").eval()
+    durations = torch.tensor([31.37, 8.0, 90.1], dtype=torch.float64)
+    with torch.no_grad():
+        expected, found = (each.spans(each(*inputs()), durations) for each in (plain, model))
+        torch.testing.assert_close(found.spans, expected.spans, rtol=1e-7, atol=0)
+        assert torch.equal(found.scores, expected.scores)
+
+        torch.nn.init.normal_(model.offset.weight, std=3.0)  # type: ignore[union-attr, arg-type]
+        output = model(*inputs())
+        changed = model.spans(output, durations).spans
+    starts, ends = changed.unbind(-1)
+    assert (starts >= 0).all()
+    assert (starts <= ends).all()
+    assert (ends <= durations[:, None]).all()
+    free = moved(expected.spans, output.offsets.double())
+    inside = (free[..., 0] > 0) & (free[..., 1] < durations[:, None])
+    torch.testing.assert_close(changed[inside], free[inside])
+    assert inside.any()
+    assert not inside.all()
+
+
+def test_real_spans_are_suppressed_not_cells() -> None:
+    """Two cells apart that offsets bring to the same place are one answer."""
+    model = build("tan", offsets="diou").eval()
+    durations = torch.tensor([8.0], dtype=torch.float64)
+    logits = torch.full((1, 8, 8), -9.0)
+    logits[0, 0, 1], logits[0, 4, 5] = 3.0, 2.0  # [0, 2] and [4, 6]
+    output = model(*(each[:1] for each in inputs()))._replace(logits=logits)
+    offsets = torch.zeros_like(output.offsets)
+    kept = model.suppress(model.spans(output._replace(offsets=offsets), durations), 2, 0.5)
+    assert kept.spans[0].tolist() == [[0.0, 2.0], [4.0, 6.0]]
+    offsets[0, model.proposals.by_row == 4 * 8 + 5] = -2.0
+    kept = model.suppress(model.spans(output._replace(offsets=offsets), durations), 2, 0.5)
+    assert kept.scores[0, 1] < 0.01
+
+
+def test_moments_move_towards_the_truth_in_training() -> None:
+    model = build("tan", offsets="diou", clips=4, map={"layers": 1, "kernel_size": 3})
+    optimiser = torch.optim.Adam(model.parameters(), 0.03)
+    losses = []
+    for _ in range(40):
+        found = model.loss(model(*inputs()), truth())
+        optimiser.zero_grad()
+        found.total.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(found.parts["offset_loss"].item())
+    assert losses[-1] < 0.3 * losses[0]
