@@ -23,7 +23,6 @@ from cdn_tune.model.layers.offsets import moved, offset_loss
 from cdn_tune.model.published import published_settings
 from cdn_tune.model.tan.config import TANConfig
 from cdn_tune.model.tan.network import TAN
-from cdn_tune.training.memory import device
 from cdn_tune.training.memory.estimate import estimate
 from cdn_tune.training.reports import EpochReport, ignore
 from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint
@@ -35,9 +34,16 @@ CPU = torch.device("cpu")
 SWITCHES: dict[str, dict[str, Any]] = {
     "diou": {"offsets": "diou"},
     "l1giou": {"offsets": "l1giou"},
+    "affine": {"cross_attention": {"layers": 2, "heads": 2}},
+    "adaln": {"cross_attention": {"layers": 1, "heads": 2, "mode": "adaln", "stem": 1, "window": 3}},
 }
 # Parameters that each switch adds, and parts of the loss.
-ADDED = {"diou": ("offset.",), "l1giou": ("offset.",)}
+ADDED: dict[str, tuple[str, ...]] = {
+    "diou": ("offset.",),
+    "l1giou": ("offset.",),
+    "affine": ("cross_attention.",),
+    "adaln": ("cross_attention.", "stem."),
+}
 PARTS = {"diou": ("offset_loss",), "l1giou": ("offset_loss",)}
 UNTRACED = {"diou": "model.offsets=diou", "l1giou": "model.offsets=l1giou"}
 SMALL: dict[str, Any] = {"clips": 8, "hidden": 8, "query": {"layers": 1}}
@@ -98,7 +104,7 @@ def test_a_switch_adds_its_own_weights_alone_and_all_are_trained(switch: str, fa
     before, after = plain.state_dict(), model.state_dict()
     assert {name for name in after if name not in before} == {name for name in after if name.startswith(ADDED[switch])}
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert model.loss_names == (*plain.loss_names, *PARTS[switch])
+    assert model.loss_names == (*plain.loss_names, *PARTS.get(switch, ()))
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # those that start at 0 hide others from gradients
@@ -140,7 +146,7 @@ def test_trains_resumes_predicts_and_exports(switch: str, tiny: Tiny, tmp_path: 
             {"experiment.yaml": experiment.plain()},
         )
         train_in(experiment, tmp_path / "run", whole.append)
-    assert set(PARTS[switch]) <= set(whole[0].losses)
+    assert set(PARTS.get(switch, ())) <= set(whole[0].losses)
 
     again: list[EpochReport] = []
     calls = iter(range(100))
@@ -167,14 +173,19 @@ def test_trains_resumes_predicts_and_exports(switch: str, tiny: Tiny, tmp_path: 
     assert answers[0][0]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_memory(switch: str, tiny: Tiny) -> None:
+def test_memory(switch: str, family: str, tiny: Tiny) -> None:
     """The estimate counts the switch, and the bound that saves its time stays above it."""
-    plain, experiment = tiny(), tiny(**dotted(switch))
+    small = {"model.hidden": 32, "model.map.layers": 1, "data.frames": 16, "data.feature_size": 16}
+    if family == "tan":
+        small |= {"model.name": "tan", "model.clips": 8, "model.query.layers": 1, "model.query.hidden": 8}
+    plain, experiment = tiny(**small), tiny(**small, **dotted(switch))
     need = estimate(experiment, torch.float32, CPU)
     assert need.total(8) > estimate(plain, torch.float32, CPU).total(8)
-    size = experiment.train.batch_size
-    assert not device._fits_easily(experiment, build_model(experiment), size, need.total(size), torch.float32, CPU)
+    bound = build_model(experiment).memory(16, 8, torch.float32, CPU)
+    assert bound is not None
+    assert bound.bound > need.activations + need.temporary
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -287,3 +298,71 @@ def test_moments_move_towards_the_truth_in_training() -> None:
         optimiser.step()
         losses.append(found.parts["offset_loss"].item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["affine", "adaln"])
+def test_clips_are_scaled_and_shifted_by_what_they_attend_to(mode: str) -> None:
+    """A layer with one head, clip by clip and word by word."""
+    model = build(cross_attention={"layers": 1, "heads": 1, "mode": mode}).eval()
+    assert model.cross_attention is not None
+    (layer,) = model.cross_attention.layers
+    torch.nn.init.constant_(layer.feed_forward_scale.scale, 0.5)
+    generator = torch.Generator().manual_seed(2)
+    clips, words = torch.randn(1, 8, 4, generator=generator), torch.randn(2, 5, 8, generator=generator)
+    mask = torch.arange(5) < torch.tensor([[5], [2]])
+
+    def normal(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+
+    with torch.no_grad():
+        found = model.cross_attention(clips, words, mask)
+        attention = layer.attention
+        for query in range(2):
+            real = [normal(word) for word in words[query][mask[query]]]
+            for clip in range(4):
+                x = clips[0, :, clip]
+                key = attention.query(normal(x))
+                weights = torch.stack([key @ attention.key(word) / 8**0.5 for word in real]).softmax(0)
+                attended = attention.out(sum(w * attention.value(word) for w, word in zip(weights, real, strict=True)))
+                x = (normal(x) if mode == "adaln" else x) * attended[:8] + attended[8:]
+                x = x + 0.5 * layer.feed_forward(normal(x))
+                torch.testing.assert_close(found[query, :, clip], normal(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_stem_sees_its_window_alone() -> None:
+    model = build(clips=8, cross_attention={"stem": 1, "window": 3, "heads": 2}).eval()
+    assert model.stem is not None
+    torch.nn.init.constant_(model.stem.blocks[0].attention_scale.scale, 1.0)
+    clips = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(3))
+    changed = clips.clone()
+    changed[..., 0] += 1
+    with torch.no_grad():
+        differs = (model.stem(changed) != model.stem(clips)).any(dim=1)[0]
+    assert differs.tolist() == [True] * 3 + [False] * 5  # a window of 3 over convolutions of 3 clips
+
+
+def test_word_order_reaches_the_attention() -> None:
+    model = build(cross_attention={"layers": 1, "heads": 2}).eval()
+    _, words, mask = inputs()
+    with torch.no_grad():
+        forth, back = (model.read(each, mask[:1]).words for each in (words[:1], words[:1].flip(1)))
+    assert not torch.allclose(forth.flip(1), back, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.cross_attention.window": 4}, "window=4 is even; use 3 or 5"),
+        (
+            {"model.cross_attention.layers": 1, "model.cross_attention.heads": 3},
+            "hidden=8 is no multiple of cross_attention.heads=3; use 9",
+        ),
+    ],
+)
+def test_impossible_settings_are_one_line(changes: dict[str, Any], words: str, tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        tiny(**changes)
+    assert "\n" not in str(caught.value)

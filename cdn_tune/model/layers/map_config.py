@@ -9,6 +9,8 @@ from cdn_tune.config.family import LossConfig, ModelConfig
 from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
 
 Layers = Annotated[int, Field(ge=1, le=1000)]
+Count = Annotated[int, Field(ge=0, le=1000)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -60,8 +62,36 @@ class MapModelConfig(ModelConfig):
         return self
 
 
+class CrossAttentionConfig(Frozen):
+    """Attention of clips to the words of the query, before the temporal map, after one of clips to clips."""
+
+    layers: Count = Field(0, description="layers of attention to the words; 0: none")
+    mode: Literal["affine", "adaln"] = Field(
+        "affine", description="scale and shift by what was attended: the clips, or normalised ones"
+    )
+    stem: Count = Field(0, description="blocks of self-attention over the clips before, the same for every query")
+    window: Annotated[int, Field(ge=0)] = Field(5, description="odd window of the stem's attention; 0: all clips")
+    heads: Positive = Field(4, description="attention heads, which divide the hidden size")
+    dropout: Probability = Field(0.1, description="dropout after attention and feed-forward layers")
+    attention_dropout: Probability = Field(0.0, description="dropout on attention weights")
+    path_dropout: Probability = Field(0.1, description="stochastic depth: branches dropped per sample")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is any attention."""
+        return self.layers + self.stem > 0
+
+    @model_validator(mode="after")
+    def _check(self) -> "CrossAttentionConfig":
+        if self.window and self.window % 2 == 0:
+            raise ValueError(f"window={self.window} is even; use {self.window - 1} or {self.window + 1}")
+        return self
+
+
 class FusedMapConfig(MapModelConfig):
     """A network that fuses the map with the query, and its switches, all off by default."""
+
+    cross_attention: CrossAttentionConfig = CrossAttentionConfig()
 
     offsets: Literal["none", "diou", "l1giou"] = Field(
         "none",
@@ -77,8 +107,21 @@ class FusedMapConfig(MapModelConfig):
     @property
     def switched_on(self) -> dict[str, object]:
         """The switches that are on, by dotted key: no published model has them."""
-        switches = {"model.offsets": (self.offsets, "none")}
+        attention = self.cross_attention
+        switches = {
+            "model.cross_attention.layers": (attention.layers, 0),
+            "model.cross_attention.stem": (attention.stem, 0),
+            "model.offsets": (self.offsets, "none"),
+        }
         return {key: value for key, (value, off) in switches.items() if value != off}
+
+    @model_validator(mode="after")
+    def _check_switches(self) -> "FusedMapConfig":
+        heads = self.cross_attention.heads
+        if self.cross_attention.is_on and self.hidden % heads:
+            nearest = max(round(self.hidden / heads), 1) * heads
+            raise ValueError(f"hidden={self.hidden} is no multiple of cross_attention.heads={heads}; use {nearest}")
+        return self
 
 
 class ConvsConfig(Frozen):

@@ -1,7 +1,7 @@
 """Networks whose candidates are the cells of a temporal map: MMN, and those that fuse it with the query.
 
 Shape letters: B batch, T frames, D feature size, S clips, H hidden, L words, W word size, J attention steps, V windows,
-Q queries, M valid cells, E query encoding.
+Q queries, M valid cells, E query encoding, E' word encoding.
 """
 
 from abc import abstractmethod
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.family import Graph, Losses, Memory, MomentModel, Pictures, ScoreMap, Spans
-from cdn_tune.model.layers.map_config import FusedMapConfig, FusedMapLoss, MapModelConfig
+from cdn_tune.model.layers.clip_attention import ClipStem, CrossAttention
+from cdn_tune.model.layers.map_config import CrossAttentionConfig, FusedMapConfig, FusedMapLoss, MapModelConfig
 from cdn_tune.model.layers.moment_map import Proposals, conv_proposals, pool_proposals
 from cdn_tune.model.layers.offsets import moved, offset_layer, offset_loss
+from cdn_tune.model.layers.query import QueryEncoder
 from cdn_tune.moments.nms import Rounding, cell_spans
 
 _SLACK = 1e-9  # above the rounding of an IoU in float64, below the distance of two IoUs of whole clips
@@ -75,28 +77,45 @@ class MapOutput(NamedTuple):
     offsets: Tensor | None = None
 
 
+class EncodedQuery(NamedTuple):
+    """Queries as they are encoded: as a whole [B, E], and word by word [B, L, E'] with a mask, true at words [B, L]."""
+
+    whole: Tensor
+    words: Tensor
+    word_mask: Tensor
+
+
 class FusedMapModel(MapModel):
     """A network that fuses a temporal map with the query, convolves it, and scores every cell (2D-TAN, CDN).
 
     Attributes:
-        query: From word vectors [B, L, W] and mask [B, L] to encodings [B, E].
+        query: From word vectors [B, L, W] and mask [B, L] to encodings [B, E], and of words [B, L, E'].
         clip_pool: From frame features [B, T, D] to clips [B, H, S], and frame attention or None.
         fusion: From encodings, maps and the mask of valid cells to fused maps [B, H, S, S].
         score: From maps to logits [B, 1, S, S].
+        stem: Self-attention over the clips; None without.
+        cross_attention: From clips and words to clips; None without.
         offset: From maps to boundary offsets [B, 2, S, S]; None without.
     """
 
     config: FusedMapConfig
     loss_config: FusedMapLoss
-    query: nn.Module
+    query: QueryEncoder
     clip_pool: nn.Module
     fusion: nn.Module
     score: nn.Module
+    stem: ClipStem | None
+    cross_attention: CrossAttention | None
     offset: nn.Module | None
 
     def add_switches(self) -> None:
         """Adds the parts of the switches that are on; called last, so that all others start with the same weights."""
         config, names = self.config, list(self.loss_names)
+        attention = config.cross_attention
+        self.stem = ClipStem(config.hidden, attention) if attention.stem else None
+        self.cross_attention = (
+            CrossAttention(config.hidden, self.query.word_states, attention) if attention.layers else None
+        )
         self.offset = None if config.offsets == "none" else offset_layer(config.hidden)
         if self.offset is not None:
             names.append("offset_loss")
@@ -115,22 +134,33 @@ class FusedMapModel(MapModel):
             words: Word vectors [B, L, W], words first, then padding.
             word_mask: True or 1 where there is a word [B, L].
         """
-        query = self.query(words, word_mask)  # [B, E]
-        clips, attention = self.clip_pool(visual)  # [B, H, S], [B, S, T/S, J]
-        return self.match(clips, query)._replace(attention=attention)
+        clips, attention = self.pool(visual)  # [B, H, S], [B, S, T/S, J]
+        return self.match(clips, self.read(words, word_mask))._replace(attention=attention)
 
-    def match(self, clips: Tensor, query: Tensor) -> MapOutput:
+    def read(self, words: Tensor, word_mask: Tensor) -> EncodedQuery:
+        """Returns the encodings of queries: word vectors [B, L, W] and mask [B, L]."""
+        states, whole = self.query.read(words, word_mask)
+        return EncodedQuery(whole, states, word_mask.bool())
+
+    def pool(self, visual: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns clips [B, H, S] of frame features [B, T, D], and frame attention or None; whatever the query."""
+        clips, attention = self.clip_pool(visual)
+        return clips if self.stem is None else self.stem(clips), attention
+
+    def match(self, clips: Tensor, query: EncodedQuery) -> MapOutput:
         """Scores every moment for each query: the rest of `forward` once video and query are encoded.
 
         Args:
-            clips: Clips of each query's video, as `clip_pool` gives them [B, H, S]; or of one video for all queries
+            clips: Clips of each query's video, as `pool` gives them [B, H, S]; or of one video for all queries
                 [1, H, S].
-            query: Query encodings, as `query` gives them [B, E].
+            query: The queries, as `read` gives them.
         """
+        if self.cross_attention is not None:
+            clips = self.cross_attention(clips, query.words, query.word_mask)  # [B, H, S]
         mask = self.proposals.mask
         moments = self.proposals(clips)  # [B, H, S, S]
-        fused = self.fusion(query, moments, mask)  # [B, H, S, S]
-        fused = self.convolve(fused, query, mask)  # [B, H, S, S]
+        fused = self.fusion(query.whole, moments, mask)  # [B, H, S, S]
+        fused = self.convolve(fused, query.whole, mask)  # [B, H, S, S]
         logits = self.score(fused)[:, 0] * mask  # [B, S, S]
         offsets = None
         if self.offset is not None:
@@ -157,13 +187,12 @@ class FusedMapModel(MapModel):
 
     def encode(self, *video: Tensor) -> Tensor:
         """Returns the clips [V, H, S] of windows' frame features [V, T, D]."""
-        clips: Tensor = self.clip_pool(*video)[0]
-        return clips
+        return self.pool(*video)[0]
 
     def answer(self, encoded: Tensor, *query: Tensor) -> list[MapOutput]:
         """Scores every moment of each window for Q queries, given as word vectors and mask; without attention."""
-        encoding = self.query(*query)  # [Q, E]
-        return [self.match(clips[None], encoding) for clips in encoded]
+        read = self.read(*query)
+        return [self.match(clips[None], read) for clips in encoded]
 
     def spans(self, output: MapOutput, durations: Tensor) -> Spans:
         """Returns the valid cells, row by row, moved by their offsets and cut to the video.
@@ -204,12 +233,24 @@ def build_proposals(config: MapModelConfig, first: bool = True) -> Proposals:
     return conv_proposals(config.clips, config.scales, config.hidden, first)
 
 
-def map_memory(config: MapModelConfig, kernel_sizes: Sequence[int], feature_size: int, frames: int) -> Memory:
-    """Returns generous counts of the bytes that a network with `MapConvs` takes; see `MomentModel.memory`."""
+def attention_floats(config: CrossAttentionConfig, hidden: int, clips: int) -> int:
+    """Returns a generous count of the values per query that attention of clips to clips and words keeps."""
+    words = 64  # of a query
+    branches = 40 * clips * hidden + 8 * words * hidden
+    return (config.layers + config.stem) * (branches + 4 * config.heads * clips * (clips + words))
+
+
+def map_memory(
+    config: MapModelConfig, kernel_sizes: Sequence[int], feature_size: int, frames: int, attention: int = 0
+) -> Memory:
+    """Returns generous counts of the bytes that a network with `MapConvs` takes; see `MomentModel.memory`.
+
+    `attention` is the count of `attention_floats`.
+    """
     side = config.clips + 2 * sum(size // 2 for size in kernel_sizes)
     maps = side**2 * config.hidden
     video = frames * (4 * feature_size + 8 * config.hidden)
-    return Memory(4 * (8 * maps * (len(kernel_sizes) + 2) + video), 4 * 4 * maps, 0)
+    return Memory(4 * (8 * maps * (len(kernel_sizes) + 2) + video + attention), 4 * 4 * maps, 0)
 
 
 class _Scores(nn.Module):
