@@ -36,6 +36,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "l1giou": {"offsets": "l1giou"},
     "affine": {"cross_attention": {"layers": 2, "heads": 2}},
     "adaln": {"cross_attention": {"layers": 1, "heads": 2, "mode": "adaln", "stem": 1, "window": 3}},
+    "gates": {"gates": True},
+    "maps": {"map_scales": 2, "offsets": "diou"},
 }
 # Parameters that each switch adds, and parts of the loss.
 ADDED: dict[str, tuple[str, ...]] = {
@@ -43,9 +45,11 @@ ADDED: dict[str, tuple[str, ...]] = {
     "l1giou": ("offset.",),
     "affine": ("cross_attention.",),
     "adaln": ("cross_attention.", "stem."),
+    "gates": ("map.gates.",),
+    "maps": ("map.coarser_norms.", "offset."),
 }
-PARTS = {"diou": ("offset_loss",), "l1giou": ("offset_loss",)}
-UNTRACED = {"diou": "model.offsets=diou", "l1giou": "model.offsets=l1giou"}
+PARTS = {"diou": ("offset_loss",), "l1giou": ("offset_loss",), "maps": ("offset_loss",)}
+UNTRACED = {"diou": "model.offsets=diou", "l1giou": "model.offsets=l1giou", "maps": "model.offsets=diou"}
 SMALL: dict[str, Any] = {"clips": 8, "hidden": 8, "query": {"layers": 1}}
 FAMILIES: dict[str, dict[str, Any]] = {
     "cdn": {**SMALL, "attention_size": 8, "map": {"layers": 2, "kernel_size": 3, "dynamic_layers": 1, "experts": 2}},
@@ -102,8 +106,9 @@ def dotted(switch: str) -> dict[str, Any]:
 def test_a_switch_adds_its_own_weights_alone_and_all_are_trained(switch: str, family: str) -> None:
     plain, model = build(family), build(family, **SWITCHES[switch])
     before, after = plain.state_dict(), model.state_dict()
-    assert {name for name in after if name not in before} == {name for name in after if name.startswith(ADDED[switch])}
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert after.keys() - before.keys() == {name for name in after if name.startswith(ADDED[switch])}
+    if switch != "gates":  # whose weights are drawn before those of the score
+        assert all(torch.equal(after[name], value) for name, value in before.items())
     assert model.loss_names == (*plain.loss_names, *PARTS.get(switch, ()))
 
     with torch.no_grad():
@@ -366,3 +371,60 @@ def test_impossible_settings_are_one_line(changes: dict[str, Any], words: str, t
     with pytest.raises(ConfigError, match=words) as caught:
         tiny(**changes)
     assert "\n" not in str(caught.value)
+
+
+# ---- several maps, gates ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proposals", ["pool", "conv"])
+def test_a_coarser_map_is_that_of_a_model_of_fewer_clips(proposals: str) -> None:
+    """With the same weights: outputs, candidates and loss."""
+    both, coarse = build("tan", map_scales=2, proposals=proposals), build("tan", clips=4, proposals=proposals)
+    coarse.load_state_dict({name: both.state_dict()[name] for name in coarse.state_dict()})
+    fine = build("tan", proposals=proposals)
+    fine.load_state_dict(both.state_dict())
+    outputs = [model(*inputs()) for model in (both, fine, coarse)]
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
+    torch.testing.assert_close(outputs[0].coarser[0].logits, outputs[2].logits)
+    totals = [model.loss(output, truth()).total for model, output in zip((both, fine, coarse), outputs, strict=True)]
+    torch.testing.assert_close(totals[0], totals[1] + totals[2])
+    durations = truth().durations
+    found = [model.spans(output, durations) for model, output in zip((both, fine, coarse), outputs, strict=True)]
+    for part in (0, 1):
+        torch.testing.assert_close(found[0][part], torch.cat([found[1][part], found[2][part]], dim=1))
+    shown = both.pictures(outputs[0]).score_map
+    assert shown is not None
+    assert shown.scores.shape == (3, 8, 8)
+    assert both.most_spans == 8 * 8 + 4 * 4
+
+
+def test_maps_of_one_network_normalise_each_by_itself() -> None:
+    model = build(map_scales=2).train()
+    model(*inputs())
+    counts = [norm.num_batches_tracked.item() for norm in (*model.map.norms, *model.map.coarser_norms[0])]
+    assert counts == [1] * 6
+    assert not torch.equal(model.map.norms[0].running_mean, model.map.coarser_norms[0][0].running_mean)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gates_scale_every_cell_by_their_sigmoid(family: str) -> None:
+    """Wide open they change nothing; shut, nothing comes through."""
+    plain, model = build(family).eval(), build(family, gates=True).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        for value, same in ((40.0, True), (0.0, False)):
+            for gate in model.map.gates:
+                torch.nn.init.zeros_(gate.weight)
+                torch.nn.init.constant_(gate.bias, value)
+            expected, found = plain(*inputs()).logits, model(*inputs()).logits
+            assert torch.allclose(found, expected, atol=1e-6) == same
+        for gate in model.map.gates:
+            torch.nn.init.constant_(gate.bias, -200.0)
+        silent = model(*inputs())
+        scores = silent.logits[:, silent.mask]
+    torch.testing.assert_close(scores, scores[:1, :1].expand_as(scores))
+
+
+def test_clips_that_cannot_be_halved_are_told(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"8 clips with scale_layers=\[8\] make 3 maps .*; use map_scales=3"):
+        tiny(**{"model.map_scales": 4})

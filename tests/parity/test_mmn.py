@@ -48,7 +48,7 @@ def test_outputs(name: str) -> None:
     close(model.moment_iou(hidden)[:, :, rows, columns], expected["iou_map"])
     close(model.sentence.contrastive(sentence), expected["contrastive_sent"])
     close(model.sentence.iou(sentence), expected["iou_sent"])
-    for layer, weight in enumerate(model.map.weights):
+    for layer, weight in enumerate(model.map.weights()):
         close(weight, expected[f"weight.{layer}"], 1e-7)
 
 

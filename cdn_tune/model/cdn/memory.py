@@ -18,7 +18,7 @@ def working_memory(
 ) -> Memory:
     """Returns generous counts of the bytes; arguments as those of `MomentModel.memory`."""
     # Per query: sixteen maps a layer, two dozen values per frame, attention step and channel, three mixed kernels.
-    maps = config.clips**2 * config.hidden * 16 * (config.map.layers + 2)
+    maps = sum(clips**2 for clips, _ in config.maps) * config.hidden * 16 * (config.map.layers + 2)
     attention = frames * (4 * feature_size + 24 * config.hidden * (config.attention_steps + 1))
     kernels = 3 * (config.hidden * max(config.map.kernel_sizes, default=1)) ** 2
     attention += attention_floats(config.cross_attention, config.hidden, config.clips)

@@ -33,6 +33,11 @@ class MapModelConfig(ModelConfig):
         """The scale layers, given or derived."""
         return self.scale_layers if self.scale_layers is not None else derive_scale_layers(self.clips)
 
+    @property
+    def maps(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Clips and scale layers of every temporal map, the finest first."""
+        return ((self.clips, self.scales),)
+
     def check(self, data: DataConfig) -> None:
         """Raises a `ValueError` if the frames cannot be divided into clips."""
         if data.frames % self.clips:
@@ -92,12 +97,28 @@ class FusedMapConfig(MapModelConfig):
     """A network that fuses the map with the query, and its switches, all off by default."""
 
     cross_attention: CrossAttentionConfig = CrossAttentionConfig()
+    map_scales: Annotated[int, Field(ge=1, le=12)] = Field(
+        1, description="temporal maps with the same kernels: of the clips, of half as many, of a quarter, and so on"
+    )
+    gates: bool = Field(False, description="multiply the output of every map layer by a gate between 0 and 1 per cell")
 
     offsets: Literal["none", "diou", "l1giou"] = Field(
         "none",
         description="boundary offsets per moment, so that moments need not end on clips, and their loss: distance-IoU, "
         "or smooth L1 with generalised IoU",
     )
+
+    @property
+    def maps(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Clips and scale layers of every temporal map, the finest first; fewer than `map_scales` if clips run out."""
+        found = [(self.clips, self.scales)]
+        while len(found) < self.map_scales:
+            clips, scales = found[-1]
+            shorter = cut_scale_layers(scales, clips // 2)
+            if clips % 2 or shorter is None:
+                break
+            found.append((clips // 2, shorter))
+        return tuple(found)
 
     @property
     def grid(self) -> int | None:
@@ -111,12 +132,19 @@ class FusedMapConfig(MapModelConfig):
         switches = {
             "model.cross_attention.layers": (attention.layers, 0),
             "model.cross_attention.stem": (attention.stem, 0),
+            "model.map_scales": (self.map_scales, 1),
+            "model.gates": (self.gates, False),
             "model.offsets": (self.offsets, "none"),
         }
         return {key: value for key, (value, off) in switches.items() if value != off}
 
     @model_validator(mode="after")
     def _check_switches(self) -> "FusedMapConfig":
+        if len(self.maps) < self.map_scales:
+            raise ValueError(
+                f"map_scales={self.map_scales}: {self.clips} clips with scale_layers={list(self.scales)} make "
+                f"{len(self.maps)} maps of half the size each; use map_scales={len(self.maps)}"
+            )
         heads = self.cross_attention.heads
         if self.cross_attention.is_on and self.hidden % heads:
             nearest = max(round(self.hidden / heads), 1) * heads
@@ -197,3 +225,16 @@ def derive_scale_layers(clips: int) -> tuple[int, ...]:
     if clips != 16 << levels:
         raise ValueError(f"clips={clips} has no derived scale_layers; use 16, 32, 64, 128, ... or set scale_layers")
     return (16,) + (8,) * levels
+
+
+def cut_scale_layers(scale_layers: tuple[int, ...], clips: int) -> tuple[int, ...] | None:
+    """Returns the first of some scale layers, up to moments of so many clips (2 or more); None if none are as long."""
+    kept, reach = [], 0
+    for level, count in enumerate(scale_layers):
+        kept.append(min(count, (clips - reach) >> level))
+        reach += kept[-1] << level
+        if reach == clips >= 2:
+            return tuple(kept)
+        if kept[-1] < count:
+            break
+    return None

@@ -6,10 +6,11 @@ Q queries, M valid cells, E query encoding, E' word encoding.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.family import Graph, Losses, Memory, MomentModel, Pictures, ScoreMap, Spans
@@ -69,12 +70,24 @@ class MapOutput(NamedTuple):
         mask: True at valid cells [S, S].
         attention: Weights of the frame attention [B, S, T/S, J]; None without.
         offsets: Of start and end of the valid cells, row by row, in lengths of the cell [B, M, 2]; None without.
+        coarser: The same of maps of fewer clips.
     """
 
     logits: Tensor
     mask: Tensor
     attention: Tensor | None = None
     offsets: Tensor | None = None
+    coarser: tuple["MapOutput", ...] = ()
+
+    @property
+    def maps(self) -> tuple["MapOutput", ...]:
+        """This and the coarser ones."""
+        return (self, *self.coarser)
+
+    @property
+    def clips(self) -> int:
+        """Clips of the map S."""
+        return len(self.mask)
 
 
 class EncodedQuery(NamedTuple):
@@ -95,6 +108,7 @@ class FusedMapModel(MapModel):
         score: From maps to logits [B, 1, S, S].
         stem: Self-attention over the clips; None without.
         cross_attention: From clips and words to clips; None without.
+        coarser: Temporal maps of half as many clips, of a quarter, and so on; with the layers of the first.
         offset: From maps to boundary offsets [B, 2, S, S]; None without.
     """
 
@@ -106,6 +120,7 @@ class FusedMapModel(MapModel):
     score: nn.Module
     stem: ClipStem | None
     cross_attention: CrossAttention | None
+    coarser: nn.ModuleList
     offset: nn.Module | None
 
     def add_switches(self) -> None:
@@ -116,14 +131,19 @@ class FusedMapModel(MapModel):
         self.cross_attention = (
             CrossAttention(config.hidden, self.query.word_states, attention) if attention.layers else None
         )
+        self.coarser = nn.ModuleList(Proposals(clips, scales, ()) for clips, scales in config.maps[1:])
+        self.most_spans = sum(clips**2 for clips, _ in config.maps)
         self.offset = None if config.offsets == "none" else offset_layer(config.hidden)
         if self.offset is not None:
             names.append("offset_loss")
         self.loss_names = tuple(names)
 
     @abstractmethod
-    def convolve(self, fused: Tensor, query: Tensor, mask: Tensor) -> Tensor:
-        """Convolves fused maps [B, H, S, S], for query encodings [B, E]; `mask` [S, S] holds the valid cells."""
+    def convolve(self, fused: Tensor, query: Tensor, mask: Tensor, scale: int) -> Tensor:
+        """Convolves fused maps [B, H, S, S], for query encodings [B, E].
+
+        `mask` [S, S] holds the valid cells, `scale` is the number of the map, from 0, the finest.
+        """
         raise NotImplementedError
 
     def forward(self, visual: Tensor, words: Tensor, word_mask: Tensor) -> MapOutput:
@@ -157,14 +177,27 @@ class FusedMapModel(MapModel):
         """
         if self.cross_attention is not None:
             clips = self.cross_attention(clips, query.words, query.word_mask)  # [B, H, S]
-        mask = self.proposals.mask
-        moments = self.proposals(clips)  # [B, H, S, S]
+        outputs = []
+        for scale, proposals in enumerate(self._all_proposals()):
+            coarse = functional.avg_pool1d(clips, 2**scale) if scale else clips
+            outputs.append(self._score(scale, proposals, coarse, query))
+        finest, *coarser = outputs
+        return finest._replace(coarser=tuple(coarser))
+
+    def _all_proposals(self) -> list[Proposals]:
+        """Returns the temporal maps, the finest first."""
+        return [self.proposals, *(cast(Proposals, each) for each in self.coarser)]
+
+    def _score(self, scale: int, proposals: Proposals, clips: Tensor, query: EncodedQuery) -> MapOutput:
+        """Scores the moments of one map; arguments as of `match`."""
+        mask = proposals.mask
+        moments = proposals(clips, self.proposals.layers)  # [B, H, S, S]
         fused = self.fusion(query.whole, moments, mask)  # [B, H, S, S]
-        fused = self.convolve(fused, query.whole, mask)  # [B, H, S, S]
+        fused = self.convolve(fused, query.whole, mask, scale)  # [B, H, S, S]
         logits = self.score(fused)[:, 0] * mask  # [B, S, S]
         offsets = None
         if self.offset is not None:
-            offsets = self.offset(fused).flatten(2)[..., self.proposals.by_row].transpose(1, 2)  # [B, M, 2]
+            offsets = self.offset(fused).flatten(2)[..., proposals.by_row].transpose(1, 2)  # [B, M, 2]
         return MapOutput(logits, mask, offsets=offsets)
 
     def switch_losses(self, output: MapOutput, durations: Tensor, moments: Tensor) -> Losses:
@@ -175,13 +208,16 @@ class FusedMapModel(MapModel):
             durations: Seconds [B].
             moments: Start and end of the moments that answer each query, in seconds, NaN-padded [B, K, 2].
         """
+        loss, kind = self.loss_config, self.config.offsets
         total, parts = output.logits.new_zeros((), dtype=torch.float32), {}
         if output.offsets is not None:
             unit = torch.ones(1, dtype=torch.float64, device=durations.device)
-            cells = cell_spans(self.proposals.by_row, self.config.clips, unit, "none")[0].float()  # [M, 2]
             shares = (moments / durations[:, None, None]).float()  # [B, K, 2]
-            loss, kind = self.loss_config, self.config.offsets
-            parts["offset_loss"] = offset_loss(output.offsets.float(), cells, shares, kind, loss.offset_iou)
+            losses = []
+            for each, proposals in zip(output.maps, self._all_proposals(), strict=True):
+                cells = cell_spans(proposals.by_row, each.clips, unit, "none")[0].float()  # [M, 2]
+                losses.append(offset_loss(cast(Tensor, each.offsets).float(), cells, shares, kind, loss.offset_iou))
+            parts["offset_loss"] = torch.stack(losses).sum()
             total = total + loss.offset_weight * parts["offset_loss"]
         return Losses(total, parts)
 
@@ -195,17 +231,28 @@ class FusedMapModel(MapModel):
         return [self.match(clips[None], read) for clips in encoded]
 
     def spans(self, output: MapOutput, durations: Tensor) -> Spans:
-        """Returns the valid cells, row by row, moved by their offsets and cut to the video.
+        """Returns the valid cells of all maps, row by row, moved by their offsets and cut to the video.
 
         Their scores are the sigmoid of their logits.
         """
-        logits = output.logits.float().flatten(1)[:, self.proposals.by_row]
-        found = self.cell_spans(durations, torch.sigmoid(logits).masked_fill(~logits.isfinite(), torch.nan))
+        found = [
+            self._spans(each, proposals, durations)
+            for each, proposals in zip(output.maps, self._all_proposals(), strict=True)
+        ]
+        return Spans(
+            torch.cat([each.spans for each in found], dim=1), torch.cat([each.scores for each in found], dim=1)
+        )
+
+    def _spans(self, output: MapOutput, proposals: Proposals, durations: Tensor) -> Spans:
+        """Returns the candidates of one map; see `spans`."""
+        logits = output.logits.float().flatten(1)[:, proposals.by_row]
+        spans = cell_spans(proposals.by_row, output.clips, durations, self.rounding)
+        scores = torch.sigmoid(logits).masked_fill(~logits.isfinite(), torch.nan)
         if output.offsets is None:
-            return found
+            return Spans(spans, scores)
         offsets = output.offsets.double()  # [B, M, 2]
-        spans = moved(found.spans, offsets).clamp(min=0).minimum(durations.double()[:, None, None])
-        return Spans(spans, found.scores.masked_fill(~offsets.isfinite().all(dim=2), torch.nan))
+        cut = moved(spans, offsets).clamp(min=0).minimum(durations.double()[:, None, None])
+        return Spans(cut, scores.masked_fill(~offsets.isfinite().all(dim=2), torch.nan))
 
     def score_map(self, output: MapOutput) -> ScoreMap:
         """Returns the sigmoid of the logits."""
@@ -213,11 +260,13 @@ class FusedMapModel(MapModel):
 
     def graph(self) -> Graph:
         """Returns the network with scores for its output; raises a `ConfigError` where scores are not the answer."""
-        if self.offset is not None:
-            raise ConfigError(
-                f"model.offsets={self.config.offsets}: a graph has the scores of moments, but no offsets; export "
-                "without --onnx and --torch-export"
-            )
+        lacking = {"offsets": self.offset is not None, "map_scales": len(self.coarser) > 0}
+        for key, is_on in lacking.items():
+            if is_on:
+                raise ConfigError(
+                    f"model.{key}={getattr(self.config, key)}: a graph has the scores of one map, which are not all of "
+                    "this model's answer; export without --onnx and --torch-export"
+                )
         return super().graph()
 
     def pictures(self, output: MapOutput) -> Pictures:
@@ -247,8 +296,8 @@ def map_memory(
 
     `attention` is the count of `attention_floats`.
     """
-    side = config.clips + 2 * sum(size // 2 for size in kernel_sizes)
-    maps = side**2 * config.hidden
+    border = 2 * sum(size // 2 for size in kernel_sizes)
+    maps = sum((clips + border) ** 2 for clips, _ in config.maps) * config.hidden
     video = frames * (4 * feature_size + 8 * config.hidden)
     return Memory(4 * (8 * maps * (len(kernel_sizes) + 2) + video + attention), 4 * 4 * maps, 0)
 
