@@ -41,7 +41,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no norm": {"map": {"layers": 2, "kernel_size": 3, "dynamic_layers": 1, "batch_norm": False}},
     "norm over valid": {"map": {"layers": 2, "kernel_size": 3, "dynamic_layers": 1, "norm_over": "valid"}},
     "gates": {"gates": True},
-    "several maps": {"map_scales": 2},
     "bidirectional": {"query": {"layers": 2, "bidirectional": True}},
     "bidirectional as published": {"query": {"layers": 2, "bidirectional": True, "read_padding": True}},
 }
