@@ -20,8 +20,8 @@ from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
 from cdn_tune.evaluation import scoring
 from cdn_tune.model.family import Spans
+from cdn_tune.model.layers.contrast import sentence_contrast
 from cdn_tune.model.mmn.config import MMNConfig
-from cdn_tune.model.mmn.loss import sentence_contrast
 from cdn_tune.model.mmn.network import MMN
 from cdn_tune.model.tan.config import TANConfig
 from cdn_tune.model.tan.network import TAN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from cdn_tune import load
 from cdn_tune.config import Experiment
@@ -38,6 +40,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "adaln": {"cross_attention": {"layers": 1, "heads": 2, "mode": "adaln", "stem": 1, "window": 3}},
     "gates": {"gates": True},
     "maps": {"map_scales": 2, "offsets": "diou"},
+    "contrastive": {"contrastive": True, "joint": 4},
 }
 # Parameters that each switch adds, and parts of the loss.
 ADDED: dict[str, tuple[str, ...]] = {
@@ -47,9 +50,19 @@ ADDED: dict[str, tuple[str, ...]] = {
     "adaln": ("cross_attention.", "stem."),
     "gates": ("map.gates.",),
     "maps": ("map.coarser_norms.", "offset."),
+    "contrastive": ("matching.",),
 }
-PARTS = {"diou": ("offset_loss",), "l1giou": ("offset_loss",), "maps": ("offset_loss",)}
-UNTRACED = {"diou": "model.offsets=diou", "l1giou": "model.offsets=l1giou", "maps": "model.offsets=diou"}
+PARTS = {
+    "diou": ("offset_loss",),
+    "l1giou": ("offset_loss",),
+    "maps": ("offset_loss",),
+    "contrastive": ("loss_vid", "loss_sent"),
+}
+UNTRACED = {
+    "diou": "model.offsets=diou",
+    "l1giou": "model.offsets=l1giou",
+    "maps": "model.offsets=diou",
+}
 SMALL: dict[str, Any] = {"clips": 8, "hidden": 8, "query": {"layers": 1}}
 FAMILIES: dict[str, dict[str, Any]] = {
     "cdn": {**SMALL, "attention_size": 8, "map": {"layers": 2, "kernel_size": 3, "dynamic_layers": 1, "experts": 2}},
@@ -428,3 +441,72 @@ def test_gates_scale_every_cell_by_their_sigmoid(family: str) -> None:
 def test_clips_that_cannot_be_halved_are_told(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"8 clips with scale_layers=\[8\] make 3 maps .*; use map_scales=3"):
         tiny(**{"model.map_scales": 4})
+
+
+# ---- contrast --------------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_matched_before_they_meet_a_query() -> None:
+    """Each video once, from clips that no query has been seen by; the joint score is the product of both."""
+    model = build(contrastive=True, joint=4, score_power=0.3, cross_attention={"layers": 1, "heads": 2}).eval()
+    batch = truth()
+    batch.visual[2] = batch.visual[0]  # of the same video
+    with torch.no_grad():
+        output = model(*model.inputs_of(batch))
+        other = model(batch.visual, batch.words.flip(0), batch.word_mask.flip(0), batch.videos)
+        found, plain = (
+            model.spans(output, batch.durations),
+            model.spans(output._replace(matching=None), batch.durations),
+        )
+    assert output.matching is not None
+    assert output.matching.moments.shape == (2, 4, 36)
+    assert output.matching.rows.tolist() == [1, 0, 1]
+    assert torch.equal(output.matching.moments, other.matching.moments)
+    assert not torch.allclose(output.logits, other.logits)
+    for row in range(3):
+        own, sentence = output.matching.moments[output.matching.rows[row]], output.matching.sentences[row]
+        cosine = functional.cosine_similarity(own, sentence[:, None], dim=0)
+        torch.testing.assert_close(found.scores[row], plain.scores[row] * ((1 + cosine) / 2) ** 0.3)
+    shown = model.pictures(output).score_map
+    assert shown is not None
+    torch.testing.assert_close(shown.scores.flatten(1)[:, model.proposals.by_row], found.scores)
+
+
+def test_contrast_is_the_formula() -> None:
+    """Both losses, a pair at a time: two sentences of one video, of which one is no negative, and one of another."""
+    model = build("tan", contrastive=True, joint=4)
+    loss = model.loss_config.model_copy(update={"positives": 2, "margin": 0.3, "video_temperature": 0.2})
+    model.loss_config = loss
+    batch = truth()
+    batch.visual[2] = batch.visual[0]
+    batch.all_moments[2, 0] = torch.tensor([2.0, 10.0])  # overlaps the first query's moment
+    batch.moments = batch.all_moments[:, 0]
+    output = model(*model.inputs_of(batch))
+    parts = model.loss(output, batch).parts
+    matching = type(output.matching)(*(each.detach() for each in output.matching))
+    cells = [divmod(cell, 8) for cell in model.proposals.by_row.tolist()]
+
+    def overlap(query: int, first: int, last: int) -> float:
+        a, b = batch.moments[query].tolist()
+        s, e = 4.0 * first, 4.0 * (last + 1)
+        inter = max(min(b, e) - max(a, s), 0.0)
+        return inter / (b - a + e - s - inter)
+
+    video, sentence = [], []
+    for query in range(3):
+        ious = [overlap(query, *cell) for cell in cells]
+        best = sorted(range(len(cells)), key=lambda cell: -ious[cell])[:2]
+        own, row = matching.moments[matching.rows[query]], int(matching.rows[query])
+        others = [each for each in range(3) if each == query or {each, query} != {0, 2}]
+        for cell in best:
+            logits = [(float(own[:, cell] @ matching.sentences[each]) - 0.3 * (each == query)) / 0.2 for each in others]
+            video.append(math.log(sum(map(math.exp, logits))) - logits[others.index(query)])
+            positive = (float(own[:, cell] @ matching.sentences[query]) - 0.3) / 0.1
+            total = math.exp(positive)
+            for number, moments in enumerate(matching.moments):
+                for place in range(len(cells)):
+                    if number != row or ious[place] < 0.5:
+                        total += math.exp(float(moments[:, place] @ matching.sentences[query]) / 0.1)
+            sentence.append(math.log(total) - positive)
+    assert parts["loss_vid"].item() == pytest.approx(sum(video) / len(video), rel=1e-4)
+    assert parts["loss_sent"].item() == pytest.approx(sum(sentence) / len(sentence), rel=1e-4)

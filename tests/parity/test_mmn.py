@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cdn_tune.config import load_experiment
+from cdn_tune.model.layers.contrast import moment_logits, negative_sentences, positive_cells, sentence_sums
 from cdn_tune.model.layers.loss import scale_iou
-from cdn_tune.model.mmn.loss import moment_logits, negative_sentences, positive_cells, sentence_sums
 from cdn_tune.model.mmn.published import published_names
 from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.training.memory.estimate import count_parameters

@@ -8,7 +8,7 @@ import torch
 from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.family import Memory
 from cdn_tune.model.kernels.sample_conv import samples_at_once
-from cdn_tune.model.layers.map_model import attention_floats
+from cdn_tune.model.layers.map_model import switch_floats
 
 _TILED = 1024  # from this product of channels and kernel size on a CPU convolves in tiles (kernels/cell_conv.py)
 
@@ -21,8 +21,7 @@ def working_memory(
     maps = sum(clips**2 for clips, _ in config.maps) * config.hidden * 16 * (config.map.layers + 2)
     attention = frames * (4 * feature_size + 24 * config.hidden * (config.attention_steps + 1))
     kernels = 3 * (config.hidden * max(config.map.kernel_sizes, default=1)) ** 2
-    attention += attention_floats(config.cross_attention, config.hidden, config.clips)
-    bound = 4 * (maps + attention + kernels)
+    bound = 4 * (maps + attention + kernels + switch_floats(config))
     return Memory(bound, _temporary(config, dtype, device), _at_once(config, batch, dtype, device))
 
 

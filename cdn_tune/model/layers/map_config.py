@@ -5,13 +5,19 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cdn_tune.config.experiment import DataConfig, Fraction
-from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.config.family import Inputs, LossConfig, ModelConfig
 from cdn_tune.config.keys import Frozen, Positive, PositiveTuple
 
 Layers = Annotated[int, Field(ge=1, le=1000)]
 Count = Annotated[int, Field(ge=0, le=1000)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Joint = Annotated[Positive, Field(description="size in which moments and sentences are compared [J]")]
+ScorePower = Annotated[
+    Weight,
+    Field(description="exponent of the contrastive score in the score of a moment; 0: the other score alone"),
+]
 
 
 class MapModelConfig(ModelConfig):
@@ -96,12 +102,20 @@ class CrossAttentionConfig(Frozen):
 class FusedMapConfig(MapModelConfig):
     """A network that fuses the map with the query, and its switches, all off by default."""
 
+    inputs = Inputs(batch=("videos",))
+
     cross_attention: CrossAttentionConfig = CrossAttentionConfig()
     map_scales: Annotated[int, Field(ge=1, le=12)] = Field(
         1, description="temporal maps with the same kernels: of the clips, of half as many, of a quarter, and so on"
     )
     gates: bool = Field(False, description="multiply the output of every map layer by a gate between 0 and 1 per cell")
 
+    contrastive: bool = Field(
+        False,
+        description="match moments and sentences before they are fused, as MMN does: two losses and a score",
+    )
+    joint: Joint = 256
+    score_power: ScorePower = 0.5
     offsets: Literal["none", "diou", "l1giou"] = Field(
         "none",
         description="boundary offsets per moment, so that moments need not end on clips, and their loss: distance-IoU, "
@@ -134,6 +148,7 @@ class FusedMapConfig(MapModelConfig):
             "model.cross_attention.stem": (attention.stem, 0),
             "model.map_scales": (self.map_scales, 1),
             "model.gates": (self.gates, False),
+            "model.contrastive": (self.contrastive, False),
             "model.offsets": (self.offsets, "none"),
         }
         return {key: value for key, (value, off) in switches.items() if value != off}
@@ -197,8 +212,24 @@ class IouLoss(LossConfig):
         return self
 
 
-class FusedMapLoss(IouLoss):
-    """Besides, what the switches of `FusedMapConfig` are trained by."""
+class ContrastiveLoss(IouLoss):
+    """Besides, contrast of moments with sentences both ways."""
+
+    contrastive_weight: Weight = Field(
+        0.05, description="weight of both contrastive losses [w]; in cdn and tan where model.contrastive is on"
+    )
+    positives: Positive = Field(1, description="cells of highest IoU that are a query's positive moments [K]")
+    margin: Weight = Field(0.4, description="what the cosine of positive pairs is lessened by")
+    video_temperature: Temperature = Field(0.1, description="temperature of a moment against sentences")
+    sentence_temperature: Temperature = Field(0.1, description="temperature of a sentence against moments")
+    negative_iou: Fraction = Field(0.5, description="IoU from which a moment of the query's own video is no negative")
+    sentence_iou: Fraction = Field(
+        0.5, description="IoU of their moments from which another sentence of the video is no negative"
+    )
+
+
+class FusedMapLoss(ContrastiveLoss):
+    """Besides, what the other switches of `FusedMapConfig` are trained by."""
 
     offset_weight: Weight = Field(1.0, description="weight of the loss of boundary offsets, where model.offsets is on")
     offset_iou: Fraction = Field(0.5, description="IoU with the truth from which a cell's offsets are trained")

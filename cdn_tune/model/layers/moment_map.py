@@ -52,6 +52,11 @@ class Proposals(nn.Module):
         flat = clips.new_zeros(*clips.shape[:2], size * size, dtype=state.dtype)
         return flat.index_copy(2, self.cells, torch.cat(moments, dim=2)).view(*clips.shape, size)
 
+    def spread(self, values: Tensor) -> Tensor:
+        """Returns maps [B, S, S] of the values of the valid cells, row by row [B, P]; other cells hold 0."""
+        flat = values.new_zeros(len(values), self.mask.numel()).index_copy(1, self.by_row, values)
+        return flat.view(-1, *self.mask.shape)
+
 
 def pool_proposals(clips: int, scale_layers: Sequence[int]) -> Proposals:
     """Returns proposals by max-pooling: a cell holds the maximum over the clips of its moment."""

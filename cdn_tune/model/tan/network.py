@@ -11,7 +11,7 @@ from cdn_tune.model.layers.clip_pool import MeanPool
 from cdn_tune.model.layers.fusion import Fusion
 from cdn_tune.model.layers.loss import moment_loss
 from cdn_tune.model.layers.map_convs import MapConvs
-from cdn_tune.model.layers.map_model import FusedMapModel, MapOutput, attention_floats, build_proposals, map_memory
+from cdn_tune.model.layers.map_model import FusedMapModel, MapOutput, build_proposals, map_memory, switch_floats
 from cdn_tune.model.layers.query import QueryEncoder
 from cdn_tune.model.tan.config import TANConfig, TANLoss
 from cdn_tune.moments.temporal_map import iou_maps, valid_mask
@@ -71,5 +71,4 @@ class TAN(FusedMapModel):
     def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:  # noqa: ARG002
         """Returns an estimate of training's working memory."""
         config = self.config
-        attention = attention_floats(config.cross_attention, config.hidden, config.clips)
-        return map_memory(config, config.map.kernel_sizes, self.feature_size, frames, attention)
+        return map_memory(config, config.map.kernel_sizes, self.feature_size, frames, switch_floats(config))
