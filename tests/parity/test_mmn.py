@@ -74,11 +74,11 @@ def test_targets_and_contrasts(name: str) -> None:
     close(logits.diagonal(dim1=1, dim2=2), first["vid_pos"])
     close(logits, first["vid_neg"])
     positive, total = sentence_sums(
-        output.all_cosines(0), output.rows, top, negative, loss.margin, loss.sentence_temperature, True
+        output.part(0).all_cosines(), output.rows, top, negative, loss.margin, loss.sentence_temperature, True
     )
     close(positive, first["sent_pos"])
     torch.testing.assert_close(total.exp(), first["sent_neg_sum"], rtol=1e-4, atol=0)
-    assert first["sent_neg_count"] == 1 + output.all_cosines(0)[0].numel()
+    assert first["sent_neg_count"] == 1 + output.part(0).all_cosines()[0].numel()
 
 
 @needs_arrays
