@@ -17,6 +17,7 @@ from cdn_tune import load
 from cdn_tune.config import Experiment
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
+from cdn_tune.evaluation import graph
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.cdn.network import CDN
@@ -41,6 +42,24 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "gates": {"gates": True},
     "maps": {"map_scales": 2, "offsets": "diou"},
     "contrastive": {"contrastive": True, "joint": 4},
+    "add": {"ends": "add"},
+    "concat": {"ends": "concat"},
+    "traced": {
+        "cross_attention": {"layers": 1, "stem": 1, "heads": 2, "mode": "adaln"},
+        "gates": True,
+        "contrastive": True,
+        "joint": 4,
+        "ends": "concat",
+    },
+    "all": {
+        "offsets": "diou",
+        "cross_attention": {"layers": 1, "stem": 1, "heads": 2},
+        "gates": True,
+        "map_scales": 3,
+        "contrastive": True,
+        "joint": 4,
+        "ends": "concat",
+    },
 }
 # Parameters that each switch adds, and parts of the loss.
 ADDED: dict[str, tuple[str, ...]] = {
@@ -51,17 +70,18 @@ ADDED: dict[str, tuple[str, ...]] = {
     "gates": ("map.gates.",),
     "maps": ("map.coarser_norms.", "offset."),
     "contrastive": ("matching.",),
+    "add": (),
+    "concat": ("ends.",),
+    "traced": ("cross_attention.", "stem.", "map.gates.", "matching.", "ends."),
+    "all": ("offset.", "cross_attention.", "stem.", "map.gates.", "map.coarser_norms.", "matching.", "ends."),
 }
 PARTS = {
     "diou": ("offset_loss",),
     "l1giou": ("offset_loss",),
     "maps": ("offset_loss",),
     "contrastive": ("loss_vid", "loss_sent"),
-}
-UNTRACED = {
-    "diou": "model.offsets=diou",
-    "l1giou": "model.offsets=l1giou",
-    "maps": "model.offsets=diou",
+    "traced": ("loss_vid", "loss_sent"),
+    "all": ("loss_vid", "loss_sent", "offset_loss"),
 }
 SMALL: dict[str, Any] = {"clips": 8, "hidden": 8, "query": {"layers": 1}}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -120,7 +140,7 @@ def test_a_switch_adds_its_own_weights_alone_and_all_are_trained(switch: str, fa
     plain, model = build(family), build(family, **SWITCHES[switch])
     before, after = plain.state_dict(), model.state_dict()
     assert after.keys() - before.keys() == {name for name in after if name.startswith(ADDED[switch])}
-    if switch != "gates":  # whose weights are drawn before those of the score
+    if not SWITCHES[switch].get("gates"):  # whose weights are drawn before those of the score
         assert all(torch.equal(after[name], value) for name, value in before.items())
     assert model.loss_names == (*plain.loss_names, *PARTS.get(switch, ()))
 
@@ -153,7 +173,7 @@ def test_a_query_is_answered_alike_in_any_company(switch: str) -> None:
                 torch.testing.assert_close(other.spans[at], together.spans[row], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("switch", ["traced", "all"])
 def test_trains_resumes_predicts_and_exports(switch: str, tiny: Tiny, tmp_path: Path) -> None:
     experiment = tiny(**dotted(switch), **{"train.epochs": 2})
     whole: list[EpochReport] = []
@@ -174,25 +194,27 @@ def test_trains_resumes_predicts_and_exports(switch: str, tiny: Tiny, tmp_path: 
     assert [(each.loss, each.losses, each.val) for each in again] == [
         (each.loss, each.losses, each.val) for each in whole
     ]
-    restored, fresh = load_checkpoint(tmp_path / "run" / BEST).model.state_dict(), build_model(experiment).state_dict()
-    moved_on = [
-        name for name in restored if name.startswith(ADDED[switch]) and not torch.equal(restored[name], fresh[name])
-    ]
-    assert moved_on
+    fresh = build_model(experiment).state_dict()
+    trained = load_checkpoint(tmp_path / "run" / BEST).model.state_dict()
+    added = [name for name in trained if name.startswith(ADDED[switch])]
+    assert not any(torch.equal(trained[name], fresh[name]) for name in added)
 
-    if switch in UNTRACED:
-        with pytest.raises(ConfigError, match=UNTRACED[switch]) as caught:
-            export_run(tmp_path / "run", tmp_path / "graph", torch_export=True)
-        assert "\n" not in str(caught.value)
-    export_run(tmp_path / "run", tmp_path / "out", torch_export=switch not in UNTRACED)
+    export_run(tmp_path / "run", tmp_path / "out", torch_export=switch == "traced")
     features = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
     answers = [load(tmp_path / name).retrieve(features, 30.0, ["the person opens a door"]) for name in ("run", "out")]
     assert answers[0] == answers[1]
     assert answers[0][0]
 
 
+@pytest.mark.parametrize("key", ["offsets", "map_scales"])
+def test_what_a_graph_cannot_hold_is_told(key: str) -> None:
+    model = build(**{key: {"offsets": "diou", "map_scales": 2}[key]})
+    with pytest.raises(ConfigError, match=rf"model\.{key}=.* export without --onnx and --torch-export"):
+        graph.check_can_trace(model, onnx=False)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("switch", ["affine", "adaln", "gates", "concat", "all"])
 def test_memory(switch: str, family: str, tiny: Tiny) -> None:
     """The estimate counts the switch, and the bound that saves its time stays above it."""
     small = {"model.hidden": 32, "model.map.layers": 1, "data.frames": 16, "data.feature_size": 16}
@@ -510,3 +532,25 @@ def test_contrast_is_the_formula() -> None:
             sentence.append(math.log(total) - positive)
     assert parts["loss_vid"].item() == pytest.approx(sum(video) / len(video), rel=1e-4)
     assert parts["loss_sent"].item() == pytest.approx(sum(sentence) / len(sentence), rel=1e-4)
+
+
+# ---- ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["add", "concat"])
+def test_a_moment_is_joined_with_its_first_and_last_clip(how: str) -> None:
+    model = build(ends=how)
+    assert model.ends is not None
+    clips = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        found = model.ends(model.proposals(clips), clips)
+        for cell in model.proposals.by_row.tolist():
+            first, last = divmod(cell, 8)
+            pooled = clips[:, :, first : last + 1].amax(dim=2)
+            expected = pooled + clips[:, :, first] + clips[:, :, last]
+            if how == "concat":
+                layers = (model.ends.moment, model.ends.first, model.ends.last)
+                weight = torch.cat([layer.weight.flatten(1) for layer in layers], dim=1)  # [H, 3H]
+                joined = torch.cat([pooled, clips[:, :, first], clips[:, :, last]], dim=1)
+                expected = joined @ weight.T + model.ends.moment.bias
+            torch.testing.assert_close(found[:, :, first, last], expected)

@@ -105,6 +105,11 @@ class FusedMapConfig(MapModelConfig):
     inputs = Inputs(batch=("videos",))
 
     cross_attention: CrossAttentionConfig = CrossAttentionConfig()
+    ends: Literal["none", "add", "concat"] = Field(
+        "none",
+        description="what becomes of a moment's first and last clip: nothing, they are added to it, or concatenated "
+        "with it before a linear layer",
+    )
     map_scales: Annotated[int, Field(ge=1, le=12)] = Field(
         1, description="temporal maps with the same kernels: of the clips, of half as many, of a quarter, and so on"
     )
@@ -146,6 +151,7 @@ class FusedMapConfig(MapModelConfig):
         switches = {
             "model.cross_attention.layers": (attention.layers, 0),
             "model.cross_attention.stem": (attention.stem, 0),
+            "model.ends": (self.ends, "none"),
             "model.map_scales": (self.map_scales, 1),
             "model.gates": (self.gates, False),
             "model.contrastive": (self.contrastive, False),

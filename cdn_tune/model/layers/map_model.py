@@ -18,7 +18,7 @@ from cdn_tune.model.layers.clip_attention import ClipStem, CrossAttention
 from cdn_tune.model.layers.contrast import Matching, MutualMatching, contrastive_losses, distinct
 from cdn_tune.model.layers.fusion import Fusion
 from cdn_tune.model.layers.map_config import FusedMapConfig, FusedMapLoss, MapModelConfig
-from cdn_tune.model.layers.moment_map import Proposals, conv_proposals, pool_proposals
+from cdn_tune.model.layers.moment_map import Ends, Proposals, conv_proposals, pool_proposals
 from cdn_tune.model.layers.offsets import moved, offset_layer, offset_loss
 from cdn_tune.model.layers.query import QueryEncoder
 from cdn_tune.moments.nms import Rounding, cell_spans
@@ -113,6 +113,7 @@ class FusedMapModel(MapModel):
         score: From maps to logits [B, 1, S, S].
         stem: Self-attention over the clips; None without.
         cross_attention: From clips and words to clips; None without.
+        ends: From maps and clips to maps; None without.
         coarser: Temporal maps of half as many clips, of a quarter, and so on; with the layers of the first.
         matching: Embeddings of moments and queries; None without.
         offset: From maps to boundary offsets [B, 2, S, S]; None without.
@@ -126,6 +127,7 @@ class FusedMapModel(MapModel):
     score: nn.Module
     stem: ClipStem | None
     cross_attention: CrossAttention | None
+    ends: Ends | None
     coarser: nn.ModuleList
     matching: MutualMatching | None
     offset: nn.Module | None
@@ -138,6 +140,7 @@ class FusedMapModel(MapModel):
         self.cross_attention = (
             CrossAttention(config.hidden, self.query.word_states, attention) if attention.layers else None
         )
+        self.ends = None if config.ends == "none" else Ends(config.hidden, config.ends)
         self.coarser = nn.ModuleList(Proposals(clips, scales, ()) for clips, scales in config.maps[1:])
         self.most_spans = sum(clips**2 for clips, _ in config.maps)
         whole = self.fusion.query.in_features
@@ -210,7 +213,7 @@ class FusedMapModel(MapModel):
     def _moments(self, proposals: Proposals, clips: Tensor) -> Tensor:
         """Returns one temporal map [B, H, S, S] of clips [B, H, S]."""
         moments: Tensor = proposals(clips, self.proposals.layers)
-        return moments
+        return moments if self.ends is None else self.ends(moments, clips)
 
     def _score(self, scale: int, proposals: Proposals, clips: Tensor, query: EncodedQuery) -> MapOutput:
         """Scores the moments of one map; arguments as of `match`."""
@@ -343,7 +346,8 @@ def switch_floats(config: FusedMapConfig) -> int:
     branches = 40 * clips * hidden + 8 * words * hidden + 4 * attention.heads * clips * (clips + words)
     cells = sum(clips**2 for clips, _ in config.maps)
     matching = cells * (4 * hidden + 4 * config.joint) if config.contrastive else 0
-    return (attention.layers + attention.stem) * branches + matching
+    ends = 0 if config.ends == "none" else 4 * cells * hidden
+    return (attention.layers + attention.stem) * branches + matching + ends
 
 
 def map_memory(

@@ -5,6 +5,7 @@ Shape letters: B batch, H hidden, S clips, P proposals (valid cells).
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,23 @@ class Proposals(nn.Module):
         """Returns maps [B, S, S] of the values of the valid cells, row by row [B, P]; other cells hold 0."""
         flat = values.new_zeros(len(values), self.mask.numel()).index_copy(1, self.by_row, values)
         return flat.view(-1, *self.mask.shape)
+
+
+class Ends(nn.Module):
+    """Joins every moment with its first and its last clip by a linear layer, or adds them (no weights)."""
+
+    def __init__(self, hidden: int, how: Literal["add", "concat"]) -> None:
+        super().__init__()
+        # One layer over all three, in parts: the map three times as wide is never made.
+        concat = how == "concat"
+        self.moment: nn.Module = nn.Conv2d(hidden, hidden, 1) if concat else nn.Identity()
+        self.first: nn.Module = nn.Conv1d(hidden, hidden, 1, bias=False) if concat else nn.Identity()
+        self.last: nn.Module = nn.Conv1d(hidden, hidden, 1, bias=False) if concat else nn.Identity()
+
+    def forward(self, moments: Tensor, clips: Tensor) -> Tensor:
+        """Returns maps [B, H, S, S], undefined at invalid cells, of maps [B, H, S, S] and clips [B, H, S]."""
+        joined: Tensor = self.moment(moments) + self.first(clips)[..., None] + self.last(clips)[..., None, :]
+        return joined
 
 
 def pool_proposals(clips: int, scale_layers: Sequence[int]) -> Proposals:
