@@ -235,6 +235,11 @@ def test_no_published_model_has_one(switch: str, tiny: Tiny) -> None:
         published_settings(experiment.model, experiment.data)
 
 
+def test_what_is_on_is_shown(tiny: Tiny) -> None:
+    plain, changed = tiny().model, tiny(**{"model.gates": True, "model.offsets": "diou"}).model
+    assert changed.summary() == f"{plain.summary()}, gates=True, offsets=diou"
+
+
 def test_a_family_without_them_is_told_who_has_them(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match=r"unknown key of the family mmn; with model.name=cdn it exists"):
         tiny(**{"model.name": "mmn", "model.offsets": "diou"})

@@ -97,5 +97,5 @@ class CDNConfig(FusedMapConfig):
         """Returns sizes and variant."""
         return (
             f"{self.map_summary}, hidden {self.hidden}, {self.map.layers} layers "
-            f"({self.map.dynamic_layers} dynamic), {self.map.kernels}"
+            f"({self.map.dynamic_layers} dynamic), {self.map.kernels}{self.switches_summary}"
         )

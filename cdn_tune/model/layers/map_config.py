@@ -159,6 +159,11 @@ class FusedMapConfig(MapModelConfig):
         }
         return {key: value for key, (value, off) in switches.items() if value != off}
 
+    @property
+    def switches_summary(self) -> str:
+        """The switches that are on, behind a comma each; empty where none is."""
+        return "".join(f", {key.removeprefix('model.')}={value}" for key, value in self.switched_on.items())
+
     @model_validator(mode="after")
     def _check_switches(self) -> "FusedMapConfig":
         if len(self.maps) < self.map_scales:

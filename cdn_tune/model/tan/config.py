@@ -63,4 +63,5 @@ class TANConfig(FusedMapConfig):
 
     def summary(self) -> str:
         """Returns sizes and variant."""
-        return f"{self.map_summary}, hidden {self.hidden}, {self.map.layers} layers, {self.map.kernels}"
+        sizes = f"{self.map_summary}, hidden {self.hidden}, {self.map.layers} layers, {self.map.kernels}"
+        return f"{sizes}{self.switches_summary}"
