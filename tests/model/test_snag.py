@@ -23,10 +23,11 @@ from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.lexicon import open_lexicon
 from cdn_tune.errors import ConfigError
 from cdn_tune.evaluation.retriever import Retriever
+from cdn_tune.model.layers.span_loss import span_loss
 from cdn_tune.model.snag.config import PointConfig, SnAGConfig, SnAGLoss, VideoConfig
 from cdn_tune.model.snag.decode import decode
 from cdn_tune.model.snag.inference import external_at_points
-from cdn_tune.model.snag.loss import assign, focal_loss, span_loss
+from cdn_tune.model.snag.loss import assign, focal_loss
 from cdn_tune.model.snag.network import SnAG, SnAGOutput
 from cdn_tune.model.snag.pyramid import Pyramid, points
 from cdn_tune.training.memory.estimate import _kept, estimate

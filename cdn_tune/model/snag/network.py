@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cdn_tune.model.family import Batch, Losses, Memory, MomentModel, Spans
+from cdn_tune.model.layers.span_loss import span_loss
 from cdn_tune.model.snag.config import SnAGConfig, SnAGLoss
 from cdn_tune.model.snag.decode import decode
 from cdn_tune.model.snag.fusion import Fusion
 from cdn_tune.model.snag.heads import OffsetHead, ScoreHead
-from cdn_tune.model.snag.loss import assign, focal_loss, span_loss
+from cdn_tune.model.snag.loss import assign, focal_loss
 from cdn_tune.model.snag.pyramid import Points, Pyramid, VideoEncoder, points
 from cdn_tune.model.snag.text import PooledText, TextEncoder
 from cdn_tune.moments.nms import Suppression, suppress
