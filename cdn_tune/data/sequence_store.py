@@ -124,7 +124,7 @@ class SequenceStore(FeatureStore):
         key = ClipKey(source_fingerprint(self.path), length, self.feature_size or 0, kind, dtype, normalisation)
 
         def measure(video: str) -> Lengths:
-            frames, _ = self._count(video)
+            frames, _ = self.measure(video)
             return Lengths(timed(config, frames, 1.0).steps, frames)
 
         found = open_parts(key, videos, self._compute, progress, measure)
@@ -133,7 +133,7 @@ class SequenceStore(FeatureStore):
     def timed(self, video: str, duration: float) -> Timed:
         """Returns how long a video's sequence is, and its grid."""
         known = self.mapped is not None and video in self.mapped
-        frames = self.mapped.frames(video) if self.mapped is not None and known else self._count(video)[0]
+        frames = self.mapped.frames(video) if self.mapped is not None and known else self.measure(video)[0]
         return timed(self.config, frames, duration)
 
     def padded(self, videos: Sequence[str], parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,8 +156,9 @@ class SequenceStore(FeatureStore):
             found[row, steps:] = 0
         return found, torch.arange(longest) < parts[:, 1:]
 
-    def _reset(self) -> None:
-        super()._reset()
+    def reset(self) -> None:
+        """Forgets what belongs to one process."""
+        super().reset()
         self._buffers = Buffers()
 
     def _compute(self, video: str) -> torch.Tensor:
