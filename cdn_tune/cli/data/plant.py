@@ -23,7 +23,7 @@ def plant(
     annotations: Annotated[
         str | None,
         Option(
-            help="generated or tabletop (our own sentences; the latter long videos, short moments), or the real ones in "
+            help="generated or tabletop (our own sentences; the latter of long videos), or the real ones in "
             "--source: charades_sta, tacos, activitynet, jsonl.",
             show_default="generated",
         ),
@@ -33,12 +33,8 @@ def plant(
         int | None, Option(min=3, help="Videos over all splits.", show_default="300, 125 of tabletop, or all real ones")
     ] = None,
     feature_size: Annotated[int, Option(min=1, help="Size of a frame feature.")] = 64,
-    frame_rate: Annotated[
-        float | None, Option(min=0.01, help="Frame features per second.", show_default="4")
-    ] = None,
-    preset: Annotated[
-        str | None, Option(metavar="NAME", help="Options by name: planted-medium, planted-hard.")
-    ] = None,
+    frame_rate: Annotated[float | None, Option(min=0.01, help="Frame features per second.", show_default="4")] = None,
+    preset: Annotated[str | None, Option(metavar="NAME", help="Options by name: planted-medium, planted-hard.")] = None,
     snr: Annotated[
         float | None, Option(min=0.0, help="Signal-to-noise ratio of a moment's frames.", show_default="1")
     ] = None,

@@ -29,7 +29,7 @@ MODEL = (
     "scaled to length 1; P [W, D] is random with variance 1/D. A frame is normal noise of variance 1/D plus snr * u P "
     "for each query of its video whose moment holds the frame's time (t + 1/2) / frame_rate."
 )
-ORDERED = " The order of words decides: the k-th content word's vector (from 0) is first shifted by k places, cyclically."
+ORDERED = " Word order decides: the k-th content word's vector (from 0) is first shifted by k places, cyclically."
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def planting_of(
     digests: dict[str, str] = {}
     if generated is not None:
         if source is not None:
-            raise DataError(f"source={source}: {annotations} annotations have no source; leave it out or name a dataset")
+            raise DataError(f"source={source}: {annotations} annotations have no source; leave it out")
         videos = generated.videos if videos is None else videos
     else:
         layout = layout_of(annotations)

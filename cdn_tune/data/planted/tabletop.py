@@ -6,6 +6,7 @@ What a query asks for has three rivals in its video: the thing and the landmark 
 
 import itertools
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,8 @@ def draw_scene(video: str, seed: int) -> Scene:
         groups.setdefault((event.action, frozenset((event.thing, event.landmark))), group)
     asked = [each for group in groups.values() for each in group]
     asked = [asked[place] for place in generator.permutation(len(asked))]
-    lengths = np.exp(generator.uniform(*np.log(LENGTH), len(asked))) * FPS
+    shortest, longest = map(math.log, LENGTH)
+    lengths = np.exp(generator.uniform(shortest, longest, len(asked))) * FPS
     starts = np.sort(generator.uniform(0, frames - lengths.sum(), len(asked))) + np.cumsum(lengths) - lengths
     spans = np.round(np.stack((starts, starts + lengths), axis=1), DECIMALS)
     events, queries = zip(*asked, strict=True)
