@@ -111,6 +111,18 @@ def test_plant_with_a_preset_and_an_option_of_its_own(tmp_path: Path) -> None:
     assert RUN.invoke(app, ["data", "plant", str(tmp_path), "--preset", "hard"]).exit_code == 2
 
 
+def test_plant_with_a_preset_of_other_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["data", "plant", "--videos", "3", "--feature-size", "4", "--preset", "planted-hard"]
+    for given, rate in (([], 2.0), (["--frame-rate", "1", "--overwrite"], 1.0)):
+        result = RUN.invoke(app, [*arguments, *given])
+        assert result.exit_code == 0, result.output
+        options = json.loads((tmp_path / "data/tabletop-planted/planted.json").read_text())["options"]
+        assert (options["annotations"], options["frame_rate"]) == ("tabletop", rate)
+    assert RUN.invoke(app, [*arguments, "other", "--annotations", "generated"]).exit_code == 0
+    assert (tmp_path / "other/charades_sta_test.txt").is_file()
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 5000])
 def test_a_name_too_long_is_one_line(name: str) -> None:
     for command in (["data", "doctor", name], ["train", name], ["evaluate", name], ["data", "plant", name]):

@@ -474,8 +474,8 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_presets_are_plantings(tmp_path: Path) -> None:
-    for options in PRESETS.values():
-        assert plant(tmp_path, **{**options, **SMALL}).written
+    for name, options in PRESETS.items():
+        assert plant(tmp_path / name, **{**options, **SMALL}).written
 
 
 def test_an_unknown_preset_is_named() -> None:

@@ -21,18 +21,20 @@ def plant(
         ),
     ] = None,
     annotations: Annotated[
-        str,
+        str | None,
         Option(
-            help="generated (our own sentences), or the real ones in --source: charades_sta, tacos, activitynet, jsonl."
+            help="generated or tabletop (our own sentences; the latter of long videos), or the real ones in "
+            "--source: charades_sta, tacos, activitynet, jsonl.",
+            show_default="generated",
         ),
-    ] = "generated",
+    ] = None,
     source: Annotated[Path | None, Option(help="Folder with the real annotation files.", metavar="DIR")] = None,
     videos: Annotated[
-        int | None, Option(min=3, help="Videos over all splits.", show_default="300, or all of the real ones")
+        int | None, Option(min=3, help="Videos over all splits.", show_default="300, 125 of tabletop, or all real ones")
     ] = None,
     feature_size: Annotated[int, Option(min=1, help="Size of a frame feature.")] = 64,
-    frame_rate: Annotated[float, Option(min=0.01, help="Frame features per second.")] = 4.0,
-    preset: Annotated[str | None, Option(metavar="NAME", help="Difficulty by name: planted-medium.")] = None,
+    frame_rate: Annotated[float | None, Option(min=0.01, help="Frame features per second.", show_default="4")] = None,
+    preset: Annotated[str | None, Option(metavar="NAME", help="Options by name: planted-medium, planted-hard.")] = None,
     snr: Annotated[
         float | None, Option(min=0.0, help="Signal-to-noise ratio of a moment's frames.", show_default="1")
     ] = None,
@@ -54,12 +56,14 @@ def plant(
     from cdn_tune.data.planted import plant as write_dataset
     from cdn_tune.data.planted.planting import preset as preset_of
 
-    folder = out or Path("data") / ("planted" if annotations == "generated" else f"{annotations}-planted")
-    options: dict[str, Any] = {"annotations": annotations, "source": source, "videos": videos, "seed": seed}
-    options |= {"feature_size": feature_size, "frame_rate": frame_rate, "word_size": word_size, "overwrite": overwrite}
+    options: dict[str, Any] = {"annotations": "generated", "source": source, "videos": videos, "seed": seed}
+    options |= {"feature_size": feature_size, "word_size": word_size, "overwrite": overwrite}
     options |= preset_of(preset) if preset else {}
-    difficulty = {"snr": snr, "distractors": distractors, "paraphrases": paraphrases, "jitter": jitter}
-    options |= {name: value for name, value in difficulty.items() if value is not None}
+    given = {"annotations": annotations, "frame_rate": frame_rate, "snr": snr, "distractors": distractors}
+    given |= {"paraphrases": paraphrases, "jitter": jitter}
+    options |= {name: value for name, value in given.items() if value is not None}
+    kind = options["annotations"]
+    folder = out or Path("data") / ("planted" if kind == "generated" else f"{kind}-planted")
     with counted("planting") as progress:
         write_dataset(folder, progress=progress, **options)
     print_line(f"planted data in {folder}")

@@ -17,8 +17,7 @@ from cdn_tune.data.files import Progress, brief, read_json, written_whole
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, PLANTED_MARKER
 from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.planted.features import JOURNAL, write_features
-from cdn_tune.data.planted.planting import GENERATED_VIDEOS, VERSION, Planting, planting_of, restrict
-from cdn_tune.data.planted.scenes import generate
+from cdn_tune.data.planted.planting import VERSION, Planting, annotation_files, planting_of
 from cdn_tune.data.planted.signal import Difficulty, frame_count, planted_frames, projection, signals_of, word_vector
 from cdn_tune.data.tokenizer import words
 from cdn_tune.errors import DataError
@@ -30,6 +29,7 @@ MODEL = (
     "scaled to length 1; P [W, D] is random with variance 1/D. A frame is normal noise of variance 1/D plus snr * u P "
     "for each query of its video whose moment holds the frame's time (t + 1/2) / frame_rate."
 )
+ORDERED = " Word order decides: the k-th content word's vector (from 0) is first shifted by k places, cyclically."
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ def plant(
 
     Args:
         out: Folder to write; created if absent.
-        annotations: `generated` (own grammar, in the Charades-STA layout), or the real files of a dataset.
-        source: Folder of the real annotation files; not for `generated`.
-        videos: How many videos; by default 300 generated ones, or all real ones.
+        annotations: `generated` (own grammar, in the Charades-STA layout), `tabletop` (long videos, in the TACoS
+            layout), or the real files of a dataset.
+        source: Folder of the real annotation files; not for generated ones.
+        videos: How many videos; by default 300 or 125 (`tabletop`) generated ones, or all real ones.
         feature_size: Size of a frame feature D.
         frame_rate: Frame features per second.
         snr: Length of a query's signal against that of a frame's noise.
@@ -102,10 +103,7 @@ def plant(
         raise DataError(f"{out}: is the source folder itself; choose another folder to plant in")
     try:
         _claim(out)
-        if source is None:
-            texts = generate(planting.videos or GENERATED_VIDEOS, planting.seed)
-        else:
-            texts = restrict(Path(source), annotations, videos, seed)
+        texts = annotation_files(planting, source)
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / LOCK, timeout=0):
             found = _claim(out)
@@ -153,8 +151,7 @@ def _write(
     if not (journal.is_file() and journal.read_text(encoding="utf-8").startswith(planting.key)):
         shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(exist_ok=True)
-    dataset = "charades_sta" if planting.annotations == "generated" else planting.annotations
-    layout = layout_of(dataset)
+    layout = layout_of(planting.dataset)
     for name, text in texts.items():
         _write_text(staging / name, text)
     # Read back by the real loader: training will read exactly what is planted.
@@ -170,9 +167,9 @@ def _write(
     files = [*texts, vectors, features]
     marker = {
         "planted": True,
-        "model": MODEL,
+        "model": MODEL + ORDERED if planting.ordered else MODEL,
         "options": asdict(planting),
-        "dataset": dataset,
+        "dataset": planting.dataset,
         "word_vectors": vectors,
         "features": features,
         "files": files,
@@ -226,7 +223,8 @@ def _write_features(
         queries.setdefault(item.video, []).append(item)
 
     def rows(video: str) -> Iterator[npt.NDArray[np.float32]]:
-        signals = signals_of(video, queries.get(video, []), planting.difficulty, planting.word_size, planting.seed)
+        own, size = queries.get(video, []), planting.word_size
+        signals = signals_of(video, own, planting.difficulty, size, planting.seed, planting.ordered)
         return planted_frames(video, frames[video], signals, matrix, planting.frame_rate, planting.snr, planting.seed)
 
     attributes = {PLANTED_ATTRIBUTE: VERSION}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,39 @@ from typing import Any
 from cdn_tune.data.annotations import SPLITS
 from cdn_tune.data.files import read_text, sha256
 from cdn_tune.data.layouts import layout_of
+from cdn_tune.data.planted import scenes, tabletop
 from cdn_tune.data.planted.signal import Difficulty
 from cdn_tune.errors import DataError
 
 VERSION = 2
-GENERATED_VIDEOS = 300
 PRESETS: dict[str, dict[str, Any]] = {
-    "planted-medium": {"snr": 0.7, "distractors": 2, "paraphrases": 0.15, "jitter": 0.05}
+    "planted-medium": {"snr": 0.7, "distractors": 2, "paraphrases": 0.15, "jitter": 0.05},
+    "planted-hard": {"annotations": "tabletop", "frame_rate": 2.0},
+}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Annotations that are generated.
+
+    Attributes:
+        dataset: The layout in which they are written.
+        generate: From the number of videos and the seed to the annotation files, name to text.
+        videos: How many videos by default.
+        least: How many at least, one a split.
+        ordered: Whether the order of a query's words decides (see `signal.meaning`).
+    """
+
+    dataset: str
+    generate: Callable[[int, int], dict[str, str]]
+    videos: int
+    least: int
+    ordered: bool = False
+
+
+GENERATED = {
+    "generated": Generated("charades_sta", scenes.generate, videos=300, least=2),
+    "tabletop": Generated("tacos", tabletop.generate, videos=125, least=3, ordered=True),
 }
 
 
@@ -48,6 +75,16 @@ class Planting:
     jitter: float
 
     @property
+    def dataset(self) -> str:
+        """Its layout."""
+        return GENERATED[self.annotations].dataset if self.annotations in GENERATED else self.annotations
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of a query's words decides."""
+        return self.annotations in GENERATED and GENERATED[self.annotations].ordered
+
+    @property
     def difficulty(self) -> Difficulty:
         """How hard its moments are to find."""
         return Difficulty(self.snr, self.distractors, self.paraphrases, self.jitter)
@@ -73,8 +110,9 @@ def planting_of(
     Raises:
         DataError: If an option is wrong or the source lacks an annotation file.
     """
+    generated = GENERATED.get(annotations)
     for name, value, least in (
-        ("videos", videos, 2),
+        ("videos", videos, generated.least if generated else 2),
         ("feature_size", feature_size, 1),
         ("word_size", word_size, 3),
         ("seed", seed, 0),
@@ -89,10 +127,10 @@ def planting_of(
         if not 0 <= number <= 1:
             raise DataError(f"{name}={number}: must be within 0 and 1")
     digests: dict[str, str] = {}
-    if annotations == "generated":
+    if generated is not None:
         if source is not None:
-            raise DataError(f"source={source}: generated annotations have no source; leave it out or name a dataset")
-        videos = GENERATED_VIDEOS if videos is None else videos
+            raise DataError(f"source={source}: {annotations} annotations have no source; leave it out")
+        videos = generated.videos if videos is None else videos
     else:
         layout = layout_of(annotations)
         if source is None:
@@ -113,6 +151,18 @@ def planting_of(
         word_size=word_size,
         **asdict(difficulty),
     )
+
+
+def annotation_files(planting: Planting, source: Path | None) -> dict[str, str]:
+    """Returns the annotation files of a planting, generated or taken from `source`: name to text.
+
+    Raises:
+        DataError: If the files in `source` are missing or wrong, or hold too few videos.
+    """
+    if source is None:
+        generated = GENERATED[planting.annotations]
+        return generated.generate(planting.videos or generated.videos, planting.seed)
+    return restrict(Path(source), planting.annotations, planting.videos, planting.seed)
 
 
 def restrict(source: Path, dataset: str, videos: int | None, seed: int) -> dict[str, str]:

@@ -4,7 +4,8 @@ Letters: N frames of a video, D feature size, W word-vector size.
 
 The generative model. Every word has a random vector (normal, of length about 5, as GloVe's). A query's meaning u is
 the mean of the vectors of its content words, scaled to length 1. One matrix P [W, D] (normal, variance 1/D) maps
-meanings to features.
+meanings to features. Where the order of words decides, the k-th content word's vector is first shifted by k places,
+cyclically (order as a permutation: Sahlgren, Holst, Kanerva, 2008).
 Frame t of a video, at time (t + 1/2) / frame_rate, is
 
     noise (normal, variance 1/D, so of length about 1)  +  snr * sum of u P over the queries whose moment holds t
@@ -58,11 +59,18 @@ def content_words(query: str) -> list[str]:
     return [token for token in tokens if token not in STOPWORDS] or tokens
 
 
-def meaning(tokens: Sequence[str], word_size: int, seed: int) -> npt.NDArray[np.float64]:
-    """Returns the unit vector that content words stand for together, float64 [W]; zero for no word."""
+def meaning(tokens: Sequence[str], word_size: int, seed: int, ordered: bool = False) -> npt.NDArray[np.float64]:
+    """Returns the unit vector that content words stand for together, float64 [W]; zero for no word.
+
+    Args:
+        tokens: The content words.
+        word_size: Size of a word vector W.
+        seed: Seed of the planting.
+        ordered: Whether their order matters: the k-th word's vector is shifted by k places, from 0, cyclically.
+    """
     total = np.zeros(word_size)
-    for token in tokens:
-        total += word_vector(token, word_size, seed)
+    for place, token in enumerate(tokens):
+        total += np.roll(word_vector(token, word_size, seed), place if ordered else 0)
     return total / max(float(np.sqrt((total * total).sum())), 1e-12)
 
 
@@ -104,11 +112,17 @@ class Difficulty:
 
 
 def signals_of(
-    video: str, items: Sequence[Annotation], difficulty: Difficulty, word_size: int, seed: int
+    video: str,
+    items: Sequence[Annotation],
+    difficulty: Difficulty,
+    word_size: int,
+    seed: int,
+    ordered: bool = False,
 ) -> list[Signal]:
     """Returns what is planted into a video: the signals of its queries, then those of its distractors.
 
-    It depends on the video's own queries (none for a video of noise alone), the seed and the difficulty alone.
+    It depends on the video's own queries (none for a video of noise alone), the seed, the difficulty and whether the
+    order of words decides (`ordered`) alone.
     """
     signals = []
     for item, (first, last) in [(each, moment) for each in items for moment in each.moments]:
@@ -120,7 +134,7 @@ def signals_of(
         start, end = float(first + shifts[0]), float(last + shifts[1])
         if end <= start:
             start, end = first, last
-        signals.append(Signal(max(start, 0.0), min(end, item.duration), meaning(named, word_size, seed)))
+        signals.append(Signal(max(start, 0.0), min(end, item.duration), meaning(named, word_size, seed, ordered)))
     generator = generator_for(seed, "distractors", video)
     for _ in range(difficulty.distractors if items else 0):
         item = items[int(generator.integers(len(items)))]
@@ -129,7 +143,7 @@ def signals_of(
         tokens[int(generator.integers(len(tokens)))] = others[int(generator.integers(len(others)))]
         length = min((item.end - item.start) * float(generator.uniform(0.7, 1.3)), item.duration)
         start = float(generator.uniform(0, item.duration - length))
-        signals.append(Signal(start, start + length, meaning(tokens, word_size, seed)))
+        signals.append(Signal(start, start + length, meaning(tokens, word_size, seed, ordered)))
     return signals
 
 
