@@ -21,6 +21,7 @@ from .processes import Driver, command, recorded, write_space
 
 Tiny = Callable[..., Experiment]
 EPOCHS = 60
+pytestmark = pytest.mark.timeout(1200)  # of several nodes on a machine that does other things
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def check_accounts(run: Path, trials: int, epochs: int = EPOCHS) -> list[FrozenT
     return record
 
 
-def ends_well(driver: Driver, seconds: float = 200) -> str:
+def ends_well(driver: Driver, seconds: float = 600) -> str:
     driver.process.wait(timeout=seconds)
     text = driver.log.read_text()
     assert driver.process.returncode == 0, text
@@ -91,7 +92,6 @@ def test_a_node_dies_and_another_comes(start: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_node_without_the_data_takes_no_trials(start: Any, planted: Path, tmp_path: Path) -> None:
     """It says so; each other node builds a clip cache of its own; the search goes on."""
     run, cache = tmp_path / "run", tmp_path / "cache"
@@ -190,7 +190,7 @@ def test_a_slow_node_holds_up_nobody(start: Any, tmp_path: Path) -> None:
         thread.start()
         try:
             driver = start(cluster, trials=5, epochs=10)
-            ends_well(driver, 250)
+            ends_well(driver)
         finally:
             over.set()
             thread.join()
@@ -206,7 +206,6 @@ def with_signal(pid: int, number: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [10, 90], ids=["unnoticed", "given up"])
-@pytest.mark.timeout(900)
 def test_a_partition_heals(start: Any, tmp_path: Path, seconds: int) -> None:
     """A node out of reach for a while: its trial is counted once, whoever finishes it."""
     run = tmp_path / "run"
@@ -216,12 +215,11 @@ def test_a_partition_heals(start: Any, tmp_path: Path, seconds: int) -> None:
         cluster.cut("far")
         time.sleep(seconds)
         cluster.heal("far")
-        ends_well(driver, 600)
+        ends_well(driver)
     check_accounts(run, 3, 200)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_an_autoscaler_grows_and_shrinks_the_cluster(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +227,7 @@ def test_an_autoscaler_grows_and_shrinks_the_cluster(
     run = tmp_path / "run"
     with autoscaling_cluster(tmp_path, workers=3) as cluster:
         driver = start(cluster, trials=8, epochs=120)
-        assert driver.wait_until(lambda: under_way(run) >= 3, 200)
-        ends_well(driver, 300)
+        assert driver.wait_until(lambda: under_way(run) >= 3, 400)
+        ends_well(driver)
         wait_for(lambda: len(cluster.alive()) == 1, 120)
     check_accounts(run, 8, 120)
