@@ -260,8 +260,11 @@ def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment
 
 def _check_fixed(space: SearchSpace, experiment: Experiment, source: str) -> None:
     """Raises an error if what is fixed for a family is not its own to fix, or does not make an experiment."""
+    searched = space.parameters[FAMILY].probes if FAMILY in space.parameters else (experiment.model.name,)
     for name, fixed in space.family_overrides.items():
         where = f"{source}: family_overrides.{name}"
+        if name not in searched:
+            raise ConfigError(f"{where}: trials are of {' or '.join(map(str, searched))}; drop it, or search model.name")
         for key in fixed:
             check_key(where, key)
             if key == FAMILY or key.startswith(COMPARED):
