@@ -264,7 +264,9 @@ def _check_fixed(space: SearchSpace, experiment: Experiment, source: str) -> Non
     for name, fixed in space.family_overrides.items():
         where = f"{source}: family_overrides.{name}"
         if name not in searched:
-            raise ConfigError(f"{where}: trials are of {' or '.join(map(str, searched))}; drop it, or search model.name")
+            raise ConfigError(
+                f"{where}: trials are of {' or '.join(map(str, searched))}; drop it, or search model.name"
+            )
         for key in fixed:
             check_key(where, key)
             if key == FAMILY or key.startswith(COMPARED):

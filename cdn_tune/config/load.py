@@ -125,11 +125,12 @@ def of_family(values: Mapping[str, Any], name: str, fixed: Mapping[str, Any] | N
     if name != families.name_in(values):
         family = families.family(name)
         values = {**values, "model": family().plain(), "loss": family.loss().plain()}
-    if fixed:
-        values = copy.deepcopy(dict(values))
-        for key, value in fixed.items():
-            set_key(values, key, value)
-    return values
+    if not fixed:
+        return values
+    merged = copy.deepcopy(dict(values))
+    for key, value in fixed.items():
+        set_key(merged, key, value)
+    return merged
 
 
 def _explain(model: type[BaseModel], error: ValidationError, family: str | None) -> list[str]:

@@ -122,10 +122,22 @@ def test_what_is_fixed_for_a_family(tmp_path: Path) -> None:
     [
         ({"overrides": {"optim.lrs": 3}}, "overrides.optim.lrs: unknown key; did you mean optim.lr?"),
         ({"overrides": {"optim": {}}}, "overrides.optim: is a section; name a key in it, such as optim.name"),
-        ({"family_overrides": {"cdn": {"optim.lrs": 3}}}, "family_overrides.cdn.optim.lrs: unknown key; did you mean op"),
-        ({"family_overrides": {"cdn": {"optim.lr": 3}}}, "cdn.optim.lr: is in parameters too, and sampled in these tri"),
-        ({"family_overrides": {"cdn": {"eval.metric": "mIoU"}}}, "cdn.eval.metric: must be the same in all trials; put"),
-        ({"family_overrides": {"cdn": {"train.epochs": 0}}}, "family_overrides.cdn with model.name=cdn train.epochs=0: "),
+        (
+            {"family_overrides": {"cdn": {"optim.lrs": 3}}},
+            "family_overrides.cdn.optim.lrs: unknown key; did you mean op",
+        ),
+        (
+            {"family_overrides": {"cdn": {"optim.lr": 3}}},
+            "cdn.optim.lr: is in parameters too, and sampled in these tri",
+        ),
+        (
+            {"family_overrides": {"cdn": {"eval.metric": "mIoU"}}},
+            "cdn.eval.metric: must be the same in all trials; put",
+        ),
+        (
+            {"family_overrides": {"cdn": {"train.epochs": 0}}},
+            "family_overrides.cdn with model.name=cdn train.epochs=0: ",
+        ),
         ({"family_overrides": {"tan": {"train.epochs": 3}}}, "family_overrides.tan: trials are of cdn; drop it, or se"),
         (
             {"constraints": ["parametrs <= 4e8"]},
