@@ -23,7 +23,7 @@ COMPARED = (
     *("data.val_fraction", "train.eval_queries"),
 )
 # What a search is; the other sections set how it is run.
-_WRITTEN = ("name", "experiment", "overrides", "parameters", "start_with")
+_WRITTEN = ("name", "experiment", "overrides", "family_overrides", "parameters", "start_with")
 _MOST = 2000  # combinations of values that are tried to mend one that does not fit alone
 _MOST_IN_ALL = 20_000  # combinations of values that are tried for a whole space: seconds
 
@@ -52,6 +52,12 @@ def load_space(
                 f"override {key}={fixed[key]}: {file} searches over this key; "
                 "drop the override, or remove the key from parameters"
             )
+    if overrides and space.family_overrides:  # what is fixed for the whole search counts in every family
+        own = {
+            name: {key: value for key, value in fixed.items() if key not in overrides}
+            for name, fixed in space.family_overrides.items()
+        }
+        space = space.model_copy(update={"family_overrides": own})
     base = Path(space.experiment)
     relative = file.parent / base
     experiment = load_experiment(relative if relative.exists() else base, fixed)
@@ -104,10 +110,11 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
     Raises:
         ConfigError: Naming the first wrong key and value, and the remedy.
     """
+    _check_fixed(space, experiment, source)
     for key, parameter in space.parameters.items():
         check_key(f"{source}: parameters", key)
         for value in parameter.probes if key == FAMILY else ():
-            override(experiment.plain(), {key: value}, source)
+            override(experiment.plain(), {key: value, **space.family_overrides.get(str(value), {})}, source)
         if key.startswith(COMPARED):
             raise ConfigError(
                 f"{source}: parameters.{key}: trials that differ in it cannot be compared; put it in overrides"
@@ -180,15 +187,17 @@ class _Values:
 
     def held(self, key: str, point: Mapping[str, Any]) -> Any:
         """Returns a key's value at a point: as set there, else the base's; None if it has none."""
-        return (
-            point[key]
-            if key in point
-            else get_key(of_family(self.base, point.get(FAMILY, families.name_in(self.base))), key)
-        )
+        if key in point:
+            return point[key]
+        name = self._family(point)
+        return get_key(of_family(self.base, name, self.space.family_overrides.get(name)), key)
+
+    def _family(self, point: Mapping[str, Any]) -> str:
+        return str(point.get(FAMILY, families.name_in(self.base)))
 
     def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a point as overrides: one value for all layers becomes a list."""
-        spread = dict(point)
+        """Returns a point as overrides, its family's among them; one value for all layers becomes a list."""
+        spread = {**self.space.family_overrides.get(self._family(point), {}), **point}
         for key in point:
             if key in self.space.parameters and self.space.parameters[key].per_layer:
                 spread[key] = [point[key]] * (self.held(families.layers_key(key), point) or 0)
@@ -247,6 +256,24 @@ def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment
         f"{source}: parameters.{key}: is a key of {' and '.join(owners)}, but sampled where model.name is "
         f"{' or '.join(others)}; add to it: {line}"
     )
+
+
+def _check_fixed(space: SearchSpace, experiment: Experiment, source: str) -> None:
+    """Raises an error if what is fixed for a family is not its own to fix, or does not make an experiment."""
+    searched = space.parameters[FAMILY].probes if FAMILY in space.parameters else (experiment.model.name,)
+    for name, fixed in space.family_overrides.items():
+        where = f"{source}: family_overrides.{name}"
+        if name not in searched:
+            raise ConfigError(
+                f"{where}: trials are of {' or '.join(map(str, searched))}; drop it, or search model.name"
+            )
+        for key in fixed:
+            check_key(where, key)
+            if key == FAMILY or key.startswith(COMPARED):
+                raise ConfigError(f"{where}.{key}: must be the same in all trials; put it in overrides")
+            if key in space.parameters and name in reached(space, key, experiment.model.name):
+                raise ConfigError(f"{where}.{key}: is in parameters too, and sampled in these trials; keep one")
+        override(experiment.plain(), {FAMILY: name, **fixed}, where)
 
 
 def _check_per_layer(space: SearchSpace, key: str, parameter: Parameter, source: str) -> None:
@@ -380,5 +407,6 @@ def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> No
 
 def _most(space: SearchSpace, key: str, base: int, sign: int = 1) -> int:
     """Returns the largest value (times `sign`) that a whole-numbered key takes."""
-    values = space.parameters[key].probes if key in space.parameters else (base,)
+    fixed = (each[key] for each in space.family_overrides.values() if key in each)
+    values = space.parameters[key].probes if key in space.parameters else (base, *fixed)
     return max(sign * value for value in values if isinstance(value, int))

@@ -117,12 +117,20 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     return build(Experiment, merged, f"{source} with {changes}" if changes else source)
 
 
-def of_family(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns an experiment's nested values with the defaults of a family, unless they are of that family already."""
-    if name == families.name_in(values):
+def of_family(values: Mapping[str, Any], name: str, fixed: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """Returns an experiment's nested values with the defaults of a family, unless they are of that family already.
+
+    `fixed` are dotted keys with other values.
+    """
+    if name != families.name_in(values):
+        family = families.family(name)
+        values = {**values, "model": family().plain(), "loss": family.loss().plain()}
+    if not fixed:
         return values
-    family = families.family(name)
-    return {**values, "model": family().plain(), "loss": family.loss().plain()}
+    merged = copy.deepcopy(dict(values))
+    for key, value in fixed.items():
+        set_key(merged, key, value)
+    return merged
 
 
 def _explain(model: type[BaseModel], error: ValidationError, family: str | None) -> list[str]:

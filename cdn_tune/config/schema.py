@@ -41,6 +41,7 @@ def space_schema() -> dict[str, Any]:
         {key: {"$ref": "#/$defs/Parameter", **_meaning(leaf)} for key, leaf in searched.items()}
     )
     fields["overrides"] |= _closed(leaves)
+    fields["family_overrides"]["additionalProperties"] = {"$ref": "#/$defs/Point"}
     next(each for each in fields["start_with"]["anyOf"] if each.get("type") == "array")["items"] = {
         "$ref": "#/$defs/Point"
     }

@@ -267,6 +267,10 @@ class SearchSpace(Frozen):
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="dotted keys fixed to other values than the base's"
     )
+    family_overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="by model family, dotted keys fixed to other values in its trials than the base's or its defaults",
+    )
     parameters: Annotated[dict[str, Parameter], Field(min_length=1, max_length=200)] = Field(
         description="dotted keys that vary"
     )

@@ -10,6 +10,7 @@ from cdn_tune.config.check import COMPARED, resolve_name
 from cdn_tune.config.keys import leaf_keys
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import ConfigError
+from cdn_tune.tuning.study.candidates import Candidates
 
 BASE = Path(__file__).resolve().parents[2] / "experiments/demo/small.yaml"
 LR = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
@@ -98,11 +99,46 @@ def test_wrong_parameter(tmp_path: Path, parameters: dict[str, Any], words: str)
     assert words in told(write(tmp_path, parameters))
 
 
+FAMILIES = {"model.name": {"type": "categorical", "choices": ["cdn", "tan"]}}
+
+
+def test_what_is_fixed_for_a_family(tmp_path: Path) -> None:
+    depth = {**LAYERS, "when": {"model.name": "cdn"}}
+    rate = {**LR, "when": {"model.query.hidden": 32}}  # which is fixed, and only `tan` has
+    parameters = {**FAMILIES, "model.map.layers": depth, "optim.lr": rate}
+    fixed = {"tan": {"model.map.layers": 6, "model.query.hidden": 32, "train.epochs": 30, "train.batch_size": 4}}
+    space, base = load_space(write(tmp_path, parameters, family_overrides=fixed), {"train.batch_size": 8})
+    candidates = Candidates(space, base)
+    mine, theirs = (candidates.experiment({"model.name": name}) for name in ("cdn", "tan"))
+    assert mine == base
+    assert (theirs.model.plain()["map"]["layers"], theirs.train.epochs) == (6, 30)
+    assert theirs.train.batch_size == 8  # fixed for the whole search, which goes first
+    assert candidates.names("optim.lr", {"model.name": "tan"}) == ["optim.lr"]
+    assert candidates.names("optim.lr", {"model.name": "cdn", "model.map.layers": 2}) == []
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         ({"overrides": {"optim.lrs": 3}}, "overrides.optim.lrs: unknown key; did you mean optim.lr?"),
         ({"overrides": {"optim": {}}}, "overrides.optim: is a section; name a key in it, such as optim.name"),
+        (
+            {"family_overrides": {"cdn": {"optim.lrs": 3}}},
+            "family_overrides.cdn.optim.lrs: unknown key; did you mean op",
+        ),
+        (
+            {"family_overrides": {"cdn": {"optim.lr": 3}}},
+            "cdn.optim.lr: is in parameters too, and sampled in these tri",
+        ),
+        (
+            {"family_overrides": {"cdn": {"eval.metric": "mIoU"}}},
+            "cdn.eval.metric: must be the same in all trials; put",
+        ),
+        (
+            {"family_overrides": {"cdn": {"train.epochs": 0}}},
+            "family_overrides.cdn with model.name=cdn train.epochs=0: ",
+        ),
+        ({"family_overrides": {"tan": {"train.epochs": 3}}}, "family_overrides.tan: trials are of cdn; drop it, or se"),
         (
             {"constraints": ["parametrs <= 4e8"]},
             "'parametrs <= 4e8': parametrs is no key and no cost; did you mean par",

@@ -57,6 +57,7 @@ SPACE: dict[str, Any] = {
     "name": "s",
     "experiment": "x.yaml",
     "overrides": {"train.epochs": 3},
+    "family_overrides": {"tan": {"train.epochs": 4}},
     "parameters": {
         "optim.lr": {"type": "float", "low": 1e-5, "high": 1e-3, "log": True},
         "model.attention_steps": {"type": "int", "low": 1, "high": 3, "when": {"model.clip_pool": "attention"}},
@@ -81,6 +82,7 @@ def test_a_space_with_everything_is_valid() -> None:
         {"parameters": {"optim.lr": {"type": "float", "low": 1.0, "high": 2.0, "when": {"model.pool": 1}}}},
         {"overrides": {"train.epochs": "many"}},
         {"overrides": {"train": {"epochs": 3}}},
+        {"family_overrides": {"tan": {"train": {"epochs": 3}}}},
         {"start_with": [{"lr": 1e-4}]},
         {"sampler": {"name": "magic"}},
         {"trials": 0},

@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from cdn_tune.cli import app
 from cdn_tune.cli.show.plan import plan_plain, search_plan_table
-from cdn_tune.config import Experiment, SearchSpace, load_space
+from cdn_tune.config import Experiment, SearchSpace, load_experiment, load_space
+from cdn_tune.config.keys import flatten
 from cdn_tune.config.yaml import dump
+from cdn_tune.model.layers.map_config import MapModelConfig
 from cdn_tune.tuning.planning.plan import SearchPlan, expected_epochs, plan_search
 from cdn_tune.tuning.planning.random_points import count_points, draw
 from cdn_tune.tuning.search import SearchOptions, open_study
@@ -219,6 +221,47 @@ def test_shipped_spaces_pass(path: Path, tmp_path: Path) -> None:
     if space.name.endswith("-core"):  # the published settings, exactly
         [first] = candidates.points()
         assert candidates.experiment(first) == experiment
+    if space.name.endswith("-wide"):
+        assert len(space.parameters) <= 25
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "beside"),
+    [
+        (
+            "charades-wide",
+            ["CDN-16x16-K5L8-pool", "2D-TAN-16x16-K5L8-conv", "MMN-16x16-K5L8-pool", "SnAG-256-L6-C3D"],
+            ("data.sequence.clip_size", "data.sequence.clip_stride", "data.sequence.fps"),  # of C3D features, not VGG
+        ),
+        (
+            "tacos-wide",
+            ["CDN-128x128-K5L8-pool", "2D-TAN-128x128-K5L8-pool", "MMN-128x128-K5L8-pool", "SnAG-2304-L8-C3D"],
+            ("eval.ious", "eval.metric"),  # in SnAG's R1@0.5
+        ),
+        (
+            "activitynet-wide",
+            ["CDN-64x64-K9L4-pool", "2D-TAN-64x64-K9L4-pool", "MMN-64x64-K9L4-pool", "SnAG-256-L7-C3D"],
+            ("eval.ious",),
+        ),
+    ],
+)
+def test_wide_spaces_begin_with_every_family_as_published(
+    name: str, published: list[str], beside: tuple[str, ...]
+) -> None:
+    space, base = load_space(name)
+    candidates = Candidates(space, base)
+    points = candidates.points()
+    assert [point["model.name"] for point in points] == ["cdn", "tan", "mmn", "snag"]
+    snag = {*beside, "eval.nms_threshold"}  # which its own suppression does not read
+    for point, stem in zip(points, published, strict=True):
+        mine = candidates.experiment(point)
+        theirs = load_experiment(f"{name.removesuffix('-wide')}/{stem}")
+        ours, wanted = flatten(mine.plain()), flatten(theirs.plain())
+        assert ours.keys() == wanted.keys()
+        differing = {key for key in ours if ours[key] != wanted[key]} - {"name", "model.scale_layers"}
+        assert differing <= (snag if mine.model.name == "snag" else set()), (stem, differing)
+        if isinstance(mine.model, MapModelConfig) and isinstance(theirs.model, MapModelConfig):
+            assert mine.model.scales == theirs.model.scales
 
 
 def test_command_prints_and_tells_what_would_be_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -70,8 +70,11 @@ class Candidates:
         return self.next_name(params) is None
 
     def overrides(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns a point as dotted keys and values of the experiment; values per layer become lists."""
-        overrides: dict[str, Any] = {}
+        """Returns a point as dotted keys and values of the experiment; values per layer become lists.
+
+        What is fixed for the point's family is among them.
+        """
+        overrides = dict(self.space.family_overrides.get(self._family(params), {}))
         for name, value in params.items():
             key, bracket, _ = name.partition("[")
             if bracket:
@@ -170,8 +173,12 @@ class Candidates:
         return _ABSENT if key in self.space.parameters else get_key(self._plain_at(params), key, _ABSENT)
 
     def _plain_at(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the base experiment, with the defaults of the family that is sampled at a point."""
-        return of_family(self._plain, params.get(FAMILY, self.base.model.name))
+        """Returns the base experiment, with what is default and fixed for the family that is sampled at a point."""
+        family = self._family(params)
+        return of_family(self._plain, family, self.space.family_overrides.get(family))
+
+    def _family(self, params: Mapping[str, Any]) -> str:
+        return str(params.get(FAMILY, self.base.model.name))
 
 
 _ABSENT = object()

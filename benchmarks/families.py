@@ -1,0 +1,207 @@
+"""A search among all families and CDN's switches against one over CDN alone, and one switch at a time.
+
+``python -m benchmarks.families [--part search|switches ...] [--preset NAME ...] [--seeds N] [--seconds S]``. Both
+searches train for as many seconds, on planted data; models are chosen on val and measured on test. `--seconds` is the
+training time of one search, over all its trials, two of which run at once on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from benchmarks._measure import publish, table
+from cdn_tune.config import Experiment, SearchSpace, load_space
+from cdn_tune.data.planted import plant
+from cdn_tune.data.planted.planting import preset
+from cdn_tune.distributed.cluster import connected
+from cdn_tune.evaluation.choose_checkpoint import choose_best
+from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.model.layers.map_config import FusedMapConfig
+from cdn_tune.tuning.progress import SearchState
+from cdn_tune.tuning.search import SearchOptions, search
+
+PARTS = ("search", "switches")
+LAYOUTS = {"planted-medium": "charades_sta", "planted-hard": "tacos"}  # in which a preset is written
+VIDEOS = {"planted-medium": 120, "planted-hard": 60}
+METRICS = ("mIoU", "R1@0.7")
+SPACE = "wide-quick"
+# One at a time over the first point of the space; what differs from it is a key of the space.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "plain CDN": {},
+    "offsets": {"model.offsets": "diou"},
+    "cross-attention": {"model.cross_attention.layers": 2},
+    "two map scales": {"model.map_scales": 2},
+    "gates": {"model.gates": True},
+    "contrastive": {"model.contrastive": True},
+    "ends": {"model.ends": "concat"},
+    "averaged weights": {"train.ema": 0.99},
+}
+MODEL_SWITCHES = {key for changes in SWITCHES.values() for key in changes if key.startswith("model.")}
+FAMILY = "model.name"
+Values = dict[str, list[float]]  # of each metric, by seed
+
+
+class Seconds:
+    """Ends a search when its trials have trained for so many seconds together."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.spent = limit, 0.0
+
+    def look(self, state: SearchState) -> None:
+        """Counts the seconds on record."""
+        self.spent = sum(float(row["seconds"] or 0) for row in state.rows)
+
+    def __call__(self) -> bool:
+        """Whether the time is over."""
+        return self.spent >= self.limit
+
+
+def only_cdn(space: SearchSpace, leave_out: set[str]) -> dict[str, Any]:
+    """Returns the plain values of a space as far as they concern CDN, without some keys."""
+    values = space.plain()
+    parameters, fixed = {}, {FAMILY, *leave_out}
+    for key, parameter in values["parameters"].items():
+        if key not in fixed and "cdn" in parameter["when"].get(FAMILY, ["cdn"]):
+            when = {other: held for other, held in parameter["when"].items() if other != FAMILY}
+            parameters[key] = {**parameter, "when": when}
+    points = [point for point in values["start_with"] if point[FAMILY] == "cdn"]
+    start = [{key: value for key, value in point.items() if key in parameters} for point in points]
+    return {**values, "name": "cdn-alone", "family_overrides": {}, "parameters": parameters, "start_with": start}
+
+
+def searched(run: Path, space: SearchSpace, experiment: Experiment, seed: int, seconds: float) -> tuple[Values, str]:
+    """Returns the test metrics, in percent, of what a search of so many seconds chose, and what that is."""
+    seeded = space.model_copy(update={"trials": 1000, "sampler": space.sampler.model_copy(update={"seed": seed})})
+    state = Seconds(seconds)
+    base = experiment.model_copy(update={"seed": seed})
+    result = search(seeded, base, run, state.look, SearchOptions(stop=state))
+    model = choose_best(run).checkpoint.experiment.model
+    switches = list(model.switched_on) if isinstance(model, FusedMapConfig) else []
+    chosen = " + ".join([model.label, *(key.removeprefix("model.") for key in switches)])
+    metrics = evaluate_run(run, request=Request(resamples=2))["metrics"]
+    print(f"{run.name}: {chosen} of {len(result.rows)} trials in {state.spent:.0f} s", flush=True)
+    return {name: [100 * metrics[name]] for name in METRICS}, chosen
+
+
+def compared(folder: Path, experiment: Experiment, space: SearchSpace, seeds: int, seconds: float) -> list[list[str]]:
+    """Returns a row per seed of both searches, and one of the means."""
+    alone = SearchSpace.model_validate(only_cdn(space, MODEL_SWITCHES), strict=False)
+    rows: list[list[str]] = []
+    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in METRICS}
+    for seed in range(seeds):
+        mine, chosen = searched(folder / f"wide-{seed}", space, experiment, seed, seconds)
+        theirs, _ = searched(folder / f"cdn-{seed}", alone, experiment, seed, seconds)
+        cells = [str(seed), chosen]
+        for name in METRICS:
+            found[name][0].extend(mine[name])
+            found[name][1].extend(theirs[name])
+            cells += [f"{mine[name][0]:.1f}", f"{theirs[name][0]:.1f}", f"{mine[name][0] - theirs[name][0]:+.1f}"]
+        rows.append(cells)
+    means = ["mean", ""]
+    for wide, plain in found.values():
+        means += [mean(wide), mean(plain), mean([one - other for one, other in zip(wide, plain, strict=True)], "+")]
+    return [*rows, means]
+
+
+def switched(folder: Path, experiment: Experiment, space: SearchSpace, seeds: int) -> list[list[str]]:
+    """Returns a row per switch: test metrics of CDNs with it alone, trained to their end, against those without."""
+    values = only_cdn(space, set())
+    numbers = {"type": "int", "low": 0, "high": max(seeds - 1, 1)}
+    plain = values["start_with"][0]
+    points = [{**plain, **changes, "seed": seed} for changes in SWITCHES.values() for seed in range(seeds)]
+    values |= {
+        "name": "switches", "parameters": {**values["parameters"], "seed": numbers}, "start_with": points,
+        "trials": len(points), "keep": len(points), "early_stopping": {"name": "none"}, "sampler": {"name": "random"},
+    }  # fmt: skip
+    run = folder / "switches"
+    search(SearchSpace.model_validate(values, strict=False), experiment, run, lambda _: None)
+    result = evaluate_run(run, request=Request(top=len(points), resamples=2))
+    trials = {
+        int(Path(each["checkpoint"]).parent.name.rpartition("-")[2]): each["metrics"] for each in result["models"]
+    }
+    found: dict[str, Values] = {}
+    for place, name in enumerate(SWITCHES):
+        mine = [trials[place * seeds + seed] for seed in range(seeds)]  # points are tried in their order
+        found[name] = {metric: [100 * each[metric] for each in mine] for metric in METRICS}
+    rows = []
+    for name, measures in found.items():
+        cells = [name]
+        for metric in METRICS:
+            pairs = zip(measures[metric], found["plain CDN"][metric], strict=True)
+            cells += [mean(measures[metric]), mean([one - other for one, other in pairs], "+")]
+        rows.append(cells)
+    return rows
+
+
+def mean(values: Sequence[float], sign: str = "") -> str:
+    """Returns the mean over seeds with its 95 % interval (Student's t), which takes two seeds."""
+    middle = statistics.mean(values)
+    if len(values) < 2:
+        return f"{middle:{sign}.1f}"
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / sqrt(len(values))
+    return f"{middle:{sign}.1f} [{middle - reach:{sign}.1f}, {middle + reach:{sign}.1f}]"
+
+
+def main() -> None:
+    """Prints the section of the results and writes it, if all of it was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--preset", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--videos", type=int, help="of every preset; by default enough for a stable result")
+    parser.add_argument("--epochs", type=int, default=12)
+    options = parser.parse_args()
+    lines = ["## Families and switches", "", "`python -m benchmarks.families`, test metrics in percent."]
+    for name in options.preset:
+        videos = options.videos or VIDEOS[name]
+        with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as temporary, connected():
+            folder = Path(temporary)
+            plant(folder / "data", videos=videos, feature_size=64, seed=0, **preset(name))
+            fixed = {
+                "data.root": str(folder / "data"),
+                "data.dataset": LAYOUTS[name],
+                "data.val_fraction": 0.4,
+                "eval.metric": "mIoU",
+                "train.epochs": options.epochs,
+            }
+            space, experiment = load_space(SPACE, fixed)
+            if "search" in options.part:
+                heads = [f"{metric}{of}" for metric in METRICS for of in (", wide", ", CDN", ", difference")]
+                lines += [
+                    "",
+                    f"`{name}` ({videos} videos): `{SPACE}`, among families and switches, against the same search over "
+                    f"CDN alone, {options.seconds:g} seconds of training each. Models are chosen by val mIoU; means "
+                    "over seeds with 95 % intervals (Student's t). Aim: wide ahead by 5 points of mIoU on `planted-hard`, "
+                    "not behind on `planted-medium`.",
+                    "",
+                    *table(
+                        ["seed", "wide chose", *heads],
+                        compared(folder, experiment, space, options.seeds, options.seconds),
+                    ),
+                ]
+            if "switches" in options.part:
+                heads = [each for metric in METRICS for each in (metric, f"{metric}, against plain")]
+                lines += [
+                    "",
+                    f"`{name}` ({videos} videos): one switch at a time, {options.epochs} epochs, means over "
+                    f"{options.seeds} seeds.",
+                    "",
+                    *table(["", *heads], switched(folder, experiment, space, options.seeds)),
+                ]
+    if set(options.part) == set(PARTS) and set(options.preset) == set(LAYOUTS):
+        publish("families", lines)
+    else:
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
