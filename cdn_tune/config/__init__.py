@@ -1,7 +1,16 @@
 """Frozen models of an experiment and of a search space, strict YAML, dotted overrides."""
 
 from cdn_tune.config.check import load_space, override_space
-from cdn_tune.config.experiment import DATA_PATHS, DataConfig, EvalConfig, Experiment, OptimConfig, TrainConfig
+from cdn_tune.config.experiment import (
+    DATA_PATHS,
+    AugmentConfig,
+    DataConfig,
+    EvalConfig,
+    Experiment,
+    Nms,
+    OptimConfig,
+    TrainConfig,
+)
 from cdn_tune.config.family import Inputs, LossConfig, ModelConfig
 from cdn_tune.config.load import build, load_experiment, override, parse_overrides
 from cdn_tune.config.space import (
@@ -18,8 +27,8 @@ from cdn_tune.config.space import (
 from cdn_tune.config.tables import recall_name
 
 __all__ = [
-    "DATA_PATHS", "BudgetConfig", "Categorical", "DataConfig", "EarlyStoppingConfig", "EvalConfig", "Experiment",
-    "Float", "Inputs", "Int", "LossConfig", "ModelConfig", "OptimConfig", "Parameter", "ResourcesConfig",
-    "SamplerConfig", "SearchSpace", "TrainConfig", "build", "load_experiment", "load_space", "override",
-    "override_space", "parse_overrides", "recall_name",
+    "DATA_PATHS", "AugmentConfig", "BudgetConfig", "Categorical", "DataConfig", "EarlyStoppingConfig", "EvalConfig",
+    "Experiment", "Float", "Inputs", "Int", "LossConfig", "ModelConfig", "Nms", "OptimConfig", "Parameter",
+    "ResourcesConfig", "SamplerConfig", "SearchSpace", "TrainConfig", "build", "load_experiment", "load_space",
+    "override", "override_space", "parse_overrides", "recall_name",
 ]  # fmt: skip

@@ -69,6 +69,11 @@ class ModelConfig(Frozen):
         return ""
 
     @property
+    def takes_negatives(self) -> bool:
+        """Whether the loss can be of a query that nothing in the video answers: its moment is empty, [0, 0]."""
+        return False
+
+    @property
     def grid(self) -> int | None:
         """Equal clips of a video between which moments begin and end; None where they may begin anywhere."""
         return None

@@ -31,7 +31,7 @@ class Batch:
         words: float32 [B, L, W], word vectors, zero after the last word.
         word_mask: bool [B, L], true on words.
         durations: float64 [B], seconds.
-        moments: float64 [B, 2], start and end of each query's (first) moment in seconds.
+        moments: float64 [B, 2], start and end of each query's (first) moment in seconds; empty where nothing answers.
         all_moments: float64 [B, M, 2], of all moments that answer it, NaN-padded; M is the most that a query has.
         indices: int64 [B], positions in the dataset.
         videos: int64 [B], a number for each query's video, the same for all queries of a video.
@@ -113,18 +113,23 @@ class MomentDataset:
         if not at.numel():
             raise IndexError("a batch needs at least one index")
         rows = None if self._rows is None else self._rows[at]
-        lengths = self._lengths[at]
-        longest = int(lengths.max())
+        words, word_mask = self.words(at)
         return Batch(
             visual=self.features.gather([self.annotations[i].video for i in at.tolist()], rows),
-            words=self.vocabulary.vectors[self._ids[at, :longest]],
-            word_mask=torch.arange(longest) < lengths[:, None],
+            words=words,
+            word_mask=word_mask,
             durations=self._durations[at],
             moments=self._moments[at, 0],
             all_moments=self._moments[at],
             indices=at,
             videos=self._videos[at],
         )
+
+    def words(self, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns word vectors [B, L, W] of the queries at some positions [B], zero after the last word, and a mask."""
+        lengths = self._lengths[at]
+        longest = int(lengths.max())
+        return self.vocabulary.vectors[self._ids[at, :longest]], torch.arange(longest) < lengths[:, None]
 
     def describe(self) -> dict[str, Any]:
         """Returns the split's sizes and what is missing in it, ready for JSON."""

@@ -93,6 +93,11 @@ class CDNConfig(MapModelConfig):
 
         return CDN(self, data.feature_size, data.word_size, cast(CDNLoss, loss))
 
+    @property
+    def takes_negatives(self) -> bool:
+        """They do: every cell is to score 0."""
+        return True
+
     def summary(self) -> str:
         """Returns sizes and variant."""
         return (

@@ -19,7 +19,7 @@ from cdn_tune.model.snag.loss import assign, focal_loss, span_loss
 from cdn_tune.model.snag.pyramid import Points, Pyramid, VideoEncoder, levels_of, points
 from cdn_tune.model.snag.text import PooledText, TextEncoder
 from cdn_tune.moments.grid import Grid
-from cdn_tune.moments.nms import Suppression, suppress
+from cdn_tune.moments.nms import Suppression
 
 
 class SnAGOutput(NamedTuple):
@@ -161,11 +161,10 @@ class SnAG(MomentModel):
         seconds = self._grid(output, durations).to_seconds(found.spans.double() * self.config.video.stride)
         return Spans(seconds.clamp(min=0).minimum(durations.double()[:, None, None]), found.scores)
 
-    def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:
-        """Returns the best spans after soft or hard suppression, and voting."""
-        config = self.config.evaluation
-        how = Suppression(config.suppression, threshold, config.decay, config.min_score, config.voting)
-        return Spans(*suppress(found.scores, found.spans, limit, how))
+    @property
+    def suppression(self) -> Suppression:
+        """Soft NMS with voting, as published [nms.mode, nms.sigma, nms.voting_thresh]."""
+        return Suppression("soft", sigma=0.9, min_score=self.config.evaluation.min_score, voting=0.95)
 
     def _grid(self, output: SnAGOutput, durations: Tensor) -> Grid:
         """Returns the grid of input steps: each video's frame features divide it equally."""

@@ -61,6 +61,11 @@ class TANConfig(MapModelConfig):
 
         return TAN(self, data.feature_size, data.word_size, cast(TANLoss, loss))
 
+    @property
+    def takes_negatives(self) -> bool:
+        """They do: every cell is to score 0."""
+        return True
+
     def summary(self) -> str:
         """Returns sizes and variant."""
         return f"{self.map_summary}, hidden {self.hidden}, {self.map.layers} layers, {self.map.kernels}"
