@@ -46,8 +46,8 @@ class Spans(NamedTuple):
 
     Attributes:
         spans: Start and end in seconds, float64 [B, P, 2].
-        scores: Higher is better, at least 0 for soft suppression and voting, float32 [B, P]; NaN where the network's output is not finite, -inf where there is no
-            candidate.
+        scores: Higher is better, float32 [B, P]; NaN where the network's output is not finite, -inf where there is no
+            candidate. Soft suppression and voting need scores of at least 0.
     """
 
     spans: Tensor
@@ -157,9 +157,8 @@ class MomentModel(nn.Module):
 
     def complete(self, nms: Nms) -> Nms:
         """Returns settings of suppression with nothing left None."""
-        return Nms(
-            *(getattr(self.suppression, name) if value is None else value for name, value in nms._asdict().items())
-        )
+        own = self.suppression
+        return Nms(*(getattr(own, name) if value is None else value for name, value in nms._asdict().items()))
 
     def pictures(self, output: Any) -> Pictures:  # noqa: ARG002 - for families that have some
         """Returns the pictures of an output; none by default."""

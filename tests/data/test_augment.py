@@ -23,7 +23,7 @@ shares = st.floats(0, 1, exclude_max=True)
 
 
 class Marked:
-    """Stands in for a dataset: the frame features of a query's video say which row they are, and if the moment is there.
+    """Stands in for a dataset: frame features say which row they are, and whether the query's moment is there.
 
     Queries 0 to 39, four of a video; a word of a query is its number. Every fifth has a second moment.
     """
