@@ -114,7 +114,7 @@ def assembled(experiment: Experiment) -> list[list[tuple[Batch, Tensor]]]:
     dataset = open_data(experiment.data)["train"]
     epochs = []
     for epoch in range(1, experiment.train.epochs + 1):
-        batches = [dataset.batch(indices) for indices in global_batches(len(dataset), experiment, epoch, World())]
+        batches = [dataset.batch(indices) for indices in global_batches(dataset, experiment, epoch, World())]
         clips = experiment.model.clips
         epochs.append([(batch, iou_maps(batch.durations, batch.moments, clips).float()) for batch in batches])
     return epochs

@@ -6,7 +6,7 @@ import sys
 from cdn_tune.cli import compare, demo, evaluate, export, import_weights, leaderboard, predict, report, schema, train
 from cdn_tune.cli.app import app as app
 from cdn_tune.cli.cluster import fetch, jobs, logs, status, stop, submit
-from cdn_tune.cli.data import convert, doctor, plant
+from cdn_tune.cli.data import convert, doctor, plant, text
 from cdn_tune.cli.search import rebuild, start
 from cdn_tune.cli.search import status as search_status
 from cdn_tune.cli.search import stop as search_stop

@@ -19,7 +19,7 @@ from cdn_tune.errors import RunError
 _ORDER = (
     *("demo", "train", "search", "leaderboard", "evaluate", "compare", "report", "predict", "export"),
     *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
-    *("data", "doctor", "convert", "plant"),
+    *("data", "doctor", "convert", "text", "plant"),
 )
 START = "start"
 
@@ -136,7 +136,8 @@ cluster_app = Commands(
     help="See what a Ray cluster has; run searches on it as jobs, and fetch what they found.", no_args_is_help=True
 )
 data_app = Commands(
-    help="Look after data: examine a folder, convert features, plant a synthetic dataset.", no_args_is_help=True
+    help="Look after data: examine a folder, convert features, encode queries, plant a synthetic dataset.",
+    no_args_is_help=True,
 )
 for _name, _group in (("search", search_app), ("cluster", cluster_app), ("data", data_app)):
     app.add_typer(_group, name=_name)

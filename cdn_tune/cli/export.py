@@ -28,7 +28,7 @@ def export(
 ) -> None:
     """Write the run's best model as a folder that loads anywhere: weights, words, a model card.
 
-    Overrides may name where the data are now (data.root=DIR, data.word_vectors=FILE).
+    Overrides may name where the data are now (data.root=DIR, data.word_vectors=FILE, data.tokens=FILE).
     """
     from cdn_tune.config import parse_overrides
     from cdn_tune.evaluation.choose_checkpoint import fetch_model
@@ -43,5 +43,10 @@ def export(
         warn(line)
     for name, size in written.files.items():
         print_line(f"{out / name}  {size:,} bytes")
-    print_line(f"{written.words:,} words have a vector in it")
-    print_line(f'try: cdn-tune predict {shlex.quote(str(out))} --features FILE --query "..."')
+    model = ""
+    if written.text_model is None:
+        print_line(f"{written.words:,} words have a vector in it")
+    else:
+        print_line(f"it reads token features of {written.text_model}, which is not in it")
+        model = " --text-model DIR"
+    print_line(f'try: cdn-tune predict {shlex.quote(str(out))}{model} --features FILE --query "..."')

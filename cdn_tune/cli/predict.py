@@ -56,6 +56,10 @@ def predict(
     word_vectors: Annotated[
         Path | None, Option(metavar="FILE", help="Word vectors, if no longer where the experiment says.")
     ] = None,
+    text_model: Annotated[
+        str | None,
+        Option(metavar="DIR|NAME", help="Language model whose token features the run was trained on, for new queries."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Find the moments of a video that sentences describe: ranked, in seconds, with scores."""
@@ -65,7 +69,7 @@ def predict(
     from cdn_tune.evaluation.retriever import load
 
     sentences = read_queries(query or (), queries)
-    retriever = load(run, word_vectors=word_vectors, nms_threshold=nms_threshold)
+    retriever = load(run, word_vectors=word_vectors, text_model=text_model, nms_threshold=nms_threshold)
     data = retriever.experiment.data
     source = read_frames(features, video, layout_of(data.dataset).member, feature_size=data.feature_size)
     frames = check_frames(source.frames, data.feature_size, f"{features}: video {source.video!r}")

@@ -65,9 +65,9 @@ def _print_plan(experiment: Experiment, threads: int | None, as_json: bool) -> N
     from cdn_tune.training.plan import make_plan
     from cdn_tune.training.train_trial import open_data
 
-    build_clips(experiment.data)
+    build_clips(experiment)
     with err.status("measuring a few steps"):
-        plan = make_plan(experiment, open_data(experiment.data), threads=threads)
+        plan = make_plan(experiment, open_data(experiment.data, experiment.model.inputs.sequences), threads=threads)
     if as_json:
         print_json(plan_plain(plan))
     else:
@@ -94,8 +94,9 @@ def _train(
         raise ConfigError("--address ADDR: one worker trains on this machine; add --workers N, or drop --address")
     run = fetched(run)
     with locked(run):
-        build_clips(experiment.data)
-        open_data(experiment.data)  # errors of the data are raised before anything is written
+        build_clips(experiment)
+        # Errors of the data are raised before anything is written.
+        open_data(experiment.data, experiment.model.inputs.sequences)
         facts = fingerprint(experiment.data)
         manifest = describe_run("train", experiment, facts) | {"threads": threads or threads_for(experiment)}
         resumed = claim_training(run, experiment, manifest, start)

@@ -9,6 +9,7 @@ from cdn_tune.config.experiment import (
     Experiment,
     Nms,
     OptimConfig,
+    SequenceConfig,
     TrainConfig,
 )
 from cdn_tune.config.family import Inputs, LossConfig, ModelConfig
@@ -29,6 +30,6 @@ from cdn_tune.config.tables import recall_name
 __all__ = [
     "DATA_PATHS", "AugmentConfig", "BudgetConfig", "Categorical", "DataConfig", "EarlyStoppingConfig", "EvalConfig",
     "Experiment", "Float", "Inputs", "Int", "LossConfig", "ModelConfig", "Nms", "OptimConfig", "Parameter",
-    "ResourcesConfig", "SamplerConfig", "SearchSpace", "TrainConfig", "build", "load_experiment", "load_space",
-    "override", "override_space", "parse_overrides", "recall_name",
+    "ResourcesConfig", "SamplerConfig", "SearchSpace", "SequenceConfig", "TrainConfig", "build", "load_experiment",
+    "load_space", "override", "override_space", "parse_overrides", "recall_name",
 ]  # fmt: skip

@@ -28,11 +28,49 @@ Ranks = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_le
 
 
 # Keys that say where data lie. What the data are is told by their content, so these never tell two runs apart.
-DATA_PATHS = ("data.root", "data.features", "data.word_vectors")
+DATA_PATHS = ("data.root", "data.features", "data.word_vectors", "data.tokens")
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+Shares = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 Milestones = Annotated[tuple[Positive, ...], Field(strict=False)]
+
+
+class SequenceConfig(Frozen):
+    """How families that read a video as a sequence see it; in brackets SnAG's published option."""
+
+    form: Literal["fixed", "variable"] = Field(
+        "fixed", description="fixed: a video is resized to `length` steps; variable: it is read as it is"
+    )
+    length: Positive = Field(
+        256, description="steps of a video, if variable the most that training reads at once [max_vid_len]"
+    )
+    every: Positive = Field(1, description="only every n-th frame feature is read [downsample_rate]")
+    normalise: bool = Field(False, description="each frame feature is divided by its length")
+    clip_size: Positive = Field(1, description="frames that a frame feature was computed from")
+    clip_stride: Positive = Field(1, description="frames from one frame feature's first to the next one's")
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="frames per second; if unset as many as make the frame features span the video"
+    )
+    crop: Shares | None = Field(
+        None, description="if variable, least and greatest share of a video that training reads; null: all [crop_ratio]"
+    )
+    queries: Positive = Field(4, description="queries of a video that are trained on together, at most [max_num_text]")
+    groups: Literal["all", "random"] = Field(
+        "all",
+        description="all: a video's queries are shared out among batches, if variable those that a part of it can hold "
+        "together; random: each epoch some of them [group_method]",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "SequenceConfig":
+        if self.crop is not None and (self.form == "fixed" or not 0 < self.crop[0] <= self.crop[1]):
+            raise ValueError(
+                f"crop={list(self.crop)}, form={self.form}: needs form=variable, and shares such as [0.9, 1.0]"
+            )
+        if self.groups == "random" and self.form == "variable":
+            raise ValueError("groups=random, form=variable: a part of a video may not hold any few; use groups=all")
+        return self
 
 
 class DataConfig(Frozen):
@@ -49,10 +87,17 @@ class DataConfig(Frozen):
     )
     feature_size: Positive = Field(4096, description="size of a frame feature [D]")
     frames: Positive = Field(256, description="frame features a video is resampled to [T]")
+    text: Literal["words", "tokens"] = Field(
+        "words", description="a query is read as vectors of its words, or as a language model's features of its tokens"
+    )
     word_vectors: str = Field(
         "glove.6B.300d.txt", description="word vectors in the GloVe text format: a path, or a file in root"
     )
-    word_size: Positive = Field(300, description="size of a word vector [W]")
+    tokens: str = Field(
+        "tokens.hdf5",
+        description="of text tokens: HDF5 file of token features, from `cdn-tune data text`: a path, or a file in root",
+    )
+    word_size: Positive = Field(300, description="size of a word vector or token feature [W]")
     tokenizer: Literal["words", "legacy"] = Field(
         "words", description="words: punctuation-aware, lower-cased; legacy: split on spaces as the published code does"
     )
@@ -69,6 +114,7 @@ class DataConfig(Frozen):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of training videos held out as val where the dataset has no val split (Charades-STA)"
     )
+    sequence: SequenceConfig = SequenceConfig()
 
     @field_validator("root")
     @classmethod
@@ -95,6 +141,13 @@ class OptimConfig(Frozen):
     schedule: Annotated[str, SCHEDULES] = "constant"
     milestones: Milestones = Field((), description="of schedule milestones: epochs after which the rate falls")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="optimiser steps of linear warm-up")
+    warmup_epochs: Annotated[int, Field(ge=0)] = Field(0, description="the same in epochs, instead of in steps")
+    warmup_from_zero: bool = Field(
+        False, description="the first step of the warm-up has a rate of 0, as SnAG's code has it, and moves nothing"
+    )
+    text_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="learning rate of the part that encodes the query; that of the others if unset"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
@@ -105,6 +158,8 @@ class OptimConfig(Frozen):
             )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones={list(self.milestones)} must rise, e.g. {sorted(set(self.milestones))}")
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError(f"warmup_steps={self.warmup_steps}, warmup_epochs={self.warmup_epochs}: set one to 0")
         return self
 
 
@@ -132,7 +187,11 @@ class TrainConfig(Frozen):
     """Length, batch and precision of the training."""
 
     epochs: Positive = Field(20, description="passes over the train split")
-    batch_size: Positive = Field(32, description="global batch size, over all workers [B]")
+    batch_size: Positive = Field(
+        32,
+        description="global batch size, over all workers [B]: queries; of families that read sequences videos, each "
+        "with up to data.sequence.queries of its queries",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of the forward pass; auto: bf16 on a GPU that has it, fp32 otherwise; fp16 scales the loss"
     )
@@ -144,6 +203,9 @@ class TrainConfig(Frozen):
     )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of the running mean of weights that is evaluated and kept; 0: the weights themselves"
+    )
+    ema_warmup: bool = Field(
+        True, description="its first updates count more, so that untrained weights fade; SnAG's code: false"
     )
     patience: Annotated[int, Field(ge=0)] = Field(
         0, description="stop after so many epochs without a better val metric; 0: never"
@@ -262,6 +324,16 @@ class Experiment(Frozen):
         found: LossConfig = value if model is None else model.loss.model_validate(value)
         return found
 
+    @property
+    def steps(self) -> int:
+        """Frame features of a video that training reads at once, at most."""
+        return self.data.sequence.length if self.model.inputs.sequences else self.data.frames
+
+    @property
+    def batch_queries(self) -> int:
+        """Queries of a batch, at most."""
+        return self.train.batch_size * (self.data.sequence.queries if self.model.inputs.sequences else 1)
+
     @model_validator(mode="after")
     def _check(self) -> "Experiment":
         self.model.check(self.data)
@@ -270,13 +342,13 @@ class Experiment(Frozen):
 
     def _check_augment(self) -> None:
         augment, name = self.train.augment, self.model.name
-        if augment.active and "visual" not in self.model.inputs.video:
+        if augment.active and self.model.inputs.sequences:
             raise ValueError(
                 f"train.augment changes frame features of a fixed length, which model.name={name} does not read; set "
-                "crop, shift and negative to 0"
+                "crop, shift and negative to 0, and for crops data.sequence.crop"
             )
-        if augment.negative and not self.model.takes_negatives:
+        if augment.negative and (needs := self.model.needs_moment):
             raise ValueError(
-                f"train.augment.negative={augment.negative:g}: the loss of model.name={name} needs a moment for every "
-                "query; set it to 0"
+                f"train.augment.negative={augment.negative:g}: the loss of {needs} needs a moment for every query; set "
+                "it to 0"
             )

@@ -12,12 +12,21 @@ if TYPE_CHECKING:
     from cdn_tune.model.family import MomentModel
 
 
+SEQUENCES = ("sequence", "sequence_mask", "times")
+
+
 class Inputs(NamedTuple):
     """What a network's `forward` takes, in order: names of fields of `data.dataset.Batch`, which has one per form."""
 
-    video: tuple[str, ...] = ("visual",)  # frame features resampled to a fixed length
+    # Frame features averaged to a fixed length; or `SEQUENCES`, as `data.sequence` has them.
+    video: tuple[str, ...] = ("visual",)
     query: tuple[str, ...] = ("words", "word_mask")  # padded word vectors
     batch: tuple[str, ...] = ()  # what tells the queries of a batch apart; given where there is one, not in prediction
+
+    @property
+    def sequences(self) -> bool:
+        """Whether videos are read as sequences, of any length; else as clips, of a fixed one."""
+        return self.video == SEQUENCES
 
 
 class LossConfig(Frozen):
@@ -69,9 +78,9 @@ class ModelConfig(Frozen):
         return ""
 
     @property
-    def takes_negatives(self) -> bool:
-        """Whether the loss can be of a query that nothing in the video answers: its moment is empty, [0, 0]."""
-        return False
+    def needs_moment(self) -> str:
+        """The setting whose loss needs a moment of every query; empty where that may be empty too, [0, 0]."""
+        return f"model.name={self.name}"
 
     @property
     def grid(self) -> int | None:

@@ -19,7 +19,7 @@ SYNONYMS = {
     "optimizer": "optim.name", "optimiser": "optim.name", "scheduler": "schedule", "warmup": "warmup_steps",
     "bs": "train.batch_size", "num_epochs": "epochs", "max_epochs": "epochs", "random_seed": "seed",
     "num_layers": "layers", "n_layers": "layers", "hidden_size": "hidden", "hidden_dim": "hidden",
-    "dropout": "mixing_dropout", "amp": "precision", "dtype": "precision", "glove": "word_vectors",
+    "amp": "precision", "dtype": "precision", "glove": "word_vectors",
     "n_trials": "trials", "num_trials": "trials", "pruner": "early_stopping", "timeout": "hours",
 }  # fmt: skip
 _LIKE = 0.6  # share of letters, as of `difflib`, from which a key is taken for another

@@ -129,6 +129,8 @@ def _explain(model: type[BaseModel], error: ValidationError, family: str | None)
     """Returns pydantic's findings as lines ``key: what is wrong and what is expected``, one per key."""
     lines: dict[str, str] = {}
     for finding in error.errors(include_url=False):
+        if finding["type"] == "default_factory_not_called":
+            continue  # a section whose default depends on another, of which there is a line
         key = ".".join(str(part) for part in finding["loc"] if not _is_union_branch(part))
         value = finding.get("input")
         message = finding["msg"][:1].lower() + finding["msg"][1:]

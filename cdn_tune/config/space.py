@@ -12,7 +12,7 @@ from cdn_tune.config.expression import Expression, parse_expression
 from cdn_tune.config.keys import Frozen, Positive
 from cdn_tune.config.tables import SAMPLERS, STOPPING_RULES, Sampler, StoppingRule
 from cdn_tune.config.yaml import GREATEST, shown
-from cdn_tune.model.families import layers_key
+from cdn_tune.model import families
 
 Choice = Annotated[str, Field(max_length=1000)] | bool | int | float | None
 Choices = Annotated[tuple[Choice, ...], Field(strict=False, min_length=1, max_length=1000)]
@@ -328,6 +328,12 @@ class SearchSpace(Frozen):
                 del waiting[key]
         return tuple(ordered)
 
+    def reads(self, base: str) -> tuple[bool, ...]:
+        """Returns how its families, or the base's, read videos, as sequences or not: one value, or both."""
+        searched = self.parameters.get("model.name")
+        names = (base,) if searched is None else searched.probes
+        return tuple(sorted({families.family(name).inputs.sequences for name in names}))
+
     @property
     def is_conditional(self) -> bool:
         """Whether some parameters are sampled in some trials only."""
@@ -383,4 +389,4 @@ class SearchSpace(Frozen):
 
 
 def _needs(key: str, parameter: Parameter) -> set[str]:
-    return {*parameter.when, layers_key(key) if parameter.per_layer else key} - {key}
+    return {*parameter.when, families.layers_key(key) if parameter.per_layer else key} - {key}

@@ -69,7 +69,7 @@ class Augmented:
                 asked[place] = int(others[int(chance[6] * len(others))])
                 moments[place] = torch.nan
                 moments[place, 0] = 0.0
-        words, word_mask = self._dataset.words(asked)
+        words, word_mask = self._dataset.words(asked) if self._config.negative else (batch.words, batch.word_mask)
         return replace(
             batch,
             words=words,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cdn_tune.data.dataset import Batch
+from cdn_tune.data.dataset import Batch, MomentDataset, SequenceDataset
 
 Indices = npt.NDArray[np.int64]
 
@@ -38,9 +38,12 @@ def epoch_batches(size: int, batch_size: int, seed: int, epoch: int) -> list[Ind
         ValueError: If `size` or `batch_size` is below 1.
     """
     places = sequential_batches(size, batch_size)
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    order = generator.permutation(size).astype(np.int64)
+    order = _generator(seed, epoch).permutation(size).astype(np.int64)
     return [order[some] for some in places]
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
 
 
 def sequential_batches(size: int, batch_size: int) -> list[Indices]:
@@ -55,18 +58,62 @@ def sequential_batches(size: int, batch_size: int) -> list[Indices]:
     return [order[first : first + batch_size] for first in range(0, size, batch_size)]
 
 
-def shard(indices: Indices, rank: int, world: int) -> Indices:
-    """Returns one worker's share of a global batch: every `world`-th index from `rank`.
+def training_batches(dataset: MomentDataset, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+    """Returns the global batches of one epoch of a dataset, which follow from the arguments alone.
 
-    The shares of all ranks are disjoint, together the whole, and differ in size by at most one; a share is empty when
-    the batch has fewer indices than there are workers.
+    Of queries as `epoch_batches` has them. Of videos, each with some of its queries (see `SequenceDataset.samples`), in
+    random order; what does not fill the last batch is left out, unless there is no other.
+
+    Args:
+        dataset: The train split.
+        batch_size: Queries, or videos, of a global batch.
+        seed: The experiment's seed, >= 0.
+        epoch: Number of the epoch, >= 0.
+    """
+    if not isinstance(dataset, SequenceDataset):
+        return epoch_batches(len(dataset), batch_size, seed, epoch)
+    generator = _generator(seed, epoch)
+    samples = dataset.samples(generator)
+    order = generator.permutation(len(samples))
+    groups = [order[some] for some in sequential_batches(len(samples), batch_size)]
+    whole = [group for group in groups if len(group) == batch_size] or groups
+    return [np.concatenate([samples[each] for each in group]) for group in whole]
+
+
+def evaluation_batches(dataset: MomentDataset, chosen: Indices, batch_size: int) -> list[Indices]:
+    """Returns the queries `chosen` of a dataset in batches: in their order, cut every `batch_size`.
+
+    Where videos are read as sequences their queries stand together, and a video is cut only if it has more than
+    `batch_size`, so that each is encoded once.
+    """
+    if not isinstance(dataset, SequenceDataset):
+        return [chosen[some] for some in sequential_batches(len(chosen), batch_size)]
+    videos = dataset.videos[chosen]
+    order = np.argsort(videos, kind="stable")
+    pieces: list[list[int]] = [[]]
+    for queries in np.split(chosen[order], np.flatnonzero(np.diff(videos[order])) + 1):
+        if len(pieces[-1]) + len(queries) > batch_size:
+            pieces.append([])
+        for first in range(0, len(queries), batch_size):
+            if len(pieces[-1]) == batch_size:
+                pieces.append([])
+            pieces[-1] += queries[first : first + batch_size].tolist()
+    return [np.array(piece, dtype=np.int64) for piece in pieces if piece]
+
+
+def shard(indices: Indices, rank: int, world: int, by_video: bool = False) -> Indices:
+    """Returns one worker's share of a global batch: every `world`-th index from `rank`, or those side by side.
+
+    The latter for batches of videos, whose queries then stay together. The shares of all ranks are disjoint, together
+    the whole, and differ in size by at most one; a share is empty when the batch has fewer indices than there are
+    workers.
 
     Raises:
         ValueError: If `rank` is not within [0, world).
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank={rank} is not within [0, world={world})")
-    return indices[rank::world]
+    return np.array_split(indices, world)[rank] if by_video else indices[rank::world]
 
 
 def prefetch(

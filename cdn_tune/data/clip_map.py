@@ -3,14 +3,14 @@
 Letters: B videos of a batch, V videos in a part, T clips, D feature size.
 
 A part is a folder with `clips.bin`, [V, T, D] in C order, and `part.json`, which names the videos of its rows. It is
-written once, whole, and never changed.
+written once, whole, and never changed. A part of sequences, which differ in length, has them one after the other.
 """
 
 import sys
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,20 @@ CLIPS, PART = "clips.bin", "part.json"
 Stored = npt.NDArray[np.float32 | np.float16]
 _PROBE = [np.empty(1, np.uint8)]
 _UNUSED = sys.getrefcount(_PROBE[0])  # of an array that only a list holds; it depends on the interpreter
+
+
+class Part(NamedTuple):
+    """What a part holds.
+
+    Attributes:
+        videos: The videos, in the order of its rows.
+        rows: Rows of each.
+        frames: Of sequences, the frame features that each video has in its source.
+    """
+
+    videos: list[str]
+    rows: list[int]
+    frames: list[int]
 
 
 class Buffers:
@@ -87,7 +101,7 @@ class ClipMap:
         first = 0
         firsts = [0]
         for part in self.parts:
-            videos = read_part(part, length, feature_size, dtype)
+            videos = read_part(part, length, feature_size, dtype).videos
             self._stored.append(np.memmap(part / CLIPS, dtype, "r", shape=(len(videos), length, feature_size)))
             for row, video in enumerate(videos, start=first):
                 self._rows.setdefault(video, row)
@@ -145,8 +159,8 @@ def reopen(parts: Sequence[Path], length: int, feature_size: int, dtype: str) ->
         return None
 
 
-def read_part(part: Path, length: int, feature_size: int, dtype: str) -> list[str]:
-    """Returns the videos of a part, in the order of its rows.
+def read_part(part: Path, length: int | None, feature_size: int, dtype: str) -> Part:
+    """Returns what a part holds; `length` is the rows of every video, None if they differ.
 
     Raises:
         OSError: If it is missing.
@@ -155,9 +169,13 @@ def read_part(part: Path, length: int, feature_size: int, dtype: str) -> list[st
     try:
         about = read_json(part / PART)
         videos = [str(video) for video in about["videos"]]
-    except (ValueError, KeyError, TypeError) as error:
+        rows = [length] * len(videos) if length is not None else [int(count) for count in about["rows"]]
+        frames = [int(count) for count in about.get("frames", ())]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{part / PART}: {error}") from None
-    size = len(videos) * length * feature_size * np.dtype(dtype).itemsize
-    if (part / CLIPS).stat().st_size != size or not videos:
+    size = sum(rows) * feature_size * np.dtype(dtype).itemsize
+    if (part / CLIPS).stat().st_size != size or not videos or len(rows) != len(videos):
         raise ValueError(f"{part / CLIPS}: not the {size} bytes of {len(videos)} videos")
-    return videos
+    if min(rows) < 1 or len(frames) not in (0, len(videos)):
+        raise ValueError(f"{part / PART}: not the lengths of {len(videos)} videos")
+    return Part(videos, rows, frames)

@@ -67,9 +67,10 @@ class FeatureStore:
         self.path, self.length, self.feature_size = path, length, feature_size
         self.legacy, self.memory_bytes = legacy, memory_bytes
         self.map: ClipMap | None = None
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forgets what belongs to one process: the open file, and the clips that were kept in memory."""
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._bytes = 0
@@ -81,7 +82,7 @@ class FeatureStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._reset()
+        self.reset()
 
     def prepare(self, videos: Iterable[str], dtype: str = "float32", progress: Progress | None = None) -> None:
         """Serves the clips of videos from the node's clip cache from now on, building there what is missing.
@@ -127,7 +128,7 @@ class FeatureStore:
         Raises:
             DataError: If the video is absent, or its entry is not a readable, finite [N, D] array with N >= 1.
         """
-        return self._read(video, 0, self._count(video)[0])
+        return self._read(video, 0, self.measure(video)[0])
 
     def check(self, video: str) -> Seen:
         """Reads all frames of a video, in blocks, and returns what they are like.
@@ -135,7 +136,7 @@ class FeatureStore:
         Raises:
             DataError: As `frames` does.
         """
-        count, at_once = self._count(video)
+        count, at_once = self.measure(video)
         largest, top, constant = 0.0, None, True
         for first in range(0, count, at_once):
             frames = self._read(video, first, min(first + at_once, count))
@@ -194,13 +195,13 @@ class FeatureStore:
 
     def _after_fork(self) -> None:
         if self._pid != os.getpid():
-            self._reset()
+            self.reset()
 
     def _compute(self, video: str) -> torch.Tensor:
-        count, at_once = self._count(video)
+        count, at_once = self.measure(video)
         return resample(lambda first, last: self._read(video, first, last), count, self.length, self.legacy, at_once)
 
-    def _count(self, video: str) -> tuple[int, int]:
+    def measure(self, video: str) -> tuple[int, int]:
         """Returns the frames N of a video whose entry is of the right kind and shape, and how many to read at once."""
         self._after_fork()
         with self._lock, self._readable(video) as entry:

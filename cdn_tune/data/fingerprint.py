@@ -7,7 +7,7 @@ from cdn_tune.config import DataConfig
 from cdn_tune.data.annotations import SPLITS
 from cdn_tune.data.files import sampled_sha256, sha256
 from cdn_tune.data.hdf5 import open_features
-from cdn_tune.data.layouts import features_path, layout_of, root_of, vectors_path
+from cdn_tune.data.layouts import features_path, layout_of, root_of, text_path
 from cdn_tune.data.splits import split_annotations
 
 PLANTED_MARKER = "planted.json"
@@ -15,7 +15,7 @@ PLANTED_ATTRIBUTE = "cdn_tune_planted"
 
 
 def is_planted(config: DataConfig) -> bool:
-    """Returns whether the features or word vectors are planted.
+    """Returns whether the features or what queries are read with are planted.
 
     They are with a `planted.json` beside them or in root, or if the feature file has the attribute of planted ones (it
     keeps that when it is moved).
@@ -24,7 +24,7 @@ def is_planted(config: DataConfig) -> bool:
         DataError: If a file is missing.
     """
     features = features_path(config)
-    folders = {root_of(config), features.parent, vectors_path(config).parent}
+    folders = {root_of(config), features.parent, text_path(config).parent}
     if any((folder / PLANTED_MARKER).exists() for folder in folders):
         return True
     with open_features(features) as file:
@@ -36,8 +36,8 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
 
     Returns:
         `dataset`, `root` (absolute), `planted`; `files`: by role and name, size and either `sha256` (annotations) or
-        `mtime` and `sampled_sha256` (features, word vectors; see `files.sampled_sha256`); `splits`: queries and videos
-        of train, val and test; `skipped`: per split, the entries not used, with the reason.
+        `mtime` and `sampled_sha256` (features, word vectors or token features; see `files.sampled_sha256`); `splits`:
+        queries and videos of train, val and test; `skipped`: per split, the entries not used, with the reason.
 
     Raises:
         DataError: If a file is missing or wrong.
@@ -45,8 +45,8 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     root, layout = root_of(config), layout_of(config.dataset)
     loaded = {split: split_annotations(config, split) for split in SPLITS}
     annotations = [path for split in SPLITS for path in layout.files(root, split)]
-    vectors = vectors_path(config)
-    big = {"features": features_path(config), "word_vectors": vectors if vectors.is_file() else Path(f"{vectors}.pt")}
+    text = "tokens" if config.text == "tokens" else "word_vectors"
+    big = {"features": features_path(config), text: text_path(config)}
     return {
         "dataset": config.dataset,
         "root": str(root.resolve()),

@@ -116,3 +116,31 @@ def vectors_path(config: DataConfig) -> Path:
             "put the GloVe text file there or set data.word_vectors to its path"
         )
     return path
+
+
+def tokens_path(config: DataConfig) -> Path:
+    """Returns the path of the token features.
+
+    Raises:
+        DataError: If it does not exist.
+    """
+    root = root_of(config)
+    path = locate(root, config.tokens)
+    if not path.is_file():
+        raise DataError(
+            f"data.tokens={config.tokens}: no file {path}; write it with: cdn-tune data text {root} --model DIR, "
+            "or set data.tokens to its path"
+        )
+    return path
+
+
+def text_path(config: DataConfig) -> Path:
+    """Returns the file that queries are read with, as `data.text` says: token features, or word vectors or their cache.
+
+    Raises:
+        DataError: If it does not exist.
+    """
+    if config.text == "tokens":
+        return tokens_path(config)
+    path = vectors_path(config)
+    return path if path.is_file() else Path(f"{path}.pt")

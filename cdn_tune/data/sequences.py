@@ -7,7 +7,7 @@ Shape letters: T steps, D feature size, Q queries.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,18 +22,6 @@ Floats = npt.NDArray[np.floating]
 Draw = Callable[[int, int], int]  # an integer between two, both included
 
 _TRIES = 5000
-
-
-def joined(first: Floats, second: Floats) -> Floats:
-    """Returns two features of each step side by side [T, D + D']; one may be a step shorter, whose last is repeated.
-
-    Raises:
-        ValueError: If the lengths differ by more.
-    """
-    if abs(len(first) - len(second)) > 1:
-        raise ValueError(f"features of {len(first)} and {len(second)} steps are not of one video; compute them anew")
-    steps = max(len(first), len(second))
-    return np.concatenate([x[np.minimum(np.arange(steps), len(x) - 1)] for x in (first, second)], axis=1)
 
 
 def subsampled(features: Floats, every: int = 1, normalise: bool = False) -> Tensor:
@@ -56,18 +44,6 @@ def resized_grid(grid: Grid, steps: int, length: int) -> Grid:
     """Returns the grid of a video of `steps` steps that was resized to `length`: its clips touch."""
     size = ((steps - 1) * grid.clip_stride + grid.clip_size) / length
     return Grid(size, size, grid.fps)
-
-
-def kept_moments(moments: npt.ArrayLike, duration: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Returns the moments [Q, 2], cut to the video, that are not empty, and their places among those given [Q]."""
-    cut = np.clip(np.asarray(moments, dtype=np.float64), 0, duration)
-    kept = np.flatnonzero(cut[:, 1] > cut[:, 0])
-    return cut[kept], kept
-
-
-def targets(moments: Floats, grid: Grid, frames: int) -> npt.NDArray[np.float32]:
-    """Returns moments in seconds [Q, 2] as steps, cut to a video of so many frames."""
-    return grid.to_steps(np.clip(moments, 0, frames / grid.fps)).astype(np.float32)
 
 
 class Crop(NamedTuple):
@@ -168,12 +144,3 @@ def shuffled_groups(queries: int, most: int, generator: np.random.Generator) -> 
 def some(queries: npt.NDArray[np.int64], most: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
     """Returns at most so many of the queries, drawn if there are more."""
     return queries if len(queries) <= most else generator.choice(queries, most, replace=False)
-
-
-def epoch_slices(samples: Sequence[object], epochs: int) -> list[Sequence[object]]:
-    """Returns what was drawn for all epochs in as many equal slices; what is left over is dropped.
-
-    A slice is as published no exact pass over the videos.
-    """
-    size = len(samples) // epochs
-    return [samples[first : first + size] for first in range(0, size * epochs, size)] if size else [()] * epochs

@@ -1,12 +1,13 @@
 """The vocabulary: the words of a dataset's queries and their vectors.
 
-Letters: L words of a query, V words with a vector, W word-vector size.
+Letters: B queries of a batch, Q of a split, L words of a query, V words with a vector, W word-vector size.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,45 @@ class Vocabulary:
     def encode(self, query: str) -> torch.Tensor:
         """Returns the word vectors of a query, float32 [L, W]; zero for a word without a vector."""
         return self.vectors[torch.from_numpy(self.ids(query))]
+
+    def table(self, queries: Sequence[str]) -> "QueryTable":
+        """Returns queries as rows of word vectors."""
+        distinct = {query: self.ids(query) for query in set(queries)}
+        ids = [distinct[query] for query in queries]
+        lengths = torch.tensor([len(row) for row in ids])
+        padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
+        padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.from_numpy(np.concatenate(ids))
+        return QueryTable(self.vectors, padded, lengths)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns how many words have a vector, and examples of those that have none, ready for JSON."""
+        return {
+            "known_words": len(self.rows),
+            "unknown_words": len(self.unknown),
+            "unknown_examples": list(self.unknown)[:5],
+            "unknown_queries": self.unknown_queries,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class QueryTable:
+    """Numbered queries, as rows of word vectors.
+
+    Attributes:
+        vectors: float32 [V + 1, W]; row 0 is zero.
+        ids: Rows in `vectors` of each query's words, int64 [Q, L]; 0 after the last.
+        lengths: Words of each query, int64 [Q].
+    """
+
+    vectors: torch.Tensor
+    ids: torch.Tensor
+    lengths: torch.Tensor
+
+    def batch(self, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns word vectors, zero after the last word, [B, L, W] and where words are [B, L], of queries `at` [B]."""
+        lengths = self.lengths[at]
+        longest = int(lengths.max())
+        return self.vectors[self.ids[at, :longest]], torch.arange(longest) < lengths[:, None]
 
 
 def build_vocabulary(

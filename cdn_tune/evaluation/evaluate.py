@@ -167,7 +167,7 @@ class _Evaluation:
             )
         read_looks(self.run)
         for split in ("val", "test"):  # faults of features or words are raised before anything is done
-            open_split(self.experiment.data, split)
+            open_split(self.experiment.data, split, self.experiment.model.inputs.sequences)
         retrained = self._retrain()
         nms = self._choose_nms()
         mine = [] if self.published else list(zip([model.path for model in self.models], self.experiments, strict=True))
@@ -220,7 +220,8 @@ class _Evaluation:
     ) -> dict[str, Any]:
         """Returns the content of ``evaluation.json``; `tops` are of the chosen checkpoints, then of the retrained."""
         experiment, winner, published = self.experiment, self.winner, self.published
-        settings, test = experiment.eval, open_split(experiment.data, "test")
+        settings = experiment.eval
+        test = open_split(experiment.data, "test", experiment.model.inputs.sequences)
         chosen = () if published else self.models
         measures = [measure(each.answers(test, settings.closed), settings.test_metrics) for each in tops]
         models = dict(zip([self._name(model.path) for model in chosen], measures, strict=False))
@@ -297,7 +298,7 @@ class _Evaluation:
         }
 
     def _write(self, result: dict[str, Any], retrained: Sequence[Retrained], tops: Sequence[Retrieved]) -> None:
-        test = open_split(self.experiment.data, "test")
+        test = open_split(self.experiment.data, "test", self.experiment.model.inputs.sequences)
         results = [query_results(test.annotations, each.top, each.scores, "test") for each in tops]
         for trial, each in zip(retrained, results[len(results) - len(retrained) :], strict=True):
             write_query_results(trial.folder / PREDICTIONS, each)

@@ -31,6 +31,7 @@ class Facts:
     words: int  # how many have a vector in the folder
     all_words: bool  # whether these are all of the vectors file, not only those of the dataset
     nms: Nms | None = None  # suppression of overlaps, chosen on val; None: the experiment's
+    text_model: str | None = None  # the language model whose token features it reads, in place of words
 
 
 def model_card(facts: Facts, files: Sequence[str]) -> str:
@@ -38,7 +39,7 @@ def model_card(facts: Facts, files: Sequence[str]) -> str:
     experiment = facts.checkpoint.experiment
     parts = [
         [f"# {experiment.name}", *([_PLANTED] if facts.checkpoint.planted else []), _summary(facts)],
-        ["## Use", _USE.format(size=experiment.data.feature_size)],
+        ["## Use", _USE.format(size=experiment.data.feature_size), *_text_model(facts)],
         ["## Training data", _data(facts)],
         ["## Protocol", _protocol(facts)],
         ["## Results", *_results(facts)],
@@ -79,6 +80,16 @@ videos, annotations, features and word vectors that the weights were made from h
 limit what the weights may be used for. Whoever passes them on has to check that."""
 
 
+def _text_model(facts: Facts) -> list[str]:
+    if facts.text_model is None:
+        return []
+    return [
+        f"It reads token features of size {facts.checkpoint.experiment.data.word_size}: the last hidden state of the "
+        f"language model `{facts.text_model}`, which is not in this folder. `load` takes its folder as `text_model`; "
+        "other weights than those of training are refused."
+    ]
+
+
 def _summary(facts: Facts) -> str:
     model = facts.checkpoint.experiment.model
     parameters = sum(weight.numel() for weight in facts.checkpoint.model.parameters())
@@ -91,11 +102,17 @@ def _summary(facts: Facts) -> str:
 
 def _data(facts: Facts) -> str:
     data = facts.checkpoint.experiment.data
+    read = f"L2-normalised and averaged to {data.frames} per video"
+    if facts.checkpoint.experiment.model.inputs.sequences:
+        read = f"resized to {data.sequence.length} per video" if data.sequence.form == "fixed" else "as they are"
     of = "all of the vectors file" if facts.all_words else "those of the dataset's queries"
+    words = f"word vectors of size {data.word_size}. {facts.words:,} words have a vector in this folder: {of}. Other "
+    words += "words count as unknown."
+    if facts.text_model is not None:
+        words = f"token features of size {data.word_size} of `{facts.text_model}`."
     return (
         f"Dataset `{data.dataset}`{', planted' if facts.checkpoint.planted else ''}. Frame features of size "
-        f"{data.feature_size}, L2-normalised and averaged to {data.frames} per video; word vectors of size "
-        f"{data.word_size}. {facts.words:,} words have a vector in this folder: {of}. Other words count as unknown."
+        f"{data.feature_size}, {read}; {words}"
     )
 
 
@@ -149,9 +166,10 @@ def _limits(facts: Facts) -> str:
 
 def _graphs(checkpoint: Checkpoint) -> str:
     data, described = checkpoint.experiment.data, checkpoint.model.graph()
+    words = "token features" if data.text == "tokens" else "vectors"
     return (
         f"One video and one query at a time. Inputs: `features` float32 [1, {data.frames}, {data.feature_size}] "
         f"(L2-normalised and averaged to {data.frames} rows, as `cdn_tune.data.clips.to_fixed_length` does), `words` "
-        f"float32 [1, {graph.WORDS}, {data.word_size}] (vectors, then zeros), `word_mask` bool [1, {graph.WORDS}]. "
+        f"float32 [1, {graph.WORDS}, {data.word_size}] ({words}, then zeros), `word_mask` bool [1, {graph.WORDS}]. "
         f"Output: `scores` {described.output if described else ''}. Checked against the model to {graph.TOLERANCE:g}."
     )

@@ -124,11 +124,11 @@ def carves_val(experiment: Experiment) -> bool:
 
 def _splits(experiment: Experiment, mode: Mode) -> Mapping[Split, MomentDataset]:
     if mode == "train":
-        return open_data(experiment.data)
+        return open_data(experiment.data, experiment.model.inputs.sequences)
     wanted: tuple[Split, ...] = ("train", "val") if mode == "train+val" else ("train", "val", "test")
-    loaded = load_splits(experiment.data, wanted)
+    loaded = load_splits(experiment.data, wanted, sequences=experiment.model.inputs.sequences)
     first, second = loaded["train"], loaded["val"]
-    whole = MomentDataset(
+    whole = type(first)(
         first.annotations + second.annotations, first.skipped + second.skipped, first.vocabulary, first.features
     )
     if mode == "train+val":

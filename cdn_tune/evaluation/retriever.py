@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -18,7 +19,8 @@ from cdn_tune.data.clips import to_fixed_length
 from cdn_tune.data.features import Frames
 from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.layouts import layout_of
-from cdn_tune.data.lexicon import Lexicon, open_lexicon
+from cdn_tune.data.lexicon import QueryReader, open_reader
+from cdn_tune.data.sequence_store import sequence_of, timed
 from cdn_tune.errors import DataError, TrainingError
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint, fetch_model
 from cdn_tune.evaluation.export import is_exported, read_exported
@@ -56,16 +58,21 @@ class Video:
         duration: In seconds.
         frames: How many frame features it has, N.
         windows: Frames of each window, [first, last), V of them.
-        encoded: Encoding of each window [V, ...], as the model's family has it: for a CDN its clips [V, H, S].
+        encoded: Encodings of up to `WINDOWS_AT_ONCE` windows each, as the model's family has them: for a CDN clips
+            [V, H, S].
+        timed: Whether these know the windows' places in the video.
     """
 
     duration: float
     frames: int
     windows: tuple[tuple[int, int], ...]
-    encoded: Tensor
+    encoded: tuple[Any, ...]
+    timed: bool = False
 
     def seconds(self, window: int) -> tuple[float, float]:
-        """Returns start and end of a window in seconds."""
+        """Returns from where to where in the video the model's answers in a window count, in seconds."""
+        if self.timed:
+            return 0.0, self.duration
         first, last = self.windows[window]
         end = self.duration if last == self.frames else last * self.duration / self.frames
         return first * self.duration / self.frames, end
@@ -77,7 +84,7 @@ class Retriever:
     Args:
         model: The trained model.
         experiment: It was trained by.
-        lexicon: Its word vectors.
+        reader: Reads queries as in training: its word vectors, or what has or computes its token features.
         planted: Whether it was trained on planted data.
         source: The file it came from.
         device: Where it computes; a GPU if there is one and None is given.
@@ -88,7 +95,7 @@ class Retriever:
         self,
         model: MomentModel,
         experiment: Experiment,
-        lexicon: Lexicon,
+        reader: QueryReader,
         planted: bool,
         source: Path,
         device: torch.device | str | None = None,
@@ -96,7 +103,7 @@ class Retriever:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.experiment, self.lexicon, self.planted, self.source = experiment, lexicon, planted, source
+        self.experiment, self.reader, self.planted, self.source = experiment, reader, planted, source
         self.nms = self.model.complete(nms or experiment.eval.suppression)
         self._dtype = resolve_precision(experiment.train.precision, self.device)
 
@@ -167,11 +174,10 @@ class Retriever:
                 raise DataError(str(error)) from None
         elif stride is not None:
             raise DataError(f"stride={stride:g}: has no meaning without a window; give window as well")
-        encoded = [
-            self._encode([frames[first:last] for first, last in windows[at : at + WINDOWS_AT_ONCE]])
-            for at in range(0, len(windows), WINDOWS_AT_ONCE)
-        ]
-        return Video(float(duration), len(frames), tuple(windows), torch.cat(encoded))
+        starts = range(0, len(windows), WINDOWS_AT_ONCE)
+        encoded = tuple(self._encode(frames, duration, windows[at : at + WINDOWS_AT_ONCE]) for at in starts)
+        timed = self.experiment.model.inputs.sequences
+        return Video(float(duration), len(frames), tuple(windows), encoded, timed)
 
     @torch.no_grad()
     def answer(self, video: Video, queries: Sequence[str], top: int = 5) -> list[list[Moment]]:
@@ -189,7 +195,7 @@ class Retriever:
             As for `retrieve`.
 
         Raises:
-            DataError: If a query is empty or has no word with a vector, or `top` is not positive.
+            DataError: If a query is empty, has no word with a vector or no token features, or `top` is not positive.
             TrainingError: If scores are not finite.
         """
         if top < 1:
@@ -198,7 +204,7 @@ class Retriever:
             raise DataError(f"queries={queries!r}: is one string; give a list of them")
         words = []
         for query in queries:
-            vectors, unknown = self.lexicon.encode(query)
+            vectors, unknown = self.reader.encode(query)
             words.append(vectors)  # [L, W]
             if unknown:
                 _LOG.warning("query %r: no vector for %s; counted as in training", query, ", ".join(unknown))
@@ -215,7 +221,7 @@ class Retriever:
         Raises:
             DataError: If it is empty or has no word with a vector.
         """
-        return self.lexicon.encode(query)[1]
+        return self.reader.encode(query)[1]
 
     def _frames(self, features: Features) -> Frames:
         where = "features"
@@ -226,21 +232,38 @@ class Retriever:
             features = read_frames(Path(features), member=member, feature_size=data.feature_size).frames
         return check_frames(features, self.experiment.data.feature_size, where)
 
-    def _encode(self, windows: Sequence[Frames]) -> Tensor:
-        """Encodes windows' frames [V, ...]."""
+    def _encode(self, frames: Frames, duration: float, windows: Sequence[tuple[int, int]]) -> Any:
+        """Encodes some windows of a video's frame features [N, D]."""
         config = self.experiment.data
-        rows = [to_fixed_length(frames, config.frames, config.resampling == "legacy") for frames in windows]
-        visual = torch.stack(rows)  # [V, T, D]
+        video: tuple[Tensor, ...]
+        if self.experiment.model.inputs.sequences:
+            rows = [sequence_of(frames[first:last], config.sequence) for first, last in windows]
+            places = [timed(config.sequence, last - first, duration, len(frames)) for first, last in windows]
+            begin = [  # of a step and of a frame feature: windows begin at the latter
+                place.grid.to_seconds(0.0) + first * config.sequence.clip_stride / float(place.grid.fps)
+                for place, (first, _) in zip(places, windows, strict=True)
+            ]
+            step = [place.grid.clip_stride / float(place.grid.fps) for place in places]
+            mask = torch.arange(max(map(len, rows))) < torch.tensor([[len(row)] for row in rows])
+            times = torch.tensor([begin, step], dtype=torch.float64).T
+            video = (torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), mask, times)
+        else:
+            rows = [
+                to_fixed_length(frames[first:last], config.frames, config.resampling == "legacy")
+                for first, last in windows
+            ]
+            video = (torch.stack(rows),)  # [V, T, D]
         if config.cache_dtype == "float16":  # as the clip cache rounded them in training
-            visual = visual.half().float()
+            video = (video[0].half().float(), *video[1:])
         with autocast(self.device, self._dtype):
-            return self.model.encode(visual.to(self.device))
+            return self.model.encode(*(each.to(self.device) for each in video))
 
     def _answer(self, video: Video, words: Sequence[Tensor], top: int) -> list[list[Moment]]:
         padded = torch.nn.utils.rnn.pad_sequence(list(words), batch_first=True)  # [Q, L, W]
         mask = torch.arange(padded.shape[1]) < torch.tensor([[len(row)] for row in words])  # [Q, L]
         with autocast(self.device, self._dtype):
-            outputs = self.model.answer(video.encoded, padded.to(self.device), mask.to(self.device))
+            query = padded.to(self.device), mask.to(self.device)
+            outputs = [output for encoded in video.encoded for output in self.model.answer(encoded, *query)]
         found = []
         for window, output in enumerate(outputs):
             start, end = video.seconds(window)
@@ -262,6 +285,7 @@ def load(
     path: str | Path,
     *,
     word_vectors: str | Path | None = None,
+    text_model: str | Path | None = None,
     device: torch.device | str | None = None,
     nms_threshold: float | None = None,
 ) -> Retriever:
@@ -273,6 +297,8 @@ def load(
             these on an object store.
         word_vectors: Where the word vectors are now, if no longer where the experiment has them. An exported folder
             holds its own; naming others replaces them.
+        text_model: Folder or name on the hub of the language model whose token features it was trained on
+            (`data.text: tokens`). Needed for other queries than the dataset's, and for an exported folder.
         device: Where to compute; a GPU if there is one and None is given.
         nms_threshold: A moment that overlaps a better one by more than this IoU is dropped, also where the experiment
             has soft suppression. If None, what the run's last evaluation chose on val for this checkpoint (``evaluate
@@ -285,18 +311,17 @@ def load(
         raise DataError(f"nms_threshold={nms_threshold}: is not within [0, 1]")
     path = Path(path).expanduser() if url_of(path) is None else fetch_model(path)
     vectors = None if word_vectors is None else Path(word_vectors).expanduser()
-    nms = None
+    held = nms = None
     if is_exported(path):
-        checkpoint, lexicon = read_exported(path)
-        if vectors is not None:
-            lexicon = open_lexicon(checkpoint.experiment.data, vectors)
+        checkpoint, held = read_exported(path)
     else:
         choice = choose_checkpoint(path)
         for line in choice.damaged:
             _LOG.warning("%s", line)
         checkpoint = choice.checkpoint
-        lexicon = open_lexicon(checkpoint.experiment.data, vectors)
         nms = chosen_nms(checkpoint)
     if nms_threshold is not None:
         nms = checkpoint.experiment.eval.suppression._replace(threshold=nms_threshold, kind="hard")
-    return Retriever(checkpoint.model, checkpoint.experiment, lexicon, checkpoint.planted, checkpoint.path, device, nms)
+    language = None if text_model is None else str(text_model)
+    reader = open_reader(checkpoint.experiment.data, vectors, language, held)
+    return Retriever(checkpoint.model, checkpoint.experiment, reader, checkpoint.planted, checkpoint.path, device, nms)

@@ -19,7 +19,7 @@ import torch
 from cdn_tune.config import DataConfig, Experiment, Nms, build, recall_name
 from cdn_tune.config.tables import metrics_depth
 from cdn_tune.data.annotations import Split
-from cdn_tune.data.batches import sequential_batches
+from cdn_tune.data.batches import evaluation_batches
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
 from cdn_tune.moments.metrics import Answers, measure
@@ -70,9 +70,9 @@ _Part = list[tuple[npt.NDArray[np.int64], list[tuple[npt.NDArray[Any], npt.NDArr
 
 
 @lru_cache(maxsize=3)
-def open_split(config: DataConfig, split: Split) -> MomentDataset:
+def open_split(config: DataConfig, split: Split, sequences: bool = False) -> MomentDataset:
     """Returns an opened split, the same one for every call in this process; raises `DataError` if it cannot be used."""
-    return load_split(config, split)
+    return load_split(config, split, sequences)
 
 
 def retrieve(
@@ -111,7 +111,7 @@ def retrieve(
     for position, part in workers.run(retrieve_part, inputs):
         found[position // workers.count] += part
     if maps is not None:
-        dataset = open_split(models[0][1].data, split)
+        dataset = open_split(models[0][1].data, split, models[0][1].model.inputs.sequences)
         merge_score_maps(maps, [Path(each[-1]) for each in inputs if each[-1]], dataset.annotations, split)
     return [_assemble(part, ways) for part in found]
 
@@ -128,12 +128,12 @@ def retrieve_part(
 ) -> _Part:
     """Retrieves moments for the queries of every `parts`-th batch from `rank`; module-level, so that it pickles."""
     settings = build(Experiment, experiment, file)
-    dataset = open_split(settings.data, split)
+    dataset = open_split(settings.data, split, settings.model.inputs.sequences)
     device = this_world().device
     model = load_checkpoint(Path(file)).model.to(device)
     dtype = resolve_precision(settings.train.precision, device)
     use_tf32(settings.train.tf32)
-    batches = sequential_batches(len(dataset), settings.eval.batch_size)[rank::parts]
+    batches = evaluation_batches(dataset, np.arange(len(dataset)), settings.eval.batch_size)[rank::parts]
     found: _Part = []
     with ExitStack() as stack:
         writer = None if maps is None else stack.enter_context(ScoreMaps(Path(maps)))
@@ -200,7 +200,7 @@ def choose_nms(file: Path, experiment: Experiment, own: Nms, kinds: bool, worker
     ways = _ways(own, kinds)
     limit = max(count, metrics_depth([settings.metric])) if kinds else count
     (found,) = retrieve([(file, experiment)], "val", ways, limit, workers)
-    val = open_split(experiment.data, "val")
+    val = open_split(experiment.data, "val", experiment.model.inputs.sequences)
     values = {
         nms: measure(found[nms].answers(val, settings.closed), [name, settings.metric] if kinds else [name]).means
         for nms in ways

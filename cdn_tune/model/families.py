@@ -22,6 +22,7 @@ ENVIRONMENT = "CDN_TUNE_FAMILIES"
 FAMILIES = {
     "cdn": "cdn_tune.model.cdn.config:CDNConfig",
     "mmn": "cdn_tune.model.mmn.config:MMNConfig",
+    "snag": "cdn_tune.model.snag.config:SnAGConfig",
     "tan": "cdn_tune.model.tan.config:TANConfig",
 }
 

@@ -4,7 +4,7 @@ Shape letters: B batch, Q queries, V windows of a video, P candidate spans, S cl
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ class Batch(Protocol):
     def moments(self) -> Tensor:
         """Annotated start and end, seconds, float64 [B, 2]; of the first moment where several answer a query.
 
-        Where `config.takes_negatives`, a query that nothing answers has the empty moment [0, 0].
+        Unless `config.needs_moment`, a query that nothing answers has the empty moment [0, 0].
         """
 
     @property
@@ -107,12 +107,14 @@ class MomentModel(nn.Module):
         config: The family's configuration, which built it.
         loss_names: Names of the loss's parts, in the order in which they are recorded.
         most_spans: Most values per query that scoring one window of a video holds at once; bounds memory.
+        text_part: Name of the module that encodes the query, whose learning rate is `optim.text_lr`.
         reads_padding: Whether a query's encoding depends on how far it is padded; then queries are answered one by one.
     """
 
     config: ModelConfig
     loss_names: tuple[str, ...] = ()
     most_spans: int = 1 << 12
+    text_part: str = "query"
     reads_padding: bool = False
 
     @abstractmethod
@@ -127,6 +129,12 @@ class MomentModel(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 1, and before the steps that are left of one."""
+
+    def start_step(self, queries: int) -> None:
+        """Called before the losses of an optimiser step, whose whole batch has so many queries, over all workers."""
+
+    def end_step(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Called after the losses of a step; `total` returns the sum of all workers' tensors."""
 
     @property
     def suppression(self) -> Suppression:
@@ -164,16 +172,16 @@ class MomentModel(nn.Module):
         """Returns the pictures of an output; none by default."""
         return Pictures()
 
-    def encode(self, *video: Tensor) -> Tensor:
-        """Returns encodings of V windows [V, ...] that `answer` takes, computed once for any number of queries.
+    def encode(self, *video: Tensor) -> Any:
+        """Returns encodings of V windows that `answer` takes, computed once for any number of queries.
 
         By default the window's input itself: a family that has one tensor per video runs whole for every query.
         """
         (encoded,) = video
         return encoded
 
-    def answer(self, encoded: Tensor, *query: Tensor) -> list[Any]:
-        """Returns one output per window that `encode` returned [V, ...], each for all of Q queries.
+    def answer(self, encoded: Any, *query: Tensor) -> list[Any]:
+        """Returns one output per window that `encode` has encoded, each for all of Q queries.
 
         `query` are the tensors that `config.inputs.query` names.
         """

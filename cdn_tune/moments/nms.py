@@ -96,6 +96,7 @@ class Suppression:
             `none` keeps them.
         threshold: `hard`: IoU above which the lesser moment is dropped.
         sigma: `soft`: the decay.
+        candidates: So many, the best, are looked at; None: all.
         min_score: `hard`: only better candidates are answers. `soft`: those that decay below are dropped.
         voting: Each answer's span becomes the mean of the candidates whose IoU with it is at least this, weighted by
             their scores; 0: it stays. Not for `none`.
@@ -109,6 +110,7 @@ class Suppression:
     kind: Literal["hard", "soft", "none"] = "hard"
     threshold: float = 0.5
     sigma: float = 0.9
+    candidates: int | None = None
     min_score: float | None = None
     voting: float = 0.0
     snag: bool = False
@@ -146,6 +148,10 @@ def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tup
     if count == 0:
         return found, best
     spans = spans.to(scores.device, how.dtype).expand(queries, count, 2)
+    if how.candidates is not None:
+        count = min(count, how.candidates)
+        scores, index = scores.topk(count, dim=1)
+        spans = spans.gather(1, index[..., None].expand(-1, -1, 2))
     at_once = count * (limit if how.voting else 1)
     step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // at_once)
     for first in range(0, queries, step):

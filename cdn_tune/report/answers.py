@@ -234,7 +234,7 @@ class Viewer:
         self.checkpoint, self.notices = choice.checkpoint, choice.damaged
         self.split = cast(Split, split)
         experiment = self.checkpoint.experiment
-        self.dataset = load_split(experiment.data, self.split)
+        self.dataset = load_split(experiment.data, self.split, experiment.model.inputs.sequences)
         self._device = this_world().device
         self._dtype = resolve_precision(experiment.train.precision, self._device)
         self._model = self.checkpoint.model.to(self._device).eval()

@@ -12,7 +12,7 @@ from cdn_tune.data.files import sha256
 from cdn_tune.data.fingerprint import is_planted
 from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
 from cdn_tune.model.published import import_state
-from cdn_tune.training.runs.checkpoint import BEST, save_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, build_model, save_checkpoint
 from cdn_tune.training.runs.run_folder import EXPERIMENT, claim, describe_run, locked, read_manifest
 
 
@@ -36,7 +36,9 @@ def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
         model = import_state(read_state(path), experiment.model, experiment.data)
     except CheckpointError as error:
         raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
-    data = {**experiment.plain()["data"], "tokenizer": "legacy", "resampling": "legacy"}  # as it was trained
+    data = experiment.plain()["data"]
+    if not experiment.model.inputs.sequences:  # as those were trained; SnAG splits off punctuation
+        data |= {"tokenizer": "legacy", "resampling": "legacy"}
     changed = {"model": model.config.model_dump(mode="json"), "data": data}
     imported = override({**experiment.plain(), **changed}, {}, str(path))
     with locked(run):
@@ -45,7 +47,9 @@ def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
             raise RunError(f"{run}: holds another checkpoint; choose another --out folder")
         manifest = {**describe_run("train", imported, {}), "imported_from": source}
         claim(run, manifest, {EXPERIMENT: imported.plain()})
-        content = {"model": model.state_dict(), "epoch": 0, "val": {}, "planted": _planted(imported)}
+        given = model.state_dict()  # which buffers are saved is a matter of the loss section
+        state = {name: given.get(name, value) for name, value in build_model(imported).state_dict().items()}
+        content = {"model": state, "epoch": 0, "val": {}, "planted": _planted(imported)}
         save_checkpoint(run / BEST, imported, content)
     return imported
 

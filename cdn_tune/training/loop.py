@@ -92,10 +92,10 @@ def train(
     use_tf32(experiment.train.tf32)
     dtype = resolve_precision(experiment.train.precision, world.device)
     model = build_model(experiment).to(world.device)
-    ema = Ema(model, experiment.train.ema) if experiment.train.ema else None
-    optimiser = build_optimiser(model, experiment.optim)
-    steps = len(global_batches(len(splits["train"]), experiment, 1, world))
-    schedule = build_schedule(optimiser, experiment.optim, steps * experiment.train.epochs)
+    ema = Ema(model, experiment.train.ema, experiment.train.ema_warmup) if experiment.train.ema else None
+    optimiser = build_optimiser(model, experiment.optim, model.text_part)
+    steps = len(global_batches(splits["train"], experiment, 1, world))
+    schedule = build_schedule(optimiser, experiment.optim, steps * experiment.train.epochs, steps)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     state = TrialState(experiment, folder, model, optimiser, schedule, scaler, ema, world, planted, saving)
     micro_batch = choose_micro_batch(experiment, model, splits["train"], world, dtype)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
 from statistics import median
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.annotations import Split
-from cdn_tune.data.batches import epoch_batches, prefetch
+from cdn_tune.data.batches import prefetch, training_batches
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.evaluate.evaluation import evaluate_split
@@ -77,9 +78,9 @@ def _measured(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
     memory, available = estimate(experiment, dtype, device), available_bytes(device)
     base = peak_bytes(device)
     model = build_model(experiment).to(device)
-    trial = _Trial(experiment, model, build_optimiser(model, experiment.optim), train, device, dtype)
-    batches = epoch_batches(len(train), settings.batch_size, experiment.seed, epoch=1)
-    batch = len(batches[0])
+    trial = _Trial(experiment, model, build_optimiser(model, experiment.optim, model.text_part), train, device, dtype)
+    batches = training_batches(train, settings.batch_size, experiment.seed, epoch=1)
+    batch = max(map(len, batches))
     wanted = settings.micro_batch
     micro_batch = fit_micro_batch(batch, memory, available, trial.attempt) if wanted == "auto" else min(wanted, batch)
     seconds = trial.time_steps(measured_steps, micro_batch)
@@ -134,8 +135,8 @@ class _Trial:
 
     def time_steps(self, count: int, micro_batch: int) -> list[float]:
         """Returns the seconds of each of some steps on full batches, after one that is not counted."""
-        batches = epoch_batches(len(self.dataset), self.experiment.train.batch_size, self.experiment.seed, epoch=1)
-        full = [batch for batch in batches if len(batch) == len(batches[0])]
+        batches = training_batches(self.dataset, self.experiment.train.batch_size, self.experiment.seed, epoch=1)
+        full = batches if self.dataset.by_video else [batch for batch in batches if len(batch) == len(batches[0])]
         ends = []
         self.model.train()
         chosen = list(islice(cycle(full), count + 1))
@@ -155,9 +156,11 @@ class _Trial:
         """Makes one optimiser step, in pieces of at most so many queries."""
         self.optimiser.zero_grad(set_to_none=True)
         count = -(-len(batch) // micro_batch)
-        fields = {name: value.tensor_split(count) for name, value in vars(batch).items()}
-        for piece in (Batch(**dict(zip(fields, values, strict=True))) for values in zip(*fields.values(), strict=True)):
+        self.model.start_step(len(batch))
+        for places in np.array_split(np.arange(len(batch)), count):
+            piece = batch.part(slice(int(places[0]), int(places[-1]) + 1))
             self._backward(piece, len(piece) / len(batch))
+        self.model.end_step(lambda mine: mine)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip_norm)
         self.optimiser.step()
         if self.device.type == "cuda":

@@ -24,13 +24,13 @@ _DYING_SECONDS = 60.0  # how long a process whose driver was killed may live on
 
 
 @lru_cache(maxsize=2)
-def open_data(config: DataConfig) -> Mapping[Split, MomentDataset]:
-    """Opens the train and val splits; the trials that follow in this process share them.
+def open_data(config: DataConfig, sequences: bool = False) -> Mapping[Split, MomentDataset]:
+    """Opens the train and val splits, as clips or as sequences; the trials that follow in this process share them.
 
     Raises:
         DataError: If the data cannot be used.
     """
-    return load_splits(config, ("train", "val"))
+    return load_splits(config, ("train", "val"), sequences=sequences)
 
 
 def train_in(
@@ -55,7 +55,7 @@ def train_in(
         CdnTuneError: If the data, the folder's checkpoint or the training is at fault.
     """
     with torch_threads(threads or threads_for(experiment)), _alone(folder):
-        splits, planted = open_data(experiment.data), is_planted(experiment.data)
+        splits, planted = open_data(experiment.data, experiment.model.inputs.sequences), is_planted(experiment.data)
         saving = _claim(folder)
         try:
             result = train(experiment, folder, report, splits, on_step, planted, stop, saving)

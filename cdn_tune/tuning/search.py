@@ -182,7 +182,9 @@ def open_study(
     """
     url = storage_of(run, options.storage)
     check_shared(run, url)
-    splits = load_splits(experiment.data, ("train", "val"))  # raises what is wrong with the data, once
+    reads = space.reads(experiment.model.name)
+    loaded = {each: load_splits(experiment.data, ("train", "val"), sequences=each) for each in reads}
+    splits = loaded.get(experiment.model.inputs.sequences) or loaded[reads[0]]
     if remark := coarse(len(splits["val"])):
         _LOG.warning("%s", remark)
     data = fingerprint(experiment.data)
@@ -197,7 +199,7 @@ def open_study(
         raise RunError(f"--storage {given}: the study of {run} lies in another storage ({recorded}); name that one")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_steps(space, experiment, len(splits["train"]))
-    steps = len(global_batches(len(splits["train"]), experiment, 1, World()))
+    steps = len(global_batches(splits["train"], experiment, 1, World()))
     folder = FolderTrials.read(run)
     if not is_there(url):
         _refuse_unknown(run, folder, [])  # before a study is begun

@@ -108,7 +108,7 @@ def test_wrong_parameter(tmp_path: Path, parameters: dict[str, Any], words: str)
             "'parametrs <= 4e8': parametrs is no key and no cost; did you mean par",
         ),
         ({"constraints": ["name <= size"]}, "size is no key and no cost"),
-        ({"constraints": ["layers <= 4"]}, "layers may be model.query.layers or model.map.layers; write it in full"),
+        ({"constraints": ["layers <= 4"]}, "layers may be model.cross_attention.layers or "),
         ({"constraints": ["model.map <= 4"]}, "model.map is a section; name a key in it"),
         ({"constraints": ["clip_pool <= 4"]}, "cannot be evaluated: '<=' not supported"),
         ({"constraints": ["zzzz <= 4"]}, "costs are parameters, memory_gb, checkpoint_gb"),

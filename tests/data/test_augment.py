@@ -182,3 +182,13 @@ def test_a_loss_that_needs_a_moment_refuses_negatives(tiny: Callable[..., Experi
     assert override(mmn, {"train.augment.crop": 0.5}, "mmn").train.augment.active
     with pytest.raises(ConfigError, match=r"train\.augment\.negative=0\.1: the loss of model\.name=mmn"):
         override(mmn, {"train.augment.negative": 0.1}, "mmn")
+    cdn = tiny(**{"train.augment.negative": 0.1}).plain()
+    with pytest.raises(ConfigError, match=r"negative=0\.1: the loss of model\.contrastive=true needs a moment"):
+        override(cdn, {"model.contrastive": True}, "cdn")
+
+
+@pytest.mark.parametrize("key", ["crop", "shift", "negative"])
+def test_families_that_read_sequences_refuse_it(tiny: Callable[..., Experiment], key: str) -> None:
+    plain = {name: value for name, value in tiny().plain().items() if name not in ("model", "loss")}
+    with pytest.raises(ConfigError, match=r"which model\.name=snag does not read; .*data\.sequence\.crop"):
+        override({**plain, "model": {"name": "snag"}}, {f"train.augment.{key}": 0.1}, "snag")

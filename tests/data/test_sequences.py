@@ -12,13 +12,6 @@ from cdn_tune.moments.grid import Grid
 GRID = Grid(clip_size=16, clip_stride=8, fps=25.0)
 
 
-def test_features_side_by_side() -> None:
-    first, second = np.arange(6.0).reshape(3, 2), np.arange(2.0).reshape(2, 1)
-    assert sequences.joined(first, second).tolist() == [[0, 1, 0], [2, 3, 1], [4, 5, 1]]
-    with pytest.raises(ValueError, match="3 and 1 steps are not of one video"):
-        sequences.joined(first, second[:1])
-
-
 @given(steps=st.integers(1, 70), length=st.integers(1, 33))
 def test_resizing_keeps_what_is_linear(steps: int, length: int) -> None:
     """Constants stay, order stays, and the middle of a ramp stays the middle."""
@@ -35,9 +28,6 @@ def test_seconds_and_steps() -> None:
     steps = GRID.to_steps(moments)
     assert steps[0].tolist() == pytest.approx([-1.0, 0.0])  # the first clip's start and centre
     np.testing.assert_allclose(GRID.to_seconds(steps), moments)
-    assert sequences.targets(moments, GRID, frames=1000)[2].tolist() == pytest.approx([92.75, 124.0])  # ends at 40 s
-    kept, places = sequences.kept_moments([[5, 3], [-1, 2], [8, 12], [10, 11]], duration=10)
-    assert (kept.tolist(), places.tolist()) == ([[0, 2], [8, 10]], [1, 2])
 
 
 @settings(max_examples=60)
@@ -74,8 +64,6 @@ def test_groups_of_queries() -> None:
     cut = sequences.shuffled_groups(7, 3, generator)
     assert [len(group) for group in cut] == [3, 3, 1]
     assert sorted(np.concatenate(cut).tolist()) == list(range(7))
-    assert sequences.epoch_slices(range(11), 3) == [range(3), range(3, 6), range(6, 9)]
-    assert sequences.epoch_slices(range(2), 3) == [(), (), ()]
 
 
 def test_the_shortest_crop_in_seconds() -> None:

@@ -102,7 +102,7 @@ def test_all_words_need_no_annotations(run: Path, planted: Path, tmp_path: Path)
     with pytest.raises(DataError, match="--all-words"):
         export_run(run, tmp_path / "out", moved)
     export_run(run, tmp_path / "out", moved, all_words=True)
-    assert load(tmp_path / "out").lexicon.rows == load(run).lexicon.rows
+    assert load(tmp_path / "out").reader.rows == load(run).reader.rows
     with pytest.raises(ConfigError, match=r"model\.hidden=3"):
         export_run(run, tmp_path / "other", {"model.hidden": 3})
 

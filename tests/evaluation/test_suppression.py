@@ -39,7 +39,7 @@ OWN = [
     (TANConfig(), Suppression(slack=1e-9)),
     (MMNConfig(), Suppression(slack=1e-9)),
     (MMNConfig(overlaps="rounded"), Suppression(dtype=torch.float32)),
-    (SnAGConfig(), Suppression("soft", sigma=0.9, voting=0.95, min_score=0.001)),
+    (SnAGConfig(), Suppression("soft", sigma=0.9, candidates=2000, min_score=0.001, voting=0.95)),
 ]
 
 

@@ -41,6 +41,7 @@ from cdn_tune.config.yaml import dump, parse
 from cdn_tune.data.charades import LAYOUT
 from cdn_tune.data.doctor import examine
 from cdn_tune.data.planted import plant
+from cdn_tune.data.tokens import LanguageModel, write_tokens
 from cdn_tune.data.vectors import word_table
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.predictions import score_predictions
@@ -436,10 +437,33 @@ def _as_layout(folder: Path, features: str, suffix: str, text: Callable[[Any], s
     (folder / FEATURES).rename(folder / features)
 
 
-def read_data(dataset: str, path: Path) -> None:
+def make_tokens(folder: Path) -> Path:
+    make_data(folder)
+    texts = {item.query for split in ("train", "test") for item in LAYOUT.load(folder, split).annotations}
+    features = ((text, np.ones((len(text.split()), 12), np.float32)) for text in sorted(texts))
+    write_tokens(folder / "tokens.hdf5", LanguageModel("model", "digest", 12), features)
+    return folder / "tokens.hdf5"
+
+
+def damage_tokens(path: Path, rng: random.Random) -> None:
+    """Changes an attribute of the file or of a text's features, or damages it as other features."""
+    if rng.random() < 0.5:
+        damage_hdf5(path, rng)
+        return
+    with h5py.File(path, "r+") as file:
+        held = file if rng.random() < 0.5 else file[rng.choice(sorted(file))]
+        name = rng.choice(sorted(held.attrs))
+        del held.attrs[name]
+        odd: list[Any] = [None, 0, -1, 2**63, 1.5, np.nan, "x", "", b"\xff", "\x1b[2J" * 99, [1, 2], h5py.Empty("f4")]
+        if (value := rng.choice(odd)) is not None:
+            held.attrs[name] = value
+
+
+def read_data(dataset: str, path: Path, text: str = "words") -> None:
     """Examines a data folder as `data doctor` does, and opens it as training does."""
-    examine(path.parent, dataset, word_vectors=VECTORS)
+    examine(path.parent, dataset, word_vectors=VECTORS, text=text)
     data = {**TINY["data"], "root": str(path.parent), "dataset": dataset, "word_vectors": VECTORS, "val_fraction": 0.3}
+    data["text"] = text
     train = open_data(DataConfig.model_validate(data))["train"]
     train.batch(range(min(2, len(train))))
 
@@ -683,6 +707,7 @@ FORMATS = {
     "activitynet": Format(make_activitynet, partial(read_data, "activitynet"), damage_json),
     "vectors": Format(make_vectors, read_vectors, damage_text),
     "features": Format(make_features, partial(read_data, "charades_sta"), damage_hdf5),
+    "tokens": Format(make_tokens, partial(read_data, "charades_sta", text="tokens"), damage_tokens),
     "predictions": Format(make_predictions, read_predictions, damage_json_lines),
     "manifest": Format(make_manifest, read_search, damage_json),
     "journal": Format(make_journal, read_search, damage_json_lines),

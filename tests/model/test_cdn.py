@@ -40,6 +40,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no residual": {"map": {"layers": 2, "kernel_size": 3, "dynamic_layers": 1, "residual": False}},
     "no norm": {"map": {"layers": 2, "kernel_size": 3, "dynamic_layers": 1, "batch_norm": False}},
     "norm over valid": {"map": {"layers": 2, "kernel_size": 3, "dynamic_layers": 1, "norm_over": "valid"}},
+    "gates": {"gates": True},
     "bidirectional": {"query": {"layers": 2, "bidirectional": True}},
     "bidirectional as published": {"query": {"layers": 2, "bidirectional": True, "read_padding": True}},
 }
@@ -106,8 +107,9 @@ def test_cells_that_nobody_needs_change_nothing(
         model = build(**{**changes, "clips": 16} if "scale_layers" not in changes else changes).train(training)
         model = model.double()
         if everything:
-            model.map.train_cells.fill_(True)
-            model.map.eval_cells.fill_(True)
+            for cells in model.map.cells:
+                cells.training_cells.fill_(True)
+                cells.evaluation_cells.fill_(True)
         visual, words, mask = batch()
         output = model(visual.double(), words.double(), mask)
         output.logits.square().sum().backward()

@@ -167,9 +167,9 @@ def test_another_family_leaves_the_values_of_the_base_behind(tiny: Tiny) -> None
     [
         (
             {"model.name": "toi"},
-            "model.name: 'toi' is no model family; known are cdn, mmn, tan, toy; did you mean toy?",
+            "model.name: 'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you mean toy?",
         ),
-        ({"model.name": 3}, "model.name: 3 is no model family; known are cdn, mmn, tan, toy; use one of them"),
+        ({"model.name": 3}, "model.name: 3 is no model family; known are cdn, mmn, snag, tan, toy; use one of them"),
         ({"model.width": 3}, "model.width: unknown key of the family cdn; with model.name=toy it exists"),
         (
             {"model.name": "toy", "loss.min_iou": 0.1},
@@ -220,7 +220,7 @@ def test_schema_and_reference_know_all_families(tiny: Tiny, tmp_path: Path) -> N
         ),
         (
             {"model.name": {**NAMES, "choices": ["cdn", "toi"]}},
-            "'toi' is no model family; known are cdn, mmn, tan, toy; did you",
+            "'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you",
         ),
         ({**BOTH, "model.width": {**WIDTH, "when": {"model.name": "toi"}}}, "'toi' is never sampled"),
         ({**BOTH, "model.widht": WIDTH}, "parameters.model.widht: unknown key; did you mean model.width?"),
@@ -238,7 +238,7 @@ def test_wrong_spaces(tiny: Tiny, tmp_path: Path, parameters: dict[str, Any], wo
 def test_an_unknown_family_in_the_overrides_of_a_space(tiny: Tiny, tmp_path: Path) -> None:
     parameters = {"optim.lr": {"type": "float", "low": 1e-3, "high": 1e-2}}
     path = write_space(tmp_path, tiny(), parameters, overrides={"model.name": "toi"})
-    assert "'toi' is no model family; known are cdn, mmn, tan, toy; did you mean toy?" in refused(path)
+    assert "'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you mean toy?" in refused(path)
     assert "did you mean cdn" in refused(path, {"model.name": "cdm"})
     assert load_space(path, {"model.name": "toy"})[1].model.name == "toy"
 
@@ -358,11 +358,17 @@ def test_a_checkpoint_of_a_family_that_is_not_here(run: Path, monkeypatch: pytes
 
 
 def test_searched_against_cdn(tiny: Tiny, tmp_path: Path) -> None:
-    """On real Ray: worker processes find the toy by the environment that they inherit."""
-    points = [{"model.name": "cdn", "model.map.layers": 1}, {"model.name": "toy", "model.width": 6}]
-    plan = {"trials": 2, "keep": 2, "start_with": points, "early_stopping": {"name": "none"}}
-    base = tiny(**{"train.epochs": 1, "model.map.dynamic_layers": 0})
-    space, run = write_space(tmp_path, base, BOTH, **plan), tmp_path / "run"
+    """On real Ray: worker processes find the toy by the environment that they inherit; SnAG reads sequences."""
+    points = [
+        {"model.name": "cdn", "model.map.layers": 1},
+        {"model.name": "toy", "model.width": 6},
+        {"model.name": "snag", "model.video.hidden": 8},
+    ]
+    plan = {"trials": 3, "keep": 3, "start_with": points, "early_stopping": {"name": "none"}}
+    base = tiny(**{"train.epochs": 1, "model.map.dynamic_layers": 0, "data.sequence.length": 32})
+    hidden = {"type": "categorical", "choices": [8, 16], "when": {"model.name": "snag"}}
+    three = {**BOTH, "model.name": {**NAMES, "choices": ["cdn", "toy", "snag"]}, "model.video.hidden": hidden}
+    space, run = write_space(tmp_path, base, three, **plan), tmp_path / "run"
     SearchSpace.model_validate(read_mapping(space), strict=False)
     command = [sys.executable, "-m", "cdn_tune", "search", str(space), "--run", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
@@ -371,8 +377,9 @@ def test_searched_against_cdn(tiny: Tiny, tmp_path: Path) -> None:
     assert [(entry.params["model.name"], entry.state.name) for entry in entries] == [
         ("cdn", "COMPLETE"),
         ("toy", "COMPLETE"),
+        ("snag", "COMPLETE"),
     ]
     kept = {load_checkpoint(path).experiment.model.name for path in (run / "best").glob("*/checkpoint.pt")}
-    assert kept == {"cdn", "toy"}
+    assert kept == {"cdn", "toy", "snag"}
     assert "width" in invoke("leaderboard", run).output
     invoke("report", run)

@@ -20,8 +20,8 @@ from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import ConfigError
 from cdn_tune.evaluation import scoring
 from cdn_tune.model.family import Spans
+from cdn_tune.model.layers.contrast import sentence_contrast
 from cdn_tune.model.mmn.config import MMNConfig
-from cdn_tune.model.mmn.loss import sentence_contrast
 from cdn_tune.model.mmn.network import MMN
 from cdn_tune.model.tan.config import TANConfig
 from cdn_tune.model.tan.network import TAN
@@ -158,7 +158,7 @@ def test_memory_is_estimated_without_computing(family: str, tiny: Tiny) -> None:
     [
         ("tan", {"model.query.hidden": 7, "model.query.bidirectional": True}, "hidden=7 is odd"),
         ("mmn", {"model.clips": 5}, "model.clips=5 does not divide data.frames=16"),
-        ("tan", {"model.joint": 8}, "unknown key of the family tan; with model.name=mmn"),
+        ("tan", {"loss.count_removed": True}, "unknown key of the family tan; with model.name=mmn"),
         ("mmn", {"loss.min_iou": 1.0}, "must be below max_iou"),
         ("mmn", {"optim.schedule": "milestones"}, "needs the epochs"),
         ("mmn", {"optim.schedule": "milestones", "optim.milestones": [5, 3]}, "must rise"),

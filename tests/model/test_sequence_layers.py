@@ -106,14 +106,17 @@ def test_sinusoids() -> None:
 
 
 def test_longer_sequences_stretch_the_table() -> None:
-    """As a whole or each by itself; but not in training."""
+    """To each one's own length, rounded up if wanted, whatever the padding; but not in training."""
     zeros, mask = torch.zeros(3, 9, 4), lengths_mask([9, 7, 3], 9)
-    whole, own = (Positions(5, 4, by_sample=kind).eval() for kind in (False, True))
+    whole, own = (Positions(5, 4, multiple).eval() for multiple in (4, 1))
 
     def stretched(steps: int) -> Tensor:
         return functional.interpolate(whole.table.T[None], size=steps, mode="linear", align_corners=True)[0].T
 
-    torch.testing.assert_close(whole(zeros, mask), stretched(9) * mask[..., None])
+    found = whole(zeros, mask)
+    torch.testing.assert_close(found[0], stretched(12)[:9])
+    torch.testing.assert_close(found[1, :7], stretched(8)[:7])
+    torch.testing.assert_close(found[2, :3], whole.table[:3])
     found = own(zeros, mask)
     torch.testing.assert_close(found[0], stretched(9))
     torch.testing.assert_close(found[1, :7], stretched(7))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cdn_tune.config import load_experiment
+from cdn_tune.model.layers.contrast import moment_logits, negative_sentences, positive_cells, sentence_sums
 from cdn_tune.model.layers.loss import scale_iou
-from cdn_tune.model.mmn.loss import moment_logits, negative_sentences, positive_cells, sentence_sums
 from cdn_tune.model.mmn.published import published_names
 from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.training.memory.estimate import count_parameters
@@ -48,7 +48,7 @@ def test_outputs(name: str) -> None:
     close(model.moment_iou(hidden)[:, :, rows, columns], expected["iou_map"])
     close(model.sentence.contrastive(sentence), expected["contrastive_sent"])
     close(model.sentence.iou(sentence), expected["iou_sent"])
-    for layer, weight in enumerate(model.map.weights):
+    for layer, weight in enumerate(model.map.weights()):
         close(weight, expected[f"weight.{layer}"], 1e-7)
 
 
@@ -74,11 +74,11 @@ def test_targets_and_contrasts(name: str) -> None:
     close(logits.diagonal(dim1=1, dim2=2), first["vid_pos"])
     close(logits, first["vid_neg"])
     positive, total = sentence_sums(
-        output.all_cosines(0), output.rows, top, negative, loss.margin, loss.sentence_temperature, True
+        output.part(0).all_cosines(), output.rows, top, negative, loss.margin, loss.sentence_temperature, True
     )
     close(positive, first["sent_pos"])
     torch.testing.assert_close(total.exp(), first["sent_neg_sum"], rtol=1e-4, atol=0)
-    assert first["sent_neg_count"] == 1 + output.all_cosines(0)[0].numel()
+    assert first["sent_neg_count"] == 1 + output.part(0).all_cosines()[0].numel()
 
 
 @needs_arrays

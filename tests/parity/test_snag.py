@@ -1,25 +1,24 @@
 """Parity with the published SnAG, on its recorded arrays (skipped where they are absent)."""
 
-import copy
 import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from cdn_tune.config import DataConfig
+from cdn_tune.config import DataConfig, OptimConfig, SequenceConfig
 from cdn_tune.data import sequences
+from cdn_tune.data.sequence_store import sequence_of, timed
 from cdn_tune.errors import CheckpointError, ConfigError
 from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.snag.config import SnAGConfig, SnAGLoss
 from cdn_tune.model.snag.network import SnAG
 from cdn_tune.model.snag.published import PublishedSnag, from_published, import_state, nms, published_name
-from cdn_tune.moments.grid import Grid
 from cdn_tune.moments.metrics import Answers, recall
-from cdn_tune.training.step.optimiser import average
-from cdn_tune.training.step.published import Rates, part_groups
+from cdn_tune.training.step.optimiser import Ema, build_optimiser, build_schedule
 
 from .recorded import CHANGES, load, needs_arrays, part, spoil
 
@@ -102,29 +101,43 @@ def test_published_optimiser(name: str) -> None:
     arrays = load(name)
     model, config = rebuild(arrays)
     given, options = part(arrays, "in."), config["train"]["optimizer"]
-    bases = [options.get(f"{theirs}_lr", options["lr"]) for theirs in PARTS.values()]
-    parts = [(getattr(model.model, ours), base) for ours, base in zip(PARTS, bases, strict=True)]
-    groups = part_groups(parts, options["weight_decay"])
-    assert [len(group["params"]) for group in groups] == arrays["published.group_sizes"].tolist()
-    assert [group["weight_decay"] for group in groups] == pytest.approx(arrays["published.weight_decay"].tolist())
-    optimiser = torch.optim.AdamW(groups)
-    rates = Rates(warmup=1, epochs=1, per_epoch=4, from_zero=True)
-    averaged = copy.deepcopy(model)
+    assert {key for key in options if key.endswith("_lr")} <= {"text_net_lr"}
+    settings = OptimConfig(
+        name="adamw",
+        lr=options["lr"],
+        text_lr=options.get("text_net_lr"),
+        weight_decay=options["weight_decay"],
+        warmup_epochs=1,
+        warmup_from_zero=True,
+    )
+    optimiser = build_optimiser(model.model, settings, model.model.text_part)
+    schedule = build_schedule(optimiser, settings, total_steps=8, epoch_steps=4)
+    group_of = {id(weight): group for group in optimiser.param_groups for weight in group["params"]}
+    parts = {ours: list(getattr(model.model, ours).parameters()) for ours in PARTS}
+    decays = [[weight for weight in parts[ours] if group_of[id(weight)]["weight_decay"]] for ours in PARTS]
+    sizes = [
+        count for ours, mine in zip(PARTS, decays, strict=True) for count in (len(mine), len(parts[ours]) - len(mine))
+    ]
+    assert sizes == arrays["published.group_sizes"].tolist()
+    assert max(group["weight_decay"] for group in optimiser.param_groups) == pytest.approx(
+        float(arrays["published.weight_decay"].max())
+    )
+    averaged = Ema(model, float(arrays["published.ema_beta"]), warmup=False)
     for step in range(6):
-        for group, base in zip(optimiser.param_groups, np.repeat(bases, 2).tolist(), strict=True):
-            group["lr"] = rates.at(step, base)
+        rates = [group_of[id(parts[ours][0])]["lr"] for ours in PARTS]
+        assert np.repeat(rates, 2) == pytest.approx(arrays["published.lr"][step].tolist())
         losses = model.losses(given)
         optimiser.zero_grad()
         losses["total"].backward()
         norm = clip_grad_norm_(model.parameters(), config["train"]["clip_grad_norm"])
         optimiser.step()
-        average(averaged, model, float(arrays["published.ema_beta"]))
-        assert [group["lr"] for group in optimiser.param_groups] == pytest.approx(arrays["published.lr"][step].tolist())
+        schedule.step()
+        averaged.update(model)
         assert norm.item() == pytest.approx(arrays["published.grad_norm"][step], rel=1e-3)
         for key in ("total", "cls", "reg", "loss_norm"):
             recorded = arrays["published.losses" if key == "total" else f"published.{key}"][step]
             assert losses[key].item() == pytest.approx(recorded, rel=1e-4), (key, step)
-    for kind, weights in (("final", model), ("ema", averaged)):
+    for kind, weights in (("final", model), ("ema", averaged.model)):
         recorded = torch.from_numpy(arrays[f"published.{kind}_logits"])
         torch.testing.assert_close(raw(weights, given)["logits"], recorded, atol=1e-3, rtol=0)
 
@@ -179,52 +192,57 @@ def test_suppression() -> None:
         np.testing.assert_allclose(spans, arrays[f"out_segments{case}"], atol=1e-4)
 
 
-def videos() -> list[tuple[int, dict[str, Any], Grid, dict[str, Any]]]:
-    """Number, arrays, grid and settings of each recorded video."""
+def videos(form: str, **changes: Any) -> list[tuple[int, dict[str, Any], SequenceConfig]]:
+    """Number, arrays and settings of each recorded video."""
     arrays = load("snag_data")
     config = json.loads(str(arrays["config"]))
     keys = ("features", "segments", "duration", "num_frames", "fps")
     found = []
     for video in range(config["count"]):
         own = {key: arrays[f"{key}{video}"] for key in keys}
-        grid = Grid(config["clip_size"], config["clip_stride"], float(own["fps"]))
-        found.append((video, own | {"all": arrays}, grid, config))
+        settings = SequenceConfig(
+            form=form,
+            length=config["max_vid_len"],
+            every=1 if form == "fixed" else config["downsample_rate"],
+            normalise=form == "variable",
+            clip_size=config["clip_size"],
+            clip_stride=config["clip_stride"],
+            fps=float(own["fps"]),
+            **changes,
+        )
+        found.append((video, own | {"all": arrays}, settings))
     return found
+
+
+def moments_of(own: dict[str, Any]) -> np.ndarray:
+    """The moments, cut to the video, that are not empty; ours refuses a negative start instead."""
+    cut = np.clip(own["segments"], 0, float(own["duration"]))
+    return cut[cut[:, 1] > cut[:, 0]]
 
 
 @pytest.mark.parametrize("form", ["fixed", "variable"])
 def test_features_and_targets(form: str) -> None:
-    for video, own, grid, config in videos():
-        rate, most = config["downsample_rate"], config["max_vid_len"]
-        if form == "fixed":
-            steps = torch.from_numpy(own["features"])
-            ours = sequences.resized(steps, most)
-            grid = sequences.resized_grid(grid, len(steps), most)
-        else:
-            ours = sequences.subsampled(own["features"], rate, normalise=True)
-            grid = grid._replace(clip_stride=grid.clip_stride * rate)
+    for video, own, settings in videos(form):
+        found = sequence_of(own["features"], settings)
+        steps, grid = timed(settings, len(own["features"]), float(own["duration"]))
+        assert len(found) == steps
         recorded = {key: own["all"][f"{form}.{key}{video}"] for key in ("vid", "target", "segment", "clip")}
-        moments, places = sequences.kept_moments(own["segments"], float(own["duration"]))
-        assert 3 not in places  # reversed
-        np.testing.assert_allclose(ours.T, recorded["vid"], atol=1e-5)
+        moments = moments_of(own)
+        np.testing.assert_allclose(found.T, recorded["vid"], atol=1e-5)
         np.testing.assert_allclose(moments, recorded["segment"], atol=1e-9)
         assert [grid.clip_size, grid.clip_stride] == pytest.approx(recorded["clip"].tolist())
-        steps_of = sequences.targets(moments, grid, int(own["num_frames"]))
-        np.testing.assert_allclose(steps_of, recorded["target"], atol=1e-5)
-        back = np.clip(grid.to_seconds(steps_of), 0, float(own["duration"]))
-        np.testing.assert_allclose(back, np.clip(moments, 0, int(own["num_frames"]) / grid.fps), atol=1e-4)
+        last = int(own["num_frames"]) / float(own["fps"])
+        np.testing.assert_allclose(grid.to_steps(np.minimum(moments, last)), recorded["target"], atol=1e-5)
 
 
 @pytest.mark.parametrize(("form", "ratio"), [("crop", (0.9, 1.0)), ("nocrop", None)])
 def test_groups(form: str, ratio: tuple[float, float] | None) -> None:
     found = []
-    for video, own, grid, config in videos():
-        rate, most = config["downsample_rate"], config["max_vid_len"]
-        grid = grid._replace(clip_stride=grid.clip_stride * rate)
-        moments, _ = sequences.kept_moments(own["segments"], float(own["duration"]))
-        seconds = sequences.reach(-(-len(own["features"]) // rate), most, grid, ratio)
-        generator = np.random.default_rng(0)
-        for group in sequences.groups_within(moments, seconds, 6, generator):
+    for video, own, settings in videos("variable", crop=ratio):
+        moments = moments_of(own)
+        steps, grid = timed(settings, len(own["features"]), float(own["duration"]))
+        seconds = sequences.reach(steps, settings.length, grid, settings.crop)
+        for group in sequences.groups_within(moments, seconds, 6, np.random.default_rng(0)):
             found.append([f"v{video}", group.tolist()])
     assert found == json.loads(str(load("snag_data")[f"groups.{form}"]))
 
@@ -261,18 +279,23 @@ def test_crops() -> None:
 def test_learning_rates() -> None:
     arrays = load("snag_data")
     for case, config in enumerate(json.loads(str(arrays["schedule.config"]))):
-        rates = Rates(
-            warmup=config["warmup_epochs"],
-            epochs=config["epochs"],
-            per_epoch=config["itrs_per_epoch"],
-            schedule=config["name"],
-            drops=config.get("steps", [-1]),
-            gamma=config.get("gamma", 0.1),
-            from_zero=True,
+        warmup, steps = config["warmup_epochs"], config["itrs_per_epoch"]
+        drops = [warmup + epoch for epoch in config.get("steps", ()) if epoch >= 0]
+        kind = "cosine" if config["name"] == "cosine" else "milestones" if drops else "constant"
+        settings = OptimConfig(
+            lr=1e-3, text_lr=2e-4, schedule=kind, milestones=drops, warmup_epochs=warmup, warmup_from_zero=True
         )
-        recorded = arrays[f"schedule.lr{case}"]
-        ours = [[rates.at(step, base) for base in (1e-3, 2e-4)] for step in range(len(recorded))]
-        np.testing.assert_allclose(ours, recorded, rtol=1e-6, atol=1e-12)
+        model = nn.ModuleDict({"others": nn.Linear(1, 1), "text": nn.Linear(1, 1)})
+        optimiser = build_optimiser(model, settings, "text")
+        schedule = build_schedule(optimiser, settings, steps * (warmup + config["epochs"]), steps)
+        recorded, ours = arrays[f"schedule.lr{case}"], []
+        for step in range(1, len(recorded) + 1):
+            ours.append([group["lr"] for group in optimiser.param_groups[::2]])
+            schedule.step()
+            if step % steps == 0:
+                schedule.end_epoch(0.0)
+        # The published cosine ends at 1e-8, not at 0.
+        np.testing.assert_allclose(ours, recorded, rtol=1e-6, atol=1.1e-8)
 
 
 def test_recall() -> None:
@@ -315,7 +338,7 @@ def test_weights_are_imported_into_an_experiment() -> None:
         word_size=config["model"]["text_net"]["in_dim"],
     )
     imported = import_state(part(arrays, "state."), published.model.config, data)
-    assert "positives_per_query" in imported.state_dict()
+    assert "normaliser" in imported.state_dict()
     for name, value in published.model.named_parameters():
         assert torch.equal(imported.get_parameter(name), value)
     with pytest.raises(ConfigError, match=r"model\.name=cdn: these weights are those of a snag"):

@@ -46,7 +46,7 @@ def test_outputs(name: str) -> None:
     close(clips, expected["clips"])
     for found, key in ((moments, "map"), (fused, "fused"), (hidden, "hidden")):
         close(found[:, :, rows, columns], expected[key])
-    for layer, weight in enumerate(model.map.weights):
+    for layer, weight in enumerate(model.map.weights()):
         close(weight, expected[f"weight.{layer}"], 1e-7)
     close(published.losses(given)["bce"], expected["bce"])
     loss = model.loss_config

@@ -103,6 +103,22 @@ def test_other_families_are_imported_with_the_published_switches(family: str, ti
         assert torch.equal(checkpoint.model.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("resumes", [True, False])
+def test_snag_is_imported_with_or_without_its_normaliser(resumes: bool, tiny: Tiny, tmp_path: Path) -> None:
+    small = {"model.text": {"hidden": 8, "layers": 1}, "model.video": {"hidden": 8, "levels": 3, "length": 32}}
+    switches = {"data.sequence.length": 32, "loss.normaliser_resumes": resumes}
+    experiment = tiny(**{"model.name": "snag", **small, **switches})
+    model = build_model(experiment)
+    names = importlib.import_module("cdn_tune.model.snag.published").published_names(model)
+    torch.save({theirs: model.state_dict()[ours] for ours, theirs in names}, tmp_path / "best.pth")
+    imported = import_weights(tmp_path / "best.pth", experiment, tmp_path / "run")
+    assert imported.data.tokenizer == "words"  # it splits off punctuation
+    found = load_checkpoint(tmp_path / "run" / BEST).model.state_dict()
+    assert ("normaliser" in found) == resumes
+    for name, value in model.state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (os.system, ("touch pwned",))

@@ -150,7 +150,7 @@ def test_a_damaged_name_of_a_store_is_told(content: str, tmp_path: Path, monkeyp
 
 
 def test_a_strangers_folder_names_no_store(store: Store, tmp_path: Path) -> None:
-    """What lies in the cache alone is believed: a name found elsewhere would have this user's credentials sent there."""
+    """Only what lies in the cache is believed: a name found elsewhere would have this user sign requests to it."""
     ours = working_copy(store.url("run"))
     theirs = tmp_path / "runs" / ours.parent.name / ours.name
     shutil.copytree(ours.parent, theirs.parent)

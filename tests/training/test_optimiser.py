@@ -4,11 +4,13 @@ import itertools
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from cdn_tune.config import OptimConfig
+from cdn_tune.errors import ConfigError
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
-from cdn_tune.training.step.optimiser import PLATEAU_FACTOR, PLATEAU_PATIENCE, build_optimiser, build_schedule
+from cdn_tune.training.step.optimiser import PLATEAU_FACTOR, PLATEAU_PATIENCE, Ema, build_optimiser, build_schedule
 
 
 def rates(config: OptimConfig, steps: int) -> list[float]:
@@ -91,3 +93,51 @@ def test_betas_and_decay_of_everything() -> None:
 def test_names(name: str) -> None:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
     assert type(build_optimiser(nn.Linear(2, 2), OptimConfig.model_validate({"name": name}))) is kind
+
+
+def test_warm_up_in_epochs_and_from_zero() -> None:
+    config = OptimConfig(lr=1.0, warmup_epochs=2, warmup_from_zero=True)
+    schedule = build_schedule(build_optimiser(nn.Linear(2, 2), config), config, 100, epoch_steps=2)
+    seen = []
+    for _ in range(6):
+        seen.append(schedule.learning_rate)
+        schedule.step()
+    assert seen == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1])
+    with pytest.raises(ValidationError, match="warmup_steps=3, warmup_epochs=2: set one to 0"):
+        OptimConfig(warmup_steps=3, warmup_epochs=2)
+
+
+def test_the_query_encoder_has_its_own_rate() -> None:
+    """In groups of its own, and under the same schedule, also when resumed."""
+    model = nn.ModuleDict({"query": nn.Linear(2, 2), "query_free": nn.Linear(2, 2)})
+    config = OptimConfig(lr=1.0, text_lr=0.1, weight_decay=0.5, warmup_steps=2)
+    optimiser = build_optimiser(model, config, "query")
+    groups = optimiser.param_groups
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    assert [[names[id(weight)] for weight in group["params"]] for group in groups] == [
+        ["query_free.weight"],
+        ["query_free.bias"],
+        ["query.weight"],
+        ["query.bias"],
+    ]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 0.5, 0.0]
+    schedule = build_schedule(optimiser, config, 10)
+    assert [group["lr"] for group in optimiser.param_groups] == [0.5, 0.5, 0.05, 0.05]
+    schedule.step()
+    again = build_optimiser(model, config, "query")
+    resumed = build_schedule(again, config, 10)
+    again.load_state_dict(optimiser.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert [group["lr"] for group in again.param_groups] == [1.0, 1.0, 0.1, 0.1]
+    with pytest.raises(ConfigError, match=r"optim\.text_lr=0\.1: this model has no part that encodes queries"):
+        build_optimiser(nn.Linear(2, 2), config, "query")
+
+
+def test_the_average_begins_with_the_untrained_weights_if_as_published() -> None:
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    averages = [Ema(model, 0.9, warmup) for warmup in (True, False)]
+    nn.init.constant_(model.weight, 1.0)
+    for average, share in zip(averages, (0.1, 0.9), strict=True):
+        average.update(model)
+        torch.testing.assert_close(average.model.weight.detach(), share * before + 1 - share)

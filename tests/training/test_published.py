@@ -1,4 +1,4 @@
-"""The published experiments, at full size, on planted features of theirs: they are planned, and they train."""
+"""The published experiments of map families, at full size, on planted features of theirs: planned, and trained."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from cdn_tune.training.reports import EpochReport, StepReport
 from cdn_tune.training.train_trial import open_data, train_in
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = sorted(path for name in ("charades", "tacos") for path in (ROOT / "experiments" / name).glob("*.yaml"))
+PUBLISHED = sorted(path for name in ("charades", "tacos") for path in (ROOT / "experiments" / name).glob("*x*.yaml"))
 STEPS = 2
 FPS, FRAMES = 30.0, 3000
 

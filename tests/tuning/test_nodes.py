@@ -222,7 +222,10 @@ def test_a_partition_heals(start: Any, tmp_path: Path, seconds: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_autoscaler_grows_and_shrinks_the_cluster(start: Any, tmp_path: Path) -> None:
+def test_an_autoscaler_grows_and_shrinks_the_cluster(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # as the cluster's
     run = tmp_path / "run"
     with autoscaling_cluster(tmp_path, workers=3) as cluster:
         driver = start(cluster, trials=8, epochs=120)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 _SHOWN = 3
-KEYS = ("dataset", "features", "word_vectors", "val_fraction")
+KEYS = ("dataset", "features", "word_vectors", "val_fraction", "text", "tokens")
 
 
 class _JsonOrFile(TyperCommand):
@@ -112,7 +112,12 @@ def fact_lines(report: Report) -> Iterator[str]:
             f"{facts['rows_per_second']:g} rows a second; {facts['checked']} read"
         )
     facts = report.words
-    if "size" in facts:
+    if "model" in facts:
+        yield (
+            f"  tokens {facts['file']}: size {facts['size']}, of {facts['model']}; {facts['with_features']} of "
+            f"{facts['queries']} queries have features"
+        )
+    elif "size" in facts:
         known = facts["words"] - len(facts["unknown"])
         yield (
             f"  words {facts['file']}: size {facts['size']}; {known} of the queries' {facts['words']} words have a "

@@ -88,6 +88,8 @@ def _model_and_data(plan: Plan, experiment: Experiment) -> Iterator[Row]:
         videos = _count(plan.videos[name], "video", "videos")
         remark = coarse(plan.queries[name]) if name == "val" else None
         yield name, _count(plan.queries[name], "query", "queries"), f"of {videos}{f'; {remark}' if remark else ''}"
+    if experiment.data.text == "tokens":
+        yield "text", "tokens", f"features of size {experiment.data.word_size} from {experiment.data.tokens}"
     pieces = -(-plan.batch // plan.micro_batch)
     computed = "whole at once" if pieces == 1 else f"{pieces} times up to {plan.micro_batch} queries"
     yield "batch", _count(plan.batch, "query", "queries"), f"computed {computed}"

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColum
 from cdn_tune.cli.show.output import err, print_note
 
 if TYPE_CHECKING:
-    from cdn_tune.config import DataConfig
+    from cdn_tune.config import Experiment
     from cdn_tune.training.reports import EpochReport, StepReport
 
 
@@ -23,12 +23,12 @@ def counted(text: str, *columns: str | ProgressColumn, visible: bool = True) -> 
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
-def build_clips(config: DataConfig) -> None:
-    """Builds the node's clip cache for the train and val splits where it is missing."""
+def build_clips(experiment: Experiment) -> None:
+    """Builds the node's clip cache for an experiment's train and val splits where it is missing."""
     from cdn_tune.data.dataset import load_splits
 
     with counted("building the clip cache", visible=False) as progress:
-        load_splits(config, ("train", "val"), progress)
+        load_splits(experiment.data, ("train", "val"), progress, experiment.model.inputs.sequences)
 
 
 class TrainProgress:

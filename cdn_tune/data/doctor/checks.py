@@ -1,4 +1,4 @@
-"""The doctor's checks of every annotation and of the word vectors."""
+"""The doctor's checks of every annotation and of what queries are read with: word vectors or token features."""
 
 import unicodedata
 from collections import Counter
@@ -11,12 +11,14 @@ from cdn_tune.data.annotations import SPLITS, Annotation, Skipped, Split
 from cdn_tune.data.doctor.report import EXAMPLES, Finding, Level, grouped
 from cdn_tune.data.layouts import Layout
 from cdn_tune.data.tokenizer import words
+from cdn_tune.data.tokens import TokenFeatures
 from cdn_tune.data.vectors import load_vectors
 from cdn_tune.errors import DataError
 
 LONG_SECONDS = 3 * 3600.0
 USUAL = "glove.6B.300d.txt"
 LOW_COVERAGE = 0.95
+SAMPLE = 256  # queries whose token features a quick examination reads
 
 
 def check_annotations(
@@ -188,3 +190,29 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
         remedy = "use word vectors that cover them, or correct the spelling" if low else ""
         findings.append(Finding("warning" if low else "info", "words", what, remedy, len(unknown), examples))
     return facts, findings
+
+
+def check_tokens(
+    path: Path, root: Path, items: Iterable[Annotation], quick: bool
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Returns the facts of a file of token features for some queries, and its faults; `quick`: a sample is read."""
+    if not path.is_file():
+        what = f"{path}: no token features"
+        remedy = f"write them with: cdn-tune data text {root} --model DIR, or name them: data.tokens=FILE"
+        return {}, [Finding("error", "words", what, remedy)]
+    queries: dict[str, list[str]] = {}
+    for item in items:
+        queries.setdefault(item.query, []).append(item.id)
+    try:
+        features = TokenFeatures(path)
+        faults = features.check(queries, root, max(1, len(queries) // SAMPLE) if quick else 1)
+    except DataError as error:
+        return {"file": str(path)}, grouped("words", [(path.name, error)])
+    facts = {
+        "file": str(path),
+        "model": features.model.name,
+        "size": features.model.size,
+        "queries": len(queries),
+        "with_features": len(queries) - len(faults),
+    }
+    return facts, grouped("words", [(place, error) for text, error in faults.items() for place in queries[text]])

@@ -7,7 +7,13 @@ from typing import Any
 from cdn_tune.config import DataConfig
 from cdn_tune.config.tables import LAYOUTS
 from cdn_tune.data.annotations import SPLITS, Split
-from cdn_tune.data.doctor.checks import check_annotations, check_overlap, check_words, find_vectors
+from cdn_tune.data.doctor.checks import (
+    check_annotations,
+    check_overlap,
+    check_tokens,
+    check_words,
+    find_vectors,
+)
 from cdn_tune.data.doctor.features import check_features
 from cdn_tune.data.doctor.report import Finding, Report
 from cdn_tune.data.files import Progress, is_remote, locate, read_json, remote_file
@@ -17,6 +23,7 @@ from cdn_tune.data.splits import coarse, held_out
 from cdn_tune.errors import DataError
 
 VAL_FRACTION: float = DataConfig.model_fields["val_fraction"].default
+TOKENS: str = DataConfig.model_fields["tokens"].default
 _ORDER = ("error", "warning", "info")
 
 
@@ -29,8 +36,10 @@ def examine(
     progress: Progress | None = None,
     *,
     val_fraction: float = VAL_FRACTION,
+    text: str = "words",
+    tokens: str = TOKENS,
 ) -> Report:
-    """Examines a data folder: annotations, features, word vectors, overlap of the splits.
+    """Examines a data folder: annotations, features, word vectors or token features, overlap of the splits.
 
     Args:
         root: The folder, as for `data.root`.
@@ -40,6 +49,8 @@ def examine(
         quick: Read the features of a sample of the videos.
         progress: Called with (videos read, videos to read).
         val_fraction: Share of training videos held out where there is no val split, as for `data.val_fraction`.
+        text: How queries are read, as for `data.text`.
+        tokens: The token features, as for `data.tokens`.
 
     Raises:
         DataError: If the folder does not exist, or `dataset` is unknown.
@@ -94,8 +105,11 @@ def examine(
     else:
         feature_facts, more = check_features(path, root, durations, layout.member, quick, progress)
         findings += more
-    vectors = locate(root, word_vectors) if word_vectors else find_vectors(root, (marker or {}).get("word_vectors"))
-    word_facts, more = check_words(vectors, root, items)
+    if text == "tokens":
+        word_facts, more = check_tokens(locate(root, tokens), root, items, quick)
+    else:
+        vectors = locate(root, word_vectors) if word_vectors else find_vectors(root, (marker or {}).get("word_vectors"))
+        word_facts, more = check_words(vectors, root, items)
     findings += more
     return Report(
         root=str(root),

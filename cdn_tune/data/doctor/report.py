@@ -43,7 +43,8 @@ class Report:
         quick: Whether features were sampled.
         splits: Per split, numbers of queries, videos and skipped entries.
         features: File, videos, videos checked, size, type, rows per second.
-        words: File, size, coverage, and the unknown words with how often each occurs, most frequent first.
+        words: File, size, coverage, and the unknown words with how often each occurs, most frequent first; or file,
+            model and size of token features, and how many queries have some.
         findings: Errors first.
     """
 

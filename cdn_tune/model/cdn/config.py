@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from cdn_tune.config.experiment import DataConfig, Fraction
 from cdn_tune.config.family import LossConfig
 from cdn_tune.config.keys import Frozen, Positive
-from cdn_tune.model.layers.map_config import ConvsConfig, IouLoss, Layers, MapModelConfig
+from cdn_tune.model.layers.map_config import ConvsConfig, FusedMapConfig, FusedMapLoss, Layers
 from cdn_tune.model.layers.map_config import derive_scale_layers as derive_scale_layers
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class MapConfig(ConvsConfig):
         return self
 
 
-class CDNLoss(IouLoss):
+class CDNLoss(FusedMapLoss):
     """Scaled-IoU cross-entropy and attention diversity."""
 
     max_iou: Fraction = Field(0.9, description="IoU that is rescaled to target 1")
@@ -71,7 +71,7 @@ class CDNLoss(IouLoss):
     attention_lambda: Annotated[float, Field(ge=0)] = Field(0.3, description="its diagonal target [λ]")
 
 
-class CDNConfig(MapModelConfig):
+class CDNConfig(FusedMapConfig):
     """The whole network."""
 
     loss = CDNLoss
@@ -93,14 +93,9 @@ class CDNConfig(MapModelConfig):
 
         return CDN(self, data.feature_size, data.word_size, cast(CDNLoss, loss))
 
-    @property
-    def takes_negatives(self) -> bool:
-        """They do: every cell is to score 0."""
-        return True
-
     def summary(self) -> str:
         """Returns sizes and variant."""
         return (
             f"{self.map_summary}, hidden {self.hidden}, {self.map.layers} layers "
-            f"({self.map.dynamic_layers} dynamic), {self.map.kernels}"
+            f"({self.map.dynamic_layers} dynamic), {self.map.kernels}{self.switches_summary}"
         )

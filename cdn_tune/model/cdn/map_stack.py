@@ -3,6 +3,9 @@
 Shape letters: B batch, C channels (the hidden size), S clips, Q query size, N layers.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -24,13 +27,19 @@ class MapStack(nn.Module):
         query_size: Size of the query encoding Q.
         mask: Valid cells [S, S] of the stack's input, on the CPU, where all constants are computed: on the meta device
             that would load the compiler, which takes seconds.
+        coarser: Valid cells of smaller maps that the same kernels convolve; each has normalisations of its own.
+        gates: Whether a layer's output is multiplied by a gate per cell, the sigmoid of a convolution of its input.
     """
 
-    weight_maps: Tensor
-    train_cells: Tensor
-    eval_cells: Tensor
-
-    def __init__(self, config: MapConfig, channels: int, query_size: int, mask: Tensor) -> None:
+    def __init__(
+        self,
+        config: MapConfig,
+        channels: int,
+        query_size: int,
+        mask: Tensor,
+        coarser: Sequence[Tensor] = (),
+        gates: bool = False,
+    ) -> None:
         super().__init__()
         self.residual = config.residual
         self.convs = nn.ModuleList(
@@ -41,39 +50,60 @@ class MapStack(nn.Module):
         )
         norms = len(self.convs) + 1 if config.batch_norm else 0
         self.norms = nn.ModuleList(MapNorm(channels, config.norm_over) for _ in range(norms))
-        maps = weight_maps(mask, config.kernel_sizes)
-        sees_map = [dynamic and config.mixing != "query" for dynamic in config.dynamic]
-        statistics = config.batch_norm and config.norm_over == "all"
-        trained = [statistics or sees for sees in sees_map]
-        train_cells = needed_cells(mask, maps > 0, config.kernel_sizes, trained, statistics)
-        eval_cells = needed_cells(mask, maps > 0, config.kernel_sizes, sees_map, False)
-        device = next(self.parameters()).device
-        self.register_buffer("weight_maps", maps.to(device), persistent=False)
-        self.register_buffer("train_cells", train_cells.to(device), persistent=False)
-        self.register_buffer("eval_cells", eval_cells.to(device), persistent=False)
+        gated = config.kernel_sizes if gates else ()
+        self.gates = nn.ModuleList(nn.Conv2d(channels, 1, size, padding=size // 2) for size in gated)
+        self.coarser_norms = nn.ModuleList(
+            nn.ModuleList(MapNorm(channels, config.norm_over) for _ in range(norms)) for _ in coarser
+        )
+        self.cells = nn.ModuleList(_Cells(config, each, next(self.parameters()).device) for each in (mask, *coarser))
 
-    def forward(self, x: Tensor, query: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, query: Tensor, mask: Tensor, scale: int = 0) -> Tensor:
         """Convolves maps for queries.
 
         Args:
             x: Maps [B, C, S, S], 0 at invalid cells.
             query: Query encodings [B, Q].
             mask: The valid cells again, on the device of the maps.
+            scale: Which of all maps these are.
 
         Returns:
             Maps [B, C, S, S], undefined at invalid cells.
         """
-        cells = self.train_cells if self.training else self.eval_cells
+        constants = cast(_Cells, self.cells[scale])
+        norms = cast(nn.ModuleList, self.coarser_norms[scale - 1]) if scale else self.norms
+        cells = constants.training_cells if self.training else constants.evaluation_cells
         x = x.contiguous(memory_format=torch.channels_last)
         for index, conv in enumerate(self.convs):
-            x = self._norm(index, x, mask)
+            x = _norm(norms, index, x, mask)
             out = conv(x, query, cells[index])
             out = out + x if self.residual else out
-            x = torch.relu(out * self.weight_maps[index])  # no weight is negative
-        return self._norm(len(self.convs), x, mask)
+            y = torch.relu(out * constants.weights[index])  # no weight is negative
+            x = y * torch.sigmoid(self.gates[index](x)) if len(self.gates) else y
+        return _norm(norms, len(self.convs), x, mask)
 
-    def _norm(self, index: int, x: Tensor, mask: Tensor) -> Tensor:
-        return self.norms[index](x, mask) if len(self.norms) else x
+
+class _Cells(nn.Module):
+    """What every layer has to know of one map: weight maps, and cells that are needed, all [N, S, S]."""
+
+    weights: Tensor
+    training_cells: Tensor
+    evaluation_cells: Tensor
+
+    def __init__(self, config: MapConfig, mask: Tensor, device: torch.device) -> None:
+        super().__init__()
+        maps = weight_maps(mask, config.kernel_sizes)
+        sees_map = [dynamic and config.mixing != "query" for dynamic in config.dynamic]
+        statistics = config.batch_norm and config.norm_over == "all"
+        trained = [statistics or sees for sees in sees_map]
+        train = needed_cells(mask, maps > 0, config.kernel_sizes, trained, statistics)
+        evaluation = needed_cells(mask, maps > 0, config.kernel_sizes, sees_map, False)
+        for name, constant in (("weights", maps), ("training_cells", train), ("evaluation_cells", evaluation)):
+            self.register_buffer(name, constant.to(device), persistent=False)
+
+
+def _norm(norms: nn.ModuleList, index: int, x: Tensor, mask: Tensor) -> Tensor:
+    """Normalises by the `index`-th layer, if there are any."""
+    return norms[index](x, mask) if len(norms) else x
 
 
 def weight_maps(mask: Tensor, kernel_sizes: tuple[int, ...]) -> Tensor:

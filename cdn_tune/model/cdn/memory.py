@@ -8,6 +8,7 @@ import torch
 from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.family import Memory
 from cdn_tune.model.kernels.sample_conv import samples_at_once
+from cdn_tune.model.layers.map_model import switch_floats
 
 _TILED = 1024  # from this product of channels and kernel size on a CPU convolves in tiles (kernels/cell_conv.py)
 
@@ -17,10 +18,10 @@ def working_memory(
 ) -> Memory:
     """Returns generous counts of the bytes; arguments as those of `MomentModel.memory`."""
     # Per query: sixteen maps a layer, two dozen values per frame, attention step and channel, three mixed kernels.
-    maps = config.clips**2 * config.hidden * 16 * (config.map.layers + 2)
+    maps = sum(clips**2 for clips, _ in config.maps) * config.hidden * 16 * (config.map.layers + 2)
     attention = frames * (4 * feature_size + 24 * config.hidden * (config.attention_steps + 1))
     kernels = 3 * (config.hidden * max(config.map.kernel_sizes, default=1)) ** 2
-    bound = 4 * (maps + attention + kernels)
+    bound = 4 * (maps + attention + kernels + switch_floats(config))
     return Memory(bound, _temporary(config, dtype, device), _at_once(config, batch, dtype, device))
 
 

@@ -23,6 +23,7 @@ class CDN(FusedMapModel):
     """The whole network, for frame features of size D and word vectors of size W."""
 
     config: CDNConfig
+    loss_config: CDNLoss
     loss_names = ("moment_loss", "attention_loss")
     rounding = "share"  # as published
 
@@ -31,7 +32,7 @@ class CDN(FusedMapModel):
         hidden, clips, query = config.hidden, config.clips, config.query
         self.config, self.feature_size, self.word_size = config, feature_size, word_size
         self.loss_config = loss or CDNLoss()
-        self.most_spans, self.reads_padding = clips**2, query.read_padding
+        self.reads_padding = query.read_padding
         self.query = QueryEncoder(word_size, hidden, query.layers, query.bidirectional, query.read_padding)
         self.clip_pool: nn.Module = (
             AttentionPool(feature_size, hidden, clips, config.attention_steps, config.attention_size)
@@ -40,25 +41,30 @@ class CDN(FusedMapModel):
         )
         self.proposals = build_proposals(config)
         self.fusion = Fusion(hidden)
-        self.map = MapStack(config.map, hidden, hidden, valid_mask(clips, config.scales))
+        finest, *coarser = (valid_mask(*each) for each in config.maps)
+        self.map = MapStack(config.map, hidden, hidden, finest, coarser, config.gates)
         self.score = nn.Conv2d(hidden, 1, 1)
+        self.add_switches()
 
-    def convolve(self, fused: Tensor, query: Tensor, mask: Tensor) -> Tensor:
+    def convolve(self, fused: Tensor, query: Tensor, mask: Tensor, scale: int) -> Tensor:
         """Convolves fused maps [B, H, S, S] with kernels that depend on their queries [B, H]."""
-        moments: Tensor = self.map(fused, query, mask)
+        moments: Tensor = self.map(fused, query, mask, scale)
         return moments
 
     def loss(self, output: MapOutput, batch: Batch) -> Losses:
-        """Returns moment loss + β attention loss; the latter is 0 with mean pooling."""
+        """Returns moment loss + β attention loss, which is 0 with mean pooling, + the losses of switches."""
         config = self.loss_config
-        targets = iou_maps(batch.durations, batch.all_moments, self.config.clips)  # [B, S, S]
-        moment = moment_loss(output.logits.float(), targets.float(), output.mask, config.min_iou, config.max_iou)
+        moment = output.logits.new_zeros((), dtype=torch.float32)
+        for each in output.maps:
+            targets = iou_maps(batch.durations, batch.all_moments, each.clips).float()  # [B, S, S]
+            moment = moment + moment_loss(each.logits.float(), targets, each.mask, config.min_iou, config.max_iou)
         if output.attention is None:
             attention = moment.new_zeros(())
         else:
             attention = attention_loss(output.attention.float(), config.attention_lambda)
         parts = {"moment_loss": moment, "attention_loss": attention}
-        return Losses(moment + config.attention_beta * attention, parts)
+        switches = self.switch_losses(output, batch.durations, batch.all_moments)
+        return Losses(moment + config.attention_beta * attention + switches.total, {**parts, **switches.parts})
 
     def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """Returns an estimate of training's working memory."""

@@ -73,6 +73,8 @@ def published_settings(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
     for key, (value, published) in variants.items():
         if value != published:
             raise ConfigError(f"{key}={value}: the published model has {published} only; change the experiment")
+    for key, on in model.switched_on.items():
+        raise ConfigError(f"{key}={on}: the published model has no such thing; change the experiment")
     return {
         "num_clips": model.clips,
         "proposal": _PUBLISHED[model.proposals],

@@ -25,9 +25,19 @@ class MapConvs(nn.Module):
         kernel_sizes: Odd kernel size of each layer.
         mask: Valid cells [S, S] of the input, on the CPU, where constants are computed.
         batch_norm: Whether layers normalise.
+        coarser: Valid cells of smaller maps that the same kernels convolve.
+        gates: Whether a layer's output is multiplied by a gate per cell, the sigmoid of a convolution of its input.
     """
 
-    def __init__(self, channels: int, kernel_sizes: Sequence[int], mask: Tensor, batch_norm: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_sizes: Sequence[int],
+        mask: Tensor,
+        batch_norm: bool = False,
+        coarser: Sequence[Tensor] = (),
+        gates: bool = False,
+    ) -> None:
         super().__init__()
         border = sum(size // 2 for size in kernel_sizes)
         paddings = [border] + [0] * (len(kernel_sizes) - 1)
@@ -35,22 +45,25 @@ class MapConvs(nn.Module):
         convs = [nn.Conv2d(channels, channels, size, padding=padding) for size, padding in layers]
         self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(MapNorm(channels) for _ in (layers if batch_norm else ()))
+        gated = layers if gates else ()
+        self.gates = nn.ModuleList(nn.Conv2d(channels, 1, size, padding=padding) for size, padding in gated)
         device = convs[0].weight.device
-        for index, weight in enumerate(neighbour_weights(mask, layers)):
-            self.register_buffer(f"weight_{index}", weight.to(device), persistent=False)
+        for scale, each in enumerate((mask, *coarser)):
+            for index, weight in enumerate(neighbour_weights(each, layers)):
+                self.register_buffer(f"weight_{scale}_{index}", weight.to(device), persistent=False)
 
-    @property
-    def weights(self) -> list[Tensor]:
-        """Each layer's weight map [S', S'], smaller from layer to layer, the last one [S, S]."""
-        return [getattr(self, f"weight_{index}") for index in range(len(self.convs))]
+    def weights(self, scale: int = 0) -> list[Tensor]:
+        """Returns each layer's weight map [S', S'], smaller from layer to layer, the last one [S, S]."""
+        return [getattr(self, f"weight_{scale}_{index}") for index in range(len(self.convs))]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolves maps [B, C, S, S], 0 at invalid cells, to maps [B, C, S, S]."""
-        for index, (conv, weight) in enumerate(zip(self.convs, self.weights, strict=True)):
-            x = conv(x)
+    def forward(self, x: Tensor, scale: int = 0) -> Tensor:
+        """Convolves maps [B, C, S, S], 0 at invalid cells, to maps [B, C, S, S]; `scale` is 0 for the finest maps."""
+        for index, (conv, weight) in enumerate(zip(self.convs, self.weights(scale), strict=True)):
+            y = conv(x)
             if len(self.norms):
-                x = self.norms[index](x, weight > 0)
-            x = torch.relu(x) * weight
+                y = self.norms[index](y, weight > 0)
+            y = torch.relu(y) * weight
+            x = y * torch.sigmoid(self.gates[index](x)) if len(self.gates) else y
         return x
 
 

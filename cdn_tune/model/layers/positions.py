@@ -24,14 +24,14 @@ class Positions(nn.Module):
     Args:
         steps: Length of the table.
         channels: Even number of channels C.
-        by_sample: Stretch it to each sequence's own length, whatever its padding; else to T.
+        multiple: Stretched to a sequence's own length, rounded up to a multiple of this, whatever its padding.
     """
 
     table: Tensor
 
-    def __init__(self, steps: int, channels: int, by_sample: bool = False) -> None:
+    def __init__(self, steps: int, channels: int, multiple: int = 1) -> None:
         super().__init__()
-        self.by_sample = by_sample
+        self.multiple = multiple
         self.register_buffer("table", sinusoids(steps, channels), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -46,8 +46,7 @@ class Positions(nn.Module):
                 raise ValueError(
                     f"a sequence of {steps} steps is longer than the table of {len(table)} positions; shorten it"
                 )
-            padded = torch.full((len(x), 1), steps, device=x.device)
-            lengths = mask.sum(dim=1, keepdim=True) if self.by_sample else padded  # [B, 1]
+            lengths = -(-mask.sum(dim=1, keepdim=True) // self.multiple) * self.multiple  # [B, 1]
             table = _stretched(table, steps, lengths)
         else:
             table = table[:steps]

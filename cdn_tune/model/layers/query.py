@@ -17,6 +17,8 @@ class QueryEncoder(nn.Module):
     it starts at the end of the padded batch, as the published code does, so that a query's encoding depends on the
     batch it is in. H is the state size of each direction.
 
+    `word_states` is the size of a word's state in the last layer, of both directions if there are two.
+
     2D-TAN's code, which concatenates, takes the backward state at the last word too, where that has read nothing but
     the padding and this word; with `read_padding` and without `join` so does this.
     """
@@ -31,6 +33,7 @@ class QueryEncoder(nn.Module):
         join: bool = True,
     ) -> None:
         super().__init__()
+        self.word_states = 2 * hidden if bidirectional else hidden
         directions = 2 if bidirectional else 1
         sizes = [word_size] + [hidden * directions] * (layers - 1)
         self.read_padding = read_padding
@@ -46,12 +49,16 @@ class QueryEncoder(nn.Module):
         Where both directions are concatenated, encodings are [B, 2H]. A query without words is encoded as without
         context (zeros before `join`).
         """
+        return self.read(words, word_mask)[1]
+
+    def read(self, words: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the states at all words [B, L, `word_states`], and the encodings that `forward` returns."""
         # Many processors refuse LSTMs in half precision, and GPUs compute them in fp16 where bf16 is set.
         # There is no autocast of tensors without memory.
         with nullcontext() if words.is_meta else torch.autocast(words.device.type, enabled=False):
             return self._encode(words.float() if words.dtype.itemsize < 4 else words, word_mask)
 
-    def _encode(self, words: Tensor, word_mask: Tensor) -> Tensor:
+    def _encode(self, words: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
         mask = word_mask.bool()
         lengths = mask.sum(dim=1)  # [B]
         last = (lengths - 1).clamp(min=0)  # [B]
@@ -59,7 +66,7 @@ class QueryEncoder(nn.Module):
             state = words
             for layer in self.forwards:
                 state, _ = layer(state)  # [B, L, H]
-            return _state_at(state, last) * (lengths > 0)[:, None]
+            return state, _state_at(state, last) * (lengths > 0)[:, None]
 
         turned = _reversal(mask, self.read_padding)[:, :, None]  # [B, L, 1]
         state = words
@@ -70,7 +77,7 @@ class QueryEncoder(nn.Module):
             state = torch.cat([forth, against], dim=2)
         back_at = last if self.read_padding and self.join is None else torch.zeros_like(last)
         joined = torch.cat([_state_at(forth, last), _state_at(against, back_at)], dim=1) * (lengths > 0)[:, None]
-        return joined if self.join is None else self.join(joined)
+        return state, joined if self.join is None else self.join(joined)
 
 
 def _state_at(states: Tensor, index: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from cdn_tune.model.family import Batch, Losses, Memory, ScoreMap, Spans
 from cdn_tune.model.layers.clip_pool import MeanPool
+from cdn_tune.model.layers.contrast import Matching, contrastive_losses, distinct
 from cdn_tune.model.layers.map_convs import MapConvs
 from cdn_tune.model.layers.map_model import MapModel, build_proposals, map_memory
 from cdn_tune.model.mmn.config import MMNConfig, MMNLoss
-from cdn_tune.model.mmn.loss import iou_loss, moment_contrast, negative_sentences, positive_cells, sentence_contrast
+from cdn_tune.model.mmn.loss import iou_loss
 from cdn_tune.moments.nms import Suppression
 from cdn_tune.moments.temporal_map import iou_maps, valid_mask
 
@@ -36,13 +37,13 @@ class MMNOutput(NamedTuple):
     sentences: Tensor
     rows: Tensor
 
+    def part(self, part: int) -> Matching:
+        """Returns the embeddings for contrast (0) or for IoU (1)."""
+        return Matching(self.moments[:, part], self.sentences[:, part], self.rows)
+
     def cosines(self, part: int) -> Tensor:
         """Returns the cosine of every query with the cells of its own video, float32 [B, M]."""
-        return self.all_cosines(part)[torch.arange(len(self.rows), device=self.rows.device), self.rows]
-
-    def all_cosines(self, part: int) -> Tensor:
-        """Returns the cosine of every query with the cells of every video, float32 [B, V, M]."""
-        return torch.einsum("bj,vjm->bvm", self.sentences[:, part].float(), self.moments[:, part].float())
+        return self.part(part).cosines()
 
 
 class MMN(MapModel):
@@ -53,6 +54,7 @@ class MMN(MapModel):
 
     config: MMNConfig
     loss_names = ("loss_iou", "loss_vid", "loss_sent")
+    text_part = "sentence"
 
     def __init__(self, config: MMNConfig, feature_size: int, word_size: int, loss: MMNLoss | None = None) -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class MMN(MapModel):
             word_mask: True or 1 where there is a word [B, L].
             videos: A number for each query's video [B]; without, each query has a video of its own.
         """
-        first, rows = _distinct(videos, len(visual), visual.device)
+        first, rows = distinct(videos, len(visual), visual.device)
         moments = self.encode(visual if first is None else visual[first])  # [V, 2, J, M]
         return MMNOutput(moments, self.sentence(words, word_mask), rows)
 
@@ -107,22 +109,9 @@ class MMN(MapModel):
     def losses(self, output: MMNOutput, ious: Tensor, moments: Tensor) -> Losses:
         """Returns the loss, given the IoU of each cell with each query's moment [B, M], and the moments [B, 2]."""
         loss, late = self.loss_config, 0 < self.loss_config.contrastive_epochs < self.epoch
-        contrastive, rows = output.all_cosines(0), output.rows
-        top = positive_cells(ious, loss.positives)  # [B, K]
-        keep = negative_sentences(moments, rows, loss.sentence_iou)  # [B, B]
-        sentences, cells = output.sentences[:, 0].float(), output.moments[:, 0].float()
         parts = {
             "loss_iou": iou_loss(_SHARPNESS * output.cosines(1), ious, loss.min_iou, loss.max_iou),
-            "loss_vid": moment_contrast(sentences, cells, rows, top, keep, loss.margin, loss.video_temperature),
-            "loss_sent": sentence_contrast(
-                contrastive,
-                rows,
-                top,
-                ious < loss.negative_iou,
-                loss.margin,
-                loss.sentence_temperature,
-                loss.count_removed,
-            ),
+            **contrastive_losses(output.part(0), ious, moments, loss, loss.count_removed),
         }
         weight = loss.contrastive_weight * (_LATE if late else 1.0)
         return Losses(parts["loss_iou"] + weight * (parts["loss_vid"] + parts["loss_sent"]), parts)
@@ -138,10 +127,7 @@ class MMN(MapModel):
 
     def score_map(self, output: MMNOutput) -> ScoreMap:
         """Returns the scores of all cells, 0 at those that hold no moment."""
-        mask = self.proposals.mask
-        scores = self._scores(output)
-        flat = scores.new_zeros(len(scores), mask.numel()).index_copy(1, self.proposals.by_row, scores)
-        return ScoreMap(flat.view(-1, *mask.shape), mask)
+        return ScoreMap(self.proposals.spread(self._scores(output)), self.proposals.mask)
 
     def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:  # noqa: ARG002
         """Returns an estimate of training's working memory, were each query of another video."""
@@ -152,8 +138,7 @@ class MMN(MapModel):
         return torch.sigmoid(_SHARPNESS * output.cosines(1))
 
     def _scores(self, output: MMNOutput) -> Tensor:
-        contrastive = (output.cosines(0) * 0.5 + 0.5).clamp(min=0)
-        return contrastive**self.config.score_power * self.iou_scores(output)
+        return output.part(0).scores(self.config.score_power) * self.iou_scores(output)
 
 
 class SentenceEncoder(nn.Module):
@@ -172,15 +157,3 @@ class SentenceEncoder(nn.Module):
         sentence = self.norm(mean)
         joint = torch.stack([self.contrastive(sentence), self.iou(sentence)], dim=1)  # [B, 2, J]
         return functional.normalize(joint.float(), dim=2)
-
-
-def _distinct(videos: Tensor | None, count: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
-    """Returns where each different video first occurs [V], None if none occurs twice, and each query's video [B]."""
-    places = torch.arange(count, device=device)
-    if videos is None or videos.is_meta:
-        return None, places
-    distinct, rows = torch.unique(videos, return_inverse=True)
-    if len(distinct) == count:
-        return None, places
-    first = torch.full_like(distinct, count).scatter_reduce(0, rows, places, "amin")
-    return first, rows

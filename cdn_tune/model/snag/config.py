@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from cdn_tune.config.family import LossConfig, ModelConfig
+from cdn_tune.config.family import SEQUENCES, Inputs, LossConfig, ModelConfig
 from cdn_tune.config.keys import Frozen, Positive
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class SnAGLoss(LossConfig):
     regression: Literal["diou", "iou"] = Field("diou", description="IoU loss, with or without distance [reg_loss]")
     regression_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="its weight [loss_weight]")
     normaliser: Annotated[float, Field(gt=0)] = Field(
-        12.5, description="positive points per query that the running normaliser starts from [loss_norm / queries]"
+        400.0, description="positive points of a batch that the running normaliser starts from [loss_norm]"
     )
     normaliser_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.9, description="share of the normaliser that stays at each step [loss_norm_momentum]"
@@ -142,6 +142,7 @@ class SnAGConfig(ModelConfig):
     """The whole network. Defaults are the published settings for Charades-STA."""
 
     loss = SnAGLoss
+    inputs = Inputs(video=SEQUENCES, batch=("rows",))
     label: ClassVar[str] = "SnAG"
 
     name: Literal["snag"] = Field("snag", description="family of the model; it determines the keys of model and loss")
@@ -159,19 +160,14 @@ class SnAGConfig(ModelConfig):
         return SnAG(self, data.feature_size, data.word_size, cast(SnAGLoss, loss))
 
     def check(self, data: "DataConfig") -> None:
-        """Raises a `ValueError` if the frames do not fit the pyramid, or the table of positions."""
-        video = self.video
-        multiple = video.stride * 2 ** (video.levels - 1)
-        if data.frames % multiple:
-            nearest = max(round(data.frames / multiple), 1) * multiple
+        """Raises a `ValueError` if training may read more steps than there are positions for."""
+        video, steps = self.video, data.sequence.length
+        if steps > video.length * video.stride:
+            step = 2 ** (video.levels - 1)
+            enough = -(-steps // (video.stride * step)) * step
             raise ValueError(
-                f"data.frames={data.frames} cannot be halved for model.video.levels={video.levels} after a stride of "
-                f"{video.stride}; choose data.frames={nearest}"
-            )
-        if data.frames > video.length * video.stride:
-            raise ValueError(
-                f"data.frames={data.frames} is more than model.video.length={video.length} steps of "
-                f"model.video.stride={video.stride}; set model.video.length={data.frames // video.stride}"
+                f"data.sequence.length={steps} is more than model.video.length={video.length} steps of "
+                f"model.video.stride={video.stride}; set model.video.length={enough}"
             )
 
     def summary(self) -> str:

@@ -32,17 +32,6 @@ def external_at_points(external: Tensor, stride: int, levels: int) -> Tensor:
     return torch.cat(scales[-levels:], dim=2)[:, 0]
 
 
-def padded_length(steps: int, length: int, multiple: int) -> int:
-    """Returns to how many input steps a video is padded: to the training length, or beyond to a multiple.
-
-    Args:
-        steps: Input steps of the video.
-        length: Input steps in training.
-        multiple: Input steps that all levels and windows of attention divide.
-    """
-    return length if steps <= length else -(-steps // multiple) * multiple
-
-
 @torch.no_grad()
 def candidates(
     model: SnAG,
@@ -71,17 +60,16 @@ def candidates(
     steps = len(video)
     spans = [(0, steps)] if window is None else sliding_windows(steps, steps, *window)
     found: list[list[Candidates]] = [[] for _ in queries]
+    times = torch.tensor([[0.0, 1.0]], dtype=torch.float64, device=video.device)
     for first, last in spans:
-        length = padded_length(last - first, config.length * config.stride, config.coarsest * config.stride)
-        fill = length - (last - first)
-        frames = functional.pad(video[first:last], (0, 0, 0, fill))[None]
-        pyramid = model.video(frames, torch.arange(length, device=video.device)[None] < last - first)
+        frames = video[None, first:last]
+        encoded = model.encode(frames, torch.ones(frames.shape[:2], dtype=torch.bool, device=video.device), times)
         factors = None
         if external is not None:
-            padded = functional.pad(external[:, first:last], (0, fill))
+            padded = functional.pad(external[:, first:last], (0, -(last - first) % model.video.multiple))
             factors = external_at_points(padded, config.stride, config.levels)
         for query, (text, mask) in enumerate(texts):
-            output = model.match(pyramid, text, mask)
+            output = model.match(encoded, text, mask)
             own = decode(output, settings, None if factors is None else factors[query : query + 1])
             found[query].append(own._replace(spans=own.spans + first / config.stride))
     return [_best(each, settings.candidates) for each in found]

@@ -1,9 +1,7 @@
-"""Which points are to find a query's moment, and the losses of their scores and offsets.
+"""Which points are to find a query's moment, and the loss of their scores.
 
 Shape letters: N queries, P points.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from cdn_tune.model.snag.pyramid import Points
 SMOOTHING = 0.2  # targets are 0.9 and 0.1
 FOCUS = 2  # exponent of the focal loss
 BALANCE = 0.5  # weight of both classes
-EPSILON = 1e-8
 
 
 def assign(points: Points, moments: Tensor, radius: float | None) -> tuple[Tensor, Tensor]:
@@ -49,26 +46,3 @@ def focal_loss(logits: Tensor, positive: Tensor) -> Tensor:
     score = torch.sigmoid(logits)
     certainty = score * target + (1 - score) * (1 - target)
     return BALANCE * entropy * (1 - certainty) ** FOCUS
-
-
-def span_loss(offsets: Tensor, targets: Tensor, kind: Literal["diou", "iou"] = "diou") -> Tensor:
-    """Returns 1 - IoU of spans around a common point, with `diou` plus their squared distance over their hull's length.
-
-    Args:
-        offsets: Distances to start and end, at least 0 [..., 2].
-        targets: Distances wanted, of the same shape.
-        kind: With or without the distance (Zheng et al., arXiv 1911.08287).
-
-    Returns:
-        One loss per span [...].
-    """
-    left, right = offsets.unbind(-1)
-    left_wanted, right_wanted = targets.unbind(-1)
-    overlap = torch.minimum(left, left_wanted) + torch.minimum(right, right_wanted)
-    union = (left + right) + (left_wanted + right_wanted) - overlap
-    loss = 1 - overlap / union.clamp(min=EPSILON)
-    if kind == "iou":
-        return loss
-    distance = 0.5 * (right - left - right_wanted + left_wanted)
-    hull = torch.maximum(left, left_wanted) + torch.maximum(right, right_wanted)
-    return loss + (distance / hull.clamp(min=EPSILON)) ** 2

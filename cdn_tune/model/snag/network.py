@@ -4,21 +4,21 @@ Shape letters: B videos, N queries, T frames, D feature size, L words, W word si
 all levels, V windows, K candidates.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from cdn_tune.model.family import Batch, Losses, MomentModel, Spans
+from cdn_tune.model.family import Batch, Losses, Memory, MomentModel, Spans
+from cdn_tune.model.layers.span_loss import span_loss
 from cdn_tune.model.snag.config import SnAGConfig, SnAGLoss
 from cdn_tune.model.snag.decode import decode
 from cdn_tune.model.snag.fusion import Fusion
 from cdn_tune.model.snag.heads import OffsetHead, ScoreHead
-from cdn_tune.model.snag.loss import assign, focal_loss, span_loss
-from cdn_tune.model.snag.pyramid import Points, Pyramid, VideoEncoder, levels_of, points
+from cdn_tune.model.snag.loss import assign, focal_loss
+from cdn_tune.model.snag.pyramid import Points, Pyramid, VideoEncoder, points
 from cdn_tune.model.snag.text import PooledText, TextEncoder
-from cdn_tune.moments.grid import Grid
 from cdn_tune.moments.nms import Suppression
 
 
@@ -30,14 +30,26 @@ class SnAGOutput(NamedTuple):
         offsets: Distances to start and end in steps of the point's level, at least 0 [N, P, 2].
         mask: True at points of the video, bool [N, P].
         points: Where they lie, in steps of the first level.
-        steps: Steps of the first level, whose points come first.
+        times: Seconds at the first input step, and from one to the next, float64 [N, 2].
     """
 
     logits: Tensor
     offsets: Tensor
     mask: Tensor
     points: Points
-    steps: int
+    times: Tensor
+
+
+class Encoded(NamedTuple):
+    """V videos or windows, encoded once for any number of queries.
+
+    Attributes:
+        pyramid: Their features.
+        times: As in `SnAGOutput` [V, 2].
+    """
+
+    pyramid: Pyramid
+    times: Tensor
 
 
 class LossSums(NamedTuple):
@@ -57,16 +69,18 @@ class LossSums(NamedTuple):
 class SnAG(MomentModel):
     """The whole network, for frame features of size D and word vectors of size W.
 
-    Losses are divided by a running mean of positive points per query, a buffer.
+    Losses are divided by a running mean of a batch's positive points, a buffer.
     """
 
     config: SnAGConfig
     loss_names = ("score_loss", "span_loss")
-    positives_per_query: Tensor
+    normaliser: Tensor
+    text_part = "text"
 
     def __init__(self, config: SnAGConfig, feature_size: int, word_size: int, loss: SnAGLoss | None = None) -> None:
         super().__init__()
         self.config, self.loss_config = config, loss or SnAGLoss()
+        self.feature_size = feature_size
         self.most_spans = 2 * config.video.length
         hidden = config.video.hidden
         text = TextEncoder if config.text.encoder == "transformer" else PooledText
@@ -75,57 +89,58 @@ class SnAG(MomentModel):
         self.fusion = Fusion(config.fusion, hidden, config.text.hidden)
         self.score = ScoreHead(config.head, hidden)
         self.offset = OffsetHead(config.head, hidden, config.video.levels)
-        start = torch.tensor(self.loss_config.normaliser)
-        self.register_buffer("positives_per_query", start, persistent=self.loss_config.normaliser_resumes)
+        start = torch.tensor(self.loss_config.normaliser, dtype=torch.float64)
+        self.register_buffer("normaliser", start, persistent=self.loss_config.normaliser_resumes)
+        self._queries: int | None = None  # of the whole batch, within a step
+        self._positives: Tensor | None = None  # points of its pieces so far, on this worker
 
     def forward(
         self,
-        visual: Tensor,
+        sequence: Tensor,
+        sequence_mask: Tensor,
+        times: Tensor,
         words: Tensor,
         word_mask: Tensor,
-        visual_mask: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> SnAGOutput:
         """Scores the points of each query's video.
 
         Args:
-            visual: Frame features [B, T, D]; T is a multiple of the stride and all halvings.
+            sequence: Frame features of videos, which are padded at will [B, T, D].
+            sequence_mask: True at frames, false at padding, bool [B, T].
+            times: Seconds at each video's first frame feature, and from one to the next [B, 2].
             words: Word vectors [N, L, W], words first, then padding.
             word_mask: True or 1 at words [N, L].
-            visual_mask: True at frames, false at padding, bool [B, T]; None: there is no padding.
             rows: The video of each query, int64 [N]; None: one query per video.
         """
-        if visual_mask is None:
-            visual_mask = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
+        encoded = self.encode(sequence, sequence_mask, times)
         text, text_mask = self.text(words, word_mask.bool())  # [N, L', E]
-        pyramid = self.video(visual, visual_mask)
-        return self.match(pyramid if rows is None else pyramid.rows(rows), text, text_mask)
+        return self.match(encoded if rows is None else _rows(encoded, rows), text, text_mask)
 
-    def match(self, pyramid: Pyramid, text: Tensor, text_mask: Tensor) -> SnAGOutput:
-        """Scores the points for N queries, given their videos' pyramids and tokens [N, L', E] with a mask [N, L']."""
-        return self.heads(self.fusion(pyramid, text, text_mask))
+    def encode(self, *video: Tensor) -> Encoded:
+        """Returns videos' or windows' frame features [V, T, D], with mask and times, encoded."""
+        sequence, mask, times = video
+        return Encoded(self.video(sequence, mask), times)
 
-    def heads(self, fused: Pyramid) -> SnAGOutput:
+    def match(self, encoded: Encoded, text: Tensor, text_mask: Tensor) -> SnAGOutput:
+        """Scores the points for N queries, given their encoded videos and tokens [N, L', E] with a mask [N, L']."""
+        return self.heads(encoded._replace(pyramid=self.fusion(encoded.pyramid, text, text_mask)))
+
+    def heads(self, fused: Encoded) -> SnAGOutput:
         """Returns scores and offsets of the fused pyramids of N queries."""
-        parts = (self.score(fused)[..., 0], self.offset(fused), fused.mask)
-        logits, offsets, mask = (torch.cat(fused.split(part), dim=1) for part in parts)
-        sizes = [size - 1 for size in fused.sizes]
+        pyramid, times = fused
+        parts = (self.score(pyramid)[..., 0], self.offset(pyramid), pyramid.mask)
+        logits, offsets, mask = (torch.cat(pyramid.split(part), dim=1) for part in parts)
+        sizes = [size - 1 for size in pyramid.sizes]
         at = points(sizes, self.config.points, self.config.video.length, logits.device)
-        return SnAGOutput(logits, offsets, mask, at, sizes[0])
+        return SnAGOutput(logits, offsets, mask, at, times)
 
-    def encode(self, *video: Tensor) -> Tensor:
-        """Returns the pyramids [V, P + L, C] of windows' frame features [V, T, D]."""
-        (visual,) = video
-        mask = torch.ones(visual.shape[:2], dtype=torch.bool, device=visual.device)
-        pyramid: Pyramid = self.video(visual, mask)
-        return pyramid.features
-
-    def answer(self, encoded: Tensor, *query: Tensor) -> list[SnAGOutput]:
+    def answer(self, encoded: Encoded, *query: Tensor) -> list[SnAGOutput]:
         """Scores the points of each window for Q queries, given as word vectors and mask."""
         words, word_mask = query
         text, text_mask = self.text(words, word_mask.bool())
-        windows = (window.expand(len(words), -1, -1) for window in encoded)
-        return [self.match(levels_of(window, self.config.video.levels), text, text_mask) for window in windows]
+        windows = torch.arange(len(encoded.times), device=words.device)[:, None].expand(-1, len(words))
+        return [self.match(_rows(encoded, rows), text, text_mask) for rows in windows]
 
     def sums(self, output: SnAGOutput, moments: Tensor) -> LossSums:
         """Returns the losses of a batch, given its moments in steps of the first level [N, 2]."""
@@ -138,45 +153,60 @@ class SnAG(MomentModel):
         span = (span_loss(output.offsets.float(), wanted, config.regression) * positive).sum()
         return LossSums(score, span, positive.sum())
 
-    def loss(self, output: SnAGOutput, batch: Batch) -> Losses:
-        """Returns score loss + weight · span loss, over the queries and the running positive points of one.
+    def start_step(self, queries: int) -> None:
+        """Begins to count the positive points of a batch."""
+        self._queries, self._positives = queries, None
 
-        With as many queries in every batch this is the published loss, which is divided by the running positive points
-        of a batch; here micro-batches and workers add up to the same.
+    def loss(self, output: SnAGOutput, batch: Batch) -> Losses:
+        """Returns score loss + weight · span loss, over the running positive points of a batch.
+
+        A piece of a batch counts as many times more as the batch has more queries: pieces, which the step weights by
+        their queries, then add up to the published loss.
         """
-        stride = self.config.video.stride
-        moments = self._grid(output, batch.durations).to_steps(batch.moments[:, None])[:, 0] / stride
+        begin, step = output.times[:, :1], output.times[:, 1:]
+        moments = (batch.moments - begin) / (step * self.config.video.stride)
         found = self.sums(output, moments)
-        queries = len(moments)
-        norm = queries * self.positives_per_query
+        pieces = (self._queries or len(moments)) / len(moments)
+        norm = (self.normaliser / pieces).float()
         score, span = found.score / norm, found.span / norm
-        if self.training:
-            self._count(found.positives, queries)
+        if self._queries is not None:
+            before = 0 if self._positives is None else self._positives
+            self._positives = before + found.positives.double()
         total = score + self.loss_config.regression_weight * span
         return Losses(total, {"score_loss": score, "span_loss": span})
+
+    @torch.no_grad()
+    def end_step(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Moves the running normaliser towards the positive points of the batch, at least 1."""
+        if self._positives is not None:
+            share = self.loss_config.normaliser_momentum
+            self.normaliser.mul_(share).add_(total(self._positives).clamp(min=1), alpha=1 - share)
+        self._queries = self._positives = None
 
     def spans(self, output: SnAGOutput, durations: Tensor) -> Spans:
         """Returns the spans of the best points, cut to the video."""
         found = decode(output, self.config.evaluation)
-        seconds = self._grid(output, durations).to_seconds(found.spans.double() * self.config.video.stride)
+        begin, step = output.times[:, None, :1], output.times[:, None, 1:]
+        seconds = begin + found.spans.double() * self.config.video.stride * step
         return Spans(seconds.clamp(min=0).minimum(durations.double()[:, None, None]), found.scores)
 
     @property
     def suppression(self) -> Suppression:
-        """Soft NMS with voting, as published [nms.mode, nms.sigma, nms.voting_thresh]."""
-        return Suppression("soft", sigma=0.9, min_score=self.config.evaluation.min_score, voting=0.95)
+        """Soft NMS and voting of the best of all windows, as published [nms.mode, nms.sigma, nms.voting_thresh]."""
+        own = self.config.evaluation
+        return Suppression("soft", sigma=0.9, candidates=own.candidates, min_score=own.min_score, voting=0.95)
 
-    def _grid(self, output: SnAGOutput, durations: Tensor) -> Grid:
-        """Returns the grid of input steps: each video's frame features divide it equally."""
-        real = output.mask[:, : output.steps].sum(dim=1) * self.config.video.stride  # [N]
-        return Grid(1, 1, (real / durations.double())[:, None, None])
+    def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:  # noqa: ARG002
+        """Returns an estimate of training's working memory, were each query of another video."""
+        video, head = self.config.video, self.config.head
+        widest = max(self.feature_size, 3 * 4 * video.hidden)  # numbers of a step: its features, a feed-forward layer
+        # Channels that layers keep for the backward pass, of steps of the first level: of all levels there are twice as
+        # many. About three times what is measured with the published settings.
+        encoder, fusion = 50 * (video.convs + video.stem + 2), 100 * self.config.fusion.layers
+        kept = (encoder + fusion + 50 * (head.score_layers + head.offset_layers)) * video.hidden
+        return Memory(4 * frames * (4 * self.feature_size + kept), 2 * 4 * frames * widest, 0)
 
-    @torch.no_grad()
-    def _count(self, positives: Tensor, queries: int) -> None:
-        """Moves the running normaliser towards the positive points per query, at least 1 point, of all workers."""
-        counts = torch.stack([positives, positives.new_tensor(queries)]).double()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-        share = self.loss_config.normaliser_momentum
-        mean = counts[0].clamp(min=1) / counts[1]
-        self.positives_per_query.mul_(share).add_(mean.to(self.positives_per_query), alpha=1 - share)
+
+def _rows(encoded: Encoded, rows: Tensor) -> Encoded:
+    """Returns the encoded videos of queries, in the order of `rows` [N]."""
+    return Encoded(encoded.pyramid.rows(rows), encoded.times[rows])

@@ -7,18 +7,20 @@ P points.
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from cdn_tune.config import DataConfig, ModelConfig
 from cdn_tune.errors import CheckpointError, ConfigError
+from cdn_tune.model.family import Batch
 from cdn_tune.model.snag.config import EvaluationConfig, SnAGConfig, SnAGLoss
 from cdn_tune.model.snag.decode import Candidates
 from cdn_tune.model.snag.inference import candidates
 from cdn_tune.model.snag.loss import assign
-from cdn_tune.model.snag.network import SnAG
+from cdn_tune.model.snag.network import Encoded, SnAG
 from cdn_tune.model.snag.pyramid import Pyramid
 from cdn_tune.model.weights import Arrays, Published, build_config, load_published, setting
 from cdn_tune.moments.grid import Grid
@@ -125,6 +127,7 @@ def published_config(config: Mapping[str, Any]) -> tuple[SnAGConfig, SnAGLoss]:
             "centre_radius": float(train["center_sampling_radius"]) if train["center_sampling"] == "radius" else None,
             "regression": train["reg_loss"],
             "regression_weight": float(train["loss_weight"]),
+            "normaliser": float(train["loss_norm"]),
             "normaliser_momentum": float(train["loss_norm_momentum"]),
             "normaliser_resumes": False,
         }
@@ -160,7 +163,7 @@ def from_published(state: Arrays, config: Mapping[str, Any]) -> "PublishedSnag":
     video_size, text_size = (setting(config, f"model.{net}.in_dim") for net in ("vid_net", "text_net"))
     snag = SnAG(ours, video_size, text_size, loss)
     load_published(snag, state, published_names(snag))
-    return PublishedSnag(snag, float(setting(config, "train.loss_norm")))
+    return PublishedSnag(snag)
 
 
 def import_state(state: Arrays, model: ModelConfig, data: DataConfig) -> SnAG:
@@ -178,17 +181,11 @@ def published_names(model: SnAG) -> list[tuple[str, str]]:
 
 
 class PublishedSnag(Published):
-    """SnAG that takes and gives the published code's channel-first sequences, by the recorded arrays' names.
+    """SnAG that takes and gives the published code's channel-first sequences, by the recorded arrays' names."""
 
-    Its running normaliser is as published of a batch's positive points, whatever the number of queries.
-    """
-
-    loss_norm: Tensor
-
-    def __init__(self, model: SnAG, loss_norm: float) -> None:
+    def __init__(self, model: SnAG) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("loss_norm", torch.tensor(loss_norm, dtype=torch.float64), persistent=False)
 
     def raw(self, inputs: Arrays) -> dict[str, Tensor]:
         """Returns what the network computes.
@@ -201,11 +198,11 @@ class PublishedSnag(Published):
             ``logits`` [N, P], ``offsets`` [N, P, 2], ``mask`` [N, P], ``points`` [P, 4], ``level_points``; besides
             ``text``, ``text_mask``, and of every level ``fpn.l``, ``fpn_mask.l`` and ``fused.l``.
         """
-        video, words, word_mask, video_mask, rows = _inputs(inputs)
+        video, video_mask, times, words, word_mask, rows = _inputs(inputs)
         text, text_mask = self.model.text(words, word_mask)
         pyramid: Pyramid = self.model.video(video, video_mask)
-        fused = self.model.fusion(pyramid.rows(rows), text, text_mask)
-        output = self.model.heads(fused)
+        fused: Pyramid = self.model.fusion(pyramid.rows(rows), text, text_mask)
+        output = self.model.heads(Encoded(fused, times[rows]))
         found = {"logits": output.logits, "offsets": output.offsets, "mask": output.mask}
         found |= {"text": text.transpose(1, 2), "text_mask": text_mask, "points": torch.stack(output.points, dim=1)}
         found["level_points"] = torch.tensor([size - 1 for size in pyramid.sizes])
@@ -229,13 +226,12 @@ class PublishedSnag(Published):
         Returns:
             ``total``, ``cls``, ``reg`` (without its weight) and the ``loss_norm`` they were divided by.
         """
-        norm, config = self.loss_norm.clone(), self.model.loss_config
-        found = self.model.sums(self.model(*_inputs(inputs)), self._moments(inputs))
-        score, span = found.score / norm.float(), found.span / norm.float()
-        positives = found.positives.clamp(min=1).to(norm)
-        self.loss_norm.copy_(torch.lerp(positives, norm, config.normaliser_momentum))
-        total = score + config.regression_weight * span
-        return {"total": total, "cls": score, "reg": span, "loss_norm": norm}
+        norm, given = self.model.normaliser.clone(), _inputs(inputs)
+        self.model.start_step(len(given[-1]))
+        batch = SimpleNamespace(moments=torch.as_tensor(inputs["target"]).double())
+        total, parts = self.model.loss(self.model(*given), cast(Batch, batch))
+        self.model.end_step(lambda positives: positives)
+        return {"total": total, "cls": parts["score_loss"], "reg": parts["span_loss"], "loss_norm": norm}
 
     def predict(self, index: int, arrays: Arrays) -> list[tuple[Tensor, Tensor]]:
         """Returns the answers of a recorded case: per query spans in seconds [K, 2] and scores [K], best first."""
@@ -275,14 +271,16 @@ class PublishedSnag(Published):
         return torch.as_tensor(inputs["target"]) / self.model.config.video.stride
 
 
-def _inputs(inputs: Arrays) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns frames [B, T, D], words [N, L, W], their mask, the frames' mask, and the video of each query [N]."""
+def _inputs(inputs: Arrays) -> tuple[Tensor, ...]:
+    """Returns what `SnAG.forward` takes; seconds are input steps."""
     video, video_mask, text, text_mask, size = (
         torch.as_tensor(inputs[name]) for name in ("vid", "vid_mask", "text", "text_mask", "text_size")
     )
     real = torch.arange(text.shape[1], device=size.device) < size[:, None]  # [B, M]
     rows = torch.arange(len(video), device=size.device).repeat_interleave(size)
-    return video.transpose(1, 2), text[real].transpose(1, 2), text_mask[real].bool(), video_mask.bool(), rows
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64, device=size.device).expand(len(video), 2)
+    words, word_mask = text[real].transpose(1, 2), text_mask[real].bool()
+    return video.transpose(1, 2), video_mask.bool(), times, words, word_mask, rows
 
 
 def _found(answers: Candidates) -> tuple[Tensor, Tensor]:

@@ -43,18 +43,6 @@ class Pyramid(NamedTuple):
         return [level[:, :-1] for level in torch.split(x, list(self.sizes), dim=1)]
 
 
-def levels_of(features: Tensor, count: int) -> Pyramid:
-    """Returns the pyramid of so many levels, without padded steps, that these features [B, P + L, C] are.
-
-    Each level but the last has twice the steps of the next one.
-    """
-    last = (features.shape[1] - count) // (2**count - 1)
-    sizes = [last * 2**level for level in reversed(range(count))]
-    real = [torch.ones(len(features), size, dtype=torch.bool, device=features.device) for size in sizes]
-    mask = torch.cat([functional.pad(each, (0, 1)) for each in real], dim=1)
-    return Pyramid(features, mask, tuple(size + 1 for size in sizes))
-
-
 def join(levels: Sequence[Tensor], masks: Sequence[Tensor]) -> Pyramid:
     """Returns the pyramid of levels [B, P_l, C] and bool masks [B, P_l]."""
     features = torch.cat([functional.pad(level, (0, 0, 0, 1)) for level in levels], dim=1)
@@ -68,18 +56,21 @@ class VideoEncoder(nn.Module):
     def __init__(self, config: VideoConfig, feature_size: int) -> None:
         super().__init__()
         hidden, halvings = config.hidden, int(math.log2(config.stride))
+        self.multiple = config.stride * 2 ** (config.levels - 1)
         self.embed = linear(feature_size, hidden)
         self.convs = nn.ModuleList(
             MaskedConv(hidden, hidden, 5, 2) if index < halvings else MaskedConv(hidden, hidden, 3)
             for index in range(config.convs)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(config.convs))
-        self.positions = Positions(config.length, hidden) if config.positions else None
+        self.positions = Positions(config.length, hidden, config.coarsest) if config.positions else None
         self.stem = nn.ModuleList(_block(config, 1) for _ in range(config.stem))
         self.levels = nn.ModuleList(_block(config, 1 if level == 0 else 2) for level in range(config.levels))
 
     def forward(self, video: Tensor, mask: Tensor) -> Pyramid:
-        """Returns the pyramid of frame features [B, T, D] with a bool mask [B, T]."""
+        """Returns the pyramid of frame features [B, T, D] with a bool mask [B, T]; they are padded as levels demand."""
+        fill = -video.shape[1] % self.multiple
+        video, mask = functional.pad(video, (0, 0, 0, fill)), functional.pad(mask, (0, fill))
         x = self.embed(video * mask[..., None])  # [B, T, C]
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x, mask = conv(x, mask)

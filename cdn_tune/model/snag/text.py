@@ -19,7 +19,7 @@ class _Words(nn.Module):
     def __init__(self, config: TextConfig, word_size: int) -> None:
         super().__init__()
         self.embed = linear(word_size, config.hidden)
-        self.positions = Positions(config.words, config.hidden, by_sample=True) if config.positions else None
+        self.positions = Positions(config.words, config.hidden) if config.positions else None
         self.most = config.words
 
     def embedded(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

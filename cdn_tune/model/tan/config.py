@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from cdn_tune.config.experiment import DataConfig, Fraction
 from cdn_tune.config.family import LossConfig
 from cdn_tune.config.keys import Frozen, Positive
-from cdn_tune.model.layers.map_config import ConvsConfig, IouLoss, Layers, MapModelConfig, Overlaps
+from cdn_tune.model.layers.map_config import ConvsConfig, FusedMapConfig, FusedMapLoss, Layers, Overlaps
 
 if TYPE_CHECKING:
     from cdn_tune.model.tan.network import TAN
@@ -34,7 +34,7 @@ class TANQuery(Frozen):
         return self
 
 
-class TANLoss(IouLoss):
+class TANLoss(FusedMapLoss):
     """Scaled-IoU cross-entropy."""
 
     bias: Fraction = Field(0.0, description="what every target above 0 is raised by; the slope becomes less")
@@ -43,7 +43,7 @@ class TANLoss(IouLoss):
     )
 
 
-class TANConfig(MapModelConfig):
+class TANConfig(FusedMapConfig):
     """The whole network."""
 
     loss = TANLoss
@@ -61,11 +61,7 @@ class TANConfig(MapModelConfig):
 
         return TAN(self, data.feature_size, data.word_size, cast(TANLoss, loss))
 
-    @property
-    def takes_negatives(self) -> bool:
-        """They do: every cell is to score 0."""
-        return True
-
     def summary(self) -> str:
         """Returns sizes and variant."""
-        return f"{self.map_summary}, hidden {self.hidden}, {self.map.layers} layers, {self.map.kernels}"
+        sizes = f"{self.map_summary}, hidden {self.hidden}, {self.map.layers} layers, {self.map.kernels}"
+        return f"{sizes}{self.switches_summary}"

@@ -120,6 +120,8 @@ def import_state(state: Arrays, model: ModelConfig, data: DataConfig) -> TAN:
     """Returns an experiment's network with published weights; see `cdn_tune.model.published.import_state`."""
     if not isinstance(model, TANConfig):
         raise ConfigError(f"model.name={model.name}: these weights are those of a tan; change the experiment")
+    for key, value in model.switched_on.items():
+        raise ConfigError(f"{key}={value}: the published model has no such thing; change the experiment")
     published = {"query": model.query.model_copy(update={"read_padding": True}), "overlaps": "rounded"}
     network = TAN(model.model_copy(update=published), data.feature_size, data.word_size)
     load_published(network, state, published_names(network.config))

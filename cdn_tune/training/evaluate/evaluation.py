@@ -10,7 +10,7 @@ import torch
 
 from cdn_tune.config import EvalConfig
 from cdn_tune.config.tables import metrics_depth
-from cdn_tune.data.batches import Indices, prefetch, sequential_batches, shard
+from cdn_tune.data.batches import Indices, evaluation_batches, prefetch, shard
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
 from cdn_tune.model.family import MomentModel, Spans
@@ -61,7 +61,7 @@ def score_batches(
                 if bool(found.scores.isnan().any()):
                     items = [dataset.annotations[index] for index in loaded.indices.tolist()]
                     names = [f"{item.video} ({item.id})" for item in items]
-                    reason = explain_nonfinite(model, loaded.visual, loaded.words, names)
+                    reason = explain_nonfinite(model, loaded.frames, loaded.words, names)
                     raise NotFinite(f"scores are not finite: {reason or 'weights or inputs are too large'}")
                 yield ScoredBatch(batch, loaded.indices, found, output)
     finally:
@@ -108,8 +108,8 @@ def evaluate_split(
     world = world or World()
     count = min(queries or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
-    batches = [chosen[batch] for batch in sequential_batches(count, config.batch_size)]
-    mine = [shard(batch, world.rank, world.size) for batch in batches]
+    batches = evaluation_batches(dataset, chosen, config.batch_size)
+    mine = [shard(batch, world.rank, world.size, dataset.by_video) for batch in batches]
     limit = max(*config.recalls, metrics_depth(config.metrics))
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     loss = 0.0  # sum over this worker's queries

@@ -95,7 +95,7 @@ def choose_micro_batch(
     chosen = experiment.train.micro_batch
     if chosen != "auto":
         return chosen
-    share = -(-min(experiment.train.batch_size, len(dataset)) // world.size)
+    share = -(-min(experiment.batch_queries, len(dataset)) // world.size)
 
     def attempt(size: int) -> None:
         if world.device.type == "cuda" and world.size == 1:
@@ -114,7 +114,7 @@ def _fits_easily(
     experiment: Experiment, model: MomentModel, queries: int, free: int, dtype: torch.dtype, device: torch.device
 ) -> bool:
     """Returns whether memory is plenty by a generous bound, which saves the time of the estimate."""
-    need = model.memory(experiment.data.frames, experiment.train.batch_size, dtype, device)
+    need = model.memory(experiment.steps, experiment.batch_queries, dtype, device)
     weights = 6 * 4 * sum(weight.numel() for weight in model.parameters())
     return need is not None and weights + queries * need.bound < free // 4
 

@@ -26,7 +26,7 @@ _LOWERED = frozenset(["linear", "conv1d", "conv2d", "bmm", "matmul", "__matmul__
 def model_without_memory(experiment: Experiment) -> MomentModel:
     """Returns the experiment's model on the meta device: shapes without values."""
     with torch.device("meta"):
-        return experiment.model.build(experiment.data, experiment.loss)
+        return experiment.model.build(experiment.data, experiment.loss).to("meta")  # with tables of given numbers
 
 
 def count_parameters(experiment: Experiment) -> int:
@@ -84,10 +84,10 @@ def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | 
     model = model_without_memory(experiment).train()
     parameters, weights, state = _sizes(experiment, model)
     snapshot = state if device.type == "cpu" else 0  # a checkpoint is written from a copy in main memory
-    known = model.memory(experiment.data.frames, experiment.train.batch_size, dtype, device)
+    known = model.memory(experiment.steps, experiment.batch_queries, dtype, device)
     run = model if known is not None else build_model(experiment).train()
     two, three = (_kept(run, experiment, dtype, queries) for queries in (2, 3))
-    waiting = _WAITING * experiment.data.frames * experiment.data.feature_size * 4 if device.type == "cpu" else 0
+    waiting = _WAITING * experiment.steps * experiment.data.feature_size * 4 if device.type == "cpu" else 0
     return MemoryEstimate(
         weights=weights,
         gradients=parameters,
@@ -160,7 +160,11 @@ def _kept(model: MomentModel, experiment: Experiment, dtype: torch.dtype, querie
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):
         batch = SimpleNamespace(
-            visual=torch.rand(queries, data.frames, data.feature_size, device=device),
+            visual=torch.rand(queries, experiment.steps, data.feature_size, device=device),
+            sequence=torch.rand(queries, experiment.steps, data.feature_size, device=device),
+            sequence_mask=torch.ones(queries, experiment.steps, dtype=torch.bool, device=device),
+            times=torch.ones(queries, 2, dtype=torch.float64, device=device),
+            rows=torch.arange(queries, device=device),
             words=torch.rand(queries, _WORDS, data.word_size, device=device),
             word_mask=torch.ones(queries, _WORDS, dtype=torch.bool, device=device),
             videos=torch.arange(queries, device=device),

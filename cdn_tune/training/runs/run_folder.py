@@ -138,7 +138,11 @@ def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if not held.get("files") or not now.get("files"):
         return []
     there, here = (
-        {**data["files"]["annotations"], **{role: data["files"][role] for role in ("features", "word_vectors")}}
+        {
+            **data["files"]["annotations"],
+            "features": data["files"]["features"],
+            **{role: data["files"][role] for role in ("word_vectors", "tokens") if role in data["files"]},
+        }
         for data in (held, now)
     )
     content = ("size", "sha256", "sampled_sha256")
@@ -207,7 +211,8 @@ class _Files(BaseModel):
 
     annotations: dict[str, dict[str, Any]]
     features: dict[str, Any]
-    word_vectors: dict[str, Any]
+    word_vectors: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
 
 
 class _Data(BaseModel):

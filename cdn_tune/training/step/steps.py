@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.augment import Augmented
-from cdn_tune.data.batches import Indices, epoch_batches, prefetch, shard
+from cdn_tune.data.batches import Indices, prefetch, shard, training_batches
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
 from cdn_tune.model.nonfinite import explain_nonfinite
@@ -81,9 +81,9 @@ class Engine:
             state.sums = torch.zeros(2 + len(unwrapped(self.model).loss_names), dtype=torch.float64)
         sums = state.sums
         start = time.perf_counter() - state.seconds
-        batches = global_batches(len(dataset), self.experiment, epoch, self.world)
+        batches = global_batches(dataset, self.experiment, epoch, self.world)
         left = batches[state.step :]
-        mine = [shard(batch, self.world.rank, self.world.size) for batch in left]
+        mine = [shard(batch, self.world.rank, self.world.size, dataset.by_video) for batch in left]
         augment = self.experiment.train.augment
         source = Augmented(dataset, augment, self.experiment.seed, epoch) if augment.active else dataset
         self.model.train()
@@ -127,6 +127,8 @@ class Engine:
         device = self.world.device
         sums = torch.zeros(1 + len(unwrapped(self.model).loss_names), dtype=torch.float64, device=device)
         pieces = self._pieces(batch, size)
+        family = unwrapped(self.model)
+        family.start_step(size)
         for number, piece in enumerate(pieces, start=1):
             with self._without_averaging(number < len(pieces)):
                 parts = batch_loss(self.model, piece.to(device), self.dtype)
@@ -134,6 +136,7 @@ class Engine:
                 weight = len(piece.indices) * self.world.size / size
                 torch.autograd.backward(self.scaler.scale(parts[0] * weight))
             sums += parts.detach() * (len(piece.indices) / len(batch.indices))
+        family.end_step(self.world.sum)
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.experiment.optim.clip_norm)
         if self.scaler.is_enabled() or bool(norm.isfinite()):
@@ -141,7 +144,7 @@ class Engine:
             self.scaler.update()
             self.schedule.step()
             if self.ema is not None:
-                self.ema.update(unwrapped(self.model))
+                self.ema.update(family)
         return sums.cpu(), float(norm)
 
     def _pieces(self, batch: Batch, size: int) -> list[Batch]:
@@ -153,8 +156,7 @@ class Engine:
         if count == 1:
             return [batch]
         parts = np.array_split(np.arange(len(batch.indices)), count)
-        cut = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
-        return [Batch(**{name.name: getattr(batch, name.name)[part] for name in fields(Batch)}) for part in cut]
+        return [batch.part(slice(int(part[0]), int(part[-1]) + 1)) for part in parts]
 
     def _without_averaging(self, more: bool) -> AbstractContextManager[None]:
         """Returns the context of a micro-batch: gradients are averaged over workers with the last one alone."""
@@ -170,7 +172,7 @@ class Engine:
     ) -> str:
         items = [dataset.annotations[index] for index in batch.indices.tolist()]
         ids, names = [item.id for item in items], [f"{item.video} ({item.id})" for item in items]
-        cause = explain_nonfinite(unwrapped(self.model), batch.visual, batch.words, names)
+        cause = explain_nonfinite(unwrapped(self.model), batch.frames, batch.words, names)
         shown = ", ".join(ids[:8]) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
         what = f"loss {float(parts[0])}" if not math.isfinite(float(parts[0])) else f"gradient norm {norm}"
         return (
@@ -179,10 +181,10 @@ class Engine:
         )
 
 
-def global_batches(size: int, experiment: Experiment, epoch: int, world: World) -> list[Indices]:
-    """Returns the epoch's batches over all workers; order depends on seed and epoch only.
+def global_batches(dataset: MomentDataset, experiment: Experiment, epoch: int, world: World) -> list[Indices]:
+    """Returns the epoch's batches over all workers; order, and parts of videos, depend on seed and epoch only.
 
     A last batch with fewer queries than workers is left out, since every worker takes part in every step.
     """
-    batches = epoch_batches(size, experiment.train.batch_size, experiment.seed, epoch)
+    batches = training_batches(dataset, experiment.train.batch_size, experiment.seed, epoch)
     return [batch for batch in batches if len(batch) >= world.size]

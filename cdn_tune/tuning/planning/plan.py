@@ -183,7 +183,7 @@ def _costs(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> dict[str, Range]:
 def _measure(base: Experiment, threads: int) -> tuple[Plan | None, str | None]:
     """Returns the base experiment's plan from a few real steps, or why there is none."""
     try:
-        return make_plan(base, open_data(base.data), threads=threads), None
+        return make_plan(base, open_data(base.data, base.model.inputs.sequences), threads=threads), None
     except DataError as error:
         return None, str(error).splitlines()[0]
 

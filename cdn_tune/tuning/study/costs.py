@@ -28,7 +28,7 @@ def _memory(sized: str) -> MemoryEstimate:
 
 
 def _memory_gb(experiment: Experiment) -> float:
-    micro, batch = experiment.train.micro_batch, experiment.train.batch_size
+    micro, batch = experiment.train.micro_batch, experiment.batch_queries
     queries = batch if micro == "auto" else min(micro, batch)
     return _memory(_sized(experiment)).total(queries) / GB
 

@@ -105,7 +105,7 @@ class RayEngine:
             needs = {"CPU": float(resources.cpus_per_worker), "GPU": resources.gpus_per_worker}
             settings = {"base": base, "run": run, "resources": resources.plain(), "data": data, "home": node}
             trainable = tune.with_parameters(run_trial, **settings, train=self._train)
-        checks = NodeChecks(self._experiment.data, data, node)
+        checks = NodeChecks(self._experiment.data, data, node, self._space.reads(self._experiment.model.name))
         slots = Slots(resources, checks, may_grow=not was_started_here())
 
         def room() -> Room:

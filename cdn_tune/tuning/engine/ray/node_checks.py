@@ -30,10 +30,11 @@ class NodeChecks:
         data: Where the data are and how they are read.
         held: Fingerprint of the driver's data.
         home: The driver's node.
+        reads: Whether trials read videos as clips (false), as sequences, or both.
     """
 
-    def __init__(self, data: DataConfig, held: dict[str, Any], home: str) -> None:
-        self._checks = OnNodes(prepare, data.model_dump(), held)
+    def __init__(self, data: DataConfig, held: dict[str, Any], home: str, reads: tuple[bool, ...] = (False,)) -> None:
+        self._checks = OnNodes(prepare, data.model_dump(), held, reads)
         self._ready = {home}
         self._unfit: dict[str, str] = {}  # why, by node
         self._asked: dict[str, float] = {}
@@ -94,12 +95,13 @@ class NodeChecks:
         self._checks.cancel()
 
 
-def prepare(data: dict[str, Any], held: dict[str, Any]) -> str | None:
+def prepare(data: dict[str, Any], held: dict[str, Any], reads: tuple[bool, ...] = (False,)) -> str | None:
     """Checks the data of the node that this runs on, and builds its clip cache; returns what is wrong, or None."""
     found = lacking(data, held)
     if found is None:
         try:
-            load_splits(DataConfig.model_validate(data, strict=False), ("train", "val"))
+            for sequences in reads:
+                load_splits(DataConfig.model_validate(data, strict=False), ("train", "val"), sequences=sequences)
         except (CdnTuneError, OSError) as error:
             found = " ".join(str(error).split())
     return found

@@ -1,0 +1,78 @@
+"""Cross-attention of a video to a text: features are scaled and shifted by what they attend to in the words.
+
+Shape letters: N queries, P time steps, C channels, L words, E size of a word's encoding, S clips.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdn_tune.model.layers.attention import Attention
+from cdn_tune.model.layers.feed_forward import FeedForward
+from cdn_tune.model.layers.masked_conv import MaskedConv
+from cdn_tune.model.layers.residual import ResidualScale
+
+
+class CrossAttentionLayer(nn.Module):
+    """One layer of cross-attention and a feed-forward branch (SnAG, arXiv 2404.02257).
+
+    Args:
+        channels: Channels of the video C.
+        text: Size of a word's encoding E.
+        heads: Attention heads, which divide C.
+        normalised: Scale and shift normalised features (``adaln``), not the features as they are (``affine``).
+        conv: Whether a convolution of each channel and a normalisation precede the queries.
+        dropout: Probability after output and feed-forward layers.
+        attention_dropout: Probability on the attention weights.
+        path_dropout: Probability of stochastic depth.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        text: int,
+        heads: int,
+        normalised: bool = False,
+        conv: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        path_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.video_norm = nn.LayerNorm(channels)
+        self.text_norm = nn.LayerNorm(text)
+        self.conv = MaskedConv(channels, channels, 3, groups=channels) if conv else None
+        self.conv_norm = nn.LayerNorm(channels) if conv else None
+        self.attention = Attention(
+            channels, heads, text, 2 * channels, dropout=dropout, attention_dropout=attention_dropout
+        )
+        self.feed_forward_norm = nn.LayerNorm(channels)
+        self.feed_forward = FeedForward(channels, dropout)
+        self.feed_forward_scale = ResidualScale(channels, path_dropout)
+        self.normalised = normalised
+
+    def forward(self, x: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, groups: Sequence[int] = ()) -> Tensor:
+        """Returns features [N, P, C].
+
+        Args:
+            x: Features [N, P, C].
+            mask: True at real steps, bool [N, P].
+            text: Encodings of words [N, L, E].
+            text_mask: True at words, bool [N, L].
+            groups: Numbers of steps that stochastic depth drops together; all of them if empty.
+        """
+        x = x * mask[..., None]
+        query = self.video_norm(x)
+        if self.conv is not None and self.conv_norm is not None:
+            query, _ = self.conv(query, mask)
+            query = self.conv_norm(query)
+        words = self.text_norm(text)
+        attended = self.attention(query, words, words, text_mask)  # [N, P, 2C]
+        scale, shift = attended.chunk(2, dim=2)
+        if self.normalised:
+            x = functional.layer_norm(x, x.shape[2:])
+        x = x * scale + shift
+        branch = self.feed_forward(self.feed_forward_norm(x)) * mask[..., None]
+        added: Tensor = x + self.feed_forward_scale(branch, groups)
+        return added
