@@ -9,8 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cdn_tune.moments.spans import iou
-
 _LONGER = 1e-6  # what SnAG's code adds to lengths
 
 # Whether a moment's ends are exact, or rounded to float32 as published: number / clips, then times the duration
@@ -146,19 +144,18 @@ def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tup
     if count == 0:
         return found, best
     spans = spans.to(scores.device, how.dtype).expand(queries, count, 2)
-    at_once = count * (limit if how.voting else 1)
-    step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // at_once)
+    step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // count)
     for first in range(0, queries, step):
         chunk = slice(first, first + step)
         _suppress(scores[chunk], spans[chunk], how, found[chunk], best[chunk])
-        if how.voting and how.kind != "none":
-            found[chunk] = _voted(scores[chunk], spans[chunk], found[chunk], how.voting - how.slack)
     return found, best
 
 
 def _suppress(scores: Tensor, candidates: Tensor, how: Suppression, spans: Tensor, best: Tensor) -> None:
     """Fills `spans` [Q, limit, 2] and `best` [Q, limit] from candidates [Q, N, 2]."""
     starts, ends = (candidates[..., end].contiguous() for end in (0, 1))
+    voting = how.voting if how.kind != "none" else 0.0
+    votes = scores.double().nan_to_num(nan=0.0, neginf=0.0) if voting else scores
     scores = scores.masked_fill(scores.isnan(), -torch.inf)
     if how.kind == "hard" and how.min_score is not None:
         scores.masked_fill_(scores <= how.min_score, -torch.inf)
@@ -173,13 +170,19 @@ def _suppress(scores: Tensor, candidates: Tensor, how: Suppression, spans: Tenso
         spans[:, rank, 0:1] = torch.where(found, start, nan)
         spans[:, rank, 1:2] = torch.where(found, end, nan)
         best[:, rank : rank + 1] = torch.where(found, score, nan.to(score.dtype))
-        if rank + 1 == best.shape[1]:
+        is_last = rank + 1 == best.shape[1]
+        if is_last and not voting:
             return
         if how.kind != "none":
             torch.minimum(ends, end, out=overlap)
             torch.maximum(starts, start, out=left)
             overlap.sub_(left).clamp_(min=0)
             torch.add(lengths, end - start + longer, out=union).sub_(overlap)
+            if voting:
+                alike = overlap / (union - 2 * longer) >= voting - how.slack
+                spans[:, rank] = _mean(alike * found * votes, starts, ends, spans[:, rank])
+                if is_last:
+                    return
             overlap.div_(union)  # IoU
         if how.kind == "hard":
             above = overlap >= how.threshold if how.snag else overlap > how.threshold + how.slack
@@ -190,9 +193,8 @@ def _suppress(scores: Tensor, candidates: Tensor, how: Suppression, spans: Tenso
         scores.scatter_(1, index, -torch.inf)
 
 
-def _voted(scores: Tensor, candidates: Tensor, spans: Tensor, threshold: float) -> Tensor:
-    """Returns spans [Q, limit, 2] moved to the weighted mean of the candidates [Q, N, 2] like them."""
-    alike = iou(spans[:, :, None], candidates[:, None]) >= threshold  # [Q, limit, N]
-    weights = alike * scores.nan_to_num(nan=0.0, neginf=0.0)[:, None].to(spans.dtype)
-    total = weights.sum(dim=2, keepdim=True)
-    return torch.where(total > 0, weights @ candidates.to(spans.dtype) / total, spans)
+def _mean(weights: Tensor, starts: Tensor, ends: Tensor, otherwise: Tensor) -> Tensor:
+    """Returns the weighted means [Q, 2] of candidates [Q, N]; `otherwise` [Q, 2] where no weight is above 0."""
+    total = weights.sum(dim=1, keepdim=True)
+    sums = torch.stack([(weights * each).sum(dim=1) for each in (starts, ends)], dim=1)
+    return torch.where(total > 0, sums / total, otherwise)
