@@ -29,8 +29,8 @@ from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
 from cdn_tune.training.step.process_group import this_world
 
 GRID = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # NMS thresholds that are tried, 0.3 to 0.8
-SIGMAS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)  # of soft NMS
-VOTING = (0.0, 0.7, 0.8, 0.9, 0.95)
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of soft NMS
+VOTING = (0.0, 0.8, 0.95)  # IoU from which candidates move an answer
 
 
 @dataclass(frozen=True)
