@@ -42,7 +42,10 @@ def evaluate(
     train_on: Annotated[
         Literal["train", "train+val"], Option(help="What they train on; train+val for the winner's number of epochs.")
     ] = "train",
-    choose_nms: Annotated[bool, Option("--choose-nms", help="Choose the NMS threshold on val.")] = False,
+    choose_nms: Annotated[bool, Option("--choose-nms", help="Choose the NMS threshold on val (soft: sigma).")] = False,
+    choose_nms_kind: Annotated[
+        bool, Option("--choose-nms-kind", help="Choose hard or soft NMS and voting on val as well.")
+    ] = False,
     protocol: Annotated[
         Literal["honest", "published"],
         Option(help="published: train again and choose the epoch on test, as the published code does."),
@@ -93,7 +96,18 @@ def evaluate(
         file = None if checkpoint is None else fetched_file(checkpoint)
         tasks, formats = Workers(workers, address), tuple(each.value for each in export_format or ())
         request = Request(
-            top, file, trials, seeds, train_on, choose_nms, protocol, tasks, score_maps, formats, other_data
+            top=top,
+            checkpoint=file,
+            trials=trials,
+            seeds=seeds,
+            train_on=train_on,
+            choose_nms=choose_nms,
+            choose_nms_kind=choose_nms_kind,
+            protocol=protocol,
+            workers=tasks,
+            score_maps=score_maps,
+            formats=formats,
+            other_data=other_data,
         )
         print_evaluation(run, changes, request, json)
 
@@ -133,6 +147,7 @@ def _warn_of(run: Path, result: dict[str, Any]) -> None:
 
 def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
     from cdn_tune.cli.show.evaluation import headline, print_evaluation_tables, print_planted
+    from cdn_tune.config import Nms
     from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
     from cdn_tune.evaluation.queries import PREDICTIONS
     from cdn_tune.evaluation.score_maps import SCORE_MAPS
@@ -145,7 +160,7 @@ def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
     published = result["protocol"] == "published"
     nms = result["nms"]
     why = f"chosen on val by {nms['metric']}" if nms["chosen_on"] == "val" else "the experiment's"
-    print_line(f"NMS threshold {result['nms_threshold']:g}, {why}")
+    print_line(f"{Nms(*(nms[name] for name in Nms._fields))}, {why}")
     if published:
         print_line(f"{result['label']}; {result['reported']}")
     else:

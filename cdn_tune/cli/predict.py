@@ -51,7 +51,7 @@ def predict(
     ] = None,
     nms_threshold: Annotated[
         float | None,
-        Option(metavar="IOU", help="Drop what overlaps a better one by more.", show_default="as evaluated"),
+        Option(metavar="IOU", help="Drop what overlaps a better one by more (hard NMS).", show_default="as evaluated"),
     ] = None,
     word_vectors: Annotated[
         Path | None, Option(metavar="FILE", help="Word vectors, if no longer where the experiment says.")
@@ -152,6 +152,7 @@ def _plain(retriever: Retriever, name: str, video: Video) -> dict[str, Any]:
         "video": name,
         "duration": video.duration,
         "windows": [list(video.seconds(window)) for window in range(len(video.windows))],
+        "nms": retriever.nms._asdict(),
         "nms_threshold": retriever.nms_threshold,
     }
 

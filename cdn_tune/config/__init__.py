@@ -3,9 +3,11 @@
 from cdn_tune.config.check import load_space, override_space
 from cdn_tune.config.experiment import (
     DATA_PATHS,
+    AugmentConfig,
     DataConfig,
     EvalConfig,
     Experiment,
+    Nms,
     OptimConfig,
     SequenceConfig,
     TrainConfig,
@@ -26,8 +28,8 @@ from cdn_tune.config.space import (
 from cdn_tune.config.tables import recall_name
 
 __all__ = [
-    "DATA_PATHS", "BudgetConfig", "Categorical", "DataConfig", "EarlyStoppingConfig", "EvalConfig", "Experiment",
-    "Float", "Inputs", "Int", "LossConfig", "ModelConfig", "OptimConfig", "Parameter", "ResourcesConfig",
-    "SamplerConfig", "SearchSpace", "SequenceConfig", "TrainConfig", "build", "load_experiment", "load_space",
-    "override", "override_space", "parse_overrides", "recall_name",
+    "DATA_PATHS", "AugmentConfig", "BudgetConfig", "Categorical", "DataConfig", "EarlyStoppingConfig", "EvalConfig",
+    "Experiment", "Float", "Inputs", "Int", "LossConfig", "ModelConfig", "Nms", "OptimConfig", "Parameter",
+    "ResourcesConfig", "SamplerConfig", "SearchSpace", "SequenceConfig", "TrainConfig", "build", "load_experiment",
+    "load_space", "override", "override_space", "parse_overrides", "recall_name",
 ]  # fmt: skip

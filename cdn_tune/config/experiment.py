@@ -1,7 +1,7 @@
 """An experiment: everything that determines one trial, in one frozen object."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -163,6 +163,26 @@ class OptimConfig(Frozen):
         return self
 
 
+class AugmentConfig(Frozen):
+    """Random changes of the training queries, each with its probability."""
+
+    crop: Fraction = Field(
+        0.0, description="share of the queries whose video is cut to a random part that holds the moment"
+    )
+    crop_keep: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="least share of a video that a crop keeps")
+    shift: Fraction = Field(
+        0.0, description="share of the queries whose moment is cut out of the video and put in elsewhere"
+    )
+    negative: Fraction = Field(
+        0.0, description="share of the queries in whose place one of another video is asked, which nothing answers"
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether any query may change."""
+        return any((self.crop, self.shift, self.negative))
+
+
 class TrainConfig(Frozen):
     """Length, batch and precision of the training."""
 
@@ -197,13 +217,41 @@ class TrainConfig(Frozen):
     checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         30.0, description="a checkpoint within an epoch after so many minutes; 0: at the end of epochs alone"
     )
+    augment: AugmentConfig = AugmentConfig()
+
+
+class Nms(NamedTuple):
+    """How answers that overlap a better one are suppressed; what is None is as the model's family was published."""
+
+    threshold: float = 0.5  # hard: IoU above which they are dropped
+    kind: Literal["hard", "soft"] | None = None
+    sigma: float | None = None  # soft: their scores are multiplied by exp(-IoU² / sigma)
+    voting: float | None = None  # IoU from which candidates move an answer; 0: none do
+
+    def __str__(self) -> str:
+        soft = self.kind == "soft"
+        parts = [f"soft NMS, sigma {self.sigma:g}" if soft else f"NMS threshold {self.threshold:g}"]
+        return ", ".join([*parts, f"voting from IoU {self.voting:g}"] if self.voting else parts)
 
 
 class EvalConfig(Frozen):
     """How retrieval is measured, and which val metric chooses epochs and trials."""
 
+    nms: Literal["hard", "soft"] | None = Field(
+        None,
+        description="non-maximum suppression: a moment that overlaps a better one is dropped (hard), or its score "
+        "decays (soft); as the family was published if unset: hard, soft for snag",
+    )
     nms_threshold: Fraction = Field(
-        0.5, description="a moment overlapping a better one by more than this IoU is dropped"
+        0.5, description="hard: a moment overlapping a better one by more than this IoU is dropped"
+    )
+    nms_sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="soft: scores are multiplied by exp(-IoU² / sigma); 0.9 if unset"
+    )
+    nms_voting: Fraction | None = Field(
+        None,
+        description="an answer becomes the mean of the candidates with at least this IoU, weighted by score; 0: it "
+        "stays; as the family was published if unset: 0, 0.95 for snag",
     )
     recalls: Ranks = Field((1, 5), description="n of R@n")
     ious: Fractions = Field((0.5, 0.7), description="IoU thresholds")
@@ -220,6 +268,16 @@ class EvalConfig(Frozen):
     def _known(cls, metric: str) -> str:
         find_metric(metric)
         return metric
+
+    @property
+    def suppression(self) -> Nms:
+        """How overlapping answers are suppressed."""
+        return Nms(self.nms_threshold, self.nms, self.nms_sigma, self.nms_voting)
+
+    def with_suppression(self, nms: Nms) -> "EvalConfig":
+        """Returns the section with other settings of suppression."""
+        keys = ("nms_threshold", "nms", "nms_sigma", "nms_voting")
+        return self.model_validate({**self.plain(), **dict(zip(keys, nms, strict=True))})
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -279,4 +337,18 @@ class Experiment(Frozen):
     @model_validator(mode="after")
     def _check(self) -> "Experiment":
         self.model.check(self.data)
+        self._check_augment()
         return self
+
+    def _check_augment(self) -> None:
+        augment, name = self.train.augment, self.model.name
+        if augment.active and self.model.inputs.sequences:
+            raise ValueError(
+                f"train.augment changes frame features of a fixed length, which model.name={name} does not read; set "
+                "crop, shift and negative to 0, and for crops data.sequence.crop"
+            )
+        if augment.negative and (needs := self.model.needs_moment):
+            raise ValueError(
+                f"train.augment.negative={augment.negative:g}: the loss of {needs} needs a moment for every query; set "
+                "it to 0"
+            )

@@ -78,6 +78,11 @@ class ModelConfig(Frozen):
         return ""
 
     @property
+    def needs_moment(self) -> str:
+        """The setting whose loss needs a moment of every query; empty where that may be empty too, [0, 0]."""
+        return f"model.name={self.name}"
+
+    @property
     def grid(self) -> int | None:
         """Equal clips of a video between which moments begin and end; None where they may begin anywhere."""
         return None

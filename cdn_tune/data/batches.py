@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterable
 from contextlib import suppress
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,13 @@ import torch
 from cdn_tune.data.dataset import Batch, MomentDataset, SequenceDataset
 
 Indices = npt.NDArray[np.int64]
+
+
+class Source(Protocol):
+    """What assembles batches: a dataset, or the changes of one."""
+
+    def batch(self, indices: Indices) -> Batch:
+        """Returns the queries at `indices`, in that order."""
 
 
 def epoch_batches(size: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
@@ -109,7 +117,7 @@ def shard(indices: Indices, rank: int, world: int, by_video: bool = False) -> In
 
 
 def prefetch(
-    dataset: MomentDataset, batches: Iterable[Indices], pin: bool = False, ahead: int = 2
+    dataset: Source, batches: Iterable[Indices], pin: bool = False, ahead: int = 2
 ) -> Generator[Batch, None, None]:
     """Yields the batches in order, the next ones assembled by one background thread meanwhile.
 

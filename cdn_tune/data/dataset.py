@@ -37,7 +37,7 @@ class Batch:
         words: float32 [B, L, W], word vectors, zero after the last word; or token features.
         word_mask: bool [B, L], true on words.
         durations: float64 [B], seconds.
-        moments: float64 [B, 2], start and end of each query's (first) moment in seconds.
+        moments: float64 [B, 2], start and end of each query's (first) moment in seconds; empty where nothing answers.
         all_moments: float64 [B, M, 2], of all moments that answer it, NaN-padded; M is the most that a query has.
         indices: int64 [B], positions in the dataset.
         videos: int64 [B], a number for each query's video, the same for all queries of a video.
@@ -160,7 +160,7 @@ class MomentDataset:
         at = torch.as_tensor(indices, dtype=torch.int64)
         if not at.numel():
             raise IndexError("a batch needs at least one index")
-        words, word_mask = self._queries.batch(at)
+        words, word_mask = self.words(at)
         return Batch(
             visual=self._visual(at),
             words=words,
@@ -171,6 +171,10 @@ class MomentDataset:
             indices=at,
             videos=self._videos[at],
         )
+
+    def words(self, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns words [B, L, W] of the queries at some positions [B], and their mask [B, L], as `Batch` has them."""
+        return self._queries.batch(at)
 
     def _visual(self, at: torch.Tensor) -> torch.Tensor:
         rows = None if self._rows is None else self._rows[at]

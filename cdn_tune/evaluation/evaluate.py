@@ -54,7 +54,8 @@ class Request:
         trials: The models of these trials instead (the Pareto front).
         seeds: Under how many other seeds the winner is trained again; 0: not at all.
         train_on: On what; ``train+val`` for the epochs that the winner took on val.
-        choose_nms: Whether the NMS threshold is chosen on val.
+        choose_nms: Whether the NMS threshold is chosen on val (of soft NMS: sigma).
+        choose_nms_kind: Whether hard or soft NMS and voting are chosen with it.
         protocol: ``honest``, or ``published``: the epoch chosen on test.
         workers: Who computes.
         score_maps: Whether to write the score maps.
@@ -69,6 +70,7 @@ class Request:
     seeds: int = 0
     train_on: Literal["train", "train+val"] = "train"
     choose_nms: bool = False
+    choose_nms_kind: bool = False
     protocol: Literal["honest", "published"] = "honest"
     workers: Workers = field(default_factory=Workers)
     score_maps: bool = False
@@ -86,6 +88,7 @@ class Request:
             "--top": self.top > 1,
             "--front": self.trials is not None,
             "--choose-nms": self.choose_nms,
+            "--choose-nms-kind": self.choose_nms_kind,
             "--train-on": self.train_on != "train",
             "--score-maps": self.score_maps,
             "--export-format": bool(self.formats),  # those files have no place for the label
@@ -174,8 +177,8 @@ class _Evaluation:
         self.on_stage("evaluating on the test split")
         limit = metrics_depth(self.experiment.eval.test_metrics)
         maps = self.run / SCORE_MAPS if request.score_maps else None
-        found = retrieve(models, "test", [nms.threshold], limit, request.workers, maps)
-        tops = [each[nms.threshold] for each in found]
+        found = retrieve(models, "test", [nms.nms], limit, request.workers, maps)
+        tops = [each[nms.nms] for each in found]
         self.on_stage("resampling")
         result = self._result(nms, retrained, looks, tops)
         self._write(result, retrained, tops)
@@ -202,10 +205,11 @@ class _Evaluation:
         )
 
     def _choose_nms(self) -> NmsChoice:
-        if not self.request.choose_nms:
-            return NmsChoice(self.experiment.eval.nms_threshold, "the experiment", None, {})
-        self.on_stage("choosing the NMS threshold on val")
-        return choose_nms(self.winner.path, self.experiment, self.request.workers)
+        request, own = self.request, self.winner.model.complete(self.experiment.eval.suppression)
+        if not request.choose_nms and not request.choose_nms_kind:
+            return NmsChoice(own, "the experiment", None, {})
+        self.on_stage("choosing the suppression of overlaps on val")
+        return choose_nms(self.winner.path, self.experiment, own, request.choose_nms_kind, request.workers)
 
     def _name(self, path: Path) -> str:
         """Returns a path as the result names it: relative to the run folder, if it is in it."""
@@ -242,7 +246,7 @@ class _Evaluation:
             "videos": summary["bootstrap"]["clusters"],
             "recalls": list(settings.recalls),
             "ious": list(settings.ious),
-            "nms_threshold": nms.threshold,
+            "nms_threshold": nms.nms.threshold,
             "nms": nms.plain(),
             "reported": f"mean over {len(seeds)} seeds" if len(seeds) > 1 else "one seed" if seeds else "checkpoint",
             "metrics": summary.pop("metrics"),

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cdn_tune import __version__
-from cdn_tune.config import DataConfig, Experiment, build, override
+from cdn_tune.config import DataConfig, Experiment, Nms, build, override
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.annotations import SPLITS
 from cdn_tune.data.files import aside, brief, read_json, sha256
@@ -31,7 +31,7 @@ from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, DataErro
 from cdn_tune.evaluation import graph
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint
 from cdn_tune.evaluation.model_card import Facts, model_card
-from cdn_tune.evaluation.test_result import chosen_threshold, read_test_result
+from cdn_tune.evaluation.test_result import chosen_nms, read_test_result
 from cdn_tune.training.runs.checkpoint import ENTRIES, Checkpoint, build_model, load_weights
 from cdn_tune.training.runs.files import write_errors
 
@@ -100,7 +100,7 @@ def export_run(
             raise ConfigError(f"override {key}={value}: an export can only be told {', '.join(CHANGEABLE)}")
     data = override(checkpoint.experiment.plain(), overrides or {}, str(checkpoint.path)).data
     text = _words(data, all_words) if data.text == "words" else TokenFeatures(tokens_path(data), data.word_size).model
-    threshold = chosen_threshold(checkpoint)
+    nms = chosen_nms(checkpoint)
     with _whole(out) as folder, write_errors(out):
         about = {"format": FORMAT, "cdn_tune": __version__}
         weights = {name: value.detach().cpu().clone() for name, value in checkpoint.model.state_dict().items()}
@@ -112,7 +112,7 @@ def export_run(
             read: dict[str, Any] = {"words": {"of": _WORDS_OF[all_words], "count": count}}
         else:
             count, name, read = 0, text.name, {TEXT_MODEL: text._asdict()}
-        (folder / EXPERIMENT).write_text(dump(_plain(checkpoint.experiment, threshold)), encoding="utf-8")
+        (folder / EXPERIMENT).write_text(dump(_plain(checkpoint.experiment, nms)), encoding="utf-8")
         if torch_export or onnx:
             data = checkpoint.experiment.data
             program = graph.trace(checkpoint.model, data)
@@ -121,7 +121,7 @@ def export_run(
             if onnx:
                 graph.save_onnx(program, folder / ONNX, checkpoint.model, data)
         test, why_not = read_test_result(run, checkpoint)
-        facts = Facts(run.resolve().name, checkpoint, test, why_not, count, all_words, threshold, name)
+        facts = Facts(run.resolve().name, checkpoint, test, why_not, count, all_words, nms, name)
         names = sorted(path.name for path in folder.iterdir())
         (folder / CARD).write_text(model_card(facts, names), encoding="utf-8")
         base = run if run.is_dir() else run.parent
@@ -174,14 +174,14 @@ def _words(config: DataConfig, all_words: bool) -> Lexicon:
     return Lexicon(whole.source, config.tokenizer, config.unknown_words, rows, vectors)
 
 
-def _plain(experiment: Experiment, threshold: float | None) -> dict[str, Any]:
-    """Returns the experiment without the folders of the machine it was trained on, with the threshold chosen on val."""
+def _plain(experiment: Experiment, nms: Nms | None) -> dict[str, Any]:
+    """Returns the experiment without the folders of the machine it was trained on, suppressing as was chosen on val."""
     plain = experiment.plain()
     for key in ("root", "features", "word_vectors", "tokens"):
         if plain["data"][key] is not None:
             plain["data"][key] = plain["data"][key].replace("\\", "/").rstrip("/").rpartition("/")[2] or "data"
-    if threshold is not None:
-        plain["eval"]["nms_threshold"] = threshold
+    if nms is not None:
+        plain["eval"] = experiment.eval.with_suppression(nms).plain()
     return plain
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdn_tune import __version__
+from cdn_tune.config import Nms
 from cdn_tune.evaluation import graph
 from cdn_tune.training.runs.checkpoint import Checkpoint
 
@@ -29,7 +30,7 @@ class Facts:
     why_no_test: str
     words: int  # how many have a vector in the folder
     all_words: bool  # whether these are all of the vectors file, not only those of the dataset
-    threshold: float | None = None  # for NMS, chosen on val; None: the experiment's
+    nms: Nms | None = None  # suppression of overlaps, chosen on val; None: the experiment's
     text_model: str | None = None  # the language model whose token features it reads, in place of words
 
 
@@ -120,12 +121,12 @@ def _protocol(facts: Facts) -> str:
     if checkpoint.value is None:
         return "The weights were imported from the published implementation; nothing was chosen on val here."
     metric = checkpoint.experiment.eval.metric
-    threshold = f"{checkpoint.experiment.eval.nms_threshold:g}"
-    if facts.threshold is not None:
-        threshold = f"{facts.threshold:g}, chosen on val after training"
+    suppression = str(checkpoint.model.complete(facts.nms or checkpoint.experiment.eval.suppression))
+    if facts.nms is not None:
+        suppression += ", chosen on val after training"
     return (
         f"Trained on train. Epoch {checkpoint.epoch} (and, in a search, the trial) was chosen by {metric} on val; the "
-        f"test split took no part in any choice. Seed {checkpoint.experiment.seed}, NMS threshold {threshold}."
+        f"test split took no part in any choice. Seed {checkpoint.experiment.seed}, {suppression}."
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cdn_tune.config import Experiment
+from cdn_tune.config import Experiment, Nms
 from cdn_tune.data.clips import to_fixed_length
 from cdn_tune.data.features import Frames
 from cdn_tune.data.frames import check_frames, read_frames
@@ -24,7 +24,7 @@ from cdn_tune.data.sequence_store import sequence_of, timed
 from cdn_tune.errors import DataError, TrainingError
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint, fetch_model
 from cdn_tune.evaluation.export import is_exported, read_exported
-from cdn_tune.evaluation.test_result import chosen_threshold
+from cdn_tune.evaluation.test_result import chosen_nms
 from cdn_tune.model.family import MomentModel, Spans
 from cdn_tune.moments.spans import sliding_windows
 from cdn_tune.training.object_store.working_copy import url_of
@@ -88,8 +88,7 @@ class Retriever:
         planted: Whether it was trained on planted data.
         source: The file it came from.
         device: Where it computes; a GPU if there is one and None is given.
-        nms_threshold: A moment that overlaps a better one by more than this IoU is dropped; the experiment's
-            `eval.nms_threshold` if None.
+        nms: How overlapping moments are suppressed; as the experiment's `eval` has it if None.
     """
 
     def __init__(
@@ -100,15 +99,18 @@ class Retriever:
         planted: bool,
         source: Path,
         device: torch.device | str | None = None,
-        nms_threshold: float | None = None,
+        nms: Nms | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.experiment, self.reader, self.planted, self.source = experiment, reader, planted, source
-        self.nms_threshold = experiment.eval.nms_threshold if nms_threshold is None else nms_threshold
-        if not 0 <= self.nms_threshold <= 1:
-            raise DataError(f"nms_threshold={nms_threshold}: is not within [0, 1]")
+        self.nms = self.model.complete(nms or experiment.eval.suppression)
         self._dtype = resolve_precision(experiment.train.precision, self.device)
+
+    @property
+    def nms_threshold(self) -> float:
+        """IoU above which hard suppression drops a moment."""
+        return self.nms.threshold
 
     def retrieve(
         self,
@@ -182,7 +184,7 @@ class Retriever:
         """Returns the best moments of an encoded video for each query.
 
         Over several windows the proposals of all are ranked together by their scores, and suppressed together: the best
-        one wins, and whatever overlaps it by more than `nms_threshold` goes, in whichever window it was found.
+        one wins, and whatever overlaps it goes (or decays, as `nms` has it), in whichever window it was found.
 
         Args:
             video: As `encode` returned it.
@@ -271,7 +273,7 @@ class Retriever:
         candidates = Spans(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
         if bool(candidates.scores.isnan().any()):
             raise TrainingError(f"{self.source}: scores are not finite; weights or features are too large")
-        spans, scores = self.model.suppress(candidates, top, self.nms_threshold)
+        spans, scores = self.model.suppress(candidates, top, *self.nms)
         rows = zip(spans.tolist(), scores.tolist(), strict=True)
         return [
             [Moment(start, end, score) for (start, end), score in zip(*row, strict=True) if not math.isnan(score)]
@@ -298,16 +300,18 @@ def load(
         text_model: Folder or name on the hub of the language model whose token features it was trained on
             (`data.text: tokens`). Needed for other queries than the dataset's, and for an exported folder.
         device: Where to compute; a GPU if there is one and None is given.
-        nms_threshold: A moment that overlaps a better one by more than this IoU is dropped. If None, what the run's
-            last evaluation chose on val for this checkpoint (``evaluate --choose-nms``; an exported folder carries
-            it), else the experiment's `eval.nms_threshold`.
+        nms_threshold: A moment that overlaps a better one by more than this IoU is dropped, also where the experiment
+            has soft suppression. If None, what the run's last evaluation chose on val for this checkpoint (``evaluate
+            --choose-nms``; an exported folder carries it), else as the experiment's `eval` has it.
 
     Raises:
         CdnTuneError: If there is no model, it is damaged, or its word vectors cannot be found; one line.
     """
+    if nms_threshold is not None and not 0 <= nms_threshold <= 1:
+        raise DataError(f"nms_threshold={nms_threshold}: is not within [0, 1]")
     path = Path(path).expanduser() if url_of(path) is None else fetch_model(path)
     vectors = None if word_vectors is None else Path(word_vectors).expanduser()
-    held = None
+    held = nms = None
     if is_exported(path):
         checkpoint, held = read_exported(path)
     else:
@@ -315,10 +319,9 @@ def load(
         for line in choice.damaged:
             _LOG.warning("%s", line)
         checkpoint = choice.checkpoint
-        if nms_threshold is None:
-            nms_threshold = chosen_threshold(checkpoint)
+        nms = chosen_nms(checkpoint)
+    if nms_threshold is not None:
+        nms = checkpoint.experiment.eval.suppression._replace(threshold=nms_threshold, kind="hard")
     language = None if text_model is None else str(text_model)
     reader = open_reader(checkpoint.experiment.data, vectors, language, held)
-    return Retriever(
-        checkpoint.model, checkpoint.experiment, reader, checkpoint.planted, checkpoint.path, device, nms_threshold
-    )
+    return Retriever(checkpoint.model, checkpoint.experiment, reader, checkpoint.planted, checkpoint.path, device, nms)

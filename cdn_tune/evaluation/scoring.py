@@ -1,4 +1,4 @@
-"""What a checkpoint retrieves on a split, and the NMS threshold by which it does best on val.
+"""What a checkpoint retrieves on a split, and the suppression by which it does best on val.
 
 Computed in this process or by several workers, with the same numbers.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cdn_tune.config import DataConfig, Experiment, build, recall_name
+from cdn_tune.config import DataConfig, Experiment, Nms, build, recall_name
+from cdn_tune.config.tables import metrics_depth
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import evaluation_batches
 from cdn_tune.data.dataset import MomentDataset, load_split
@@ -27,6 +29,8 @@ from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
 from cdn_tune.training.step.process_group import this_world
 
 GRID = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # NMS thresholds that are tried, 0.3 to 0.8
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of soft NMS
+VOTING = (0.0, 0.8, 0.95)  # IoU from which candidates move an answer
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Retrieved(NamedTuple):
         return Answers(self.top, dataset.moments, dataset.durations, self.scores, closed)
 
 
-# Positions in the split, and for each NMS threshold what was retrieved there.
+# Positions in the split, and for each way of suppression what was retrieved there.
 _Part = list[tuple[npt.NDArray[np.int64], list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]]]
 
 
@@ -74,11 +78,11 @@ def open_split(config: DataConfig, split: Split, sequences: bool = False) -> Mom
 def retrieve(
     models: Sequence[tuple[Path, Experiment]],
     split: Split,
-    thresholds: Sequence[float],
+    ways: Sequence[Nms],
     limit: int,
     workers: Workers,
     maps: Path | None = None,
-) -> list[dict[float, Retrieved]]:
+) -> list[dict[Nms, Retrieved]]:
     """Retrieves moments for all queries of a split with some checkpoints.
 
     Work is shared out in whole batches, which are the same whatever the number of workers; so are the results.
@@ -86,13 +90,13 @@ def retrieve(
     Args:
         models: Checkpoints, reachable from every worker's node, and of each where its data are and how it is evaluated.
         split: The split.
-        thresholds: NMS thresholds; the model runs once for all of them.
+        ways: How overlapping moments are suppressed; the model runs once for all of them.
         limit: Moments per query n.
         workers: Who computes.
         maps: HDF5 file to write the first checkpoint's score maps to.
 
     Returns:
-        For each checkpoint, what is retrieved by NMS threshold.
+        For each checkpoint, what is retrieved by way of suppression.
 
     Raises:
         CdnTuneError: If a checkpoint, the data or the cluster is at fault.
@@ -102,21 +106,21 @@ def retrieve(
     for number, (file, experiment) in enumerate(models):
         for rank in range(workers.count):
             target = None if maps is None or number else f"{beside}.{rank}.{os.getpid()}.tmp"  # as `aside` has it
-            inputs.append((str(file), experiment.plain(), split, tuple(thresholds), limit, rank, workers.count, target))
+            inputs.append((str(file), experiment.plain(), split, tuple(ways), limit, rank, workers.count, target))
     found: list[_Part] = [[] for _ in models]
     for position, part in workers.run(retrieve_part, inputs):
         found[position // workers.count] += part
     if maps is not None:
         dataset = open_split(models[0][1].data, split, models[0][1].model.inputs.sequences)
         merge_score_maps(maps, [Path(each[-1]) for each in inputs if each[-1]], dataset.annotations, split)
-    return [_assemble(part, thresholds) for part in found]
+    return [_assemble(part, ways) for part in found]
 
 
 def retrieve_part(
     file: str,
     experiment: dict[str, Any],
     split: Split,
-    thresholds: tuple[float, ...],
+    ways: tuple[Nms, ...],
     limit: int,
     rank: int,
     parts: int,
@@ -135,8 +139,8 @@ def retrieve_part(
         writer = None if maps is None else stack.enter_context(ScoreMaps(Path(maps)))
         for scored in score_batches(model, dataset, batches, device, dtype):
             answers = []
-            for threshold in thresholds:
-                top, scores = model.suppress(scored.found, limit, threshold)
+            for nms in ways:
+                top, scores = model.suppress(scored.found, limit, *nms)
                 answers.append((top.cpu().numpy(), scores.cpu().numpy()))
             found.append((scored.indices.numpy(), answers))
             shown = None if writer is None else model.pictures(scored.output).score_map
@@ -145,37 +149,45 @@ def retrieve_part(
     return found
 
 
-def _assemble(part: _Part, thresholds: Sequence[float]) -> dict[float, Retrieved]:
+def _assemble(part: _Part, ways: Sequence[Nms]) -> dict[Nms, Retrieved]:
     order = np.concatenate([indices for indices, _ in part]).argsort()
     return {
-        threshold: Retrieved(
+        nms: Retrieved(
             torch.from_numpy(np.concatenate([answers[number][0] for _, answers in part])[order]),
             torch.from_numpy(np.concatenate([answers[number][1] for _, answers in part])[order]),
         )
-        for number, threshold in enumerate(thresholds)
+        for number, nms in enumerate(ways)
     }
 
 
 @dataclass(frozen=True)
 class NmsChoice:
-    """An NMS threshold and why it was chosen."""
+    """How overlapping moments are suppressed, and why it was chosen."""
 
-    threshold: float  # IoU above which the lesser of two moments is dropped
+    nms: Nms
     chosen_on: str  # ``val``, or ``the experiment``
     metric: str | None  # by which it was chosen
-    tried: dict[float, float]  # value on val of each threshold tried
+    tried: dict[Nms, float]  # value on val of each way tried
 
     def plain(self) -> dict[str, Any]:
         """Returns the choice, ready for JSON."""
-        tried = [{"threshold": threshold, "value": value} for threshold, value in self.tried.items()]
-        return {"threshold": self.threshold, "chosen_on": self.chosen_on, "metric": self.metric, "tried": tried}
+        tried = [{**nms._asdict(), "value": value} for nms, value in self.tried.items()]
+        return {**self.nms._asdict(), "chosen_on": self.chosen_on, "metric": self.metric, "tried": tried}
 
 
-def choose_nms(file: Path, experiment: Experiment, workers: Workers) -> NmsChoice:
-    """Chooses the NMS threshold on val, from `GRID` and the experiment's own.
+def choose_nms(file: Path, experiment: Experiment, own: Nms, kinds: bool, workers: Workers) -> NmsChoice:
+    """Chooses on val how overlapping moments are suppressed: the threshold (soft: sigma), or all of it.
 
     Suppression never touches the first moment, so R@1 and mIoU are no criterion: it is chosen by the largest n of R@n,
-    at the IoU of the experiment's metric (the middle one if it has none). Of equals, the nearest to the experiment's.
+    at the IoU of the experiment's metric (the middle one if it has none). Voting moves the first one too; of all there
+    is, no choice lowers the experiment's metric. Of equals, the nearest to the experiment's.
+
+    Args:
+        file: The checkpoint.
+        experiment: Where its data are and how it is evaluated.
+        own: How the experiment suppresses, complete.
+        kinds: Whether hard or soft and voting are chosen too.
+        workers: Who computes.
 
     Raises:
         CdnTuneError: If the checkpoint, the data or the cluster is at fault.
@@ -184,12 +196,33 @@ def choose_nms(file: Path, experiment: Experiment, workers: Workers) -> NmsChoic
     _, _, text = settings.metric.partition("@")
     iou = float(text) if text else settings.ious[len(settings.ious) // 2]
     count = max(settings.recalls)
-    own = settings.nms_threshold
-    grid = sorted({*GRID, own})
-    (found,) = retrieve([(file, experiment)], "val", grid, count, workers)
-    val = open_split(experiment.data, "val", experiment.model.inputs.sequences)
     name = recall_name(count, iou)
-    tried = {each: measure(found[each].answers(val, settings.closed), [name]).means[name] for each in grid}
-    best = max(tried.values())
-    near = min((each for each in grid if tried[each] == best), key=lambda each: (abs(each - own), each))
+    ways = _ways(own, kinds)
+    limit = max(count, metrics_depth([settings.metric])) if kinds else count
+    (found,) = retrieve([(file, experiment)], "val", ways, limit, workers)
+    val = open_split(experiment.data, "val", experiment.model.inputs.sequences)
+    values = {
+        nms: measure(found[nms].answers(val, settings.closed), [name, settings.metric] if kinds else [name]).means
+        for nms in ways
+    }
+    least = values[own].get(settings.metric, 0.0)
+    tried = {nms: means[name] for nms, means in values.items()}
+    able = [nms for nms in ways if not kinds or values[nms][settings.metric] >= least]
+    best = max(tried[nms] for nms in able)
+    near = min((nms for nms in able if tried[nms] == best), key=lambda nms: _distance(nms, own))
     return NmsChoice(near, "val", name, tried)
+
+
+def _ways(own: Nms, kinds: bool) -> list[Nms]:
+    """Returns the ways that are tried: the experiment's own, and those that differ in its parameter, or in all."""
+    voting = sorted({own.voting or 0.0, *VOTING}) if kinds else [own.voting]
+    hard = [own._replace(kind="hard", threshold=each) for each in sorted({*GRID, own.threshold})]
+    soft = [own._replace(kind="soft", sigma=each) for each in sorted({*SIGMAS, own.sigma or SIGMAS[-1]})]
+    either = [*hard, *soft] if kinds else hard if own.kind == "hard" else soft
+    return [nms._replace(voting=votes) for nms, votes in product(either, voting)]
+
+
+def _distance(nms: Nms, own: Nms) -> tuple[float, ...]:
+    """Returns what is least for the way nearest to the experiment's own."""
+    apart = [abs((mine or 0.0) - (theirs or 0.0)) for mine, theirs in zip(nms[2:], own[2:], strict=True)]
+    return (nms.kind != own.kind, abs(nms.threshold - own.threshold), *apart, nms.threshold)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cdn_tune.config import Nms
 from cdn_tune.data.files import brief, read_json
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluate import EVALUATION
@@ -62,8 +63,8 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
     return {**kept, "metrics": metrics, "baselines": beside}, ""
 
 
-def chosen_threshold(checkpoint: Checkpoint) -> float | None:
-    """Returns the NMS threshold chosen on val with which the run's last evaluation measured a checkpoint, if one did.
+def chosen_nms(checkpoint: Checkpoint) -> Nms | None:
+    """Returns the suppression chosen on val with which the run's last evaluation measured a checkpoint, if one did.
 
     A checkpoint that was not read from its place in the run folder has no evaluation.
     """
@@ -79,10 +80,12 @@ def chosen_threshold(checkpoint: Checkpoint) -> float | None:
         measured = [each["checkpoint"] for each in (*content["models"], *seeds["runs"])]
         if nms["chosen_on"] != "val" or str(path.relative_to(run)) not in measured:
             return None
-        threshold = float(nms["threshold"])
+        own = checkpoint.model.complete(checkpoint.experiment.eval.suppression)
+        # An earlier version chose the threshold alone.
+        chosen = own._replace(**{name: nms[name] for name in Nms._fields if name == "threshold" or name in nms})
+        return checkpoint.experiment.eval.with_suppression(chosen).suppression
     except (RunError, ValueError, KeyError, TypeError):  # damaged, or by an earlier version
         return None
-    return threshold if 0 <= threshold <= 1 else None
 
 
 def _numbers(values: Any) -> dict[str, float]:

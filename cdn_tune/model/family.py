@@ -5,13 +5,14 @@ Shape letters: B batch, Q queries, V windows of a video, P candidate spans, S cl
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cdn_tune.config import ModelConfig
-from cdn_tune.moments.nms import top_spans
+from cdn_tune.config import ModelConfig, Nms
+from cdn_tune.moments.nms import Suppression, suppress
 
 
 class Batch(Protocol):
@@ -23,7 +24,10 @@ class Batch(Protocol):
 
     @property
     def moments(self) -> Tensor:
-        """Annotated start and end, seconds, float64 [B, 2]; of the first moment where several answer a query."""
+        """Annotated start and end, seconds, float64 [B, 2]; of the first moment where several answer a query.
+
+        Unless `config.needs_moment`, a query that nothing answers has the empty moment [0, 0].
+        """
 
     @property
     def all_moments(self) -> Tensor:
@@ -43,7 +47,7 @@ class Spans(NamedTuple):
     Attributes:
         spans: Start and end in seconds, float64 [B, P, 2].
         scores: Higher is better, float32 [B, P]; NaN where the network's output is not finite, -inf where there is no
-            candidate.
+            candidate. Soft suppression and voting need scores of at least 0.
     """
 
     spans: Tensor
@@ -132,13 +136,37 @@ class MomentModel(nn.Module):
     def end_step(self, total: Callable[[Tensor], Tensor]) -> None:
         """Called after the losses of a step; `total` returns the sum of all workers' tensors."""
 
-    def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:
-        """Returns the best `limit` spans per query, best first, NaN where there are fewer; by default greedy NMS.
+    @property
+    def suppression(self) -> Suppression:
+        """How overlapping answers are suppressed unless `eval` asks for something else; by default greedy NMS."""
+        return Suppression()
 
-        `found` has the candidates of all windows of a video side by side; of two spans that overlap by an IoU above
-        `threshold` the lesser is dropped.
+    def suppress(
+        self,
+        found: Spans,
+        limit: int,
+        threshold: float,
+        kind: Literal["hard", "soft"] | None = None,
+        sigma: float | None = None,
+        voting: float | None = None,
+    ) -> Spans:
+        """Returns the best `limit` spans per query, best first, NaN where there are fewer.
+
+        Args:
+            found: The candidates of all windows of a video side by side.
+            limit: How many.
+            threshold: As of `config.Nms`, like the rest; what is None is as in `suppression`.
+            kind: Hard or soft.
+            sigma: Decay of the soft kind.
+            voting: IoU from which candidates move an answer.
         """
-        return Spans(*top_spans(found.scores, found.spans, limit, threshold))
+        nms = self.complete(Nms(threshold, kind, sigma, voting))
+        return Spans(*suppress(found.scores, found.spans, limit, replace(self.suppression, **nms._asdict())))
+
+    def complete(self, nms: Nms) -> Nms:
+        """Returns settings of suppression with nothing left None."""
+        own = self.suppression
+        return Nms(*(getattr(own, name) if value is None else value for name, value in nms._asdict().items()))
 
     def pictures(self, output: Any) -> Pictures:  # noqa: ARG002 - for families that have some
         """Returns the pictures of an output; none by default."""

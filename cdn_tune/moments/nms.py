@@ -96,20 +96,25 @@ class Suppression:
             `none` keeps them.
         threshold: `hard`: IoU above which the lesser moment is dropped.
         sigma: `soft`: the decay.
+        candidates: So many, the best, are looked at; None: all.
         min_score: `hard`: only better candidates are answers. `soft`: those that decay below are dropped.
         voting: Each answer's span becomes the mean of the candidates whose IoU with it is at least this, weighted by
             their scores; 0: it stays. Not for `none`.
         snag: As SnAG's published code has it: an IoU that equals the threshold is above it, and every length is 1e-6
             longer while moments are suppressed.
+        slack: IoUs that differ by no more count as equal: one that equals `threshold` is not above it, one that equals
+            `voting` has a vote.
         dtype: Format in which spans are compared.
     """
 
     kind: Literal["hard", "soft", "none"] = "hard"
     threshold: float = 0.5
     sigma: float = 0.9
+    candidates: int | None = None
     min_score: float | None = None
     voting: float = 0.0
     snag: bool = False
+    slack: float = 0.0
     dtype: torch.dtype = torch.float64
 
 
@@ -143,12 +148,17 @@ def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tup
     if count == 0:
         return found, best
     spans = spans.to(scores.device, how.dtype).expand(queries, count, 2)
-    step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // count)
+    if how.candidates is not None:
+        count = min(count, how.candidates)
+        scores, index = scores.topk(count, dim=1)
+        spans = spans.gather(1, index[..., None].expand(-1, -1, 2))
+    at_once = count * (limit if how.voting else 1)
+    step = max(1, _CHUNK_CELLS.get(scores.device.type, 1 << 24) // at_once)
     for first in range(0, queries, step):
         chunk = slice(first, first + step)
         _suppress(scores[chunk], spans[chunk], how, found[chunk], best[chunk])
         if how.voting and how.kind != "none":
-            found[chunk] = _voted(scores[chunk], spans[chunk], found[chunk], how.voting)
+            found[chunk] = _voted(scores[chunk], spans[chunk], found[chunk], how.voting - how.slack)
     return found, best
 
 
@@ -178,7 +188,8 @@ def _suppress(scores: Tensor, candidates: Tensor, how: Suppression, spans: Tenso
             torch.add(lengths, end - start + longer, out=union).sub_(overlap)
             overlap.div_(union)  # IoU
         if how.kind == "hard":
-            scores.masked_fill_(overlap >= how.threshold if how.snag else overlap > how.threshold, -torch.inf)
+            above = overlap >= how.threshold if how.snag else overlap > how.threshold + how.slack
+            scores.masked_fill_(above, -torch.inf)
         elif how.kind == "soft":
             scores.mul_(overlap.nan_to_num_(nan=0.0).square_().div_(-how.sigma).exp_())
             scores.masked_fill_(~(scores >= (how.min_score or 0.0)), -torch.inf)

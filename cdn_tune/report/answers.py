@@ -252,7 +252,7 @@ class Viewer:
             indices = spread[rows]
             batch, output = self._forward(indices)
             candidates = self._model.spans(output, batch.durations)
-            top, scores = self._model.suppress(candidates, TOP, self._config.nms_threshold)
+            top, scores = self._model.suppress(candidates, TOP, *self._config.suppression)
             items = [self.dataset.annotations[index] for index in indices]
             results = query_results(items, top.cpu(), scores.cpu(), self.split)
             found |= dict(zip(indices.tolist(), results, strict=True))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from cdn_tune.config import DataConfig
+from cdn_tune.config import AugmentConfig, DataConfig
+from cdn_tune.data.augment import Augmented
 from cdn_tune.data.dataset import Batch, load_split, load_splits
 from cdn_tune.data.doctor import examine
 from cdn_tune.data.fingerprint import fingerprint, is_planted
@@ -60,6 +61,18 @@ def test_a_batch_has_the_features_of_its_queries(config: DataConfig, tokens: Pat
         assert not batch.words[row, len(expected) :].any()
         assert batch.word_mask[row].tolist() == [place < len(expected) for place in range(7)]
     assert dataset.describe()["text_model"] == "bert"
+
+
+def test_a_query_asked_in_anothers_place_has_its_own_features(config: DataConfig) -> None:
+    dataset = load_split(config, "train")
+    at = list(range(len(dataset)))
+    plain, batch = dataset.batch(at), Augmented(dataset, AugmentConfig(negative=1), seed=0, epoch=1).batch(at)
+    for row, item in enumerate(dataset.annotations):
+        (asked,) = {OPENS, TAKES} - {item.query}
+        place = [other.query for other in dataset.annotations].index(asked)
+        assert torch.equal(batch.words[row], plain.words[place])
+        assert torch.equal(batch.word_mask[row], plain.word_mask[place])
+    assert not batch.moments.any()
 
 
 def test_a_pickled_dataset_gives_the_same_batches(config: DataConfig) -> None:

@@ -18,7 +18,7 @@ import torch
 
 import cdn_tune
 from cdn_tune import Moment, Retriever, load
-from cdn_tune.config import Experiment
+from cdn_tune.config import Experiment, Nms
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import CheckpointError, DataError, RunError
@@ -289,7 +289,9 @@ def test_it_suppresses_as_the_last_evaluation_did(
 def test_answers_are_those_of_an_evaluation_that_chose(
     trained: Path, monkeypatch: pytest.MonkeyPatch, threshold: float
 ) -> None:
-    monkeypatch.setattr("cdn_tune.evaluation.evaluate.choose_nms", lambda *_: NmsChoice(threshold, "val", "R5@0.5", {}))
+    monkeypatch.setattr(
+        "cdn_tune.evaluation.evaluate.choose_nms", lambda *_: NmsChoice(Nms(threshold), "val", "R5@0.5", {})
+    )
     evaluate_run(trained, None, Request(choose_nms=True, resamples=20))
     results = read_query_results(trained / "predictions.jsonl")
     retriever = load(trained)

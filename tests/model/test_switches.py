@@ -328,8 +328,20 @@ def test_real_spans_are_suppressed_not_cells() -> None:
     kept = model.suppress(model.spans(output._replace(offsets=offsets), durations), 2, 0.5)
     assert kept.spans[0].tolist() == [[0.0, 2.0], [4.0, 6.0]]
     offsets[0, model.proposals.by_row == 4 * 8 + 5] = -2.0
-    kept = model.suppress(model.spans(output._replace(offsets=offsets), durations), 2, 0.5)
-    assert kept.scores[0, 1] < 0.01
+    found = model.spans(output._replace(offsets=offsets), durations)
+    assert model.suppress(found, 2, 0.5).scores[0, 1] < 0.01
+    soft = model.suppress(found, 2, 0.5, "soft", 0.5)
+    wanted = torch.sigmoid(torch.tensor([3.0, 2.0])) * torch.tensor([1.0, math.exp(-1 / 0.5)])  # decayed as of IoU 1
+    torch.testing.assert_close(soft.scores[0], wanted)
+
+
+def test_an_empty_moment_trains_no_offsets() -> None:
+    """A query that nothing answers has none, whatever the least IoU."""
+    cells = torch.tensor([[0.0, 0.5], [0.5, 1.0]])
+    offsets = torch.ones(1, 2, 2)
+    empty = torch.tensor([[[0.0, 0.0], [torch.nan, torch.nan]]])
+    for kind in ("diou", "l1giou"):
+        assert float(offset_loss(offsets, cells, empty, kind, 0.0)) == 0
 
 
 def test_moments_move_towards_the_truth_in_training() -> None:

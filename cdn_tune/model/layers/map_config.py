@@ -145,6 +145,11 @@ class FusedMapConfig(MapModelConfig):
         return self.clips if self.offsets == "none" else None
 
     @property
+    def needs_moment(self) -> str:
+        """Contrast needs cells that match the sentence; of an empty moment every cell is to score 0."""
+        return "model.contrastive=true" if self.contrastive else ""
+
+    @property
     def switched_on(self) -> dict[str, object]:
         """The switches that are on, by dotted key: no published model has them."""
         attention = self.cross_attention

@@ -21,7 +21,7 @@ from cdn_tune.model.layers.map_config import FusedMapConfig, FusedMapLoss, MapMo
 from cdn_tune.model.layers.moment_map import Ends, Proposals, conv_proposals, pool_proposals
 from cdn_tune.model.layers.offsets import moved, offset_layer, offset_loss
 from cdn_tune.model.layers.query import QueryEncoder
-from cdn_tune.moments.nms import Rounding, cell_spans
+from cdn_tune.moments.nms import Rounding, Suppression, cell_spans
 from cdn_tune.moments.temporal_map import iou_maps
 
 _SLACK = 1e-9  # above the rounding of an IoU in float64, below the distance of two IoUs of whole clips
@@ -47,9 +47,10 @@ class MapModel(MomentModel):
         """Returns the valid cells of videos of these durations [B], in seconds, with their scores [B, M]."""
         return Spans(cell_spans(self.proposals.by_row, self.config.clips, durations, self.rounding), scores)
 
-    def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:
-        """Returns the best spans per query; an IoU of whole clips that equals the threshold is never above it."""
-        return super().suppress(found, limit, threshold + (_SLACK if self.rounding == "none" else 0.0))
+    @property
+    def suppression(self) -> Suppression:
+        """Greedy NMS; an IoU of whole clips that equals the threshold is never above it."""
+        return Suppression(slack=_SLACK if self.rounding == "none" else 0.0)
 
     @abstractmethod
     def score_map(self, output: Any) -> ScoreMap:

@@ -43,7 +43,7 @@ def offset_loss(offsets: Tensor, cells: Tensor, moments: Tensor, kind: str, min_
     overlaps = iou(cells[None, :, None], moments[:, None]).nan_to_num(nan=-1.0)  # [B, M, K]
     best, index = overlaps.max(dim=2)  # [B, M]
     target = moments.gather(1, index[..., None].expand(-1, -1, 2))  # [B, M, 2]
-    positive = best >= min_iou
+    positive = (best >= min_iou) & (target[..., 1] > target[..., 0])  # an empty moment has none
     found, sign = moved(cells, offsets), cells.new_tensor([-1.0, 1.0])  # distances from the video's start
     if kind == "diou":
         losses = span_loss(found * sign, target * sign, "diou")

@@ -17,7 +17,7 @@ from cdn_tune.model.layers.map_convs import MapConvs
 from cdn_tune.model.layers.map_model import MapModel, build_proposals, map_memory
 from cdn_tune.model.mmn.config import MMNConfig, MMNLoss
 from cdn_tune.model.mmn.loss import iou_loss
-from cdn_tune.moments.nms import top_spans
+from cdn_tune.moments.nms import Suppression
 from cdn_tune.moments.temporal_map import iou_maps, valid_mask
 
 _SHARPNESS = 10.0  # of the IoU score, a sigmoid of the cosine times this
@@ -120,11 +120,10 @@ class MMN(MapModel):
         """Returns the valid cells, row by row, with the product of contrastive and IoU score."""
         return self.cell_spans(durations, self._scores(output))
 
-    def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:
-        """Returns the best spans per query; as published, overlaps are computed in float32."""
-        if self.rounding == "none":
-            return super().suppress(found, limit, threshold)
-        return Spans(*top_spans(found.scores, found.spans, limit, threshold, torch.float32))
+    @property
+    def suppression(self) -> Suppression:
+        """Greedy NMS; as published, overlaps are computed in float32."""
+        return super().suppression if self.rounding == "none" else Suppression(dtype=torch.float32)
 
     def score_map(self, output: MMNOutput) -> ScoreMap:
         """Returns the scores of all cells, 0 at those that hold no moment."""

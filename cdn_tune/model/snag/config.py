@@ -108,21 +108,12 @@ class PointConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """From scored points to answers."""
+    """From scored points to candidates; `eval.nms` and its neighbours suppress those."""
 
     min_score: Probability = Field(0.001, description="candidates with less are dropped [pre_nms_thresh]")
     candidates: Positive = Field(2000, description="best candidates kept before suppression [pre_nms_topk]")
     min_length: Annotated[float, Field(ge=0)] = Field(
         0.1, description="candidates of fewer steps are dropped [seg_len_thresh]"
-    )
-    suppression: Literal["soft", "hard"] = Field(
-        "soft",
-        description="what becomes of an answer that overlaps a better one: its score decays, or it is dropped at "
-        "eval.nms_threshold [nms.mode]",
-    )
-    decay: Annotated[float, Field(gt=0)] = Field(0.9, description="soft: divisor of the squared IoU [nms.sigma]")
-    voting: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.95, description="answers become the mean of candidates with at least this IoU; 0: none [nms.voting_thresh]"
     )
 
 

@@ -19,7 +19,7 @@ from cdn_tune.model.snag.heads import OffsetHead, ScoreHead
 from cdn_tune.model.snag.loss import assign, focal_loss
 from cdn_tune.model.snag.pyramid import Points, Pyramid, VideoEncoder, points
 from cdn_tune.model.snag.text import PooledText, TextEncoder
-from cdn_tune.moments.nms import Suppression, suppress
+from cdn_tune.moments.nms import Suppression
 
 
 class SnAGOutput(NamedTuple):
@@ -190,13 +190,11 @@ class SnAG(MomentModel):
         seconds = begin + found.spans.double() * self.config.video.stride * step
         return Spans(seconds.clamp(min=0).minimum(durations.double()[:, None, None]), found.scores)
 
-    def suppress(self, found: Spans, limit: int, threshold: float) -> Spans:
-        """Returns the best spans after soft or hard suppression, and voting; of all windows the best candidates."""
-        config = self.config.evaluation
-        scores, index = found.scores.topk(min(config.candidates, found.scores.shape[1]), dim=1)
-        spans = found.spans.gather(1, index[..., None].expand(-1, -1, 2))
-        how = Suppression(config.suppression, threshold, config.decay, config.min_score, config.voting)
-        return Spans(*suppress(scores, spans, limit, how))
+    @property
+    def suppression(self) -> Suppression:
+        """Soft NMS and voting of the best of all windows, as published [nms.mode, nms.sigma, nms.voting_thresh]."""
+        own = self.config.evaluation
+        return Suppression("soft", sigma=0.9, candidates=own.candidates, min_score=own.min_score, voting=0.95)
 
     def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:  # noqa: ARG002
         """Returns an estimate of training's working memory, were each query of another video."""

@@ -93,7 +93,7 @@ def evaluate_split(
     Args:
         model: Put into eval mode for the duration.
         dataset: The split.
-        config: Metrics, NMS threshold, queries at once.
+        config: Metrics, suppression, queries at once.
         world: The workers that share the queries.
         dtype: Format in which the model computes.
         queries: How many queries, evenly spread over the split; all if None.
@@ -114,7 +114,7 @@ def evaluate_split(
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     loss = 0.0  # sum over this worker's queries
     for scored in score_batches(model, dataset, mine, world.device, dtype):
-        top, top_scores = model.suppress(scored.found, limit, config.nms_threshold)
+        top, top_scores = model.suppress(scored.found, limit, *config.suppression)
         found.append((scored.indices, top.cpu(), top_scores.cpu()))
         if with_loss:
             loss += float(model.loss(scored.output, scored.batch).total) * len(scored.batch)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cdn_tune.config import Experiment
+from cdn_tune.data.augment import Augmented
 from cdn_tune.data.batches import Indices, prefetch, shard, training_batches
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
@@ -83,9 +84,11 @@ class Engine:
         batches = global_batches(dataset, self.experiment, epoch, self.world)
         left = batches[state.step :]
         mine = [shard(batch, self.world.rank, self.world.size, dataset.by_video) for batch in left]
+        augment = self.experiment.train.augment
+        source = Augmented(dataset, augment, self.experiment.seed, epoch) if augment.active else dataset
         self.model.train()
         unwrapped(self.model).start_epoch(epoch)
-        with closing(prefetch(dataset, mine, pin=self.world.device.type == "cuda")) as loader:
+        with closing(prefetch(source, mine, pin=self.world.device.type == "cuda")) as loader:
             for whole, batch in zip(left, loader, strict=True):
                 with memory_errors(f"at epoch {epoch}, step {state.step + 1}"):
                     parts, norm = self.step(batch, len(whole))
