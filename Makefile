@@ -7,8 +7,8 @@ unexport PYTHONDONTWRITEBYTECODE
 SYSTEM_PYTHON ?= python3
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed
-# Two files at a time: what takes long is mostly waiting for processes to start. Slow tests want the machine for themselves.
-TEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three files at a time: what takes long is mostly waiting for processes to start. Slow tests want the machine for themselves.
+TEST := $(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/  /' | expand -t 14

@@ -27,6 +27,7 @@ WITHOUT = {
     "search rebuild",
     "data convert",
     "data plant",
+    "data text",
 }
 WITHOUT |= {"cluster submit", "cluster logs", "cluster stop", "cluster fetch"}
 
