@@ -122,8 +122,8 @@ def main() -> None:
             "",
             "`python -m benchmarks.sequence_step`: forward, losses, backward, clipping and AdamW on the CPU, "
             f"{experiment.train.batch_size} videos of {experiment.steps} steps with {batch.rows.numel()} queries, "
-            f"random data, medians of {rounds} rounds in turns. Plain is torch's own attention of all steps to all, with "
-            "the window as a mask; the rest is the same.",
+            f"random data, medians of {rounds} rounds in turns. Plain is torch's own attention of all steps to all, "
+            "with the window as a mask; the rest is the same.",
             "",
             *table(["experiment", "what", "time", "share of the plain", "aim"], rows),
         ],
