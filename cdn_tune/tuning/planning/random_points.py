@@ -10,6 +10,7 @@ import optuna
 from cdn_tune.config import Experiment
 from cdn_tune.config.keys import get_key
 from cdn_tune.model.families import layers_key
+from cdn_tune.tuning.results.record import quiet
 from cdn_tune.tuning.study.candidates import Candidates, Verdict
 
 
@@ -24,12 +25,8 @@ class Drawn:
 
 def draw(candidates: Candidates, count: int, seed: int = 0, leave_out: Container[str] = ()) -> list[Drawn]:
     """Draws points as Optuna's random sampler does, and judges them; `leave_out` is that of `Candidates.judge`."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    finally:
-        optuna.logging.set_verbosity(level)
     drawn = []
     for _ in range(count):
         params = candidates.suggest(study.ask())
