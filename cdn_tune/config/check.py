@@ -391,13 +391,13 @@ def _check_objectives(space: SearchSpace, experiment: Experiment, source: str) -
 def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> None:
     """Raises an error if trials are too short for early stopping, or batches too small for the workers."""
     stopping, workers = space.early_stopping, space.resources.workers
-    epochs = _most(space, "train.epochs", experiment.train.epochs)
+    epochs = most(space, "train.epochs", experiment.train.epochs)
     if stopping.name != "none" and stopping.unit == "epoch" and stopping.min_resource > epochs:
         raise ConfigError(
             f"{source}: early_stopping.min_resource={stopping.min_resource} is above train.epochs={epochs}, so no "
             "trial would ever be stopped; lower it, or use early_stopping: {name: none}"
         )
-    batch = -_most(space, "train.batch_size", experiment.train.batch_size, sign=-1)
+    batch = -most(space, "train.batch_size", experiment.train.batch_size, sign=-1)
     if batch < workers:
         raise ConfigError(
             f"{source}: resources.workers={workers}: a batch of train.batch_size={batch} cannot be shared among them; "
@@ -405,8 +405,8 @@ def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> No
         )
 
 
-def _most(space: SearchSpace, key: str, base: int, sign: int = 1) -> int:
-    """Returns the largest value (times `sign`) that a whole-numbered key takes."""
+def most(space: SearchSpace, key: str, base: int, sign: int = 1) -> int:
+    """Returns the largest value (times `sign`) that a whole-numbered key takes, of all families."""
     fixed = (each[key] for each in space.family_overrides.values() if key in each)
     values = space.parameters[key].probes if key in space.parameters else (base, *fixed)
     return max(sign * value for value in values if isinstance(value, int))

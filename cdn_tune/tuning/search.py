@@ -31,8 +31,6 @@ from cdn_tune.training.runs.run_folder import (
     read_manifest,
     without_secrets,
 )
-from cdn_tune.training.step.process_group import World
-from cdn_tune.training.step.steps import global_batches
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
 from cdn_tune.tuning.checkpoints.retention import Retention, keep_best
@@ -41,14 +39,14 @@ from cdn_tune.tuning.engine.door import Engine
 from cdn_tune.tuning.engine.ray.audit import Audit
 from cdn_tune.tuning.engine.ray.engine import RayEngine
 from cdn_tune.tuning.layout import StopFile, study_url
-from cdn_tune.tuning.planning.preflight import check_steps, largest_checkpoint, preflight
+from cdn_tune.tuning.planning.preflight import largest_checkpoint, most_steps, preflight
 from cdn_tune.tuning.progress import OnChange, Progress
 from cdn_tune.tuning.results.folder import FolderTrials
 from cdn_tune.tuning.results.record import study_errors, unknown_fault
 from cdn_tune.tuning.storage.check import check_shared
 from cdn_tune.tuning.storage.named import is_same_storage, is_there, storage_of
 from cdn_tune.tuning.storage.open import open_storage
-from cdn_tune.tuning.study.candidates import GB
+from cdn_tune.tuning.study.candidates import GB, Candidates
 from cdn_tune.tuning.study.ranking import ranking
 from cdn_tune.tuning.study.soundness import check_study
 from cdn_tune.tuning.study.study import Study
@@ -198,14 +196,13 @@ def open_study(
         given, recorded = (each.get("storage", "the run folder's own") for each in (manifest, held))
         raise RunError(f"--storage {given}: the study of {run} lies in another storage ({recorded}); name that one")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_steps(space, experiment, len(splits["train"]))
-    steps = len(global_batches(splits["train"], experiment, 1, World()))
+    longest = most_steps(space, Candidates(space, experiment).by_family().values())
     folder = FolderTrials.read(run)
     if not is_there(url):
         _refuse_unknown(run, folder, [])  # before a study is begun
     with study_errors(run, url) if has_begun else nullcontext():
         storage = open_storage(url, sole_writer=url == study_url(run))
-        study = Study(storage, space, experiment, steps_per_epoch=steps, clock=clock)
+        study = Study(storage, space, experiment, longest=longest, clock=clock)
         check_study(space, experiment, study.optuna.get_trials(deepcopy=False), study.directions, study.attributes)
     _refuse_unknown(run, folder, study.entries())
     owner = study.attributes.get("run_id")

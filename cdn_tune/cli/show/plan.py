@@ -209,7 +209,7 @@ def _room(plan: SearchPlan) -> Iterator[Row]:
 
 
 def _time(plan: SearchPlan) -> Iterator[Row]:
-    full = plan.trials * plan.base.train.epochs
+    full = plan.full_epochs
     rule, budget = plan.space.early_stopping.name, plan.space.budget
     expected = "expected" if rule in HALVING else ("all of them" if rule == "none" else "at most, early stopping apart")
     if plan.epochs is not None:
@@ -220,9 +220,10 @@ def _time(plan: SearchPlan) -> Iterator[Row]:
     if duration is None:
         yield "seconds", "not measured", plan.missing or "the length of early stopping is unknown"
         return
-    trial = duration.trial
-    about = f"base experiment on one {'GPU' if trial.device == 'cuda' else 'CPU'} worker, {trial.measured_steps} steps "
-    yield "epoch", duration_text(trial.seconds_per_epoch), about + "measured; other points take more or less"
+    for name, trial in duration.measured.items():
+        base = f"{name}'s base experiment" if len(duration.measured) > 1 else "base experiment"
+        about = f"{base} on one {'GPU' if trial.device == 'cuda' else 'CPU'} worker, {trial.measured_steps} steps "
+        yield "epoch", duration_text(trial.seconds_per_epoch), about + "measured; other points take more or less"
     yield "all trials", duration_text(duration.trial_hours * _HOUR), "one after the other"
     if duration.wall_hours is not None:
         about = "as many at once as there is room for"

@@ -3,11 +3,12 @@
 import math
 import shutil
 from bisect import insort
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data
-from cdn_tune.tuning.planning.preflight import check_steps, disk_gb, findings, this_machine
+from cdn_tune.tuning.planning.preflight import disk_gb, findings, most_steps, this_machine
 from cdn_tune.tuning.planning.random_points import Drawn, count_points, draw
 from cdn_tune.tuning.storage.check import existing
 from cdn_tune.tuning.study.candidates import GB, INVALID, Candidates, cost
@@ -44,11 +45,9 @@ class Range:
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a search takes, by a few real steps of the base experiment."""
+    """How long a search takes, by a few real steps of every family's base experiment."""
 
-    trial: Plan  # of the base experiment
-    epochs: float  # of all trials together, under early stopping; see `expected_epochs`
-    full_epochs: int  # of all trials, were none stopped
+    measured: Mapping[str, Plan]  # of the base experiment of each family
     trial_hours: float  # of all trials together
     wall_hours: float | None  # as many at once as there is room for; None if there is none
     gpu_hours: float  # of all trials together
@@ -75,6 +74,7 @@ class SearchPlan:
     disk_gb: float  # most that checkpoints occupy
     free_gb: float  # room on the run folder's disk
     epochs: float | None  # of all trials, under early stopping; None if it counts in steps and those are unknown
+    full_epochs: int  # of all trials, were none stopped
     duration: Duration | None  # None if the data are missing
     missing: str | None  # why the time was not measured
     errors: Sequence[str]  # what would be refused at the start
@@ -120,15 +120,17 @@ def plan_search(
     refused += sum(free.experiment is not None and full.experiment is None for free, full in pairs) / len(sized)
     if not any(point.experiment for point in sized):
         errors.append(f"constraints: none of {len(sized)} random proposals may start; loosen them, or the parameters")
-    measured, missing = _measure(base, threads_for(base, space.resources.cpus_per_worker))
-    if measured is not None:
-        if remark := coarse(measured.queries["val"]):
+    families = candidates.by_family()
+    measured, missing = _measure(families, space.resources.cpus_per_worker)
+    steps = {name: plan.steps_per_epoch for name, plan in measured.items()} if measured else None
+    if measured:
+        if remark := coarse(max(plan.queries["val"] for plan in measured.values())):
             warnings.append(remark)
         try:
-            check_steps(space, base, measured.queries["train"])
+            most_steps(space, families.values())
         except ConfigError as error:
             errors.append(str(error))
-    epochs = expected_epochs(space, base, trials, measured.steps_per_epoch if measured else None)
+    epochs = expected_epochs(space, families, trials, steps)
     return SearchPlan(
         space=space,
         base=base,
@@ -146,8 +148,9 @@ def plan_search(
         slots=slots,
         disk_gb=disk_gb(space, candidates, max(slots, 1)),
         free_gb=shutil.disk_usage(existing(run)).free / GB,
-        epochs=epochs,
-        duration=_duration(space, base, measured, epochs, trials, slots) if measured and epochs is not None else None,
+        epochs=None if epochs is None else sum(epochs.values()),
+        full_epochs=round(trials * mean(each.train.epochs for each in families.values())),
+        duration=_duration(space, measured, epochs, min(slots, trials)) if measured and epochs is not None else None,
         missing=missing,
         errors=errors,
         warnings=warnings,
@@ -180,21 +183,21 @@ def _costs(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> dict[str, Range]:
     return ranges
 
 
-def _measure(base: Experiment, threads: int) -> tuple[Plan | None, str | None]:
-    """Returns the base experiment's plan from a few real steps, or why there is none."""
+def _measure(families: Mapping[str, Experiment], cpus: int) -> tuple[dict[str, Plan] | None, str | None]:
+    """Returns the plan of every family's base experiment from a few real steps, or why there is none."""
     try:
-        return make_plan(base, open_data(base.data, base.model.inputs.sequences), threads=threads), None
+        return {
+            name: make_plan(base, open_data(base.data, base.model.inputs.sequences), threads=threads_for(base, cpus))
+            for name, base in families.items()
+        }, None
     except DataError as error:
         return None, str(error).splitlines()[0]
 
 
-def _duration(space: SearchSpace, base: Experiment, measured: Plan, epochs: float, trials: int, slots: int) -> Duration:
-    hours = epochs * measured.seconds_per_epoch / _HOUR
-    at_once = min(slots, trials)
+def _duration(space: SearchSpace, measured: Mapping[str, Plan], epochs: Mapping[str, float], at_once: int) -> Duration:
+    hours = sum(epochs[name] * plan.seconds_per_epoch for name, plan in measured.items()) / _HOUR
     return Duration(
-        trial=measured,
-        epochs=epochs,
-        full_epochs=trials * base.train.epochs,
+        measured=measured,
         trial_hours=hours,
         wall_hours=hours / at_once if at_once else None,
         gpu_hours=hours * space.resources.workers * space.resources.gpus_per_worker,
@@ -202,61 +205,63 @@ def _duration(space: SearchSpace, base: Experiment, measured: Plan, epochs: floa
 
 
 def expected_epochs(
-    space: SearchSpace, experiment: Experiment, trials: int, steps_per_epoch: int | None = None
-) -> float | None:
-    """Returns the epochs that all trials together are expected to train; None if steps are needed and unknown.
+    space: SearchSpace, families: Mapping[str, Experiment], trials: int, steps: Mapping[str, int] | None = None
+) -> dict[str, float] | None:
+    """Returns the epochs that all trials together are expected to train, by family; None if steps are unknown.
 
-    Successive halving is played on random values: a trial goes on from a rung if its value is among the best
-    ``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, without waiting for others
-    (asynchronous successive halving, arXiv 1810.05934; Optuna's `SuccessiveHalvingPruner`). Hyperband spreads its
-    trials over brackets of successive halving that begin later and later, in proportion to
+    Families have equal shares of the trials. Successive halving is played on random values: a trial goes on from a rung
+    if its value is among the best ``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, without
+    waiting for others (asynchronous successive halving, arXiv 1810.05934; Optuna's `SuccessiveHalvingPruner`).
+    Hyperband spreads its trials over brackets of successive halving that begin later and later, in proportion to
     ``ceil(brackets * eta^s / (s + 1))`` (Optuna's `HyperbandPruner`). It is assumed that the order of trials at one
     rung is their order at the next, and that they arrive in no order; a sampler that proposes better and better trials
     trains somewhat longer. What the other rules stop depends on the values themselves, so the full length is returned
     for them: an upper bound.
+
+    Args:
+        space: What is searched.
+        families: The base experiment of every family.
+        trials: Trials in all.
+        steps: Optimiser steps of an epoch of each; needed where progress is counted in them.
     """
-    rule, length = space.early_stopping, experiment.train.epochs
+    rule = space.early_stopping
     if rule.name not in HALVING:
-        return float(trials * length)
-    if rule.unit == "step" and steps_per_epoch is None:
+        return {name: trials / len(families) * base.train.epochs for name, base in families.items()}
+    if rule.unit == "step" and steps is None:
         return None
-    scale = 1 if rule.unit == "epoch" else steps_per_epoch or 1
-    evaluated = sorted({*range(1, length + 1, experiment.train.eval_every), length})
+    scales = {name: 1 if rule.unit == "epoch" else (steps or {})[name] for name in families}
     eta, least = rule.reduction_factor, rule.min_resource
 
-    def rungs(bracket: int) -> list[int]:
-        """Epochs at whose end a bracket's trials are compared."""
+    def rungs(name: str, bracket: int) -> list[int]:
+        """Epochs of a family at whose end the trials of a bracket are compared."""
+        train, scale = families[name].train, scales[name]
+        evaluated = sorted({*range(1, train.epochs + 1, train.eval_every), train.epochs})
         resources = (least * eta ** (bracket + rung) for rung in count())
-        ends = takewhile(lambda resource: resource <= length * scale, resources)
+        ends = takewhile(lambda resource: resource <= train.epochs * scale, resources)
         return [next(epoch for epoch in evaluated if epoch * scale >= resource) for resource in ends]
 
     brackets = 1
     if rule.name == "hyperband":
-        brackets = max(math.floor(math.log(length * scale / least, eta) + 1e-9) + 1, 1)
+        longest = max(base.train.epochs * scales[name] for name, base in families.items())
+        brackets = max(math.floor(math.log(longest / least, eta) + 1e-9) + 1, 1)
     shares = np.array([math.ceil(brackets * eta**s / (s + 1)) for s in reversed(range(brackets))], dtype=float)
+    compared = {(name, bracket): rungs(name, bracket) for name in families for bracket in range(brackets)}
     generator = np.random.default_rng(0)
-    epochs, played = 0, min(trials, _PLAYED)
+    epochs, played = dict.fromkeys(families, 0), min(trials, _PLAYED)
     for _ in range(_PLAYS):
-        of_brackets = generator.choice(brackets, size=played, p=shares / shares.sum())
-        for bracket in range(brackets):
-            values = generator.random(int((of_brackets == bracket).sum()))
-            epochs += _played(values.tolist(), rungs(bracket), length, eta)
-    return epochs / _PLAYS * (trials / played)
-
-
-def _played(values: list[float], rungs: list[int], length: int, eta: int) -> int:
-    """Returns the epochs that one bracket's trials train, one after the other, each with one value throughout."""
-    arrived: list[list[float]] = [[] for _ in rungs]
-    epochs = 0
-    for value in values:
-        trained = length
-        for rung, others in zip(rungs, arrived, strict=True):
-            insort(others, value)
-            if sum(other > value for other in others) >= max(len(others) // eta, 1):
-                trained = rung
-                break
-        epochs += trained
-    return epochs
+        arrived: defaultdict[tuple[int, int], list[float]] = defaultdict(list)  # values at a bracket's rung
+        of_brackets = generator.choice(brackets, size=played, p=shares / shares.sum()).tolist()
+        of_families = generator.choice(list(families), size=played).tolist()
+        for name, bracket, value in zip(of_families, of_brackets, generator.random(played).tolist(), strict=True):
+            trained = families[name].train.epochs
+            for rung, epoch in enumerate(compared[name, bracket]):
+                others = arrived[bracket, rung]
+                insort(others, value)
+                if sum(other > value for other in others) >= max(len(others) // eta, 1):
+                    trained = epoch
+                    break
+            epochs[name] += trained
+    return {name: sum_ / _PLAYS * (trials / played) for name, sum_ in epochs.items()}
 
 
 def refused_name(name: str) -> str:

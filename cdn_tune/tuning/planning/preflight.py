@@ -1,19 +1,20 @@
 """The checks before a search starts: what would fail hours later is one line now, with its remedy."""
 
 import contextlib
-import math
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.data.batches import training_batches
 from cdn_tune.data.files import available_cpus
 from cdn_tune.distributed.cluster import slots
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
 from cdn_tune.training.object_store.working_copy import place_of
+from cdn_tune.training.train_trial import open_data
 from cdn_tune.tuning.checkpoints.checkpoint_files import disk_used
 from cdn_tune.tuning.planning.random_points import draw, never_sampled
 from cdn_tune.tuning.storage.check import check_shared, check_storage, existing, file_system, is_networked
@@ -152,23 +153,34 @@ def check_budget(space: SearchSpace) -> None:
         )
 
 
-def check_steps(space: SearchSpace, experiment: Experiment, queries: int) -> None:
-    """Refuses early stopping by steps that begins after the last step of every trial; `queries` of the train split.
+def most_steps(space: SearchSpace, experiments: Iterable[Experiment]) -> int | None:
+    """Returns the most optimiser steps of a trial, where progress is counted in them; else None.
+
+    A batch is of queries or of videos, as the family has it, so the train split is opened as each reads it.
+
+    Args:
+        space: What is searched.
+        experiments: The base experiment of every family.
 
     Raises:
-        ConfigError: Naming the steps a trial has.
+        DataError: If the data cannot be used.
+        ConfigError: If early stopping begins after the last step of every trial.
     """
     stopping = space.early_stopping
-    if stopping.name == "none" or stopping.unit != "step":
-        return
-    epochs = _probes(space, "train.epochs", experiment.train.epochs)
-    batches = _probes(space, "train.batch_size", experiment.train.batch_size)
-    steps = max(epochs) * math.ceil(queries / min(batches))
-    if stopping.min_resource > steps:
+    if stopping.unit != "step":
+        return None
+    steps = 0
+    for experiment in experiments:
+        train = open_data(experiment.data, experiment.model.inputs.sequences)["train"]
+        epochs = max(_probes(space, "train.epochs", experiment.train.epochs))
+        batch_size = min(_probes(space, "train.batch_size", experiment.train.batch_size))
+        steps = max(steps, epochs * len(training_batches(train, batch_size, experiment.seed, epoch=1)))
+    if stopping.name != "none" and stopping.min_resource > steps:
         raise ConfigError(
             f"early_stopping.min_resource={stopping.min_resource}: a trial has at most {steps} steps, so none would "
             "ever be stopped; lower it"
         )
+    return steps
 
 
 def this_machine() -> dict[str, float]:

@@ -94,6 +94,12 @@ class Candidates:
             self._latest = key, override(self._plain, self.overrides(params), source)
         return self._latest[1]
 
+    def by_family(self) -> dict[str, Experiment]:
+        """Returns the base experiment of every family that trials may have, by name."""
+        searched = self.space.parameters.get(FAMILY)
+        names = (self.base.model.name,) if searched is None else searched.probes
+        return {str(name): self.experiment({} if searched is None else {FAMILY: name}) for name in names}
+
     def judge(
         self, params: Mapping[str, Any], memory_limit: float | None = None, leave_out: Container[str] = ()
     ) -> Verdict:

@@ -41,16 +41,17 @@ class PatiencePruner(BasePruner):
         return len(values) - 1 - values.index(max(values)) > self._patience if values else False
 
 
-def build_pruner(space: SearchSpace, experiment_epochs: int, steps_per_epoch: int | None = None) -> BasePruner:
-    """Builds the pruner of a search space, for :func:`should_prune`; hyperband that counts steps needs those per epoch.
+def build_pruner(space: SearchSpace, longest: int | None) -> BasePruner:
+    """Builds the pruner of a search space, for :func:`should_prune`.
+
+    Args:
+        space: What is searched.
+        longest: Most epochs, or steps, of a trial, as the space counts; None if unknown.
 
     Raises:
-        ValueError: If the rule needs the length of a trial in steps and it is unknown.
+        ValueError: If the rule needs the length of a trial and it is unknown.
     """
     config = space.early_stopping
-    longest: int | None = experiment_epochs
-    if config.unit == "step":
-        longest = None if steps_per_epoch is None else experiment_epochs * steps_per_epoch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         pruner: BasePruner = resolve(config.row.build)(config, longest)
@@ -69,7 +70,7 @@ def build_hyperband(config: EarlyStoppingConfig, longest: int | None) -> BasePru
     numbers, and Optuna, which reads nothing else from the length, gets a length well between two powers.
     """
     if longest is None:
-        raise ValueError("hyperband that counts steps needs the steps of an epoch")
+        raise ValueError("hyperband that counts steps needs those of the longest trial")
     length, factor = config.min_resource, config.reduction_factor
     while length * factor <= longest:
         length *= factor

@@ -12,6 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.config.check import most
 from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.storage.write_through import WriteThrough
@@ -40,7 +41,7 @@ class Study:
         space: What is searched.
         base: The base experiment under all fixed overrides.
         name: The study's name in the storage; the space's if None.
-        steps_per_epoch: Of the base experiment, where progress is counted in optimiser steps.
+        longest: Most optimiser steps of a trial, where progress is counted in them.
         clock: Seconds since any moment, never falling; attributes that change with every report are written now and
             then by it. The default stands still: they are then written when a trial ends.
     """
@@ -51,13 +52,14 @@ class Study:
         space: SearchSpace,
         base: Experiment,
         name: str | None = None,
-        steps_per_epoch: int | None = None,
+        longest: int | None = None,
         clock: Callable[[], float] = float,
     ) -> None:
         self.halted: str | None = None  # why no further trial should start, and the search ends with an error
         self.space, self.candidates = space, Candidates(space, base)
         self.objectives = Objectives(space, base)
-        self._pruner = build_pruner(space, base.train.epochs, steps_per_epoch)
+        in_epochs = space.early_stopping.unit == "epoch"
+        self._pruner = build_pruner(space, most(space, "train.epochs", base.train.epochs) if in_epochs else longest)
         opened = open_storage(storage) if isinstance(storage, str) else storage
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
