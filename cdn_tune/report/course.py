@@ -184,7 +184,8 @@ def _train_curves(record: RunRecord) -> Figure | None:
         traces = []
         for place, (name, values) in enumerate(columns.items()):
             hover = "epoch %{x}: %{y:.4~g}<extra>" + (name if len(columns) > 1 else "") + "</extra>"
-            line = {"width": 1.5} if place else {"color": "@accent", "width": 3 if len(columns) > 1 else 2}
+            main: Plot = {"color": "@accent", "width": 3 if len(columns) > 1 else 2}
+            line = {"width": 1.5} if place else main
             x = [entry["epoch"] for entry in entries]
             traces.append(scatter("lines", name, x, values, line=line, hovertemplate=hover))
         views[title] = {"data": traces, "layout": axes("epoch", title)}

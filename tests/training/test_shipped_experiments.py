@@ -140,5 +140,10 @@ def test_is_planned_and_takes_two_steps(name: str, planted_for: Data) -> None:
     assert math.isfinite(totals.gradient_norm)
     assert totals.gradient_norm > 0
     assert all(value.grad is not None for value in model.parameters())
-    changed = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
-    assert len(changed) > len(before) / 2  # gradients of 2D-TAN's first layers are below 1e-15 at first
+    moved = {name: not torch.equal(value, before[name]) for name, value in model.named_parameters()}
+    assert any(moved.values())
+    # Of 2D-TAN's first layers gradients are below 1e-15 at first, which Adam's epsilon swallows.
+    gradients = {
+        name: float(value.grad.abs().max()) for name, value in model.named_parameters() if value.grad is not None
+    }
+    assert [name for name, gradient in gradients.items() if gradient > 1e-10 and not moved[name]] == []
