@@ -171,7 +171,9 @@ def test_a_token_for_a_cluster_without_one_is_told(mode: str, ray_session, monke
 @pytest.mark.slow
 def test_a_cluster_without_a_token_is_joined_without_one_only(ray_start: None) -> None:
     with running_head(token=None) as head:
-        refused, joined = (head.call("cluster", "status", "--address", head.address, token=each) for each in ("t", None))
+        refused, joined = (
+            head.call("cluster", "status", "--address", head.address, token=each) for each in ("t", None)
+        )
     assert (refused.returncode, joined.returncode) == (2, 0), refused.stderr + joined.stderr
     assert "RAY_AUTH_MODE=token here, but the cluster runs without a token" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
