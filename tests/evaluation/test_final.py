@@ -494,6 +494,8 @@ def test_two_runs_compare_on_the_same_queries(trained: Path, tmp_path: Path) -> 
         with pytest.raises(RunError, match=r"evaluation\.json: .*; evaluate the run again"):
             compare_runs(trained, other)
     (other / "evaluation.json").write_text(json.dumps(facts[1]))
+    del facts[0]["predictions_sha256"]
+    (trained / "evaluation.json").write_text(json.dumps(facts[0]))
     lines = (trained / "predictions.jsonl").read_text().splitlines(keepends=True)
     (trained / "predictions.jsonl").write_text("".join(lines[1:]))
     with pytest.raises(RunError, match="only runs measured on the same queries"):
