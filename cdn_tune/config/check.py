@@ -135,6 +135,12 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
     _check_length(space, experiment, source)
 
 
+def family_at(space: SearchSpace, base: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Returns the family of a point, by default that of the base experiment, and the dotted keys fixed for it."""
+    name = str(point.get(FAMILY, families.name_in(base)))
+    return name, space.family_overrides.get(name, {})
+
+
 def resolve_name(name: str) -> str:
     """Returns the cost or dotted key that a name in a constraint stands for: itself, or the key that ends so.
 
@@ -189,15 +195,11 @@ class _Values:
         """Returns a key's value at a point: as set there, else the base's; None if it has none."""
         if key in point:
             return point[key]
-        name = self._family(point)
-        return get_key(of_family(self.base, name, self.space.family_overrides.get(name)), key)
-
-    def _family(self, point: Mapping[str, Any]) -> str:
-        return str(point.get(FAMILY, families.name_in(self.base)))
+        return get_key(of_family(self.base, *family_at(self.space, self.base, point)), key)
 
     def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a point as overrides, its family's among them; one value for all layers becomes a list."""
-        spread = {**self.space.family_overrides.get(self._family(point), {}), **point}
+        spread = {**family_at(self.space, self.base, point)[1], **point}
         for key in point:
             if key in self.space.parameters and self.space.parameters[key].per_layer:
                 spread[key] = [point[key]] * (self.held(families.layers_key(key), point) or 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -176,6 +177,11 @@ class MomentDataset:
         """Returns words [B, L, W] of the queries at some positions [B], and their mask [B, L], as `Batch` has them."""
         return self._queries.batch(at)
 
+    @cached_property
+    def numbers(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """A number for each query's video, and one for its sentence, the same for all that have it, int64 [Q] each."""
+        return self._videos.numpy(), np.unique([item.query for item in self.annotations], return_inverse=True)[1]
+
     def _visual(self, at: torch.Tensor) -> torch.Tensor:
         rows = None if self._rows is None else self._rows[at]
         return self.features.gather([self.annotations[i].video for i in at.tolist()], rows)
@@ -325,26 +331,40 @@ def load_splits(
     Raises:
         DataError: If anything is missing or wrong; one line with the file, the value and the remedy.
     """
+    return load_readings(config, splits, (sequences,), progress)[sequences]
+
+
+def load_readings(
+    config: DataConfig, splits: Iterable[Split], reads: Iterable[bool], progress: Progress | None = None
+) -> dict[bool, dict[Split, MomentDataset]]:
+    """Returns what `load_splits` does for each value of its `sequences` in `reads`, with one vocabulary for all."""
     wanted = tuple(dict.fromkeys(splits))
     loaded = {split: split_annotations(config, split) for split in wanted}
     # What is only measured on counts every query of its file.
     queries = {split: part.queries if split == "test" else part.annotations for split, part in loaded.items()}
     everything = [item for split in wanted for item in queries[split]]
     path, member = features_path(config), layout_of(config.dataset).member
-    features = (
-        SequenceStore(path, config.sequence, config.feature_size, member)
+    stores = {
+        sequences: SequenceStore(path, config.sequence, config.feature_size, member)
         if sequences
         else FeatureStore(path, config.frames, config.feature_size, config.resampling == "legacy", member=member)
-    )
-    features.require(item.video for item in everything)
-    features.close()
+        for sequences in reads
+    }
+    for features in stores.values():
+        features.require(item.video for item in everything)
+        features.close()
     vocabulary = _vocabulary(config, everything)
-    features.prepare((item.video for item in everything), config.cache_dtype, progress)
-    features.close()
-    parts = ((split, queries[split], loaded[split].skipped) for split in wanted)
-    if isinstance(features, SequenceStore):
-        return {split: SequenceDataset(items, skipped, vocabulary, features) for split, items, skipped in parts}
-    return {split: MomentDataset(items, skipped, vocabulary, features) for split, items, skipped in parts}
+    for features in stores.values():
+        features.prepare((item.video for item in everything), config.cache_dtype, progress)
+        features.close()
+
+    def dataset(split: Split, features: FeatureStore) -> MomentDataset:
+        items, skipped = queries[split], loaded[split].skipped
+        if isinstance(features, SequenceStore):
+            return SequenceDataset(items, skipped, vocabulary, features)
+        return MomentDataset(items, skipped, vocabulary, features)
+
+    return {each: {split: dataset(split, features) for split in wanted} for each, features in stores.items()}
 
 
 def load_split(config: DataConfig, split: Split, sequences: bool = False) -> MomentDataset:

@@ -6,7 +6,7 @@ Shape letters: B batch, S clips, P valid cells, T frames, J attention steps.
 import base64
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -153,7 +153,7 @@ def collect_answers(record: RunRecord, count: int, seconds: float) -> Answers:
     predictions: Predictions | None = None
     path = record.run / PREDICTIONS
     try:
-        predictions = recorded_predictions(path) if path.exists() else None
+        predictions = recorded_predictions(path, record.evaluation) if path.exists() else None
     except CdnTuneError as error:
         notices.append(str(error))
     viewer: Viewer | None = None
@@ -196,13 +196,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def recorded_predictions(path: Path) -> Predictions:
-    """Returns what an evaluation recorded in ``predictions.jsonl``.
+def recorded_predictions(path: Path, evaluation: Mapping[str, Any] | None = None) -> Predictions:
+    """Returns what an evaluation, whose entries may be given, recorded in ``predictions.jsonl``.
 
     Raises:
-        DataError: Naming the file and the line that is damaged.
+        DataError: Naming the file and the line that is damaged; if it is of another evaluation.
     """
-    results = read_query_results(path)
+    results = read_query_results(path, evaluation)
     return Predictions(results[0].split, results, len(results), path.name)
 
 

@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.data.dataset import load_splits
+from cdn_tune.data.dataset import load_readings
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.splits import coarse
 from cdn_tune.errors import ConfigError, RunError, SearchError
@@ -181,7 +181,7 @@ def open_study(
     url = storage_of(run, options.storage)
     check_shared(run, url)
     reads = space.reads(experiment.model.name)
-    loaded = {each: load_splits(experiment.data, ("train", "val"), sequences=each) for each in reads}
+    loaded = load_readings(experiment.data, ("train", "val"), reads)
     splits = loaded.get(experiment.model.inputs.sequences) or loaded[reads[0]]
     if remark := coarse(len(splits["val"])):
         _LOG.warning("%s", remark)

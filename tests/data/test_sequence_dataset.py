@@ -15,9 +15,10 @@ import torch
 
 from cdn_tune.config import SequenceConfig
 from cdn_tune.data import clip_cache
+from cdn_tune.data import dataset as datasets
 from cdn_tune.data.batches import evaluation_batches, shard, training_batches
 from cdn_tune.data.clip_map import PART
-from cdn_tune.data.dataset import SequenceBatch, SequenceDataset, load_split
+from cdn_tune.data.dataset import MomentDataset, SequenceBatch, SequenceDataset, load_readings, load_split
 from cdn_tune.data.sequence_store import SequenceStore, sequence_of, timed
 from cdn_tune.errors import DataError
 
@@ -38,6 +39,18 @@ def train(root: Path, **settings: Any) -> SequenceDataset:
     dataset = load_split(config, "train", sequences=True)
     assert isinstance(dataset, SequenceDataset)
     return dataset
+
+
+def test_clips_and_sequences_share_one_vocabulary(planted_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, build = [], datasets.build_vocabulary
+    monkeypatch.setattr(datasets, "build_vocabulary", lambda *given: built.append(build(*given)) or built[-1])
+    found = load_readings(config_of(planted_root), ("train", "val"), (False, True))
+    assert {each: [type(part) for part in splits.values()] for each, splits in found.items()} == {
+        False: [MomentDataset] * 2,
+        True: [SequenceDataset] * 2,
+    }
+    assert [part.vocabulary for splits in found.values() for part in splits.values()] == built * 4
+    assert len({part.features for splits in found.values() for part in splits.values()}) == 2
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------

@@ -101,8 +101,12 @@ def test_three_workers_train_as_one_does(tiny: Tiny, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"train.batch_size": 7, "train.micro_batch": 2, "model.map.batch_norm": False}],  # uneven, in pieces
-    ids=["whole", "pieces"],
+    [
+        {},
+        {"train.batch_size": 7, "train.micro_batch": 2, "model.map.batch_norm": False},  # uneven, in pieces
+        {"train.augment": {"crop": 0.5, "shift": 0.5, "negative": 0.3}},
+    ],
+    ids=["whole", "pieces", "augmented"],
 )
 def test_workers_do_not_matter(tiny: Tiny, tmp_path: Path, two: Train, changes: dict[str, Any]) -> None:
     experiment = tiny(**{"train.epochs": 4, "model.map.mixing_dropout": 0.0, "optim.lr": 1e-3, **changes})

@@ -126,7 +126,9 @@ def test_weights_that_are_not_finite_are_named_in_evaluation(tiny: Tiny) -> None
     model = build_model(experiment)
     with torch.no_grad():
         model.map.norms[0].weight[0] = math.inf
-    with pytest.raises(NotFinite, match=r"scores are not finite: weights of map\.norms\.0\.weight are not finite"):
+    with pytest.raises(
+        NotFinite, match=r"scores or spans are not finite: weights of map\.norms\.0\.weight are not finite"
+    ):
         evaluate_split(model, open_data(experiment.data)["val"], experiment.eval)
 
 

@@ -47,7 +47,7 @@ def score_batches(
         dtype: Format in which it computes.
 
     Raises:
-        NotFinite: If scores are not finite; names the weights or the queries at fault.
+        NotFinite: If scores or spans are not finite; names the weights or the queries at fault.
     """
     was_training = model.training
     model.eval()
@@ -58,11 +58,11 @@ def score_batches(
                 with autocast(device, dtype):
                     output = model(*model.inputs_of(batch))
                 found = model.spans(output, batch.durations)
-                if bool(found.scores.isnan().any()):
+                if found.has_nan():
                     items = [dataset.annotations[index] for index in loaded.indices.tolist()]
                     names = [f"{item.video} ({item.id})" for item in items]
                     reason = explain_nonfinite(model, loaded.frames, loaded.words, names)
-                    raise NotFinite(f"scores are not finite: {reason or 'weights or inputs are too large'}")
+                    raise NotFinite(f"scores or spans are not finite: {reason or 'weights or inputs are too large'}")
                 yield ScoredBatch(batch, loaded.indices, found, output)
     finally:
         model.train(was_training)
@@ -103,7 +103,7 @@ def evaluate_split(
         The same result on every worker.
 
     Raises:
-        NotFinite: If scores are not finite; names the weights or the queries at fault.
+        NotFinite: If scores or spans are not finite; names the weights or the queries at fault.
     """
     world = world or World()
     count = min(queries or len(dataset), len(dataset))

@@ -7,7 +7,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, override
-from cdn_tune.config.check import FAMILY, resolve_name
+from cdn_tune.config.check import family_at, resolve_name
 from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key, get_keys
 from cdn_tune.config.load import of_family
@@ -74,7 +74,7 @@ class Candidates:
 
         What is fixed for the point's family is among them.
         """
-        overrides = dict(self.space.family_overrides.get(self._family(params), {}))
+        overrides = dict(family_at(self.space, self._plain, params)[1])
         for name, value in params.items():
             key, bracket, _ = name.partition("[")
             if bracket:
@@ -180,11 +180,7 @@ class Candidates:
 
     def _plain_at(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the base experiment, with what is default and fixed for the family that is sampled at a point."""
-        family = self._family(params)
-        return of_family(self._plain, family, self.space.family_overrides.get(family))
-
-    def _family(self, params: Mapping[str, Any]) -> str:
-        return str(params.get(FAMILY, self.base.model.name))
+        return of_family(self._plain, *family_at(self.space, self._plain, params))
 
 
 _ABSENT = object()
