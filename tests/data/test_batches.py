@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data.batches import Indices, epoch_batches, prefetch, sequential_batches, shard
+from cdn_tune.data.batches import Indices, epoch_batches, epoch_generator, prefetch, sequential_batches, shard
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.errors import DataError
 
@@ -21,30 +21,30 @@ sizes = st.integers(1, 200)
 
 @given(sizes, sizes, st.integers(0, 2**32 - 1), st.integers(0, 100))
 def test_an_epoch_has_every_query_once(size: int, batch_size: int, seed: int, epoch: int) -> None:
-    batches = epoch_batches(size, batch_size, seed, epoch)
+    batches = epoch_batches(size, batch_size, epoch_generator(seed, epoch))
     assert sorted(np.concatenate(batches)) == list(range(size))
     assert all(len(batch) == batch_size for batch in batches[:-1])
-    again = epoch_batches(size, batch_size, seed, epoch)
+    again = epoch_batches(size, batch_size, epoch_generator(seed, epoch))
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
 def test_the_order_never_changes() -> None:
-    assert np.concatenate(epoch_batches(10, 4, seed=7, epoch=3)).tolist() == [3, 5, 4, 7, 8, 0, 9, 2, 1, 6]
+    assert np.concatenate(epoch_batches(10, 4, epoch_generator(7, 3))).tolist() == [3, 5, 4, 7, 8, 0, 9, 2, 1, 6]
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = {tuple(epoch_batches(50, 50, seed, epoch)[0]) for seed in range(5) for epoch in range(5)}
+    orders = {tuple(epoch_batches(50, 50, epoch_generator(seed, epoch))[0]) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
 
 def test_the_global_random_state_is_left_alone() -> None:
     before = np.random.get_state(legacy=True)[1].tolist()  # type: ignore[index]  # noqa: NPY002
-    epoch_batches(50, 5, 0, 0)
+    epoch_batches(50, 5, epoch_generator(0, 0))
     assert np.random.get_state(legacy=True)[1].tolist() == before  # type: ignore[index]  # noqa: NPY002
 
 
 def test_the_order_does_not_depend_on_the_batch_size() -> None:
-    assert np.array_equal(np.concatenate(epoch_batches(30, 4, 1, 2)), np.concatenate(epoch_batches(30, 7, 1, 2)))
+    assert np.array_equal(*(np.concatenate(epoch_batches(30, size, epoch_generator(1, 2))) for size in (4, 7)))
 
 
 @given(sizes, sizes)
@@ -68,7 +68,10 @@ def test_a_rank_outside_the_world_is_refused(rank: int, world: int) -> None:
 
 @pytest.mark.parametrize(("size", "batch_size"), [(0, 4), (4, 0)])
 def test_empty_sizes_are_refused(size: int, batch_size: int) -> None:
-    for order in (lambda: epoch_batches(size, batch_size, 0, 0), lambda: sequential_batches(size, batch_size)):
+    for order in (
+        lambda: epoch_batches(size, batch_size, epoch_generator(0, 0)),
+        lambda: sequential_batches(size, batch_size),
+    ):
         with pytest.raises(ValueError, match="at least 1"):
             order()
 

@@ -11,6 +11,7 @@ from cdn_tune.training.memory.device import choose_micro_batch
 from cdn_tune.training.memory.estimate import estimate
 from cdn_tune.training.runs.checkpoint import build_model
 from cdn_tune.training.step.process_group import World
+from cdn_tune.training.step.steps import global_batches
 from cdn_tune.training.train_trial import open_data
 
 Tiny = Callable[..., Experiment]
@@ -19,7 +20,8 @@ CPU = torch.device("cpu")
 
 def choose(experiment: Experiment) -> int | None:
     train = open_data(experiment.data)["train"]
-    return choose_micro_batch(experiment, build_model(experiment), train, World(), torch.float32)
+    batches = global_batches(train, experiment, 1, World())
+    return choose_micro_batch(experiment, build_model(experiment), train, batches, World(), torch.float32)
 
 
 def test_as_asked(tiny: Tiny) -> None:
@@ -44,5 +46,6 @@ def test_the_generous_bound_is_above_the_estimate(tiny: Tiny, monkeypatch: pytes
     for changes in ({}, {"model.hidden": 32}, {"train.batch_size": 64}, {"model.map.kernel_size": 7}):
         experiment = tiny(**changes)
         size = experiment.train.batch_size
-        need = estimate(experiment, torch.float32, CPU).total(size)
-        assert not device._fits_easily(experiment, build_model(experiment), size, need, torch.float32, CPU)
+        batches = global_batches(open_data(experiment.data)["train"], experiment, 1, World())
+        need = estimate(experiment, torch.float32, CPU, batches).total(size)
+        assert not device._fits_easily(experiment, build_model(experiment), batches, size, need, torch.float32, CPU)

@@ -10,7 +10,7 @@ from rich.console import Console
 from cdn_tune.cli.show.output import duration_text, size_text
 from cdn_tune.cli.show.plan import plan_table
 from cdn_tune.config import Experiment
-from cdn_tune.data.batches import epoch_batches
+from cdn_tune.data.batches import training_batches
 from cdn_tune.training import plan as plans
 from cdn_tune.training.memory.estimate import estimate
 from cdn_tune.training.plan import Plan, make_plan
@@ -34,7 +34,7 @@ def test_sizes_are_those_of_the_training(tiny: Tiny) -> None:
     experiment = tiny(**{"train.ema": 0.9})
     splits = open_data(experiment.data)
     plan = planned(experiment)
-    steps = len(epoch_batches(len(splits["train"]), experiment.train.batch_size, experiment.seed, 1))
+    steps = len(training_batches(splits["train"], experiment.train.batch_size, experiment.seed, 1))
     assert (plan.steps_per_epoch, plan.total_steps) == (steps, steps * experiment.train.epochs)
     assert plan.queries == {name: len(splits[name]) for name in ("train", "val")}
     assert plan.videos == {name: splits[name].describe()["videos"] for name in ("train", "val")}

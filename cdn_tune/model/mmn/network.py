@@ -31,15 +31,17 @@ class MMNOutput(NamedTuple):
         moments: Of the valid cells, row by row [V, 2, J, M].
         sentences: Of the queries [B, 2, J].
         rows: The video of each query [B].
+        videos: As of `Matching`.
     """
 
     moments: Tensor
     sentences: Tensor
     rows: Tensor
+    videos: Tensor | None = None
 
     def part(self, part: int) -> Matching:
         """Returns the embeddings for contrast (0) or for IoU (1)."""
-        return Matching(self.moments[:, part], self.sentences[:, part], self.rows)
+        return Matching(self.moments[:, part], self.sentences[:, part], self.rows, self.videos)
 
     def cosines(self, part: int) -> Tensor:
         """Returns the cosine of every query with the cells of its own video, float32 [B, M]."""
@@ -82,7 +84,7 @@ class MMN(MapModel):
         """
         first, rows = distinct(videos, len(visual), visual.device)
         moments = self.encode(visual if first is None else visual[first])  # [V, 2, J, M]
-        return MMNOutput(moments, self.sentence(words, word_mask), rows)
+        return MMNOutput(moments, self.sentence(words, word_mask), rows, videos if self.training else None)
 
     def encode(self, *video: Tensor) -> Tensor:
         """Returns embeddings [V, 2, J, M] of the valid cells of videos' frame features [V, T, D]."""
