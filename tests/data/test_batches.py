@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,9 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data.batches import Indices, epoch_batches, epoch_generator, prefetch, sequential_batches, shard
+from cdn_tune.data.batches import (
+    Indices,
+    epoch_batches,
+    epoch_generator,
+    largest,
+    pieces,
+    prefetch,
+    sequential_batches,
+    shard,
+    training_batches,
+)
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.errors import DataError
+
+from .conftest import config_of
 
 sizes = st.integers(1, 200)
 
@@ -173,3 +186,57 @@ def test_a_real_dataset_is_prefetched(planted_config: DataConfig) -> None:
     dataset = load_split(planted_config, "test")
     got = [batch.indices.tolist() for batch in prefetch(dataset, sequential_batches(len(dataset), 16), pin=True)]
     assert [index for indices in got for index in indices] == list(range(len(dataset)))
+
+
+# ---- videos ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_videos(planted_root: Path) -> MomentDataset:
+    return load_split(config_of(planted_root), "train")
+
+
+def test_a_batch_of_videos_has_all_their_queries(of_videos: MomentDataset) -> None:
+    epochs = [training_batches(of_videos, 4, seed=3, epoch=epoch, of_videos=True) for epoch in (1, 1, 2)]
+    videos = len(np.unique(of_videos.videos))
+    assert [len(batch) for batch in epochs[0]] == [min(4, videos - first) for first in range(0, videos, 4)]
+    for batches in epochs:
+        samples = [sample for batch in batches for sample in batch]
+        assert sorted(np.concatenate(samples).tolist()) == list(range(len(of_videos)))
+        for sample in samples:
+            (number,) = np.unique(of_videos.videos[sample])
+            assert sample.tolist() == np.flatnonzero(of_videos.videos == number).tolist()
+    orders = [[sample.tolist() for batch in batches for sample in batch] for batches in epochs]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_batch_of_queries_is_as_before(of_videos: MomentDataset) -> None:
+    """Runs that began with an earlier version go on in their order."""
+    batches = training_batches(of_videos, 8, seed=7, epoch=3)
+    expected = epoch_batches(len(of_videos), 8, epoch_generator(7, 3))
+    assert [np.concatenate(batch).tolist() for batch in batches] == [batch.tolist() for batch in expected]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["videos", "sequences"])
+def test_no_share_and_no_piece_tears_a_video(of_videos: MomentDataset, planted_root: Path, workers: int, kind: str) -> None:
+    dataset = load_split(config_of(planted_root), "train", sequences=True) if kind == "sequences" else of_videos
+    for batch in training_batches(dataset, 7, seed=0, epoch=1, of_videos=True):
+        shares = [shard(batch, rank, workers) for rank in range(workers)]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        found = [sample for share in shares for sample in share]
+        assert sorted(map(id, found)) == sorted(map(id, batch))
+        for share in shares:
+            whole = dataset.batch(np.concatenate(share))
+            for count in range(1, len(share) + 1):
+                parts = pieces(whole, share, count)
+                assert torch.equal(torch.cat([part.indices for part in parts]), whole.indices)
+                expected = [sum(map(len, some)) for some in np.array_split(np.array(share, dtype=object), count)]
+                assert [len(part) for part in parts] == expected
+
+
+def test_memory_is_tried_with_the_samples_of_most_queries(of_videos: MomentDataset) -> None:
+    batches = training_batches(of_videos, 4, seed=3, epoch=1, of_videos=True)
+    most = sorted(np.bincount(of_videos.videos).tolist(), reverse=True)
+    assert [len(largest(batches, count)) for count in (1, 3)] == [most[0], sum(most[:3])]
+    assert largest(training_batches(of_videos, 4, seed=3, epoch=1), 5).shape == (5,)

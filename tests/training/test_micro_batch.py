@@ -16,6 +16,7 @@ from cdn_tune.training.train_trial import open_data
 
 Tiny = Callable[..., Experiment]
 CPU = torch.device("cpu")
+MMN = {"model.name": "mmn", "model.clips": 8, "model.hidden": 8}
 
 
 def choose(experiment: Experiment) -> int | None:
@@ -39,6 +40,23 @@ def test_fewer_where_it_is_not(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, quer
     need = estimate(experiment, torch.float32, CPU)
     monkeypatch.setattr(device, "available_bytes", lambda _: need.total(queries) - need.weights)
     assert choose(experiment) == expected
+
+
+def test_a_video_with_its_queries_counts_as_many_queries(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny(**{"train.batch_of": "videos", "train.batch_size": 4})
+    batches = global_batches(open_data(experiment.data)["train"], experiment, 1, World())
+    each = max(len(video) for batch in batches for video in batch)
+    need = estimate(experiment, torch.float32, CPU, batches)
+    assert need.total(2) - need.total(1) == each * (need.activations + need.temporary)
+    monkeypatch.setattr(device, "available_bytes", lambda _: need.total(3) - need.weights)
+    assert choose(experiment) == 2
+
+
+def test_a_video_of_mmn_counts_once(tiny: Tiny) -> None:
+    experiment = tiny(**MMN, **{"train.batch_of": "videos", "train.batch_size": 4})
+    batches = global_batches(open_data(experiment.data)["train"], experiment, 1, World())
+    assert max(len(video) for batch in batches for video in batch) > 1
+    assert estimate(experiment, torch.float32, CPU, batches).each == 1
 
 
 def test_the_generous_bound_is_above_the_estimate(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

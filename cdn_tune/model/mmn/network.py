@@ -21,6 +21,8 @@ from cdn_tune.moments.nms import Suppression
 from cdn_tune.moments.temporal_map import iou_maps, valid_mask
 
 _SHARPNESS = 10.0  # of the IoU score, a sigmoid of the cosine times this
+_COSINES = 6  # copies of the cosines of all queries with all cells that the losses hold
+_OVERLAPS = 4  # copies of the maps of IoU
 _LATE = 0.01  # share that the contrastive losses keep after `contrastive_epochs`
 
 
@@ -132,8 +134,11 @@ class MMN(MapModel):
         return ScoreMap(self.proposals.spread(self._scores(output)), self.proposals.mask)
 
     def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:  # noqa: ARG002
-        """Returns an estimate of training's working memory, were each query of another video."""
-        return map_memory(self.config, self.config.map.kernel_sizes, self.feature_size, frames)
+        """Returns an estimate of training's working memory, per video: that of queries is beside it, for the batch."""
+        own = map_memory(self.config, self.config.map.kernel_sizes, self.feature_size, frames)
+        cosines = _COSINES * 4 * batch * len(self.proposals.by_row)  # with the cells of a video
+        overlaps = 8 * _OVERLAPS * batch * self.config.clips**2
+        return Memory(own.bound + cosines + overlaps, own.temporary + cosines, overlaps)
 
     def iou_scores(self, output: MMNOutput) -> Tensor:
         """Returns the IoU score of the valid cells for each query [B, M]."""
