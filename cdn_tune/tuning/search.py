@@ -198,8 +198,9 @@ def open_study(
         given, recorded = (each.get("storage", "the run folder's own") for each in (manifest, held))
         raise RunError(f"--storage {given}: the study of {run} lies in another storage ({recorded}); name that one")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_steps(space, experiment, len(splits["train"]))
-    steps = len(global_batches(splits["train"], experiment, 1, World()))
+    train = splits["train"]
+    check_steps(space, experiment, len(train), len(set(train.videos.tolist())))
+    steps = len(global_batches(train, experiment, 1, World()))
     folder = FolderTrials.read(run)
     if not is_there(url):
         _refuse_unknown(run, folder, [])  # before a study is begun

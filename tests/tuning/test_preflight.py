@@ -198,10 +198,13 @@ def test_budget_of_gpu_hours_without_gpus() -> None:
 def test_early_stopping_by_steps_within_a_trial(tiny: Tiny) -> None:
     experiment = tiny(**{"train.epochs": 3, "train.batch_size": 8})
     late = space_of(early_stopping={"unit": "step", "min_resource": 31})
-    check_steps(late, experiment, queries=81)  # 11 steps per epoch
+    check_steps(late, experiment, queries=81, videos=20)  # 11 steps per epoch
     with pytest.raises(ConfigError, match=r"min_resource=31: a trial has at most 30 steps"):
-        check_steps(late, experiment, queries=80)
-    check_steps(space_of(early_stopping={"min_resource": 3}), experiment, queries=8)
+        check_steps(late, experiment, queries=80, videos=20)
+    of_videos = tiny(**{"train.epochs": 3, "train.batch_size": 8, "train.batch_of": "videos"})
+    with pytest.raises(ConfigError, match=r"min_resource=31: a trial has at most 9 steps"):
+        check_steps(late, of_videos, queries=81, videos=20)
+    check_steps(space_of(early_stopping={"min_resource": 3}), experiment, queries=8, videos=8)
 
 
 def test_all_at_once(tiny: Tiny, tmp_path: Path, on_network: Path) -> None:

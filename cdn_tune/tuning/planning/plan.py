@@ -125,7 +125,7 @@ def plan_search(
         if remark := coarse(measured.queries["val"]):
             warnings.append(remark)
         try:
-            check_steps(space, base, measured.queries["train"])
+            check_steps(space, base, measured.queries["train"], measured.videos["train"])
         except ConfigError as error:
             errors.append(str(error))
     epochs = expected_epochs(space, base, trials, measured.steps_per_epoch if measured else None)

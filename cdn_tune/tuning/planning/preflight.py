@@ -152,8 +152,14 @@ def check_budget(space: SearchSpace) -> None:
         )
 
 
-def check_steps(space: SearchSpace, experiment: Experiment, queries: int) -> None:
-    """Refuses early stopping by steps that begins after the last step of every trial; `queries` of the train split.
+def check_steps(space: SearchSpace, experiment: Experiment, queries: int, videos: int) -> None:
+    """Refuses early stopping by steps that begins after the last step of every trial.
+
+    Args:
+        space: The space.
+        experiment: Its base.
+        queries: How many the train split has.
+        videos: How many they are of.
 
     Raises:
         ConfigError: Naming the steps a trial has.
@@ -163,7 +169,9 @@ def check_steps(space: SearchSpace, experiment: Experiment, queries: int) -> Non
         return
     epochs = _probes(space, "train.epochs", experiment.train.epochs)
     batches = _probes(space, "train.batch_size", experiment.train.batch_size)
-    steps = max(epochs) * math.ceil(queries / min(batches))
+    varied = not {"model.name", "train.batch_of"}.isdisjoint(space.parameters)
+    of_videos = experiment.train.batch_of == "videos" and not experiment.model.inputs.sequences and not varied
+    steps = max(epochs) * math.ceil((videos if of_videos else queries) / min(batches))
     if stopping.min_resource > steps:
         raise ConfigError(
             f"early_stopping.min_resource={stopping.min_resource}: a trial has at most {steps} steps, so none would "
