@@ -134,9 +134,15 @@ CONTRASTIVE: dict[str, Any] = {"model.contrastive": True, "model.map_scales": 2,
 
 @pytest.mark.parametrize("changes", [MMN, CONTRASTIVE], ids=["mmn", "cdn"])
 def test_workers_do_not_matter_to_contrast(tiny: Tiny, tmp_path: Path, two: Train, changes: dict[str, Any]) -> None:
-    """Videos are shared out with all their queries; each is contrasted with those of all workers."""
+    """Videos are shared out with all their queries; each is contrasted with those of all workers.
+
+    Metrics are left out: a bias before BatchNorm has no gradient but rounding, which Adam makes steps of, and the
+    running means that evaluation uses follow it.
+    """
     experiment = tiny(**changes, **{"train.batch_of": "videos", "train.batch_size": 5, "optim.lr": 1e-3})
-    agree(two(experiment, tmp_path / "2"), train_alone(experiment, tmp_path / "1"))
+    found, expected = two(experiment, tmp_path / "2"), train_alone(experiment, tmp_path / "1")
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine[:-1] == pytest.approx(theirs[:-1], rel=1e-4)
 
 
 def test_contrast_across_workers_knows_a_video_that_several_have(tiny: Tiny, tmp_path: Path, two: Train) -> None:
