@@ -219,7 +219,9 @@ def test_a_batch_of_queries_is_as_before(of_videos: MomentDataset) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["videos", "sequences"])
-def test_no_share_and_no_piece_tears_a_video(of_videos: MomentDataset, planted_root: Path, workers: int, kind: str) -> None:
+def test_no_share_and_no_piece_tears_a_video(
+    of_videos: MomentDataset, planted_root: Path, workers: int, kind: str
+) -> None:
     dataset = load_split(config_of(planted_root), "train", sequences=True) if kind == "sequences" else of_videos
     for batch in training_batches(dataset, 7, seed=0, epoch=1, of_videos=True):
         if len(batch) < workers:

@@ -284,7 +284,9 @@ def test_impossible_values(values: dict[str, Any], words: str) -> None:
 
 def test_batches_are_of_videos(tiny: Callable[..., Experiment]) -> None:
     assert tiny(**OVERRIDES).batch_of == tiny(**OVERRIDES, **{"train.batch_of": "videos"}).batch_of == "videos"
-    with pytest.raises(ConfigError, match=r"train\.batch_of=queries: model\.name=snag reads some queries of .*queries=1"):
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_of=queries: model\.name=snag reads some queries of .*queries=1"
+    ):
         tiny(**OVERRIDES, **{"train.batch_of": "queries"})
 
 

@@ -69,7 +69,9 @@ class StopAt:
         return self.left <= 0
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"train.precision": "bf16", "train.micro_batch": 3}, AUGMENTED, OF_VIDEOS])
+@pytest.mark.parametrize(
+    "changes", [{}, EVERYTHING, {"train.precision": "bf16", "train.micro_batch": 3}, AUGMENTED, OF_VIDEOS]
+)
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_stopped_between_steps(tiny: Tiny, tmp_path: Path, step: int, changes: dict[str, Any]) -> None:
     experiment = tiny(**changes)

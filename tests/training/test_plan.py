@@ -87,7 +87,11 @@ def test_batches_of_videos(tiny: Tiny) -> None:
     experiment = tiny(**{"train.batch_of": "videos", "train.batch_size": 5, "train.micro_batch": 2})
     plan, train = planned(experiment), open_data(experiment.data)["train"]
     batches = training_batches(train, 5, experiment.seed, 1, of_videos=True)
-    assert (plan.samples, plan.micro_batch, plan.steps_per_epoch) == (5, 2, len(batches)) == (5, 2, -(-plan.videos["train"] // 5))
+    assert (
+        (plan.samples, plan.micro_batch, plan.steps_per_epoch)
+        == (5, 2, len(batches))
+        == (5, 2, -(-plan.videos["train"] // 5))
+    )
     assert plan.batch == max(sum(map(len, batch)) for batch in batches) > 5
     assert plan.epoch_queries == plan.queries["train"]
     assert plan.memory.each == max(np.bincount(train.videos))

@@ -56,7 +56,14 @@ def cut(path: Path, roots: dict[str, Path]) -> Experiment:
     data = {"data.root": str(root), "data.word_vectors": next(root.glob("glove*.txt")).name, "data.val_fraction": 0.5}
     queries = len(open_data(load_experiment(path, data).data)["train"])
     return load_experiment(
-        path, {**data, "train.epochs": 1, "train.eval_queries": 1, "train.batch_size": -(-queries // STEPS), "train.batch_of": "queries"}
+        path,
+        {
+            **data,
+            "train.epochs": 1,
+            "train.eval_queries": 1,
+            "train.batch_size": -(-queries // STEPS),
+            "train.batch_of": "queries",
+        },
     )
 
 

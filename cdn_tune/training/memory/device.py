@@ -131,7 +131,7 @@ def _fits_easily(
     dtype: torch.dtype,
     device: torch.device,
 ) -> bool:
-    """Returns whether memory for so many samples is plenty by a generous bound, which saves the time of the estimate."""
+    """Returns whether memory for `share` samples is plenty by a generous bound, which saves the time to estimate."""
     each, queries = counts(experiment, batches)
     need = model.memory(experiment.steps, queries, dtype, device)
     weights = 6 * 4 * sum(weight.numel() for weight in model.parameters())
