@@ -94,11 +94,12 @@ def train(
     model = build_model(experiment).to(world.device)
     ema = Ema(model, experiment.train.ema, experiment.train.ema_warmup) if experiment.train.ema else None
     optimiser = build_optimiser(model, experiment.optim, model.text_part)
-    steps = len(global_batches(splits["train"], experiment, 1, world))
+    batches = global_batches(splits["train"], experiment, 1, world)
+    steps = len(batches)
     schedule = build_schedule(optimiser, experiment.optim, steps * experiment.train.epochs, steps)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     state = TrialState(experiment, folder, model, optimiser, schedule, scaler, ema, world, planted, saving)
-    micro_batch = choose_micro_batch(experiment, model, splits["train"], world, dtype)
+    micro_batch = choose_micro_batch(experiment, model, splits["train"], batches, world, dtype)
     progress = state.resume()
     first = progress.epoch
     wrapped = _wrap(model, experiment, world)

@@ -383,3 +383,9 @@ def test_searched_against_cdn(tiny: Tiny, tmp_path: Path) -> None:
     assert kept == {"cdn", "toy", "snag"}
     assert "width" in invoke("leaderboard", run).output
     invoke("report", run)
+
+
+@pytest.mark.usefixtures("toy")
+def test_batches_of_videos_need_a_family_that_knows_them(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"train\.batch_of=videos: model\.name=toy does not tell which queries"):
+        tiny(**{"model.name": "toy", "train.batch_of": "videos"})

@@ -282,6 +282,14 @@ def test_impossible_values(values: dict[str, Any], words: str) -> None:
         SnAGConfig.model_validate(values)
 
 
+def test_batches_are_of_videos(tiny: Callable[..., Experiment]) -> None:
+    assert tiny(**OVERRIDES).batch_of == tiny(**OVERRIDES, **{"train.batch_of": "videos"}).batch_of == "videos"
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_of=queries: model\.name=snag reads some queries of .*queries=1"
+    ):
+        tiny(**OVERRIDES, **{"train.batch_of": "queries"})
+
+
 def test_sequences_longer_than_the_table(tiny: Callable[..., Experiment]) -> None:
     with pytest.raises(ConfigError, match=r"data.sequence.length=50 is more .* set model.video.length=52"):
         tiny(**{**OVERRIDES, "data.sequence.length": 50})

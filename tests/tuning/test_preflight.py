@@ -206,6 +206,10 @@ def test_early_stopping_by_steps_within_a_trial(tiny: Tiny) -> None:
     searched = {"train.batch_size": {"type": "categorical", "choices": [4, 8]}, "model.map.layers": LAYERS}
     assert (most_steps(space_of(parameters=searched, early_stopping={"unit": "step"}), [experiment]) or 0) > steps
     assert most_steps(space_of(early_stopping={"min_resource": 3}), [experiment]) is None
+    of_videos = tiny(**{"train.epochs": 3, "train.batch_size": 8, "train.batch_of": "videos"})
+    videos = len(set(open_data(experiment.data)["train"].videos.tolist()))
+    by_step = space_of(early_stopping={"unit": "step"})
+    assert most_steps(by_step, [of_videos]) == 3 * -(-videos // 8) < steps
 
 
 def test_all_at_once(tiny: Tiny, tmp_path: Path, on_network: Path) -> None:

@@ -34,7 +34,7 @@ def plan_table(plan: Plan, experiment: Experiment) -> Group:
     return Group(
         Text(f"{experiment.name}: {experiment_line(experiment)}", style="bold"),
         _rows_table(_model_and_data(plan, experiment)),
-        _rows_table(_memory(plan), "memory and disk"),
+        _rows_table(_memory(plan, experiment), "memory and disk"),
         _rows_table(_trial_time(plan, experiment), "time"),
     )
 
@@ -81,6 +81,10 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
+def _samples(number: int, experiment: Experiment) -> str:
+    return _count(number, *(("query", "queries") if experiment.batch_of == "queries" else ("video", "videos")))
+
+
 def _model_and_data(plan: Plan, experiment: Experiment) -> Iterator[Row]:
     yield "parameters", f"{plan.parameters:,}", f"{plan.parameters / 1e6:.1f} million"
     yield "computes on", plan.device.replace("cuda", "GPU").replace("cpu", "CPU"), plan.dtype
@@ -90,22 +94,22 @@ def _model_and_data(plan: Plan, experiment: Experiment) -> Iterator[Row]:
         yield name, _count(plan.queries[name], "query", "queries"), f"of {videos}{f'; {remark}' if remark else ''}"
     if experiment.data.text == "tokens":
         yield "text", "tokens", f"features of size {experiment.data.word_size} from {experiment.data.tokens}"
-    pieces = -(-plan.batch // plan.micro_batch)
-    computed = "whole at once" if pieces == 1 else f"{pieces} times up to {plan.micro_batch} queries"
-    yield "batch", _count(plan.batch, "query", "queries"), f"computed {computed}"
+    pieces = -(-plan.samples // plan.micro_batch)
+    computed = "whole at once" if pieces == 1 else f"{pieces} times up to {_samples(plan.micro_batch, experiment)}"
+    queries = f"up to {_count(plan.batch, 'query', 'queries')}, " if experiment.batch_of == "videos" else ""
+    yield "batch", _samples(plan.samples, experiment), f"{queries}computed {computed}"
     epochs = experiment.train.epochs
     yield "steps", f"{plan.total_steps:,}", f"{plan.steps_per_epoch:,} per epoch, {epochs:,} epochs"
 
 
-def _memory(plan: Plan) -> Iterator[Row]:
+def _memory(plan: Plan, experiment: Experiment) -> Iterator[Row]:
     need = plan.memory
     model = need.weights + need.gradients + need.optimiser + need.ema + need.copies
     parts = [("weights", need.weights), ("gradients", need.gradients), ("optimiser", need.optimiser)]
     parts += [(name, size) for name, size in (("mean of weights", need.ema), ("copies", need.copies)) if size]
     yield "model", size_text(model), ", ".join(f"{name} {size_text(size)}" for name, size in parts)
-    each = need.activations + need.temporary
-    queries = _count(plan.micro_batch, "query", "queries")
-    yield "queries at once", size_text(each * plan.micro_batch), f"{queries} of {size_text(each)}"
+    samples = f"{_samples(plan.micro_batch, experiment)} of {size_text(need.sample)}"
+    yield f"{experiment.batch_of} at once", size_text(need.sample * plan.micro_batch), samples
     yield (
         "estimated",
         size_text(need.total(plan.micro_batch)),
@@ -119,7 +123,7 @@ def _memory(plan: Plan) -> Iterator[Row]:
 
 
 def _trial_time(plan: Plan, experiment: Experiment) -> Iterator[Row]:
-    rate = plan.batch / plan.seconds_per_step
+    rate = plan.epoch_queries / (plan.steps_per_epoch * plan.seconds_per_step)
     measured = f"{rate:.3g} queries/s, median of {plan.measured_steps} steps"
     yield "step", duration_text(plan.seconds_per_step), measured
     evaluated = min(experiment.train.eval_queries or plan.queries["val"], plan.queries["val"])

@@ -245,7 +245,7 @@ class FusedMapModel(MapModel):
             first, rows = distinct(videos, len(clips), clips.device)
         moments = self._moments(proposals, clips if first is None else clips[first])
         matched: Matching = matching(moments.flatten(2)[..., proposals.by_row], query.whole, rows)
-        return matched
+        return matched._replace(videos=videos if self.training else None)
 
     def switch_losses(self, output: MapOutput, durations: Tensor, moments: Tensor) -> Losses:
         """Returns the weighted sum of the switches' losses, and each by name.

@@ -1,7 +1,7 @@
 """Evaluation of a split: candidate spans per batch, ranked moments per query, and their metrics."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from cdn_tune.config import EvalConfig
 from cdn_tune.config.tables import metrics_depth
-from cdn_tune.data.batches import Indices, evaluation_batches, prefetch, shard
+from cdn_tune.data.batches import Samples, evaluation_batches, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
 from cdn_tune.model.family import MomentModel, Spans
@@ -33,7 +33,7 @@ class ScoredBatch:
 def score_batches(
     model: MomentModel,
     dataset: MomentDataset,
-    batches: Sequence[Indices],
+    batches: Samples,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Generator[ScoredBatch, None, None]:
@@ -109,7 +109,7 @@ def evaluate_split(
     count = min(queries or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
     batches = evaluation_batches(dataset, chosen, config.batch_size)
-    mine = [shard(batch, world.rank, world.size, dataset.by_video) for batch in batches]
+    mine = [np.array_split(batch, world.size)[world.rank] for batch in batches]  # side by side: of as few videos
     limit = max(*config.recalls, metrics_depth(config.metrics))
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     loss = 0.0  # sum over this worker's queries

@@ -5,7 +5,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.data.batches import training_batches
@@ -20,6 +20,7 @@ from cdn_tune.tuning.planning.random_points import draw, never_sampled
 from cdn_tune.tuning.storage.check import check_shared, check_storage, existing, file_system, is_networked
 from cdn_tune.tuning.study.candidates import GB, Candidates, cost
 
+_Value = TypeVar("_Value", int, str)
 _DRAWN = 16  # points over which the largest checkpoint is sought
 _TIGHT = 0.8  # share of the free space that is worth a warning
 _FLOAT_BYTES = 4
@@ -174,7 +175,9 @@ def most_steps(space: SearchSpace, experiments: Iterable[Experiment]) -> int | N
         train = open_data(experiment.data, experiment.model.inputs.sequences)["train"]
         epochs = max(_probes(space, "train.epochs", experiment.train.epochs))
         batch_size = min(_probes(space, "train.batch_size", experiment.train.batch_size))
-        steps = max(steps, epochs * len(training_batches(train, batch_size, experiment.seed, epoch=1)))
+        made_of = _probes(space, "train.batch_of", experiment.batch_of)
+        each = (len(training_batches(train, batch_size, experiment.seed, 1, of == "videos")) for of in made_of)
+        steps = max(steps, epochs * max(each))
     if stopping.name != "none" and stopping.min_resource > steps:
         raise ConfigError(
             f"early_stopping.min_resource={stopping.min_resource}: a trial has at most {steps} steps, so none would "
@@ -241,6 +244,6 @@ def _shared(run: Path, machines: int) -> str | None:
     )
 
 
-def _probes(space: SearchSpace, key: str, base: int) -> list[int]:
+def _probes(space: SearchSpace, key: str, base: _Value) -> list[_Value]:
     values: Sequence[Any] = space.parameters[key].probes if key in space.parameters else (base,)
-    return [value for value in values if isinstance(value, int)]
+    return [value for value in values if isinstance(value, type(base))]

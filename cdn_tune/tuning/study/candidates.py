@@ -7,7 +7,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, override
-from cdn_tune.config.check import family_at, resolve_name
+from cdn_tune.config.check import FAMILY, family_at, resolve_name
 from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key, get_keys
 from cdn_tune.config.load import of_family
