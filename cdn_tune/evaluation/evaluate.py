@@ -186,7 +186,7 @@ class _Evaluation:
 
     def _retrain(self) -> list[Retrained]:
         request, seed = self.request, self.experiment.seed
-        seeds = [(seed + 1 + number) % 2**32 for number in range(request.seeds)]
+        seeds = self.experiment.further_seeds(request.seeds)
         if not seeds and not self.published:
             return []
         mode: Mode = "published" if self.published else request.train_on
