@@ -287,6 +287,7 @@ class _Evaluation:
                 "split": "test" if published else "val",
                 "metric": winner.experiment.eval.metric,
                 "value": None if published else winner.value,
+                "confirmed": None if published else self.choice.confirmed,
             },
             "val": winner.val,
             "epoch": winner.epoch,

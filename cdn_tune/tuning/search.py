@@ -41,7 +41,7 @@ from cdn_tune.tuning.engine.door import Engine
 from cdn_tune.tuning.engine.ray.audit import Audit
 from cdn_tune.tuning.engine.ray.engine import RayEngine
 from cdn_tune.tuning.layout import StopFile, study_url
-from cdn_tune.tuning.planning.preflight import check_steps, largest_checkpoint, preflight
+from cdn_tune.tuning.planning.preflight import check_confirm, check_steps, largest_checkpoint, preflight
 from cdn_tune.tuning.progress import OnChange, Progress
 from cdn_tune.tuning.results.folder import FolderTrials
 from cdn_tune.tuning.results.record import study_errors, unknown_fault
@@ -55,7 +55,7 @@ from cdn_tune.tuning.study.study import Study
 from cdn_tune.tuning.warm_start import learn_from
 
 _LOG = logging.getLogger(__name__)
-BUDGETS = frozenset({"trials", "budget", "keep", "max_failures", "disk_budget_gb", "resources"})
+BUDGETS = frozenset({"trials", "budget", "confirm", "keep", "max_failures", "disk_budget_gb", "resources"})
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def search(
         study, notes = open_study(space, experiment, run, options, engine.clock)
         requested: int = options.trials or study.attributes.get("trials") or space.trials
         limit = requested + (options.add_trials or 0)
+        check_confirm(space, limit)
         study.note(trials=limit)
         budget = None if space.disk_budget_gb is None else space.disk_budget_gb * GB
         keeping = (space.keep, budget, study.directions if len(study.directions) > 1 else ())
@@ -142,6 +143,8 @@ def search(
             stop_file.lower()
         rows = progress.rows()
         interrupted = not driver.is_finished and driver.ended_by is None
+        if (missing := len(study.unconfirmed())) and driver.ended_by is not None:
+            notes.append(f"{missing} of {space.confirm.trials} confirmations were not begun; the mean is over the others")
     if study.halted:
         raise RunError(f"{study.halted}; the same command then goes on")
     if driver.is_finished and not ranking(study.trials()):

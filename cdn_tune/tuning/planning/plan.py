@@ -20,7 +20,7 @@ from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data
-from cdn_tune.tuning.planning.preflight import check_steps, disk_gb, findings, this_machine
+from cdn_tune.tuning.planning.preflight import check_confirm, check_steps, disk_gb, findings, this_machine
 from cdn_tune.tuning.planning.random_points import Drawn, count_points, draw
 from cdn_tune.tuning.storage.check import existing
 from cdn_tune.tuning.study.candidates import GB, INVALID, Candidates, cost
@@ -104,9 +104,13 @@ def plan_search(
     candidates = Candidates(space, base)
     nodes = [this_machine()] if nodes is None else nodes
     points, trials = count_points(candidates), trials or space.trials
-    if space.is_finite:
-        trials = min(trials, points)
     errors, warnings = findings(space, candidates, run, storage, nodes)
+    try:
+        check_confirm(space, trials)
+    except ConfigError as error:
+        errors.append(str(error))
+    if space.is_finite:
+        trials = min(trials, points + space.confirm.trials)
     try:
         slots = slots_on(space.resources, nodes)
     except CdnTuneError:
@@ -213,11 +217,13 @@ def expected_epochs(
     ``ceil(brackets * eta^s / (s + 1))`` (Optuna's `HyperbandPruner`). It is assumed that the order of trials at one
     rung is their order at the next, and that they arrive in no order; a sampler that proposes better and better trials
     trains somewhat longer. What the other rules stop depends on the values themselves, so the full length is returned
-    for them: an upper bound.
+    for them: an upper bound. Confirmations train to their end.
     """
     rule, length = space.early_stopping, experiment.train.epochs
     if rule.name not in HALVING:
         return float(trials * length)
+    whole = min(space.confirm.trials, trials - 1)
+    trials -= whole
     if rule.unit == "step" and steps_per_epoch is None:
         return None
     scale = 1 if rule.unit == "epoch" else steps_per_epoch or 1
@@ -241,7 +247,7 @@ def expected_epochs(
         for bracket in range(brackets):
             values = generator.random(int((of_brackets == bracket).sum()))
             epochs += _played(values.tolist(), rungs(bracket), length, eta)
-    return epochs / _PLAYS * (trials / played)
+    return epochs / _PLAYS * (trials / played) + whole * length
 
 
 def _played(values: list[float], rungs: list[int], length: int, eta: int) -> int:
