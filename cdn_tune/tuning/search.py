@@ -219,7 +219,7 @@ def open_study(
         )
     notes = []
     if owner is None:
-        notes += [learn_from(other, study) for other in options.warm_start]
+        notes += learn_from(options.warm_start, study)
         study.begin()
     elif options.warm_start:
         raise ConfigError(f"--warm-start: {run} has begun already; results are learned from at the first start only")
