@@ -56,8 +56,9 @@ def start(
 ) -> None:
     """Search for the best configuration with Ray Tune and Optuna.
 
-    Epochs and trials are chosen on the val split; the best checkpoints are kept under RUN/best/. The same command
-    again goes on where it stopped. Ctrl-C once has running trials save a checkpoint; twice leaves at once.
+    Epochs and trials are chosen on the val split; the best checkpoints are kept under RUN/best/. With `confirm` in the
+    space, the best are trained again under further seeds, and the best by mean wins. The same command again goes on
+    where it stopped. Ctrl-C once has running trials save a checkpoint; twice leaves at once.
     """
     from cdn_tune.config import load_space, parse_overrides
     from cdn_tune.training.object_store.working_copy import url_of, working_copy
