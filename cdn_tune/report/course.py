@@ -183,7 +183,9 @@ def _train_curves(record: RunRecord) -> Figure | None:
 
 def _gantt(record: RunRecord, now: float) -> Figure | None:
     """Returns where trials ran and when; None before the first trial."""
-    runs = [(node, start, end, trial) for trial in trained(record.trials) for node, start, end in segments_of(trial, now)]
+    runs = [
+        (node, start, end, trial) for trial in trained(record.trials) for node, start, end in segments_of(trial, now)
+    ]
     if not runs:
         return None
     begun = min(start for _, start, _, _ in runs)

@@ -64,7 +64,7 @@ def end_of(
 def _whole_seconds(trial: FrozenTrial) -> float:
     """Returns the seconds that a trial takes to its end."""
     note = trial.user_attrs
-    return float(note.get("seconds", 0.0)) * note.get("epochs", 1) / max(note.get("epoch", 1), 1)
+    return float(note.get("seconds", 0.0) * note.get("epochs", 1) / max(note.get("epoch", 1), 1))
 
 
 def _since_best(trials: Sequence[FrozenTrial]) -> int:

@@ -144,7 +144,9 @@ def search(
         rows = progress.rows()
         interrupted = not driver.is_finished and driver.ended_by is None
         if (missing := len(study.unconfirmed())) and driver.ended_by is not None:
-            notes.append(f"{missing} of {space.confirm.trials} confirmations were not begun; the mean is over the others")
+            notes.append(
+                f"{missing} of {space.confirm.trials} confirmations were not begun; the mean is over the others"
+            )
     if study.halted:
         raise RunError(f"{study.halted}; the same command then goes on")
     if driver.is_finished and not ranking(study.trials()):

@@ -134,9 +134,7 @@ def _point(earlier: _Earlier, trial: FrozenTrial, candidates: Candidates) -> _Po
     except ConfigError:
         return _Point(fault="its values do not go together here")
     ours, theirs = flatten(here), flatten(plain)
-    differing = {
-        key for key in ours.keys() - missing if not key.startswith(_BESIDE) and ours[key] != theirs.get(key)
-    }
+    differing = {key for key in ours.keys() - missing if not key.startswith(_BESIDE) and ours[key] != theirs.get(key)}
     if other := sorted(differing - earlier.space.parameters.keys()):
         return _Point(fault=f"{other[0]} differs")
     if not params:

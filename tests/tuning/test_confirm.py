@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.config import SearchSpace
@@ -33,7 +34,9 @@ from .virtual_search import BASE, EPOCHS, VirtualSearch, make_space
 HOUR = 3600.0
 
 
-def entry(number: int, value: float, confirms: int | None = None, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
+def entry(
+    number: int, value: float, confirms: int | None = None, state: TrialState = TrialState.COMPLETE
+) -> FrozenTrial:
     """A trial, or a confirmation of one."""
     role = {} if confirms is None else {ROLE: CONFIRMATION, CONFIRMS: confirms, SEED: number}
     trial = create_trial(
@@ -68,7 +71,13 @@ def runs_of(search: VirtualSearch) -> list[tuple[int, int]]:
 def test_the_best_by_mean_wins_and_the_mean_has_an_interval() -> None:
     trials = [entry(0, 0.9), entry(1, 0.8), entry(2, 0.7)]
     assert [trial.number for trial in ranking(trials)] == [0, 1, 2]
-    trials += [entry(3, 0.60, 0), entry(4, 0.74, 1), entry(5, 0.64, 0), entry(6, 0.78, 1), entry(7, 0.99, 1, TrialState.FAIL)]
+    trials += [
+        entry(3, 0.60, 0),
+        entry(4, 0.74, 1),
+        entry(5, 0.64, 0),
+        entry(6, 0.78, 1),
+        entry(7, 0.99, 1, TrialState.FAIL),
+    ]
     assert [trial.number for trial in ranking(trials)] == [1, 0, 2]
     assert [trial.number for trial in models(trials)] == [6, 5, 2]
     found = confirmed(trials)
@@ -119,7 +128,9 @@ def test_confirmations_take_no_part_in_what_is_proposed() -> None:
         assert search.start()
         points.append([trial.params for trial in search.trials])
         assert len(search.trials) == 10
-        assert all(trial.state == TrialState.COMPLETE for trial in search.study.entries() if role_of(trial) == CONFIRMATION)
+        assert all(
+            trial.state == TrialState.COMPLETE for trial in search.study.entries() if role_of(trial) == CONFIRMATION
+        )
     assert points[0] == points[1]
 
 
@@ -206,7 +217,9 @@ def test_a_failed_confirmation_is_left_out_and_tried_again_when_asked() -> None:
 
 
 def test_wrong_settings_are_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"confirm: top=3 with seeds=4 takes 12 of 14 trials, and leaves 2 .*allow 15"):
+    with pytest.raises(
+        ConfigError, match=r"confirm: top=3 with seeds=4 takes 12 of 14 trials, and leaves 2 .*allow 15"
+    ):
         check_confirm(confirming(3, 4), 14)
     check_confirm(confirming(3, 4), 15)
     check_confirm(confirming(0, 4), 1)
@@ -220,7 +233,5 @@ def test_a_confirmation_of_no_trial_is_refused(note: dict[str, Any]) -> None:
     space = make_space()
     stranger = entry(1, 0.5)
     stranger.user_attrs = {ROLE: CONFIRMATION, **note}
-    from optuna.study import StudyDirection
-
     with pytest.raises(ValueError, match="trial 1 confirms no trial, or under no seed"):
         check_study(space, BASE, [entry(0, 0.5), stranger], [StudyDirection.MAXIMIZE], {})

@@ -102,7 +102,9 @@ def test_search_end_to_end(tiny: Tiny, tmp_path: Path) -> None:
     space = make_space(confirm={"top": 2, "seeds": 2}, keep=1)
     confirmed = search(space, experiment, run, ignore, SearchOptions(trials=9))
     runs = [row for row in confirmed.rows if row["confirms"] != ""]
-    assert [(row["state"], row["epochs"], row["with_seed"]) for row in runs] == [("complete", 3, seed) for seed in (1, 1, 2, 2)]
+    assert [(row["state"], row["epochs"], row["with_seed"]) for row in runs] == [
+        ("complete", 3, seed) for seed in (1, 1, 2, 2)
+    ]
     winner = confirmed.rows[0]
     assert winner["mean"] == max(row["mean"] for row in confirmed.rows[:2])
     of_it = [row for row in runs if row["confirms"] == winner["trial"]]

@@ -382,7 +382,7 @@ def test_a_run_that_cannot_be_learned_from_is_one_line_and_nothing_is_learned(ti
     good, other = tmp_path / "good", tmp_path / "other"
     run_search(tiny, good, make_space(trials=1))
     other.mkdir()
-    with pytest.raises(RunError, match="--warm-start .*other") as error:
+    with pytest.raises(RunError, match=r"--warm-start .*other") as error:
         run_search(tiny, tmp_path / "new", make_space(name="new"), warm_start=(good, other))
     assert "\n" not in str(error.value)
     result = run_search(tiny, tmp_path / "new", make_space(name="new", trials=1), warm_start=(good, good))
@@ -391,5 +391,7 @@ def test_a_run_that_cannot_be_learned_from_is_one_line_and_nothing_is_learned(ti
     several = make_space(name="several", objectives=["R1@0.5", "latency_ms"], early_stopping={"name": "none"})
     journal = good / "study.journal"
     journal.write_text(journal.read_text().replace("latency_ms", "latency_xx"))
-    with pytest.raises(RunError, match="none of its results has latency_ms, an objective of this search; leave the run"):
+    with pytest.raises(
+        RunError, match="none of its results has latency_ms, an objective of this search; leave the run"
+    ):
         run_search(tiny, tmp_path / "several", several, warm_start=(good,))

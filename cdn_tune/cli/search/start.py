@@ -42,7 +42,8 @@ def start(
     ] = False,
     storage: Storage = None,
     warm_start: Annotated[
-        list[Path] | None, Option(metavar="RUN", help="Learn from the results of another search, of another space too; repeatable.")
+        list[Path] | None,
+        Option(metavar="RUN", help="Learn from the results of another search, of another space too; repeatable."),
     ] = None,
     hours: Annotated[float | None, Option(min=0.0, help="Hours of searching, over all starts.")] = None,
     gpu_hours: Annotated[float | None, Option(min=0.0, help="GPU-hours of all trials.")] = None,

@@ -110,5 +110,5 @@ def _best(status: Status) -> list[tuple[str, str]]:
             facts.append((f"best {name}", f"{value}, trial {row['trial']}: {parameters_line(row, keys)}"))
         return facts
     best = status.best
-    found = f"val {status.metric} {number(best['value'])}, trial {best['trial']}, epoch {best['best_epoch']}{mean_text(best)}"
-    return [("best", f"{found}: {parameters_line(best, keys)}"), *leading]
+    found = f"val {status.metric} {number(best['value'])}, trial {best['trial']}, epoch {best['best_epoch']}"
+    return [("best", f"{found}{mean_text(best)}: {parameters_line(best, keys)}"), *leading]

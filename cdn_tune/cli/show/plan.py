@@ -168,7 +168,11 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
         rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}"
     yield "trials", f"{plan.trials:,}", f"sampler {sampler.name}, early stopping {rule}"
     if (confirm := plan.space.confirm).top:
-        yield "of them", f"{confirm.trials:,}", f"confirm the best {confirm.top}, under {confirm.seeds} further seeds each"
+        yield (
+            "of them",
+            f"{confirm.trials:,}",
+            f"confirm the best {confirm.top}, under {confirm.seeds} further seeds each",
+        )
     objectives = [objective.metric for objective in plan.space.objectives] or [plan.base.eval.metric]
     yield "objective" + ("s" if len(objectives) > 1 else ""), ", ".join(objectives), "on the val split"
 

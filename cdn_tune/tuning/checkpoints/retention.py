@@ -18,7 +18,6 @@ from cdn_tune.tuning.study.ranking import (
     FINISHED,
     confirmed,
     models,
-    own,
     pareto_front,
     ranking,
     role_of,
@@ -150,8 +149,8 @@ class Retention:
                     compared |= {each.number: each for each in (trial, by_number[trial.user_attrs[CONFIRMS]])}
             return [trial for trial in models(compared.values()) if trial.number in numbers]
         ranked = ranking(candidates)
-        compared = [by_number[number] for number in numbers | self._front if number in by_number]
-        front = pareto_front(compared, self._directions)
+        rivals = [by_number[number] for number in numbers | self._front if number in by_number]
+        front = pareto_front(rivals, self._directions)
         self._front = {trial.number for trial in front}
         first = [trial for trial in front if trial.number in numbers]
         return [*first, *(trial for trial in ranked if trial.number not in self._front)]

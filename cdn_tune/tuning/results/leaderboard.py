@@ -119,14 +119,21 @@ def _noted(name: str, meaning: str = "", digits: int | None = None, **settings: 
     return Column(name, name, meaning or name, value, **settings)
 
 
+def _mean(entry: Entry, _: str = "") -> float | str:
+    return "" if entry.found is None else shown(entry.found.mean)
+
+
 def _interval(entry: Entry, end: int) -> float | str:
-    return shown(entry.found.interval[end]) if entry.found and entry.found.interval else ""
+    return "" if entry.found is None or entry.found.interval is None else shown(entry.found.interval[end])
 
 
 _CONFIRMED: dict[str, Any] = {"form": "share", "terminal": "filled", "page": "filled"}
 
 COLUMNS = [
-    Column("rank", "rank", "Rank by the mean over confirmations, then by the best val metric", lambda entry, _: entry.place, **_EVERYWHERE),
+    Column(
+        "rank", "rank", "Rank by the mean over confirmations, then by the best val metric",
+        lambda entry, _: entry.place, **_EVERYWHERE,
+    ),
     Column(
         "pareto", "front", "On the Pareto front", lambda entry, _: 1 if entry.on_front else "",
         names=lambda shape: ("",) if shape.several else (), form="mark", terminal="always",
@@ -138,13 +145,18 @@ COLUMNS = [
         names=lambda shape: (shape.metric,), form="share", **_EVERYWHERE,
     ),
     Column(
-        "mean", "mean", "Mean of val {} over its confirmations", lambda entry, _: shown(entry.found and entry.found.mean),
+        "mean", "mean", "Mean of val {} over its confirmations", _mean,
         names=lambda shape: (shape.metric,), **_CONFIRMED,
     ),
-    Column("mean_low", "from", "Lower end of the mean's 95 % interval", lambda entry, _: _interval(entry, 0), **_CONFIRMED),
-    Column("mean_high", "to", "Upper end of the mean's 95 % interval", lambda entry, _: _interval(entry, 1), **_CONFIRMED),
     Column(
-        "seeds", "seeds", "Confirmations that are complete", lambda entry, _: len(entry.found.runs) if entry.found else "",
+        "mean_low", "from", "Lower end of the mean's 95 % interval", lambda entry, _: _interval(entry, 0), **_CONFIRMED
+    ),
+    Column(
+        "mean_high", "to", "Upper end of the mean's 95 % interval", lambda entry, _: _interval(entry, 1), **_CONFIRMED
+    ),
+    Column(
+        "seeds", "seeds", "Confirmations that are complete",
+        lambda entry, _: "" if entry.found is None else len(entry.found.runs),
         terminal="filled", page="filled",
     ),
     _noted(CONFIRMS, "The trial that it confirms", terminal="filled", page="filled"),

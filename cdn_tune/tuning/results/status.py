@@ -158,7 +158,9 @@ def _left(row: Row, costs: Sequence[float], mean: float) -> float:
 
 def ahead(rows: Sequence[Row]) -> Row | None:
     """Returns the best running trial if its val metric so far is above that of every ended one."""
-    running = [row for row in rows if row["state"] == "running" and row["value"] != "" and row.get("confirms", "") == ""]
+    running = [
+        row for row in rows if row["state"] == "running" and row["value"] != "" and row.get("confirms", "") == ""
+    ]
     first = max(running, key=lambda row: row["value"], default=None)
     ended = next((row["value"] for row in rows if row["rank"] == 1), None)
     return first if first is not None and (ended is None or first["value"] > ended) else None

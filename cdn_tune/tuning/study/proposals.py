@@ -92,9 +92,7 @@ class Proposals:
             for trial in by_value(entries)[: config.top]
         ]
         held = {
-            (trial.user_attrs[CONFIRMS], trial.user_attrs[SEED])
-            for trial in entries
-            if role_of(trial) == CONFIRMATION
+            (trial.user_attrs[CONFIRMS], trial.user_attrs[SEED]) for trial in entries if role_of(trial) == CONFIRMATION
         }
         pairs = [(trial, seeds[place]) for place in range(config.seeds) for trial, seeds in best]
         return [(trial, seed) for trial, seed in pairs if (trial.number, seed) not in held]

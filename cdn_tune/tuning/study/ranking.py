@@ -133,7 +133,7 @@ def _value(trial: FrozenTrial) -> float:
 
 def _t95(freedom: int) -> float:
     """Returns the 97.5 % quantile of Student's t."""
-    from scipy.special import stdtrit  # takes a while, and few searches need it
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # takes a while, and few searches need it
 
     return float(stdtrit(freedom, 0.975))
 
