@@ -89,7 +89,7 @@ def check_confirm(space: SearchSpace, trials: int) -> None:
     if top and trials < taken + top:
         raise ConfigError(
             f"confirm: top={top} with seeds={seeds} takes {taken} of {trials} trials, and leaves "
-            f"{max(trials - taken, 0)} to find the best {top} among; allow {taken + top} trials or more, or lower confirm"
+            f"{max(trials - taken, 0)} to find the best {top} among; allow {taken + top} trials, or lower confirm"
         )
 
 
