@@ -11,7 +11,7 @@ from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, Lo
 from cdn_tune.tuning.layout import UNFIT
 from cdn_tune.tuning.study.attributes import ReportAttributes
 from cdn_tune.tuning.study.failures import LOST, Retries
-from cdn_tune.tuning.study.ranking import trained
+from cdn_tune.tuning.study.ranking import by_value, trained
 from cdn_tune.tuning.study.study import Study
 
 _CHECK_SECONDS = 1.0  # between two checks of the budget
@@ -239,6 +239,7 @@ class Driver:
         if self.space.confirm.top:
             spent = budget.model_copy(update={"target": None, "plateau": None})
             if self._closing is None and self.room.slots:
-                reserve = Reserve.of([trial for trial, _ in self.study.unconfirmed()], self.room.slots)
+                best = by_value(trials)[: self.space.confirm.top]  # confirmed or not: what was spent stays spent
+                reserve = Reserve.of(best * self.space.confirm.seeds, self.room.slots)
                 self._closing = end_of(budget, trials, self.seconds, self._gpus, reserve)
         self._end = self._end or end_of(spent, trials, self.seconds, self._gpus)

@@ -382,7 +382,7 @@ def test_a_run_that_cannot_be_learned_from_is_one_line_and_nothing_is_learned(ti
     good, other = tmp_path / "good", tmp_path / "other"
     run_search(tiny, good, make_space(trials=1))
     other.mkdir()
-    with pytest.raises(RunError, match=r"--warm-start .*other") as error:
+    with pytest.raises(RunError, match="other: is not a run folder") as error:
         run_search(tiny, tmp_path / "new", make_space(name="new"), warm_start=(good, other))
     assert "\n" not in str(error.value)
     result = run_search(tiny, tmp_path / "new", make_space(name="new", trials=1), warm_start=(good, good))
