@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cdn_tune.config import SearchSpace
 from cdn_tune.config.load import build
 from cdn_tune.errors import ConfigError
-from cdn_tune.tuning.engine.virtual.engine import CurvePoint
+from cdn_tune.tuning.engine.virtual.engine import CurvePoint, Fault
 from cdn_tune.tuning.planning.preflight import check_confirm
 from cdn_tune.tuning.results.leaderboard import leaderboard
 from cdn_tune.tuning.study.ranking import (
@@ -214,6 +214,15 @@ def test_a_failed_confirmation_is_left_out_and_tried_again_when_asked() -> None:
     assert runs_of(search) == [(0, 1), (0, 2), (0, 1)]
     assert len(confirmed(search.study.entries())[0].runs) == 2
     assert len(search.trials) == 2
+
+
+@pytest.mark.parametrize("kind", ["worker", "recall"])
+def test_a_confirmation_lost_before_its_first_epoch_is_taken_up_again(kind: Any) -> None:
+    search = VirtualSearch(confirming(1, 2), 4, (1,), [Fault(at=85.0, kind=kind)], lucky)  # it began at 80
+    assert search.start()
+    assert search.world.faults == []
+    assert runs_of(search) == [(0, 1), (0, 2)]
+    assert len(search.study.entries()) == 4
 
 
 def test_wrong_settings_are_one_line() -> None:
