@@ -326,6 +326,10 @@ class Experiment(Frozen):
         found: LossConfig = value if model is None else model.loss.model_validate(value)
         return found
 
+    def further_seeds(self, count: int) -> list[int]:
+        """Returns the seeds under which it is trained again."""
+        return [(self.seed + 1 + place) % 2**32 for place in range(count)]
+
     @property
     def steps(self) -> int:
         """Frame features of a video that training reads at once, at most."""

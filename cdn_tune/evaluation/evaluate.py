@@ -193,7 +193,7 @@ class _Evaluation:
 
     def _retrain(self) -> list[Retrained]:
         request, seed = self.request, self.experiment.seed
-        seeds = [(seed + 1 + number) % 2**32 for number in range(request.seeds)]
+        seeds = self.experiment.further_seeds(request.seeds)
         if not seeds and not self.published:
             return []
         mode: Mode = "published" if self.published else request.train_on
@@ -294,6 +294,7 @@ class _Evaluation:
                 "split": "test" if published else "val",
                 "metric": winner.experiment.eval.metric,
                 "value": None if published else winner.value,
+                "confirmed": None if published else self.choice.confirmed,
             },
             "val": winner.val,
             "epoch": winner.epoch,

@@ -23,7 +23,7 @@ from cdn_tune.report.record import RunRecord
 from cdn_tune.report.trials import gpus_per_trial, seconds_of, segments_of
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.tuning.results.leaderboard import STATES
-from cdn_tune.tuning.study.ranking import own, ranking, value_of
+from cdn_tune.tuning.study.ranking import own, ranking, trained, value_of
 
 WIDTH, HEIGHT = 420, 150  # of the sparkline, pixels
 _EDGE = 6  # pixels left free around it
@@ -197,7 +197,9 @@ def _train_curves(record: RunRecord) -> Figure | None:
 
 def _gantt(record: RunRecord, now: float) -> Figure | None:
     """Returns where trials ran and when; None before the first trial."""
-    runs = [(node, start, end, trial) for trial in own(record.trials) for node, start, end in segments_of(trial, now)]
+    runs = [
+        (node, start, end, trial) for trial in trained(record.trials) for node, start, end in segments_of(trial, now)
+    ]
     if not runs:
         return None
     begun = min(start for _, start, _, _ in runs)

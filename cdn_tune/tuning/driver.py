@@ -5,12 +5,13 @@ from typing import Protocol
 
 from cdn_tune.training.loop import never
 from cdn_tune.training.memory.estimate import checkpoint_bytes
-from cdn_tune.tuning.budget import End, end_of
+from cdn_tune.tuning.budget import End, Reserve, end_of
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, Loss, Room, TrialReport
 from cdn_tune.tuning.layout import UNFIT
 from cdn_tune.tuning.study.attributes import ReportAttributes
 from cdn_tune.tuning.study.failures import LOST, Retries
+from cdn_tune.tuning.study.ranking import by_value, trained
 from cdn_tune.tuning.study.study import Study
 
 _CHECK_SECONDS = 1.0  # between two checks of the budget
@@ -76,7 +77,10 @@ class Driver:
         self._lines = tuple(study.attributes.get(UNFIT) or ())
         self._started: float | None = None
         self._checked = self._recorded = float("-inf")
-        self._end = None if study.is_finished(limit) else self._budget_end()
+        self._end: End | None = None  # why no trial starts any more
+        self._closing: End | None = None  # why no new point is tried; what was found is still confirmed
+        if not study.is_finished(limit):
+            self._check_budget()
 
     @property
     def is_finished(self) -> bool:
@@ -91,7 +95,7 @@ class Driver:
     @property
     def wants_slots(self) -> bool:
         """Whether all slots are taken, and one more would have a trial to run."""
-        return len(self._assigned) >= self.room.slots and not self.is_over and self.study.has_more(self.limit)
+        return len(self._assigned) >= self.room.slots and not self.is_over and self._has_more()
 
     @property
     def is_stopping(self) -> bool:
@@ -119,7 +123,7 @@ class Driver:
             return Answer.FINISHED
         if len(self._assigned) >= room.slots or not self.retention.fits(self.study.entries(), self._largest):
             return Answer.WAIT
-        number = self.study.next(self.limit)
+        number = self.study.next(self.limit, self._closing is None)
         if number is None:  # FINISHED is for good, and a running trial may yet lose its node and come back
             return Answer.WAIT if self._assigned and self.study.halted is None else Answer.FINISHED
         self._assigned.add(number)
@@ -185,7 +189,7 @@ class Driver:
         now = self._clock()
         if now - self._checked >= _CHECK_SECONDS:
             self._checked = now
-            self._end = self._end or self._budget_end()
+            self._check_budget()
             if now - self._recorded >= _RECORD_SECONDS:
                 self._recorded = now
                 self._record_time()
@@ -198,16 +202,18 @@ class Driver:
         """Records how the search stands, and what ended it."""
         self._record_time()
         self._started, self._searched = None, self.seconds
-        self._end = self._end or self._budget_end()
-        if self._end is not None and not self.is_finished:
-            self.ended_by = self._end.reason
+        self._check_budget()
+        is_confirmed = not self.study.unfinished() and not self.study.unconfirmed()
+        end = self._end or (self._closing if is_confirmed else None)
+        if end is not None and not self.is_finished:
+            self.ended_by = end.reason
 
     def _leave(self, number: int) -> None:
         """Tidies after a trial that has ended."""
         self._assigned.discard(number)
         self._attributes.forget(number)
         self.retention.tidy(self.study.entries())
-        self._end = self._end or self._budget_end()
+        self._check_budget()
         self._changed(trial_ended=True)
 
     def _changed(self, trial_ended: bool = False) -> None:
@@ -217,8 +223,23 @@ class Driver:
     def _record_time(self) -> None:
         self.study.note(searched_seconds=round(self.seconds, 1))
 
-    def _budget_end(self) -> End | None:
+    def _has_more(self) -> bool:
+        return self.study.has_more(self.limit, self._closing is None)
+
+    def _check_budget(self) -> None:
+        """Notes whether the budget ends the search.
+
+        Where the best are confirmed, it ends the trying of new points as long as their confirmation can still be paid
+        for; a target or a plateau ends no more than that.
+        """
         budget = self.space.budget
         if budget == type(budget)():
-            return None
-        return end_of(budget, self.study.trials(), self.seconds, self._gpus)
+            return
+        spent, trials = budget, trained(self.study.entries())
+        if self.space.confirm.top:
+            spent = budget.model_copy(update={"target": None, "plateau": None})
+            if self._closing is None and self.room.slots:
+                best = by_value(trials)[: self.space.confirm.top]  # confirmed or not: what was spent stays spent
+                reserve = Reserve.of(best * self.space.confirm.seeds, self.room.slots)
+                self._closing = end_of(budget, trials, self.seconds, self._gpus, reserve)
+        self._end = self._end or end_of(spent, trials, self.seconds, self._gpus)

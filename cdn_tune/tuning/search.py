@@ -39,7 +39,7 @@ from cdn_tune.tuning.engine.door import Engine
 from cdn_tune.tuning.engine.ray.audit import Audit
 from cdn_tune.tuning.engine.ray.engine import RayEngine
 from cdn_tune.tuning.layout import StopFile, study_url
-from cdn_tune.tuning.planning.preflight import largest_checkpoint, most_steps, preflight
+from cdn_tune.tuning.planning.preflight import check_confirm, largest_checkpoint, most_steps, preflight
 from cdn_tune.tuning.progress import OnChange, Progress
 from cdn_tune.tuning.results.folder import FolderTrials
 from cdn_tune.tuning.results.record import study_errors, unknown_fault
@@ -53,7 +53,7 @@ from cdn_tune.tuning.study.study import Study
 from cdn_tune.tuning.warm_start import learn_from
 
 _LOG = logging.getLogger(__name__)
-BUDGETS = frozenset({"trials", "budget", "keep", "max_failures", "disk_budget_gb", "resources"})
+BUDGETS = frozenset({"trials", "budget", "confirm", "keep", "max_failures", "disk_budget_gb", "resources"})
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def search(
         study, notes = open_study(space, experiment, run, options, engine.clock)
         requested: int = options.trials or study.attributes.get("trials") or space.trials
         limit = requested + (options.add_trials or 0)
+        check_confirm(space, limit)
         study.note(trials=limit)
         budget = None if space.disk_budget_gb is None else space.disk_budget_gb * GB
         keeping = (space.keep, budget, study.directions if len(study.directions) > 1 else ())
@@ -140,6 +141,10 @@ def search(
             stop_file.lower()
         rows = progress.rows()
         interrupted = not driver.is_finished and driver.ended_by is None
+        if (missing := len(study.unconfirmed())) and driver.ended_by is not None:
+            notes.append(
+                f"{missing} of {space.confirm.trials} confirmations were not begun; the mean is over the others"
+            )
     if study.halted:
         raise RunError(f"{study.halted}; the same command then goes on")
     if driver.is_finished and not ranking(study.trials()):
@@ -213,7 +218,7 @@ def open_study(
         )
     notes = []
     if owner is None:
-        notes += [learn_from(other, study) for other in options.warm_start]
+        notes += learn_from(options.warm_start, study)
         study.begin()
     elif options.warm_start:
         raise ConfigError(f"--warm-start: {run} has begun already; results are learned from at the first start only")

@@ -171,6 +171,12 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
         unit = f"{stopping.unit}{'s' if stopping.min_resource > 1 else ''}"
         rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}"
     yield "trials", f"{plan.trials:,}", f"sampler {sampler.name}, early stopping {rule}"
+    if (confirm := plan.space.confirm).top:
+        yield (
+            "of them",
+            f"{confirm.trials:,}",
+            f"confirm the best {confirm.top}, under {confirm.seeds} further seeds each",
+        )
     objectives = [objective.metric for objective in plan.space.objectives] or [plan.base.eval.metric]
     yield "objective" + ("s" if len(objectives) > 1 else ""), ", ".join(objectives), "on the val split"
 
@@ -207,7 +213,7 @@ def _room(plan: SearchPlan) -> Iterator[Row]:
     needs = f"{resources.workers} x {resources.cpus_per_worker} CPUs"
     needs += f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     yield "trials at once", str(plan.slots) if plan.slots else "none", f"each {needs}, of {', '.join(found)}"
-    kept = f"{max(plan.slots, 1)} running, {plan.space.keep} kept; at most"
+    kept = f"{max(plan.slots, 1)} running, {max(plan.space.keep, plan.space.confirm.top)} kept; at most"
     yield "checkpoints", f"{plan.disk_gb:.3g} GB", kept + (f", of disk_budget_gb={budget:g}" if budget else "")
     yield "free", f"{plan.free_gb:.3g} GB", "on the run folder's disk"
 

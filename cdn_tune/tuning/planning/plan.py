@@ -21,7 +21,7 @@ from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data
-from cdn_tune.tuning.planning.preflight import disk_gb, findings, most_steps, this_machine
+from cdn_tune.tuning.planning.preflight import check_confirm, disk_gb, findings, most_steps, this_machine
 from cdn_tune.tuning.planning.random_points import Drawn, count_points, draw
 from cdn_tune.tuning.storage.check import existing
 from cdn_tune.tuning.study.candidates import GB, INVALID, Candidates, cost
@@ -104,9 +104,13 @@ def plan_search(
     candidates = Candidates(space, base)
     nodes = [this_machine()] if nodes is None else nodes
     points, trials = count_points(candidates), trials or space.trials
-    if space.is_finite:
-        trials = min(trials, points)
     errors, warnings = findings(space, candidates, run, storage, nodes)
+    try:
+        check_confirm(space, trials)
+    except ConfigError as error:
+        errors.append(str(error))
+    if space.is_finite:
+        trials = min(trials, points + space.confirm.trials)
     try:
         slots = slots_on(space.resources, nodes)
     except CdnTuneError:
@@ -216,7 +220,7 @@ def expected_epochs(
     ``ceil(brackets * eta^s / (s + 1))`` (Optuna's `HyperbandPruner`). It is assumed that the order of trials at one
     rung is their order at the next, and that they arrive in no order; a sampler that proposes better and better trials
     trains somewhat longer. What the other rules stop depends on the values themselves, so the full length is returned
-    for them: an upper bound.
+    for them: an upper bound. Confirmations, here of any family, train to their end.
 
     Args:
         space: What is searched.
@@ -227,6 +231,8 @@ def expected_epochs(
     rule = space.early_stopping
     if rule.name not in HALVING:
         return {name: trials / len(families) * base.train.epochs for name, base in families.items()}
+    whole = min(space.confirm.trials, trials - 1)
+    trials -= whole
     if rule.unit == "step" and steps is None:
         return None
     scales = {name: 1 if rule.unit == "epoch" else (steps or {})[name] for name in families}
@@ -261,7 +267,10 @@ def expected_epochs(
                     trained = epoch
                     break
             epochs[name] += trained
-    return {name: sum_ / _PLAYS * (trials / played) for name, sum_ in epochs.items()}
+    return {
+        name: sum_ / _PLAYS * (trials / played) + whole / len(families) * families[name].train.epochs
+        for name, sum_ in epochs.items()
+    }
 
 
 def refused_name(name: str) -> str:

@@ -81,6 +81,20 @@ def check_picklable(thing: object) -> None:
         ) from None
 
 
+def check_confirm(space: SearchSpace, trials: int) -> None:
+    """Refuses a search of so many trials, confirmations included, that leave too few to confirm.
+
+    Raises:
+        ConfigError: With the numbers.
+    """
+    top, seeds, taken = space.confirm.top, space.confirm.seeds, space.confirm.trials
+    if top and trials < taken + top:
+        raise ConfigError(
+            f"confirm: top={top} with seeds={seeds} takes {taken} of {trials} trials, and leaves "
+            f"{max(trials - taken, 0)} to find the best {top} among; allow {taken + top} trials, or lower confirm"
+        )
+
+
 def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int) -> str | None:
     """Refuses a search whose checkpoints would fill the disk; returns a warning if it will be tight.
 
@@ -92,11 +106,13 @@ def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int
             ``disk_budget_gb`` lets them grow.
     """
     running, kept = checkpoint_sizes(candidates)
-    budget, need = space.disk_budget_gb, slots * running + space.keep * kept
-    where = f"{slots} trials at once and {space.keep} kept checkpoints need up to {need:.3g} GB"
+    at_least, at_most = max(space.confirm.top, 1), max(space.confirm.top, space.keep)
+    budget, need = space.disk_budget_gb, slots * running + at_most * kept
+    where = f"{slots} trials at once and {at_most} kept checkpoints need up to {need:.3g} GB"
     remedy = "lower keep, or bound checkpoint_gb in constraints"
-    if budget is not None and running + kept > budget:
-        one = f"one trial and the best checkpoint need up to {running + kept:.3g} GB"
+    if budget is not None and running + at_least * kept > budget:
+        held = "the best checkpoint" if at_least == 1 else f"a checkpoint of each of the {at_least} confirmed"
+        one = f"one trial and {held} need up to {running + at_least * kept:.3g} GB"
         raise ConfigError(f"disk_budget_gb={budget:g}: {one}; raise it, or bound checkpoint_gb in constraints")
     if budget is not None and need > budget:
         return f"disk_budget_gb={budget:g}: {where}; fewer will run at once, and fewer be kept"
@@ -109,7 +125,7 @@ def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int
 def disk_gb(space: SearchSpace, candidates: Candidates, slots: int) -> float:
     """Returns the most, in GB, that checkpoints occupy: of the trials that run at once, and the kept ones."""
     running, kept = checkpoint_sizes(candidates)
-    return slots * running + space.keep * kept
+    return slots * running + max(space.confirm.top, space.keep) * kept
 
 
 def largest_checkpoint(candidates: Candidates) -> int:

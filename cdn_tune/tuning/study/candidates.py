@@ -83,8 +83,8 @@ class Candidates:
                 overrides[key] = value
         return overrides
 
-    def experiment(self, params: Mapping[str, Any], source: str = "trial") -> Experiment:
-        """Returns the experiment of a point.
+    def experiment(self, params: Mapping[str, Any], source: str = "trial", seed: int | None = None) -> Experiment:
+        """Returns the experiment of a point, under another seed than its own if one is given.
 
         Raises:
             ConfigError: If the values do not go together.
@@ -92,7 +92,8 @@ class Candidates:
         key = repr(params)
         if self._latest is None or self._latest[0] != key:  # a proposal is judged, sized and started in a row
             self._latest = key, override(self._plain, self.overrides(params), source)
-        return self._latest[1]
+        experiment = self._latest[1]
+        return experiment if seed is None else experiment.model_copy(update={"seed": seed})
 
     def by_family(self) -> dict[str, Experiment]:
         """Returns the base experiment of every family that trials may have, by name."""

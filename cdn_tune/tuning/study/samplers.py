@@ -29,7 +29,7 @@ from cdn_tune.config import Categorical, Float, Parameter, SamplerConfig, Search
 from cdn_tune.config.tables import resolve
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import altered, seen, violations
-from cdn_tune.tuning.study.ranking import REFUSED, role_of
+from cdn_tune.tuning.study.ranking import CONFIRMATION, REFUSED, role_of
 
 _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
 # TPE takes at most 25 trials for good ones and weighs the others by their age; so it loses little with the oldest of
@@ -76,6 +76,7 @@ class Proposal(BaseSampler):
 
     - A sampler sees refused proposals, and trials that failed over a constraint, as what they are: infeasible. TPE has
       them as such, the Gaussian process as trials of the worst value; the others only ever learn from feasible ones.
+    - Confirmations are not shown.
     - Pruned trials count with the value they had reached, or GP, CMA-ES and NSGA would learn from survivors only.
     - GP, CMA-ES, NSGA and QMC model the parameters that every trial has, CMA-ES the numeric ones; conditional ones and
       those per layer are drawn at random. TPE models each group of parameters that occur together.
@@ -125,13 +126,13 @@ class Proposal(BaseSampler):
     def _seen(self, study: Study) -> Study:
         if self._view is None:
             show = partial(resolve(self._row.show), directions=study.directions, common=self._common)
-            self._view = seen(study, show)
+            self._view = seen(study, lambda trials: show(_proposed(trials)))
         return self._view
 
     def _is_started(self, study: Study) -> bool:
         """Whether there is enough to model: results, or twice as many refusals where next to nothing is feasible."""
         if self._started is None:
-            trials = study.get_trials(deepcopy=False)
+            trials = _proposed(study.get_trials(deepcopy=False))
             refused = (trial for trial in trials if trial.state.is_finished() and role_of(trial) == REFUSED)
             self._started = _has(self._startup, filter(_has_result, trials)) or _has(2 * self._startup, refused)
         return self._started
@@ -289,6 +290,11 @@ def for_gp(trials: list[FrozenTrial], directions: Sequence[StudyDirection], comm
     running = [trial for trial in shown if trial.state == TrialState.RUNNING]
     chosen = {trial.number: trial for trial in (*best, *valued[-half:], *refused[-half:], *running)}
     return [chosen[number] for number in sorted(chosen)]
+
+
+def _proposed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the trials without confirmations: a point that was chosen for its value would count several times."""
+    return [trial for trial in trials if role_of(trial) != CONFIRMATION]
 
 
 def _seed(*entropy: int) -> int:

@@ -21,7 +21,19 @@ from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.failures import MEMORY, Failures
 from cdn_tune.tuning.study.filtered_study import stored_study
 from cdn_tune.tuning.study.proposals import Proposals
-from cdn_tune.tuning.study.ranking import FINISHED, Objectives, own, superseded, value_of
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    FINISHED,
+    SEED,
+    Objectives,
+    own,
+    role_of,
+    seed_of,
+    superseded,
+    trained,
+    value_of,
+)
 from cdn_tune.tuning.study.samplers import build_sampler
 from cdn_tune.tuning.study.stopping_rules import build_pruner, should_prune
 
@@ -108,11 +120,11 @@ class Study:
         return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
     def trials(self) -> list[FrozenTrial]:
-        """Returns every trial of this run that was ever started, by number."""
+        """Returns every trial of this run that was ever started, by number; without confirmations."""
         return own(self.entries())
 
     def counted(self) -> int:
-        """Returns how many trials count towards the limit: a failed one that is tried again does not."""
+        """Returns how many proposed trials count: a failed one that is tried again does not."""
         if self._counted is None:
             again = superseded(self.optuna.get_trials(deepcopy=False))
             self._counted = sum(trial.number not in again for trial in self.trials())
@@ -124,52 +136,79 @@ class Study:
 
     def unfinished(self) -> list[int]:
         """Returns the numbers of trials that are recorded as running."""
-        return [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
+        return [trial.number for trial in trained(self.entries()) if trial.state == TrialState.RUNNING]
+
+    def unconfirmed(self) -> list[tuple[FrozenTrial, int]]:
+        """Returns which trials are to be confirmed under which seed, and were not yet; see `Proposals.unconfirmed`."""
+        return self._proposals.unconfirmed()
 
     def is_finished(self, limit: int) -> bool:
-        """Whether no trial is left to run."""
-        return not self.unfinished() and (self._proposals.is_exhausted or self.counted() >= limit)
+        """Whether no trial is left to run, and none to confirm."""
+        return not self.unfinished() and not self._proposes(limit) and not self.unconfirmed()
 
-    def has_more(self, limit: int) -> bool:
-        """Whether another trial may be assigned, as far as is known without the sampler."""
-        return bool(self._left) or (not self._proposals.is_exhausted and self.counted() < limit)
+    def has_more(self, limit: int, proposes: bool = True) -> bool:
+        """Whether another trial may be assigned, as far as is known without the sampler; arguments as of `next`."""
+        return bool(self._left) or (proposes and self._proposes(limit)) or bool(self._to_confirm())
 
-    def next(self, limit: int) -> int | None:
-        """Returns the next trial to run: first those that an earlier process left unfinished, then new ones.
+    def next(self, limit: int, proposes: bool = True) -> int | None:
+        """Returns the next trial to run.
 
-        A proposal that breaks a constraint, or equals an earlier trial, is recorded and not returned. Returns None when
-        there are `limit` trials, or no proposal is left.
+        First those that an earlier process left unfinished, then new ones, and once all of these have ended, the
+        confirmations of the best. A proposal that breaks a constraint, or equals an earlier trial, is recorded and not
+        returned. Returns None while proposed trials run that confirmation waits for, and when nothing is left.
+
+        Args:
+            limit: Trials in all, those of confirmation included.
+            proposes: Whether new points may be tried.
         """
         while self._left:
             number = self._left.pop(0)
             if self._proposals.take_up(self.trial(number), self._failures.memory_limit):
                 return number
             self._counted = None
-        if self.halted or self.counted() >= limit:
+        if self.halted:
             return None
-        number_or_reason = self._proposals.propose(self._failures.memory_limit)
-        if isinstance(number_or_reason, str):
-            self.halted = number_or_reason
-            return None
-        if number_or_reason is not None:
-            self._new.add(number_or_reason)
-            self._counted = None if self._has_retries else self.counted() + 1
-        return number_or_reason
+        if proposes and self._proposes(limit):
+            number_or_reason = self._proposals.propose(self._failures.memory_limit)
+            if isinstance(number_or_reason, str):
+                self.halted = number_or_reason
+                return None
+            if number_or_reason is not None:
+                self._new.add(number_or_reason)
+                self._counted = None if self._has_retries else self.counted() + 1
+                return number_or_reason
+        for trial, seed in self._to_confirm()[:1]:
+            self._new.add(number := self._proposals.confirm(trial, seed))
+            return number
+        return None
+
+    def _proposes(self, limit: int) -> bool:
+        """Whether new points are to be tried: there is room beside those that confirmation takes."""
+        return not self._proposals.is_exhausted and self.counted() < limit - self.space.confirm.trials
+
+    def _to_confirm(self) -> list[tuple[FrozenTrial, int]]:
+        """Returns what can be confirmed now: nothing while a trial runs that may come to be among the best."""
+        if not self.space.confirm.top or any(trial.state == TrialState.RUNNING for trial in self.trials()):
+            return []
+        return self.unconfirmed()
 
     def is_new(self, number: int) -> bool:
         """Whether a trial was created by this process."""
         return number in self._new
 
     def parameters(self, number: int) -> dict[str, Any]:
-        """Returns a trial's sampled values by dotted key, values per layer as lists."""
-        return self.candidates.overrides(self.trial(number).params)
+        """Returns a trial's sampled values by dotted key, values per layer as lists; a confirmation's seed too."""
+        trial = self.trial(number)
+        seed = seed_of(trial)
+        return self.candidates.overrides(trial.params) | ({} if seed is None else {"seed": seed})
 
     def experiment(self, number: int) -> Experiment:
         """Returns a trial's experiment."""
-        return self.candidates.experiment(self.trial(number).params, f"trial {number}")
+        trial = self.trial(number)
+        return self.candidates.experiment(trial.params, f"trial {number}", seed_of(trial))
 
     def report(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> bool:
-        """Records what a trial has reached; returns whether it should be pruned.
+        """Records what a trial has reached; returns whether it should be pruned, which no confirmation ever is.
 
         Args:
             number: The trial.
@@ -187,6 +226,8 @@ class Study:
             if step in trial.intermediate_values:
                 return False
             self.optuna.report(number, step, value)
+            if role_of(trial) == CONFIRMATION:
+                return False
             is_last = note.get("epoch", 0) >= note.get("epochs", 1)
             return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
 
@@ -256,10 +297,17 @@ class Study:
     def retry_failed(self) -> int:
         """Queues every failed trial anew, as a new trial with the same parameters; returns how many."""
         tried = superseded(self.optuna.get_trials(deepcopy=False))
-        failed = [each for each in self.trials() if each.state == TrialState.FAIL and each.number not in tried]
+        entries = trained(self.entries())
+        failed = [each for each in entries if each.state == TrialState.FAIL and each.number not in tried]
         with self.optuna.transaction():
             for trial in failed:
-                self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+                if role_of(trial) == CONFIRMATION:
+                    confirmed = self.trial(trial.user_attrs[CONFIRMS])
+                    number = self._proposals.confirm(confirmed, trial.user_attrs[SEED], retry_of=trial.number)
+                    self._left.append(number)
+                    self._new.add(number)
+                else:
+                    self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
         self._counted, self._has_retries = None, self._has_retries or bool(failed)
         return len(failed)
 
