@@ -244,9 +244,14 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 
 def _check_sizes(experiment: Experiment, splits: Mapping[Split, MomentDataset], world: World) -> None:
-    for key, size in (("train.batch_size", experiment.train.batch_size), ("train split", len(splits["train"]))):
+    train, of_videos = splits["train"], experiment.batch_of == "videos"
+    samples = len(np.unique(train.videos)) if of_videos else len(train)
+    for key, size in (("train.batch_size", experiment.train.batch_size), ("train split", samples)):
         if size < world.size:
-            raise ConfigError(f"{key}={size} is smaller than the number of workers, {world.size}; use fewer workers")
+            raise ConfigError(
+                f"{key}={size}{' videos' if of_videos else ''} is smaller than the number of workers, {world.size}; use "
+                "fewer workers"
+            )
 
 
 def _wrap(model: MomentModel, experiment: Experiment, world: World) -> torch.nn.Module:
