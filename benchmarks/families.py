@@ -199,8 +199,8 @@ def main() -> None:
                     f"`python -m benchmarks.families --part search --preset {name} --seconds {options.seconds:g}`, "
                     f"test metrics in percent, {videos} videos: `{SPACE}`, among families and switches, against the "
                     f"same search over CDN alone. After {options.seconds:g} seconds of training no trial begins; each "
-                    f"has up to {options.epochs} epochs. Models are chosen by val mIoU; means over seeds with 95 % intervals "
-                    "(Student's t). Aim: wide ahead by 5 points of mIoU on `planted-hard`, not behind on "
+                    f"has up to {options.epochs} epochs. Models are chosen by val mIoU; means over seeds with 95 % "
+                    "intervals (Student's t). Aim: wide ahead by 5 points of mIoU on `planted-hard`, not behind on "
                     "`planted-medium`.",
                     "",
                     *table(["seed", "wide chose", *heads], rows),
