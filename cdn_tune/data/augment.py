@@ -82,7 +82,7 @@ class Augmented:
 
     def _others(self, index: int) -> Rows:
         """Returns the queries of other videos whose sentence the query's own video does not have."""
-        videos, sentences = self._dataset.numbers
+        videos, sentences = self._dataset.videos, self._dataset.sentences
         own = videos == videos[index]
         return np.flatnonzero(~np.isin(sentences, sentences[own]) & ~own)
 

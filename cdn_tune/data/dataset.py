@@ -199,9 +199,9 @@ class MomentDataset:
         return self._queries.batch(at)
 
     @cached_property
-    def numbers(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """A number for each query's video, and one for its sentence, the same for all that have it, int64 [Q] each."""
-        return self._videos.numpy(), np.unique([item.query for item in self.annotations], return_inverse=True)[1]
+    def sentences(self) -> Indices:
+        """A number for each query's sentence, the same for all that have it, int64 [Q]."""
+        return np.unique([item.query for item in self.annotations], return_inverse=True)[1]
 
     def _visual(self, at: torch.Tensor) -> torch.Tensor:
         rows = None if self._rows is None else self._rows[at]
