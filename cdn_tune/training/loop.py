@@ -249,8 +249,8 @@ def _check_sizes(experiment: Experiment, splits: Mapping[Split, MomentDataset], 
     for key, size in (("train.batch_size", experiment.train.batch_size), ("train split", samples)):
         if size < world.size:
             raise ConfigError(
-                f"{key}={size}{' videos' if of_videos else ''} is smaller than the number of workers, {world.size}; use "
-                "fewer workers"
+                f"{key}={size}{' videos' if of_videos else ''} is smaller than the number of workers, {world.size}; "
+                "use fewer workers"
             )
 
 
