@@ -40,33 +40,48 @@ from cdn_tune.tuning.study.candidates import Candidates
 
 TABLES = Path(__file__).resolve().parent / "curves"
 PARAMETERS: dict[str, Any] = {
-    "model.hidden": {"type": "categorical", "choices": [8, 16, 24]},
+    "model.hidden": {"type": "categorical", "choices": [12, 20, 32]},
     "model.map.kernel_size": {"type": "categorical", "choices": [3, 5]},
     "model.map.layers": {"type": "int", "low": 1, "high": 3},
     "model.proposals": {"type": "categorical", "choices": ["pool", "conv"]},
-    "optim.lr": {"type": "float", "low": 5e-4, "high": 3e-2, "log": True},
-    "train.batch_size": {"type": "categorical", "choices": [8, 16, 32]},
-    "loss.min_iou": {"type": "float", "low": 0.1, "high": 0.6},
+    "optim.lr": {"type": "float", "low": 1e-3, "high": 3e-2, "log": True},
+    "train.batch_size": {"type": "categorical", "choices": [8, 16]},
+    "loss.min_iou": {"type": "float", "low": 0.1, "high": 0.5},
 }
 EPOCHS = 14
-SMALL = {
-    "data.feature_size": 32, "data.word_size": 25, "data.word_vectors": "glove.planted.25d.txt", "data.frames": 32,
-    "model.clips": 16, "model.attention_size": 16, "train.epochs": EPOCHS, "train.eval_every": 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What is recorded: on how many videos, from which base experiment."""
+    """What is recorded: how the data are planted, and which base experiment is trained on them.
 
-    videos: int
+    Large features make moments easy to tell from noise, so that small models on few videos learn in seconds, and differ.
+    """
+
+    planted: dict[str, Any]
     experiment: str
     fixed: dict[str, Any]
 
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Dotted keys of the base experiment."""
+        size, words = self.planted["feature_size"], self.planted["word_size"]
+        data = {"data.feature_size": size, "data.word_size": words, "data.word_vectors": f"glove.planted.{words}d.txt"}
+        train = {"train.epochs": EPOCHS, "train.eval_every": 1}
+        return {**data, **train, "model.clips": 16, "model.attention_size": 16, **self.fixed}
+
 
 PRESETS = {
-    "planted-medium": Preset(200, "demo/small", {**SMALL, "data.val_fraction": 0.4}),
-    "planted-hard": Preset(40, "demo/planted-hard", {**SMALL, "data.frames": 64, "eval.metric": "R1@0.3"}),
+    "planted-medium": Preset(
+        {"videos": 180, "feature_size": 128, "word_size": 25, **preset("planted-medium")},
+        "demo/small",
+        {"data.frames": 32, "data.val_fraction": 0.4},
+    ),
+    "planted-hard": Preset(
+        {"videos": 80, "feature_size": 256, "word_size": 50, **preset("planted-hard")},
+        "demo/planted-hard",
+        {"data.frames": 64, "eval.metric": "R1@0.3"},
+    ),
 }
 
 
@@ -134,7 +149,7 @@ def die_with_parent(parent: int) -> None:
 
 def jobs(name: str, root: Path, configurations: int, seeds: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yields experiments and their parameters; with more configurations, the first ones stay the same."""
-    base = load_experiment(PRESETS[name].experiment, {**PRESETS[name].fixed, "data.root": str(root)})
+    base = load_experiment(PRESETS[name].experiment, {**PRESETS[name].overrides, "data.root": str(root)})
     for point in draw(Candidates(space_of(name), base), configurations):
         if point.experiment is not None:
             for seed in range(seeds):
@@ -143,8 +158,8 @@ def jobs(name: str, root: Path, configurations: int, seeds: int) -> Iterator[tup
 
 def header_of(name: str, folder: Path) -> Header:
     """Returns the first line of a table."""
-    base = load_experiment(PRESETS[name].experiment, PRESETS[name].fixed)
-    about = f"python -m benchmarks.curves record --preset {name}, {PRESETS[name].videos} videos"
+    base = load_experiment(PRESETS[name].experiment, PRESETS[name].overrides)
+    about = f"python -m benchmarks.curves record --preset {name}, {PRESETS[name].planted['videos']} videos"
     plain = {"about": about, "planted": True, "metric": base.eval.metric, "epochs": EPOCHS, "parameters": PARAMETERS}
     return build(Header, json.loads(json.dumps(plain)), str(folder))
 
@@ -171,8 +186,7 @@ def record(name: str, configurations: int, seeds: int, workers: int, folder: Pat
     """Records a table, or goes on with it; returns its path in `benchmarks/curves/`."""
     folder.mkdir(parents=True, exist_ok=True)
     data, path, header = folder / "data", folder / "record.jsonl", header_of(name, folder)
-    planted = {"feature_size": SMALL["data.feature_size"], "word_size": SMALL["data.word_size"]}
-    plant(data, videos=PRESETS[name].videos, seed=0, **planted, **preset(name))
+    plant(data, seed=0, **PRESETS[name].planted)
     held = {(json.dumps(each.parameters, sort_keys=True), each.seed) for each in recorded(path, header)}
     wanted = list(jobs(name, data, configurations, seeds))
     keys = [(json.dumps(parameters, sort_keys=True), plain["seed"]) for plain, parameters in wanted]

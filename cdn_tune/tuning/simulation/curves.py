@@ -32,7 +32,7 @@ from cdn_tune.tuning.study.ranking import VALUED, own
 FORMAT: Literal["cdn-tune curves"] = "cdn-tune curves"
 LARGEST = 64 << 20  # bytes of a table, decompressed
 MOST = 20_000  # curves in it
-LEAST = 4  # complete trials of a run from which curves are predicted
+LEAST = 2  # complete trials of a run from which curves are predicted
 _LONGEST = 10_000  # epochs of a curve
 
 Metric = Annotated[str, Field(max_length=100)]
@@ -270,7 +270,7 @@ def _checked(curve: Recorded, header: Header, place: str) -> Recorded:
     """Returns a curve, all of whose series are of the header's length.
 
     Raises:
-        ConfigError: If one is not, the header's metric is missing, or time runs backwards.
+        ConfigError: If one is not, parameters or the header's metric are missing, or time runs backwards.
     """
     series = {"loss": curve.loss, "seconds": curve.seconds}
     series |= {f"val {name}": values for name, values in curve.val.items()}
@@ -278,6 +278,8 @@ def _checked(curve: Recorded, header: Header, place: str) -> Recorded:
     for name, values in series.items():
         if len(values) != header.epochs:
             raise ConfigError(f"{place}: {name} has {len(values)} epochs of {header.epochs}; record it again")
+    if not any(name.partition("[")[0] in header.parameters for name in curve.parameters):
+        raise ConfigError(f"{place}: parameters has none of those that the first line names; record it again")
     if header.metric not in curve.val:
         raise ConfigError(f"{place}: val lacks {header.metric}; record it again")
     if any(later <= earlier for earlier, later in zip((0.0, *curve.seconds), curve.seconds, strict=False)):

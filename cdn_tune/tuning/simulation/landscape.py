@@ -102,11 +102,11 @@ class Landscape:
     def rank_correlation(self) -> float:
         """Returns Spearman's correlation of predicted and recorded best val metric, of configurations left out.
 
-        A fifth of them at a time is predicted from the others; NaN with too few of them.
+        A fifth of them at a time is predicted from the others; NaN with too few of them, or where all are equal.
         """
         from scipy.stats import spearmanr
 
-        if self.configurations < 2 * _FOLDS:
+        if self.configurations < 2 * _FOLDS or np.ptp(self._final) == 0:
             return math.nan
         folds = np.random.default_rng(0).permutation(self.configurations) % _FOLDS
         predicted = np.empty(self.configurations)
@@ -116,7 +116,7 @@ class Landscape:
             scales = _fitted(known[:, inside], self._final[inside])
             weights = _weights(known[:, outside], scales)
             predicted[outside] = (weights @ self._means[inside][:, :, 0]).max(1)
-        return float(spearmanr(predicted, self._final).statistic)
+        return math.nan if np.ptp(predicted) == 0 else float(spearmanr(predicted, self._final).statistic)
 
     def predict(self, parameters: Mapping[str, Any], draw: np.random.Generator) -> Predicted:
         """Returns the learning curve of a configuration, by dotted keys; `draw` chooses seed or noise."""
