@@ -1,7 +1,7 @@
 """Plain Ray Tune, simulated: its own `OptunaSearch` and `ASHAScheduler`, called as its controller calls them.
 
-What a user gets who writes no more than these two names: Optuna's default TPE, told each trial's last value; asynchronous
-halving on last values; the model of the trial with the best last value, after its last epoch.
+What a user gets who writes no more than these two names: Optuna's default TPE, told each trial's last value;
+asynchronous halving on last values; the model of the trial with the best last value, after its last epoch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def domain(parameter: Parameter) -> Any:
 def plain_search(
     space: SearchSpace, landscape: Landscape, seed: int, slots: int, epochs: int
 ) -> tuple[list[Reached], float]:
-    """Simulates a search until its trials have trained so many epochs; returns its course and its model's test metric."""
+    """Simulates a search until its trials have trained so many epochs; returns its course and its model's test."""
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 

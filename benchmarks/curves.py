@@ -55,7 +55,7 @@ EPOCHS = 14
 class Preset:
     """What is recorded: how the data are planted, and which base experiment is trained on them.
 
-    Large features make moments easy to tell from noise, so that small models on few videos learn in seconds, and differ.
+    Large features make moments easy to tell from noise: small models on few videos then learn in seconds, and differ.
     """
 
     planted: dict[str, Any]

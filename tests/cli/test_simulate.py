@@ -93,8 +93,8 @@ def test_what_cannot_be_simulated_is_one_line(more: list[str], fault: str, files
 
 def test_parameters_that_the_table_does_not_know_are_told(files: tuple[Path, Path]) -> None:
     space, table = files
-    text = space.read_text().replace("model.map.layers:", "model.hidden:\n    type: int\n    low: 4\n    high: 8\n  model.map.layers:")
-    space.write_text(text)
+    more = "model.hidden:\n    type: int\n    low: 4\n    high: 8\n  model.map.layers:"
+    space.write_text(space.read_text().replace("model.map.layers:", more))
     result = simulate(space, "--curves", table, "--seeds", 1)
     assert result.exit_code == 0, result.output
     assert "warning: the curves do not know model.hidden" in result.output
