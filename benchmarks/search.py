@@ -386,9 +386,9 @@ def main() -> None:
         heads = ["search", "median", "95 % of seeds", "best val", "test of the chosen", "regret", "to plain Ray Tune's"]
         about = (
             f"{options.epochs} epochs each, {max(options.seeds, SIMULATED)} seeds, over recorded curves. First the "
-            "share of the epochs after which as much was found as random search finds in the end (aims: 12 and 35 %), then "
-            "what each ends with: means over the seeds, the regret with its standard error (aim: half of plain Ray "
-            "Tune's, which is `OptunaSearch` and `ASHAScheduler` as they come)."
+            "share of the epochs after which as much was found as random search finds in the end (aims: 12 and 35 %), "
+            "then what each ends with: means over the seeds, the regret with its standard error (aim: half of plain "
+            "Ray Tune's, which is `OptunaSearch` and `ASHAScheduler` as they come)."
         )
         command = "`python -m benchmarks.search --part simulate`."
         if rows:
