@@ -137,8 +137,8 @@ def write_table(path: Path, header: Header, records: Iterable[Recorded]) -> None
         partial.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
-def line_of(part: Header | Recorded) -> str:
-    """Returns a line of a table, without its end."""
+def line_of(part: Frozen) -> str:
+    """Returns the line of a table for a header or a curve, without its end."""
     return json.dumps(part.plain(), sort_keys=True, separators=(",", ":"))
 
 

@@ -104,8 +104,6 @@ class Landscape:
 
         A fifth of them at a time is predicted from the others; NaN with too few of them, or where all are equal.
         """
-        from scipy.stats import spearmanr
-
         if self.configurations < 2 * _FOLDS or np.ptp(self._final) == 0:
             return math.nan
         folds = np.random.default_rng(0).permutation(self.configurations) % _FOLDS
@@ -116,7 +114,7 @@ class Landscape:
             scales = _fitted(known[:, inside], self._final[inside])
             weights = _weights(known[:, outside], scales)
             predicted[outside] = (weights @ self._means[inside][:, :, 0]).max(1)
-        return math.nan if np.ptp(predicted) == 0 else float(spearmanr(predicted, self._final).statistic)
+        return math.nan if np.ptp(predicted) == 0 else float(np.corrcoef(_ranks(predicted), _ranks(self._final))[0, 1])
 
     def predict(self, parameters: Mapping[str, Any], draw: np.random.Generator) -> Predicted:
         """Returns the learning curve of a configuration, by dotted keys; `draw` chooses seed or noise."""
@@ -238,12 +236,10 @@ def _weights(apart: Array, scales: Array, leave_out: bool = False) -> Array:
 
 def _fitted(apart: Array, values: Array) -> Array:
     """Returns how much each parameter counts [P], by which left-out ranks of values [C] are predicted best."""
-    from scipy.stats import rankdata
-
     if len(values) > _FITTED:
         chosen = np.sort(np.random.default_rng(0).permutation(len(values))[:_FITTED])
-        apart, values = apart[np.ix_(range(len(apart)), chosen, chosen)], values[chosen]
-    ranks = rankdata(values) / len(values)
+        apart, values = apart[:, chosen][:, :, chosen], values[chosen]
+    ranks = _ranks(values) / len(values)
 
     def error(scales: Array) -> float:
         return float(((_weights(apart, scales, leave_out=True) @ ranks - ranks) ** 2).mean())
@@ -254,6 +250,13 @@ def _fitted(apart: Array, values: Array) -> Array:
             tried = [np.where(np.arange(len(scales)) == place, scale, scales) for scale in _SCALES]
             scales = min(tried, key=error)
     return scales
+
+
+def _ranks(values: Array) -> Array:
+    """Returns the ranks of some values, from 1; equal ones share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Array = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
 
 
 def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
