@@ -133,8 +133,9 @@ def checked(space: SearchSpace, base: Experiment, curves: Curves) -> tuple[Exper
     if unknown := [key for key in space.parameters if key not in known]:
         notes.append(f"the curves do not know {', '.join(unknown)}: here nothing depends on what a trial has there")
     if fixed := [key for key in known if key not in space.parameters]:
-        fixed_values = get_keys(base.plain(), fixed)
-        notes.append(f"not searched, as in the base experiment: {', '.join(f'{key}={fixed_values.get(key)}' for key in fixed)}")
+        values = get_keys(base.plain(), fixed)
+        shown = ", ".join(f"{key}={values.get(key)}" for key in fixed)
+        notes.append(f"not searched, as in the base experiment: {shown}")
     if base.train.epochs != epochs:
         notes.append(f"trials train {epochs} epochs, as the curves do, not train.epochs={base.train.epochs}")
         base = override(base.plain(), {"train.epochs": epochs}, source)
