@@ -76,7 +76,7 @@ def test_the_text_names_its_curves_and_how_far_they_can_be_trusted(files: tuple[
 @pytest.mark.parametrize(
     ("more", "fault"),
     [
-        (["--set", "early_stopping.min_resource=50"], "min_resource=50 needs more"),
+        (["train.epochs=60", "--set", "early_stopping.min_resource=50"], "min_resource=50 needs more"),
         (["eval.metric=R5@0.7"], "its curves lack R5@0.7"),
         (["--set", "early_stopping.name=wilcoxon"], "compares queries"),
         (["--curves", "nowhere"], "nowhere: no such file"),

@@ -34,6 +34,7 @@ LARGEST = 64 << 20  # bytes of a table, decompressed
 MOST = 20_000  # curves in it
 LEAST = 2  # complete trials of a run from which curves are predicted
 _LONGEST = 10_000  # epochs of a curve
+_PAUSE_SECONDS = 60.0  # that a slot stands empty at most; for longer the search was stopped
 
 Metric = Annotated[str, Field(max_length=100)]
 Share = Annotated[float, Field(ge=0, le=1, strict=False)]  # JSON writes 1.0 as 1
@@ -151,10 +152,12 @@ def curves_of(record: Record) -> Curves:
     Raises:
         RunError: If the record has fewer than `LEAST` complete trials with their metrics.
     """
+    ended = [trial for trial in own(record.entries) if trial.state in VALUED]
+    empty = _empty_seconds(ended)
     found = [
         (trial, recorded)
-        for trial in own(record.entries)
-        if trial.state in VALUED and (recorded := _of_trial(record, trial)) is not None
+        for trial in ended
+        if (recorded := _of_trial(record, trial, empty.get(trial.number, 0.0))) is not None
     ]
     whole = [recorded for trial, recorded in found if trial.state == TrialState.COMPLETE]
     if len(whole) < LEAST:
@@ -182,8 +185,25 @@ def curves_of(record: Record) -> Curves:
     return Curves(str(record.run), True, header, records, [len(each.loss) for _, each in found])
 
 
-def _of_trial(record: Record, trial: FrozenTrial) -> Recorded | None:
-    """Returns the epochs that a trial has reported to the study, from its folder."""
+def _empty_seconds(trials: Sequence[FrozenTrial]) -> dict[int, float]:
+    """Returns how long the slot of each trial stood empty before it was proposed, by number."""
+    found: dict[int, float] = {}
+    free: list[float] = []  # when slots became so
+    for trial in trials:
+        begins = math.inf if trial.datetime_start is None else trial.datetime_start.timestamp()
+        since = max((end for end in free if end <= begins), default=None)
+        if since is not None and begins - since <= _PAUSE_SECONDS:
+            free.remove(since)
+            found[trial.number] = begins - since
+        free += [end for _, _, end in trial.user_attrs.get("segments", ())[-1:]]
+    return found
+
+
+def _of_trial(record: Record, trial: FrozenTrial, empty: float) -> Recorded | None:
+    """Returns the epochs that a trial has reported to the study, from its folder.
+
+    Its start-up is counted from when its slot became free, `empty` seconds before it was proposed.
+    """
     rows = read_metrics(trial_folder(record.run, trial.number))[: trial.user_attrs.get("epoch", 0)]
     if not rows or not rows[0]["val"]:
         return None
@@ -193,9 +213,9 @@ def _of_trial(record: Record, trial: FrozenTrial) -> Recorded | None:
             values.append(row["val"].get(name, values[-1] if values else math.nan))
     seconds = [row["train_seconds"] + row["val_seconds"] for row in rows]
     segments = trial.user_attrs.get("segments") or [["", 0.0, 0.0]]
-    start = 0.0
+    start = empty
     if len(segments) == 1 and trial.datetime_start is not None:  # else it was taken up again
-        start = max(0.0, segments[0][2] - trial.datetime_start.timestamp() - sum(seconds))
+        start += max(0.0, segments[0][2] - trial.datetime_start.timestamp() - sum(seconds))
     plain = {
         "parameters": trial.params,
         "seed": trial.number,
