@@ -195,7 +195,7 @@ def _empty_seconds(trials: Sequence[FrozenTrial]) -> dict[int, float]:
         if since is not None and begins - since <= _PAUSE_SECONDS:
             free.remove(since)
             found[trial.number] = begins - since
-        free += [end for _, _, end in trial.user_attrs.get("segments", ())[-1:]]
+        free += [] if trial.datetime_complete is None else [trial.datetime_complete.timestamp()]
     return found
 
 
@@ -212,10 +212,10 @@ def _of_trial(record: Record, trial: FrozenTrial, empty: float) -> Recorded | No
         for name, values in val.items():
             values.append(row["val"].get(name, values[-1] if values else math.nan))
     seconds = [row["train_seconds"] + row["val_seconds"] for row in rows]
-    segments = trial.user_attrs.get("segments") or [["", 0.0, 0.0]]
     start = empty
-    if len(segments) == 1 and trial.datetime_start is not None:  # else it was taken up again
-        start += max(0.0, segments[0][2] - trial.datetime_start.timestamp() - sum(seconds))
+    taken_up_again = len(trial.user_attrs.get("segments", ())) > 1
+    if not taken_up_again and trial.datetime_start is not None and trial.datetime_complete is not None:
+        start += max(0.0, (trial.datetime_complete - trial.datetime_start).total_seconds() - sum(seconds))
     plain = {
         "parameters": trial.params,
         "seed": trial.number,
