@@ -52,9 +52,8 @@ def plain_search(
     np.random.seed(seed)  # noqa: NPY002 - Ray's scheduler draws a bracket by it, of one
     curves, length = DrawnCurves(landscape, seed), landscape.curves.header.epochs
     with quiet():
-        searcher = OptunaSearch(
-            {key: domain(each) for key, each in space.parameters.items()}, metric=METRIC, mode="max", seed=seed
-        )
+        domains = OptunaSearch.convert_search_space({key: domain(each) for key, each in space.parameters.items()})
+        searcher = OptunaSearch(domains, metric=METRIC, mode="max", seed=seed)
         scheduler = ASHAScheduler(time_attr=EPOCH, metric=METRIC, mode="max", max_t=length)
         now, best, spent = 0.0, 0.0, 0
         course: list[Reached] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cdn_tune.data.planted import plant
 from cdn_tune.distributed.ray import ray
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.driver import Driver
@@ -19,6 +20,7 @@ from cdn_tune.tuning.results.record import Record
 from cdn_tune.tuning.simulation.curves import curves_of
 from cdn_tune.tuning.simulation.simulate import Simulated, checked, landscape_of, simulate
 from cdn_tune.tuning.study.study import Study
+from tests.fixtures.make_runs import PLANT
 
 from .recorded import TRIALS, decided, makespan, record_search, unpacked
 
@@ -120,8 +122,9 @@ def test_events_in_the_recorded_order_lead_to_the_recorded_decisions(slots: int,
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_search_on_ray_is_replayed(slots: int, planted: Path, tmp_path: Path) -> None:
-    record = record_search(tmp_path, planted, slots, int(ray.cluster_resources()["CPU"]))
+def test_a_search_on_ray_is_replayed(slots: int, tmp_path: Path) -> None:
+    plant(tmp_path / "data", **PLANT)  # type: ignore[arg-type]
+    record = record_search(tmp_path, tmp_path / "data", slots, int(ray.cluster_resources()["CPU"]))
     check_in_order(record, slots)
     if slots == 1:
         found = replay(record, slots)
