@@ -79,22 +79,21 @@ class _InOrder:
 
 def in_order(record: Record, slots: int) -> tuple[Study, VirtualEngine]:
     """Replays a recorded search whose n-th report, over all trials, comes after n seconds."""
-    real, curves = decided(record), curves_of(record)
-    base, _ = checked(record.space, record.base, curves)
-    world = World(nodes={0: slots})
+    real, world = decided(record), World(nodes={0: slots})
     moments = {
         number: [place for place, each in enumerate(real.reports, start=1) if each[0] == number]
         for number in range(len(real.params))
     }
 
     def curve(number: int, _: Mapping[str, Any]) -> list[CurvePoint]:
-        val = curves.records[number].val[record.metric]
+        reached = list(record.entries[number].intermediate_values.values())
+        val = [*reached, *[reached[-1]] * (record.base.train.epochs - len(reached))]
         ends = moments[number]
         ends = [*ends, *(10_000.0 + ends[-1] + more for more in range(len(val) - len(ends)))]  # never, if it is stopped
         seconds = [ends[0] - world.clock.now, *(later - sooner for sooner, later in pairwise(ends))]
         return [CurvePoint({record.metric: value}, each) for value, each in zip(val, seconds, strict=True)]
 
-    study = Study("memory", record.space, base, clock=world.clock)
+    study = Study("memory", record.space, record.base, clock=world.clock)
     study.begin()
     retention = Retention(MemoryFiles(world), record.space.keep)
     driver = Driver(study, TRIALS, retention, world.clock, Flag())
