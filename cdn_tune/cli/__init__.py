@@ -3,7 +3,9 @@
 
 import sys
 
-from cdn_tune.cli import compare, demo, evaluate, export, import_weights, leaderboard, predict, report, schema, train
+from cdn_tune.cli import compare, demo, evaluate, export, import_weights, leaderboard, predict, report, schema
+from cdn_tune.cli import simulate as simulate
+from cdn_tune.cli import train as train
 from cdn_tune.cli.app import app as app
 from cdn_tune.cli.cluster import fetch, jobs, logs, status, stop, submit
 from cdn_tune.cli.data import convert, doctor, plant, text

@@ -17,7 +17,7 @@ from cdn_tune.compat import check_versions
 from cdn_tune.errors import RunError
 
 _ORDER = (
-    *("demo", "train", "search", "leaderboard", "evaluate", "compare", "report", "predict", "export"),
+    *("demo", "train", "search", "simulate", "leaderboard", "evaluate", "compare", "report", "predict", "export"),
     *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
     *("data", "doctor", "convert", "text", "plant"),
 )

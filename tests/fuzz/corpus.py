@@ -36,7 +36,7 @@ from optuna.storages.journal import JournalFileBackend
 
 import cdn_tune
 from cdn_tune.cli.show.output import one_line_errors
-from cdn_tune.config import DataConfig, load_experiment, load_space, override
+from cdn_tune.config import Categorical, DataConfig, Float, load_experiment, load_space, override
 from cdn_tune.config.yaml import dump, parse
 from cdn_tune.data.charades import LAYOUT
 from cdn_tune.data.doctor import examine
@@ -55,6 +55,8 @@ from cdn_tune.tuning.layout import DATABASE, JOURNAL, trial_folder
 from cdn_tune.tuning.results.leaderboard import LEADERBOARD_JSON, csv_text, json_text
 from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.results.status import status_of
+from cdn_tune.tuning.simulation.curves import Header, Recorded, line_of, read_table
+from cdn_tune.tuning.simulation.landscape import Landscape
 
 MANY_LINES = 6  # an experiment's findings, and how many there are besides
 LONGEST = 1500  # characters of a line
@@ -631,6 +633,29 @@ def read_search(path: Path) -> None:
         record.experiment(trial.number)
 
 
+def make_curves(folder: Path) -> Path:
+    """Makes a table of recorded learning curves, as text."""
+    parameters = {"optim.lr": Float(low=1e-3, high=1e-1, log=True), "model.proposals": Categorical(choices=("a", "b"))}
+    header = Header(about="made up", planted=True, metric="R1@0.5", epochs=2, parameters=parameters)
+    lines = [line_of(header)]
+    for seed in range(4):
+        values: dict[str, Any] = {"val": {"R1@0.5": (0.1, 0.2)}, "test": {"R1@0.5": (0.1, 0.1)}, "loss": (2.0, 1.0)}
+        values |= {"seconds": (1.0, 2.5), "steps": 3, "start_seconds": 0.5, "evaluation_seconds": 0.2}
+        point = {"optim.lr": 0.01 * (1 + seed), "model.proposals": "ab"[seed % 2]}
+        lines.append(line_of(Recorded(parameters=point, seed=seed, **values)))
+    path = folder / "curves.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def read_curves(path: Path) -> None:
+    """Reads a table, and predicts from it."""
+    curves = read_table(path)
+    landscape = Landscape(curves, [curves.header.metric])
+    landscape.predict(dict(curves.records[0].parameters), np.random.default_rng(0))
+    landscape.rank_correlation()
+
+
 def make_checkpoint(folder: Path) -> Path:
     make_data(_made(folder / "data"))
     experiment = override(tiny(folder / "data"), {}, "tiny")
@@ -713,6 +738,7 @@ FORMATS = {
     "journal": Format(make_journal, read_search, damage_json_lines),
     "records": Format(make_records, read_search, damage_records),
     "database": Format(make_database, read_search, damage_database),
+    "curves": Format(make_curves, read_curves, damage_json_lines),
     "checkpoint": Format(make_checkpoint, read_model, damage_checkpoint),
     "export": Format(make_export, read_export, damage_export),
 }

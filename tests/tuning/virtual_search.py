@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -13,11 +11,10 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace, override
-from cdn_tune.errors import CheckpointError
-from cdn_tune.training.runs.kept import KeptRecord
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.driver import Driver
 from cdn_tune.tuning.engine.virtual.engine import CurvePoint, Fault, VirtualEngine, World
+from cdn_tune.tuning.engine.virtual.files import Flag, MemoryFiles
 from cdn_tune.tuning.study.study import Study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -85,68 +82,6 @@ for _name in ("create_new_trial", "set_trial_param", "set_trial_state_values", "
     setattr(KillableStorage, _name, _killable(_name))
 for _name in ("set_trial_user_attr", "set_trial_system_attr", "set_study_user_attr"):
     setattr(KillableStorage, _name, _killable(_name))
-
-
-@dataclass
-class MemoryFiles:
-    """Checkpoints in memory: of each trial in the world that has saved an epoch, and kept ones."""
-
-    world: World
-    bytes: int = 1
-    kept: dict[int, float] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
-
-    def begin(self, number: int) -> None:
-        self.world.saved.pop(number, None)
-        self.gone.discard(number)
-
-    def secure(self, number: int, value: float, epoch: int | None) -> KeptRecord:
-        if number not in self.kept and (number in self.gone or number not in self.world.saved):
-            raise CheckpointError(f"trial {number} has no checkpoint")
-        self.kept[number] = value
-        return KeptRecord(number, value, epoch, epoch or 1, value)
-
-    def publish(self) -> None:
-        pass
-
-    def drop(self, number: int) -> None:
-        self.kept.pop(number, None)
-
-    def clear(self, number: int, damaged: bool) -> None:
-        if not damaged:
-            self.gone.add(number)
-
-    def clear_remote(self, numbers: Iterable[int]) -> None:
-        list(numbers)
-
-    def collect(self, kept: set[int], damaged: set[int], ended: set[int]) -> None:  # noqa: ARG002
-        for number in self.kept.keys() - kept - damaged:
-            del self.kept[number]
-
-    def size(self, number: int) -> int:
-        return self.bytes if number in self.kept or (number in self.world.saved and number not in self.gone) else 0
-
-    def taken(self, number: int) -> int:
-        return self.size(number)
-
-    def unreadable(self, numbers: Iterable[int]) -> int:
-        return self.bytes * len(list(numbers))
-
-    def path(self, number: int) -> Path:
-        return Path(f"trial-{number:04d}")
-
-
-class Flag:
-    """A stop flag in memory."""
-
-    def __init__(self) -> None:
-        self.raised = False
-
-    def __call__(self) -> bool:
-        return self.raised
-
-    def raise_it(self) -> None:
-        self.raised = True
 
 
 class VirtualSearch:

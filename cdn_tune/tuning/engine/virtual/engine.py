@@ -30,11 +30,13 @@ class CurvePoint:
         val: Metrics on val, by name; the first one is what chooses epochs.
         seconds: Duration of training and evaluation.
         loss: Training loss.
+        steps: Optimiser steps.
     """
 
     val: Mapping[str, float]
     seconds: float = 1.0
     loss: float = 0.0
+    steps: int = 1
 
 
 # A trial's whole learning curve, from its number and parameters; an exception is the trial's failure.
@@ -125,24 +127,22 @@ class VirtualEngine:
     Args:
         curve: Gives each trial's learning curve.
         world: The clock, the nodes and what goes wrong; one node with one slot if None.
-        start_seconds: From an assignment to the beginning of the first epoch.
+        start_seconds: From an assignment to the beginning of the first epoch; of each trial, if a function of its
+            number, which is called after `curve`.
         poll_seconds: The driver is polled so often, besides at every event; None: at events only.
-        steps_per_epoch: Optimiser steps that an epoch counts.
     """
 
     def __init__(
         self,
         curve: Curve,
         world: World | None = None,
-        start_seconds: float = 0.0,
+        start_seconds: float | Callable[[int], float] = 0.0,
         poll_seconds: float | None = None,
-        steps_per_epoch: int = 1,
     ) -> None:
         self.world = world or World()
         self.clock, self.left_behind = self.world.clock, None
         self.log: list[tuple[float, str, int]] = []  # time, what happened, trial
         self._curve, self._start_seconds, self._poll_seconds = curve, start_seconds, poll_seconds
-        self._steps = steps_per_epoch
         self._order = count()  # events of one moment happen in the order in which they were scheduled
         self._events: list[tuple[float, int, Callable[[EngineDriver], None]]] = []
         self._running: list[_Attempt] = []
@@ -205,7 +205,8 @@ class VirtualEngine:
         for _ in range(min(self.world.saved.get(number, 0), len(curve))):  # a trial reports its earlier epochs again
             if not self._report(driver, attempt):
                 return
-        self._schedule_epoch(attempt, self._start_seconds)
+        start = self._start_seconds
+        self._schedule_epoch(attempt, start(number) if callable(start) else start)
 
     def _schedule_epoch(self, attempt: _Attempt, delay: float = 0.0) -> None:
         at = self.world.clock.now + delay + attempt.curve[attempt.done].seconds
@@ -253,7 +254,7 @@ class VirtualEngine:
             value=values[-1],
             best_value=best,
             best_epoch=values.index(best) + 1,
-            steps=attempt.done * self._steps,
+            steps=sum(point.steps for point in points),
             val_queries=1,
         )
         return TrialReport(epoch, sum(point.seconds for point in points), f"node-{attempt.node}", attempt.began, now)

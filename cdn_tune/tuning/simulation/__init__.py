@@ -1,0 +1,1 @@
+"""A search simulated: its real decisions over recorded learning curves, in seconds instead of hours."""
