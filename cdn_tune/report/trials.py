@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial
 from cdn_tune.report.figures import duration, number
 from cdn_tune.report.record import RunRecord
 from cdn_tune.tuning.results.leaderboard import (
+    PAUSED,
     STATES,
     Column,
     Shape,
@@ -106,7 +107,7 @@ def spending(record: RunRecord, now: float) -> list[dict[str, Any]]:
     gpus = gpus_per_trial(record)
     found: dict[str, list[float]] = {}
     for trial in own(record.trials):
-        found.setdefault(STATES[trial.state], []).append(seconds_of(trial, now))
+        found.setdefault(state_of(trial), []).append(seconds_of(trial, now))
     total = sum(map(sum, found.values())) or 1.0
     return [
         {
@@ -116,7 +117,7 @@ def spending(record: RunRecord, now: float) -> list[dict[str, Any]]:
             "share": sum(found[state]) / total,
             "gpu_hours": f"{gpus * sum(found[state]) / 3600:.2f}" if gpus else "",
         }
-        for state in STATES.values()
+        for state in (*STATES.values(), PAUSED)
         if state in found
     ]
 

@@ -216,7 +216,9 @@ class LiveTable:
             return lines
         if not self._best and self._ahead is None:
             return [f"best val {self._metric} {UNKNOWN}"]
-        found = [("best", row) for row in self._best[:1]] + [("ahead, running", row) for row in (self._ahead,) if row]
+        found = [("best", row) for row in self._best[:1]] + [
+            (f"ahead, {row['state']}", row) for row in (self._ahead,) if row
+        ]
         return [
             f"{what} val {self._metric} {number(row['value'])}, trial {row['trial']}, epoch {row['best_epoch']}: "
             f"{parameters_line(row, self._parameters)}"

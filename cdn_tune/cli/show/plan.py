@@ -164,8 +164,9 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
     sampler, stopping = plan.space.sampler, plan.space.early_stopping
     rule: str = stopping.name
     if rule in HALVING:
-        unit = f"{stopping.unit}{'s' if stopping.min_resource > 1 else ''}"
-        rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}"
+        unit = stopping.unit.removesuffix("s") + ("s" if stopping.min_resource > 1 else "")
+        others = ", others pause" if stopping.mode == "promote" else ""
+        rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}{others}"
     yield "trials", f"{plan.trials:,}", f"sampler {sampler.name}, early stopping {rule}"
     objectives = [objective.metric for objective in plan.space.objectives] or [plan.base.eval.metric]
     yield "objective" + ("s" if len(objectives) > 1 else ""), ", ".join(objectives), "on the val split"
@@ -215,7 +216,11 @@ def _time(plan: SearchPlan) -> Iterator[Row]:
     if plan.epochs is not None:
         yield "epochs", f"{plan.epochs:,.0f}", f"{expected}; {full:,} if no trial is stopped"
     else:
-        yield "epochs", f"{full:,}", "if no trial is stopped; early stopping counts steps, unknown without the data"
+        yield (
+            "epochs",
+            f"{full:,}",
+            f"if no trial is stopped; early stopping counts {plan.space.early_stopping.unit}, unknown here",
+        )
     duration = plan.duration
     if duration is None:
         yield "seconds", "not measured", plan.missing or "the length of early stopping is unknown"

@@ -12,7 +12,7 @@ from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.runs.kept import KeptRecord
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
 from cdn_tune.tuning.study.candidates import GB
-from cdn_tune.tuning.study.ranking import FINISHED, own, pareto_front, ranking, value_of
+from cdn_tune.tuning.study.ranking import FINISHED, is_paused, own, pareto_front, ranking, value_of
 
 _LATE = 16  # so many of the trials that ended last are cleared again: a worker being stopped may write once more
 
@@ -111,7 +111,7 @@ class Retention:
         """
         if self._budget is None:
             return True
-        running = any(trial.state == TrialState.RUNNING for trial in trials)
+        running = any(trial.state == TrialState.RUNNING and not is_paused(trial) for trial in trials)
         while (used := sum(map(self.files.size, self.records)) + self._held(trials)) + checkpoint_bytes > self._budget:
             if running:
                 return False

@@ -20,7 +20,7 @@ from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data
-from cdn_tune.tuning.planning.preflight import check_steps, disk_gb, findings, this_machine
+from cdn_tune.tuning.planning.preflight import check_steps, disk_gb, findings, holding, this_machine
 from cdn_tune.tuning.planning.random_points import Drawn, count_points, draw
 from cdn_tune.tuning.storage.check import existing
 from cdn_tune.tuning.study.candidates import GB, INVALID, Candidates, cost
@@ -106,7 +106,7 @@ def plan_search(
     points, trials = count_points(candidates), trials or space.trials
     if space.is_finite:
         trials = min(trials, points)
-    errors, warnings = findings(space, candidates, run, storage, nodes)
+    errors, warnings = findings(space, candidates, run, storage, nodes, trials)
     try:
         slots = slots_on(space.resources, nodes)
     except CdnTuneError:
@@ -144,7 +144,7 @@ def plan_search(
         device=this_world().device.type,
         available={name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")},
         slots=slots,
-        disk_gb=disk_gb(space, candidates, max(slots, 1)),
+        disk_gb=disk_gb(space, candidates, holding(space, max(slots, 1), trials)),
         free_gb=shutil.disk_usage(existing(run)).free / GB,
         epochs=epochs,
         duration=_duration(space, base, measured, epochs, trials, slots) if measured and epochs is not None else None,
@@ -204,7 +204,7 @@ def _duration(space: SearchSpace, base: Experiment, measured: Plan, epochs: floa
 def expected_epochs(
     space: SearchSpace, experiment: Experiment, trials: int, steps_per_epoch: int | None = None
 ) -> float | None:
-    """Returns the epochs that all trials together are expected to train; None if steps are needed and unknown.
+    """Returns the epochs that all trials together are expected to train; None if its unit is unknown in epochs.
 
     Successive halving is played on random values: a trial goes on from a rung if its value is among the best
     ``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, without waiting for others
@@ -218,7 +218,7 @@ def expected_epochs(
     rule, length = space.early_stopping, experiment.train.epochs
     if rule.name not in HALVING:
         return float(trials * length)
-    if rule.unit == "step" and steps_per_epoch is None:
+    if rule.unit == "seconds" or (rule.unit == "step" and steps_per_epoch is None):
         return None
     scale = 1 if rule.unit == "epoch" else steps_per_epoch or 1
     evaluated = sorted({*range(1, length + 1, experiment.train.eval_every), length})

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.space import MEASURED_COSTS
 from cdn_tune.training.runs.files import write_text
-from cdn_tune.tuning.study.ranking import pareto_front, ranking, role_of, superseded, value_of
+from cdn_tune.tuning.study.ranking import is_paused, pareto_front, ranking, role_of, superseded, value_of
 
 LEADERBOARD = "leaderboard.csv"
 LEADERBOARD_JSON = "leaderboard.json"
@@ -31,9 +31,10 @@ STATES = {
     TrialState.WAITING: "waiting",
 }
 UNFINISHED = "unfinished"  # how a running trial is shown once no process runs it; see `at_rest`
-TRIED = frozenset({*STATES.values(), UNFINISHED})  # states of trials; other entries have their role as state
+PAUSED = "paused"  # how a running trial is shown that waits at a rung
+TRIED = frozenset({*STATES.values(), PAUSED, UNFINISHED})  # states of trials; other entries have their role as state
 ENDED = ("complete", "pruned", "failed")
-_ORDER = ("running", "waiting", "failed", "learned", "copy", "refused")
+_ORDER = ("running", PAUSED, "waiting", "failed", "learned", "copy", "refused")
 _FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a spreadsheet would compute
 
 Row = dict[str, Any]
@@ -164,7 +165,7 @@ def leaderboard(
     directions: Sequence[StudyDirection] = (),
     gpus: float = 0.0,
 ) -> list[Row]:
-    """Returns one row per entry: ranked trials first, then running, failed, learned, copied and refused ones.
+    """Returns one row per entry: ranked trials first, then running, paused, failed, learned, copied and refused ones.
 
     What an entry has no value for is an empty text. Values per layer are one list under the key without its index.
 
@@ -195,7 +196,9 @@ def leaderboard(
 def state_of(trial: FrozenTrial) -> str:
     """Returns the state of a trial in words; of an entry that is no trial, its role."""
     role = role_of(trial)
-    return STATES[trial.state] if role == "trial" else role
+    if role != "trial":
+        return role
+    return PAUSED if is_paused(trial) else STATES[trial.state]
 
 
 def at_rest(rows: Sequence[Row]) -> list[Row]:

@@ -14,6 +14,8 @@ ROLE = "role"
 REFUSED, COPY, LEARNED = "refused", "copy", "learned"
 Role = Literal["trial", "refused", "copy", "learned"]
 
+PAUSED, PROMOTED = "paused", "promoted"  # attributes: at how many rungs a trial was paused, has been let past
+
 VALUED = (TrialState.COMPLETE, TrialState.PRUNED)  # ended with what they had reached
 FINISHED = (*VALUED, TrialState.FAIL)
 
@@ -37,6 +39,12 @@ def own(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
     """Returns the numbers of failed trials that were tried again, as another trial with the same parameters."""
     return {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
+
+
+def is_paused(trial: FrozenTrial) -> bool:
+    """Whether a trial waits at a rung with its checkpoint; on record it is running until it ends."""
+    attributes = trial.user_attrs
+    return trial.state == TrialState.RUNNING and attributes.get(PAUSED, 0) > attributes.get(PROMOTED, 0)
 
 
 def value_of(trial: FrozenTrial) -> float | None:
@@ -69,6 +77,20 @@ def pareto_front(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirect
         if not any(_beats(other, costs) for other, _ in front):
             front.append((costs, trial))
     return [trial for _, trial in front]
+
+
+def front_ranks(costs: Sequence[Sequence[float]]) -> list[int]:
+    """Returns each point's non-dominated rank: 0 on the Pareto front, 1 on that of the others, and so on."""
+    fronts: list[list[Sequence[float]]] = []
+    ranks = [0] * len(costs)
+    for place in sorted(range(len(costs)), key=lambda place: list(costs[place])):  # beaten by earlier ones or by none
+        point = costs[place]
+        free = (rank for rank, front in enumerate(fronts) if not any(_beats(other, point) for other in front))
+        ranks[place] = next(free, len(fronts))
+        if ranks[place] == len(fronts):
+            fronts.append([])
+        fronts[ranks[place]].append(point)
+    return ranks
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -29,7 +29,7 @@ from cdn_tune.config import Categorical, Float, Parameter, SamplerConfig, Search
 from cdn_tune.config.tables import resolve
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import altered, seen, violations
-from cdn_tune.tuning.study.ranking import REFUSED, role_of
+from cdn_tune.tuning.study.ranking import REFUSED, is_paused, role_of, value_of
 
 _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
 # TPE takes at most 25 trials for good ones and weighs the others by their age; so it loses little with the oldest of
@@ -125,7 +125,7 @@ class Proposal(BaseSampler):
     def _seen(self, study: Study) -> Study:
         if self._view is None:
             show = partial(resolve(self._row.show), directions=study.directions, common=self._common)
-            self._view = seen(study, show)
+            self._view = seen(study, lambda trials: show(list(map(_as_learned, trials))))
         return self._view
 
     def _is_started(self, study: Study) -> bool:
@@ -133,7 +133,8 @@ class Proposal(BaseSampler):
         if self._started is None:
             trials = study.get_trials(deepcopy=False)
             refused = (trial for trial in trials if trial.state.is_finished() and role_of(trial) == REFUSED)
-            self._started = _has(self._startup, filter(_has_result, trials)) or _has(2 * self._startup, refused)
+            results = filter(_has_result, map(_as_learned, trials))
+            self._started = _has(self._startup, results) or _has(2 * self._startup, refused)
         return self._started
 
 
@@ -346,6 +347,13 @@ def _tpe_rank(trial: FrozenTrial) -> tuple[float, ...]:
 def _has(count: int, trials: Iterable[FrozenTrial]) -> bool:
     """Whether there are at least `count`."""
     return sum(1 for _ in islice(trials, count)) == count
+
+
+def _as_learned(trial: FrozenTrial) -> FrozenTrial:
+    """Returns a trial as samplers learn from it: one that is paused has what it has reached, as a pruned one has."""
+    if not is_paused(trial) or (value := value_of(trial)) is None:
+        return trial
+    return altered(trial, state=TrialState.PRUNED, values=[value])
 
 
 def _has_result(trial: FrozenTrial) -> bool:

@@ -1,6 +1,7 @@
 """Early stopping: the pruners, and which trials they see. `config.tables.STOPPING_RULES` lists the rules."""
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from cdn_tune.config.tables import resolve
 from cdn_tune.training.reports import unpack_ious
 from cdn_tune.tuning.study.filtered_study import altered, seen
 from cdn_tune.tuning.study.ranking import VALUED, own, superseded, value_of
+from cdn_tune.tuning.study.rungs import COMPARED, brackets
 
 QUERY_IOUS = "query_ious"  # user attribute f"{QUERY_IOUS}:{step}", packed by training.query_ious
 
@@ -47,19 +49,24 @@ def build_pruner(space: SearchSpace, experiment_epochs: int, steps_per_epoch: in
     Raises:
         ValueError: If the rule needs the length of a trial in steps and it is unknown.
     """
-    config = space.early_stopping
-    longest: int | None = experiment_epochs
-    if config.unit == "step":
-        longest = None if steps_per_epoch is None else experiment_epochs * steps_per_epoch
+    config, longest = space.early_stopping, length_of(space, experiment_epochs, steps_per_epoch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         pruner: BasePruner = resolve(config.row.build)(config, longest)
     return pruner
 
 
+def length_of(space: SearchSpace, experiment_epochs: int, steps_per_epoch: int | None) -> int | None:
+    """Returns the length of a trial in the unit of early stopping; None if that is unknown."""
+    unit = space.early_stopping.unit
+    if unit == "step" and steps_per_epoch is not None:
+        return experiment_epochs * steps_per_epoch
+    return experiment_epochs if unit == "epoch" else None
+
+
 def build_asha(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
     """Builds asynchronous successive halving."""
-    return SuccessiveHalvingPruner(config.min_resource, config.reduction_factor)
+    return SuccessiveHalvingPruner(config.least, config.reduction_factor)
 
 
 def build_hyperband(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:
@@ -70,10 +77,9 @@ def build_hyperband(config: EarlyStoppingConfig, longest: int | None) -> BasePru
     """
     if longest is None:
         raise ValueError("hyperband that counts steps needs the steps of an epoch")
-    length, factor = config.min_resource, config.reduction_factor
-    while length * factor <= longest:
-        length *= factor
-    return HyperbandPruner(config.min_resource, length + (length > config.min_resource), factor)
+    least, factor = config.least, config.reduction_factor
+    length = least * factor ** (brackets(least, longest, factor) - 1)
+    return HyperbandPruner(least, length + (length > least), factor)
 
 
 def build_median(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
@@ -122,15 +128,23 @@ def should_prune(
         is_last: Whether this is the trial's last report.
     """
     step = trial.last_step
-    if step is None or step < space.early_stopping.min_resource:
+    config = space.early_stopping
+    if step is None or step < config.least or is_last:
         return False
-    compares = space.early_stopping.row.compares
-    if compares == "queries":
-        decision = _prune_by_queries(study, pruner, trial, step)
-    else:
-        show = partial(_as_of, step) if compares == "last report" else competitors
-        decision = pruner.prune(seen(study, show, [StudyDirection.MAXIMIZE]), trial)
-    return decision and not is_last
+    if config.row.compares == "queries":
+        return _prune_by_queries(study, pruner, trial, step)
+
+    def lags(of: Callable[[FrozenTrial], FrozenTrial]) -> bool:
+        def show(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+            others = list(map(of, competitors(trials)))
+            return _as_of(step, others) if config.row.compares == "last report" else others
+
+        return pruner.prune(seen(study, show, [StudyDirection.MAXIMIZE]), of(trial))
+
+    if not config.metrics:
+        return lags(lambda each: each)
+    columns = (partial(_in_metric, place) for place in range(len(config.metrics)))
+    return (any if config.combine == "any" else all)(map(lags, columns))
 
 
 def competitors(trials: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -167,9 +181,15 @@ def _valued(trial: FrozenTrial) -> FrozenTrial:
     return trial if trial.values == values else altered(trial, values=values)  # spares copies of all that have ended
 
 
+def _in_metric(place: int, trial: FrozenTrial) -> FrozenTrial:
+    """Returns a trial with its values in one of the metrics that are compared."""
+    held = {step: trial.user_attrs.get(f"{COMPARED}:{step}") for step in trial.intermediate_values}
+    return altered(trial, intermediate_values={step: values[place] for step, values in held.items() if values})
+
+
 def _as_of(step: int, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the competitors with, at this step, what they had reached by then, if anything."""
-    reached = [(other, _last_step(other, step)) for other in competitors(trials)]
+    """Returns trials with, at this step, what they had reached by then, if anything."""
+    reached = [(other, _last_step(other, step)) for other in trials]
     return [
         altered(other, intermediate_values={} if last is None else {step: other.intermediate_values[last]})
         for other, last in reached

@@ -18,11 +18,21 @@ from cdn_tune.tuning.storage.write_through import WriteThrough
 from cdn_tune.tuning.study.attributes import Attributes
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.failures import MEMORY, Failures
-from cdn_tune.tuning.study.filtered_study import stored_study
+from cdn_tune.tuning.study.filtered_study import altered, stored_study
 from cdn_tune.tuning.study.proposals import Proposals
-from cdn_tune.tuning.study.ranking import FINISHED, Objectives, own, superseded, value_of
+from cdn_tune.tuning.study.ranking import (
+    FINISHED,
+    PAUSED,
+    PROMOTED,
+    Objectives,
+    is_paused,
+    own,
+    superseded,
+    value_of,
+)
+from cdn_tune.tuning.study.rungs import COMPARED, Rungs, is_halving
 from cdn_tune.tuning.study.samplers import build_sampler
-from cdn_tune.tuning.study.stopping_rules import build_pruner, should_prune
+from cdn_tune.tuning.study.stopping_rules import build_pruner, length_of, should_prune
 
 
 class Study:
@@ -69,13 +79,18 @@ class Study:
                 pruner=NopPruner(),  # `report` calls the space's, over a view of the study
             )
         entries = self.entries()
-        self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
+        self.pauses = space.early_stopping.mode == "promote"  # whether a trial that lags is paused
+        self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING and not is_paused(trial)]
         self._new: set[int] = set()
         self._counted: int | None = None  # follows from the record; counting reads all of it
         self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
         self._attributes = Attributes(self.optuna, clock)
         self._failures = Failures(entries)
         self._proposals = Proposals(self.optuna, self.candidates, entries)
+        self._rungs: Rungs | None = None
+        if is_halving(space):
+            longest = length_of(space, base.train.epochs, steps_per_epoch)
+            self._rungs = Rungs(space, longest, self.directions, self.optuna.study_name, entries)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -121,7 +136,7 @@ class Study:
         return self.optuna.trial(number)
 
     def unfinished(self) -> list[int]:
-        """Returns the numbers of trials that are recorded as running."""
+        """Returns the numbers of trials that are recorded as running, paused ones included."""
         return [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
 
     def is_finished(self, limit: int) -> bool:
@@ -130,10 +145,11 @@ class Study:
 
     def has_more(self, limit: int) -> bool:
         """Whether another trial may be assigned, as far as is known without the sampler."""
-        return bool(self._left) or (not self._proposals.is_exhausted and self.counted() < limit)
+        is_left = bool(self._left) or (self._rungs is not None and self._rungs.promotable() is not None)
+        return is_left or (not self._proposals.is_exhausted and self.counted() < limit)
 
     def next(self, limit: int) -> int | None:
-        """Returns the next trial to run: first those that an earlier process left unfinished, then new ones.
+        """Returns the next trial to run: first those left unfinished, then paused ones that may go on, then new ones.
 
         A proposal that breaks a constraint, or equals an earlier trial, is recorded and not returned. Returns None when
         there are `limit` trials, or no proposal is left.
@@ -143,7 +159,11 @@ class Study:
             if self._proposals.take_up(self.trial(number), self._failures.memory_limit):
                 return number
             self._counted = None
-        if self.halted or self.counted() >= limit:
+        if self.halted:
+            return None
+        if (promoted := self._promote()) is not None:
+            return promoted
+        if self.counted() >= limit:
             return None
         number_or_reason = self._proposals.propose(self._failures.memory_limit)
         if isinstance(number_or_reason, str):
@@ -153,6 +173,19 @@ class Study:
             self._new.add(number_or_reason)
             self._counted = None if self._has_retries else self.counted() + 1
         return number_or_reason
+
+    def promote_last(self) -> int | None:
+        """Returns a paused trial that goes on although its rung holds too few to compare, where nothing else is left.
+
+        So at least one trial comes to its end.
+        """
+        return None if self.halted else self._promote(least=1)
+
+    def end_paused(self) -> None:
+        """Records that the search has ended for the trials that are paused."""
+        for trial in filter(is_paused, self.trials()):
+            epoch = trial.user_attrs.get("epoch", 0)
+            self.prune(trial.number, f"stopped early: paused after epoch {epoch}, not promoted before the search ended")
 
     def is_new(self, number: int) -> bool:
         """Whether a trial was created by this process."""
@@ -167,12 +200,12 @@ class Study:
         return self.candidates.experiment(self.trial(number).params, f"trial {number}")
 
     def report(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> bool:
-        """Records what a trial has reached; returns whether it should be pruned.
+        """Records what a trial has reached; returns whether it should be pruned, or is paused where trials are.
 
         Args:
             number: The trial.
-            step: Its progress in the unit of early stopping, from 1. One that is on record (of a trial taken up again)
-                is kept as it was.
+            step: Its progress in the unit of early stopping, from 1 (seconds: in milliseconds). One that is on record
+                (of a trial taken up again) is kept as it was.
             value: The trial's best val metric so far.
             note: User attributes to set, e.g. the best epoch.
         """
@@ -182,11 +215,13 @@ class Study:
         with self.optuna.transaction():
             self._attributes.add(trial, note)
             self._failures.end_well()
-            if step in trial.intermediate_values:
-                return False
-            self.optuna.report(number, step, value)
             is_last = note.get("epoch", 0) >= note.get("epochs", 1)
-            return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
+            if step not in trial.intermediate_values:
+                self._note_objectives(number, step, value, note)
+                self.optuna.report(number, step, value)
+                if self._rungs is None:
+                    return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
+            return self._rungs is not None and not is_last and self._lags_at_rung(self._rungs, number, step)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
@@ -214,6 +249,8 @@ class Study:
             if trial is not None:
                 self._attributes.write(trial, {"reason": reason})
                 self.optuna.tell(number, state=TrialState.PRUNED)
+                if self._rungs is not None:
+                    self._rungs.leave(number)
 
     def fail(self, number: int, reason: str, failure: str = "deterministic") -> None:
         """Records that a trial failed, and why.
@@ -236,18 +273,25 @@ class Study:
                 self.optuna.set_constraint(number, "memory", 1.0)
             self._attributes.write(trial, notes)
             self.optuna.tell(number, state=TrialState.FAIL)
+            if self._rungs is not None:
+                self._rungs.remove(number)
         self.halted = self.halted or self._failures.add(self.trial(number))
 
     def interrupt(self, number: int) -> None:
-        """Records the state of a trial that was stopped with a checkpoint; it stays on record as running."""
-        with self.optuna.transaction():
-            self._settled(number)
+        """Records the state of a trial that was stopped with a checkpoint; it stays on record as running.
 
-    def put_back(self, number: int) -> None:
-        """Puts back a running trial that has lost its place: it is the next to be assigned."""
+        One that is paused may be promoted from now on.
+        """
         with self.optuna.transaction():
             settled = self._settled(number)
-        if settled is not None and number not in self._left:
+        if settled is not None and self._rungs is not None:
+            self._rungs.rest(settled)
+
+    def put_back(self, number: int) -> None:
+        """Puts back a running trial that has lost its place: it is the next to be assigned, unless it is paused."""
+        self.interrupt(number)
+        trial = self.trial(number)
+        if trial.state not in FINISHED and not is_paused(trial) and number not in self._left:
             self._left.insert(0, number)
             self._new.discard(number)  # its folder holds what it has reached
 
@@ -260,6 +304,40 @@ class Study:
                 self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
         self._counted, self._has_retries = None, self._has_retries or bool(failed)
         return len(failed)
+
+    def _promote(self, least: int = 0) -> int | None:
+        """Returns a paused trial that goes on from its rung, recorded as promoted; see `Rungs.promotable`."""
+        number = None if self._rungs is None else self._rungs.promotable(least)
+        if number is not None and self._rungs is not None:
+            self.optuna.set_attributes(number, {PROMOTED: self.trial(number).user_attrs[PAUSED]})
+            self._rungs.leave(number)
+            self._new.discard(number)  # its folder holds what it has reached
+        return number
+
+    def _note_objectives(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> None:
+        """Records the objectives of a trial that comes to a rung, where they are compared."""
+        if self._rungs is None or not self._rungs.compares or self.space.early_stopping.metrics:
+            return
+        trial = self.trial(number)
+        if self._rungs.count(number, step) > self._rungs.count(number, max(trial.intermediate_values, default=0)):
+            values = self.objectives.values(altered(trial, user_attrs={**trial.user_attrs, **note}), value).values()
+            if None not in values:
+                self.optuna.set_attributes(number, {f"{COMPARED}:{step}": list(values)})
+
+    def _lags_at_rung(self, rungs: Rungs, number: int, step: int) -> bool:
+        """Decides once for each rung whether a trial goes on; returns whether it does not.
+
+        A process that was killed between a report and its decision is made up for when the report comes again.
+        """
+        trial = self.trial(number)
+        rungs.add(trial)
+        passed = rungs.count(number, step)
+        if step < max(trial.intermediate_values) or passed <= trial.user_attrs.get(PROMOTED, 0):
+            return False
+        goes_on = rungs.is_best(number, least=0 if self.pauses else 1)
+        if goes_on or self.pauses:
+            self.optuna.set_attributes(number, {PROMOTED if goes_on else PAUSED: passed})
+        return not goes_on
 
     def _settled(self, number: int) -> FrozenTrial | None:
         """Returns a running trial with all its notes written; None if it has ended."""
