@@ -28,7 +28,12 @@ RULES: list[dict[str, Any]] = [
     {"name": "median", "startup_trials": 1},
     {"name": "patience", "patience": 1},
     {"name": "hyperband", "min_resource": 1, "reduction_factor": 2},
+    {"name": "asha", "mode": "promote", "min_resource": 1, "reduction_factor": 2},
+    {"name": "hyperband", "mode": "promote", "min_resource": 1, "reduction_factor": 2},
+    {"name": "asha", "mode": "promote", "unit": "seconds", "min_resource": 2, "reduction_factor": 2},
+    {"name": "asha", "mode": "promote", "metrics": ["mIoU", "R1@0.5"], "combine": "all", "reduction_factor": 2},
 ]
+PAUSING = [rule for rule in RULES if "mode" in rule]
 KINDS = ("worker", "worker", "node", "unfit", "add", "recall", "fail", "vanish", "halt")
 FAULTS = st.builds(Fault, at=st.floats(0.0, 12.0), kind=st.sampled_from(KINDS), which=st.integers(0, 3))
 EXAMPLES = int(os.environ.get("CDN_TUNE_EXAMPLES", "1000"))  # scripts of each of the two random tests
@@ -66,7 +71,10 @@ def check_accounts(search: VirtualSearch) -> None:
     for trial in trials:
         epochs = [epoch for number, epoch in search.world.trained if number == trial.number]
         reported = sorted(trial.intermediate_values)
-        assert reported == list(range(1, len(reported) + 1))
+        if search.space.early_stopping.unit == "seconds":  # of equal epochs, in milliseconds
+            assert reported == pytest.approx([reported[0] * epoch for epoch in range(1, len(reported) + 1)], abs=4)
+        else:
+            assert reported == list(range(1, len(reported) + 1))
         assert len(epochs) in (len(reported), len(reported) + 1), "at most the epoch being reported is not on record"
         if trial.state == TrialState.COMPLETE:
             assert len(reported) == EPOCHS
@@ -110,7 +118,7 @@ def stopped_scripts(draw: Any) -> tuple[VirtualSearch, list[int], list[float]]:
     """A search of one or two objectives that is stopped and killed, and that learns from what it has."""
     several = draw(st.booleans())
     space = make_space(
-        early_stopping=draw(st.sampled_from(RULES[:3])),
+        early_stopping=draw(st.sampled_from([*RULES[:3], *PAUSING])),
         sampler={
             "name": draw(st.sampled_from(["tpe", "nsga2" if several else "cmaes", "random"])),
             "startup_trials": 1,
