@@ -75,14 +75,14 @@ def test_a_schedule_by_hand() -> None:
 
 def test_a_paused_trial_counts_costs_is_shown_and_survives() -> None:
     search = search_of()
-    assert search.start(stop_after=6.5)  # as trial 3 runs: 0 waits at the second rung, 1 and 2 at the first
-    assert [is_paused(trial) for trial in search.trials] == [True, True, True, True]
-    assert states(search) == {"paused": 4}
-    assert search.study.counted() == 4
+    assert search.start(stop_after=6.5)  # as trial 4 runs: 0 waits at the second rung, the others at the first
+    assert [is_paused(trial) for trial in search.trials] == [True] * 5
+    assert states(search) == {"paused": 5}
+    assert search.study.counted() == 5
     rows = leaderboard(search.study.entries(), [], [], gpus=1.0)
-    assert counts_line(rows) == "4 trials: 4 paused"
-    assert [row["gpu_hours"] for row in rows] == [round(seconds / 3600, 5) for seconds in (3, 1, 1, 1)]
-    assert eta_seconds(rows, asked=4, slots=1) == 0.0
+    assert counts_line(rows) == "5 trials: 5 paused"
+    assert [row["gpu_hours"] for row in rows] == [round(seconds / 3600, 5) for seconds in (3, 1, 1, 1, 1)]
+    assert eta_seconds(rows, asked=5, slots=1) == 0.0
     assert search.files.gone == set()
     assert search.start()
     whole = search_of()
@@ -117,7 +117,7 @@ def test_a_budget_ends_what_is_paused_and_a_stop_does_not() -> None:
     search = search_of(budget={"hours": 6.5 / 3600})
     assert search.start()
     assert states(search).get("paused", 0) == 0
-    assert list(search.files.kept) == [0, 3]
+    assert list(search.files.kept) == [0, 4]
 
 
 def test_no_slot_waits_while_a_paused_trial_may_go_on() -> None:
@@ -132,7 +132,7 @@ def test_no_slot_waits_while_a_paused_trial_may_go_on() -> None:
     assert search.world.busy_seconds > 0.85 * search.world.slot_seconds
     complete = [trial.number for trial in search.trials if trial.state == TrialState.COMPLETE]
     assert max(range(60), key=values.__getitem__) in complete
-    assert 6 <= len(complete) <= 12
+    assert 6 <= len(complete) <= 20
     kept = sorted(search.files.kept, key=lambda number: -values[number])
     assert kept == sorted(range(60), key=lambda number: -values[number])[:2]
 
@@ -141,8 +141,7 @@ def test_hyperband_promotes_within_its_brackets() -> None:
     search = search_of(30, early_stopping={**PROMOTE, "name": "hyperband"})
     assert search.start()
     reached = [len(trial.intermediate_values) for trial in search.trials]
-    assert set(reached) == {1, 3, 4, 9} - {4} or {1, 9} <= set(reached)
-    assert 9 in reached
+    assert set(reached) == {1, 3, 9}
     assert set(search.world.trained.values()) == {1}
 
 
@@ -156,15 +155,16 @@ def test_seconds_count_training_and_evaluation() -> None:
     assert len(search.trials[0].intermediate_values) == EPOCHS
 
 
-@pytest.mark.parametrize(("combine", "complete"), [("any", 0), ("all", 2)])
-@pytest.mark.parametrize("rule", [{"name": "median", "startup_trials": 1}, {"name": "asha", "reduction_factor": 2}])
-def test_a_trial_may_lag_in_several_metrics(rule: dict[str, Any], combine: str, complete: int) -> None:
-    """Whoever is better than the first trial in one metric is worse in the other."""
-    both = {"metrics": ["R1@0.5", "mIoU"], "combine": combine}
-    search = search_of(3, early_stopping={**rule, **both})
+@pytest.mark.parametrize(
+    ("name", "combine", "complete"),
+    [("median", "any", [0]), ("median", "all", [0, 1, 2]), ("asha", "any", [0]), ("asha", "all", [0, 1])],
+)
+def test_a_trial_may_lag_in_several_metrics(name: str, combine: str, complete: list[int]) -> None:
+    """Trial 0 is best in the first, trial 1 in the second, trial 2 in between in both."""
+    rule = {"name": name, "startup_trials": 1, "reduction_factor": 2}
+    search = search_of(3, early_stopping={**rule, "metrics": ["R1@0.5", "mIoU"], "combine": combine})
     assert search.start()
-    ended = [trial.state == TrialState.COMPLETE for trial in search.trials[1:]]
-    assert sum(ended) == complete or (rule["name"] == "asha" and combine == "any")
+    assert [trial.number for trial in search.trials if trial.state == TrialState.COMPLETE] == complete
     assert search.trials[1].user_attrs[f"{COMPARED}:1"] == [VALUES[1], 1 - VALUES[1]]
 
 
@@ -186,12 +186,12 @@ def promoted(rungs: Rungs) -> list[int]:
     return found
 
 
-POINTS = [(0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0.4, 0.4), (0.45, 0.2), (0.05, 0.05)]
+POINTS = [(0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0.4, 0.4), (0.35, 0.2), (0.05, 0.05)]
 
 
-def test_any_and_all_order_by_the_worst_and_the_best_rank() -> None:
+def test_any_and_all_go_by_the_worst_and_the_best_rank() -> None:
     settings = {**PROMOTE, "metrics": ["R1@0.5", "mIoU"]}
-    for combine, best in (("any", [1, 3]), ("all", [0, 2])):
+    for combine, best in (("any", [1]), ("all", [0, 2, 1])):
         space = make_space(early_stopping={**settings, "combine": combine})
         rungs = Rungs(space, 9, [StudyDirection.MAXIMIZE], "s", entries(*POINTS))
         assert promoted(rungs) == best
@@ -221,7 +221,8 @@ def test_front_ranks_peel_one_front_after_the_other() -> None:
                 one
                 for one in left
                 if not any(
-                    points[other] != points[one] and all(a <= b for a, b in zip(points[other], points[one], strict=True))
+                    points[other] != points[one]
+                    and all(a <= b for a, b in zip(points[other], points[one], strict=True))
                     for other in left
                 )
             }

@@ -18,9 +18,9 @@ _Rung = tuple[int, int]  # what it takes to come there, in the unit of early sto
 class Rungs:
     """The rungs of successive halving, and the trials that have come to each; all follows from the record.
 
-    Of the trials at a rung the best 1/`reduction_factor` go on. They are ordered by their value there; by their rank in
-    the worst of several `metrics` (`combine: any`) or in the best (`all`); by non-dominated rank of several objectives.
-    A trial belongs to the bracket of Hyperband to which Optuna's pruner would assign it.
+    Of the trials at a rung the best 1/`reduction_factor` go on. They are ordered by their value there, or by the
+    non-dominated rank of several objectives. Of several `metrics` a trial has to be among the best in every one
+    (`combine: any`), or in one of them (`all`). A trial belongs to the bracket of Hyperband to which Optuna's pruner would assign it.
 
     Args:
         space: What is searched.
@@ -150,7 +150,10 @@ class Rungs:
         if rung not in self._orders:
             self._orders[rung] = self._order(self._values.get(rung, {}))
         order = self._orders[rung]
-        return [number for _, number in order[: max(len(order) // self._factor, least)]]
+        quota = max(len(order) // self._factor, least)
+        if self._signs and not self._by_front:
+            quota = max(bisect_left(order, (float(quota),)), least)  # whoever has a rank below it
+        return [number for _, number in order[:quota]]
 
     def _order(self, held: dict[int, list[float]]) -> list[tuple[float, int]]:
         """Returns the trials of a rung, best first, by what they are ordered by."""
