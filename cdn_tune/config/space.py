@@ -315,8 +315,8 @@ class SearchSpace(Frozen):
     )
     objectives: Annotated[tuple[Objective, ...], Field(strict=False, max_length=10)] = Field(
         (),
-        description="what is optimised; the first is eval.metric, by which early stopping decides; "
-        "eval.metric alone if empty",
+        description="what is optimised; the first is eval.metric, by which early stopping decides (asha and "
+        "hyperband: by all); eval.metric alone if empty",
     )
     trials: Positive = Field(20, description="trials in all; refused proposals do not count")
     budget: BudgetConfig = BudgetConfig()

@@ -24,6 +24,7 @@ from cdn_tune.tuning.engine.door import Decision, Ending
 from cdn_tune.tuning.engine.ray.results import NUMBER, REPORT, SECONDS
 from cdn_tune.tuning.engine.ray.tune_adapters import Adapters
 from cdn_tune.tuning.engine.virtual.engine import CurvePoint
+from cdn_tune.tuning.planning.plan import expected_epochs
 from cdn_tune.tuning.planning.preflight import check_disk, checkpoint_sizes, holding
 from cdn_tune.tuning.results.leaderboard import leaderboard
 from cdn_tune.tuning.results.status import eta_seconds
@@ -39,7 +40,7 @@ EPOCHS = 9
 PROMOTE: dict[str, Any] = {"name": "asha", "mode": "promote", "min_resource": 1, "reduction_factor": 3}
 
 
-def flat(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:  # noqa: ARG001
+def flat(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
     """A curve without a slope; the other metric is best in the trials that are worst in the first."""
     value = VALUES[number % len(VALUES)]
     return [CurvePoint({"R1@0.5": value, "mIoU": 1 - value}, 1.0)] * EPOCHS
@@ -124,7 +125,7 @@ def test_no_slot_waits_while_a_paused_trial_may_go_on() -> None:
     generator = random.Random(3)
     values = [generator.random() for _ in range(60)]
 
-    def curve(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:  # noqa: ARG001
+    def curve(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
         return [CurvePoint({"R1@0.5": values[number]}, 1.0 + number / 1000)] * EPOCHS
 
     search = search_of(60, slots=(4,), curve=curve)
@@ -137,6 +138,23 @@ def test_no_slot_waits_while_a_paused_trial_may_go_on() -> None:
     assert kept == sorted(range(60), key=lambda number: -values[number])[:2]
 
 
+def test_the_plan_expects_the_epochs_that_are_trained() -> None:
+    generator = random.Random(5)
+    trained = []
+    for _ in range(10):
+        values = [generator.random() for _ in range(60)]
+        search = search_of(60, curve=lambda number, _, of=values: [CurvePoint({"R1@0.5": of[number]})] * EPOCHS)
+        assert search.start()
+        trained.append(search.world.trained.total())
+    base = BASE.model_copy(update={"train": BASE.train.model_copy(update={"epochs": EPOCHS})})
+    expected = expected_epochs(make_space(early_stopping=PROMOTE), base, 60)
+    assert expected == pytest.approx(sum(trained) / 10, rel=0.1)
+    stopping = expected_epochs(make_space(early_stopping={**PROMOTE, "mode": "stop"}), base, 60)
+    assert stopping is not None
+    assert expected is not None
+    assert stopping < expected  # a trial that was stopped is never among the best later
+
+
 def test_hyperband_promotes_within_its_brackets() -> None:
     search = search_of(30, early_stopping={**PROMOTE, "name": "hyperband"})
     assert search.start()
@@ -146,7 +164,7 @@ def test_hyperband_promotes_within_its_brackets() -> None:
 
 
 def test_seconds_count_training_and_evaluation() -> None:
-    def curve(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:  # noqa: ARG001
+    def curve(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
         return [CurvePoint({"R1@0.5": VALUES[number]}, 2.5 if number % 2 else 10.0)] * EPOCHS
 
     search = search_of(3, curve=curve, early_stopping={**PROMOTE, "unit": "seconds", "min_resource": 4})
@@ -304,7 +322,7 @@ def test_a_trial_frees_its_folder_while_it_reports(
         except TimeoutError:
             found.append(False)
 
-    def train(experiment: object, folder: object, report: Any, *more: object) -> TrainResult:  # noqa: ARG001
+    def train(experiment: object, folder: object, report: Any, *more: object) -> TrainResult:
         is_free()
         report(None)
         is_free()

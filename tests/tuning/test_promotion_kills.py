@@ -68,7 +68,7 @@ def reports(run: Path) -> int:
 
 
 def kill_once(driver: Driver, run: Path, generator: random.Random, seen: Counter[str]) -> int:
-    """Kills a driver with all of its processes, at random, some time after it reports; returns whether it lived then."""
+    """Kills a driver with all its processes, some time after it reports; returns whether it lived until then."""
     known = reports(run)
     try:
         if not driver.wait_until(lambda: reports(run) > known, 400):

@@ -212,7 +212,8 @@ def expected_epochs(
     trials over brackets of successive halving that begin later and later, in proportion to
     ``ceil(brackets * eta^s / (s + 1))`` (Optuna's `HyperbandPruner`). It is assumed that the order of trials at one
     rung is their order at the next, and that they arrive in no order; a sampler that proposes better and better trials
-    trains somewhat longer. What the other rules stop depends on the values themselves, so the full length is returned
+    trains somewhat longer. With ``mode: promote`` a trial goes on whenever it is among the best ``floor(n / eta)``, also
+    later. What the other rules stop depends on the values themselves, so the full length is returned
     for them: an upper bound.
     """
     rule, length = space.early_stopping, experiment.train.epochs
@@ -240,7 +241,8 @@ def expected_epochs(
         of_brackets = generator.choice(brackets, size=played, p=shares / shares.sum())
         for bracket in range(brackets):
             values = generator.random(int((of_brackets == bracket).sum()))
-            epochs += _played(values.tolist(), rungs(bracket), length, eta)
+            play = _played_with_pauses if rule.mode == "promote" else _played
+            epochs += play(values.tolist(), rungs(bracket), length, eta)
     return epochs / _PLAYS * (trials / played)
 
 
@@ -257,6 +259,23 @@ def _played(values: list[float], rungs: list[int], length: int, eta: int) -> int
                 break
         epochs += trained
     return epochs
+
+
+def _played_with_pauses(values: list[float], rungs: list[int], length: int, eta: int) -> int:
+    """Returns the epochs that one bracket's trials train if they pause at rungs, and the best ``floor(n / eta)`` go on."""
+    epochs = reached = 0
+    for rung in rungs:
+        if rung >= length:
+            break
+        epochs += len(values) * (rung - reached)
+        arrived: list[float] = []
+        going_on: dict[float, None] = {}
+        for value in values:
+            insort(arrived, value)
+            if quota := len(arrived) // eta:
+                going_on |= dict.fromkeys(each for each in (value, arrived[-quota]) if each >= arrived[-quota])
+        values, reached = list(going_on) or values[:1], rung
+    return epochs + len(values) * (length - reached)
 
 
 def refused_name(name: str) -> str:

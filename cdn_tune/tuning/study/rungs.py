@@ -20,7 +20,8 @@ class Rungs:
 
     Of the trials at a rung the best 1/`reduction_factor` go on. They are ordered by their value there, or by the
     non-dominated rank of several objectives. Of several `metrics` a trial has to be among the best in every one
-    (`combine: any`), or in one of them (`all`). A trial belongs to the bracket of Hyperband to which Optuna's pruner would assign it.
+    (`combine: any`), or in one of them (`all`). A trial belongs to the bracket of Hyperband to which Optuna's pruner
+    would assign it.
 
     Args:
         space: What is searched.

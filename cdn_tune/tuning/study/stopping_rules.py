@@ -112,10 +112,10 @@ def should_prune(
 ) -> bool:
     """Decides whether a trial that has just reported is stopped.
 
-    The pruner sees the first objective only, a val metric, as the best value so far at each report: a trial that cannot
-    win there is not worth its other objectives. It sees this run's own trials, without failed ones that were
-    tried again. No trial is pruned before `min_resource`, nor at the end, where nothing is left to save. Rungs are kept
-    in the storage, by which a search that goes on decides as one that was never interrupted.
+    The pruner sees the first objective only, a val metric, as the best value so far at each report, or each of the
+    `metrics` so; `study.rungs` compares by several at rungs. It sees this run's own trials, without failed ones that
+    were tried again. No trial is pruned before `min_resource`, nor at the end, where nothing is left to save. Rungs are
+    kept in the storage, by which a search that goes on decides as one that was never interrupted.
 
     A report is compared with each other trial's last report that is not later. Trials with other batch sizes report at
     other optimiser steps, so that median and percentile would find nothing to compare at the same step.
