@@ -212,9 +212,9 @@ def expected_epochs(
     trials over brackets of successive halving that begin later and later, in proportion to
     ``ceil(brackets * eta^s / (s + 1))`` (Optuna's `HyperbandPruner`). It is assumed that the order of trials at one
     rung is their order at the next, and that they arrive in no order; a sampler that proposes better and better trials
-    trains somewhat longer. With ``mode: promote`` a trial goes on whenever it is among the best ``floor(n / eta)``, also
-    later. What the other rules stop depends on the values themselves, so the full length is returned
-    for them: an upper bound.
+    trains somewhat longer. With ``mode: promote`` a trial goes on once it is among the best ``floor(n / eta)``, also
+    later. What the other rules stop depends on the values themselves, so the full length is returned for them: an upper
+    bound.
     """
     rule, length = space.early_stopping, experiment.train.epochs
     if rule.name not in HALVING:
@@ -262,7 +262,7 @@ def _played(values: list[float], rungs: list[int], length: int, eta: int) -> int
 
 
 def _played_with_pauses(values: list[float], rungs: list[int], length: int, eta: int) -> int:
-    """Returns the epochs that one bracket's trials train if they pause at rungs, and the best ``floor(n / eta)`` go on."""
+    """As `_played`, if trials pause at rungs, and go on once they are among the best ``floor(n / eta)``."""
     epochs = reached = 0
     for rung in rungs:
         if rung >= length:
