@@ -3,6 +3,7 @@
 import math
 import zlib
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from optuna.study import StudyDirection
@@ -52,7 +53,7 @@ class Rungs:
         self._values: dict[_Rung, dict[int, list[float]]] = {}
         self._orders: dict[_Rung, list[tuple[float, int]]] = {}  # best first; of one value, kept up as trials come
         self._reached: dict[int, list[_Rung]] = {}
-        self._paused: dict[int, _Rung] = {}  # trials that have left their slots
+        self._paused: dict[_Rung, set[int]] = defaultdict(set)  # trials that have left their slots
         for trial in own(entries):
             if trial.state not in (TrialState.FAIL, TrialState.WAITING):
                 self.add(trial)
@@ -87,7 +88,7 @@ class Rungs:
 
     def remove(self, number: int) -> None:
         """Removes a trial that has failed: it is compared with no other."""
-        self._paused.pop(number, None)
+        self.leave(number)
         for rung in self._reached.pop(number, ()):
             if self._values.get(rung, {}).pop(number, None) is not None:
                 self._orders.pop(rung, None)
@@ -104,8 +105,8 @@ class Rungs:
 
     def rest(self, trial: FrozenTrial) -> None:
         """Records that a trial has left its slot; it can be promoted if it is paused."""
-        if is_paused(trial) and self._reached.get(trial.number):
-            self._paused[trial.number] = self._reached[trial.number][-1]
+        if is_paused(trial) and (reached := self._reached.get(trial.number)):
+            self._paused[reached[-1]].add(trial.number)
 
     def promotable(self, least: int = 0) -> int | None:
         """Returns the best paused trial of the highest rung from which one may go on; None if there is none.
@@ -113,15 +114,16 @@ class Rungs:
         Args:
             least: So many go on from each rung in any case.
         """
-        for rung in sorted(set(self._paused.values()), reverse=True):
+        for rung in sorted((rung for rung, paused in self._paused.items() if paused), reverse=True):
             for number in self._going_on(rung, least):
-                if self._paused.get(number) == rung:
+                if number in self._paused[rung]:
                     return number
         return None
 
     def leave(self, number: int) -> None:
         """Records that a paused trial goes on, or has ended."""
-        self._paused.pop(number, None)
+        for rung in self._reached.get(number, ()):
+            self._paused[rung].discard(number)
 
     def _bracket(self, number: int) -> int:
         place = zlib.crc32(f"{self._name}_{number}".encode()) % sum(self._shares)
