@@ -15,9 +15,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.cli.show.tables import counts_line
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.errors import ConfigError
+from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training import train_trial
 from cdn_tune.training.loop import TrainResult
+from cdn_tune.training.memory.estimate import checkpoint_bytes
 from cdn_tune.training.object_store.working_copy import TRAINING_LOCK
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.tuning.engine.door import Decision, Ending
@@ -291,6 +292,15 @@ def test_a_disk_budget_that_cannot_hold_the_paused_trials_is_refused(tmp_path: P
         check_disk(tight, Candidates(tight, BASE), tmp_path, 10)
     wide = space(disk_budget_gb=1.1 * need)
     assert check_disk(wide, Candidates(wide, BASE), tmp_path, 10) is None
+
+
+def test_a_disk_that_paused_trials_fill_is_an_error_and_no_wait_for_ever() -> None:
+    """Estimates may fall short of what is written."""
+    room = 1.5 * checkpoint_bytes(BASE)
+    search = search_of(3, disk_budget_gb=room, parameters={"optim.lr": {"type": "float", "low": 0.1, "high": 1.0}})
+    with pytest.raises(RunError, match="disk_budget_gb="):
+        search.start()
+    assert states(search) == {"paused": 2}
 
 
 def test_ray_stops_a_paused_trial_which_may_be_assigned_at_once() -> None:
