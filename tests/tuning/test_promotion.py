@@ -208,6 +208,21 @@ def promoted(rungs: Rungs) -> list[int]:
 POINTS = [(0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0.4, 0.4), (0.35, 0.2), (0.05, 0.05)]
 
 
+def test_the_highest_rung_comes_first() -> None:
+    """Trial 3 may leave the first rung, trial 0 the second."""
+    found = []
+    for number, value in enumerate((0.9, 0.8, 0.1, 0.7, 0.2, 0.2, 0.2, 0.2, 0.2)):
+        rungs = 2 if number < 3 else 1
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            intermediate_values=dict.fromkeys(range(1, 4 if rungs == 2 else 2), value),
+            user_attrs={"paused": rungs, "promoted": rungs - 1},
+        )
+        trial.number = number
+        found.append(trial)
+    assert promoted(Rungs(make_space(early_stopping=PROMOTE), 9, [StudyDirection.MAXIMIZE], "s", found)) == [0, 3]
+
+
 def test_any_and_all_go_by_the_worst_and_the_best_rank() -> None:
     settings = {**PROMOTE, "metrics": ["R1@0.5", "mIoU"]}
     for combine, best in (("any", [1]), ("all", [0, 2, 1])):
