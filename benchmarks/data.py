@@ -19,7 +19,7 @@ import h5py
 import torch
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data.batches import epoch_batches
+from cdn_tune.data.batches import epoch_batches, epoch_generator
 from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.planted import plant
 from cdn_tune.moments.temporal_map import iou_maps
@@ -74,7 +74,7 @@ def plain_epoch(root: Path, dataset: MomentDataset, clips: int, limit: int | Non
 
 def warm(dataset: MomentDataset, clips: int, batch_size: int) -> float:
     """Returns the seconds per item of batches with their IoU maps, once everything has been touched."""
-    batches = epoch_batches(len(dataset), batch_size, seed=0, epoch=1)
+    batches = epoch_batches(len(dataset), batch_size, epoch_generator(seed=0, epoch=1))
 
     def go(seconds: float) -> float:
         items, start = 0, time.perf_counter()
@@ -106,7 +106,7 @@ def cold(root: Path, clips: int, batch_size: int) -> float:
     """Returns the seconds of a first epoch, opening the data and building the cache included."""
     start = time.perf_counter()
     dataset = load_splits(config_of(root, clips), ("train",))["train"]
-    for indices in epoch_batches(len(dataset), batch_size, seed=0, epoch=1):
+    for indices in epoch_batches(len(dataset), batch_size, epoch_generator(seed=0, epoch=1)):
         batch = dataset.batch(indices)
         iou_maps(batch.durations, batch.moments, clips)
     return time.perf_counter() - start

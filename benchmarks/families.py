@@ -3,7 +3,7 @@
 ``python -m benchmarks.families [--part search|switches ...] [--preset NAME ...] [--seeds N] [--seconds S]``. Both
 searches train for as many seconds, on planted data; models are chosen on val and measured on test. `--seconds` is the
 training time of one search, over all its trials, two of which run at once on two cores: by default 100 minutes of
-searching there, and 80 CDNs of 12 epochs besides.
+searching there, and 120 CDNs of 12 epochs besides.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.search import SearchOptions, search
 
 PARTS = ("search", "switches")
-LAYOUTS = {"planted-medium": "charades_sta", "planted-hard": "tacos"}  # in which a preset is written
-VIDEOS = {"planted-medium": 120, "planted-hard": 60}
+# The layout in which a preset is written, and the IoU window of the published experiments on the data it is like.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "planted-medium": {"data.dataset": "charades_sta", "loss.min_iou": 0.5, "loss.max_iou": 0.9},
+    "planted-hard": {"data.dataset": "tacos", "loss.min_iou": 0.3, "loss.max_iou": 0.7},
+}
+VIDEOS = {"planted-medium": 120, "planted-hard": 125}
 METRICS = ("mIoU", "R1@0.7")
 SPACE = "wide-quick"
-# One at a time over the first point of the space; what differs from it is a key of the space.
+# One at a time over a plain CDN: the first point of the space, of 32 clips.
+PLAIN = {"model.clips": 32, "eval.nms": "hard"}
 SWITCHES: dict[str, dict[str, Any]] = {
     "plain CDN": {},
     "offsets": {"model.offsets": "diou"},
@@ -44,8 +49,12 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "contrastive": {"model.contrastive": True},
     "ends": {"model.ends": "concat"},
     "averaged weights": {"train.ema": 0.99},
+    "crops": {"train.augment.crop": 0.5},
+    "shifted moments": {"train.augment.shift": 0.5},
+    "negative queries": {"train.augment.negative": 0.2},
+    "soft NMS": {"eval.nms": "soft"},
 }
-MODEL_SWITCHES = {key for changes in SWITCHES.values() for key in changes if key.startswith("model.")}
+SWITCH_KEYS = {key for changes in SWITCHES.values() for key in changes} - {"train.ema"}
 FAMILY = "model.name"
 Values = dict[str, list[float]]  # of each metric, by seed
 
@@ -94,7 +103,7 @@ def searched(run: Path, space: SearchSpace, experiment: Experiment, seed: int, s
 
 def compared(folder: Path, experiment: Experiment, space: SearchSpace, seeds: int, seconds: float) -> list[list[str]]:
     """Returns a row per seed of both searches, and one of the means."""
-    alone = SearchSpace.model_validate(only_cdn(space, MODEL_SWITCHES), strict=False)
+    alone = SearchSpace.model_validate(only_cdn(space, SWITCH_KEYS), strict=False)
     rows: list[list[str]] = []
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in METRICS}
     for seed in range(seeds):
@@ -116,10 +125,13 @@ def switched(folder: Path, experiment: Experiment, space: SearchSpace, seeds: in
     """Returns a row per switch: test metrics of CDNs with it alone, trained to their end, against those without."""
     values = only_cdn(space, set())
     numbers = {"type": "int", "low": 0, "high": max(seeds - 1, 1)}
-    plain = values["start_with"][0]
+    plain = {**values["start_with"][0], **PLAIN}
+    varied = {**values["parameters"], "seed": numbers}
+    for key, value in ((key, value) for changes in SWITCHES.values() for key, value in changes.items()):
+        varied.setdefault(key, {"type": "categorical", "choices": [plain[key], value]})
     points = [{**plain, **changes, "seed": seed} for changes in SWITCHES.values() for seed in range(seeds)]
     values |= {
-        "name": "switches", "parameters": {**values["parameters"], "seed": numbers}, "start_with": points,
+        "name": "switches", "parameters": varied, "start_with": points,
         "trials": len(points), "keep": len(points), "early_stopping": {"name": "none"}, "sampler": {"name": "random"},
     }  # fmt: skip
     run = folder / "switches"
@@ -152,24 +164,23 @@ def mean(values: Sequence[float], sign: str = "") -> str:
 
 
 def main() -> None:
-    """Prints the section of the results and writes it, if all of it was measured."""
+    """Measures what is asked for; each part on each preset is a section of the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--preset", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
+    parser.add_argument("--preset", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--videos", type=int, help="of every preset; by default enough for a stable result")
     parser.add_argument("--epochs", type=int, default=12)
     options = parser.parse_args()
-    lines = ["## Families and switches", "", "`python -m benchmarks.families`, test metrics in percent."]
     for name in options.preset:
         videos = options.videos or VIDEOS[name]
         with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as temporary, connected():
             folder = Path(temporary)
             plant(folder / "data", videos=videos, feature_size=64, seed=0, **preset(name))
             fixed = {
+                **SETTINGS[name],
                 "data.root": str(folder / "data"),
-                "data.dataset": LAYOUTS[name],
                 "data.val_fraction": 0.4,
                 "eval.metric": "mIoU",
                 "train.epochs": options.epochs,
@@ -177,31 +188,32 @@ def main() -> None:
             space, experiment = load_space(SPACE, fixed)
             if "search" in options.part:
                 heads = [f"{metric}{of}" for metric in METRICS for of in (", wide", ", CDN", ", difference")]
-                lines += [
+                rows = compared(folder, experiment, space, options.seeds, options.seconds)
+                lines = [
+                    f"## Families on {name}",
                     "",
-                    f"`{name}` ({videos} videos): `{SPACE}`, among families and switches, against the same search over "
-                    f"CDN alone, {options.seconds:g} seconds of training each. Models are chosen by val mIoU; means "
-                    "over seeds with 95 % intervals (Student's t). Aim: wide ahead by 5 points of mIoU on "
-                    "`planted-hard`, not behind on `planted-medium`.",
+                    f"`python -m benchmarks.families --part search --preset {name} --seconds {options.seconds:g}`, "
+                    f"test metrics in percent, {videos} videos: `{SPACE}`, among families and switches, against the "
+                    f"same search over CDN alone, {options.seconds:g} seconds of training each, trials of "
+                    f"{options.epochs} epochs. Models are chosen by val mIoU; means over seeds with 95 % intervals "
+                    "(Student's t). Aim: wide ahead by 5 points of mIoU on `planted-hard`, not behind on "
+                    "`planted-medium`.",
                     "",
-                    *table(
-                        ["seed", "wide chose", *heads],
-                        compared(folder, experiment, space, options.seeds, options.seconds),
-                    ),
+                    *table(["seed", "wide chose", *heads], rows),
                 ]
+                publish(f"families_search_{name}", lines)
             if "switches" in options.part:
                 heads = [each for metric in METRICS for each in (metric, f"{metric}, against plain")]
-                lines += [
+                lines = [
+                    f"## Switches on {name}",
                     "",
-                    f"`{name}` ({videos} videos): one switch at a time, {options.epochs} epochs, means over "
-                    f"{options.seeds} seeds.",
+                    f"`python -m benchmarks.families --part switches --preset {name}`, test metrics in percent, "
+                    f"{videos} videos: one switch at a time, {options.epochs} epochs, means over {options.seeds} "
+                    "seeds with 95 % intervals.",
                     "",
                     *table(["", *heads], switched(folder, experiment, space, options.seeds)),
                 ]
-    if set(options.part) == set(PARTS) and set(options.preset) == set(LAYOUTS):
-        publish("families", lines)
-    else:
-        print("\n".join(lines))
+                publish(f"families_switches_{name}", lines)
 
 
 if __name__ == "__main__":

@@ -166,6 +166,9 @@ def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
     else:
         chosen = result["chosen_by"]
         how = "imported" if chosen["value"] is None else f"chosen by val {chosen['metric']} {chosen['value']:.4f}"
+        if found := chosen["confirmed"]:
+            seeds = len(found["seeds"])
+            how += f" of trial {found['trial']}'s {seeds} confirmations, whose mean is {found['mean']:.4f}"
         print_line(f"{result['checkpoint']}, epoch {result['epoch']}, {how}")
     print_line(f"predictions: {shown(run / ('predictions-published.jsonl' if published else PREDICTIONS))}")
     if score_maps:

@@ -159,7 +159,7 @@ def config_text(record: Record, number: int, file: Path | None = None) -> str:
     """Returns a trial as an experiment file, which opens with the command that trains it from `file`."""
     from cdn_tune.config.yaml import dump
     from cdn_tune.tuning.results.leaderboard import TRIED, state_of
-    from cdn_tune.tuning.study.ranking import value_of
+    from cdn_tune.tuning.study.ranking import CONFIRMS, seed_of, value_of
 
     trial = record.entry(number)
     state, value = state_of(trial), value_of(trial)
@@ -174,6 +174,8 @@ def config_text(record: Record, number: int, file: Path | None = None) -> str:
         planted = ", planted data" if record.attributes.get("planted") else ""
         epoch = trial.user_attrs.get("best_epoch")
         lines.append(f"val {record.metric} {value:.4f}" + (f" after epoch {epoch}" if epoch else "") + planted)
+    if (seed := seed_of(trial)) is not None:
+        lines.append(f"Trial {trial.user_attrs[CONFIRMS]} trained again under seed {seed}.")
     if "learned_from" in trial.user_attrs:
         lines.append("Learned from another run: its parameters over this search's base experiment.")
     if trial.user_attrs.get("reason"):

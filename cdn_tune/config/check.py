@@ -135,6 +135,12 @@ def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None
     _check_length(space, experiment, source)
 
 
+def family_at(space: SearchSpace, base: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Returns the family of a point, by default that of the base experiment, and the dotted keys fixed for it."""
+    name = str(point.get(FAMILY, families.name_in(base)))
+    return name, space.family_overrides.get(name, {})
+
+
 def resolve_name(name: str) -> str:
     """Returns the cost or dotted key that a name in a constraint stands for: itself, or the key that ends so.
 
@@ -189,15 +195,11 @@ class _Values:
         """Returns a key's value at a point: as set there, else the base's; None if it has none."""
         if key in point:
             return point[key]
-        name = self._family(point)
-        return get_key(of_family(self.base, name, self.space.family_overrides.get(name)), key)
-
-    def _family(self, point: Mapping[str, Any]) -> str:
-        return str(point.get(FAMILY, families.name_in(self.base)))
+        return get_key(of_family(self.base, *family_at(self.space, self.base, point)), key)
 
     def spread(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a point as overrides, its family's among them; one value for all layers becomes a list."""
-        spread = {**self.space.family_overrides.get(self._family(point), {}), **point}
+        spread = {**family_at(self.space, self.base, point)[1], **point}
         for key in point:
             if key in self.space.parameters and self.space.parameters[key].per_layer:
                 spread[key] = [point[key]] * (self.held(families.layers_key(key), point) or 0)
@@ -397,13 +399,13 @@ def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> No
                 f"{source}: early_stopping.metrics: {name} is not measured on val; choose among "
                 f"{', '.join(experiment.eval.metrics)}"
             )
-    epochs = _most(space, "train.epochs", experiment.train.epochs)
+    epochs = most(space, "train.epochs", experiment.train.epochs)
     if stopping.name != "none" and stopping.unit == "epoch" and stopping.min_resource > epochs:
         raise ConfigError(
             f"{source}: early_stopping.min_resource={stopping.min_resource} is above train.epochs={epochs}, so no "
             "trial would ever be stopped; lower it, or use early_stopping: {name: none}"
         )
-    batch = -_most(space, "train.batch_size", experiment.train.batch_size, sign=-1)
+    batch = -most(space, "train.batch_size", experiment.train.batch_size, sign=-1)
     if batch < workers:
         raise ConfigError(
             f"{source}: resources.workers={workers}: a batch of train.batch_size={batch} cannot be shared among them; "
@@ -411,8 +413,8 @@ def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> No
         )
 
 
-def _most(space: SearchSpace, key: str, base: int, sign: int = 1) -> int:
-    """Returns the largest value (times `sign`) that a whole-numbered key takes."""
+def most(space: SearchSpace, key: str, base: int, sign: int = 1) -> int:
+    """Returns the largest value (times `sign`) that a whole-numbered key takes, of all families."""
     fixed = (each[key] for each in space.family_overrides.values() if key in each)
     values = space.parameters[key].probes if key in space.parameters else (base, *fixed)
     return max(sign * value for value in values if isinstance(value, int))

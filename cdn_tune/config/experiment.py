@@ -187,10 +187,11 @@ class TrainConfig(Frozen):
     """Length, batch and precision of the training."""
 
     epochs: Positive = Field(20, description="passes over the train split")
-    batch_size: Positive = Field(
-        32,
-        description="global batch size, over all workers [B]: queries; of families that read sequences videos, each "
-        "with up to data.sequence.queries of its queries",
+    batch_size: Positive = Field(32, description="global batch size, over all workers [B]: of what `batch_of` says")
+    batch_of: Literal["queries", "videos"] | None = Field(
+        None,
+        description="queries, whatever their videos; or videos, each with all its queries, of families that read "
+        "sequences with up to data.sequence.queries of them; unset: queries, of those families videos",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of the forward pass; auto: bf16 on a GPU that has it, fp32 otherwise; fp16 scales the loss"
@@ -199,7 +200,8 @@ class TrainConfig(Frozen):
     compile: bool = Field(False, description="compile the model with torch.compile")
     micro_batch: Positive | Literal["auto"] = Field(
         "auto",
-        description="queries a worker computes at once; gradients add up to the batch; auto: as many as memory holds",
+        description="queries or videos, as `batch_of` says, that a worker computes at once; gradients add up to the "
+        "batch; auto: as many as memory holds",
     )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of the running mean of weights that is evaluated and kept; 0: the weights themselves"
@@ -324,21 +326,48 @@ class Experiment(Frozen):
         found: LossConfig = value if model is None else model.loss.model_validate(value)
         return found
 
+    def further_seeds(self, count: int) -> list[int]:
+        """Returns the seeds under which it is trained again."""
+        return [(self.seed + 1 + place) % 2**32 for place in range(count)]
+
     @property
     def steps(self) -> int:
         """Frame features of a video that training reads at once, at most."""
         return self.data.sequence.length if self.model.inputs.sequences else self.data.frames
 
     @property
+    def batch_of(self) -> Literal["queries", "videos"]:
+        """Of what `train.batch_size` is a number."""
+        return self.train.batch_of or ("videos" if self.model.inputs.sequences else "queries")
+
+    @property
+    def sample_queries(self) -> int:
+        """Queries of one of these, at most; 1 where videos are read with all of them, which the data alone tell."""
+        return self.data.sequence.queries if self.model.inputs.sequences else 1
+
+    @property
     def batch_queries(self) -> int:
-        """Queries of a batch, at most."""
-        return self.train.batch_size * (self.data.sequence.queries if self.model.inputs.sequences else 1)
+        """Queries of a batch, at most; as many as videos where the data alone tell."""
+        return self.train.batch_size * self.sample_queries
 
     @model_validator(mode="after")
     def _check(self) -> "Experiment":
         self.model.check(self.data)
+        self._check_batch()
         self._check_augment()
         return self
+
+    def _check_batch(self) -> None:
+        inputs, name = self.model.inputs, self.model.name
+        if inputs.sequences and self.train.batch_of == "queries":
+            raise ValueError(
+                f"train.batch_of=queries: model.name={name} reads some queries of each video together; leave it out, "
+                "and for one query of each set data.sequence.queries=1"
+            )
+        if self.train.batch_of == "videos" and not inputs.sequences and "videos" not in inputs.batch:
+            raise ValueError(
+                f"train.batch_of=videos: model.name={name} does not tell which queries have the same video; use queries"
+            )
 
     def _check_augment(self) -> None:
         augment, name = self.train.augment, self.model.name

@@ -52,6 +52,8 @@ class ModelConfig(Frozen):
         label: The family's name in tables and on cards.
         per_layer: Keys below `model` that take a list with a value per layer, each with the key that counts the layers
             and the type of a value.
+        per_video: Whether the memory of training grows with the videos of a batch, however many of their queries are
+            there; else with its queries.
         has_score_map: Whether `MomentModel.pictures` has score maps, which ``--score-maps`` writes.
     """
 
@@ -61,6 +63,7 @@ class ModelConfig(Frozen):
     inputs: ClassVar[Inputs] = Inputs()
     label: ClassVar[str]
     per_layer: ClassVar[Mapping[str, tuple[str, type]]] = {}
+    per_video: ClassVar[bool] = False
     has_score_map: ClassVar[bool] = False
 
     @abstractmethod

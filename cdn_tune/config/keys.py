@@ -17,7 +17,8 @@ PositiveTuple = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1
 SYNONYMS = {
     "learning_rate": "lr", "wd": "weight_decay", "grad_clip": "clip_norm", "max_grad_norm": "clip_norm",
     "optimizer": "optim.name", "optimiser": "optim.name", "scheduler": "schedule", "warmup": "warmup_steps",
-    "bs": "train.batch_size", "num_epochs": "epochs", "max_epochs": "epochs", "random_seed": "seed",
+    "bs": "train.batch_size", "batch": "train.batch_size", "num_epochs": "epochs", "max_epochs": "epochs",
+    "random_seed": "seed",
     "num_layers": "layers", "n_layers": "layers", "hidden_size": "hidden", "hidden_dim": "hidden",
     "amp": "precision", "dtype": "precision", "glove": "word_vectors",
     "n_trials": "trials", "num_trials": "trials", "pruner": "early_stopping", "timeout": "hours",

@@ -274,6 +274,18 @@ class BudgetConfig(Frozen):
     )
 
 
+class ConfirmConfig(Frozen):
+    """Training the best trials again, under further seeds, before the search ends; the best by mean then wins."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="trials that are confirmed, the best on val; 0: none")
+    seeds: Positive = Field(3, description="further seeds under which each is trained again, to its end")
+
+    @property
+    def trials(self) -> int:
+        """Trials that it takes."""
+        return self.top * self.seeds
+
+
 class Objective(Frozen):
     """What is optimised: a val metric, or what a trial costs."""
 
@@ -318,8 +330,9 @@ class SearchSpace(Frozen):
         description="what is optimised; the first is eval.metric, by which early stopping decides (asha and "
         "hyperband: by all); eval.metric alone if empty",
     )
-    trials: Positive = Field(20, description="trials in all; refused proposals do not count")
+    trials: Positive = Field(20, description="trials in all, confirmations too; refused proposals do not count")
     budget: BudgetConfig = BudgetConfig()
+    confirm: ConfirmConfig = ConfirmConfig()
     sampler: SamplerConfig = SamplerConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -393,6 +406,8 @@ class SearchSpace(Frozen):
                 f"than {_COUNTED:,} combinations of values; narrow them, or drop a `when` or per_layer"
             )
         self._check_sampler()
+        if self.confirm.top and len(self.objectives) > 1:
+            raise ValueError("confirm finds the best by one value, and there are several objectives; drop confirm")
         return self
 
     def _check_point(self, point: dict[str, Choice]) -> None:

@@ -33,10 +33,6 @@ class Augmented:
 
     def __init__(self, dataset: MomentDataset, config: AugmentConfig, seed: int, epoch: int) -> None:
         self._dataset, self._config, self._seed, self._epoch = dataset, config, seed, epoch
-        self._videos, self._texts = (
-            np.unique(names, return_inverse=True)[1]
-            for names in zip(*((item.video, item.query) for item in dataset.annotations), strict=True)
-        )
 
     def batch(self, indices: Sequence[int] | Rows | torch.Tensor) -> Batch:
         """Returns the queries at `indices`, changed; a video that is changed for a query is that query's alone.
@@ -86,8 +82,9 @@ class Augmented:
 
     def _others(self, index: int) -> Rows:
         """Returns the queries of other videos whose sentence the query's own video does not have."""
-        own = self._videos == self._videos[index]
-        return np.flatnonzero(~np.isin(self._texts, self._texts[own]) & ~own)
+        videos, sentences = self._dataset.numbers
+        own = videos == videos[index]
+        return np.flatnonzero(~np.isin(sentences, sentences[own]) & ~own)
 
 
 def shifted(frames: int, duration: float, moments: torch.Tensor, place: float) -> tuple[Rows, torch.Tensor]:

@@ -2,17 +2,17 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from cdn_tune.data.dataset import Batch, MomentDataset, SequenceDataset
+from cdn_tune.data.dataset import Batch, Indices, MomentDataset, SequenceDataset, grouped
 
-Indices = npt.NDArray[np.int64]
+Samples = Sequence[Indices]  # what a dataset's `batch` takes, of each sample
 
 
 class Source(Protocol):
@@ -22,27 +22,19 @@ class Source(Protocol):
         """Returns the queries at `indices`, in that order."""
 
 
-def epoch_batches(size: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    """Returns the global batches of one epoch: a permutation of range(size), cut every `batch_size`.
-
-    It depends on the four arguments alone, so it is the same for every number of workers and after a resume. The last
-    batch has what is left.
-
-    Args:
-        size: Number of queries.
-        batch_size: Global batch size, over all workers.
-        seed: The experiment's seed, >= 0.
-        epoch: Number of the epoch, >= 0.
+def epoch_batches(size: int, batch_size: int, generator: np.random.Generator) -> list[Indices]:
+    """Returns a random permutation of range(size), cut every `batch_size`; the last batch has what is left.
 
     Raises:
         ValueError: If `size` or `batch_size` is below 1.
     """
     places = sequential_batches(size, batch_size)
-    order = _generator(seed, epoch).permutation(size).astype(np.int64)
+    order = generator.permutation(size).astype(np.int64)
     return [order[some] for some in places]
 
 
-def _generator(seed: int, epoch: int) -> np.random.Generator:
+def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
+    """Returns the generator of all that is random in the batches of one epoch; both arguments >= 0."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
 
 
@@ -58,26 +50,40 @@ def sequential_batches(size: int, batch_size: int) -> list[Indices]:
     return [order[first : first + batch_size] for first in range(0, size, batch_size)]
 
 
-def training_batches(dataset: MomentDataset, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    """Returns the global batches of one epoch of a dataset, which follow from the arguments alone.
+def training_batches(
+    dataset: MomentDataset, batch_size: int, seed: int, epoch: int, of_videos: bool = False
+) -> list[Samples]:
+    """Returns the global batches of one epoch, as lists of samples in random order.
 
-    Of queries as `epoch_batches` has them. Of videos, each with some of its queries (see `SequenceDataset.samples`), in
-    random order; what does not fill the last batch is left out, unless there is no other.
+    They depend on the arguments alone, so they are the same for every number of workers and after a resume. What does
+    not fill the last batch is a batch too, or where the dataset says so left out, unless there is no other.
 
     Args:
         dataset: The train split.
-        batch_size: Queries, or videos, of a global batch.
+        batch_size: Samples of a global batch, over all workers.
         seed: The experiment's seed, >= 0.
         epoch: Number of the epoch, >= 0.
+        of_videos: Whether a sample is a video with its queries; else a query.
     """
-    if not isinstance(dataset, SequenceDataset):
-        return epoch_batches(len(dataset), batch_size, seed, epoch)
-    generator = _generator(seed, epoch)
-    samples = dataset.samples(generator)
-    order = generator.permutation(len(samples))
-    groups = [order[some] for some in sequential_batches(len(samples), batch_size)]
-    whole = [group for group in groups if len(group) == batch_size] or groups
-    return [np.concatenate([samples[each] for each in group]) for group in whole]
+    generator = epoch_generator(seed, epoch)
+    samples = dataset.samples(generator, of_videos)
+    batches = epoch_batches(len(samples), batch_size, generator)
+    if not dataset.keeps_last:
+        batches = [batch for batch in batches if len(batch) == batch_size] or batches
+    return [[samples[each] for each in batch] for batch in batches]
+
+
+def largest(batches: Iterable[Samples], count: int) -> Indices:
+    """Returns the `count` samples with the most queries, as one batch: that for which memory has to suffice."""
+    samples = [sample for batch in batches for sample in batch]
+    return np.concatenate(sorted(samples, key=len, reverse=True)[:count])
+
+
+def pieces(batch: Batch, samples: Samples, count: int) -> list[Batch]:
+    """Returns a batch, made of some samples in their order, cut into so many parts of whole samples."""
+    ends = np.cumsum([len(sample) for sample in samples])
+    parts = [int(ends[part[-1]]) for part in np.array_split(np.arange(len(samples)), count)]
+    return [batch.part(slice(first, last)) for first, last in pairwise([0, *parts])]
 
 
 def evaluation_batches(dataset: MomentDataset, chosen: Indices, batch_size: int) -> list[Indices]:
@@ -88,32 +94,30 @@ def evaluation_batches(dataset: MomentDataset, chosen: Indices, batch_size: int)
     """
     if not isinstance(dataset, SequenceDataset):
         return [chosen[some] for some in sequential_batches(len(chosen), batch_size)]
-    videos = dataset.videos[chosen]
-    order = np.argsort(videos, kind="stable")
-    pieces: list[list[int]] = [[]]
-    for queries in np.split(chosen[order], np.flatnonzero(np.diff(videos[order])) + 1):
-        if len(pieces[-1]) + len(queries) > batch_size:
-            pieces.append([])
+    batches: list[list[int]] = [[]]
+    for places in grouped(dataset.videos[chosen]):
+        queries = chosen[places].tolist()
+        if len(batches[-1]) + len(queries) > batch_size:
+            batches.append([])
         for first in range(0, len(queries), batch_size):
-            if len(pieces[-1]) == batch_size:
-                pieces.append([])
-            pieces[-1] += queries[first : first + batch_size].tolist()
-    return [np.array(piece, dtype=np.int64) for piece in pieces if piece]
+            if len(batches[-1]) == batch_size:
+                batches.append([])
+            batches[-1] += queries[first : first + batch_size]
+    return [np.array(batch, dtype=np.int64) for batch in batches if batch]
 
 
-def shard(indices: Indices, rank: int, world: int, by_video: bool = False) -> Indices:
-    """Returns one worker's share of a global batch: every `world`-th index from `rank`, or those side by side.
+def shard(samples: Samples, rank: int, world: int) -> Samples:
+    """Returns one worker's share of a global batch: every `world`-th sample from `rank`.
 
-    The latter for batches of videos, whose queries then stay together. The shares of all ranks are disjoint, together
-    the whole, and differ in size by at most one; a share is empty when the batch has fewer indices than there are
-    workers.
+    The shares of all ranks are disjoint, together the whole, and differ in size by at most one; a share is empty when
+    the batch has fewer samples than there are workers.
 
     Raises:
         ValueError: If `rank` is not within [0, world).
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank={rank} is not within [0, world={world})")
-    return np.array_split(indices, world)[rank] if by_video else indices[rank::world]
+    return samples[rank::world]
 
 
 def prefetch(

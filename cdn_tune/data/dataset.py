@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,8 @@ from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.tokens import TokenFeatures
 from cdn_tune.data.vocabulary import Vocabulary, build_vocabulary
 from cdn_tune.errors import DataError
+
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +112,8 @@ class SequenceBatch(Batch):
 class MomentDataset:
     """The queries of one split. Never changed after it is built; picklable.
 
+    What training reads together, a query or queries of a video, is a sample; batches are made of samples.
+
     Args:
         annotations: The queries, in file order; of test also those without a moment.
         skipped: Entries of the split's files without a moment.
@@ -116,10 +121,10 @@ class MomentDataset:
         features: Has the queries' videos.
 
     Attributes:
-        by_video: Whether batches are of videos, each with some of its queries; else of queries.
+        keeps_last: Whether an epoch ends with a batch of what is left, if that is less than a whole one.
     """
 
-    by_video: ClassVar[bool] = False
+    keeps_last: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -150,7 +155,24 @@ class MomentDataset:
         """Start and end of all moments that answer each query, in seconds, NaN-padded, float64 [Q, M, 2]."""
         return self._moments
 
-    def batch(self, indices: Sequence[int] | npt.NDArray[np.int64] | torch.Tensor) -> Batch:
+    @property
+    def videos(self) -> Indices:
+        """A number for each query's video, int64 [Q]."""
+        return self._videos.numpy()
+
+    def samples(self, generator: np.random.Generator, of_videos: bool = False) -> list[Indices]:  # noqa: ARG002
+        """Returns the samples of an epoch: every query, or every video with all its queries in their order.
+
+        Args:
+            generator: What is random is drawn from it.
+            of_videos: Whether samples are videos.
+
+        Returns:
+            What `batch` takes, of each sample.
+        """
+        return grouped(self.videos) if of_videos else list(np.arange(len(self))[:, None])
+
+    def batch(self, indices: Sequence[int] | Indices | torch.Tensor) -> Batch:
         """Returns the queries at `indices` (B >= 1), in that order; a video that occurs twice is read once.
 
         Raises:
@@ -176,6 +198,11 @@ class MomentDataset:
         """Returns words [B, L, W] of the queries at some positions [B], and their mask [B, L], as `Batch` has them."""
         return self._queries.batch(at)
 
+    @cached_property
+    def numbers(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """A number for each query's video, and one for its sentence, the same for all that have it, int64 [Q] each."""
+        return self._videos.numpy(), np.unique([item.query for item in self.annotations], return_inverse=True)[1]
+
     def _visual(self, at: torch.Tensor) -> torch.Tensor:
         rows = None if self._rows is None else self._rows[at]
         return self.features.gather([self.annotations[i].video for i in at.tolist()], rows)
@@ -200,7 +227,7 @@ class SequenceDataset(MomentDataset):
         features: Has the queries' videos.
     """
 
-    by_video = True
+    keeps_last = False
     features: SequenceStore
 
     def __init__(
@@ -214,12 +241,7 @@ class SequenceDataset(MomentDataset):
         found = {item.video: features.timed(item.video, item.duration) for item in reversed(self.annotations)}
         self._timed = [found[item.video] for item in self.annotations]
 
-    @property
-    def videos(self) -> npt.NDArray[np.int64]:
-        """A number for each query's video, int64 [Q]."""
-        return self._videos.numpy()
-
-    def batch(self, indices: Sequence[int] | npt.NDArray[np.int64] | torch.Tensor) -> SequenceBatch:
+    def batch(self, indices: Sequence[int] | Indices | torch.Tensor) -> SequenceBatch:
         """Returns queries in the given order; each part of a video is read once.
 
         Args:
@@ -255,8 +277,8 @@ class SequenceDataset(MomentDataset):
         kept = {field.name: getattr(batch, field.name) for field in fields(Batch)}
         return SequenceBatch(**kept, sequence=sequence, sequence_mask=mask, times=times, rows=rows)
 
-    def samples(self, generator: np.random.Generator) -> list[npt.NDArray[np.int64]]:
-        """Returns what is read in an epoch: of every video its queries in groups, each with a part that holds them.
+    def samples(self, generator: np.random.Generator, of_videos: bool = True) -> list[Indices]:  # noqa: ARG002
+        """Returns the samples of an epoch: of every video its queries in groups, each with a part that holds them.
 
         Returns:
             Per group, query, first step and number of steps, int64 [queries, 3].
@@ -266,9 +288,8 @@ class SequenceDataset(MomentDataset):
         """
         config = self.features.config
         moments = self.moments[:, 0].numpy()
-        order = np.argsort(self.videos, kind="stable")
         found = []
-        for queries in np.split(order, np.flatnonzero(np.diff(self.videos[order])) + 1):
+        for queries in grouped(self.videos):
             timed = self._timed[queries[0]]
             if config.form == "variable":
                 seconds = reach(timed.steps, config.length, timed.grid, config.crop)
@@ -283,7 +304,7 @@ class SequenceDataset(MomentDataset):
                 found.append(np.stack([chosen, np.full_like(chosen, first), np.full_like(chosen, length)], axis=1))
         return found
 
-    def _part(self, queries: npt.NDArray[np.int64], timed: Timed, generator: np.random.Generator) -> tuple[int, int]:
+    def _part(self, queries: Indices, timed: Timed, generator: np.random.Generator) -> tuple[int, int]:
         """Returns first step and number of steps of a random part of a video that holds the moments of some queries."""
         config, item = self.features.config, self.annotations[queries[0]]
         if config.form == "fixed":
@@ -307,6 +328,12 @@ class SequenceDataset(MomentDataset):
         return torch.empty(len(at), 0, 0)
 
 
+def grouped(numbers: Indices) -> list[Indices]:
+    """Returns the places of each different number, in rising order of the numbers."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+
+
 def load_splits(
     config: DataConfig, splits: Iterable[Split], progress: Progress | None = None, sequences: bool = False
 ) -> dict[Split, MomentDataset]:
@@ -325,26 +352,40 @@ def load_splits(
     Raises:
         DataError: If anything is missing or wrong; one line with the file, the value and the remedy.
     """
+    return load_readings(config, splits, (sequences,), progress)[sequences]
+
+
+def load_readings(
+    config: DataConfig, splits: Iterable[Split], reads: Iterable[bool], progress: Progress | None = None
+) -> dict[bool, dict[Split, MomentDataset]]:
+    """Returns what `load_splits` does for each value of its `sequences` in `reads`, with one vocabulary for all."""
     wanted = tuple(dict.fromkeys(splits))
     loaded = {split: split_annotations(config, split) for split in wanted}
     # What is only measured on counts every query of its file.
     queries = {split: part.queries if split == "test" else part.annotations for split, part in loaded.items()}
     everything = [item for split in wanted for item in queries[split]]
     path, member = features_path(config), layout_of(config.dataset).member
-    features = (
-        SequenceStore(path, config.sequence, config.feature_size, member)
+    stores = {
+        sequences: SequenceStore(path, config.sequence, config.feature_size, member)
         if sequences
         else FeatureStore(path, config.frames, config.feature_size, config.resampling == "legacy", member=member)
-    )
-    features.require(item.video for item in everything)
-    features.close()
+        for sequences in reads
+    }
+    for features in stores.values():
+        features.require(item.video for item in everything)
+        features.close()
     vocabulary = _vocabulary(config, everything)
-    features.prepare((item.video for item in everything), config.cache_dtype, progress)
-    features.close()
-    parts = ((split, queries[split], loaded[split].skipped) for split in wanted)
-    if isinstance(features, SequenceStore):
-        return {split: SequenceDataset(items, skipped, vocabulary, features) for split, items, skipped in parts}
-    return {split: MomentDataset(items, skipped, vocabulary, features) for split, items, skipped in parts}
+    for features in stores.values():
+        features.prepare((item.video for item in everything), config.cache_dtype, progress)
+        features.close()
+
+    def dataset(split: Split, features: FeatureStore) -> MomentDataset:
+        items, skipped = queries[split], loaded[split].skipped
+        if isinstance(features, SequenceStore):
+            return SequenceDataset(items, skipped, vocabulary, features)
+        return MomentDataset(items, skipped, vocabulary, features)
+
+    return {each: {split: dataset(split, features) for split in wanted} for each, features in stores.items()}
 
 
 def load_split(config: DataConfig, split: Split, sequences: bool = False) -> MomentDataset:

@@ -22,6 +22,7 @@ AUTO = "auto"
 CLIENT = "ray://"
 JOB_SERVER = ("http://", "https://")
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # with 0 Ray takes 127.0.0.1 for this machine's address
+AUTH_MODE = "RAY_AUTH_MODE"  # with token Ray sends and requires one
 _KINDS = "auto, HOST:PORT of the head node, ray://HOST:PORT or http://HOST:PORT of a job server"
 _HERE = ("localhost", "127.0.0.1", "::1")  # hosts that Ray replaces by its own address of this machine
 _REACH_SECONDS = 10.0
@@ -36,7 +37,6 @@ _NAME_JOB_SERVER = (
     _PATH + "from ray.job_submission import JobSubmissionClient as Client; print(Client(sys.argv[1]).get_address())"
 )
 
-_AUTH_MODE = "RAY_AUTH_MODE"
 _AUTH_BYTES = 32
 _AUTH_REMEDY = (
     "set RAY_AUTH_MODE=token, and give the cluster's token in RAY_AUTH_TOKEN_PATH=FILE or ~/.ray/auth_token "
@@ -73,7 +73,7 @@ def prepare(address: str | None) -> None:
             alone = False  # `check_join` raises it again
     os.environ[LOOPBACK] = "0" if alone else "1"
     if address is None or (address == AUTO and has_token()):  # of others' hosts, none is sent this user's token
-        os.environ.setdefault(_AUTH_MODE, "token")
+        os.environ.setdefault(AUTH_MODE, "token")
 
 
 def check_join(address: str) -> str:
@@ -239,7 +239,7 @@ def _reach(host: str, port: int) -> bool:
 
 def wants_token() -> bool:
     """Returns whether this process sends and requires a token."""
-    return os.environ.get(_AUTH_MODE, "").lower() == "token"
+    return os.environ.get(AUTH_MODE, "").lower() == "token"
 
 
 def has_token() -> bool:
@@ -270,7 +270,9 @@ def ensure_token() -> None:
 def token_fault() -> str:
     """Returns what is wrong with the token that a cluster has refused, and what to do."""
     if not wants_token():
-        return f"the cluster asks for a token, and none was sent; {_AUTH_REMEDY}"
+        mode = os.environ.get(AUTH_MODE)
+        here = f"{AUTH_MODE} is not set" if mode is None else f"{AUTH_MODE}={mode}"
+        return f"the cluster asks for a token, and none was sent ({here}); {_AUTH_REMEDY}"
     if not has_token():
         return f"RAY_AUTH_MODE=token, but there is no token; {_AUTH_REMEDY}"
     return f"the cluster refuses this token; {_AUTH_REMEDY}"

@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from cdn_tune.config import ResourcesConfig
-from cdn_tune.distributed.address import LOOPBACK, check_join, ensure_token, is_on_loopback, other_version
+from cdn_tune.distributed.address import (
+    AUTH_MODE,
+    LOOPBACK,
+    check_join,
+    ensure_token,
+    is_on_loopback,
+    other_version,
+    wants_token,
+)
 from cdn_tune.distributed.nodes import alive_nodes, children, record_started
 from cdn_tune.distributed.ray import ON_LOOPBACK, GetTimeoutError, RayError, ray
 from cdn_tune.errors import ClusterError
@@ -45,7 +53,7 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
     try:
         with ray_output_logged():
             if started:
-                _check_workers()
+                _check_workers(address)
             yield dict(ray.cluster_resources())
     finally:
         if started:
@@ -114,16 +122,24 @@ def _runtime_env() -> dict[str, str]:
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
-def _check_workers() -> None:
-    """Raises if no worker process starts (another Python, a broken environment): Ray would wait for ever."""
+def _check_workers(address: str | None) -> None:
+    """Raises if no worker process starts (another Python, a broken environment): Ray would wait for ever.
+
+    Raises too if workers send no token and this process asks for one: tasks run, but actors die before they start.
+    """
     try:
-        ray.get(ray.remote(num_cpus=0)(lambda: True).remote(), timeout=_WORKER_SECONDS)
+        mode = ray.get(ray.remote(num_cpus=0)(lambda: os.environ.get(AUTH_MODE, "")).remote(), timeout=_WORKER_SECONDS)
     except (GetTimeoutError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
             f"Ray started no worker process within {_WORKER_SECONDS:.0f} s ({reason}); "
             f"its logs are in {os.environ['RAY_TMPDIR']}/ray/session_latest/logs"
         ) from None
+    if wants_token() and mode.lower() != "token":
+        raise ClusterError(
+            f"--address {address}: {AUTH_MODE}=token here, but the cluster runs without a token; "
+            f"set {AUTH_MODE}=disabled, or start the cluster with {AUTH_MODE}=token"
+        )
 
 
 class _WithoutRay:

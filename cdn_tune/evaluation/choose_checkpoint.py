@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
 from cdn_tune.training.object_store.sync import fetched, fetched_file
@@ -19,11 +20,14 @@ class Choice:
         checkpoints: They, at least one.
         damaged: What is wrong with those that would have come before them, one line each, that of the best first.
         is_best: Whether the first is the best there was: no better one is missing or damaged.
+        confirmed: What a search's confirmations say of its best trial: ``trial``, ``seeds``, ``mean`` of the val
+            metric and its ``interval``; None if there are none.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     damaged: tuple[str, ...] = ()
     is_best: bool = True
+    confirmed: dict[str, Any] | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -34,7 +38,8 @@ class Choice:
 def choose_best(run: Path, top: int = 1, file: Path | None = None, trials: Sequence[int] | None = None) -> Choice:
     """Loads a run's best checkpoints by their val metric; missing and damaged ones give way to the next.
 
-    Which trial of a search is the best, its study says, where that lies in the run folder.
+    Which trial of a search is the best, its study says, where that lies in the run folder; of a confirmed one, the
+    checkpoint is that of its best confirmation.
 
     Args:
         run: Folder of a train or search run.
@@ -51,19 +56,19 @@ def choose_best(run: Path, top: int = 1, file: Path | None = None, trials: Seque
         if not file.is_file():
             raise CheckpointError(f"--checkpoint {file}: no such file; name a checkpoint.pt or best.pt")
         return Choice((load_checkpoint(file),))
-    best: Path | None
     notes: list[str] = []
+    confirmed: dict[str, Any] | None = None
     if trials is not None:
         paths = [kept_folder(run, number) / CHECKPOINT for number in trials]
-        best, top = paths[0], len(paths)
+        order, top = paths[:1], len(paths)
     elif manifest["kind"] == "train":
-        best = run / BEST
-        paths = [best]
+        order = paths = [run / BEST]
     else:
         paths = sorted((run / KEPT).glob(f"*/{CHECKPOINT}"))
-        best, notes = _best_of_study(run)
-        if best is not None and best not in paths:
-            paths.insert(0, best)
+        order, notes, confirmed = _order_of_study(run)
+        paths = [*(path for path in order[:1] if path not in paths), *paths]
+    places = {path: place for place, path in enumerate(order)}
+    best = order[0] if order else None
     if not any(path.exists() for path in paths):
         if trials is not None:
             raise RunError(f"{run}: keeps no checkpoint of the Pareto front; search with a larger keep")
@@ -78,11 +83,11 @@ def choose_best(run: Path, top: int = 1, file: Path | None = None, trials: Seque
         except CheckpointError as error:
             faults[path] = str(error)
         # Of equals the earlier; no more models in memory than needed.
-        kept = sorted(kept, key=lambda each: (each.path != best, _rank(each)))[:top]
+        kept = sorted(kept, key=lambda each: (places.get(each.path, len(places)), _rank(each)))[:top]
     damaged = (*(faults[path] for path in sorted(faults, key=lambda path: path != best)), *notes)
     if not kept:
         raise CheckpointError("\n".join(damaged))
-    return Choice(tuple(kept), damaged, best not in faults if best else not faults)
+    return Choice(tuple(kept), damaged, best not in faults if best else not faults, confirmed)
 
 
 def _rank(checkpoint: Checkpoint) -> float:
@@ -92,10 +97,13 @@ def _rank(checkpoint: Checkpoint) -> float:
     return 1.0 if value is None else -value
 
 
-def _best_of_study(run: Path) -> tuple[Path | None, list[str]]:
-    """Returns where the checkpoint of a search's best trial belongs, by its study; or None, and a line why not."""
+def _order_of_study(run: Path) -> tuple[list[Path], list[str], dict[str, Any] | None]:
+    """Returns where the checkpoints of a search's trials belong, best first by its study.
+
+    With them, lines for the user, such as why there are none; and what confirms the best one.
+    """
     from cdn_tune.tuning.results.record import read_record  # Optuna takes its time to import
-    from cdn_tune.tuning.study.ranking import ranking
+    from cdn_tune.tuning.study.ranking import confirmed, models, ranking, seed_of
 
     try:
         record = read_record(run)
@@ -103,10 +111,17 @@ def _best_of_study(run: Path) -> tuple[Path | None, list[str]]:
         why = str(error)
     else:
         if ranked := ranking(record.entries):
+            paths = [kept_folder(run, trial.number) / CHECKPOINT for trial in models(record.entries)]
             notes = [] if record.notice is None else [record.notice]
-            return kept_folder(run, ranked[0].number) / CHECKPOINT, notes
+            found = confirmed(record.entries).get(ranked[0].number)
+            if found is None:
+                return paths, notes, None
+            seeds = [seed_of(each) for each in found.runs]
+            interval = None if found.interval is None else list(found.interval)
+            facts = {"trial": ranked[0].number, "seeds": seeds, "mean": found.mean, "interval": interval}
+            return paths, notes, facts
         why = "no trial in it has ended with a value"
-    return None, [f"{run}: its study does not say which trial is the best ({why}); that of {KEPT}/ is taken"]
+    return [], [f"{run}: its study does not say which trial is the best ({why}); that of {KEPT}/ is taken"], None
 
 
 def choose_checkpoint(path: Path) -> Choice:

@@ -115,7 +115,7 @@ def _side(run: Path) -> _Side:
     if runs and all((run / each["predictions"]).is_file() for each in runs):
         results = [read_query_results(run / each["predictions"]) for each in runs]
         return _Side(run, facts, results, facts["reported"])
-    return _Side(run, facts, [read_query_results(run / PREDICTIONS)], "checkpoint")
+    return _Side(run, facts, [read_query_results(run / PREDICTIONS, facts)], "checkpoint")
 
 
 def _are(kind: type, low: float, high: float) -> Callable[[Any], bool]:

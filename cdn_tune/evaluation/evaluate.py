@@ -4,6 +4,7 @@
 ``looks.jsonl`` has a line for every opening of the test split, written before it is opened.
 """
 
+import hashlib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,13 @@ from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.literature import published_rows
 from cdn_tune.evaluation.predictions import export_predictions
-from cdn_tune.evaluation.queries import PREDICTIONS, query_results, results_text, write_query_results
+from cdn_tune.evaluation.queries import (
+    PREDICTIONS,
+    PREDICTIONS_DIGEST,
+    query_results,
+    results_text,
+    write_query_results,
+)
 from cdn_tune.evaluation.retrain import Mode, Retrained, retrain
 from cdn_tune.evaluation.score_maps import SCORE_MAPS
 from cdn_tune.evaluation.scoring import NmsChoice, Retrieved, Workers, choose_nms, open_split, retrieve
@@ -186,7 +193,7 @@ class _Evaluation:
 
     def _retrain(self) -> list[Retrained]:
         request, seed = self.request, self.experiment.seed
-        seeds = [(seed + 1 + number) % 2**32 for number in range(request.seeds)]
+        seeds = self.experiment.further_seeds(request.seeds)
         if not seeds and not self.published:
             return []
         mode: Mode = "published" if self.published else request.train_on
@@ -287,6 +294,7 @@ class _Evaluation:
                 "split": "test" if published else "val",
                 "metric": winner.experiment.eval.metric,
                 "value": None if published else winner.value,
+                "confirmed": None if published else self.choice.confirmed,
             },
             "val": winner.val,
             "epoch": winner.epoch,
@@ -306,7 +314,9 @@ class _Evaluation:
             export_predictions(results[0], form, self.run)
         names = (EVALUATION_PUBLISHED, PREDICTIONS_PUBLISHED) if self.published else (EVALUATION, PREDICTIONS)
         _keep_before(self.run, *names)  # the files of every test access are kept; the first is the one to report
-        write_together({self.run / names[1]: results_text(results[0]), self.run / names[0]: json_text(result)})
+        text = results_text(results[0])
+        result |= {PREDICTIONS_DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+        write_together({self.run / names[1]: text, self.run / names[0]: json_text(result)})
 
 
 def _keep_before(run: Path, evaluation: str, predictions: str) -> None:

@@ -1,8 +1,9 @@
 """predictions.jsonl: what was retrieved for each query, a line each, beside what should have been."""
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ from cdn_tune.moments.spans import iou
 from cdn_tune.training.runs.files import write_text
 
 PREDICTIONS = "predictions.jsonl"
+PREDICTIONS_DIGEST = "predictions_sha256"  # key of evaluation.json
 MOST_MOMENTS = 10_000  # of a query; a metric counts far fewer
 LINE = (
     '{"id": "a:1", "video": "a", "query": "she waves", "duration": 31.5, "truth": [2, 9.5], "moments": [[2, 9, 0.8]], '
@@ -114,16 +116,27 @@ def results_text(results: Iterable[QueryResult]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def read_query_results(path: Path) -> list[QueryResult]:
+def read_query_results(path: Path, evaluation: Mapping[str, Any] | None = None) -> list[QueryResult]:
     """Reads what `write_query_results` wrote.
 
+    Args:
+        path: The file.
+        evaluation: Entries of the ``evaluation.json`` beside it; one of an earlier version records no digest.
+
     Raises:
-        DataError: If the file is missing or a line is wrong; names file and line.
+        DataError: If the file is missing, a line is wrong, or it is of another evaluation; names file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        content = path.read_bytes()
+        lines = content.decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); write it with: cdn-tune evaluate RUN") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if (evaluation or {}).get(PREDICTIONS_DIGEST, digest) != digest:
+        raise DataError(
+            f"{path}: is of another evaluation than evaluation.json, whose writing was cut off, or was changed; write "
+            "both with: cdn-tune evaluate RUN"
+        )
     results = [_result(line, f"{path}:{count}") for count, line in enumerate(lines, start=1) if line.strip()]
     if not results:
         raise DataError(f"{path}: holds no predictions; write it with: cdn-tune evaluate RUN")

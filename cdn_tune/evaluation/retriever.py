@@ -196,7 +196,7 @@ class Retriever:
 
         Raises:
             DataError: If a query is empty, has no word with a vector or no token features, or `top` is not positive.
-            TrainingError: If scores are not finite.
+            TrainingError: If scores or spans are not finite.
         """
         if top < 1:
             raise DataError(f"top={top}: must be at least 1")
@@ -271,8 +271,8 @@ class Retriever:
             inside = self.model.spans(output, durations)
             found.append(Spans(inside.spans + start, inside.scores))
         candidates = Spans(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
-        if bool(candidates.scores.isnan().any()):
-            raise TrainingError(f"{self.source}: scores are not finite; weights or features are too large")
+        if candidates.has_nan():
+            raise TrainingError(f"{self.source}: scores or spans are not finite; weights or features are too large")
         spans, scores = self.model.suppress(candidates, top, *self.nms)
         rows = zip(spans.tolist(), scores.tolist(), strict=True)
         return [

@@ -53,6 +53,10 @@ class Spans(NamedTuple):
     spans: Tensor
     scores: Tensor
 
+    def has_nan(self) -> bool:
+        """Returns whether a candidate's score or span is NaN."""
+        return bool((self.scores.isnan() | (self.spans.isnan().any(dim=2) & (self.scores > -torch.inf))).any())
+
 
 class ScoreMap(NamedTuple):
     """Scores of all moments that begin and end between clips."""

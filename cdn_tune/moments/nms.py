@@ -125,7 +125,8 @@ def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tup
 
     Args:
         scores: Higher is better [Q, N]; NaN and -inf are never answers.
-        spans: The moments, in seconds: of each query [Q, N, 2], or the same for all [N, 2].
+        spans: The moments, in seconds: of each query [Q, N, 2], or the same for all [N, 2]; those with an end that is
+            not finite are never answers.
         limit: How many moments to return per query.
         how: What becomes of overlapping ones.
 
@@ -147,7 +148,9 @@ def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tup
     best = torch.full((queries, limit), torch.nan, dtype=scores.dtype, device=scores.device)
     if count == 0:
         return found, best
-    spans = spans.to(scores.device, how.dtype).expand(queries, count, 2)
+    spans = spans.to(scores.device, how.dtype)
+    scores = scores.masked_fill(scores.isnan() | ~(spans[..., 1] - spans[..., 0]).isfinite(), -torch.inf)
+    spans = spans.expand(queries, count, 2)
     if how.candidates is not None:
         count = min(count, how.candidates)
         scores, index = scores.topk(count, dim=1)
@@ -165,7 +168,7 @@ def suppress(scores: Tensor, spans: Tensor, limit: int, how: Suppression) -> tup
 def _suppress(scores: Tensor, candidates: Tensor, how: Suppression, spans: Tensor, best: Tensor) -> None:
     """Fills `spans` [Q, limit, 2] and `best` [Q, limit] from candidates [Q, N, 2]."""
     starts, ends = (candidates[..., end].contiguous() for end in (0, 1))
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    scores = scores.clone()
     if how.kind == "hard" and how.min_score is not None:
         scores.masked_fill_(scores <= how.min_score, -torch.inf)
     longer = _LONGER if how.snag else 0.0
@@ -199,6 +202,7 @@ def _suppress(scores: Tensor, candidates: Tensor, how: Suppression, spans: Tenso
 def _voted(scores: Tensor, candidates: Tensor, spans: Tensor, threshold: float) -> Tensor:
     """Returns spans [Q, limit, 2] moved to the weighted mean of the candidates [Q, N, 2] like them."""
     alike = iou(spans[:, :, None], candidates[:, None]) >= threshold  # [Q, limit, N]
-    weights = alike * scores.nan_to_num(nan=0.0, neginf=0.0)[:, None].to(spans.dtype)
+    weights = alike * scores.nan_to_num(neginf=0.0)[:, None].to(spans.dtype)
     total = weights.sum(dim=2, keepdim=True)
-    return torch.where(total > 0, weights @ candidates.to(spans.dtype) / total, spans)
+    ends = candidates.to(spans.dtype).nan_to_num(posinf=0.0, neginf=0.0)  # those that are none have weight 0
+    return torch.where(total > 0, weights @ ends / total, spans)

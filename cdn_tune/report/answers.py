@@ -6,7 +6,7 @@ Shape letters: B batch, S clips, P valid cells, T frames, J attention steps.
 import base64
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ import torch
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.batches import sequential_batches
 from cdn_tune.data.dataset import Batch, load_split
-from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
+from cdn_tune.errors import CdnTuneError, CheckpointError
 from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.queries import PREDICTIONS, QueryResult, query_results, read_query_results
 from cdn_tune.report.record import RunRecord
@@ -64,7 +64,7 @@ class View:
 
     top: float  # highest score of a valid cell
     scores: Bytes  # of the valid cells, row by row, 255 at `top` [P]
-    attention: Bytes | None  # frame attention, 255 at its highest weight [J, T]; None with mean pooling
+    attention: Bytes | None  # frame attention, 255 at its highest weight [J, T]; None of models without
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,11 @@ class Views:
     cells: npt.NDArray[np.uint16]  # row times S plus column of the valid cells, ascending [P]
     by_id: dict[str, View] = field(default_factory=dict)  # by the annotation's id
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether the model has frame attention."""
+        return any(view.attention is not None for view in self.by_id.values())
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -82,7 +87,7 @@ class Answers:
 
     predictions: Predictions | None = None
     cases: Cases = field(default_factory=lambda: Cases([], [], [], []))
-    views: Views | None = None  # None if the model could not be run
+    views: Views | None = None  # None if the model could not be run, or has no score map
     checkpoint: str = ""  # of the views, in words
     notices: tuple[str, ...] = ()  # what is missing and how to get it, one line each
 
@@ -148,7 +153,7 @@ def collect_answers(record: RunRecord, count: int, seconds: float) -> Answers:
     predictions: Predictions | None = None
     path = record.run / PREDICTIONS
     try:
-        predictions = recorded_predictions(path) if path.exists() else None
+        predictions = recorded_predictions(path, record.evaluation) if path.exists() else None
     except CdnTuneError as error:
         notices.append(str(error))
     viewer: Viewer | None = None
@@ -179,7 +184,7 @@ def collect_answers(record: RunRecord, count: int, seconds: float) -> Answers:
         except _FAULTS as error:
             notices.append(f"score maps and attention are not shown: {_first_line(error)}")
         else:
-            if len(views.by_id) < len(wanted):
+            if views is not None and len(views.by_id) < len(wanted):
                 notices.append(
                     f"score maps and attention of {len(views.by_id)} of {len(wanted)} chosen queries are shown: the "
                     "others took too long, or are not in the data as they are now"
@@ -191,13 +196,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def recorded_predictions(path: Path) -> Predictions:
-    """Returns what an evaluation recorded in ``predictions.jsonl``.
+def recorded_predictions(path: Path, evaluation: Mapping[str, Any] | None = None) -> Predictions:
+    """Returns what an evaluation, whose entries may be given, recorded in ``predictions.jsonl``.
 
     Raises:
-        DataError: Naming the file and the line that is damaged.
+        DataError: Naming the file and the line that is damaged; if it is of another evaluation.
     """
-    results = read_query_results(path)
+    results = read_query_results(path, evaluation)
     return Predictions(results[0].split, results, len(results), path.name)
 
 
@@ -259,8 +264,11 @@ class Viewer:
         ranked = tuple(found[index] for index in sorted(found))
         return Predictions(self.split, ranked, count, "the best checkpoint, computed for this report")
 
-    def views(self, ids: Sequence[str], seconds: float) -> Views:
-        """Returns views of queries, in the given order, as many as can be in the given time, without unknown ids."""
+    def views(self, ids: Sequence[str], seconds: float) -> Views | None:
+        """Returns views of queries, in the given order, as many as can be in the given time, without unknown ids.
+
+        None if the model has no score map.
+        """
         at = {item.id: index for index, item in enumerate(self.dataset.annotations)}
         wanted = [at[name] for name in ids if name in at]
         views = Views(0, np.empty(0, np.uint16))
@@ -272,7 +280,7 @@ class Viewer:
             _, output = self._forward(indices)
             shown = self._model.pictures(output)
             if shown.score_map is None:
-                raise RunError(f"model.name={self._model.config.name} has none")
+                return None
             marks, mask = shown.score_map
             if not views.by_id:
                 views = Views(len(mask), mask.flatten().nonzero()[:, 0].cpu().numpy().astype(np.uint16))

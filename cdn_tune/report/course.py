@@ -21,8 +21,9 @@ from cdn_tune.report.figures import (
 )
 from cdn_tune.report.record import RunRecord
 from cdn_tune.report.trials import gpus_per_trial, seconds_of, segments_of
+from cdn_tune.training.reports import EpochReport
 from cdn_tune.tuning.results.leaderboard import PAUSED, state_of
-from cdn_tune.tuning.study.ranking import own, ranking, value_of
+from cdn_tune.tuning.study.ranking import own, ranking, trained, value_of
 
 WIDTH, HEIGHT = 420, 150  # of the sparkline, pixels
 _EDGE = 6  # pixels left free around it
@@ -177,16 +178,31 @@ def _train_curves(record: RunRecord) -> Figure | None:
                 line = {"width": 3 if name == record.metric else 1.5}
                 traces.append(scatter("lines", name, epochs, y, line=line, hovertemplate=hover))
         views["val metrics"] = {"data": traces, "layout": axes("epoch", "val, in %")}
-    for name, title in (("loss", "training loss"), ("learning_rate", "learning rate")):
-        more = {"line": {"color": "@accent", "width": 2}, "hovertemplate": "epoch %{x}: %{y:.4~g}<extra></extra>"}
-        x, y = [entry["epoch"] for entry in entries], [entry[name] for entry in entries]
-        views[title] = {"data": [scatter("lines", title, x, y, **more)], "layout": axes("epoch", title)}
-    return Figure("curves", "Learning curves", "What was recorded after every epoch.", views)
+    parts = [EpochReport.read(entry).losses for entry in entries]
+    names = list(parts[-1]) if len(parts[-1]) > 1 else []  # the only part is the whole
+    losses = {"loss": [entry["loss"] for entry in entries]}
+    losses |= {name: [each.get(name) for each in parts] for name in names}
+    rates = {"learning rate": [entry["learning_rate"] for entry in entries]}
+    for title, columns in (("training loss", losses), ("learning rate", rates)):
+        traces = []
+        for place, (name, values) in enumerate(columns.items()):
+            hover = "epoch %{x}: %{y:.4~g}<extra>" + (name if len(columns) > 1 else "") + "</extra>"
+            main: Plot = {"color": "@accent", "width": 3 if len(columns) > 1 else 2}
+            line = {"width": 1.5} if place else main
+            x = [entry["epoch"] for entry in entries]
+            traces.append(scatter("lines", name, x, values, line=line, hovertemplate=hover))
+        views[title] = {"data": traces, "layout": axes("epoch", title)}
+    caption = "What was recorded after every epoch." + (
+        " The parts of the loss are without their weights." * bool(names)
+    )
+    return Figure("curves", "Learning curves", caption, views)
 
 
 def _gantt(record: RunRecord, now: float) -> Figure | None:
     """Returns where trials ran and when; None before the first trial."""
-    runs = [(node, start, end, trial) for trial in own(record.trials) for node, start, end in segments_of(trial, now)]
+    runs = [
+        (node, start, end, trial) for trial in trained(record.trials) for node, start, end in segments_of(trial, now)
+    ]
     if not runs:
         return None
     begun = min(start for _, start, _, _ in runs)

@@ -33,7 +33,7 @@ from cdn_tune.report.trials import failures, front, leaderboard, parameters_of, 
 from cdn_tune.training.evaluate.pictures import COLOURS
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE
 from cdn_tune.tuning.results.leaderboard import short_names, state_of
-from cdn_tune.tuning.study.ranking import own, ranking, value_of
+from cdn_tune.tuning.study.ranking import confirmed, ranking, trained, value_of
 
 REPORT = Path("report") / "index.html"
 GENERATOR = '<meta name="generator" content="cdn-tune'
@@ -118,7 +118,7 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         notices=notices,
         winner=_winner(record),
         spark=sparkline(record),
-        running=any(trial.state == TrialState.RUNNING for trial in own(record.trials)),
+        running=any(trial.state == TrialState.RUNNING for trial in trained(record.trials)),
         counts=counts,
         cards=cards(evaluation),
         tables=tables(evaluation),
@@ -194,7 +194,14 @@ def _winner(record: RunRecord) -> dict[str, Any] | None:
             return None
         last = measured[-1]
         best = next((entry for entry in measured if entry["epoch"] == last["best_epoch"]), last)
-        return {"title": "", "value": last["best_value"], "epoch": last["best_epoch"], "val": best["val"], "values": []}
+        return {
+            "title": "",
+            "value": last["best_value"],
+            "epoch": last["best_epoch"],
+            "val": best["val"],
+            "values": [],
+            "confirmed": None,
+        }
     ranked = ranking(record.trials)
     if not ranked:
         return None
@@ -206,6 +213,7 @@ def _winner(record: RunRecord) -> dict[str, Any] | None:
         "epoch": trial.user_attrs.get("best_epoch"),
         "val": trial.user_attrs.get("val", {}),
         "values": [(short[key], key, number(value)) for key, value in trial.params.items()],
+        "confirmed": confirmed(record.trials).get(trial.number),
     }
 
 

@@ -18,7 +18,7 @@ from cdn_tune.tuning.results.leaderboard import (
     state_of,
 )
 from cdn_tune.tuning.study.failures import MEANING
-from cdn_tune.tuning.study.ranking import own, pareto_front, superseded
+from cdn_tune.tuning.study.ranking import CONFIRMATION, pareto_front, role_of, superseded, trained
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
@@ -103,11 +103,12 @@ def failures(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def spending(record: RunRecord, now: float) -> list[dict[str, Any]]:
-    """Returns per state: trials, their time, its share of the whole, and GPU-hours where trials occupy GPUs."""
+    """Returns per state, and of confirmations: their number, time, share of it, and GPU-hours where there are GPUs."""
     gpus = gpus_per_trial(record)
     found: dict[str, list[float]] = {}
-    for trial in own(record.trials):
-        found.setdefault(state_of(trial), []).append(seconds_of(trial, now))
+    for trial in trained(record.trials):
+        kind = CONFIRMATION if role_of(trial) == CONFIRMATION else state_of(trial)
+        found.setdefault(kind, []).append(seconds_of(trial, now))
     total = sum(map(sum, found.values())) or 1.0
     return [
         {
@@ -117,7 +118,7 @@ def spending(record: RunRecord, now: float) -> list[dict[str, Any]]:
             "share": sum(found[state]) / total,
             "gpu_hours": f"{gpus * sum(found[state]) / 3600:.2f}" if gpus else "",
         }
-        for state in (*STATES.values(), PAUSED)
+        for state in (*STATES.values(), PAUSED, CONFIRMATION)
         if state in found
     ]
 

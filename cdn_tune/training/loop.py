@@ -94,11 +94,12 @@ def train(
     model = build_model(experiment).to(world.device)
     ema = Ema(model, experiment.train.ema, experiment.train.ema_warmup) if experiment.train.ema else None
     optimiser = build_optimiser(model, experiment.optim, model.text_part)
-    steps = len(global_batches(splits["train"], experiment, 1, world))
+    batches = global_batches(splits["train"], experiment, 1, world)
+    steps = len(batches)
     schedule = build_schedule(optimiser, experiment.optim, steps * experiment.train.epochs, steps)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     state = TrialState(experiment, folder, model, optimiser, schedule, scaler, ema, world, planted, saving)
-    micro_batch = choose_micro_batch(experiment, model, splits["train"], world, dtype)
+    micro_batch = choose_micro_batch(experiment, model, splits["train"], batches, world, dtype)
     progress = state.resume()
     first = progress.epoch
     wrapped = _wrap(model, experiment, world)
@@ -243,9 +244,14 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 
 def _check_sizes(experiment: Experiment, splits: Mapping[Split, MomentDataset], world: World) -> None:
-    for key, size in (("train.batch_size", experiment.train.batch_size), ("train split", len(splits["train"]))):
+    train, of_videos = splits["train"], experiment.batch_of == "videos"
+    samples = len(np.unique(train.videos)) if of_videos else len(train)
+    for key, size in (("train.batch_size", experiment.train.batch_size), ("train split", samples)):
         if size < world.size:
-            raise ConfigError(f"{key}={size} is smaller than the number of workers, {world.size}; use fewer workers")
+            raise ConfigError(
+                f"{key}={size}{' videos' if of_videos else ''} is smaller than the number of workers, {world.size}; "
+                "use fewer workers"
+            )
 
 
 def _wrap(model: MomentModel, experiment: Experiment, world: World) -> torch.nn.Module:

@@ -1,7 +1,7 @@
 """What a trial will take: sizes, steps, memory, and hours by a few measured steps. Writes no file."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.annotations import Split
-from cdn_tune.data.batches import prefetch, training_batches
+from cdn_tune.data.batches import Samples, largest, pieces, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.evaluate.evaluation import evaluate_split
@@ -24,6 +24,7 @@ from cdn_tune.training.runs.checkpoint import build_model
 from cdn_tune.training.step.batch_loss import batch_loss, resolve_precision
 from cdn_tune.training.step.optimiser import build_optimiser
 from cdn_tune.training.step.process_group import this_world
+from cdn_tune.training.step.steps import global_batches
 from cdn_tune.training.step.threads import threads_for, torch_threads
 
 _LEAST = 2  # measured steps
@@ -40,10 +41,12 @@ class Plan:
     available_bytes: int  # before anything of the trial was built
     base_bytes: int  # most memory in use before anything of the trial was built: on a CPU Python, libraries and data
     peak_bytes: int  # most memory in use until it was measured
-    batch: int  # queries of a step
-    micro_batch: int  # queries computed at once
+    batch: int  # queries of a step, at most
+    samples: int  # queries or videos of a step, as `train.batch_of` says
+    micro_batch: int  # of these, how many are computed at once
     queries: Mapping[Split, int]  # of each split
     videos: Mapping[Split, int]  # of each split
+    epoch_queries: int  # that an epoch trains on
     steps_per_epoch: int  # optimiser steps
     total_steps: int  # optimiser steps in all epochs
     measured_steps: int  # how many steps were timed
@@ -75,17 +78,23 @@ def _measured(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
     settings, train, val = experiment.train, splits["train"], splits["val"]
     device = this_world().device
     dtype = resolve_precision(settings.precision, device)
-    memory, available = estimate(experiment, dtype, device), available_bytes(device)
+    batches = global_batches(train, experiment, 1, this_world())
+    memory, available = estimate(experiment, dtype, device, batches), available_bytes(device)
     base = peak_bytes(device)
     model = build_model(experiment).to(device)
-    trial = _Trial(experiment, model, build_optimiser(model, experiment.optim, model.text_part), train, device, dtype)
-    batches = training_batches(train, settings.batch_size, experiment.seed, epoch=1)
-    batch = max(map(len, batches))
+    trial = _Trial(
+        experiment, model, build_optimiser(model, experiment.optim, model.text_part), train, batches, device, dtype
+    )
+    samples = max(map(len, batches))
     wanted = settings.micro_batch
-    micro_batch = fit_micro_batch(batch, memory, available, trial.attempt) if wanted == "auto" else min(wanted, batch)
+    micro_batch = (
+        fit_micro_batch(samples, memory, available, trial.attempt, experiment.batch_of)
+        if wanted == "auto"
+        else min(wanted, samples)
+    )
     seconds = trial.time_steps(measured_steps, micro_batch)
     evaluated = min(settings.eval_queries or len(val), len(val))
-    val_seconds = trial.time_evaluation(val, min(micro_batch, evaluated)) * evaluated
+    val_seconds = trial.time_evaluation(val, min(micro_batch * memory.each, evaluated)) * evaluated
     evaluations = len({*range(1, settings.epochs + 1, settings.eval_every), settings.epochs})
     total_steps = len(batches) * settings.epochs
     total = total_steps * median(seconds) + evaluations * val_seconds
@@ -98,10 +107,12 @@ def _measured(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
         available_bytes=available,
         base_bytes=base,
         peak_bytes=peak_bytes(device),
-        batch=batch,
+        batch=max(sum(map(len, batch)) for batch in batches),
+        samples=samples,
         micro_batch=micro_batch,
         queries={name: len(splits[name]) for name in names},
         videos={name: len({item.video for item in splits[name].annotations}) for name in names},
+        epoch_queries=sum(len(sample) for samples in batches for sample in samples),
         steps_per_epoch=len(batches),
         total_steps=total_steps,
         measured_steps=len(seconds),
@@ -121,28 +132,28 @@ class _Trial:
     model: MomentModel
     optimiser: Optimizer
     dataset: MomentDataset
+    batches: Sequence[Samples]  # of an epoch
     device: torch.device
     dtype: torch.dtype
 
-    def attempt(self, queries: int) -> None:
+    def attempt(self, samples: int) -> None:
         """Computes a gradient on a GPU; a CPU reports no lack of memory before it is too late."""
         if self.device.type != "cuda":
             return
         try:
-            self._backward(self.dataset.batch(range(queries)), 1.0)
+            self._backward(self.dataset.batch(largest(self.batches, samples)), 1.0)
         finally:
             self.optimiser.zero_grad(set_to_none=True)
 
     def time_steps(self, count: int, micro_batch: int) -> list[float]:
         """Returns the seconds of each of some steps on full batches, after one that is not counted."""
-        batches = training_batches(self.dataset, self.experiment.train.batch_size, self.experiment.seed, epoch=1)
-        full = batches if self.dataset.by_video else [batch for batch in batches if len(batch) == len(batches[0])]
+        full = [batch for batch in self.batches if len(batch) == len(self.batches[0])]
         ends = []
         self.model.train()
         chosen = list(islice(cycle(full), count + 1))
-        with closing(prefetch(self.dataset, chosen, pin=self.device.type == "cuda")) as loader:
-            for batch in loader:
-                self._step(batch, micro_batch)
+        with closing(prefetch(self.dataset, map(np.concatenate, chosen), self.device.type == "cuda")) as loader:
+            for samples, batch in zip(chosen, loader, strict=True):
+                self._step(batch, samples, micro_batch)
                 ends.append(time.perf_counter())
         return [end - start for start, end in pairwise(ends)]
 
@@ -152,13 +163,11 @@ class _Trial:
         evaluate_split(self.model, val, self.experiment.eval, dtype=self.dtype, queries=queries)
         return (time.perf_counter() - start) / queries
 
-    def _step(self, batch: Batch, micro_batch: int) -> None:
-        """Makes one optimiser step, in pieces of at most so many queries."""
+    def _step(self, batch: Batch, samples: Samples, micro_batch: int) -> None:
+        """Makes one optimiser step, in pieces of at most so many samples."""
         self.optimiser.zero_grad(set_to_none=True)
-        count = -(-len(batch) // micro_batch)
         self.model.start_step(len(batch))
-        for places in np.array_split(np.arange(len(batch)), count):
-            piece = batch.part(slice(int(places[0]), int(places[-1]) + 1))
+        for piece in pieces(batch, samples, -(-len(samples) // micro_batch)):
             self._backward(piece, len(piece) / len(batch))
         self.model.end_step(lambda mine: mine)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.experiment.optim.clip_norm)

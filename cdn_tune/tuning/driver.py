@@ -5,13 +5,13 @@ from typing import Protocol
 
 from cdn_tune.training.loop import never
 from cdn_tune.training.memory.estimate import checkpoint_bytes
-from cdn_tune.tuning.budget import End, end_of
+from cdn_tune.tuning.budget import End, Reserve, end_of
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, Loss, Room, TrialReport
 from cdn_tune.tuning.layout import UNFIT
 from cdn_tune.tuning.study.attributes import ReportAttributes
 from cdn_tune.tuning.study.failures import LOST, Retries
-from cdn_tune.tuning.study.ranking import FINISHED
+from cdn_tune.tuning.study.ranking import FINISHED, as_ended, by_value, trained
 from cdn_tune.tuning.study.study import Study
 
 _CHECK_SECONDS = 1.0  # between two checks of the budget
@@ -78,7 +78,10 @@ class Driver:
         self._lines = tuple(study.attributes.get(UNFIT) or ())
         self._started: float | None = None
         self._checked = self._recorded = float("-inf")
-        self._end = None if study.is_finished(limit) else self._budget_end()
+        self._end: End | None = None  # why no trial starts any more
+        self._closing: End | None = None  # why no new point is tried; what was found is still confirmed
+        if not study.is_finished(limit):
+            self._check_budget()
 
     @property
     def is_finished(self) -> bool:
@@ -93,7 +96,7 @@ class Driver:
     @property
     def wants_slots(self) -> bool:
         """Whether all slots are taken, and one more would have a trial to run."""
-        return len(self._assigned) >= self.room.slots and not self.is_over and self.study.has_more(self.limit)
+        return len(self._assigned) >= self.room.slots and not self.is_over and self._has_more()
 
     @property
     def is_stopping(self) -> bool:
@@ -121,15 +124,14 @@ class Driver:
             return Answer.FINISHED
         if len(self._assigned) >= room.slots or not self.retention.fits(self.study.entries(), self._largest):
             return Answer.WAIT
-        number = self.study.next(self.limit)
+        number = self.study.next(self.limit, self._closing is None)
         if number is None:  # FINISHED is for good, and a running trial may yet lose its node and come back
             if self._assigned and self.study.halted is None:
                 return Answer.WAIT
-            number = self.study.promote_last()
+            number = self.study.promote_last() if self._closing is None else None
         if number is None:
-            if self.study.halted is None:
-                self._end_paused()
-            return Answer.FINISHED
+            # What the paused ones give up may make room for confirmations, of them too.
+            return self.next(room) if self.study.halted is None and self._end_paused() else Answer.FINISHED
         self._assigned.add(number)
         size = checkpoint_bytes(self.study.experiment(number)) if self.space.disk_budget_gb is not None else 0
         self.retention.begin(number, self.study.is_new(number), size)
@@ -193,7 +195,7 @@ class Driver:
         now = self._clock()
         if now - self._checked >= _CHECK_SECONDS:
             self._checked = now
-            self._end = self._end or self._budget_end()
+            self._check_budget()
             if now - self._recorded >= _RECORD_SECONDS:
                 self._recorded = now
                 self._record_time()
@@ -206,15 +208,18 @@ class Driver:
         """Records how the search stands, and what ended it."""
         self._record_time()
         self._started, self._searched = None, self.seconds
-        self._end = self._end or self._budget_end()
-        if self._end is not None and not self.is_finished:
-            self.ended_by = self._end.reason
+        self._check_budget()
+        is_confirmed = not self.study.unfinished() and not self.study.unconfirmed()
+        end = self._end or (self._closing if is_confirmed else None)
+        if end is not None and not self.is_finished:
+            self.ended_by = end.reason
             self._end_paused()
 
-    def _end_paused(self) -> None:
-        """Ends the trials that are still paused when the search ends."""
-        self.study.end_paused()
+    def _end_paused(self) -> bool:
+        """Ends the trials that are still paused when nothing else is tried; returns whether there were any."""
+        had_paused = self.study.end_paused()
         self.retention.tidy(self.study.entries())
+        return had_paused
 
     def _leave(self, number: int) -> None:
         """Tidies after a trial that has left its slot."""
@@ -222,7 +227,7 @@ class Driver:
         if self.study.trial(number).state in FINISHED:
             self._attributes.forget(number)
         self.retention.tidy(self.study.entries())
-        self._end = self._end or self._budget_end()
+        self._check_budget()
         self._changed(trial_ended=True)
 
     def _changed(self, trial_ended: bool = False) -> None:
@@ -232,8 +237,23 @@ class Driver:
     def _record_time(self) -> None:
         self.study.note(searched_seconds=round(self.seconds, 1))
 
-    def _budget_end(self) -> End | None:
+    def _has_more(self) -> bool:
+        return self.study.has_more(self.limit, self._closing is None)
+
+    def _check_budget(self) -> None:
+        """Notes whether the budget ends the search.
+
+        Where the best are confirmed, it ends the trying of new points as long as their confirmation can still be paid
+        for; a target or a plateau ends no more than that.
+        """
         budget = self.space.budget
         if budget == type(budget)():
-            return None
-        return end_of(budget, self.study.trials(), self.seconds, self._gpus)
+            return
+        spent, trials = budget, trained(self.study.entries())
+        if self.space.confirm.top:
+            spent = budget.model_copy(update={"target": None, "plateau": None})
+            if self._closing is None and self.room.slots:
+                best = by_value(map(as_ended, trials))[: self.space.confirm.top]  # confirmed or not: spent stays spent
+                reserve = Reserve.of(best * self.space.confirm.seeds, self.room.slots)
+                self._closing = end_of(budget, trials, self.seconds, self._gpus, reserve)
+        self._end = self._end or end_of(spent, trials, self.seconds, self._gpus)

@@ -27,7 +27,7 @@ from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.failures import MEMORY as OUT_OF_MEMORY
 from cdn_tune.tuning.study.filtered_study import CONSTRAINT, StoredStudy, altered, stored_study
-from cdn_tune.tuning.study.ranking import COPY, LEARNED, Objectives, own, role_of
+from cdn_tune.tuning.study.ranking import CONFIRMATION, COPY, LEARNED, Objectives, own, role_of
 
 _OLD = ".old"  # behind the name of the study that was set aside
 
@@ -102,7 +102,7 @@ def _readable(
 def _with_constraints(trial: FrozenTrial, candidates: Candidates) -> FrozenTrial:
     """Returns an entry with its violations of the constraints, which the folder does not record."""
     held = {key: value for key, value in trial.system_attrs.items() if key.startswith(CONSTRAINT)}
-    if held or not trial.params or role_of(trial) in (COPY, LEARNED):
+    if held or not trial.params or role_of(trial) in (COPY, LEARNED, CONFIRMATION):
         return trial
     found = dict(candidates.judge(trial.params).violations) if candidates.space.expressions else {}
     if trial.user_attrs.get("failure") == OUT_OF_MEMORY:

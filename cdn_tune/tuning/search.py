@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace
-from cdn_tune.data.dataset import load_splits
+from cdn_tune.data.dataset import load_readings
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.splits import coarse
 from cdn_tune.errors import ConfigError, RunError, SearchError
@@ -31,8 +31,6 @@ from cdn_tune.training.runs.run_folder import (
     read_manifest,
     without_secrets,
 )
-from cdn_tune.training.step.process_group import World
-from cdn_tune.training.step.steps import global_batches
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
 from cdn_tune.tuning.checkpoints.retention import Retention, keep_best
@@ -41,21 +39,21 @@ from cdn_tune.tuning.engine.door import Engine
 from cdn_tune.tuning.engine.ray.audit import Audit
 from cdn_tune.tuning.engine.ray.engine import RayEngine
 from cdn_tune.tuning.layout import StopFile, study_url
-from cdn_tune.tuning.planning.preflight import check_steps, largest_checkpoint, preflight
+from cdn_tune.tuning.planning.preflight import check_confirm, largest_checkpoint, most_steps, preflight
 from cdn_tune.tuning.progress import OnChange, Progress
 from cdn_tune.tuning.results.folder import FolderTrials
 from cdn_tune.tuning.results.record import study_errors, unknown_fault
 from cdn_tune.tuning.storage.check import check_shared
 from cdn_tune.tuning.storage.named import is_same_storage, is_there, storage_of
 from cdn_tune.tuning.storage.open import open_storage
-from cdn_tune.tuning.study.candidates import GB
+from cdn_tune.tuning.study.candidates import GB, Candidates
 from cdn_tune.tuning.study.ranking import ranking
 from cdn_tune.tuning.study.soundness import check_study
 from cdn_tune.tuning.study.study import Study
 from cdn_tune.tuning.warm_start import learn_from
 
 _LOG = logging.getLogger(__name__)
-BUDGETS = frozenset({"trials", "budget", "keep", "max_failures", "disk_budget_gb", "resources"})
+BUDGETS = frozenset({"trials", "budget", "confirm", "keep", "max_failures", "disk_budget_gb", "resources"})
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,7 @@ def search(
         study, notes = open_study(space, experiment, run, options, engine.clock)
         requested: int = options.trials or study.attributes.get("trials") or space.trials
         limit = requested + (options.add_trials or 0)
+        check_confirm(space, limit)
         study.note(trials=limit)
         budget = None if space.disk_budget_gb is None else space.disk_budget_gb * GB
         keeping = (space.keep, budget, study.directions if len(study.directions) > 1 else ())
@@ -142,6 +141,10 @@ def search(
             stop_file.lower()
         rows = progress.rows()
         interrupted = not driver.is_finished and driver.ended_by is None
+        if (missing := len(study.unconfirmed())) and driver.ended_by is not None:
+            notes.append(
+                f"{missing} of {space.confirm.trials} confirmations were not begun; the mean is over the others"
+            )
     if study.halted:
         raise RunError(f"{study.halted}; the same command then goes on")
     if driver.is_finished and not ranking(study.trials()):
@@ -183,7 +186,7 @@ def open_study(
     url = storage_of(run, options.storage)
     check_shared(run, url)
     reads = space.reads(experiment.model.name)
-    loaded = {each: load_splits(experiment.data, ("train", "val"), sequences=each) for each in reads}
+    loaded = load_readings(experiment.data, ("train", "val"), reads)
     splits = loaded.get(experiment.model.inputs.sequences) or loaded[reads[0]]
     if remark := coarse(len(splits["val"])):
         _LOG.warning("%s", remark)
@@ -198,14 +201,13 @@ def open_study(
         given, recorded = (each.get("storage", "the run folder's own") for each in (manifest, held))
         raise RunError(f"--storage {given}: the study of {run} lies in another storage ({recorded}); name that one")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_steps(space, experiment, len(splits["train"]))
-    steps = len(global_batches(splits["train"], experiment, 1, World()))
+    longest = most_steps(space, Candidates(space, experiment).by_family().values())
     folder = FolderTrials.read(run)
     if not is_there(url):
         _refuse_unknown(run, folder, [])  # before a study is begun
     with study_errors(run, url) if has_begun else nullcontext():
         storage = open_storage(url, sole_writer=url == study_url(run))
-        study = Study(storage, space, experiment, steps_per_epoch=steps, clock=clock)
+        study = Study(storage, space, experiment, longest=longest, clock=clock)
         check_study(space, experiment, study.optuna.get_trials(deepcopy=False), study.directions, study.attributes)
     _refuse_unknown(run, folder, study.entries())
     owner = study.attributes.get("run_id")
@@ -216,7 +218,7 @@ def open_study(
         )
     notes = []
     if owner is None:
-        notes += [learn_from(other, study) for other in options.warm_start]
+        notes += learn_from(options.warm_start, study)
         study.begin()
     elif options.warm_start:
         raise ConfigError(f"--warm-start: {run} has begun already; results are learned from at the first start only")

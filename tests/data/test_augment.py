@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdn_tune.config import AugmentConfig, Experiment, override
+from cdn_tune.config import AugmentConfig, DataConfig, Experiment, override
 from cdn_tune.data.annotations import Annotation
 from cdn_tune.data.augment import Augmented, cropped, shifted
-from cdn_tune.data.dataset import Batch, MomentDataset
+from cdn_tune.data.dataset import Batch, MomentDataset, load_split
 from cdn_tune.errors import ConfigError
 from cdn_tune.moments.temporal_map import iou_maps
 
@@ -35,6 +35,7 @@ class Marked:
         self.annotations = [
             Annotation(f"{n}", f"video {n // 4}", 30.0, *ends[n], sentences[n]) for n in range(len(sentences))
         ]
+        self.numbers = np.arange(40) // 4, np.arange(40) % 7
         self.moments = torch.full((40, 2, 2), torch.nan, dtype=torch.float64)
         self.moments[:, 0] = torch.from_numpy(ends)
         self.moments[::5, 1] = torch.tensor([1.0, 2.0], dtype=torch.float64)
@@ -139,6 +140,17 @@ def test_negatives_are_asked_of_other_videos_and_answered_nowhere() -> None:
     assert bool((iou_maps(batch.durations, batch.all_moments, 8) == 0).all())
     assert bool((batch.moments == 0).all())
     assert torch.equal(batch.visual, data.batch(range(40)).visual)
+
+
+def test_what_negatives_need_is_computed_once_and_for_them_alone(planted_config: DataConfig) -> None:
+    dataset = load_split(planted_config, "train")
+    Augmented(dataset, AugmentConfig(crop=1, shift=1), seed=0, epoch=1).batch([0, 1])
+    assert "numbers" not in vars(dataset)
+    Augmented(dataset, AugmentConfig(negative=1), seed=0, epoch=1).batch([0, 1])
+    assert dataset.numbers is dataset.numbers
+    for number, name in zip(dataset.numbers, ("video", "query"), strict=True):
+        named = [getattr(item, name) for item in dataset.annotations]
+        assert len({*zip(number.tolist(), named, strict=True)}) == len({*number.tolist()}) == len({*named})
 
 
 # ---- chance ----------------------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ import torch
 
 from cdn_tune.config import SequenceConfig
 from cdn_tune.data import clip_cache
-from cdn_tune.data.batches import evaluation_batches, shard, training_batches
+from cdn_tune.data import dataset as datasets
+from cdn_tune.data.batches import evaluation_batches, training_batches
 from cdn_tune.data.clip_map import PART
-from cdn_tune.data.dataset import SequenceBatch, SequenceDataset, load_split
+from cdn_tune.data.dataset import MomentDataset, SequenceBatch, SequenceDataset, load_readings, load_split
 from cdn_tune.data.sequence_store import SequenceStore, sequence_of, timed
 from cdn_tune.errors import DataError
 
@@ -38,6 +39,18 @@ def train(root: Path, **settings: Any) -> SequenceDataset:
     dataset = load_split(config, "train", sequences=True)
     assert isinstance(dataset, SequenceDataset)
     return dataset
+
+
+def test_clips_and_sequences_share_one_vocabulary(planted_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, build = [], datasets.build_vocabulary
+    monkeypatch.setattr(datasets, "build_vocabulary", lambda *given: built.append(build(*given)) or built[-1])
+    found = load_readings(config_of(planted_root), ("train", "val"), (False, True))
+    assert {each: [type(part) for part in splits.values()] for each, splits in found.items()} == {
+        False: [MomentDataset] * 2,
+        True: [SequenceDataset] * 2,
+    }
+    assert [part.vocabulary for splits in found.values() for part in splits.values()] == built * 4
+    assert len({part.features for splits in found.values() for part in splits.values()}) == 2
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------
@@ -153,13 +166,13 @@ def test_parts_of_videos_keep_their_seconds(planted_root: Path) -> None:
 @pytest.mark.parametrize("settings", [{"queries": 2}, VARIABLE, {**VARIABLE, "crop": None}])
 def test_an_epoch_has_no_query_twice(planted_root: Path, settings: dict[str, Any]) -> None:
     dataset = train(planted_root, **settings)
-    epochs = [training_batches(dataset, 2, seed=5, epoch=epoch) for epoch in (1, 1, 2)]
+    epochs = [list(map(np.concatenate, training_batches(dataset, 2, seed=5, epoch=epoch))) for epoch in (1, 1, 2)]
     assert all(map(np.array_equal, epochs[0], epochs[1]))
     assert not all(map(np.array_equal, epochs[0], epochs[2]))
     assert len(epochs[0]) == len(epochs[2])
     seen = np.concatenate(epochs[0])[:, 0]
     assert len(np.unique(seen)) == len(seen)
-    (whole,) = training_batches(dataset, 10_000, seed=5, epoch=1)
+    (whole,) = map(np.concatenate, training_batches(dataset, 10_000, seed=5, epoch=1))
     assert np.array_equal(np.unique(dataset.videos[whole[:, 0]]), np.unique(dataset.videos))
     if dataset.features.config.form == "fixed":  # else of many queries that a part holds only some are taken
         assert sorted(whole[:, 0].tolist()) == list(range(len(dataset)))
@@ -175,7 +188,10 @@ def test_an_epoch_has_no_query_twice(planted_root: Path, settings: dict[str, Any
 
 def test_random_queries_of_every_video(planted_root: Path) -> None:
     dataset = train(planted_root, groups="random", queries=1)
-    epochs = [np.concatenate(training_batches(dataset, 1, seed=0, epoch=epoch))[:, 0] for epoch in range(1, 9)]
+    epochs = [
+        np.concatenate([sample for (sample,) in training_batches(dataset, 1, seed=0, epoch=epoch)])[:, 0]
+        for epoch in range(1, 9)
+    ]
     for epoch in epochs:
         assert sorted(dataset.videos[epoch].tolist()) == np.unique(dataset.videos).tolist()
     assert len(np.unique(np.concatenate(epochs))) > len(epochs[0])
@@ -193,15 +209,6 @@ def test_evaluation_reads_each_video_once(planted_root: Path) -> None:
     cut = evaluation_batches(dataset, chosen, 2)
     assert sorted(np.concatenate(cut).tolist()) == sorted(chosen.tolist())
     assert max(map(len, cut)) <= 2
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_shares_keep_videos_together(planted_root: Path, workers: int) -> None:
-    dataset = train(planted_root, **VARIABLE)
-    for indices in training_batches(dataset, 3, seed=0, epoch=1):
-        shares = [shard(indices, rank, workers, by_video=True) for rank in range(workers)]
-        assert np.array_equal(np.concatenate(shares), indices)
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_a_moment_that_no_part_holds(planted_root: Path) -> None:

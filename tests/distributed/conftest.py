@@ -27,11 +27,11 @@ Run = subprocess.CompletedProcess[str]
 
 @dataclass(frozen=True)
 class Head:
-    """A head node: where it is, and how commands reach it."""
+    """A head node: where it is, and how commands reach it; without a token if it asks for none."""
 
     address: str
     jobs: str
-    token: str
+    token: str | None
     logs: Path
 
     def environment(self, token: str | None) -> dict[str, str]:
@@ -63,13 +63,18 @@ class Head:
 
 @pytest.fixture(scope="session")
 def head(ray_start: None) -> Iterator[Head]:
-    """A head node of two CPUs on the loopback interface, with its own token and job server."""
+    """A head node with its own token."""
+    with running_head(secrets.token_hex(16)) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running_head(token: str | None) -> Iterator[Head]:
+    """A head node of two CPUs on the loopback interface, with a job server."""
     folder = Path(tempfile.mkdtemp(prefix="cdt", dir="/tmp"))  # Ray's sockets need a short path
     ports = free_ports(5)
     host = "127.0.0.1"
-    found = Head(
-        f"{host}:{ports[0]}", f"http://{host}:{ports[1]}", secrets.token_hex(16), folder / "r/session_latest/logs"
-    )
+    found = Head(f"{host}:{ports[0]}", f"http://{host}:{ports[1]}", token, folder / "r/session_latest/logs")
     where = {
         "port": ports[0],
         "dashboard-port": ports[1],

@@ -26,7 +26,7 @@ from cdn_tune.distributed.address import (
 )
 from cdn_tune.distributed.node_info import clock_offset, differences, here, node_info
 from cdn_tune.errors import ClusterError
-from tests.distributed.conftest import family_of
+from tests.distributed.conftest import family_of, running_head
 
 LISTEN = "0A"
 OTHER_VERSIONS = """
@@ -89,9 +89,18 @@ def test_job_servers_are_told_from_clusters() -> None:
     assert not any(map(is_job_server, (None, "auto", "a:1")))
 
 
-@pytest.mark.parametrize(("mode", "told"), [("token", "refuses this token"), ("disabled", "none was sent")])
-def test_a_refused_token_is_told_with_the_remedy(mode: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("token", "refuses this token"),
+        ("disabled", "none was sent (RAY_AUTH_MODE=disabled)"),
+        (None, "none was sent (RAY_AUTH_MODE is not set)"),
+    ],
+)
+def test_a_refused_token_is_told_with_the_remedy(mode: str | None, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "s3cret")
     assert told in token_fault()
     assert "RAY_AUTH_TOKEN_PATH" in token_fault()
@@ -147,6 +156,27 @@ def test_a_cluster_refuses_who_has_no_token(head, token, command, told) -> None:
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert head.token not in result.stderr
     assert "wrong-token" not in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["", "disabled"])
+def test_a_token_for_a_cluster_without_one_is_told(mode: str, ray_session, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cdn_tune.distributed import cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(cluster.ray, "get", lambda *_, **__: mode)
+    with pytest.raises(ClusterError, match=r"^--address a:1: RAY_AUTH_MODE=token here.*; set RAY_AUTH_MODE=disabled"):
+        cluster._check_workers("a:1")
+
+
+@pytest.mark.slow
+def test_a_cluster_without_a_token_is_joined_without_one_only(ray_start: None) -> None:
+    with running_head(token=None) as head:
+        refused, joined = (
+            head.call("cluster", "status", "--address", head.address, token=each) for each in ("t", None)
+        )
+    assert (refused.returncode, joined.returncode) == (2, 0), refused.stderr + joined.stderr
+    assert "RAY_AUTH_MODE=token here, but the cluster runs without a token" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
 
 
 @pytest.mark.compat("a cluster is joined, or refuses in one line")

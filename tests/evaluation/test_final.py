@@ -24,6 +24,7 @@ from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import answers_of, read_query_results
 from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.moments.metrics import measure
+from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
@@ -132,6 +133,21 @@ def test_a_kill_while_files_are_written_loses_no_evaluation(trained: Path, monke
     assert names == ["evaluation-look-1.json", "predictions-look-1.jsonl"]
     assert json.loads((trained / "evaluation-look-1.json").read_text()) == first
     assert (trained / "predictions-look-1.jsonl").read_bytes() == before
+
+
+def test_predictions_of_another_evaluation_are_refused(trained: Path) -> None:
+    """As after a kill between the names of the two files; without a digest, of an earlier version, they are taken."""
+    evaluation = evaluate_run(trained, None, Request(resamples=20))
+    assert compare_runs(trained, trained, 20)
+    path = trained / "predictions.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*rest, first]))
+    with pytest.raises(DataError, match=r"predictions\.jsonl: is of another evaluation than evaluation\.json"):
+        compare_runs(trained, trained, 20)
+    with pytest.raises(DataError, match="is of another evaluation"):
+        recorded_predictions(path, evaluation)
+    del evaluation["predictions_sha256"]
+    assert recorded_predictions(path, evaluation).queries
 
 
 def test_a_half_line_is_no_look(trained: Path) -> None:
@@ -478,6 +494,8 @@ def test_two_runs_compare_on_the_same_queries(trained: Path, tmp_path: Path) -> 
         with pytest.raises(RunError, match=r"evaluation\.json: .*; evaluate the run again"):
             compare_runs(trained, other)
     (other / "evaluation.json").write_text(json.dumps(facts[1]))
+    del facts[0]["predictions_sha256"]
+    (trained / "evaluation.json").write_text(json.dumps(facts[0]))
     lines = (trained / "predictions.jsonl").read_text().splitlines(keepends=True)
     (trained / "predictions.jsonl").write_text("".join(lines[1:]))
     with pytest.raises(RunError, match="only runs measured on the same queries"):

@@ -21,11 +21,12 @@ from cdn_tune import Moment, Retriever, load
 from cdn_tune.config import Experiment, Nms
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.data.fingerprint import fingerprint
-from cdn_tune.errors import CheckpointError, DataError, RunError
+from cdn_tune.errors import CheckpointError, DataError, NotFinite, RunError, TrainingError
 from cdn_tune.evaluation.evaluate import Request, evaluate_run
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import read_query_results
 from cdn_tune.evaluation.scoring import NmsChoice
+from cdn_tune.model.family import Spans
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.reports import ignore
 from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, save_checkpoint
@@ -146,6 +147,30 @@ def test_windows_are_suppressed_together(retriever: Retriever) -> None:
             overlap = max(0.0, min(one.end, other.end) - max(one.start, other.start))
             union = one.end - one.start + other.end - other.start - overlap
             assert overlap / union <= retriever.nms_threshold + 1e-9
+
+
+def test_a_span_that_is_not_finite_is_told_as_a_score_is(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By predict as by an evaluation, though its score is; what is no candidate may have any span."""
+    model, spans = retriever.model, type(retriever.model).spans
+    test = load_split(retriever.experiment.data, "test")
+
+    def answers() -> Any:
+        retriever.retrieve(np.ones((40, 16)), 20.0, [SENTENCE])
+        return evaluate_split(model, test, retriever.experiment.eval)
+
+    def broken(output: Any, durations: torch.Tensor, score: float) -> Spans:
+        found = spans(model, output, durations)
+        found.spans[:, 3, 1] = torch.nan
+        found.scores[:, 3] = score
+        return found
+
+    monkeypatch.setattr(model, "spans", lambda *given: broken(*given, score=-torch.inf))
+    assert answers().top.isfinite().all()
+    monkeypatch.setattr(model, "spans", lambda *given: broken(*given, score=0.5))
+    with pytest.raises(TrainingError, match="scores or spans are not finite"):
+        retriever.retrieve(np.ones((40, 16)), 20.0, [SENTENCE])
+    with pytest.raises(NotFinite, match="scores or spans are not finite"):
+        evaluate_split(model, test, retriever.experiment.eval)
 
 
 def test_one_window_is_no_window(retriever: Retriever) -> None:

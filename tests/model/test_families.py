@@ -339,7 +339,7 @@ def test_evaluate_predict_export_load_report(run: Path, planted: Path, tmp_path:
         assert answers[0][0]
 
     shown = invoke("report", run)
-    assert "score maps and attention are not shown: model.name=toy has none" in shown.output
+    assert "not shown" not in shown.output  # it has no score map, which is no fault
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
     assert "Toy, chosen on val" in page
 
@@ -383,3 +383,9 @@ def test_searched_against_cdn(tiny: Tiny, tmp_path: Path) -> None:
     assert kept == {"cdn", "toy", "snag"}
     assert "width" in invoke("leaderboard", run).output
     invoke("report", run)
+
+
+@pytest.mark.usefixtures("toy")
+def test_batches_of_videos_need_a_family_that_knows_them(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"train\.batch_of=videos: model\.name=toy does not tell which queries"):
+        tiny(**{"model.name": "toy", "train.batch_of": "videos"})

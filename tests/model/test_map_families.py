@@ -160,6 +160,7 @@ def test_memory_is_estimated_without_computing(family: str, tiny: Tiny) -> None:
         ("mmn", {"model.clips": 5}, "model.clips=5 does not divide data.frames=16"),
         ("tan", {"loss.count_removed": True}, "unknown key of the family tan; with model.name=mmn"),
         ("mmn", {"loss.min_iou": 1.0}, "must be below max_iou"),
+        ("mmn", {"train.batch_of": "moments"}, "train.batch_of: 'moments' is wrong"),
         ("mmn", {"optim.schedule": "milestones"}, "needs the epochs"),
         ("mmn", {"optim.schedule": "milestones", "optim.milestones": [5, 3]}, "must rise"),
     ],

@@ -83,12 +83,12 @@ def test_levels_end_to_end_are_levels_one_by_one() -> None:
     visual, frames, _, words, mask = batch()
     text, text_mask = model.text(words, mask)
     pyramid = model.video(visual, frames)
-    fused = model.fusion(pyramid, text, text_mask)
+    fused = model.fuse(pyramid, text, text_mask)
     scores = fused.split(model.score(fused))
     assert [level.shape[1] for level in scores] == [16, 8, 4]
     masks = pyramid.split(pyramid.mask)
     for level, features in enumerate(pyramid.split(pyramid.features)):
-        alone = model.fusion(Pyramid(features, masks[level], (features.shape[1],)), text, text_mask)
+        alone = model.fuse(Pyramid(features, masks[level], (features.shape[1],)), text, text_mask)
         torch.testing.assert_close(model.score(alone), scores[level])
 
 
@@ -280,6 +280,14 @@ def test_external_scores_reach_every_level(stride: int) -> None:
 def test_impossible_values(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         SnAGConfig.model_validate(values)
+
+
+def test_batches_are_of_videos(tiny: Callable[..., Experiment]) -> None:
+    assert tiny(**OVERRIDES).batch_of == tiny(**OVERRIDES, **{"train.batch_of": "videos"}).batch_of == "videos"
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_of=queries: model\.name=snag reads some queries of .*queries=1"
+    ):
+        tiny(**OVERRIDES, **{"train.batch_of": "queries"})
 
 
 def test_sequences_longer_than_the_table(tiny: Callable[..., Experiment]) -> None:

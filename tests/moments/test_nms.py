@@ -59,6 +59,19 @@ def test_candidates_that_are_none() -> None:
     assert best[1].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
 
 
+@pytest.mark.parametrize("kind", ["hard", "soft", "none"])
+@pytest.mark.parametrize("candidates", [None, 4])
+def test_a_candidate_that_is_not_finite_is_as_if_it_were_not_there(kind: Any, candidates: int | None) -> None:
+    """Whether its score or an end is NaN, or an end is infinite; also where the best few are looked at."""
+    nan, inf = math.nan, math.inf
+    odd = torch.tensor([[0.0, 9.0], [nan, 9.0], [0.0, nan], [nan, nan], [0.0, inf], [-inf, 9.0]], dtype=torch.float64)
+    scores = torch.cat([torch.tensor([[nan, 0.95, 0.95, 0.85, 0.7, -inf]]), SCORES], dim=1)
+    how = Suppression(kind, threshold=0.75, voting=0.7, candidates=candidates)
+    for ours, theirs in zip(suppress(scores, torch.cat([odd, SPANS]), 9, how), suppress(SCORES, SPANS, 9, how)):  # noqa: B905
+        assert ours.isfinite().sum() == theirs.isfinite().sum() > 0
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
 def test_hard_suppression_is_the_default() -> None:
     torch.manual_seed(0)
     scores, spans = torch.rand(3, 40), torch.rand(3, 40, 2, dtype=torch.float64).sort(dim=2).values

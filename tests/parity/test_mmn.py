@@ -70,7 +70,8 @@ def test_targets_and_contrasts(name: str) -> None:
 
     first = part(arrays, "train.")
     sentences, cells = output.sentences[:, 0], output.moments[:, 0]
-    logits = moment_logits(sentences, cells, output.rows, top, loss.margin, loss.video_temperature)
+    own = torch.arange(len(sentences))
+    logits = moment_logits(sentences, cells, output.rows, top, loss.margin, loss.video_temperature, own)
     close(logits.diagonal(dim1=1, dim2=2), first["vid_pos"])
     close(logits, first["vid_neg"])
     positive, total = sentence_sums(

@@ -23,6 +23,7 @@ from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]
 EVERYTHING: dict[str, Any] = {"optim.schedule": "cosine", "optim.warmup_steps": 3, "train.ema": 0.9}
+OF_VIDEOS: dict[str, Any] = {"train.batch_of": "videos", "train.batch_size": 4, "model.contrastive": True}
 AUGMENTED: dict[str, Any] = {f"train.augment.{name}": 0.5 for name in ("crop", "shift", "negative")}
 TIMES = ("train_seconds", "val_seconds", "samples_per_second", "peak_bytes")
 
@@ -68,7 +69,9 @@ class StopAt:
         return self.left <= 0
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"train.precision": "bf16", "train.micro_batch": 3}, AUGMENTED])
+@pytest.mark.parametrize(
+    "changes", [{}, EVERYTHING, {"train.precision": "bf16", "train.micro_batch": 3}, AUGMENTED, OF_VIDEOS]
+)
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_stopped_between_steps(tiny: Tiny, tmp_path: Path, step: int, changes: dict[str, Any]) -> None:
     experiment = tiny(**changes)

@@ -101,8 +101,12 @@ def test_three_workers_train_as_one_does(tiny: Tiny, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"train.batch_size": 7, "train.micro_batch": 2, "model.map.batch_norm": False}],  # uneven, in pieces
-    ids=["whole", "pieces"],
+    [
+        {},
+        {"train.batch_size": 7, "train.micro_batch": 2, "model.map.batch_norm": False},  # uneven, in pieces
+        {"train.augment": {"crop": 0.5, "shift": 0.5, "negative": 0.3}},
+    ],
+    ids=["whole", "pieces", "augmented"],
 )
 def test_workers_do_not_matter(tiny: Tiny, tmp_path: Path, two: Train, changes: dict[str, Any]) -> None:
     experiment = tiny(**{"train.epochs": 4, "model.map.mixing_dropout": 0.0, "optim.lr": 1e-3, **changes})
@@ -119,6 +123,36 @@ SNAG: dict[str, Any] = {
     "train.batch_size": 3,
     "train.ema": 0.9,
 }
+
+
+MMN: dict[str, Any] = {
+    "model.name": "mmn",
+    "model.clips": 8,
+    "model.hidden": 8,
+    "model.joint": 8,
+    "model.map": {"layers": 2, "kernel_size": 3},
+    "loss.contrastive_weight": 1.0,
+}
+CONTRASTIVE: dict[str, Any] = {"model.contrastive": True, "model.map_scales": 2, "model.map.mixing_dropout": 0.0}
+
+
+@pytest.mark.parametrize("changes", [MMN, CONTRASTIVE], ids=["mmn", "cdn"])
+def test_workers_do_not_matter_to_contrast(tiny: Tiny, tmp_path: Path, two: Train, changes: dict[str, Any]) -> None:
+    """Videos are shared out with all their queries; each is contrasted with those of all workers.
+
+    Metrics are left out: a bias before BatchNorm has no gradient but rounding, which Adam makes steps of, and the
+    running means that evaluation uses follow it.
+    """
+    experiment = tiny(**changes, **{"train.batch_of": "videos", "train.batch_size": 5, "optim.lr": 1e-3})
+    found, expected = two(experiment, tmp_path / "2"), train_alone(experiment, tmp_path / "1")
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine[:-1] == pytest.approx(theirs[:-1], rel=1e-4)
+
+
+def test_contrast_across_workers_knows_a_video_that_several_have(tiny: Tiny, tmp_path: Path, two: Train) -> None:
+    """In a batch of queries a video may be read by both: its moments count once, its sentences know each other."""
+    experiment = tiny(**CONTRASTIVE, **{"model.map.batch_norm": False, "optim.lr": 1e-3})
+    agree(two(experiment, tmp_path / "2"), train_alone(experiment, tmp_path / "1"))
 
 
 def test_workers_do_not_matter_to_sequences(tiny: Tiny, tmp_path: Path, two: Train) -> None:

@@ -126,7 +126,9 @@ def test_weights_that_are_not_finite_are_named_in_evaluation(tiny: Tiny) -> None
     model = build_model(experiment)
     with torch.no_grad():
         model.map.norms[0].weight[0] = math.inf
-    with pytest.raises(NotFinite, match=r"scores are not finite: weights of map\.norms\.0\.weight are not finite"):
+    with pytest.raises(
+        NotFinite, match=r"scores or spans are not finite: weights of map\.norms\.0\.weight are not finite"
+    ):
         evaluate_split(model, open_data(experiment.data)["val"], experiment.eval)
 
 
@@ -205,6 +207,10 @@ def test_more_workers_than_queries_is_refused(tiny: Tiny, tmp_path: Path, monkey
     experiment = tiny()
     with pytest.raises(ConfigError, match=r"train\.batch_size=8 is smaller than the number of workers, 9"):
         train(experiment, tmp_path, ignore, open_data(experiment.data))
+    of_videos = tiny(**{"train.batch_size": 1000, "train.batch_of": "videos"})
+    monkeypatch.setattr(loop, "this_world", lambda: World(rank=0, size=25))
+    with pytest.raises(ConfigError, match=r"train split=\d+ videos is smaller than the number of workers, 25"):
+        train(of_videos, tmp_path, ignore, open_data(of_videos.data))
 
 
 @pytest.mark.parametrize(("seconds", "most"), [(0.01, 7), (0.1, 60), (1.0, 101)])

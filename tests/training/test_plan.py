@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from cdn_tune.cli.show.output import duration_text, size_text
 from cdn_tune.cli.show.plan import plan_table
 from cdn_tune.config import Experiment
-from cdn_tune.data.batches import epoch_batches
+from cdn_tune.data.batches import training_batches
 from cdn_tune.training import plan as plans
 from cdn_tune.training.memory.estimate import estimate
 from cdn_tune.training.plan import Plan, make_plan
@@ -34,7 +35,7 @@ def test_sizes_are_those_of_the_training(tiny: Tiny) -> None:
     experiment = tiny(**{"train.ema": 0.9})
     splits = open_data(experiment.data)
     plan = planned(experiment)
-    steps = len(epoch_batches(len(splits["train"]), experiment.train.batch_size, experiment.seed, 1))
+    steps = len(training_batches(splits["train"], experiment.train.batch_size, experiment.seed, 1))
     assert (plan.steps_per_epoch, plan.total_steps) == (steps, steps * experiment.train.epochs)
     assert plan.queries == {name: len(splits[name]) for name in ("train", "val")}
     assert plan.videos == {name: splits[name].describe()["videos"] for name in ("train", "val")}
@@ -79,6 +80,24 @@ def test_batch_larger_than_the_split(tiny: Tiny) -> None:
     plan = planned(experiment)
     assert plan.batch == plan.queries["train"]
     assert plan.steps_per_epoch == 1
+
+
+def test_batches_of_videos(tiny: Tiny) -> None:
+    """Steps and sizes count videos; the memory of what is computed per query counts all their queries."""
+    experiment = tiny(**{"train.batch_of": "videos", "train.batch_size": 5, "train.micro_batch": 2})
+    plan, train = planned(experiment), open_data(experiment.data)["train"]
+    batches = training_batches(train, 5, experiment.seed, 1, of_videos=True)
+    assert (
+        (plan.samples, plan.micro_batch, plan.steps_per_epoch)
+        == (5, 2, len(batches))
+        == (5, 2, -(-plan.videos["train"] // 5))
+    )
+    assert plan.batch == max(sum(map(len, batch)) for batch in batches) > 5
+    assert plan.epoch_queries == plan.queries["train"]
+    assert plan.memory.each == max(np.bincount(train.videos))
+    text = " ".join(shown(plan, experiment).split())
+    assert f"batch 5 videos up to {plan.batch} queries, computed 3 times up to 2 videos" in text
+    assert "videos at once" in text
 
 
 def test_writes_no_file(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -376,3 +376,16 @@ def test_a_folder_with_a_trial_of_no_epoch_is_no_obstacle(make_search: MakeSearc
     assert read_record(run).notice is not None
     shutil.rmtree(run / "trials")
     assert read_record(run).entries[0].state == TrialState.COMPLETE
+
+
+def test_confirmations_come_back_with_a_study_made_anew(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    confirming = make_space(trials=6, confirm={"top": 2, "seeds": 2})
+    run_search(tiny, run, confirming)
+    before = shown(run)
+    assert sum(row["confirms"] != "" for row in before) == 4
+    (run / "study.journal").unlink()
+    assert shown(run) == before
+    rebuild(run)
+    assert shown(run) == before
+    assert run_search(tiny, run, confirming).was_finished

@@ -11,14 +11,15 @@ import pytest
 from cdn_tune.config import Experiment, ResourcesConfig, SearchSpace
 from cdn_tune.distributed.cluster import slots as slots_on
 from cdn_tune.errors import ClusterError, ConfigError, RunError, SearchError
+from cdn_tune.training.train_trial import open_data
 from cdn_tune.tuning.planning import preflight as checks
 from cdn_tune.tuning.planning.preflight import (
     check_budget,
     check_disk,
     check_picklable,
-    check_steps,
     disk_gb,
     findings,
+    most_steps,
     preflight,
 )
 from cdn_tune.tuning.storage import check as storages
@@ -197,11 +198,18 @@ def test_budget_of_gpu_hours_without_gpus() -> None:
 
 def test_early_stopping_by_steps_within_a_trial(tiny: Tiny) -> None:
     experiment = tiny(**{"train.epochs": 3, "train.batch_size": 8})
-    late = space_of(early_stopping={"unit": "step", "min_resource": 31})
-    check_steps(late, experiment, queries=81)  # 11 steps per epoch
-    with pytest.raises(ConfigError, match=r"min_resource=31: a trial has at most 30 steps"):
-        check_steps(late, experiment, queries=80)
-    check_steps(space_of(early_stopping={"min_resource": 3}), experiment, queries=8)
+    steps = 3 * -(-len(open_data(experiment.data)["train"]) // 8)
+    late, too_late = (space_of(early_stopping={"unit": "step", "min_resource": least}) for least in (steps, steps + 1))
+    assert most_steps(late, [experiment]) == steps
+    with pytest.raises(ConfigError, match=rf"min_resource={steps + 1}: a trial has at most {steps} steps"):
+        most_steps(too_late, [experiment])
+    searched = {"train.batch_size": {"type": "categorical", "choices": [4, 8]}, "model.map.layers": LAYERS}
+    assert (most_steps(space_of(parameters=searched, early_stopping={"unit": "step"}), [experiment]) or 0) > steps
+    assert most_steps(space_of(early_stopping={"min_resource": 3}), [experiment]) is None
+    of_videos = tiny(**{"train.epochs": 3, "train.batch_size": 8, "train.batch_of": "videos"})
+    videos = len(set(open_data(experiment.data)["train"].videos.tolist()))
+    by_step = space_of(early_stopping={"unit": "step"})
+    assert most_steps(by_step, [of_videos]) == 3 * -(-videos // 8) < steps
 
 
 def test_all_at_once(tiny: Tiny, tmp_path: Path, on_network: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from optuna.study import StudyDirection
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.cli.show.tables import counts_line
@@ -30,7 +30,8 @@ from cdn_tune.tuning.planning.preflight import check_disk, checkpoint_sizes, hol
 from cdn_tune.tuning.results.leaderboard import leaderboard
 from cdn_tune.tuning.results.status import eta_seconds
 from cdn_tune.tuning.study.candidates import Candidates
-from cdn_tune.tuning.study.ranking import front_ranks, is_paused
+from cdn_tune.tuning.study.filtered_study import stored_study
+from cdn_tune.tuning.study.ranking import Objectives, front_ranks, is_paused
 from cdn_tune.tuning.study.rungs import COMPARED, Rungs
 from cdn_tune.tuning.study.samplers import for_tpe
 
@@ -148,12 +149,12 @@ def test_the_plan_expects_the_epochs_that_are_trained() -> None:
         assert search.start()
         trained.append(search.world.trained.total())
     base = BASE.model_copy(update={"train": BASE.train.model_copy(update={"epochs": EPOCHS})})
-    expected = expected_epochs(make_space(early_stopping=PROMOTE), base, 60)
-    assert expected == pytest.approx(sum(trained) / 10, rel=0.1)
-    stopping = expected_epochs(make_space(early_stopping={**PROMOTE, "mode": "stop"}), base, 60)
-    assert stopping is not None
+    expected = expected_epochs(make_space(early_stopping=PROMOTE), {"cdn": base}, 60)
     assert expected is not None
-    assert stopping < expected  # a trial that was stopped is never among the best later
+    assert expected["cdn"] == pytest.approx(sum(trained) / 10, rel=0.1)
+    stopping = expected_epochs(make_space(early_stopping={**PROMOTE, "mode": "stop"}), {"cdn": base}, 60)
+    assert stopping is not None
+    assert stopping["cdn"] < expected["cdn"]  # a trial that was stopped is never among the best later
 
 
 def test_hyperband_promotes_within_its_brackets() -> None:
@@ -197,10 +198,13 @@ def entries(*points: Sequence[float]) -> list[FrozenTrial]:
     return found
 
 
-def promoted(rungs: Rungs) -> list[int]:
-    found = []
-    while (number := rungs.promotable()) is not None:
-        rungs.leave(number)
+def promoted(space: SearchSpace, trials: list[FrozenTrial]) -> list[int]:
+    """The paused trials that may go on, in the order in which they would."""
+    study = stored_study(InMemoryStorage(), "s", Objectives(space, BASE).directions)
+    for trial in trials:
+        study.storage.create_new_trial(study.id_in_storage, trial)
+    rungs, found = Rungs(space, 9, study), []
+    while (number := rungs.promote()) is not None:
         found.append(number)
     return found
 
@@ -220,22 +224,20 @@ def test_the_highest_rung_comes_first() -> None:
         )
         trial.number = number
         found.append(trial)
-    assert promoted(Rungs(make_space(early_stopping=PROMOTE), 9, [StudyDirection.MAXIMIZE], "s", found)) == [0, 3]
+    assert promoted(make_space(early_stopping=PROMOTE), found) == [0, 3]
 
 
 def test_any_and_all_go_by_the_worst_and_the_best_rank() -> None:
     settings = {**PROMOTE, "metrics": ["R1@0.5", "mIoU"]}
     for combine, best in (("any", [1]), ("all", [0, 2, 1])):
         space = make_space(early_stopping={**settings, "combine": combine})
-        rungs = Rungs(space, 9, [StudyDirection.MAXIMIZE], "s", entries(*POINTS))
-        assert promoted(rungs) == best
+        assert promoted(space, entries(*POINTS)) == best
 
 
 def test_several_objectives_order_by_non_dominated_rank() -> None:
     space = make_space(early_stopping={**PROMOTE, "reduction_factor": 2}, objectives=["R1@0.5", "seconds"])
-    directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
     points = [(value, -cost) for value, cost in POINTS]
-    assert promoted(Rungs(space, 9, directions, "s", entries(*points))) == [0, 1, 2]
+    assert promoted(space, entries(*points)) == [0, 1, 2]
 
 
 def test_a_search_of_several_objectives_promotes_from_its_front() -> None:

@@ -17,6 +17,7 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import ClusterError, RunError, SearchError
+from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.tuning.layout import trial_folder
@@ -98,6 +99,22 @@ def test_search_end_to_end(tiny: Tiny, tmp_path: Path) -> None:
     more = search(make_space(), experiment, run, ignore, SearchOptions(trials=5))
     assert len(more.rows) == 5
     assert {row["trial"] for row in more.rows} == {0, 1, 2, 3, 4}
+    space = make_space(confirm={"top": 2, "seeds": 2}, keep=1)
+    confirmed = search(space, experiment, run, ignore, SearchOptions(trials=9))
+    runs = [row for row in confirmed.rows if row["confirms"] != ""]
+    assert [(row["state"], row["epochs"], row["with_seed"]) for row in runs] == [
+        ("complete", 3, seed) for seed in (1, 1, 2, 2)
+    ]
+    winner = confirmed.rows[0]
+    assert winner["mean"] == max(row["mean"] for row in confirmed.rows[:2])
+    of_it = [row for row in runs if row["confirms"] == winner["trial"]]
+    assert winner["mean"] == pytest.approx(sum(row["value"] for row in of_it) / 2, abs=1e-4)
+    model = choose_best(run)
+    assert model.checkpoint.path == confirmed.kept[0]
+    assert round(model.checkpoint.value, 4) == max(row["value"] for row in of_it)
+    assert model.checkpoint.experiment.seed in (1, 2)
+    assert model.checkpoint.experiment.optim.lr == winner["optim.lr"]
+    assert model.confirmed == {**model.confirmed, "trial": winner["trial"], "seeds": [1, 2]}
     with pytest.raises(RunError, match="holds another run"):
         search(make_space(), tiny(seed=9), run, ignore)
 

@@ -133,24 +133,86 @@ def test_expected_epochs_are_what_the_pruner_lets_train(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rule = {"name": name, "min_resource": least, "reduction_factor": factor}
     space = space_of({"optim.lr": LR}, early_stopping=rule)
-    expected = expected_epochs(space, tiny(**{"train.epochs": length}), trials)
+    expected = expected_epochs(space, {"cdn": tiny(**{"train.epochs": length})}, trials)
+    assert expected is not None
     measured = np.mean([played(space, length, trials, seed) for seed in range(12)])
-    assert expected == pytest.approx(measured, rel=0.1)
+    assert expected["cdn"] == pytest.approx(measured, rel=0.1)
     assert measured < 0.9 * trials * length
 
 
 def test_expected_epochs_of_the_other_rules(tiny: Tiny) -> None:
     experiment = tiny(**{"train.epochs": 10})
     median = space_of({"optim.lr": LR}, early_stopping={"name": "median"})
-    assert expected_epochs(median, experiment, 7) == 70
+    assert expected_epochs(median, {"cdn": experiment}, 7) == {"cdn": 70}
     steps = space_of({"optim.lr": LR}, early_stopping={"unit": "step", "min_resource": 40})
     epochs = space_of({"optim.lr": LR}, early_stopping={"unit": "epoch", "min_resource": 2})
-    assert expected_epochs(steps, experiment, 30) is None
-    assert expected_epochs(steps, experiment, 30, steps_per_epoch=20) == expected_epochs(epochs, experiment, 30)
+    assert expected_epochs(steps, {"cdn": experiment}, 30) is None
+
+    def expected(space: SearchSpace, experiment: Experiment, trials: int, **more: Any) -> float:
+        return (expected_epochs(space, {"cdn": experiment}, trials, **more) or {})["cdn"]
+
+    assert expected(steps, experiment, 30, steps={"cdn": 20}) == expected(epochs, experiment, 30)
     rare = tiny(**{"train.epochs": 10, "train.eval_every": 4})  # compared after epochs 1, 5 and 9 only
-    assert (expected_epochs(epochs, rare, 30) or 0) > (expected_epochs(epochs, experiment, 30) or 0)
-    some, many = (expected_epochs(epochs, experiment, count) or 0 for count in (1000, 1_000_000))
+    assert expected(epochs, rare, 30) > expected(epochs, experiment, 30)
+    some, many = (expected(epochs, experiment, count) for count in (1000, 1_000_000))
     assert many == pytest.approx(1000 * some)  # not played one by one
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+def test_every_family_trains_its_own_length(tiny: Tiny, name: str) -> None:
+    """In steps one of half the length is compared half as early; what is not stopped trains its family's epochs."""
+    families = {"cdn": tiny(**{"train.epochs": 16}), "tan": tiny(**{"train.epochs": 32})}
+    rule = {"name": name, "unit": "step", "min_resource": 40, "reduction_factor": 2}
+    space = space_of({"optim.lr": LR}, early_stopping=rule)
+    found = expected_epochs(space, families, 400, {"cdn": 20, "tan": 10})
+    assert found is not None
+    assert found["tan"] == pytest.approx(2 * found["cdn"], rel=0.15)
+    assert (found["cdn"] < 0.8 * 200 * 16) == (name != "median")
+    same = expected_epochs(space, families, 400, {"cdn": 20, "tan": 20})
+    assert name == "median" or (same is not None and same["tan"] < 0.8 * found["tan"])
+
+
+SNAG: dict[str, Any] = {
+    "train.batch_size": 2,
+    "train.epochs": 5,
+    "data.sequence.length": 16,
+    "data.sequence.queries": 1,
+    "model.text.hidden": 8,
+    "model.text.layers": 1,
+    "model.video.hidden": 8,
+    "model.video.length": 16,
+    "model.video.levels": 2,
+}
+
+
+def test_families_are_measured_and_counted_each_by_its_own_batches(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CDN's batches are of queries, SnAG's of videos; Hyperband's brackets go by the longer one, in its own steps."""
+    space = space_of(
+        {"model.name": {"type": "categorical", "choices": ["cdn", "snag"]}, "optim.lr": LR},
+        family_overrides={"snag": SNAG},
+        early_stopping={"name": "hyperband", "unit": "step", "min_resource": 2},
+    )
+    base = tiny()
+    plan = plan_search(space, base, tmp_path / "run", "sqlite:///x.db", nodes=[{"CPU": 5.0}], proposals=4)
+    assert (plan.errors, plan.missing) == ([], None)
+    assert plan.full_epochs == round(plan.trials * (3 + 5) / 2)
+    assert plan.duration is not None
+    measured = plan.duration.measured
+    own = {name: each.train for name, each in Candidates(space, base).by_family().items()}
+    assert {name: (train.epochs, train.batch_size) for name, train in own.items()} == {"cdn": (3, 8), "snag": (5, 2)}
+    queries = measured["cdn"].queries["train"]
+    steps = {"cdn": -(-queries // 8), "snag": queries // 2}  # one query of a video at a time
+    assert {name: each.steps_per_epoch for name, each in measured.items()} == steps
+    expected = expected_epochs(space, Candidates(space, base).by_family(), plan.trials, steps) or {}
+    hours = sum(expected[name] * measured[name].seconds_per_epoch for name in measured) / 3600
+    assert plan.duration.trial_hours == pytest.approx(hours)
+    assert "snag's base experiment" in shown(plan)
+    longest: list[int | None] = []
+    monkeypatch.setattr("cdn_tune.tuning.study.study.build_pruner", lambda _, steps: longest.append(steps))
+    open_study(space, base, tmp_path / "run", SearchOptions(), time.monotonic)
+    assert longest == [5 * steps["snag"]]
 
 
 def test_times_with_data(tiny: Tiny, tmp_path: Path) -> None:
@@ -159,9 +221,9 @@ def test_times_with_data(tiny: Tiny, tmp_path: Path) -> None:
     assert (plan.slots, plan.missing, plan.errors) == (2, None, [])
     duration = plan.duration
     assert duration is not None
-    assert duration.trial_hours == pytest.approx(plan.epochs * duration.trial.seconds_per_epoch / 3600)
+    assert duration.trial_hours == pytest.approx(plan.epochs * duration.measured["cdn"].seconds_per_epoch / 3600)
     assert duration.wall_hours == pytest.approx(duration.trial_hours / 2)
-    assert plan.epochs < duration.full_epochs == 27
+    assert plan.epochs < plan.full_epochs == 27
     assert not (tmp_path / "run").exists()
     text = shown(plan)
     for words in (

@@ -339,3 +339,59 @@ def test_another_space_learns_from_the_run(tiny: Tiny, tmp_path: Path) -> None:
         run_search(tiny, run, wider)
     result = run_search(tiny, tmp_path / "wider", wider, trials=1, warm_start=(run,))
     assert "learned from 2 of the 2 results" in result.notes[0]
+
+
+def test_runs_of_other_spaces_are_learned_from_and_what_is_left_out_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    rate = {"type": "categorical", "choices": [1e-3, 1e-2]}
+    first = {"optim.lr": rate, "model.proposals": {"type": "categorical", "choices": ["pool", "conv"]}}
+    second = {"optim.lr": {"type": "categorical", "choices": [1e-2, 0.5]}}
+    points = [{"optim.lr": 1e-3, "model.proposals": kind} for kind in ("pool", "conv")]
+    run_search(tiny, tmp_path / "first", make_space(parameters=first, start_with=points, trials=2))
+    run_search(tiny, tmp_path / "second", make_space(parameters=second, start_with=[{"optim.lr": 0.5}], trials=2))
+    runs = (tmp_path / "first", tmp_path / "second")
+    here = {"optim.lr": rate, "model.map.layers": {"type": "int", "low": 2, "high": 9}}  # the base has fewer than 2
+
+    def learned(name: str, **more: Any) -> tuple[list[str], list[dict[str, Any]]]:
+        space = make_space(name=name, parameters=here, trials=1, start_with=[], **more)
+        notes = run_search(tiny, tmp_path / name, space, warm_start=runs).notes
+        entries = record(tmp_path / name).entries
+        return notes[:2], [trial.params for trial in entries if role_of(trial) == "learned"]
+
+    base = tiny().model.map.layers
+    assert base >= 2, "the base experiment's layers are within the range"
+    notes, points = learned("tpe", sampler={"name": "tpe"})
+    assert notes == [
+        f"learned from 2 of the 2 results in {runs[0]}; model.proposals at other values than here in 1",
+        f"learned from 2 of the 2 results in {runs[1]}; optim.lr unknown or out of range in 1",
+    ]
+    assert points == [
+        {"optim.lr": 1e-3, "model.map.layers": base},
+        {"optim.lr": 1e-3, "model.map.layers": base},
+        {"model.map.layers": base},
+        {"optim.lr": 1e-2, "model.map.layers": base},
+    ]
+    notes, points = learned("gp", sampler={"name": "gp"})
+    assert len(points) == 3
+    assert "left out 1: sampler gp needs every parameter, and optim.lr has no value here" in notes[1]
+    notes, points = learned("all", sampler={"name": "brute_force"})
+    assert len(points) == 2
+    assert "left out 1: model.proposals differs" in notes[0]
+
+
+def test_a_run_that_cannot_be_learned_from_is_one_line_and_nothing_is_learned(tiny: Tiny, tmp_path: Path) -> None:
+    good, other = tmp_path / "good", tmp_path / "other"
+    run_search(tiny, good, make_space(trials=1))
+    other.mkdir()
+    with pytest.raises(RunError, match="other: is not a run folder") as error:
+        run_search(tiny, tmp_path / "new", make_space(name="new"), warm_start=(good, other))
+    assert "\n" not in str(error.value)
+    result = run_search(tiny, tmp_path / "new", make_space(name="new", trials=1), warm_start=(good, good))
+    assert result.notes[0] == f"learned from 1 of the 1 results in {good}"
+    assert result.notes[1] == f"learned from 0 of the 1 results in {good}; left out 1: known already"
+    several = make_space(name="several", objectives=["R1@0.5", "latency_ms"], early_stopping={"name": "none"})
+    journal = good / "study.journal"
+    journal.write_text(journal.read_text().replace("latency_ms", "latency_xx"))
+    with pytest.raises(
+        RunError, match="none of its results has latency_ms, an objective of this search; leave the run"
+    ):
+        run_search(tiny, tmp_path / "several", several, warm_start=(good,))

@@ -37,7 +37,7 @@ class Trials:
             }
         )
         self.study = stored_study(optuna.storages.InMemoryStorage(), "s", ["maximize", "minimize"][:directions])
-        self.pruner = build_pruner(self.space, experiment_epochs=9, steps_per_epoch=10)
+        self.pruner = build_pruner(self.space, longest=90 if settings.get("unit") == "step" else 9)
 
     def add(
         self, values: Mapping[int, float], state: TrialState = TrialState.COMPLETE, ious: Any = None, **attributes: Any
@@ -135,12 +135,12 @@ def stops(trials: Trials, reports: int, unit: int = 1) -> set[int]:
 
 def test_hyperband_has_all_brackets() -> None:
     trials = Trials("hyperband", reduction_factor=3)
-    trials.pruner = build_pruner(trials.space, experiment_epochs=27)
+    trials.pruner = build_pruner(trials.space, longest=27)
     assert stops(trials, 27) == {1, 3, 9, 27}
     in_steps = Trials("hyperband", unit="step", min_resource=10, reduction_factor=3)  # of 90 steps
     assert stops(in_steps, 9, unit=10) == {10, 30, 90}
-    with pytest.raises(ValueError, match="needs the steps of an epoch"):
-        build_pruner(in_steps.space, experiment_epochs=9)
+    with pytest.raises(ValueError, match="needs those of the longest trial"):
+        build_pruner(in_steps.space, longest=None)
     longer = Trials("hyperband", min_resource=100)  # than a trial: none is stopped, nothing breaks
     fill(longer)
     assert not any(longer.decide(BAD))

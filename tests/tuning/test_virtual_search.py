@@ -18,7 +18,20 @@ from cdn_tune.errors import SearchError
 from cdn_tune.tuning.engine.virtual.engine import Fault
 from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.study.failures import LOST
-from cdn_tune.tuning.study.ranking import FINISHED, ranking, superseded
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    FINISHED,
+    SEED,
+    by_value,
+    confirmed,
+    models,
+    ranking,
+    role_of,
+    superseded,
+    trained,
+    value_of,
+)
 
 from .virtual_search import EPOCHS, VirtualSearch, make_space
 
@@ -61,11 +74,12 @@ def run_to_the_end(search: VirtualSearch, kills: list[int], stops: Sequence[floa
 
 def check_accounts(search: VirtualSearch) -> None:
     """Every trial is on record exactly once, trained exactly as far as its state says, in one place at a time."""
-    trials = search.trials
+    trials = trained(search.study.entries())
     numbers = [trial.number for trial in trials]
     assert len(numbers) == len(set(numbers))
     again = superseded(trials)
-    assert len([number for number in numbers if number not in again]) == search.limit
+    proposed = search.limit - search.space.confirm.trials
+    assert len([trial.number for trial in search.trials if trial.number not in again]) == proposed
     assert all(trial.state in FINISHED for trial in trials)
     assert all(times == 1 for times in search.world.trained.values()), "an epoch with a checkpoint was trained again"
     for trial in trials:
@@ -81,13 +95,33 @@ def check_accounts(search: VirtualSearch) -> None:
             assert trial.values == [max(trial.intermediate_values.values())]
         if trial.state == TrialState.PRUNED:
             assert 0 < len(reported) < EPOCHS
+            assert role_of(trial) == "trial", "a confirmation was judged by the stopping rule"
         if trial.user_attrs.get("failure") == LOST:
             lost = Counter((what, number) for _, what, number in search.logs)
             losses = lost["lost (worker)", trial.number]
             assert losses > search.space.max_failures or lost["lost (node)", trial.number] >= 10
-    best = [trial.number for trial in ranking(trials)][: search.space.keep]
+    check_confirmations(search)
+    best = [trial.number for trial in models(trials)][: max(search.space.keep, len(confirmed(trials)))]
     assert list(search.driver.retention.records) == best
     assert set(search.files.kept) == set(best)
+
+
+def check_confirmations(search: VirtualSearch) -> None:
+    """The best trials by their own values, and no others, were trained again under each further seed, exactly once."""
+    entries, config = search.study.entries(), search.space.confirm
+    runs = [trial for trial in entries if role_of(trial) == CONFIRMATION]
+    best = by_value(entries)[: config.top]
+    expected = [(trial.number, seed) for seed in range(1, config.seeds + 1) for trial in best]
+    assert [(trial.user_attrs[CONFIRMS], trial.user_attrs[SEED]) for trial in runs] == expected
+    last = max((trial.datetime_complete for trial in search.trials), default=None)
+    assert all(last is not None and run.datetime_start >= last for run in runs)
+    for trial in ranking(entries):
+        values = [value_of(run) for run in runs if run.user_attrs[CONFIRMS] == trial.number and run.values]
+        found = confirmed(entries).get(trial.number)
+        assert (found is None) == (not values)
+        if found is not None:
+            assert found.mean == pytest.approx(sum(values) / len(values))  # type: ignore[arg-type]
+            assert value_of(found.model) == max(values)  # type: ignore[type-var]
 
 
 @st.composite
@@ -98,11 +132,13 @@ def scripts(draw: Any) -> tuple[VirtualSearch, list[int]]:
         sampler={"name": draw(st.sampled_from(["random", "random", "qmc", "tpe"])), "startup_trials": 2},
         max_failures=draw(st.integers(0, 2)),
         keep=draw(st.integers(1, 2)),
+        confirm={"top": draw(st.sampled_from([0, 0, 1, 2])), "seeds": draw(st.integers(1, 2))},
     )
     slots = draw(st.lists(st.integers(1, 2), min_size=1, max_size=2))
     faults = draw(st.lists(FAULTS, max_size=6))
     kills = draw(st.lists(st.integers(0, 60), max_size=3))
-    return VirtualSearch(space, draw(st.integers(1, 4)), slots, faults, start_seconds=0.25), kills
+    limit = draw(st.integers(1, 4)) + space.confirm.trials
+    return VirtualSearch(space, limit, slots, faults, start_seconds=0.25), kills
 
 
 @MANY

@@ -48,8 +48,8 @@ def make_space(**more: Any) -> SearchSpace:
 
 
 def rising(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
-    """A curve that rises towards a value that depends on the learning rate; larger models take longer."""
-    peak = 1.0 - abs(math.log10(parameters["optim.lr"]) + 2.5) / 2.0
+    """A curve that rises towards a value that depends on learning rate and seed; larger models take longer."""
+    peak = 1.0 - abs(math.log10(parameters["optim.lr"]) + 2.5) / 2.0 + 0.1 * math.sin(parameters.get("seed", 0) + 2)
     seconds = 1.0 + 0.1 * parameters.get("model.map.layers", 1) + 0.001 * number  # no two end at the same moment
     return [CurvePoint({"R1@0.5": peak * epoch / EPOCHS, "mIoU": peak / 2}, seconds) for epoch in range(1, EPOCHS + 1)]
 

@@ -42,7 +42,8 @@ def start(
     ] = False,
     storage: Storage = None,
     warm_start: Annotated[
-        list[Path] | None, Option(metavar="RUN", help="Learn from the results of another search.")
+        list[Path] | None,
+        Option(metavar="RUN", help="Learn from the results of another search, of another space too; repeatable."),
     ] = None,
     hours: Annotated[float | None, Option(min=0.0, help="Hours of searching, over all starts.")] = None,
     gpu_hours: Annotated[float | None, Option(min=0.0, help="GPU-hours of all trials.")] = None,
@@ -56,8 +57,9 @@ def start(
 ) -> None:
     """Search for the best configuration with Ray Tune and Optuna.
 
-    Epochs and trials are chosen on the val split; the best checkpoints are kept under RUN/best/. The same command
-    again goes on where it stopped. Ctrl-C once has running trials save a checkpoint; twice leaves at once.
+    Epochs and trials are chosen on the val split; the best checkpoints are kept under RUN/best/. With `confirm` in the
+    space, the best are trained again under further seeds, and the best by mean wins. The same command again goes on
+    where it stopped. Ctrl-C once has running trials save a checkpoint; twice leaves at once.
     With --set early_stopping.mode=promote trials that lag pause with their checkpoint, and go on once they are among
     the best (asha, hyperband).
     """

@@ -91,7 +91,7 @@ def _state(status: Status) -> str:
 
 
 def _best(status: Status) -> list[tuple[str, str]]:
-    from cdn_tune.cli.show.tables import number, parameters_line
+    from cdn_tune.cli.show.tables import mean_text, number, parameters_line
     from cdn_tune.tuning.results.leaderboard import objective_column
     from cdn_tune.tuning.results.status import best_per_objective
 
@@ -111,4 +111,4 @@ def _best(status: Status) -> list[tuple[str, str]]:
         return facts
     best = status.best
     found = f"val {status.metric} {number(best['value'])}, trial {best['trial']}, epoch {best['best_epoch']}"
-    return [("best", f"{found}: {parameters_line(best, keys)}"), *leading]
+    return [("best", f"{found}{mean_text(best)}: {parameters_line(best, keys)}"), *leading]

@@ -19,6 +19,7 @@ from cdn_tune.cli.show.tables import (
     counts_line,
     epochs_text,
     leaderboard_table,
+    mean_text,
     number,
     parameters_line,
     rough,
@@ -114,7 +115,11 @@ class SearchProgress:
     def _standing(self, state: SearchState) -> str:
         line = f"[{count_ended(state.rows)}/{state.limit}] {counts_line(state.rows)}"
         first = ahead(state.rows) or next((row for row in state.rows if row["rank"] == 1), None)
-        best = "" if first is None else f"; best val {self._metric} {number(first['value'])}, trial {first['trial']}"
+        best = (
+            ""
+            if first is None
+            else f"; best val {self._metric} {number(first['value'])}, trial {first['trial']}{mean_text(first)}"
+        )
         return f"{line}{best}{_eta(state)}"
 
     def _render(self) -> RenderableType:
@@ -225,8 +230,8 @@ class LiveTable:
             (f"ahead, {row['state']}", row) for row in (self._ahead,) if row
         ]
         return [
-            f"{what} val {self._metric} {number(row['value'])}, trial {row['trial']}, epoch {row['best_epoch']}: "
-            f"{parameters_line(row, self._parameters)}"
+            f"{what} val {self._metric} {number(row['value'])}, trial {row['trial']}, epoch {row['best_epoch']}"
+            f"{mean_text(row)}: {parameters_line(row, self._parameters)}"
             for what, row in found
         ]
 

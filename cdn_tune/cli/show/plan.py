@@ -18,6 +18,7 @@ from cdn_tune.config import Categorical, Experiment, Parameter
 from cdn_tune.config.keys import Frozen, get_key
 from cdn_tune.data.splits import coarse
 from cdn_tune.tuning.planning.plan import HALVING
+from cdn_tune.tuning.planning.preflight import holding
 
 if TYPE_CHECKING:
     from cdn_tune.training.plan import Plan
@@ -34,7 +35,7 @@ def plan_table(plan: Plan, experiment: Experiment) -> Group:
     return Group(
         Text(f"{experiment.name}: {experiment_line(experiment)}", style="bold"),
         _rows_table(_model_and_data(plan, experiment)),
-        _rows_table(_memory(plan), "memory and disk"),
+        _rows_table(_memory(plan, experiment), "memory and disk"),
         _rows_table(_trial_time(plan, experiment), "time"),
     )
 
@@ -81,6 +82,10 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
+def _samples(number: int, experiment: Experiment) -> str:
+    return _count(number, *(("query", "queries") if experiment.batch_of == "queries" else ("video", "videos")))
+
+
 def _model_and_data(plan: Plan, experiment: Experiment) -> Iterator[Row]:
     yield "parameters", f"{plan.parameters:,}", f"{plan.parameters / 1e6:.1f} million"
     yield "computes on", plan.device.replace("cuda", "GPU").replace("cpu", "CPU"), plan.dtype
@@ -90,22 +95,22 @@ def _model_and_data(plan: Plan, experiment: Experiment) -> Iterator[Row]:
         yield name, _count(plan.queries[name], "query", "queries"), f"of {videos}{f'; {remark}' if remark else ''}"
     if experiment.data.text == "tokens":
         yield "text", "tokens", f"features of size {experiment.data.word_size} from {experiment.data.tokens}"
-    pieces = -(-plan.batch // plan.micro_batch)
-    computed = "whole at once" if pieces == 1 else f"{pieces} times up to {plan.micro_batch} queries"
-    yield "batch", _count(plan.batch, "query", "queries"), f"computed {computed}"
+    pieces = -(-plan.samples // plan.micro_batch)
+    computed = "whole at once" if pieces == 1 else f"{pieces} times up to {_samples(plan.micro_batch, experiment)}"
+    queries = f"up to {_count(plan.batch, 'query', 'queries')}, " if experiment.batch_of == "videos" else ""
+    yield "batch", _samples(plan.samples, experiment), f"{queries}computed {computed}"
     epochs = experiment.train.epochs
     yield "steps", f"{plan.total_steps:,}", f"{plan.steps_per_epoch:,} per epoch, {epochs:,} epochs"
 
 
-def _memory(plan: Plan) -> Iterator[Row]:
+def _memory(plan: Plan, experiment: Experiment) -> Iterator[Row]:
     need = plan.memory
     model = need.weights + need.gradients + need.optimiser + need.ema + need.copies
     parts = [("weights", need.weights), ("gradients", need.gradients), ("optimiser", need.optimiser)]
     parts += [(name, size) for name, size in (("mean of weights", need.ema), ("copies", need.copies)) if size]
     yield "model", size_text(model), ", ".join(f"{name} {size_text(size)}" for name, size in parts)
-    each = need.activations + need.temporary
-    queries = _count(plan.micro_batch, "query", "queries")
-    yield "queries at once", size_text(each * plan.micro_batch), f"{queries} of {size_text(each)}"
+    samples = f"{_samples(plan.micro_batch, experiment)} of {size_text(need.sample)}"
+    yield f"{experiment.batch_of} at once", size_text(need.sample * plan.micro_batch), samples
     yield (
         "estimated",
         size_text(need.total(plan.micro_batch)),
@@ -119,7 +124,7 @@ def _memory(plan: Plan) -> Iterator[Row]:
 
 
 def _trial_time(plan: Plan, experiment: Experiment) -> Iterator[Row]:
-    rate = plan.batch / plan.seconds_per_step
+    rate = plan.epoch_queries / (plan.steps_per_epoch * plan.seconds_per_step)
     measured = f"{rate:.3g} queries/s, median of {plan.measured_steps} steps"
     yield "step", duration_text(plan.seconds_per_step), measured
     evaluated = min(experiment.train.eval_queries or plan.queries["val"], plan.queries["val"])
@@ -168,6 +173,12 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
         others = ", others pause" if stopping.mode == "promote" else ""
         rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}{others}"
     yield "trials", f"{plan.trials:,}", f"sampler {sampler.name}, early stopping {rule}"
+    if (confirm := plan.space.confirm).top:
+        yield (
+            "of them",
+            f"{confirm.trials:,}",
+            f"confirm the best {confirm.top}, under {confirm.seeds} further seeds each",
+        )
     objectives = [objective.metric for objective in plan.space.objectives] or [plan.base.eval.metric]
     yield "objective" + ("s" if len(objectives) > 1 else ""), ", ".join(objectives), "on the val split"
 
@@ -204,13 +215,15 @@ def _room(plan: SearchPlan) -> Iterator[Row]:
     needs = f"{resources.workers} x {resources.cpus_per_worker} CPUs"
     needs += f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     yield "trials at once", str(plan.slots) if plan.slots else "none", f"each {needs}, of {', '.join(found)}"
-    kept = f"{max(plan.slots, 1)} running, {plan.space.keep} kept; at most"
+    held = holding(plan.space, max(plan.slots, 1), plan.trials)
+    running = "running or paused" if plan.space.early_stopping.mode == "promote" else "running"
+    kept = f"{held} {running}, {max(plan.space.keep, plan.space.confirm.top)} kept; at most"
     yield "checkpoints", f"{plan.disk_gb:.3g} GB", kept + (f", of disk_budget_gb={budget:g}" if budget else "")
     yield "free", f"{plan.free_gb:.3g} GB", "on the run folder's disk"
 
 
 def _time(plan: SearchPlan) -> Iterator[Row]:
-    full = plan.trials * plan.base.train.epochs
+    full = plan.full_epochs
     rule, budget = plan.space.early_stopping.name, plan.space.budget
     expected = "expected" if rule in HALVING else ("all of them" if rule == "none" else "at most, early stopping apart")
     if plan.epochs is not None:
@@ -225,9 +238,10 @@ def _time(plan: SearchPlan) -> Iterator[Row]:
     if duration is None:
         yield "seconds", "not measured", plan.missing or "the length of early stopping is unknown"
         return
-    trial = duration.trial
-    about = f"base experiment on one {'GPU' if trial.device == 'cuda' else 'CPU'} worker, {trial.measured_steps} steps "
-    yield "epoch", duration_text(trial.seconds_per_epoch), about + "measured; other points take more or less"
+    for name, trial in duration.measured.items():
+        base = f"{name}'s base experiment" if len(duration.measured) > 1 else "base experiment"
+        about = f"{base} on one {'GPU' if trial.device == 'cuda' else 'CPU'} worker, {trial.measured_steps} steps "
+        yield "epoch", duration_text(trial.seconds_per_epoch), about + "measured; other points take more or less"
     yield "all trials", duration_text(duration.trial_hours * _HOUR), "one after the other"
     if duration.wall_hours is not None:
         about = "as many at once as there is room for"

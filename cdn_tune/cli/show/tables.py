@@ -124,7 +124,12 @@ class Leaderboard:
         names = [name for name in objectives if name != metric]
         columns = columns_of(Shape(parameters, names, metric, any("pareto" in row for row in rows)))
         others = [column for name in names for column in columns if column.key == objective_column(name)]
-        shown = [column for column in columns if column.terminal != "never"]
+        shown = [
+            column
+            for column in columns
+            if column.terminal in ("always", "wide")
+            or (column.terminal == "filled" and any(row.get(column.key, "") != "" for row in rows))
+        ]
         value = [column.key for column in shown].index("value") + 1
         self._columns = [*shown[:value], *others, *shown[value:]]
         self._fails = any(row["state"] == "failed" for row in rows)
@@ -201,6 +206,8 @@ def counts_line(rows: list[Row]) -> str:
     trials = [f"{counts[state]} {state}" for state in STATE_ORDER if counts[state]]
     line = f"{sum(counts[state] for state in TRIED)} trials" + (f": {', '.join(trials)}" if trials else "")
     line += f" ({again} of them tried again)" if again else ""
+    confirming = sum(row.get("confirms", "") != "" for row in rows)
+    line += f" ({confirming} of them confirm others)" if confirming else ""
     beside = entries_text(counts)
     return line + (f"; besides, {beside}" if beside else "")
 
@@ -226,6 +233,14 @@ def failure_lines(rows: list[Row]) -> list[str]:
         about = MEANING.get(kind, "of unknown kind")
         lines.append(f"{len(failed)} failed, {about}: {reason or 'no reason told'}{more}")
     return lines
+
+
+def mean_text(row: Row) -> str:
+    """Returns what a row's confirmations have found, to be put behind its value; an empty text if it has none."""
+    if row.get("mean", "") == "":
+        return ""
+    ends = f" ({number(row['mean_low'])} to {number(row['mean_high'])})" if row["mean_low"] != "" else ""
+    return f"; mean of {row['seeds']} further {'seed' if row['seeds'] == 1 else 'seeds'} {number(row['mean'])}{ends}"
 
 
 def parameters_line(row: Row, parameters: list[str]) -> str:

@@ -1,13 +1,15 @@
 """Mutual matching of moments and sentences (MMN, arXiv 2109.04872): embeddings, their cosines, contrast both ways.
 
 Shape letters: B queries, V videos, M valid cells, H hidden, E query encoding, J joint size, K positive cells of a
-query.
+query, A queries of all workers.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,11 +26,14 @@ class Matching(NamedTuple):
         moments: Of the valid cells, row by row [V, J, M].
         sentences: Of the queries [B, J].
         rows: The video of each query [B].
+        videos: A number for that video [B], the same in all workers, whose queries are then contrasted together; None:
+            they are not.
     """
 
     moments: Tensor
     sentences: Tensor
     rows: Tensor
+    videos: Tensor | None = None
 
     def cosines(self) -> Tensor:
         """Returns the cosine of every query with the cells of its own video, float32 [B, M]."""
@@ -75,26 +80,82 @@ def distinct(videos: Tensor | None, count: int, device: torch.device) -> tuple[T
     return first, rows
 
 
+class _SumOverWorkers(torch.autograd.Function):
+    """The element-wise sum of every worker's tensor; gradients of all workers' losses come back."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+_sum: Callable[[Tensor], Tensor] = _SumOverWorkers.apply
+
+
+class _Contrasted(NamedTuple):
+    """What the queries of a worker are contrasted with.
+
+    Attributes:
+        matching: Embeddings of moments of all videos [V, J, M] and of all queries [A, J], and these's videos [A].
+        moments: Start and end of the queries' moments [A, 2].
+        first: Which of the queries is the worker's first.
+    """
+
+    matching: Matching
+    moments: Tensor
+    first: int = 0
+
+
+def _contrasted(matching: Matching, moments: Tensor) -> _Contrasted:
+    """Returns what all workers compute at once, each video once, given what one does; that itself if it is alone."""
+    if matching.videos is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return _Contrasted(matching, moments)
+    rank, device = dist.get_rank(), moments.device
+    counts = torch.zeros(dist.get_world_size(), 2, dtype=torch.int64, device=device)
+    counts[rank] = torch.tensor([len(matching.moments), len(moments)], device=device)
+    dist.all_reduce(counts)
+    ends = counts.cumsum(dim=0)
+    (cells, queries), (first_cells, first) = ends[-1].tolist(), (ends - counts)[rank].tolist()
+
+    def together(values: Tensor, begin: int, size: int) -> Tensor:
+        before, after = (values.new_zeros(count, *values.shape[1:]) for count in (begin, size - begin - len(values)))
+        return _sum(torch.cat([before, values, after]))
+
+    rows = together(matching.rows + first_cells, first, queries)  # [A]
+    places, different = distinct(together(matching.videos, first, queries), queries, device)
+    found = together(matching.moments, first_cells, cells)[rows if places is None else rows[places]]
+    sentences = together(matching.sentences, first, queries)
+    return _Contrasted(Matching(found, sentences, different), together(moments, first, queries), first)
+
+
 def contrastive_losses(
     matching: Matching, ious: Tensor, moments: Tensor, loss: ContrastiveLoss, count_removed: bool = False
 ) -> dict[str, Tensor]:
     """Returns the losses of moments against sentences (``loss_vid``) and of sentences against moments (``loss_sent``).
 
     Args:
-        matching: Of a batch.
+        matching: Of what is computed at once.
         ious: IoU of each cell with each query's moment [B, M].
         moments: The moments [B, 2].
         loss: Settings.
         count_removed: See `sentence_contrast`.
     """
-    rows, margin = matching.rows, loss.margin
-    top = positive_cells(ious, loss.positives)  # [B, K]
-    keep = negative_sentences(moments, rows, loss.sentence_iou)  # [B, B]
-    sentences, cells = matching.sentences.float(), matching.moments.float()
+    found = _contrasted(matching, moments)
+    own = torch.arange(len(moments), device=moments.device) + found.first
+    top, margin = positive_cells(ious, loss.positives), loss.margin  # [B, K]
+    keep = negative_sentences(found.moments, found.matching.rows, loss.sentence_iou)[own]  # [B, A]
+    sentences, cells, rows = found.matching.sentences.float(), found.matching.moments.float(), found.matching.rows[own]
     negative = ious < loss.negative_iou
-    cosines = matching.all_cosines()
+    cosines = Matching(cells, sentences[own], rows).all_cosines()
     return {
-        "loss_vid": moment_contrast(sentences, cells, rows, top, keep, margin, loss.video_temperature),
+        "loss_vid": moment_contrast(sentences, cells, rows, top, keep, margin, loss.video_temperature, own),
         "loss_sent": sentence_contrast(cosines, rows, top, negative, margin, loss.sentence_temperature, count_removed),
     }
 
@@ -120,31 +181,39 @@ def negative_sentences(moments: Tensor, rows: Tensor, limit: float) -> Tensor:
 
 
 def moment_contrast(
-    sentences: Tensor, moments: Tensor, rows: Tensor, top: Tensor, keep: Tensor, margin: float, temperature: float
+    sentences: Tensor,
+    moments: Tensor,
+    rows: Tensor,
+    top: Tensor,
+    keep: Tensor,
+    margin: float,
+    temperature: float,
+    own: Tensor,
 ) -> Tensor:
-    """Returns the mean cross-entropy of choosing a positive moment's own sentence among all of the batch.
+    """Returns the mean cross-entropy of choosing a positive moment's own sentence among all of them.
 
     Args:
-        sentences: Embeddings of unit length [B, J].
+        sentences: Embeddings of unit length [A, J].
         moments: Of the cells of each video [V, J, M].
-        rows: The video of each sentence [B].
+        rows: The video of each query [B].
         top: Its positive cells [B, K].
-        keep: Sentences that a sentence's moments are compared with, bool [B, B].
+        keep: Sentences that a query's moments are compared with, bool [B, A].
         margin: What the cosine with the own sentence is lessened by.
         temperature: What cosines are divided by.
+        own: Which sentence is the query's [B].
     """
-    logits = moment_logits(sentences, moments, rows, top, margin, temperature)
-    own = logits.diagonal(dim1=1, dim2=2)  # [K, B]
-    return (logits.masked_fill(~keep, -torch.inf).logsumexp(dim=2) - own).mean()
+    logits = moment_logits(sentences, moments, rows, top, margin, temperature, own)
+    chosen = logits[:, torch.arange(len(own), device=own.device), own]  # [K, B]
+    return (logits.masked_fill(~keep, -torch.inf).logsumexp(dim=2) - chosen).mean()
 
 
 def moment_logits(
-    sentences: Tensor, moments: Tensor, rows: Tensor, top: Tensor, margin: float, temperature: float
+    sentences: Tensor, moments: Tensor, rows: Tensor, top: Tensor, margin: float, temperature: float, own: Tensor
 ) -> Tensor:
-    """Returns the scaled cosines [K, B, B] of each query's positive cells with all sentences, the margin taken off."""
+    """Returns the scaled cosines [K, B, A] of each query's positive cells with all sentences, the margin taken off."""
     cells = moments[rows[:, None], :, top]  # [B, K, J]
     cosines = torch.einsum("bkj,nj->kbn", cells, sentences)
-    return (cosines - margin * torch.eye(len(sentences), device=cosines.device)) / temperature
+    return (cosines - margin * functional.one_hot(own, len(sentences))) / temperature
 
 
 def sentence_contrast(

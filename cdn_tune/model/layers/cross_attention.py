@@ -4,6 +4,7 @@ Shape letters: N queries, P time steps, C channels, L words, E size of a word's 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -76,3 +77,26 @@ class CrossAttentionLayer(nn.Module):
         branch = self.feed_forward(self.feed_forward_norm(x)) * mask[..., None]
         added: Tensor = x + self.feed_forward_scale(branch, groups)
         return added
+
+
+class CrossAttention(nn.Module):
+    """Layers of cross-attention, then a normalisation.
+
+    Args:
+        layers: How many.
+        channels: Channels of the video C.
+        text: Size of a word's encoding E.
+        settings: What else `CrossAttentionLayer` takes.
+    """
+
+    def __init__(self, layers: int, channels: int, text: int, *settings: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(CrossAttentionLayer(channels, text, *settings) for _ in range(layers))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor, groups: Sequence[int] = ()) -> Tensor:
+        """Returns features [N, P, C]; the arguments are those of `CrossAttentionLayer`."""
+        for layer in self.layers:
+            x = layer(x, mask, text, text_mask, groups)
+        normalised: Tensor = self.norm(x)
+        return normalised

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.family import Graph, Losses, Memory, MomentModel, Pictures, ScoreMap, Spans
-from cdn_tune.model.layers.clip_attention import ClipStem, CrossAttention
+from cdn_tune.model.layers.clip_attention import ClipStem
 from cdn_tune.model.layers.contrast import Matching, MutualMatching, contrastive_losses, distinct
+from cdn_tune.model.layers.cross_attention import CrossAttention
 from cdn_tune.model.layers.fusion import Fusion
 from cdn_tune.model.layers.map_config import FusedMapConfig, FusedMapLoss, MapModelConfig
 from cdn_tune.model.layers.moment_map import Ends, Proposals, conv_proposals, pool_proposals
@@ -138,8 +139,12 @@ class FusedMapModel(MapModel):
         config, names = self.config, list(self.loss_names)
         attention = config.cross_attention
         self.stem = ClipStem(config.hidden, attention) if attention.stem else None
+        settings = attention.heads, attention.mode == "adaln", False
+        dropouts = attention.dropout, attention.attention_dropout, attention.path_dropout
         self.cross_attention = (
-            CrossAttention(config.hidden, self.query.word_states, attention) if attention.layers else None
+            CrossAttention(attention.layers, config.hidden, self.query.word_states, *settings, *dropouts)
+            if attention.layers
+            else None
         )
         self.ends = None if config.ends == "none" else Ends(config.hidden, config.ends)
         self.coarser = nn.ModuleList(Proposals(clips, scales, ()) for clips, scales in config.maps[1:])
@@ -195,7 +200,9 @@ class FusedMapModel(MapModel):
         """
         before = clips  # what a moment is matched by knows no query
         if self.cross_attention is not None:
-            clips = self.cross_attention(clips, query.words, query.word_mask)  # [B, H, S]
+            x = clips.transpose(1, 2).expand(len(query.words), -1, -1)
+            mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+            clips = self.cross_attention(x, mask, query.words, query.word_mask).transpose(1, 2)  # [B, H, S]
         outputs = []
         for scale, proposals in enumerate(self._all_proposals()):
             coarse = functional.avg_pool1d(clips, 2**scale) if scale else clips
@@ -238,7 +245,7 @@ class FusedMapModel(MapModel):
             first, rows = distinct(videos, len(clips), clips.device)
         moments = self._moments(proposals, clips if first is None else clips[first])
         matched: Matching = matching(moments.flatten(2)[..., proposals.by_row], query.whole, rows)
-        return matched
+        return matched._replace(videos=videos if self.training else None)
 
     def switch_losses(self, output: MapOutput, durations: Tensor, moments: Tensor) -> Losses:
         """Returns the weighted sum of the switches' losses, and each by name.

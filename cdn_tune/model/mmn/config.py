@@ -36,6 +36,7 @@ class MMNConfig(MapModelConfig):
     loss = MMNLoss
     inputs = Inputs(batch=("videos",))
     label = "MMN"
+    per_video = True
     per_layer: ClassVar = {"map.kernel_size": ("map.layers", int)}
 
     name: Literal["mmn"] = Field("mmn", description="family of the model; it determines the keys of model and loss")

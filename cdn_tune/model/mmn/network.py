@@ -21,6 +21,8 @@ from cdn_tune.moments.nms import Suppression
 from cdn_tune.moments.temporal_map import iou_maps, valid_mask
 
 _SHARPNESS = 10.0  # of the IoU score, a sigmoid of the cosine times this
+_COSINES = 6  # copies of the cosines of all queries with all cells that the losses hold
+_OVERLAPS = 4  # copies of the maps of IoU
 _LATE = 0.01  # share that the contrastive losses keep after `contrastive_epochs`
 
 
@@ -31,15 +33,17 @@ class MMNOutput(NamedTuple):
         moments: Of the valid cells, row by row [V, 2, J, M].
         sentences: Of the queries [B, 2, J].
         rows: The video of each query [B].
+        videos: As of `Matching`.
     """
 
     moments: Tensor
     sentences: Tensor
     rows: Tensor
+    videos: Tensor | None = None
 
     def part(self, part: int) -> Matching:
         """Returns the embeddings for contrast (0) or for IoU (1)."""
-        return Matching(self.moments[:, part], self.sentences[:, part], self.rows)
+        return Matching(self.moments[:, part], self.sentences[:, part], self.rows, self.videos)
 
     def cosines(self, part: int) -> Tensor:
         """Returns the cosine of every query with the cells of its own video, float32 [B, M]."""
@@ -82,7 +86,7 @@ class MMN(MapModel):
         """
         first, rows = distinct(videos, len(visual), visual.device)
         moments = self.encode(visual if first is None else visual[first])  # [V, 2, J, M]
-        return MMNOutput(moments, self.sentence(words, word_mask), rows)
+        return MMNOutput(moments, self.sentence(words, word_mask), rows, videos if self.training else None)
 
     def encode(self, *video: Tensor) -> Tensor:
         """Returns embeddings [V, 2, J, M] of the valid cells of videos' frame features [V, T, D]."""
@@ -130,8 +134,11 @@ class MMN(MapModel):
         return ScoreMap(self.proposals.spread(self._scores(output)), self.proposals.mask)
 
     def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:  # noqa: ARG002
-        """Returns an estimate of training's working memory, were each query of another video."""
-        return map_memory(self.config, self.config.map.kernel_sizes, self.feature_size, frames)
+        """Returns an estimate of training's working memory, per video: that of queries is beside it, for the batch."""
+        own = map_memory(self.config, self.config.map.kernel_sizes, self.feature_size, frames)
+        cosines = _COSINES * 4 * batch * len(self.proposals.by_row)  # with the cells of a video
+        overlaps = 8 * _OVERLAPS * batch * self.config.clips**2
+        return Memory(own.bound + cosines + overlaps, own.temporary + cosines, overlaps)
 
     def iou_scores(self, output: MMNOutput) -> Tensor:
         """Returns the IoU score of the valid cells for each query [B, M]."""

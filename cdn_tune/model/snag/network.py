@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cdn_tune.model.family import Batch, Losses, Memory, MomentModel, Spans
+from cdn_tune.model.layers.cross_attention import CrossAttention
 from cdn_tune.model.layers.span_loss import span_loss
 from cdn_tune.model.snag.config import SnAGConfig, SnAGLoss
 from cdn_tune.model.snag.decode import decode
-from cdn_tune.model.snag.fusion import Fusion
 from cdn_tune.model.snag.heads import OffsetHead, ScoreHead
 from cdn_tune.model.snag.loss import assign, focal_loss
 from cdn_tune.model.snag.pyramid import Points, Pyramid, VideoEncoder, points
@@ -86,7 +86,10 @@ class SnAG(MomentModel):
         text = TextEncoder if config.text.encoder == "transformer" else PooledText
         self.text = text(config.text, word_size)
         self.video = VideoEncoder(config.video, feature_size)
-        self.fusion = Fusion(config.fusion, hidden, config.text.hidden)
+        fusion = config.fusion
+        settings = fusion.heads, fusion.mode == "adaln", True
+        dropouts = fusion.dropout, fusion.attention_dropout, fusion.path_dropout
+        self.fusion = CrossAttention(fusion.layers, hidden, config.text.hidden, *settings, *dropouts)
         self.score = ScoreHead(config.head, hidden)
         self.offset = OffsetHead(config.head, hidden, config.video.levels)
         start = torch.tensor(self.loss_config.normaliser, dtype=torch.float64)
@@ -124,7 +127,11 @@ class SnAG(MomentModel):
 
     def match(self, encoded: Encoded, text: Tensor, text_mask: Tensor) -> SnAGOutput:
         """Scores the points for N queries, given their encoded videos and tokens [N, L', E] with a mask [N, L']."""
-        return self.heads(encoded._replace(pyramid=self.fusion(encoded.pyramid, text, text_mask)))
+        return self.heads(encoded._replace(pyramid=self.fuse(encoded.pyramid, text, text_mask)))
+
+    def fuse(self, pyramid: Pyramid, text: Tensor, text_mask: Tensor) -> Pyramid:
+        """Returns the pyramids of N queries' videos, scaled and shifted by what they attend to in their tokens."""
+        return pyramid._replace(features=self.fusion(pyramid.features, pyramid.mask, text, text_mask, pyramid.sizes))
 
     def heads(self, fused: Encoded) -> SnAGOutput:
         """Returns scores and offsets of the fused pyramids of N queries."""

@@ -201,7 +201,7 @@ class PublishedSnag(Published):
         video, video_mask, times, words, word_mask, rows = _inputs(inputs)
         text, text_mask = self.model.text(words, word_mask)
         pyramid: Pyramid = self.model.video(video, video_mask)
-        fused: Pyramid = self.model.fusion(pyramid.rows(rows), text, text_mask)
+        fused: Pyramid = self.model.fuse(pyramid.rows(rows), text, text_mask)
         output = self.model.heads(Encoded(fused, times[rows]))
         found = {"logits": output.logits, "offsets": output.offsets, "mask": output.mask}
         found |= {"text": text.transpose(1, 2), "text_mask": text_mask, "points": torch.stack(output.points, dim=1)}

@@ -98,7 +98,7 @@ function drawQuery(data, palette, at) {
     drawLanes(data, palette, at, view),
   ];
   if (view) made.push(element("h4", "", "Score map"), drawMap(data, palette, at, view));
-  else made.push(element("p", "about", "Score map and frame attention were computed for chosen queries only: see Best, Typical, Worst and Sample."));
+  else if (data.views) made.push(element("p", "about", "Score maps were computed for chosen queries only: see Best, Typical, Worst and Sample."));
   return made;
 }
 

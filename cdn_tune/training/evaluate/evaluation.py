@@ -1,7 +1,7 @@
 """Evaluation of a split: candidate spans per batch, ranked moments per query, and their metrics."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from cdn_tune.config import EvalConfig
 from cdn_tune.config.tables import metrics_depth
-from cdn_tune.data.batches import Indices, evaluation_batches, prefetch, shard
+from cdn_tune.data.batches import Samples, evaluation_batches, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
 from cdn_tune.model.family import MomentModel, Spans
@@ -33,7 +33,7 @@ class ScoredBatch:
 def score_batches(
     model: MomentModel,
     dataset: MomentDataset,
-    batches: Sequence[Indices],
+    batches: Samples,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Generator[ScoredBatch, None, None]:
@@ -47,7 +47,7 @@ def score_batches(
         dtype: Format in which it computes.
 
     Raises:
-        NotFinite: If scores are not finite; names the weights or the queries at fault.
+        NotFinite: If scores or spans are not finite; names the weights or the queries at fault.
     """
     was_training = model.training
     model.eval()
@@ -58,11 +58,11 @@ def score_batches(
                 with autocast(device, dtype):
                     output = model(*model.inputs_of(batch))
                 found = model.spans(output, batch.durations)
-                if bool(found.scores.isnan().any()):
+                if found.has_nan():
                     items = [dataset.annotations[index] for index in loaded.indices.tolist()]
                     names = [f"{item.video} ({item.id})" for item in items]
                     reason = explain_nonfinite(model, loaded.frames, loaded.words, names)
-                    raise NotFinite(f"scores are not finite: {reason or 'weights or inputs are too large'}")
+                    raise NotFinite(f"scores or spans are not finite: {reason or 'weights or inputs are too large'}")
                 yield ScoredBatch(batch, loaded.indices, found, output)
     finally:
         model.train(was_training)
@@ -103,13 +103,13 @@ def evaluate_split(
         The same result on every worker.
 
     Raises:
-        NotFinite: If scores are not finite; names the weights or the queries at fault.
+        NotFinite: If scores or spans are not finite; names the weights or the queries at fault.
     """
     world = world or World()
     count = min(queries or len(dataset), len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(np.int64)
     batches = evaluation_batches(dataset, chosen, config.batch_size)
-    mine = [shard(batch, world.rank, world.size, dataset.by_video) for batch in batches]
+    mine = [np.array_split(batch, world.size)[world.rank] for batch in batches]  # side by side: of as few videos
     limit = max(*config.recalls, metrics_depth(config.metrics))
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     loss = 0.0  # sum over this worker's queries

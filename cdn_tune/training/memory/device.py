@@ -1,25 +1,31 @@
-"""Available memory, out-of-memory errors, and the number of queries computed at once."""
+"""Available memory, out-of-memory errors, and the number of queries or videos computed at once."""
 
 import gc
 import logging
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from cdn_tune.config import Experiment
-from cdn_tune.data.dataset import MomentDataset
+from cdn_tune.data.batches import Samples, largest
+from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import MemoryShortage
 from cdn_tune.model.family import MomentModel
-from cdn_tune.training.memory.estimate import MemoryEstimate, estimate
+from cdn_tune.training.memory.estimate import MemoryEstimate, counts, estimate
 from cdn_tune.training.step.batch_loss import batch_loss
 from cdn_tune.training.step.process_group import World
 
 GIB = 1 << 30
 UNKNOWN = 1 << 60  # bytes available where the system reports none
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1
+_ONE = {  # what micro-batches are made of, and which keys say how many queries that has
+    "queries": ("query", ""),
+    "videos": ("video with its queries", ", how many these are (train.batch_of, data.sequence.queries)"),
+}
 _log = logging.getLogger(__name__)
 _SIGNS = ("out of memory", "not enough memory", "allocate memory", "alloc_failed")  # in a RuntimeError's message
 _LONGEST = 160  # characters of a library's own message
@@ -75,7 +81,12 @@ def memory_errors(when: str) -> Iterator[None]:
 
 
 def choose_micro_batch(
-    experiment: Experiment, model: MomentModel, dataset: MomentDataset, world: World, dtype: torch.dtype
+    experiment: Experiment,
+    model: MomentModel,
+    dataset: MomentDataset,
+    batches: Sequence[Samples],
+    world: World,
+    dtype: torch.dtype,
 ) -> int | None:
     """Returns `train.micro_batch`, or for `auto` the largest that fits; None for a worker's whole share of a batch.
 
@@ -86,46 +97,53 @@ def choose_micro_batch(
         experiment: The trial.
         model: Its model, on its device; weights, statistics and random numbers are left as they are.
         dataset: The train split.
+        batches: Its batches in an epoch.
         world: The trial's workers.
         dtype: Format of the forward pass.
 
     Raises:
-        MemoryShortage: If not even one query fits.
+        MemoryShortage: If not even one sample fits.
     """
     chosen = experiment.train.micro_batch
     if chosen != "auto":
         return chosen
-    share = -(-min(experiment.batch_queries, len(dataset)) // world.size)
+    share = -(-max(map(len, batches)) // world.size)
 
     def attempt(size: int) -> None:
         if world.device.type == "cuda" and world.size == 1:
-            _try(model, dataset, world, dtype, size)
+            _try(model, dataset.batch(largest(batches, size)), world, dtype)
 
     free = available_bytes(world.device) // (1 if world.device.type == "cuda" else world.size)
-    if all(world.gather(_fits_easily(experiment, model, share, free, dtype, world.device))):
+    if all(world.gather(_fits_easily(experiment, model, batches, share, free, dtype, world.device))):
         return None
-    need = estimate(experiment, dtype, world.device)
+    need = estimate(experiment, dtype, world.device, batches)
     held = need.weights + need.ema  # the model is there already
-    size = min(world.gather(fit_micro_batch(share, need, free + held, attempt)))
+    size = min(world.gather(fit_micro_batch(share, need, free + held, attempt, experiment.batch_of)))
     return None if size >= share else size
 
 
 def _fits_easily(
-    experiment: Experiment, model: MomentModel, queries: int, free: int, dtype: torch.dtype, device: torch.device
+    experiment: Experiment,
+    model: MomentModel,
+    batches: Sequence[Samples],
+    share: int,
+    free: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> bool:
-    """Returns whether memory is plenty by a generous bound, which saves the time of the estimate."""
-    need = model.memory(experiment.steps, experiment.batch_queries, dtype, device)
+    """Returns whether memory for `share` samples is plenty by a generous bound, which saves the time to estimate."""
+    each, queries = counts(experiment, batches)
+    need = model.memory(experiment.steps, queries, dtype, device)
     weights = 6 * 4 * sum(weight.numel() for weight in model.parameters())
-    return need is not None and weights + queries * need.bound < free // 4
+    return need is not None and weights + share * each * need.bound < free // 4
 
 
-def _try(model: MomentModel, dataset: MomentDataset, world: World, dtype: torch.dtype, size: int) -> None:
-    """Computes a loss and its gradient, and restores the model and the random numbers."""
+def _try(model: MomentModel, batch: Batch, world: World, dtype: torch.dtype) -> None:
+    """Computes a batch's loss and its gradient, and restores the model and the random numbers."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    batch = dataset.batch(range(size)).to(world.device)
     try:
         with torch.random.fork_rng(devices=[world.device]):
-            torch.autograd.backward(batch_loss(model.train(), batch, dtype)[0])
+            torch.autograd.backward(batch_loss(model.train(), batch.to(world.device), dtype)[0])
     finally:
         model.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -134,33 +152,41 @@ def _try(model: MomentModel, dataset: MomentDataset, world: World, dtype: torch.
         torch.cuda.empty_cache()
 
 
-def fit_micro_batch(batch: int, need: MemoryEstimate, available: int, attempt: Callable[[int], None]) -> int:
-    """Returns how many queries to compute at once: the batch or, halved as often as needed, what fits.
+def fit_micro_batch(
+    batch: int,
+    need: MemoryEstimate,
+    available: int,
+    attempt: Callable[[int], None],
+    of: Literal["queries", "videos"] = "queries",
+) -> int:
+    """Returns how many samples to compute at once: the batch or, halved as often as needed, what fits.
 
     Args:
-        batch: Queries that a worker computes for one step.
+        batch: Samples that a worker computes for one step.
         need: The estimate, at which to begin.
         available: Bytes for all of it.
-        attempt: Computes a loss and its gradient for so many queries, or raises for lack of memory.
+        attempt: Computes a loss and its gradient for so many samples, or raises for lack of memory.
+        of: What samples are.
 
     Raises:
-        MemoryShortage: If not even one query fits.
+        MemoryShortage: If not even one sample fits.
     """
     size = batch
     while size > 1 and need.total(size) > available:
         size = -(-size // 2)
-    about = f"{_gib(need.total(size))} estimated for {size} of {batch} queries at once, {_gib(available)} available"
+    about = f"{_gib(need.total(size))} estimated for {size} of {batch} {of} at once, {_gib(available)} available"
     _log.log(logging.INFO if need.total(size) <= available else logging.WARNING, "memory: %s", about)
     while not _succeeds(attempt, size):
         torch.cuda.empty_cache()
         if size == 1:
+            one, fewer = _ONE[of]
             raise MemoryShortage(
-                f"out of memory with one query at once: about {_gib(need.total(1))} needed, {_gib(available)} "
-                "available; lower data.frames or the sizes under model"
+                f"out of memory with one {one} at once: about {_gib(need.total(1))} needed, {_gib(available)} "
+                f"available; lower data.frames{fewer} or the sizes under model"
             )
-        _log.warning("memory: %d queries at once do not fit, trying %d", size, -(-size // 2))
+        _log.warning("memory: %d %s at once do not fit, trying %d", size, of, -(-size // 2))
         size = -(-size // 2)
-    _log.info("memory: %d of %d queries at once", size, batch)
+    _log.info("memory: %d of %d %s at once", size, batch, of)
     return size
 
 

@@ -1,6 +1,6 @@
 """Size of a trial's model and checkpoints, and the memory that its training needs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from cdn_tune.config import Experiment
+from cdn_tune.data.batches import Samples
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.runs.checkpoint import LAST, build_model
 
@@ -60,31 +61,60 @@ class MemoryEstimate:
     weights: int  # the model's parameters and buffers
     gradients: int  # their gradients
     optimiser: int  # Adam's two moments
-    activations: int  # what the backward pass keeps, per query
+    activations: int  # what the backward pass keeps, per query of a video of its own
     temporary: int = 0  # what comes and goes in the dearest layer, per query, and on a CPU the batches that wait
+    each: int = 1  # such queries that a sample of a batch, a query or a video with queries, counts as
     ema: int = 0  # the running mean of the weights; 0 without
     # weights in another order or number format that the backward pass keeps, and a layer's gradient before it is
     # added to the others; on a CPU also the copy that a checkpoint is written from, elsewhere kernels mixed for a
     # few queries at once
     copies: int = 0
 
-    def total(self, queries: int) -> int:
-        """Returns the bytes needed to compute so many queries at once."""
-        fixed = self.weights + self.gradients + self.optimiser + self.ema + self.copies
-        return fixed + queries * (self.activations + self.temporary)
+    @property
+    def sample(self) -> int:
+        """Bytes of one sample."""
+        return self.each * (self.activations + self.temporary)
+
+    def total(self, samples: int) -> int:
+        """Returns the bytes needed to compute so many samples at once."""
+        return self.weights + self.gradients + self.optimiser + self.ema + self.copies + samples * self.sample
 
 
-def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | None = None) -> MemoryEstimate:
+def counts(experiment: Experiment, batches: Sequence[Samples] | None = None) -> tuple[int, int]:
+    """Returns as how many queries a sample counts in memory, and how many queries a batch has, at most.
+
+    Without the `batches` of an epoch a video that is read with all its queries has one.
+    """
+    each, batch = experiment.sample_queries, experiment.batch_queries
+    if batches is not None:
+        each = max(len(sample) for samples in batches for sample in samples)
+        batch = max(sum(map(len, samples)) for samples in batches)
+    return 1 if experiment.model.per_video else each, batch
+
+
+def estimate(
+    experiment: Experiment,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    batches: Sequence[Samples] | None = None,
+) -> MemoryEstimate:
     """Estimates the memory of a trial; nothing is allocated or computed if its family has an estimate of its own.
 
     For other families a forward pass of a few random queries is measured on the CPU, and temporary memory counted as
-    much as what is kept. `dtype` is the format of the forward pass; `device` is a GPU by default, if there is one.
+    much as what is kept.
+
+    Args:
+        experiment: The trial.
+        dtype: Format of the forward pass.
+        device: Where it computes; a GPU by default, if there is one.
+        batches: Those of an epoch, if known; see `counts`.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_without_memory(experiment).train()
     parameters, weights, state = _sizes(experiment, model)
     snapshot = state if device.type == "cpu" else 0  # a checkpoint is written from a copy in main memory
-    known = model.memory(experiment.steps, experiment.batch_queries, dtype, device)
+    each, queries = counts(experiment, batches)
+    known = model.memory(experiment.steps, queries, dtype, device)
     run = model if known is not None else build_model(experiment).train()
     two, three = (_kept(run, experiment, dtype, queries) for queries in (2, 3))
     waiting = _WAITING * experiment.steps * experiment.data.feature_size * 4 if device.type == "cpu" else 0
@@ -94,6 +124,7 @@ def estimate(experiment: Experiment, dtype: torch.dtype, device: torch.device | 
         optimiser=2 * parameters,
         activations=three - two,
         temporary=(known.temporary if known is not None else three - two) + waiting,
+        each=each,
         ema=weights if experiment.train.ema else 0,
         # A CPU convolves in tiles wherever weights are large, without copies of them.
         copies=max(parameter.nbytes for parameter in model.parameters())

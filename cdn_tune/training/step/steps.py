@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.augment import Augmented
-from cdn_tune.data.batches import Indices, prefetch, shard, training_batches
+from cdn_tune.data.batches import Samples, pieces, prefetch, shard, training_batches
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
 from cdn_tune.model.nonfinite import explain_nonfinite
@@ -57,7 +57,7 @@ class Engine:
     world: World  # the trial's workers
     dtype: torch.dtype  # format of the forward pass
     scaler: torch.amp.GradScaler  # scales the loss where the format needs it
-    micro_batch: int | None = None  # most queries computed at once; None for this worker's whole share of a batch
+    micro_batch: int | None = None  # most samples computed at once; None for this worker's whole share of a batch
     ema: Ema | None = None  # running mean of the weights, if wanted
     between_steps: Callable[[int, EpochState], None] | None = None  # called with the epoch after every step; may raise
 
@@ -83,7 +83,7 @@ class Engine:
         start = time.perf_counter() - state.seconds
         batches = global_batches(dataset, self.experiment, epoch, self.world)
         left = batches[state.step :]
-        mine = [shard(batch, self.world.rank, self.world.size, dataset.by_video) for batch in left]
+        mine = [np.concatenate(self._share(batch)) for batch in left]
         augment = self.experiment.train.augment
         source = Augmented(dataset, augment, self.experiment.seed, epoch) if augment.active else dataset
         self.model.train()
@@ -91,7 +91,7 @@ class Engine:
         with closing(prefetch(source, mine, pin=self.world.device.type == "cuda")) as loader:
             for whole, batch in zip(left, loader, strict=True):
                 with memory_errors(f"at epoch {epoch}, step {state.step + 1}"):
-                    parts, norm = self.step(batch, len(whole))
+                    parts, norm = self.step(batch, whole)
                 state.step += 1
                 if not self._is_fine(parts, norm):
                     raise NotFinite(self._not_finite(dataset, batch, epoch, state.step, parts, norm))
@@ -113,12 +113,12 @@ class Engine:
     def _parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
 
-    def step(self, batch: Batch, size: int) -> tuple[torch.Tensor, float]:
+    def step(self, batch: Batch, whole: Samples) -> tuple[torch.Tensor, float]:
         """Makes one optimiser step.
 
         Args:
             batch: This worker's share of the global batch.
-            size: Queries in the global batch.
+            whole: The global batch.
 
         Returns:
             The share's loss and its parts, float64 [1 + parts] on the CPU, and the gradient's norm before clipping.
@@ -126,11 +126,12 @@ class Engine:
         self.optimiser.zero_grad(set_to_none=True)
         device = self.world.device
         sums = torch.zeros(1 + len(unwrapped(self.model).loss_names), dtype=torch.float64, device=device)
-        pieces = self._pieces(batch, size)
+        size = sum(map(len, whole))  # queries
+        parts_of_it = self._pieces(batch, whole)
         family = unwrapped(self.model)
         family.start_step(size)
-        for number, piece in enumerate(pieces, start=1):
-            with self._without_averaging(number < len(pieces)):
+        for number, piece in enumerate(parts_of_it, start=1):
+            with self._without_averaging(number < len(parts_of_it)):
                 parts = batch_loss(self.model, piece.to(device), self.dtype)
                 # Workers' gradients are averaged: each query then counts 1 / size, whatever its worker and piece.
                 weight = len(piece.indices) * self.world.size / size
@@ -147,16 +148,17 @@ class Engine:
                 self.ema.update(family)
         return sums.cpu(), float(norm)
 
-    def _pieces(self, batch: Batch, size: int) -> list[Batch]:
+    def _share(self, whole: Samples) -> Samples:
+        """Returns this worker's share of a global batch."""
+        return shard(whole, self.world.rank, self.world.size)
+
+    def _pieces(self, batch: Batch, whole: Samples) -> list[Batch]:
         """Cuts a share into micro-batches: as many on every worker, because workers normalise each together."""
         if self.micro_batch is None:
             return [batch]
-        largest, smallest = -(-size // self.world.size), size // self.world.size  # shares
+        largest, smallest = -(-len(whole) // self.world.size), len(whole) // self.world.size  # shares
         count = min(-(-largest // self.micro_batch), smallest)
-        if count == 1:
-            return [batch]
-        parts = np.array_split(np.arange(len(batch.indices)), count)
-        return [batch.part(slice(int(part[0]), int(part[-1]) + 1)) for part in parts]
+        return [batch] if count == 1 else pieces(batch, self._share(whole), count)
 
     def _without_averaging(self, more: bool) -> AbstractContextManager[None]:
         """Returns the context of a micro-batch: gradients are averaged over workers with the last one alone."""
@@ -181,10 +183,11 @@ class Engine:
         )
 
 
-def global_batches(dataset: MomentDataset, experiment: Experiment, epoch: int, world: World) -> list[Indices]:
+def global_batches(dataset: MomentDataset, experiment: Experiment, epoch: int, world: World) -> list[Samples]:
     """Returns the epoch's batches over all workers; order, and parts of videos, depend on seed and epoch only.
 
-    A last batch with fewer queries than workers is left out, since every worker takes part in every step.
+    A last batch with fewer samples than workers is left out, since every worker takes part in every step.
     """
-    batches = training_batches(dataset, experiment.train.batch_size, experiment.seed, epoch)
+    of_videos = experiment.batch_of == "videos"
+    batches = training_batches(dataset, experiment.train.batch_size, experiment.seed, epoch, of_videos)
     return [batch for batch in batches if len(batch) >= world.size]

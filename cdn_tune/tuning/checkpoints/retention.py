@@ -12,7 +12,19 @@ from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.training.runs.kept import KeptRecord
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
 from cdn_tune.tuning.study.candidates import GB
-from cdn_tune.tuning.study.ranking import FINISHED, is_paused, own, pareto_front, ranking, value_of
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    FINISHED,
+    confirmed,
+    is_paused,
+    models,
+    pareto_front,
+    ranking,
+    role_of,
+    trained,
+    value_of,
+)
 
 _LATE = 16  # so many of the trials that ended last are cleared again: a worker being stopped may write once more
 
@@ -42,7 +54,7 @@ class Retention:
 
     Args:
         files: The checkpoints of the run.
-        keep: How many trials keep their best checkpoint.
+        keep: How many trials keep their best checkpoint; confirmed ones do besides, in that of a confirmation.
         budget: Bytes that all checkpoints may take, those of running trials included; None for no limit.
         directions: Of the objectives; with several, the Pareto front is kept before the ranking.
     """
@@ -71,11 +83,11 @@ class Retention:
             return self._paths()
         by_number = {trial.number: trial for trial in trials}
         candidates = [by_number[number] for number in self.records if number in by_number] + ended
-        order = self._order(candidates, by_number)
+        order, keep = self._order(candidates, by_number), max(self._keep, len(confirmed(trials)))
         room = None if self._budget is None else self._budget - self._held(trials)
         records: dict[int, KeptRecord] = {}
         for trial in order:
-            if len(records) == self._keep:
+            if len(records) == keep:
                 break
             size = self.files.size(trial.number)
             if room is not None and records and size > room:
@@ -89,7 +101,7 @@ class Retention:
         self.files.publish()
         self._clear(ended, losers)
         if not self._begun and trials:
-            finished = {trial.number for trial in own(trials) if trial.state in FINISHED}
+            finished = {trial.number for trial in trained(trials) if trial.state in FINISHED}
             self.files.collect(set(self.records), set(self.damaged), finished)
             self._begun = True
         return self._paths()
@@ -130,12 +142,16 @@ class Retention:
 
     def _order(self, candidates: list[FrozenTrial], by_number: dict[int, FrozenTrial]) -> list[FrozenTrial]:
         """Returns the candidates, best first; one that has lost before has no weights left and cannot come back."""
-        ranked = ranking(candidates)
-        if len(self._directions) < 2:
-            return ranked
         numbers = {trial.number for trial in candidates}
-        compared = [by_number[number] for number in numbers | self._front if number in by_number]
-        front = pareto_front(compared, self._directions)
+        if len(self._directions) < 2:
+            compared = {trial.number: trial for trial in candidates}
+            for trial in by_number.values():
+                if role_of(trial) == CONFIRMATION:
+                    compared |= {each.number: each for each in (trial, by_number[trial.user_attrs[CONFIRMS]])}
+            return [trial for trial in models(compared.values()) if trial.number in numbers]
+        ranked = ranking(candidates)
+        rivals = [by_number[number] for number in numbers | self._front if number in by_number]
+        front = pareto_front(rivals, self._directions)
         self._front = {trial.number for trial in front}
         first = [trial for trial in front if trial.number in numbers]
         return [*first, *(trial for trial in ranked if trial.number not in self._front)]
@@ -156,7 +172,7 @@ class Retention:
         """Deletes the weights of those that have lost, and what trials that have ended no longer need."""
         for number in losers:
             self.files.drop(number)
-        numbers = [trial.number for trial in own(ended)]
+        numbers = [trial.number for trial in trained(ended)]
         if self._begun:  # what the first call finds is collected at once
             self.files.clear_remote(number for number in numbers if number not in self.damaged)
         self._late.extend(numbers)

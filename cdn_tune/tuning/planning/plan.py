@@ -3,11 +3,12 @@
 import math
 import shutil
 from bisect import insort
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
@@ -20,10 +21,11 @@ from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data
-from cdn_tune.tuning.planning.preflight import check_steps, disk_gb, findings, holding, this_machine
+from cdn_tune.tuning.planning.preflight import check_confirm, disk_gb, findings, holding, most_steps, this_machine
 from cdn_tune.tuning.planning.random_points import Drawn, count_points, draw
 from cdn_tune.tuning.storage.check import existing
 from cdn_tune.tuning.study.candidates import GB, INVALID, Candidates, cost
+from cdn_tune.tuning.study.rungs import brackets
 
 PROPOSALS = 200  # random points that are judged
 _SIZED = 24  # of them, those whose memory is estimated: it takes tenths of a second each
@@ -31,6 +33,7 @@ _HOUR = 3600.0
 HALVING = ("asha", "hyperband")
 _PLAYS = 40
 _PLAYED = 1000  # trials of a play; more train as long on average
+_Draw = tuple[float, str]  # a trial of a play: its value throughout, and its family
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,9 @@ class Range:
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a search takes, by a few real steps of the base experiment."""
+    """How long a search takes, by a few real steps of every family's base experiment."""
 
-    trial: Plan  # of the base experiment
-    epochs: float  # of all trials together, under early stopping; see `expected_epochs`
-    full_epochs: int  # of all trials, were none stopped
+    measured: Mapping[str, Plan]  # of the base experiment of each family
     trial_hours: float  # of all trials together
     wall_hours: float | None  # as many at once as there is room for; None if there is none
     gpu_hours: float  # of all trials together
@@ -75,6 +76,7 @@ class SearchPlan:
     disk_gb: float  # most that checkpoints occupy
     free_gb: float  # room on the run folder's disk
     epochs: float | None  # of all trials, under early stopping; None if it counts in steps and those are unknown
+    full_epochs: int  # of all trials, were none stopped
     duration: Duration | None  # None if the data are missing
     missing: str | None  # why the time was not measured
     errors: Sequence[str]  # what would be refused at the start
@@ -103,10 +105,13 @@ def plan_search(
     """
     candidates = Candidates(space, base)
     nodes = [this_machine()] if nodes is None else nodes
-    points, trials = count_points(candidates), trials or space.trials
-    if space.is_finite:
-        trials = min(trials, points)
+    points, asked = count_points(candidates), trials or space.trials
+    trials = min(asked, points + space.confirm.trials) if space.is_finite else asked
     errors, warnings = findings(space, candidates, run, storage, nodes, trials)
+    try:
+        check_confirm(space, asked)
+    except ConfigError as error:
+        errors.append(str(error))
     try:
         slots = slots_on(space.resources, nodes)
     except CdnTuneError:
@@ -120,15 +125,17 @@ def plan_search(
     refused += sum(free.experiment is not None and full.experiment is None for free, full in pairs) / len(sized)
     if not any(point.experiment for point in sized):
         errors.append(f"constraints: none of {len(sized)} random proposals may start; loosen them, or the parameters")
-    measured, missing = _measure(base, threads_for(base, space.resources.cpus_per_worker))
-    if measured is not None:
-        if remark := coarse(measured.queries["val"]):
+    families = candidates.by_family()
+    measured, missing = _measure(families, space.resources.cpus_per_worker)
+    steps = {name: plan.steps_per_epoch for name, plan in measured.items()} if measured else None
+    if measured:
+        if remark := coarse(max(plan.queries["val"] for plan in measured.values())):
             warnings.append(remark)
         try:
-            check_steps(space, base, measured.queries["train"])
+            most_steps(space, families.values())
         except ConfigError as error:
             errors.append(str(error))
-    epochs = expected_epochs(space, base, trials, measured.steps_per_epoch if measured else None)
+    epochs = expected_epochs(space, families, trials, steps)
     return SearchPlan(
         space=space,
         base=base,
@@ -146,8 +153,9 @@ def plan_search(
         slots=slots,
         disk_gb=disk_gb(space, candidates, holding(space, max(slots, 1), trials)),
         free_gb=shutil.disk_usage(existing(run)).free / GB,
-        epochs=epochs,
-        duration=_duration(space, base, measured, epochs, trials, slots) if measured and epochs is not None else None,
+        epochs=None if epochs is None else sum(epochs.values()),
+        full_epochs=round(trials * mean(each.train.epochs for each in families.values())),
+        duration=_duration(space, measured, epochs, min(slots, trials)) if measured and epochs is not None else None,
         missing=missing,
         errors=errors,
         warnings=warnings,
@@ -180,21 +188,21 @@ def _costs(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> dict[str, Range]:
     return ranges
 
 
-def _measure(base: Experiment, threads: int) -> tuple[Plan | None, str | None]:
-    """Returns the base experiment's plan from a few real steps, or why there is none."""
+def _measure(families: Mapping[str, Experiment], cpus: int) -> tuple[dict[str, Plan] | None, str | None]:
+    """Returns the plan of every family's base experiment from a few real steps, or why there is none."""
     try:
-        return make_plan(base, open_data(base.data, base.model.inputs.sequences), threads=threads), None
+        return {
+            name: make_plan(base, open_data(base.data, base.model.inputs.sequences), threads=threads_for(base, cpus))
+            for name, base in families.items()
+        }, None
     except DataError as error:
         return None, str(error).splitlines()[0]
 
 
-def _duration(space: SearchSpace, base: Experiment, measured: Plan, epochs: float, trials: int, slots: int) -> Duration:
-    hours = epochs * measured.seconds_per_epoch / _HOUR
-    at_once = min(slots, trials)
+def _duration(space: SearchSpace, measured: Mapping[str, Plan], epochs: Mapping[str, float], at_once: int) -> Duration:
+    hours = sum(epochs[name] * plan.seconds_per_epoch for name, plan in measured.items()) / _HOUR
     return Duration(
-        trial=measured,
-        epochs=epochs,
-        full_epochs=trials * base.train.epochs,
+        measured=measured,
         trial_hours=hours,
         wall_hours=hours / at_once if at_once else None,
         gpu_hours=hours * space.resources.workers * space.resources.gpus_per_worker,
@@ -202,80 +210,96 @@ def _duration(space: SearchSpace, base: Experiment, measured: Plan, epochs: floa
 
 
 def expected_epochs(
-    space: SearchSpace, experiment: Experiment, trials: int, steps_per_epoch: int | None = None
-) -> float | None:
-    """Returns the epochs that all trials together are expected to train; None if its unit is unknown in epochs.
+    space: SearchSpace, families: Mapping[str, Experiment], trials: int, steps: Mapping[str, int] | None = None
+) -> dict[str, float] | None:
+    """Returns the epochs that all trials together are expected to train, by family; None if its unit is unknown.
 
-    Successive halving is played on random values: a trial goes on from a rung if its value is among the best
-    ``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, without waiting for others
-    (asynchronous successive halving, arXiv 1810.05934; Optuna's `SuccessiveHalvingPruner`). Hyperband spreads its
-    trials over brackets of successive halving that begin later and later, in proportion to
+    Families have equal shares of the trials. Successive halving is played on random values: a trial goes on from a rung
+    if its value is among the best ``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, without
+    waiting for others (asynchronous successive halving, arXiv 1810.05934; Optuna's `SuccessiveHalvingPruner`).
+    Hyperband spreads its trials over brackets of successive halving that begin later and later, in proportion to
     ``ceil(brackets * eta^s / (s + 1))`` (Optuna's `HyperbandPruner`). It is assumed that the order of trials at one
     rung is their order at the next, and that they arrive in no order; a sampler that proposes better and better trials
     trains somewhat longer. With ``mode: promote`` a trial goes on once it is among the best ``floor(n / eta)``, also
     later. What the other rules stop depends on the values themselves, so the full length is returned for them: an upper
-    bound.
+    bound. Confirmations, here of any family, train to their end.
+
+    Args:
+        space: What is searched.
+        families: The base experiment of every family.
+        trials: Trials in all.
+        steps: Optimiser steps of an epoch of each; needed where progress is counted in them.
     """
-    rule, length = space.early_stopping, experiment.train.epochs
+    rule = space.early_stopping
     if rule.name not in HALVING:
-        return float(trials * length)
-    if rule.unit == "seconds" or (rule.unit == "step" and steps_per_epoch is None):
+        return {name: trials / len(families) * base.train.epochs for name, base in families.items()}
+    whole = min(space.confirm.trials, trials - 1)
+    trials -= whole
+    if rule.unit == "seconds" or (rule.unit == "step" and steps is None):
         return None
-    scale = 1 if rule.unit == "epoch" else steps_per_epoch or 1
-    evaluated = sorted({*range(1, length + 1, experiment.train.eval_every), length})
+    scales = {name: 1 if rule.unit == "epoch" else (steps or {})[name] for name in families}
     eta, least = rule.reduction_factor, rule.min_resource
 
-    def rungs(bracket: int) -> list[int]:
-        """Epochs at whose end a bracket's trials are compared."""
+    def ends(name: str, bracket: int) -> list[int]:
+        """Epochs of a family at whose end the trials of a bracket are compared, and the last one."""
+        train, scale = families[name].train, scales[name]
+        evaluated = sorted({*range(1, train.epochs + 1, train.eval_every), train.epochs})
         resources = (least * eta ** (bracket + rung) for rung in count())
-        ends = takewhile(lambda resource: resource <= length * scale, resources)
-        return [next(epoch for epoch in evaluated if epoch * scale >= resource) for resource in ends]
+        rungs = takewhile(lambda resource: resource <= train.epochs * scale, resources)
+        return [*(next(epoch for epoch in evaluated if epoch * scale >= rung) for rung in rungs), train.epochs]
 
-    brackets = 1
-    if rule.name == "hyperband":
-        brackets = max(math.floor(math.log(length * scale / least, eta) + 1e-9) + 1, 1)
-    shares = np.array([math.ceil(brackets * eta**s / (s + 1)) for s in reversed(range(brackets))], dtype=float)
+    longest = max(base.train.epochs * scales[name] for name, base in families.items())
+    number = brackets(least, longest, eta) if rule.row.brackets == "all" else 1
+    shares = np.array([math.ceil(number * eta**s / (s + 1)) for s in reversed(range(number))], dtype=float)
+    compared = [{name: ends(name, bracket) for name in families} for bracket in range(number)]
+    play = _played_with_pauses if rule.mode == "promote" else _played
     generator = np.random.default_rng(0)
-    epochs, played = 0, min(trials, _PLAYED)
+    epochs, played = dict.fromkeys(families, 0), min(trials, _PLAYED)
     for _ in range(_PLAYS):
-        of_brackets = generator.choice(brackets, size=played, p=shares / shares.sum())
-        for bracket in range(brackets):
-            values = generator.random(int((of_brackets == bracket).sum()))
-            play = _played_with_pauses if rule.mode == "promote" else _played
-            epochs += play(values.tolist(), rungs(bracket), length, eta)
-    return epochs / _PLAYS * (trials / played)
+        of_brackets = generator.choice(number, size=played, p=shares / shares.sum()).tolist()
+        of_families = generator.choice(list(families), size=played).tolist()
+        by_bracket = defaultdict(list)
+        for bracket, value, name in zip(of_brackets, generator.random(played).tolist(), of_families, strict=True):
+            by_bracket[bracket].append((value, name))
+        for bracket, drawn in by_bracket.items():
+            for (_, name), reached in play(drawn, compared[bracket], eta).items():
+                epochs[name] += compared[bracket][name][reached]
+    return {
+        name: sum_ / _PLAYS * (trials / played) + whole / len(families) * families[name].train.epochs
+        for name, sum_ in epochs.items()
+    }
 
 
-def _played(values: list[float], rungs: list[int], length: int, eta: int) -> int:
-    """Returns the epochs that one bracket's trials train, one after the other, each with one value throughout."""
-    arrived: list[list[float]] = [[] for _ in rungs]
-    epochs = 0
-    for value in values:
-        trained = length
-        for rung, others in zip(rungs, arrived, strict=True):
-            insort(others, value)
-            if sum(other > value for other in others) >= max(len(others) // eta, 1):
-                trained = rung
+def _played(drawn: Sequence[_Draw], ends: Mapping[str, Sequence[int]], eta: int) -> dict[_Draw, int]:
+    """Returns at which of its family's `ends` each of a bracket's trials ends, if they come one after the other."""
+    arrived: defaultdict[int, list[float]] = defaultdict(list)  # values at a rung
+    reached = {}
+    for value, name in drawn:
+        reached[value, name] = last = len(ends[name]) - 1
+        for rung in range(last):
+            insort(arrived[rung], value)
+            if sum(other > value for other in arrived[rung]) >= max(len(arrived[rung]) // eta, 1):
+                reached[value, name] = rung
                 break
-        epochs += trained
-    return epochs
+    return reached
 
 
-def _played_with_pauses(values: list[float], rungs: list[int], length: int, eta: int) -> int:
+def _played_with_pauses(drawn: Sequence[_Draw], ends: Mapping[str, Sequence[int]], eta: int) -> dict[_Draw, int]:
     """As `_played`, if trials pause at rungs, and go on once they are among the best ``floor(n / eta)``."""
-    epochs = reached = 0
-    for rung in rungs:
-        if rung >= length:
-            break
-        epochs += len(values) * (rung - reached)
-        arrived: list[float] = []
-        going_on: dict[float, None] = {}
-        for value in values:
-            insort(arrived, value)
+    reached = dict.fromkeys(drawn, 0)
+    for rung in count():
+        drawn = [trial for trial in drawn if rung < len(ends[trial[1]]) - 1]
+        if not drawn:
+            return reached
+        arrived: list[_Draw] = []
+        going_on: dict[_Draw, None] = {}
+        for trial in drawn:
+            insort(arrived, trial)
             if quota := len(arrived) // eta:
-                going_on |= dict.fromkeys(each for each in (value, arrived[-quota]) if each >= arrived[-quota])
-        values, reached = list(going_on) or values[:1], rung
-    return epochs + len(values) * (length - reached)
+                going_on |= dict.fromkeys(each for each in (trial, arrived[-quota]) if each >= arrived[-quota])
+        drawn = list(going_on) or drawn[:1]
+        reached |= dict.fromkeys(drawn, rung + 1)
+    return reached
 
 
 def refused_name(name: str) -> str:

@@ -1,24 +1,26 @@
 """The checks before a search starts: what would fail hours later is one line now, with its remedy."""
 
 import contextlib
-import math
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.data.batches import training_batches
 from cdn_tune.data.files import available_cpus
 from cdn_tune.distributed.cluster import slots
 from cdn_tune.distributed.ray import ray
 from cdn_tune.errors import CdnTuneError, ConfigError, RunError, SearchError
 from cdn_tune.training.object_store.working_copy import place_of
+from cdn_tune.training.train_trial import open_data
 from cdn_tune.tuning.checkpoints.checkpoint_files import disk_used
 from cdn_tune.tuning.planning.random_points import draw, never_sampled
 from cdn_tune.tuning.storage.check import check_shared, check_storage, existing, file_system, is_networked
 from cdn_tune.tuning.study.candidates import GB, Candidates, cost
 
+_Value = TypeVar("_Value", int, str)
 _DRAWN = 16  # points over which the largest checkpoint is sought
 _TIGHT = 0.8  # share of the free space that is worth a warning
 _FLOAT_BYTES = 4
@@ -90,12 +92,28 @@ def check_picklable(thing: object) -> None:
 def holding(space: SearchSpace, slots: int, trials: int) -> int:
     """Returns the most trials that have checkpoints to go on from: those that run at once, or all where trials pause.
 
+    Where they do, none is paused any more when the best are confirmed.
+
     Args:
         space: What is searched.
         slots: Trials that run at once.
-        trials: Trials in all.
+        trials: Trials in all, confirmations included.
     """
-    return max(slots, trials) if space.early_stopping.mode == "promote" else slots
+    return max(slots, trials - space.confirm.trials) if space.early_stopping.mode == "promote" else slots
+
+
+def check_confirm(space: SearchSpace, trials: int) -> None:
+    """Refuses a search of so many trials, confirmations included, that leave too few to confirm.
+
+    Raises:
+        ConfigError: With the numbers.
+    """
+    top, seeds, taken = space.confirm.top, space.confirm.seeds, space.confirm.trials
+    if top and trials < taken + top:
+        raise ConfigError(
+            f"confirm: top={top} with seeds={seeds} takes {taken} of {trials} trials, and leaves "
+            f"{max(trials - taken, 0)} to find the best {top} among; allow {taken + top} trials, or lower confirm"
+        )
 
 
 def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int) -> str | None:
@@ -110,12 +128,14 @@ def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int
             ``disk_budget_gb`` lets them grow.
     """
     running, kept = checkpoint_sizes(candidates)
-    budget, need = space.disk_budget_gb, slots * running + space.keep * kept
+    at_least, at_most = max(space.confirm.top, 1), max(space.confirm.top, space.keep)
+    budget, need = space.disk_budget_gb, slots * running + at_most * kept
     held = "paused ones included" if space.early_stopping.mode == "promote" else "at once"
-    where = f"{slots} trials {held} and {space.keep} kept checkpoints need up to {need:.3g} GB"
+    where = f"{slots} trials {held} and {at_most} kept checkpoints need up to {need:.3g} GB"
     remedy = "lower keep, or bound checkpoint_gb in constraints"
-    if budget is not None and running + kept > budget:
-        one = f"one trial and the best checkpoint need up to {running + kept:.3g} GB"
+    if budget is not None and running + at_least * kept > budget:
+        held = "the best checkpoint" if at_least == 1 else f"a checkpoint of each of the {at_least} confirmed"
+        one = f"one trial and {held} need up to {running + at_least * kept:.3g} GB"
         raise ConfigError(f"disk_budget_gb={budget:g}: {one}; raise it, or bound checkpoint_gb in constraints")
     if budget is not None and need > budget and space.early_stopping.mode == "promote":
         raise ConfigError(
@@ -133,7 +153,7 @@ def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int
 def disk_gb(space: SearchSpace, candidates: Candidates, slots: int) -> float:
     """Returns the most, in GB, that checkpoints occupy: of the trials that run at once, and the kept ones."""
     running, kept = checkpoint_sizes(candidates)
-    return slots * running + space.keep * kept
+    return slots * running + max(space.confirm.top, space.keep) * kept
 
 
 def largest_checkpoint(candidates: Candidates) -> int:
@@ -178,23 +198,36 @@ def check_budget(space: SearchSpace) -> None:
         )
 
 
-def check_steps(space: SearchSpace, experiment: Experiment, queries: int) -> None:
-    """Refuses early stopping by steps that begins after the last step of every trial; `queries` of the train split.
+def most_steps(space: SearchSpace, experiments: Iterable[Experiment]) -> int | None:
+    """Returns the most optimiser steps of a trial, where progress is counted in them; else None.
+
+    A batch is of queries or of videos, as the family has it, so the train split is opened as each reads it.
+
+    Args:
+        space: What is searched.
+        experiments: The base experiment of every family.
 
     Raises:
-        ConfigError: Naming the steps a trial has.
+        DataError: If the data cannot be used.
+        ConfigError: If early stopping begins after the last step of every trial.
     """
     stopping = space.early_stopping
-    if stopping.name == "none" or stopping.unit != "step":
-        return
-    epochs = _probes(space, "train.epochs", experiment.train.epochs)
-    batches = _probes(space, "train.batch_size", experiment.train.batch_size)
-    steps = max(epochs) * math.ceil(queries / min(batches))
-    if stopping.min_resource > steps:
+    if stopping.unit != "step":
+        return None
+    steps = 0
+    for experiment in experiments:
+        train = open_data(experiment.data, experiment.model.inputs.sequences)["train"]
+        epochs = max(_probes(space, "train.epochs", experiment.train.epochs))
+        batch_size = min(_probes(space, "train.batch_size", experiment.train.batch_size))
+        made_of = _probes(space, "train.batch_of", experiment.batch_of)
+        each = (len(training_batches(train, batch_size, experiment.seed, 1, of == "videos")) for of in made_of)
+        steps = max(steps, epochs * max(each))
+    if stopping.name != "none" and stopping.min_resource > steps:
         raise ConfigError(
             f"early_stopping.min_resource={stopping.min_resource}: a trial has at most {steps} steps, so none would "
             "ever be stopped; lower it"
         )
+    return steps
 
 
 def this_machine() -> dict[str, float]:
@@ -256,6 +289,6 @@ def _shared(run: Path, machines: int) -> str | None:
     )
 
 
-def _probes(space: SearchSpace, key: str, base: int) -> list[int]:
+def _probes(space: SearchSpace, key: str, base: _Value) -> list[_Value]:
     values: Sequence[Any] = space.parameters[key].probes if key in space.parameters else (base,)
-    return [value for value in values if isinstance(value, int)]
+    return [value for value in values if isinstance(value, type(base))]

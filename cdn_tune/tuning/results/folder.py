@@ -27,7 +27,18 @@ from cdn_tune.tuning.layout import TRIALS, trial_folder
 from cdn_tune.tuning.results.leaderboard import ENDED, LEADERBOARD_JSON, PAUSED, STATES, Row
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import altered
-from cdn_tune.tuning.study.ranking import COPY, LEARNED, REFUSED, ROLE, Objectives, Role
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    COPY,
+    LEARNED,
+    REFUSED,
+    ROLE,
+    SEED,
+    Objectives,
+    Role,
+    own,
+)
 from cdn_tune.tuning.study.samplers import to_distribution
 from cdn_tune.tuning.study.soundness import check_study
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS
@@ -37,7 +48,7 @@ _STATES = {text: state for state, text in STATES.items()} | {PAUSED: TrialState.
 _ROLES = frozenset(get_args(Role))
 _SPARSE = 10  # so many numbers for each trial that is shown are believed
 _COPIED = ("best_epoch", "parameters", "memory_gb", "latency_ms", "samples_per_second", "loss", "seconds")
-_NOTED = ("reason", "failure", "retry_of", "copy_of", "learned_from")
+_NOTED = ("reason", "failure", "retry_of", "copy_of", "learned_from", CONFIRMS, SEED)
 _MEND = f"restore {LEADERBOARD_JSON} and {TRIALS}, or delete what is damaged"
 LOST = "lost with the study"
 
@@ -152,8 +163,12 @@ class FolderTrials:
             if each.get("query_ious"):
                 note[f"{QUERY_IOUS}:{step}"] = each["query_ious"]
         ended = _STATES.get(state, TrialState.PRUNED)
+        if not row:
+            note |= self._confirms(number, params, candidates, earlier)
         if state in _ROLES:
             note[ROLE] = state
+        elif CONFIRMS in note:
+            note[ROLE] = CONFIRMATION
         if state == COPY:
             ended = earlier[int(row["copy_of"])].state
             ended = ended if ended.is_finished() else TrialState.FAIL
@@ -192,6 +207,16 @@ class FolderTrials:
             return params
         point = candidates.spread(get_keys(self._experiment(number), parameters))
         return point if candidates.is_complete(point) else {}
+
+    def _confirms(
+        self, number: int, params: Mapping[str, Any], candidates: Candidates, earlier: Mapping[int, FrozenTrial]
+    ) -> dict[str, int]:
+        """Returns which trial an entry without a row confirms, and under which seed; nothing if it is a trial."""
+        seed = self._experiment(number).get("seed")
+        if seed is None or seed == candidates.experiment(params).seed:
+            return {}
+        equal = (each.number for each in own(earlier.values()) if each.number < number and each.params == params)
+        return {CONFIRMS: first, SEED: seed} if (first := next(equal, None)) is not None else {}
 
     def _experiment(self, number: int) -> Mapping[str, Any]:
         """Returns a trial's experiment as its checkpoints hold it; nothing if none can be read."""

@@ -18,7 +18,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.space import MEASURED_COSTS
 from cdn_tune.training.runs.files import write_text
-from cdn_tune.tuning.study.ranking import is_paused, pareto_front, ranking, role_of, superseded, value_of
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    SEED,
+    Confirmed,
+    confirmed,
+    is_paused,
+    pareto_front,
+    ranking,
+    role_of,
+    superseded,
+    value_of,
+)
 
 LEADERBOARD = "leaderboard.csv"
 LEADERBOARD_JSON = "leaderboard.json"
@@ -55,12 +67,21 @@ class Entry:
 
     `note` holds its attributes, `place` its rank or an empty text, `gpus` the GPUs that a trial occupies, `sampled` its
     values by dotted key, those of single layers as a list in the layers' order; `tried_again` is True if it failed and
-    was tried again as another trial.
+    was tried again as another trial; `found` is what its confirmations have found, if it has any.
     """
 
-    def __init__(self, trial: FrozenTrial, place: int | str, on_front: bool, tried_again: bool, gpus: float) -> None:
+    def __init__(
+        self,
+        trial: FrozenTrial,
+        place: int | str,
+        on_front: bool,
+        tried_again: bool,
+        gpus: float,
+        found: Confirmed | None = None,
+    ) -> None:
         self.trial, self.note = trial, trial.user_attrs
         self.place, self.on_front, self.tried_again, self.gpus = place, on_front, tried_again, gpus
+        self.found = found
         self.sampled = _sampled(trial.params)
 
     def rounded(self, name: str, digits: int) -> float | str:
@@ -78,7 +99,8 @@ class Column:
     value: Callable[[Entry, str], Any]  # from an entry, and one of `names`; an empty text if there is no value
     names: Callable[[Shape], Sequence[str]] = lambda _: ("",)  # makes one column for each; by default one
     form: Literal["plain", "text", "share", "seconds", "epochs", "mark"] = "plain"  # how the value is shown
-    terminal: Literal["always", "wide", "never"] = "never"  # whether the terminal shows it: where it is wide enough
+    # Whether the terminal shows it: if any row has a value, where it is wide enough.
+    terminal: Literal["always", "filled", "wide", "never"] = "never"
     page: Literal["always", "filled", "never"] = "never"  # whether the report's page does: if any entry has a value
 
     def named(self, name: str) -> "Column":
@@ -99,8 +121,21 @@ def _noted(name: str, meaning: str = "", digits: int | None = None, **settings: 
     return Column(name, name, meaning or name, value, **settings)
 
 
+def _mean(entry: Entry, _: str = "") -> float | str:
+    return "" if entry.found is None else shown(entry.found.mean)
+
+
+def _interval(entry: Entry, end: int) -> float | str:
+    return "" if entry.found is None or entry.found.interval is None else shown(entry.found.interval[end])
+
+
+_CONFIRMED: dict[str, Any] = {"form": "share", "terminal": "filled", "page": "filled"}
+
 COLUMNS = [
-    Column("rank", "rank", "Rank by the best val metric", lambda entry, _: entry.place, **_EVERYWHERE),
+    Column(
+        "rank", "rank", "Rank by the mean over confirmations, then by the best val metric",
+        lambda entry, _: entry.place, **_EVERYWHERE,
+    ),
     Column(
         "pareto", "front", "On the Pareto front", lambda entry, _: 1 if entry.on_front else "",
         names=lambda shape: ("",) if shape.several else (), form="mark", terminal="always",
@@ -111,6 +146,23 @@ COLUMNS = [
         "value", "val {}", "Best val {}", lambda entry, _: shown(value_of(entry.trial)),
         names=lambda shape: (shape.metric,), form="share", **_EVERYWHERE,
     ),
+    Column(
+        "mean", "mean", "Mean of val {} over its confirmations", _mean,
+        names=lambda shape: (shape.metric,), **_CONFIRMED,
+    ),
+    Column(
+        "mean_low", "from", "Lower end of the mean's 95 % interval", lambda entry, _: _interval(entry, 0), **_CONFIRMED
+    ),
+    Column(
+        "mean_high", "to", "Upper end of the mean's 95 % interval", lambda entry, _: _interval(entry, 1), **_CONFIRMED
+    ),
+    Column(
+        "seeds", "seeds", "Confirmations that are complete",
+        lambda entry, _: "" if entry.found is None else len(entry.found.runs),
+        terminal="filled", page="filled",
+    ),
+    _noted(CONFIRMS, "The trial that it confirms", terminal="filled", page="filled"),
+    _noted(SEED, "The seed under which it confirms that", page="filled"),
     Column(
         "best_epoch", "best epoch", "Epoch of the best val metric", lambda entry, _: entry.note.get("best_epoch", ""),
         page="always",
@@ -165,7 +217,7 @@ def leaderboard(
     directions: Sequence[StudyDirection] = (),
     gpus: float = 0.0,
 ) -> list[Row]:
-    """Returns one row per entry: ranked trials first, then running, paused, failed, learned, copied and refused ones.
+    """Returns one row per entry: ranked trials, complete confirmations, running, paused, failed, what is no trial.
 
     What an entry has no value for is an empty text. Values per layer are one list under the key without its index.
 
@@ -184,10 +236,17 @@ def leaderboard(
     )
     several = len(directions) > 1
     front = {trial.number for trial in pareto_front(trials, directions)} if several else set()
-    again = superseded(trials)
+    again, found = superseded(trials), confirmed(trials)
     columns = columns_of(Shape(parameters, metrics, several=several))
     entries = (
-        Entry(trial, places.get(trial.number, ""), trial.number in front, trial.number in again, gpus)
+        Entry(
+            trial,
+            places.get(trial.number, ""),
+            trial.number in front,
+            trial.number in again,
+            gpus,
+            found.get(trial.number),
+        )
         for trial in (*ranked, *others)
     )
     return [{column.key: column.value(entry, "") for column in columns} for entry in entries]
@@ -196,7 +255,7 @@ def leaderboard(
 def state_of(trial: FrozenTrial) -> str:
     """Returns the state of a trial in words; of an entry that is no trial, its role."""
     role = role_of(trial)
-    if role != "trial":
+    if role not in ("trial", CONFIRMATION):
         return role
     return PAUSED if is_paused(trial) else STATES[trial.state]
 

@@ -26,7 +26,7 @@ from cdn_tune.tuning.results.leaderboard import Row, leaderboard
 from cdn_tune.tuning.storage.check import JOURNAL, SQLITE, UnusableStudy, one_line
 from cdn_tune.tuning.storage.named import is_server, is_there, storage_of
 from cdn_tune.tuning.study.candidates import Candidates
-from cdn_tune.tuning.study.ranking import pareto_front
+from cdn_tune.tuning.study.ranking import pareto_front, seed_of
 from cdn_tune.tuning.study.soundness import check_study
 
 
@@ -83,8 +83,9 @@ class Record:
             RunError: If there is none of that number.
             ConfigError: If its values do not go together.
         """
-        params = dict(sorted(self.entry(number).params.items(), key=_by_layer))
-        return Candidates(self.space, self.base).experiment(params, f"{self.run}: trial {number}")
+        entry = self.entry(number)
+        params = dict(sorted(entry.params.items(), key=_by_layer))
+        return Candidates(self.space, self.base).experiment(params, f"{self.run}: trial {number}", seed_of(entry))
 
 
 def read_record(run: Path, storage: str | None = None) -> Record:

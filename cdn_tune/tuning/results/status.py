@@ -15,7 +15,7 @@ from cdn_tune.training.runs.records import METRICS
 from cdn_tune.tuning.layout import TRIALS, UNFIT, StopFile
 from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, PAUSED, TRIED, Row, filled, objective_column
 from cdn_tune.tuning.results.record import Record, read_record
-from cdn_tune.tuning.study.ranking import own
+from cdn_tune.tuning.study.ranking import trained
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,11 @@ def _left(row: Row, costs: Sequence[float], mean: float) -> float:
 
 def ahead(rows: Sequence[Row]) -> Row | None:
     """Returns the best running or paused trial if its val metric so far is above that of every ended one."""
-    running = [row for row in rows if row["state"] in ("running", PAUSED) and row["value"] != ""]
+    running = [
+        row
+        for row in rows
+        if row["state"] in ("running", PAUSED) and row["value"] != "" and row.get("confirms", "") == ""
+    ]
     first = max(running, key=lambda row: row["value"], default=None)
     ended = next((row["value"] for row in rows if row["rank"] == 1), None)
     return first if first is not None and (ended is None or first["value"] > ended) else None
@@ -206,7 +210,7 @@ def _elapsed(record: Record) -> float | None:
     searched = record.attributes.get("searched_seconds")
     if isinstance(searched, int | float) and math.isfinite(searched):
         return float(searched)
-    trials = own(record.entries)
+    trials = trained(record.entries)
     starts = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete is not None]
     return (max(ends) - min(starts)).total_seconds() if starts and ends else None

@@ -7,7 +7,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, override
-from cdn_tune.config.check import FAMILY, resolve_name
+from cdn_tune.config.check import FAMILY, family_at, resolve_name
 from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key, get_keys
 from cdn_tune.config.load import of_family
@@ -74,7 +74,7 @@ class Candidates:
 
         What is fixed for the point's family is among them.
         """
-        overrides = dict(self.space.family_overrides.get(self._family(params), {}))
+        overrides = dict(family_at(self.space, self._plain, params)[1])
         for name, value in params.items():
             key, bracket, _ = name.partition("[")
             if bracket:
@@ -83,8 +83,8 @@ class Candidates:
                 overrides[key] = value
         return overrides
 
-    def experiment(self, params: Mapping[str, Any], source: str = "trial") -> Experiment:
-        """Returns the experiment of a point.
+    def experiment(self, params: Mapping[str, Any], source: str = "trial", seed: int | None = None) -> Experiment:
+        """Returns the experiment of a point, under another seed than its own if one is given.
 
         Raises:
             ConfigError: If the values do not go together.
@@ -92,7 +92,14 @@ class Candidates:
         key = repr(params)
         if self._latest is None or self._latest[0] != key:  # a proposal is judged, sized and started in a row
             self._latest = key, override(self._plain, self.overrides(params), source)
-        return self._latest[1]
+        experiment = self._latest[1]
+        return experiment if seed is None else experiment.model_copy(update={"seed": seed})
+
+    def by_family(self) -> dict[str, Experiment]:
+        """Returns the base experiment of every family that trials may have, by name."""
+        searched = self.space.parameters.get(FAMILY)
+        names = (self.base.model.name,) if searched is None else searched.probes
+        return {str(name): self.experiment({} if searched is None else {FAMILY: name}) for name in names}
 
     def judge(
         self, params: Mapping[str, Any], memory_limit: float | None = None, leave_out: Container[str] = ()
@@ -174,11 +181,7 @@ class Candidates:
 
     def _plain_at(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the base experiment, with what is default and fixed for the family that is sampled at a point."""
-        family = self._family(params)
-        return of_family(self._plain, family, self.space.family_overrides.get(family))
-
-    def _family(self, params: Mapping[str, Any]) -> str:
-        return str(params.get(FAMILY, self.base.model.name))
+        return of_family(self._plain, *family_at(self.space, self._plain, params))
 
 
 _ABSENT = object()

@@ -28,9 +28,8 @@ def _memory(sized: str) -> MemoryEstimate:
 
 
 def _memory_gb(experiment: Experiment) -> float:
-    micro, batch = experiment.train.micro_batch, experiment.batch_queries
-    queries = batch if micro == "auto" else min(micro, batch)
-    return _memory(_sized(experiment)).total(queries) / GB
+    micro, batch = experiment.train.micro_batch, experiment.train.batch_size
+    return _memory(_sized(experiment)).total(batch if micro == "auto" else min(micro, batch)) / GB
 
 
 def _sized(experiment: Experiment) -> str:

@@ -1,4 +1,4 @@
-"""Proposals of the sampler, each judged before it starts; no point is tried twice."""
+"""What is trained next: proposals of the sampler, each judged before it starts, and in the end confirmations."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,12 +6,22 @@ from typing import Any
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.tuning.study.candidates import Candidates, cost
 from cdn_tune.tuning.study.failures import LOST
 from cdn_tune.tuning.study.filtered_study import CONSTRAINT, StoredStudy
-from cdn_tune.tuning.study.ranking import COPY, REFUSED, ROLE, own
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    COPY,
+    REFUSED,
+    ROLE,
+    SEED,
+    by_value,
+    own,
+    role_of,
+)
 from cdn_tune.tuning.study.samplers import build_sampler, is_exhausted
 
 _MODELLED = 50  # refused proposals in a row after which points are drawn at random
@@ -26,7 +36,7 @@ class Proposals:
         self.is_exhausted = False  # whether every point of the space was tried
         self._study, self._candidates = study, candidates
         entries = list(entries)
-        self._proposed = len(entries)
+        self._proposed = sum(role_of(trial) != CONFIRMATION for trial in entries)
         self._known = {_key(trial.params): trial.number for trial in own(entries) if _would_repeat(trial)}
         used = {name for expression in candidates.space.expressions for name in expression.names}
         used |= {objective.metric for objective in candidates.space.objectives}
@@ -61,7 +71,7 @@ class Proposals:
 
     def take_up(self, trial: FrozenTrial, memory_limit: float | None) -> bool:
         """Completes the point of a trial that an earlier process has left; returns whether it may go on."""
-        if trial.intermediate_values:
+        if trial.intermediate_values or role_of(trial) == CONFIRMATION:
             return True
         with self._study.transaction():
             params: Mapping[str, Any] = trial.params
@@ -69,6 +79,35 @@ class Proposals:
                 self._study.sampler = self._sampler(self._proposed - 1)  # it was the last proposal
                 params = self._candidates.suggest(optuna.Trial(self._study, self._study.trial_id(trial.number)))
             return self._admit(trial.number, params, memory_limit) is None
+
+    def unconfirmed(self) -> list[tuple[FrozenTrial, int]]:
+        """Returns the best trials by their own val metric, each with each seed under which it is to be trained again.
+
+        Every trial has its first seed before any has its second: a search that a budget ends compares them fairly.
+        """
+        config = self._candidates.space.confirm
+        entries = self._study.get_trials(deepcopy=False) if config.top else []
+        best = [
+            (trial, self._candidates.experiment(trial.params).further_seeds(config.seeds))
+            for trial in by_value(entries)[: config.top]
+        ]
+        held = {
+            (trial.user_attrs[CONFIRMS], trial.user_attrs[SEED]) for trial in entries if role_of(trial) == CONFIRMATION
+        }
+        pairs = [(trial, seeds[place]) for place in range(config.seeds) for trial, seeds in best]
+        return [(trial, seed) for trial, seed in pairs if (trial.number, seed) not in held]
+
+    def confirm(self, trial: FrozenTrial, seed: int, **attributes: Any) -> int:
+        """Records, in one write, that a trial is trained again under a seed; returns the confirmation's number."""
+        known = {key: value for key, value in trial.user_attrs.items() if key in self._costs}
+        confirmation = create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={**known, **attributes, ROLE: CONFIRMATION, CONFIRMS: trial.number, SEED: seed},
+        )
+        storage = self._study.storage
+        return storage.get_trial(storage.create_new_trial(self._study.id_in_storage, confirmation)).number
 
     def _sampler(self, proposed: int, at_random: bool = False) -> optuna.samplers.BaseSampler:
         space = self._candidates.space

@@ -10,7 +10,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import SearchSpace
-from cdn_tune.tuning.study.ranking import front_ranks, is_paused, own
+from cdn_tune.tuning.study.filtered_study import StoredStudy
+from cdn_tune.tuning.study.ranking import PAUSED, PROMOTED, front_ranks, is_paused, own
 
 COMPARED = "compared"  # user attribute f"{COMPARED}:{step}": what a trial is compared by, besides its value
 _Rung = tuple[int, int]  # what it takes to come there, in the unit of early stopping, and its bracket
@@ -26,27 +27,23 @@ class Rungs:
 
     Args:
         space: What is searched.
-        longest: A trial's length in the unit of early stopping; needed by rules of several brackets.
-        directions: Of the objectives.
-        name: The study's.
-        entries: All trials on record.
+        longest: The longest trial, in the unit of early stopping; needed by rules of several brackets.
+        study: Holds the trials, and is told what is decided.
+
+    Attributes:
+        decide: Whether they do; else Optuna's pruners do, by one value, no trial is paused, and no rung holds any.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        longest: int | None,
-        directions: Sequence[StudyDirection],
-        name: str,
-        entries: Iterable[FrozenTrial],
-    ) -> None:
+    def __init__(self, space: SearchSpace, longest: int | None, study: StoredStudy) -> None:
         config = space.early_stopping
+        self._pauses = config.mode == "promote"
+        self.decide = bool(config.row.brackets) and (self._pauses or bool(config.metrics) or len(space.objectives) > 1)
         self._least, self._factor, self._combine = config.least, config.reduction_factor, config.combine
-        self._name = name
+        self._study = study
         # A metric is better the higher it is, and recorded with the value; so are objectives, by their directions.
         self._signs = [1.0] * len(config.metrics)
-        if not config.metrics and len(directions) > 1:
-            self._signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in directions]
+        if not config.metrics and len(study.directions) > 1:
+            self._signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
         self._by_front = not config.metrics
         count = brackets(config.least, longest or 0, self._factor) if config.row.brackets == "all" else 1
         self._shares = [math.ceil(count * self._factor**s / (s + 1)) for s in reversed(range(count))]
@@ -54,27 +51,52 @@ class Rungs:
         self._orders: dict[_Rung, list[tuple[float, int]]] = {}  # best first; of one value, kept up as trials come
         self._reached: dict[int, list[_Rung]] = {}
         self._paused: dict[_Rung, set[int]] = defaultdict(set)  # trials that have left their slots
-        for trial in own(entries):
+        for trial in own(study.get_trials(deepcopy=False)) if self.decide else ():
             if trial.state not in (TrialState.FAIL, TrialState.WAITING):
-                self.add(trial)
+                self._add(trial)
                 self.rest(trial)
 
-    @property
-    def compares(self) -> bool:
-        """Whether more than the value is compared, by the attribute `COMPARED`."""
-        return bool(self._signs)
+    def note_objectives(self, trial: FrozenTrial, step: int, values: Iterable[float | None]) -> None:
+        """Records the objectives of a trial that comes to a rung at a step, where all of them are compared there."""
+        if self.decide and self._signs and self._by_front and None not in (values := list(values)):
+            before = self._count(trial.number, max(trial.intermediate_values, default=0))
+            if self._count(trial.number, step) > before:
+                self._study.set_attributes(trial.number, {f"{COMPARED}:{step}": values})
 
-    def count(self, number: int, step: int) -> int:
+    def lags(self, number: int, step: int, is_last: bool) -> bool:
+        """Decides once for each rung whether a trial that has reported a step goes on; returns whether it does not.
+
+        One that is at its end is compared with others, and goes on. A process that was killed between a report and its
+        decision is made up for when the report comes again.
+        """
+        trial = self._study.trial(number)
+        self._add(trial)
+        passed = self._count(number, step)
+        if is_last or step < max(trial.intermediate_values) or passed <= trial.user_attrs.get(PROMOTED, 0):
+            return False
+        goes_on = self._is_best(number, least=0 if self._pauses else 1)
+        if goes_on or self._pauses:
+            self._study.set_attributes(number, {PROMOTED if goes_on else PAUSED: passed})
+        return not goes_on
+
+    def promote(self, least: int = 0) -> int | None:
+        """Returns a paused trial that goes on from its rung, recorded as promoted; see `promotable`."""
+        if (number := self.promotable(least)) is not None:
+            self._study.set_attributes(number, {PROMOTED: self._study.trial(number).user_attrs[PAUSED]})
+            self.leave(number)
+        return number
+
+    def _count(self, number: int, step: int) -> int:
         """Returns at how many rungs of its bracket a trial has been at a step."""
         bracket, count = self._bracket(number), 0
         while self._least * self._factor ** (bracket + count) <= step:
             count += 1
         return count
 
-    def add(self, trial: FrozenTrial) -> None:
+    def _add(self, trial: FrozenTrial) -> None:
         """Adds a trial to the rungs that it has come to."""
         reached = self._reached.setdefault(trial.number, [])
-        count = self.count(trial.number, max(trial.intermediate_values, default=0))
+        count = self._count(trial.number, max(trial.intermediate_values, default=0))
         if len(reached) == count:
             return
         bracket, steps = self._bracket(trial.number), sorted(trial.intermediate_values)
@@ -93,7 +115,7 @@ class Rungs:
             if self._values.get(rung, {}).pop(number, None) is not None:
                 self._orders.pop(rung, None)
 
-    def is_best(self, number: int, least: int) -> bool:
+    def _is_best(self, number: int, least: int) -> bool:
         """Returns whether a trial is among those that go on from the last rung that it has come to.
 
         Args:
@@ -126,7 +148,7 @@ class Rungs:
             self._paused[rung].discard(number)
 
     def _bracket(self, number: int) -> int:
-        place = zlib.crc32(f"{self._name}_{number}".encode()) % sum(self._shares)
+        place = zlib.crc32(f"{self._study.study_name}_{number}".encode()) % sum(self._shares)
         bracket = 0
         while place >= self._shares[bracket]:
             place -= self._shares[bracket]
@@ -179,10 +201,3 @@ def brackets(least: int, longest: int, factor: int) -> int:
     while least * factor**count <= longest:
         count += 1
     return count
-
-
-def is_halving(space: SearchSpace) -> bool:
-    """Whether a search's trials are compared by `Rungs`, rather than one value by Optuna's pruners."""
-    config = space.early_stopping
-    several = bool(config.metrics) or len(space.objectives) > 1
-    return bool(config.row.brackets) and (config.mode == "promote" or several)

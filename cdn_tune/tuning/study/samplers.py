@@ -29,7 +29,7 @@ from cdn_tune.config import Categorical, Float, Parameter, SamplerConfig, Search
 from cdn_tune.config.tables import resolve
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import altered, seen, violations
-from cdn_tune.tuning.study.ranking import REFUSED, is_paused, role_of, value_of
+from cdn_tune.tuning.study.ranking import CONFIRMATION, REFUSED, as_ended, role_of
 
 _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
 # TPE takes at most 25 trials for good ones and weighs the others by their age; so it loses little with the oldest of
@@ -76,7 +76,8 @@ class Proposal(BaseSampler):
 
     - A sampler sees refused proposals, and trials that failed over a constraint, as what they are: infeasible. TPE has
       them as such, the Gaussian process as trials of the worst value; the others only ever learn from feasible ones.
-    - Pruned trials count with the value they had reached, or GP, CMA-ES and NSGA would learn from survivors only.
+    - Confirmations are not shown.
+    - Pruned and paused trials count with the value they had reached, or GP, CMA-ES and NSGA would learn from survivors.
     - GP, CMA-ES, NSGA and QMC model the parameters that every trial has, CMA-ES the numeric ones; conditional ones and
       those per layer are drawn at random. TPE models each group of parameters that occur together.
     - Random draws depend on the parameter's name, not on what was drawn before.
@@ -125,15 +126,15 @@ class Proposal(BaseSampler):
     def _seen(self, study: Study) -> Study:
         if self._view is None:
             show = partial(resolve(self._row.show), directions=study.directions, common=self._common)
-            self._view = seen(study, lambda trials: show(list(map(_as_learned, trials))))
+            self._view = seen(study, lambda trials: show(list(map(as_ended, _proposed(trials)))))
         return self._view
 
     def _is_started(self, study: Study) -> bool:
         """Whether there is enough to model: results, or twice as many refusals where next to nothing is feasible."""
         if self._started is None:
-            trials = study.get_trials(deepcopy=False)
+            trials = _proposed(study.get_trials(deepcopy=False))
             refused = (trial for trial in trials if trial.state.is_finished() and role_of(trial) == REFUSED)
-            results = filter(_has_result, map(_as_learned, trials))
+            results = filter(_has_result, map(as_ended, trials))
             self._started = _has(self._startup, results) or _has(2 * self._startup, refused)
         return self._started
 
@@ -292,6 +293,11 @@ def for_gp(trials: list[FrozenTrial], directions: Sequence[StudyDirection], comm
     return [chosen[number] for number in sorted(chosen)]
 
 
+def _proposed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Returns the trials without confirmations: a point that was chosen for its value would count several times."""
+    return [trial for trial in trials if role_of(trial) != CONFIRMATION]
+
+
 def _seed(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
@@ -347,13 +353,6 @@ def _tpe_rank(trial: FrozenTrial) -> tuple[float, ...]:
 def _has(count: int, trials: Iterable[FrozenTrial]) -> bool:
     """Whether there are at least `count`."""
     return sum(1 for _ in islice(trials, count)) == count
-
-
-def _as_learned(trial: FrozenTrial) -> FrozenTrial:
-    """Returns a trial as samplers learn from it: one that is paused has what it has reached, as a pruned one has."""
-    if not is_paused(trial) or (value := value_of(trial)) is None:
-        return trial
-    return altered(trial, state=TrialState.PRUNED, values=[value])
 
 
 def _has_result(trial: FrozenTrial) -> bool:

@@ -9,7 +9,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Categorical, Experiment, SearchSpace
 from cdn_tune.tuning.study.filtered_study import CONSTRAINT
-from cdn_tune.tuning.study.ranking import FINISHED, PAUSED, PROMOTED, ROLE, Objectives, Role
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    FINISHED,
+    PAUSED,
+    PROMOTED,
+    ROLE,
+    SEED,
+    Objectives,
+    Role,
+    role_of,
+)
 from cdn_tune.tuning.study.rungs import COMPARED
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS
 
@@ -31,7 +42,8 @@ _STUDY: Mapping[str, _Test] = {  # attributes of a search
     "gpus_per_trial": _NUMBER,
 }
 _TRIAL: Mapping[str, _Test] = {  # attributes of a trial
-    **dict.fromkeys(("best_epoch", "epoch", "epochs", "steps", "retry_of", "copy_of", PAUSED, PROMOTED), _COUNT),
+    **dict.fromkeys(("best_epoch", "epoch", "epochs", "steps", "retry_of", "copy_of", CONFIRMS, SEED), _COUNT),
+    **dict.fromkeys((PAUSED, PROMOTED), _COUNT),
     **dict.fromkeys(("seconds", "latency_ms", "memory_gb", "parameters"), _NUMBER),
     **dict.fromkeys(("loss", "samples_per_second"), _MEASURED),
     **dict.fromkeys(("reason", "failure", "learned_from"), _TEXT),
@@ -79,6 +91,10 @@ def check_study(
                 _check(where, {key: value}, {key: _NUMBER})
         if not isinstance(trial.system_attrs.get("fixed_params", {}), dict):
             raise ValueError(f"{where} holds fixed_params that are no mapping")
+        if role_of(trial) == CONFIRMATION:
+            of = trial.user_attrs.get(CONFIRMS, place)
+            if SEED not in trial.user_attrs or of >= place or role_of(entries[of]) != "trial":
+                raise ValueError(f"{where} confirms no trial, or under no seed")
         _check_params(where, trial, space)
         _check_values(where, trial, len(directions))
 

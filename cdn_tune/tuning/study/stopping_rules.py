@@ -43,25 +43,21 @@ class PatiencePruner(BasePruner):
         return len(values) - 1 - values.index(max(values)) > self._patience if values else False
 
 
-def build_pruner(space: SearchSpace, experiment_epochs: int, steps_per_epoch: int | None = None) -> BasePruner:
-    """Builds the pruner of a search space, for :func:`should_prune`; hyperband that counts steps needs those per epoch.
+def build_pruner(space: SearchSpace, longest: int | None) -> BasePruner:
+    """Builds the pruner of a search space, for :func:`should_prune`.
+
+    Args:
+        space: What is searched.
+        longest: Most epochs, or steps, of a trial, as the space counts; None if unknown.
 
     Raises:
-        ValueError: If the rule needs the length of a trial in steps and it is unknown.
+        ValueError: If the rule needs the length of a trial and it is unknown.
     """
-    config, longest = space.early_stopping, length_of(space, experiment_epochs, steps_per_epoch)
+    config = space.early_stopping
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         pruner: BasePruner = resolve(config.row.build)(config, longest)
     return pruner
-
-
-def length_of(space: SearchSpace, experiment_epochs: int, steps_per_epoch: int | None) -> int | None:
-    """Returns the length of a trial in the unit of early stopping; None if that is unknown."""
-    unit = space.early_stopping.unit
-    if unit == "step" and steps_per_epoch is not None:
-        return experiment_epochs * steps_per_epoch
-    return experiment_epochs if unit == "epoch" else None
 
 
 def build_asha(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
@@ -76,7 +72,7 @@ def build_hyperband(config: EarlyStoppingConfig, longest: int | None) -> BasePru
     numbers, and Optuna, which reads nothing else from the length, gets a length well between two powers.
     """
     if longest is None:
-        raise ValueError("hyperband that counts steps needs the steps of an epoch")
+        raise ValueError("hyperband that counts steps needs those of the longest trial")
     least, factor = config.least, config.reduction_factor
     length = least * factor ** (brackets(least, longest, factor) - 1)
     return HyperbandPruner(least, length + (length > least), factor)

@@ -12,6 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.config.check import most
 from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.storage.write_through import WriteThrough
@@ -21,18 +22,22 @@ from cdn_tune.tuning.study.failures import MEMORY, Failures
 from cdn_tune.tuning.study.filtered_study import altered, stored_study
 from cdn_tune.tuning.study.proposals import Proposals
 from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
     FINISHED,
-    PAUSED,
-    PROMOTED,
+    SEED,
     Objectives,
     is_paused,
     own,
+    role_of,
+    seed_of,
     superseded,
+    trained,
     value_of,
 )
-from cdn_tune.tuning.study.rungs import COMPARED, Rungs, is_halving
+from cdn_tune.tuning.study.rungs import Rungs
 from cdn_tune.tuning.study.samplers import build_sampler
-from cdn_tune.tuning.study.stopping_rules import build_pruner, length_of, should_prune
+from cdn_tune.tuning.study.stopping_rules import build_pruner, should_prune
 
 
 class Study:
@@ -50,7 +55,7 @@ class Study:
         space: What is searched.
         base: The base experiment under all fixed overrides.
         name: The study's name in the storage; the space's if None.
-        steps_per_epoch: Of the base experiment, where progress is counted in optimiser steps.
+        longest: Most optimiser steps of a trial, where progress is counted in them.
         clock: Seconds since any moment, never falling; attributes that change with every report are written now and
             then by it. The default stands still: they are then written when a trial ends.
     """
@@ -61,13 +66,15 @@ class Study:
         space: SearchSpace,
         base: Experiment,
         name: str | None = None,
-        steps_per_epoch: int | None = None,
+        longest: int | None = None,
         clock: Callable[[], float] = float,
     ) -> None:
         self.halted: str | None = None  # why no further trial should start, and the search ends with an error
         self.space, self.candidates = space, Candidates(space, base)
         self.objectives = Objectives(space, base)
-        self._pruner = build_pruner(space, base.train.epochs, steps_per_epoch)
+        if space.early_stopping.unit == "epoch":
+            longest = most(space, "train.epochs", base.train.epochs)
+        self._pruner = build_pruner(space, longest)
         opened = open_storage(storage) if isinstance(storage, str) else storage
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -87,10 +94,7 @@ class Study:
         self._attributes = Attributes(self.optuna, clock)
         self._failures = Failures(entries)
         self._proposals = Proposals(self.optuna, self.candidates, entries)
-        self._rungs: Rungs | None = None
-        if is_halving(space):
-            longest = length_of(space, base.train.epochs, steps_per_epoch)
-            self._rungs = Rungs(space, longest, self.directions, self.optuna.study_name, entries)
+        self._rungs = Rungs(space, longest, self.optuna)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -121,11 +125,11 @@ class Study:
         return [trial for trial in self.optuna.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
     def trials(self) -> list[FrozenTrial]:
-        """Returns every trial of this run that was ever started, by number."""
+        """Returns every trial of this run that was ever started, by number; without confirmations."""
         return own(self.entries())
 
     def counted(self) -> int:
-        """Returns how many trials count towards the limit: a failed one that is tried again does not."""
+        """Returns how many proposed trials count: a failed one that is tried again does not."""
         if self._counted is None:
             again = superseded(self.optuna.get_trials(deepcopy=False))
             self._counted = sum(trial.number not in again for trial in self.trials())
@@ -137,22 +141,32 @@ class Study:
 
     def unfinished(self) -> list[int]:
         """Returns the numbers of trials that are recorded as running, paused ones included."""
-        return [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
+        return [trial.number for trial in trained(self.entries()) if trial.state == TrialState.RUNNING]
+
+    def unconfirmed(self) -> list[tuple[FrozenTrial, int]]:
+        """Returns which trials are to be confirmed under which seed, and were not yet; see `Proposals.unconfirmed`."""
+        return self._proposals.unconfirmed()
 
     def is_finished(self, limit: int) -> bool:
-        """Whether no trial is left to run."""
-        return not self.unfinished() and (self._proposals.is_exhausted or self.counted() >= limit)
+        """Whether no trial is left to run, and none to confirm."""
+        return not self.unfinished() and not self._proposes(limit) and not self.unconfirmed()
 
-    def has_more(self, limit: int) -> bool:
-        """Whether another trial may be assigned, as far as is known without the sampler."""
-        is_left = bool(self._left) or (self._rungs is not None and self._rungs.promotable() is not None)
-        return is_left or (not self._proposals.is_exhausted and self.counted() < limit)
+    def has_more(self, limit: int, proposes: bool = True) -> bool:
+        """Whether another trial may be assigned, as far as is known without the sampler; arguments as of `next`."""
+        tries = proposes and (self._rungs.promotable() is not None or self._proposes(limit))
+        return bool(self._left) or tries or bool(self._to_confirm())
 
-    def next(self, limit: int) -> int | None:
-        """Returns the next trial to run: first those left unfinished, then paused ones that may go on, then new ones.
+    def next(self, limit: int, proposes: bool = True) -> int | None:
+        """Returns the next trial to run.
 
-        A proposal that breaks a constraint, or equals an earlier trial, is recorded and not returned. Returns None when
-        there are `limit` trials, or no proposal is left.
+        First those that an earlier process left unfinished, then paused ones that may go on, then new ones, and once
+        all of these have ended, the confirmations of the best. A proposal that breaks a constraint, or equals an
+        earlier trial, is recorded and not returned. Returns None while proposed trials run or are paused that
+        confirmation waits for, and when nothing is left.
+
+        Args:
+            limit: Trials in all, those of confirmation included.
+            proposes: Whether new points may be tried, and paused trials go on.
         """
         while self._left:
             number = self._left.pop(0)
@@ -161,18 +175,31 @@ class Study:
             self._counted = None
         if self.halted:
             return None
-        if (promoted := self._promote()) is not None:
+        if proposes and (promoted := self._promote()) is not None:
             return promoted
-        if self.counted() >= limit:
-            return None
-        number_or_reason = self._proposals.propose(self._failures.memory_limit)
-        if isinstance(number_or_reason, str):
-            self.halted = number_or_reason
-            return None
-        if number_or_reason is not None:
-            self._new.add(number_or_reason)
-            self._counted = None if self._has_retries else self.counted() + 1
-        return number_or_reason
+        if proposes and self._proposes(limit):
+            number_or_reason = self._proposals.propose(self._failures.memory_limit)
+            if isinstance(number_or_reason, str):
+                self.halted = number_or_reason
+                return None
+            if number_or_reason is not None:
+                self._new.add(number_or_reason)
+                self._counted = None if self._has_retries else self.counted() + 1
+                return number_or_reason
+        for trial, seed in self._to_confirm()[:1]:
+            self._new.add(number := self._proposals.confirm(trial, seed))
+            return number
+        return None
+
+    def _proposes(self, limit: int) -> bool:
+        """Whether new points are to be tried: there is room beside those that confirmation takes."""
+        return not self._proposals.is_exhausted and self.counted() < limit - self.space.confirm.trials
+
+    def _to_confirm(self) -> list[tuple[FrozenTrial, int]]:
+        """Returns what can be confirmed now: nothing while a trial runs that may come to be among the best."""
+        if not self.space.confirm.top or any(trial.state == TrialState.RUNNING for trial in self.trials()):
+            return []
+        return self.unconfirmed()
 
     def promote_last(self) -> int | None:
         """Returns a paused trial that goes on although its rung holds too few to compare, where nothing else is left.
@@ -181,26 +208,33 @@ class Study:
         """
         return None if self.halted else self._promote(least=1)
 
-    def end_paused(self) -> None:
-        """Records that the search has ended for the trials that are paused."""
-        for trial in filter(is_paused, self.trials()):
+    def end_paused(self) -> bool:
+        """Records that the search has ended for the trials that are paused; returns whether there were any."""
+        paused = list(filter(is_paused, self.trials()))
+        for trial in paused:
             epoch = trial.user_attrs.get("epoch", 0)
             self.prune(trial.number, f"stopped early: paused after epoch {epoch}, not promoted before the search ended")
+        return bool(paused)
 
     def is_new(self, number: int) -> bool:
         """Whether a trial was created by this process."""
         return number in self._new
 
     def parameters(self, number: int) -> dict[str, Any]:
-        """Returns a trial's sampled values by dotted key, values per layer as lists."""
-        return self.candidates.overrides(self.trial(number).params)
+        """Returns a trial's sampled values by dotted key, values per layer as lists; a confirmation's seed too."""
+        trial = self.trial(number)
+        seed = seed_of(trial)
+        return self.candidates.overrides(trial.params) | ({} if seed is None else {"seed": seed})
 
     def experiment(self, number: int) -> Experiment:
         """Returns a trial's experiment."""
-        return self.candidates.experiment(self.trial(number).params, f"trial {number}")
+        trial = self.trial(number)
+        return self.candidates.experiment(trial.params, f"trial {number}", seed_of(trial))
 
     def report(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> bool:
         """Records what a trial has reached; returns whether it should be pruned, or is paused where trials are.
+
+        A confirmation is neither, ever.
 
         Args:
             number: The trial.
@@ -215,13 +249,17 @@ class Study:
         with self.optuna.transaction():
             self._attributes.add(trial, note)
             self._failures.end_well()
-            is_last = note.get("epoch", 0) >= note.get("epochs", 1)
-            if step not in trial.intermediate_values:
-                self._note_objectives(number, step, value, note)
+            is_new = step not in trial.intermediate_values
+            if is_new:
+                noted = altered(trial, user_attrs={**trial.user_attrs, **note})
+                self._rungs.note_objectives(trial, step, self.objectives.values(noted, value).values())
                 self.optuna.report(number, step, value)
-                if self._rungs is None:
-                    return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
-            return self._rungs is not None and not is_last and self._lags_at_rung(self._rungs, number, step)
+            if role_of(trial) == CONFIRMATION:
+                return False
+            is_last = note.get("epoch", 0) >= note.get("epochs", 1)
+            if not self._rungs.decide:
+                return is_new and should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
+            return self._rungs.lags(number, step, is_last)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
@@ -249,8 +287,7 @@ class Study:
             if trial is not None:
                 self._attributes.write(trial, {"reason": reason})
                 self.optuna.tell(number, state=TrialState.PRUNED)
-                if self._rungs is not None:
-                    self._rungs.leave(number)
+                self._rungs.leave(number)
 
     def fail(self, number: int, reason: str, failure: str = "deterministic") -> None:
         """Records that a trial failed, and why.
@@ -273,8 +310,7 @@ class Study:
                 self.optuna.set_constraint(number, "memory", 1.0)
             self._attributes.write(trial, notes)
             self.optuna.tell(number, state=TrialState.FAIL)
-            if self._rungs is not None:
-                self._rungs.remove(number)
+            self._rungs.remove(number)
         self.halted = self.halted or self._failures.add(self.trial(number))
 
     def interrupt(self, number: int) -> None:
@@ -284,7 +320,7 @@ class Study:
         """
         with self.optuna.transaction():
             settled = self._settled(number)
-        if settled is not None and self._rungs is not None:
+        if settled is not None:
             self._rungs.rest(settled)
 
     def put_back(self, number: int) -> None:
@@ -298,46 +334,25 @@ class Study:
     def retry_failed(self) -> int:
         """Queues every failed trial anew, as a new trial with the same parameters; returns how many."""
         tried = superseded(self.optuna.get_trials(deepcopy=False))
-        failed = [each for each in self.trials() if each.state == TrialState.FAIL and each.number not in tried]
+        entries = trained(self.entries())
+        failed = [each for each in entries if each.state == TrialState.FAIL and each.number not in tried]
         with self.optuna.transaction():
             for trial in failed:
-                self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+                if role_of(trial) == CONFIRMATION:
+                    confirmed = self.trial(trial.user_attrs[CONFIRMS])
+                    number = self._proposals.confirm(confirmed, trial.user_attrs[SEED], retry_of=trial.number)
+                    self._left.append(number)
+                    self._new.add(number)
+                else:
+                    self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
         self._counted, self._has_retries = None, self._has_retries or bool(failed)
         return len(failed)
 
     def _promote(self, least: int = 0) -> int | None:
         """Returns a paused trial that goes on from its rung, recorded as promoted; see `Rungs.promotable`."""
-        number = None if self._rungs is None else self._rungs.promotable(least)
-        if number is not None and self._rungs is not None:
-            self.optuna.set_attributes(number, {PROMOTED: self.trial(number).user_attrs[PAUSED]})
-            self._rungs.leave(number)
+        if (number := self._rungs.promote(least)) is not None:
             self._new.discard(number)  # its folder holds what it has reached
         return number
-
-    def _note_objectives(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> None:
-        """Records the objectives of a trial that comes to a rung, where they are compared."""
-        if self._rungs is None or not self._rungs.compares or self.space.early_stopping.metrics:
-            return
-        trial = self.trial(number)
-        if self._rungs.count(number, step) > self._rungs.count(number, max(trial.intermediate_values, default=0)):
-            values = self.objectives.values(altered(trial, user_attrs={**trial.user_attrs, **note}), value).values()
-            if None not in values:
-                self.optuna.set_attributes(number, {f"{COMPARED}:{step}": list(values)})
-
-    def _lags_at_rung(self, rungs: Rungs, number: int, step: int) -> bool:
-        """Decides once for each rung whether a trial goes on; returns whether it does not.
-
-        A process that was killed between a report and its decision is made up for when the report comes again.
-        """
-        trial = self.trial(number)
-        rungs.add(trial)
-        passed = rungs.count(number, step)
-        if step < max(trial.intermediate_values) or passed <= trial.user_attrs.get(PROMOTED, 0):
-            return False
-        goes_on = rungs.is_best(number, least=0 if self.pauses else 1)
-        if goes_on or self.pauses:
-            self.optuna.set_attributes(number, {PROMOTED if goes_on else PAUSED: passed})
-        return not goes_on
 
     def _settled(self, number: int) -> FrozenTrial | None:
         """Returns a running trial with all its notes written; None if it has ended."""

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from cdn_tune.config import DataConfig
-from cdn_tune.data.dataset import load_splits
+from cdn_tune.data.dataset import load_readings
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.distributed.nodes import Node, OnNodes, host_name, reason_of, this_node
 from cdn_tune.errors import CdnTuneError, NodeUnfit
@@ -100,8 +100,7 @@ def prepare(data: dict[str, Any], held: dict[str, Any], reads: tuple[bool, ...] 
     found = lacking(data, held)
     if found is None:
         try:
-            for sequences in reads:
-                load_splits(DataConfig.model_validate(data, strict=False), ("train", "val"), sequences=sequences)
+            load_readings(DataConfig.model_validate(data, strict=False), ("train", "val"), reads)
         except (CdnTuneError, OSError) as error:
             found = " ".join(str(error).split())
     return found
