@@ -31,7 +31,16 @@ from cdn_tune.tuning.results.leaderboard import leaderboard
 from cdn_tune.tuning.results.status import eta_seconds
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import stored_study
-from cdn_tune.tuning.study.ranking import Objectives, front_ranks, is_paused
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    FINISHED,
+    SEED,
+    Objectives,
+    front_ranks,
+    is_paused,
+    role_of,
+)
 from cdn_tune.tuning.study.rungs import COMPARED, Rungs
 from cdn_tune.tuning.study.samplers import for_tpe
 
@@ -123,6 +132,77 @@ def test_a_budget_ends_what_is_paused_and_a_stop_does_not() -> None:
     assert list(search.files.kept) == [0, 4]
 
 
+def confirmations(search: VirtualSearch) -> list[FrozenTrial]:
+    return [trial for trial in search.study.entries() if role_of(trial) == CONFIRMATION]
+
+
+def test_the_best_are_confirmed_once_no_trial_is_paused() -> None:
+    """Trial 0 is complete, trial 4 was paused at the second rung. Their confirmations pass all rungs."""
+    search = search_of(13, confirm={"top": 2, "seeds": 2}, keep=1)
+    gone: list[set[int]] = []
+
+    def curve(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+        if "seed" in parameters:
+            gone.append(set(search.files.gone))
+            return [CurvePoint({"R1@0.5": 0.05, "mIoU": 0.1}, 1.0)] * EPOCHS
+        return flat(number, parameters)
+
+    search.curve = curve
+    assert search.start()
+    assert begun(search) == [0, 1, 2, 0, 3, 4, 5, 4, 6, 7, 8, 7, 0, 9, 10, 11, 12]
+    found = [(trial.user_attrs[CONFIRMS], trial.user_attrs[SEED]) for trial in confirmations(search)]
+    assert found == [(0, 1), (4, 1), (0, 2), (4, 2)]
+    assert gone[0] == set(range(9)), "paused trials still held their checkpoints"
+    assert states(search) == {"complete": 5, "pruned": 8}
+    assert not any({"paused", "promoted"} & trial.user_attrs.keys() for trial in confirmations(search))
+    search.limit += 3  # of these, trial 13 + 2 is the best at the first rung
+    assert search.start()
+    assert len(search.trials) == 12
+    assert all(trial.state in FINISHED for trial in search.study.entries())
+
+
+def test_what_paused_trials_would_take_again_is_kept_back_for_confirmation() -> None:
+    """No trial goes on before the ninth. Once 70 of 250 seconds are spent, 180 are left: the best one twice, whole."""
+
+    def curve(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+        return [CurvePoint({"R1@0.5": VALUES[number % 9]}, 10.0)] * EPOCHS
+
+    more = {"confirm": {"top": 1, "seeds": 1}, "budget": {"hours": 250 / 3600}}
+    search = search_of(100, curve=curve, early_stopping={**PROMOTE, "reduction_factor": 9}, **more)
+    assert search.start()
+    assert states(search) == {"pruned": 7, "complete": 1}
+    assert [trial.user_attrs[CONFIRMS] for trial in confirmations(search)] == [0]
+    assert search.driver.ended_by is not None
+    assert "the rest is for confirmation" in search.driver.ended_by
+    assert search.world.clock.now == 160
+
+
+def test_a_target_ends_promotions_and_is_followed_by_confirmation() -> None:
+    more = {"confirm": {"top": 1, "seeds": 1}, "budget": {"target": 0.8}}
+    search = search_of(100, curve=lambda number, _: flat(number + 1, {}), **more)  # trial 3 is the first with 0.8
+    assert search.start()
+    assert begun(search) == [0, 1, 2, 3, 4]
+    assert [trial.user_attrs[CONFIRMS] for trial in confirmations(search)] == [3]
+    assert states(search) == {"pruned": 4, "complete": 1}
+
+
+def test_a_trial_at_its_end_is_compared_as_after_a_new_start() -> None:
+    """Trial 0 ends after 9 seconds, at the first rung; trial 1 is better there and need not pause."""
+
+    def curve(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+        return [CurvePoint({"R1@0.5": 0.5 + number / 10}, seconds) for seconds in ((10.0, 1.0) if number else (9.0,))]
+
+    rule = {**PROMOTE, "unit": "seconds", "min_resource": 9, "reduction_factor": 2}
+    search, again = (search_of(2, curve=curve, early_stopping=rule) for _ in range(2))
+    assert search.start()
+    assert again.start(stop_after=9.5)
+    assert again.start()
+    assert begun(search) == [0, 1]
+    assert begun(again) == [0, 1, 1]
+    assert [trial.user_attrs.get("paused") for trial in search.trials] == [None, None]
+    assert [trial.user_attrs for trial in search.trials][1]["promoted"] == 1
+
+
 def test_no_slot_waits_while_a_paused_trial_may_go_on() -> None:
     generator = random.Random(3)
     values = [generator.random() for _ in range(60)]
@@ -155,6 +235,32 @@ def test_the_plan_expects_the_epochs_that_are_trained() -> None:
     stopping = expected_epochs(make_space(early_stopping={**PROMOTE, "mode": "stop"}), {"cdn": base}, 60)
     assert stopping is not None
     assert stopping["cdn"] < expected["cdn"]  # a trial that was stopped is never among the best later
+
+
+def test_the_plan_expects_epochs_by_family_and_of_confirmations() -> None:
+    """Trials of odd numbers are of a family whose epochs are half as many."""
+    lengths = {"long": EPOCHS, "short": 4}
+    families = {
+        name: BASE.model_copy(update={"train": BASE.train.model_copy(update={"epochs": epochs})})
+        for name, epochs in lengths.items()
+    }
+    generator = random.Random(7)
+    trained = dict.fromkeys(families, 0.0)
+    for _ in range(20):
+        values = [generator.random() for _ in range(60)]
+        names = [generator.choice(["long", "short"]) for _ in range(60)]
+        search = search_of(
+            60, curve=lambda number, _, of=values, by=names: [CurvePoint({"R1@0.5": of[number]})] * lengths[by[number]]
+        )
+        assert search.start()
+        for number, _ in search.world.trained:
+            trained[names[number]] += 1 / 20
+    expected = expected_epochs(make_space(early_stopping=PROMOTE), families, 60)
+    assert expected == pytest.approx(trained, rel=0.15)
+    space = make_space(early_stopping=PROMOTE, confirm={"top": 2, "seeds": 2})
+    assert expected is not None
+    whole = {name: epochs + 2 * lengths[name] for name, epochs in expected.items()}
+    assert expected_epochs(space, families, 64) == pytest.approx(whole)
 
 
 def test_hyperband_promotes_within_its_brackets() -> None:
@@ -303,6 +409,7 @@ def test_a_disk_budget_that_cannot_hold_the_paused_trials_is_refused(tmp_path: P
     running, kept = checkpoint_sizes(Candidates(space(), BASE))
     need = 10 * running + kept
     assert holding(space(), 2, 10) == 10
+    assert holding(space(confirm={"top": 2, "seeds": 2}), 2, 10) == 6  # none is paused while four confirm
     assert holding(make_space(), 2, 10) == 2
     tight = space(disk_budget_gb=0.9 * need)
     with pytest.raises(ConfigError, match=r"10 trials paused ones included .* need up to .* raise it to"):
