@@ -393,6 +393,12 @@ def _check_objectives(space: SearchSpace, experiment: Experiment, source: str) -
 def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> None:
     """Raises an error if trials are too short for early stopping, or batches too small for the workers."""
     stopping, workers = space.early_stopping, space.resources.workers
+    for name in stopping.metrics:
+        if name not in experiment.eval.metrics:
+            raise ConfigError(
+                f"{source}: early_stopping.metrics: {name} is not measured on val; choose among "
+                f"{', '.join(experiment.eval.metrics)}"
+            )
     epochs = most(space, "train.epochs", experiment.train.epochs)
     if stopping.name != "none" and stopping.unit == "epoch" and stopping.min_resource > epochs:
         raise ConfigError(

@@ -182,13 +182,26 @@ class SamplerConfig(Frozen):
 
 
 class EarlyStoppingConfig(Frozen):
-    """When a trial that lags behind is pruned."""
+    """When a trial that lags behind is pruned, or paused."""
 
     name: Annotated[str, STOPPING_RULES] = "asha"
-    unit: Literal["epoch", "step"] = Field(
-        "epoch", description="what a trial's progress is counted in: epochs, or optimiser steps"
+    mode: Literal["stop", "promote"] = Field(
+        "stop",
+        description="asha and hyperband: a trial that is not among the best at a rung is stopped, or (promote) paused "
+        "with its checkpoint, and goes on once it is among them",
     )
-    min_resource: Positive = Field(1, description="epochs or steps that every trial gets")
+    unit: Literal["epoch", "step", "seconds"] = Field(
+        "epoch",
+        description="what a trial's progress is counted in: epochs, optimiser steps, or seconds of training and "
+        "evaluation",
+    )
+    min_resource: Positive = Field(1, description="epochs, steps or seconds that every trial gets")
+    metrics: Annotated[tuple[str, ...], Field(strict=False, max_length=10)] = Field(
+        (), description="val metrics in which a trial may lag; eval.metric alone, or all objectives at rungs, if empty"
+    )
+    combine: Literal["any", "all"] = Field(
+        "any", description="several metrics: a trial lags if it does in any of them, or only if it does in all"
+    )
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
         3, description="asha and hyperband keep the best 1/reduction_factor"
     )
@@ -207,6 +220,22 @@ class EarlyStoppingConfig(Frozen):
     def row(self) -> StoppingRule:
         """The rule's row of the table."""
         return STOPPING_RULES[self.name]
+
+    @property
+    def least(self) -> int:
+        """`min_resource` as reports count: in milliseconds where the unit is seconds."""
+        return self.min_resource * (1000 if self.unit == "seconds" else 1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "EarlyStoppingConfig":
+        if self.mode == "promote" and not self.row.brackets:
+            halving = " or ".join(name for name, row in STOPPING_RULES.items() if row.brackets)
+            raise ValueError(f"mode=promote pauses trials at rungs, and {self.name} has none; use {halving}")
+        if self.unit == "seconds" and self.row.brackets == "all":
+            raise ValueError(f"{self.name} needs the length of a trial, which is unknown in seconds; use asha")
+        if self.metrics and (self.name == "none" or self.row.compares == "queries"):
+            raise ValueError(f"{self.name} compares no metrics; drop metrics")
+        return self
 
 
 class ResourcesConfig(Frozen):
@@ -298,8 +327,8 @@ class SearchSpace(Frozen):
     )
     objectives: Annotated[tuple[Objective, ...], Field(strict=False, max_length=10)] = Field(
         (),
-        description="what is optimised; the first is eval.metric, by which early stopping decides; "
-        "eval.metric alone if empty",
+        description="what is optimised; the first is eval.metric, by which early stopping decides (asha and "
+        "hyperband: by all); eval.metric alone if empty",
     )
     trials: Positive = Field(20, description="trials in all, confirmations too; refused proposals do not count")
     budget: BudgetConfig = BudgetConfig()

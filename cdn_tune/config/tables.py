@@ -125,19 +125,22 @@ class StoppingRule:
         build: From `EarlyStoppingConfig` and the length of a trial in its unit (None if unknown) to Optuna's pruner.
         compares: What a report is compared with: other trials' ``reports`` as they are, each other trial's
             ``last report`` that is not later, or the ``queries`` of the best complete trial.
+        brackets: ``one`` or ``all`` that fit into a trial, where trials are compared at the rungs of brackets; at a
+            rung they can be paused.
     """
 
     meaning: str
     build: Reference
     compares: Literal["reports", "last report", "queries"] = "reports"
+    brackets: Literal["", "one", "all"] = ""
 
 
 _R = "cdn_tune.tuning.study.stopping_rules:"
 STOPPING_RULES = Table[StoppingRule](
     "stopping rule",
     {
-        "asha": StoppingRule("asynchronous successive halving", f"{_R}build_asha"),
-        "hyperband": StoppingRule("several of those", f"{_R}build_hyperband"),
+        "asha": StoppingRule("asynchronous successive halving", f"{_R}build_asha", brackets="one"),
+        "hyperband": StoppingRule("several of those", f"{_R}build_hyperband", brackets="all"),
         "median": StoppingRule("worse than half of the trials so far", f"{_R}build_median", "last report"),
         "percentile": StoppingRule("worse than that share of trials so far", f"{_R}build_percentile", "last report"),
         "wilcoxon": StoppingRule(

@@ -22,7 +22,7 @@ from cdn_tune.report.figures import (
 from cdn_tune.report.record import RunRecord
 from cdn_tune.report.trials import gpus_per_trial, seconds_of, segments_of
 from cdn_tune.training.reports import EpochReport
-from cdn_tune.tuning.results.leaderboard import STATES
+from cdn_tune.tuning.results.leaderboard import PAUSED, state_of
 from cdn_tune.tuning.study.ranking import own, ranking, trained, value_of
 
 WIDTH, HEIGHT = 420, 150  # of the sparkline, pixels
@@ -68,11 +68,11 @@ def _history(record: RunRecord, now: float) -> Figure | None:
 
 def _history_plot(record: RunRecord, trials: Sequence[FrozenTrial], at: Mapping[int, float], unit: str) -> Plot:
     points = [
-        (rounded(at[trial.number]), (value_of(trial) or 0) * scale_of(record.metric), STATES[trial.state], label(trial))
+        (rounded(at[trial.number]), (value_of(trial) or 0) * scale_of(record.metric), state_of(trial), label(trial))
         for trial in trials
     ]
     traces: list[Plot] = []
-    for state in ("complete", "pruned", "running", "failed"):
+    for state in ("complete", "pruned", "running", PAUSED, "failed"):
         if here := [point for point in points if point[2] == state]:
             marker = {"color": f"@{state}", "symbol": SYMBOLS[state], "size": 8, "line": {"width": 1.5}}
             x, y = [point[0] for point in here], [rounded(point[1]) for point in here]
@@ -108,7 +108,9 @@ def _trial_curves(record: RunRecord) -> Figure | None:
         layout = axes("epoch", "training loss")
         layout["yaxis"]["type"] = "log"
         views["training loss"] = _curve_plot(trials, losses, best, 1.0, layout)
-    caption = "One line per trial, the best one in bold; a pruned trial ends at a cross."
+    caption = (
+        "One line per trial, the best one in bold; a pruned trial ends at a cross, a paused one at an open diamond."
+    )
     return Figure("curves", "Learning curves", caption, views)
 
 
@@ -117,7 +119,8 @@ def _curve(trial: FrozenTrial, record: RunRecord) -> list[tuple[float, float]]:
     entries = [entry for entry in record.curves.get(trial.number, []) if entry.get("val")]
     if entries and record.attributes.get("unit", "epoch") == "epoch":
         return [(entry["epoch"], entry["value"]) for entry in entries]
-    return sorted(trial.intermediate_values.items())
+    scale = 1000 if record.attributes.get("unit") == "seconds" else 1  # on record as milliseconds
+    return [(step / scale, value) for step, value in sorted(trial.intermediate_values.items())]
 
 
 def _curve_plot(
@@ -129,13 +132,13 @@ def _curve_plot(
 ) -> Plot:
     """Returns all curves of a state as one trace with gaps: five hundred traces would be slow."""
     traces: list[Plot] = []
-    for state in ("failed", "pruned", "complete", "running", "best"):
+    for state in ("failed", "pruned", "complete", PAUSED, "running", "best"):
         x: list[float | None] = []
         y: list[float | None] = []
         text: list[str] = []
         ends: list[tuple[float, float, str]] = []
         for trial in trials:
-            if state != ("best" if trial.number == best else STATES[trial.state]):
+            if state != ("best" if trial.number == best else state_of(trial)):
                 continue
             points = [(at, rounded(value * scale)) for at, value in curves[trial.number] if math.isfinite(value)]
             if points:
@@ -150,7 +153,7 @@ def _curve_plot(
         opacity = 1 if is_best or len(trials) < 20 else 0.6
         line = {"color": colour, "width": 3 if is_best else 1}
         traces.append(scatter("lines", name, x, y, text=text, line=line, opacity=opacity))
-        if state in ("pruned", "failed"):
+        if state in ("pruned", "failed", PAUSED):
             marker = {"color": colour, "symbol": SYMBOLS[state], "size": 7, "line": {"width": 1.5}}
             columns: list[list[Any]] = [list(column) for column in zip(*ends, strict=True)]
             more = {"showlegend": False, "text": columns[2], "marker": marker}
@@ -212,10 +215,10 @@ def _gantt(record: RunRecord, now: float) -> Figure | None:
         busy[free : free + 1] = [end]
         text = f"{label(trial)}<br>{duration(end - start)}"
         bar = (f"{node} · {free + 1}", rounded((start - begun) / length), rounded((end - start) / length), text)
-        bars.setdefault(STATES[trial.state], []).append(bar)
+        bars.setdefault(state_of(trial), []).append(bar)
     rows = [f"{node} · {lane + 1}" for node in sorted(lanes) for lane in range(len(lanes[node]))]
     traces = []
-    for state in ("complete", "pruned", "failed", "running"):
+    for state in ("complete", "pruned", "failed", PAUSED, "running"):
         if state in bars:
             names, starts, widths, texts = (list(column) for column in zip(*bars[state], strict=True))
             marker = {"color": f"@{state}", "line": {"color": "@surface", "width": 1 if len(runs) < 60 else 0}}
@@ -241,7 +244,7 @@ class Sparkline(NamedTuple):
 
 def sparkline(record: RunRecord) -> Sparkline | None:
     """Returns each trial's value and the best so far, by trial; None for a train run or before two values."""
-    values = [(trial.number, value_of(trial), STATES[trial.state]) for trial in own(record.trials)]
+    values = [(trial.number, value_of(trial), state_of(trial)) for trial in own(record.trials)]
     points = [(at, value, state) for at, value, state in values if value is not None]
     if len(points) < 2:
         return None

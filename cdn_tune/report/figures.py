@@ -13,7 +13,13 @@ from cdn_tune.tuning.results.leaderboard import state_of
 
 _MOST = 1e300
 Plot = dict[str, Any]
-SYMBOLS = {"complete": "circle", "pruned": "x-thin-open", "running": "diamond", "failed": "square-x-open"}
+SYMBOLS = {
+    "complete": "circle",
+    "pruned": "x-thin-open",
+    "running": "diamond",
+    "paused": "diamond-open",
+    "failed": "square-x-open",
+}
 
 
 @dataclass(frozen=True)

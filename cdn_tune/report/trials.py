@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial
 from cdn_tune.report.figures import duration, number
 from cdn_tune.report.record import RunRecord
 from cdn_tune.tuning.results.leaderboard import (
+    PAUSED,
     STATES,
     Column,
     Shape,
@@ -106,7 +107,7 @@ def spending(record: RunRecord, now: float) -> list[dict[str, Any]]:
     gpus = gpus_per_trial(record)
     found: dict[str, list[float]] = {}
     for trial in trained(record.trials):
-        kind = CONFIRMATION if role_of(trial) == CONFIRMATION else STATES[trial.state]
+        kind = CONFIRMATION if role_of(trial) == CONFIRMATION else state_of(trial)
         found.setdefault(kind, []).append(seconds_of(trial, now))
     total = sum(map(sum, found.values())) or 1.0
     return [
@@ -117,7 +118,7 @@ def spending(record: RunRecord, now: float) -> list[dict[str, Any]]:
             "share": sum(found[state]) / total,
             "gpu_hours": f"{gpus * sum(found[state]) / 3600:.2f}" if gpus else "",
         }
-        for state in (*STATES.values(), CONFIRMATION)
+        for state in (*STATES.values(), PAUSED, CONFIRMATION)
         if state in found
     ]
 

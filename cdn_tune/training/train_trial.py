@@ -15,7 +15,7 @@ from cdn_tune.errors import FolderHeld
 from cdn_tune.training.loop import TrainResult, never, train
 from cdn_tune.training.object_store.trial_sync import Attempt, TrialSync
 from cdn_tune.training.object_store.working_copy import TRAINING_LOCK, place_of
-from cdn_tune.training.reports import OnStep, Report, Stop, ignore
+from cdn_tune.training.reports import EpochReport, OnStep, Report, Stop, ignore
 from cdn_tune.training.runs.files import write_errors
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for, torch_threads
@@ -54,7 +54,7 @@ def train_in(
     Raises:
         CdnTuneError: If the data, the folder's checkpoint or the training is at fault.
     """
-    with torch_threads(threads or threads_for(experiment)), _alone(folder):
+    with torch_threads(threads or threads_for(experiment)), _alone(folder, report) as report:
         splits, planted = open_data(experiment.data, experiment.model.inputs.sequences), is_planted(experiment.data)
         saving = _claim(folder)
         try:
@@ -91,23 +91,35 @@ def _claim(folder: Path) -> Attempt | TrialSync | None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, report: Report) -> Iterator[Report]:
     """Holds a trial's folder on worker 0: a process whose driver was killed may train there for a while yet.
+
+    Yields what reports in its place: the folder is free while a report is made, which may not return. Ray Tune stops
+    a trial there, and keeps its thread until the process is used again; meanwhile another one may go on with the trial.
 
     Raises:
         FolderHeld: If another process goes on training there.
     """
     if not this_world().is_main:
-        yield
+        yield report
         return
-    with write_errors(folder / TRAINING_LOCK):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / TRAINING_LOCK, timeout=_DYING_SECONDS)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise FolderHeld(f"{folder}: another process trains this trial; wait for it, or end it") from None
+    lock = FileLock(folder / TRAINING_LOCK, timeout=_DYING_SECONDS)
+
+    def hold() -> None:
+        with write_errors(folder / TRAINING_LOCK):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise FolderHeld(f"{folder}: another process trains this trial; wait for it, or end it") from None
+
+    def report_released(done: EpochReport) -> None:
+        lock.release()
+        report(done)
+        hold()
+
+    hold()
     try:
-        yield
+        yield report_released
     finally:
         lock.release()

@@ -11,7 +11,7 @@ from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, Lo
 from cdn_tune.tuning.layout import UNFIT
 from cdn_tune.tuning.study.attributes import ReportAttributes
 from cdn_tune.tuning.study.failures import LOST, Retries
-from cdn_tune.tuning.study.ranking import by_value, trained
+from cdn_tune.tuning.study.ranking import FINISHED, as_ended, by_value, trained
 from cdn_tune.tuning.study.study import Study
 
 _CHECK_SECONDS = 1.0  # between two checks of the budget
@@ -69,9 +69,10 @@ class Driver:
         self._clock, self._stop, self._stop_flag = clock, stop, stop_flag
         self._largest = largest_checkpoint
         self._gpus = self.space.resources.workers * self.space.resources.gpus_per_worker
-        self._in_steps = self.space.early_stopping.unit == "step"
         self._retries = Retries(self.space.max_failures)
-        self._attributes = ReportAttributes(by_query=self.space.early_stopping.row.compares == "queries")
+        stopping = self.space.early_stopping
+        self._unit = stopping.unit
+        self._attributes = ReportAttributes(stopping.row.compares == "queries", stopping.metrics)
         self._assigned: set[int] = set()
         self._searched = float(study.attributes.get("searched_seconds", 0.0))
         self._lines = tuple(study.attributes.get(UNFIT) or ())
@@ -125,7 +126,12 @@ class Driver:
             return Answer.WAIT
         number = self.study.next(self.limit, self._closing is None)
         if number is None:  # FINISHED is for good, and a running trial may yet lose its node and come back
-            return Answer.WAIT if self._assigned and self.study.halted is None else Answer.FINISHED
+            if self._assigned and self.study.halted is None:
+                return Answer.WAIT
+            number = self.study.promote_last() if self._closing is None else None
+        if number is None:
+            # What the paused ones give up may make room for confirmations, of them too.
+            return self.next(room) if self.study.halted is None and self._end_paused() else Answer.FINISHED
         self._assigned.add(number)
         size = checkpoint_bytes(self.study.experiment(number)) if self.space.disk_budget_gb is not None else 0
         self.retention.begin(number, self.study.is_new(number), size)
@@ -137,18 +143,18 @@ class Driver:
         if number not in self._assigned:  # of an attempt that was given up
             return Decision.STOP
         epoch = report.epoch
-        step = epoch.steps if self._in_steps else epoch.epoch
+        step = {"epoch": epoch.epoch, "step": epoch.steps, "seconds": round(1000 * report.seconds)}[self._unit]
         self._retries.reported(number, epoch.epoch)
         attributes = self._attributes.of(number, step, report)
         lags = self.study.report(number, step, epoch.best_value, attributes)
         self._changed()
         if epoch.is_last:  # complete; there is nothing left to stop
             return Decision.GO_ON
-        if lags:
+        if lags and not self.study.pauses:
             self.study.prune(number, f"stopped early after epoch {epoch.epoch}")
             self._leave(number)
             return Decision.STOP
-        return Decision.PAUSE if self.is_stopping else Decision.GO_ON
+        return Decision.PAUSE if lags or self.is_stopping else Decision.GO_ON
 
     def ended(self, number: int, ending: Ending) -> None:
         """Records that a trial ended by itself; one that has left the engine already is ignored."""
@@ -158,7 +164,7 @@ class Driver:
             self.study.complete(number)
         elif ending.kind == "failed":
             self.study.fail(number, ending.reason, ending.failure)
-        else:  # stays on record as running: the next start takes it up
+        else:  # stays on record as running: it is promoted, or the next start takes it up
             self.study.interrupt(number)
         if ending.kind == "halted":
             self.study.halted = self.study.halted or ending.reason
@@ -207,11 +213,19 @@ class Driver:
         end = self._end or (self._closing if is_confirmed else None)
         if end is not None and not self.is_finished:
             self.ended_by = end.reason
+            self._end_paused()
+
+    def _end_paused(self) -> bool:
+        """Ends the trials that are still paused when nothing else is tried; returns whether there were any."""
+        had_paused = self.study.end_paused()
+        self.retention.tidy(self.study.entries())
+        return had_paused
 
     def _leave(self, number: int) -> None:
-        """Tidies after a trial that has ended."""
+        """Tidies after a trial that has left its slot."""
         self._assigned.discard(number)
-        self._attributes.forget(number)
+        if self.study.trial(number).state in FINISHED:
+            self._attributes.forget(number)
         self.retention.tidy(self.study.entries())
         self._check_budget()
         self._changed(trial_ended=True)
@@ -239,7 +253,7 @@ class Driver:
         if self.space.confirm.top:
             spent = budget.model_copy(update={"target": None, "plateau": None})
             if self._closing is None and self.room.slots:
-                best = by_value(trials)[: self.space.confirm.top]  # confirmed or not: what was spent stays spent
+                best = by_value(map(as_ended, trials))[: self.space.confirm.top]  # confirmed or not: spent stays spent
                 reserve = Reserve.of(best * self.space.confirm.seeds, self.room.slots)
                 self._closing = end_of(budget, trials, self.seconds, self._gpus, reserve)
         self._end = self._end or end_of(spent, trials, self.seconds, self._gpus)

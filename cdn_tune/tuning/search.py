@@ -129,7 +129,7 @@ def search(
                 stop_file.lower()
                 with engine.started() as nodes:
                     notes += preflight(
-                        space, study.candidates, run, storage_of(run, options.storage), nodes, options.train
+                        space, study.candidates, run, storage_of(run, options.storage), nodes, options.train, limit
                     )
                     driver.start()
                     engine.run(driver)

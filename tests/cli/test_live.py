@@ -166,6 +166,22 @@ def test_a_failure_that_was_tried_again_is_not_counted(entry: Entry, monkeypatch
     ]
 
 
+def test_a_line_for_each_pause_and_promotion(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    for module in (live, output):
+        monkeypatch.setattr(module, "err", Console(file=file, width=140))
+    with SearchProgress(PARAMETERS, "R1@0.5") as progress:
+        for waits in (True, True, False, True):  # it was paused before the first call
+            paused = entry("running", [0.2], paused=1, promoted=0 if waits else 1)
+            progress.on_change(state(make_rows([paused, entry("complete", [0.1])]), limit=2))
+    first, *lines = file.getvalue().splitlines()
+    assert "1 complete, 1 paused; best val R1@0.5 0.2000, trial 0" in first
+    assert [line.split(" (")[0] for line in lines] == [
+        "trial 0 running",
+        "trial 0 paused: val R1@0.5 0.2000 after 1/3 epochs",
+    ]
+
+
 def test_an_end_in_sight_is_a_second_away_at_least(entry: Entry) -> None:
     """Trials of a few milliseconds cost 0.0 s each; while some are left the search is not over."""
     rows = make_rows([entry("complete", [0.1], seconds=0.0), entry("running", [0.1], seconds=0.0)])

@@ -157,11 +157,14 @@ def add_trial(run: Path, number: int, epochs: list[dict[str, Any]], experiment: 
         (kept / "record.json").write_text(json.dumps({"value": 0.123456789}))
 
 
-def test_metrics_and_kept_checkpoints_tell_what_the_leaderboard_does_not(tiny: Tiny, make_search: MakeSearch) -> None:
+@pytest.mark.parametrize("going_on", ["running", "paused"])
+def test_metrics_and_kept_checkpoints_tell_what_the_leaderboard_does_not(
+    going_on: str, tiny: Tiny, make_search: MakeSearch
+) -> None:
     run = make_search([])
     rows = [
         {"trial": 0, "state": "complete", "value": 0.3333, "epochs": 2, "of_epochs": 3, "optim.lr": 1e-3},
-        {"trial": 1, "state": "running", "epochs": 1, "optim.lr": 2e-3},
+        {"trial": 1, "state": going_on, "epochs": 1, "optim.lr": 2e-3},
         {"trial": 2, "state": "running", "epochs": 1, "optim.lr": 4e-3},
         {"trial": 3, "state": "failed", "optim.lr": 5e-3, "failure": "memory", "reason": "no memory"},
     ]

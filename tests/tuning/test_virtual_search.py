@@ -41,7 +41,12 @@ RULES: list[dict[str, Any]] = [
     {"name": "median", "startup_trials": 1},
     {"name": "patience", "patience": 1},
     {"name": "hyperband", "min_resource": 1, "reduction_factor": 2},
+    {"name": "asha", "mode": "promote", "min_resource": 1, "reduction_factor": 2},
+    {"name": "hyperband", "mode": "promote", "min_resource": 1, "reduction_factor": 2},
+    {"name": "asha", "mode": "promote", "unit": "seconds", "min_resource": 2, "reduction_factor": 2},
+    {"name": "asha", "mode": "promote", "metrics": ["mIoU", "R1@0.5"], "combine": "all", "reduction_factor": 2},
 ]
+PAUSING = [rule for rule in RULES if "mode" in rule]
 KINDS = ("worker", "worker", "node", "unfit", "add", "recall", "fail", "vanish", "halt")
 FAULTS = st.builds(Fault, at=st.floats(0.0, 12.0), kind=st.sampled_from(KINDS), which=st.integers(0, 3))
 EXAMPLES = int(os.environ.get("CDN_TUNE_EXAMPLES", "1000"))  # scripts of each of the two random tests
@@ -60,7 +65,7 @@ def run_to_the_end(search: VirtualSearch, kills: list[int], stops: Sequence[floa
         except SearchError:  # no slot is left: a node is added
             search.world.nodes[100 + start] = 1
             continue
-        if lived and search.driver.is_finished:
+        if lived and (search.driver.is_finished or search.driver.ended_by is not None):
             return
         if lived and not search.study.halted and not search.flag.raised:
             raise AssertionError(f"the engine returned, but trials are left, nothing has halted: {search.logs}")
@@ -80,7 +85,10 @@ def check_accounts(search: VirtualSearch) -> None:
     for trial in trials:
         epochs = [epoch for number, epoch in search.world.trained if number == trial.number]
         reported = sorted(trial.intermediate_values)
-        assert reported == list(range(1, len(reported) + 1))
+        if search.space.early_stopping.unit == "seconds":  # of equal epochs, in milliseconds
+            assert reported == pytest.approx([reported[0] * epoch for epoch in range(1, len(reported) + 1)], abs=4)
+        else:
+            assert reported == list(range(1, len(reported) + 1))
         assert len(epochs) in (len(reported), len(reported) + 1), "at most the epoch being reported is not on record"
         if trial.state == TrialState.COMPLETE:
             assert len(reported) == EPOCHS
@@ -146,20 +154,25 @@ def stopped_scripts(draw: Any) -> tuple[VirtualSearch, list[int], list[float]]:
     """A search of one or two objectives that is stopped and killed, and that learns from what it has."""
     several = draw(st.booleans())
     space = make_space(
-        early_stopping=draw(st.sampled_from(RULES[:3])),
+        early_stopping=draw(st.sampled_from([*RULES[:3], *PAUSING])),
         sampler={
             "name": draw(st.sampled_from(["tpe", "nsga2" if several else "cmaes", "random"])),
             "startup_trials": 1,
         },
         keep=draw(st.integers(1, 3)),
-        **({"objectives": [{"metric": "R1@0.5"}, {"metric": "mIoU"}]} if several else {}),
+        **(
+            {"objectives": [{"metric": "R1@0.5"}, {"metric": "mIoU"}]}
+            if several
+            else {"confirm": {"top": draw(st.integers(0, 2)), "seeds": 1}}
+        ),
     )
     faults = draw(
         st.lists(st.builds(Fault, at=st.floats(0, 9), kind=st.sampled_from(["worker", "node", "recall"])), max_size=3)
     )
     kills = draw(st.lists(st.integers(0, 80), max_size=2))
     stops = draw(st.lists(st.floats(0, 6), max_size=3))
-    return VirtualSearch(space, draw(st.integers(1, 4)), [draw(st.integers(1, 2))], faults), kills, stops
+    limit = draw(st.integers(1, 4)) + space.confirm.trials
+    return VirtualSearch(space, limit, [draw(st.integers(1, 2))], faults), kills, stops
 
 
 @MANY
@@ -167,16 +180,48 @@ def stopped_scripts(draw: Any) -> tuple[VirtualSearch, list[int], list[float]]:
 def test_a_stopped_search_goes_on_where_it_was(script: tuple[VirtualSearch, list[int], list[float]]) -> None:
     search, kills, stops = script
     run_to_the_end(search, kills, stops)
-    trials = search.trials
-    assert len(trials) == search.limit
+    trials = trained(search.study.entries())
+    assert len(search.trials) == search.limit - search.space.confirm.trials
     assert all(trial.state in FINISHED for trial in trials)
+    check_confirmations(search)
     assert all(times == 1 for times in search.world.trained.values()), "an epoch with a checkpoint was trained again"
     if search.study.directions[1:]:
         assert min(1, len(ranking(trials))) <= len(search.files.kept) <= search.space.keep
     else:
-        best = [trial.number for trial in ranking(trials)][: search.space.keep]
+        best = [trial.number for trial in models(trials)][: max(search.space.keep, len(confirmed(trials)))]
         assert set(search.files.kept) == set(best)
     assert all(trial.user_attrs.get("failure") in (None, LOST) for trial in trials)
+
+
+@st.composite
+def ended_scripts(draw: Any) -> tuple[VirtualSearch, list[int], list[float]]:
+    """A search whose trials pause, that a target ends in confirmation or not, and that is stopped and killed."""
+    space = make_space(
+        early_stopping=draw(st.sampled_from(PAUSING)),
+        confirm={"top": draw(st.integers(1, 2)), "seeds": draw(st.integers(1, 2))},
+        budget={"target": draw(st.floats(0.2, 1.2))},
+    )
+    kills = draw(st.lists(st.integers(0, 80), max_size=3))
+    stops = draw(st.lists(st.floats(0, 6), max_size=3))
+    limit = draw(st.integers(1, 6)) + space.confirm.trials
+    return VirtualSearch(space, limit, [draw(st.integers(1, 3))]), kills, stops
+
+
+@MANY
+@given(ended_scripts())
+def test_paused_trials_end_before_the_best_are_confirmed(script: tuple[VirtualSearch, list[int], list[float]]) -> None:
+    search, kills, stops = script
+    run_to_the_end(search, kills, stops)
+    assert all(trial.state in FINISHED for trial in trained(search.study.entries()))
+    assert all(times == 1 for times in search.world.trained.values()), "an epoch with a checkpoint was trained again"
+    check_confirmations(search)
+    whole = [trial for trial in search.study.entries() if role_of(trial) == CONFIRMATION]
+    assert all(trial.state == TrialState.COMPLETE for trial in whole)
+    reached = [value for value in map(value_of, search.trials) if value is not None]
+    if search.driver.ended_by is not None:
+        assert max(reached) >= (search.space.budget.target or 0.0)
+    else:
+        assert len(search.trials) == search.limit - search.space.confirm.trials
 
 
 @pytest.mark.parametrize("cut", range(0, 4000, 250))

@@ -60,6 +60,8 @@ def start(
     Epochs and trials are chosen on the val split; the best checkpoints are kept under RUN/best/. With `confirm` in the
     space, the best are trained again under further seeds, and the best by mean wins. The same command again goes on
     where it stopped. Ctrl-C once has running trials save a checkpoint; twice leaves at once.
+    With --set early_stopping.mode=promote trials that lag pause with their checkpoint, and go on once they are among
+    the best (asha, hyperband).
     """
     from cdn_tune.config import load_space, parse_overrides
     from cdn_tune.training.object_store.working_copy import url_of, working_copy

@@ -1,4 +1,4 @@
-"""A running search: one live table in a terminal, a line per trial that begins or ends elsewhere."""
+"""A running search: one live table in a terminal, a line per trial that begins, pauses or ends elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cdn_tune.cli.show.tables import (
     rough,
 )
 from cdn_tune.config.space import MEASURED_COSTS, BudgetConfig, Objective
-from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, objective_column
+from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, PAUSED, objective_column
 from cdn_tune.tuning.results.status import ahead, best_per_objective, count_ended, eta_seconds
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SearchProgress:
         self._parameters, self._metric = parameters, metric
         self._objectives = objective_directions(objectives)
         self._budget = budget or BudgetConfig()
-        self._begun: set[int] = set()
+        self._begun: set[tuple[int, str]] = set()  # trials that run or are paused, and which of these
         self._ended: set[int] | None = None  # before the first report
         self._printed: set[str] = set()
         self._spoke = time.monotonic()
@@ -84,21 +84,26 @@ class SearchProgress:
             self._spoke = now
 
     def _lines(self, state: SearchState) -> list[str]:
-        """Returns a line for each trial that has ended or begun since the last call, and one about all at the first."""
+        """Returns a line for each trial that has ended, begun or paused since the last call; first, one about all."""
         ended = {row["trial"]: row for row in state.rows if row["state"] in ENDED}
         lines = []
         if self._ended is None:
             self._ended = set(ended)
+            self._begun = {(row["trial"], PAUSED) for row in state.rows if row["state"] == PAUSED}
             lines.append(self._standing(state))
         fresh = [ended[trial] for trial in sorted(ended.keys() - self._ended)]
         count = count_ended(state.rows) - count_ended(fresh)
         for place, row in enumerate(fresh, start=1):
             lines.append(self._end(row, count + count_ended(fresh[:place]), state))
         self._ended |= ended.keys()
-        running = {row["trial"]: row for row in state.rows if row["state"] == "running"}
-        for trial in sorted(running.keys() - self._begun):
-            lines.append(f"trial {trial} running ({parameters_line(running[trial], self._parameters)})")
-        self._begun = set(running)
+        standing = {(row["trial"], row["state"]): row for row in state.rows if row["state"] in ("running", PAUSED)}
+        for trial, how in sorted(standing.keys() - self._begun):
+            row = standing[trial, how]
+            about = f" ({parameters_line(row, self._parameters)})"
+            if how == PAUSED:
+                about = f": val {self._metric} {number(row['value'])} after {epochs_text(row)} epochs"
+            lines.append(f"trial {trial} {how}{about}")
+        self._begun = set(standing)
         return lines
 
     def _end(self, row: dict[str, Any], count: int, state: SearchState) -> str:
@@ -221,7 +226,9 @@ class LiveTable:
             return lines
         if not self._best and self._ahead is None:
             return [f"best val {self._metric} {UNKNOWN}"]
-        found = [("best", row) for row in self._best[:1]] + [("ahead, running", row) for row in (self._ahead,) if row]
+        found = [("best", row) for row in self._best[:1]] + [
+            (f"ahead, {row['state']}", row) for row in (self._ahead,) if row
+        ]
         return [
             f"{what} val {self._metric} {number(row['value'])}, trial {row['trial']}, epoch {row['best_epoch']}"
             f"{mean_text(row)}: {parameters_line(row, self._parameters)}"

@@ -18,6 +18,7 @@ from cdn_tune.config import Categorical, Experiment, Parameter
 from cdn_tune.config.keys import Frozen, get_key
 from cdn_tune.data.splits import coarse
 from cdn_tune.tuning.planning.plan import HALVING
+from cdn_tune.tuning.planning.preflight import holding
 
 if TYPE_CHECKING:
     from cdn_tune.training.plan import Plan
@@ -168,8 +169,9 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
     sampler, stopping = plan.space.sampler, plan.space.early_stopping
     rule: str = stopping.name
     if rule in HALVING:
-        unit = f"{stopping.unit}{'s' if stopping.min_resource > 1 else ''}"
-        rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}"
+        unit = stopping.unit.removesuffix("s") + ("s" if stopping.min_resource > 1 else "")
+        others = ", others pause" if stopping.mode == "promote" else ""
+        rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}{others}"
     yield "trials", f"{plan.trials:,}", f"sampler {sampler.name}, early stopping {rule}"
     if (confirm := plan.space.confirm).top:
         yield (
@@ -213,7 +215,9 @@ def _room(plan: SearchPlan) -> Iterator[Row]:
     needs = f"{resources.workers} x {resources.cpus_per_worker} CPUs"
     needs += f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     yield "trials at once", str(plan.slots) if plan.slots else "none", f"each {needs}, of {', '.join(found)}"
-    kept = f"{max(plan.slots, 1)} running, {max(plan.space.keep, plan.space.confirm.top)} kept; at most"
+    held = holding(plan.space, max(plan.slots, 1), plan.trials)
+    running = "running or paused" if plan.space.early_stopping.mode == "promote" else "running"
+    kept = f"{held} {running}, {max(plan.space.keep, plan.space.confirm.top)} kept; at most"
     yield "checkpoints", f"{plan.disk_gb:.3g} GB", kept + (f", of disk_budget_gb={budget:g}" if budget else "")
     yield "free", f"{plan.free_gb:.3g} GB", "on the run folder's disk"
 
@@ -225,7 +229,11 @@ def _time(plan: SearchPlan) -> Iterator[Row]:
     if plan.epochs is not None:
         yield "epochs", f"{plan.epochs:,.0f}", f"{expected}; {full:,} if no trial is stopped"
     else:
-        yield "epochs", f"{full:,}", "if no trial is stopped; early stopping counts steps, unknown without the data"
+        yield (
+            "epochs",
+            f"{full:,}",
+            f"if no trial is stopped; early stopping counts {plan.space.early_stopping.unit}, unknown here",
+        )
     duration = plan.duration
     if duration is None:
         yield "seconds", "not measured", plan.missing or "the length of early stopping is unknown"

@@ -17,6 +17,7 @@ from rich.text import Text
 from cdn_tune.cli.show.output import UNKNOWN, duration_text, size_text
 from cdn_tune.config import Experiment
 from cdn_tune.tuning.results.leaderboard import (
+    PAUSED,
     TRIED,
     UNFINISHED,
     Column,
@@ -29,7 +30,7 @@ from cdn_tune.tuning.results.leaderboard import (
 )
 from cdn_tune.tuning.study.failures import MEANING
 
-STATE_ORDER = ("complete", "pruned", "failed", "running", UNFINISHED, "waiting")
+STATE_ORDER = ("complete", "pruned", "failed", "running", PAUSED, UNFINISHED, "waiting")
 _ENTRIES = {
     "refused": ("refused proposal", "refused proposals"),
     "copy": ("repeated proposal", "repeated proposals"),
@@ -178,7 +179,9 @@ def _cell(row: Row, column: Column) -> str:
 def _style(row: Row) -> str:
     if row["rank"] == 1:
         return "bold green"
-    return {"failed": "red", "running": "cyan", UNFINISHED: "cyan", "pruned": "dim"}.get(row["state"], "")
+    return {"failed": "red", "running": "cyan", PAUSED: "cyan", UNFINISHED: "cyan", "pruned": "dim"}.get(
+        row["state"], ""
+    )
 
 
 def search_summary(

@@ -17,6 +17,7 @@ from cdn_tune.tuning.study.ranking import (
     CONFIRMS,
     FINISHED,
     confirmed,
+    is_paused,
     models,
     pareto_front,
     ranking,
@@ -122,7 +123,7 @@ class Retention:
         """
         if self._budget is None:
             return True
-        running = any(trial.state == TrialState.RUNNING for trial in trials)
+        running = any(trial.state == TrialState.RUNNING and not is_paused(trial) for trial in trials)
         while (used := sum(map(self.files.size, self.records)) + self._held(trials)) + checkpoint_bytes > self._budget:
             if running:
                 return False

@@ -8,7 +8,8 @@ An engine places and runs trials; the driver decides. An engine calls, from one 
 - ``lost(number, loss)`` when a trial's place or process is gone: True if the trial will be assigned again;
 - ``poll(room)`` all the time, at least between any two of the calls above.
 
-Every assigned trial leaves the engine exactly once: by `Decision.STOP`, by ``ended`` or by ``lost``.
+Every assigned trial leaves the engine exactly once: by `Decision.STOP`, by ``ended`` or by ``lost``. One that is paused
+or lost may be assigned again: it goes on from its last checkpoint, and reports its earlier epochs again.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Answer(Enum):
 class Decision(Enum):
     """What a trial does after a report.
 
-    ``PAUSE``: it saves its state, leaves its slot and stays on record as running, for the next start of the search.
+    ``PAUSE``: it leaves its slot and is reported as ``ended``, paused; its checkpoint of this epoch is on disk. It
+    stays on record as running: it is assigned again when it is promoted, or by the next start of the search.
     """
 
     GO_ON = "go on"
@@ -96,7 +98,7 @@ class Ending:
     """How a trial ended by itself.
 
     Attributes:
-        kind: ``complete``; ``paused``: it saved its state because the search stops; ``failed``: an error that would
+        kind: ``complete``; ``paused``: it left its slot with a checkpoint; ``failed``: an error that would
             come again; ``halted``: the machine is at fault (disk full, folder gone), and no further trial should start.
         reason: In one line, of the last two.
         failure: Kind of a failure, see `study.failures`.

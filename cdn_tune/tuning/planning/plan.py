@@ -21,10 +21,11 @@ from cdn_tune.training.plan import Plan, make_plan
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data
-from cdn_tune.tuning.planning.preflight import check_confirm, disk_gb, findings, most_steps, this_machine
+from cdn_tune.tuning.planning.preflight import check_confirm, disk_gb, findings, holding, most_steps, this_machine
 from cdn_tune.tuning.planning.random_points import Drawn, count_points, draw
 from cdn_tune.tuning.storage.check import existing
 from cdn_tune.tuning.study.candidates import GB, INVALID, Candidates, cost
+from cdn_tune.tuning.study.rungs import brackets
 
 PROPOSALS = 200  # random points that are judged
 _SIZED = 24  # of them, those whose memory is estimated: it takes tenths of a second each
@@ -32,6 +33,7 @@ _HOUR = 3600.0
 HALVING = ("asha", "hyperband")
 _PLAYS = 40
 _PLAYED = 1000  # trials of a play; more train as long on average
+_Draw = tuple[float, str]  # a trial of a play: its value throughout, and its family
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,13 @@ def plan_search(
     """
     candidates = Candidates(space, base)
     nodes = [this_machine()] if nodes is None else nodes
-    points, trials = count_points(candidates), trials or space.trials
-    errors, warnings = findings(space, candidates, run, storage, nodes)
+    points, asked = count_points(candidates), trials or space.trials
+    trials = min(asked, points + space.confirm.trials) if space.is_finite else asked
+    errors, warnings = findings(space, candidates, run, storage, nodes, trials)
     try:
-        check_confirm(space, trials)
+        check_confirm(space, asked)
     except ConfigError as error:
         errors.append(str(error))
-    if space.is_finite:
-        trials = min(trials, points + space.confirm.trials)
     try:
         slots = slots_on(space.resources, nodes)
     except CdnTuneError:
@@ -150,7 +151,7 @@ def plan_search(
         device=this_world().device.type,
         available={name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")},
         slots=slots,
-        disk_gb=disk_gb(space, candidates, max(slots, 1)),
+        disk_gb=disk_gb(space, candidates, holding(space, max(slots, 1), trials)),
         free_gb=shutil.disk_usage(existing(run)).free / GB,
         epochs=None if epochs is None else sum(epochs.values()),
         full_epochs=round(trials * mean(each.train.epochs for each in families.values())),
@@ -211,7 +212,7 @@ def _duration(space: SearchSpace, measured: Mapping[str, Plan], epochs: Mapping[
 def expected_epochs(
     space: SearchSpace, families: Mapping[str, Experiment], trials: int, steps: Mapping[str, int] | None = None
 ) -> dict[str, float] | None:
-    """Returns the epochs that all trials together are expected to train, by family; None if steps are unknown.
+    """Returns the epochs that all trials together are expected to train, by family; None if its unit is unknown.
 
     Families have equal shares of the trials. Successive halving is played on random values: a trial goes on from a rung
     if its value is among the best ``max(floor(n / eta), 1)`` of the n that have arrived there, itself included, without
@@ -219,8 +220,9 @@ def expected_epochs(
     Hyperband spreads its trials over brackets of successive halving that begin later and later, in proportion to
     ``ceil(brackets * eta^s / (s + 1))`` (Optuna's `HyperbandPruner`). It is assumed that the order of trials at one
     rung is their order at the next, and that they arrive in no order; a sampler that proposes better and better trials
-    trains somewhat longer. What the other rules stop depends on the values themselves, so the full length is returned
-    for them: an upper bound. Confirmations, here of any family, train to their end.
+    trains somewhat longer. With ``mode: promote`` a trial goes on once it is among the best ``floor(n / eta)``, also
+    later. What the other rules stop depends on the values themselves, so the full length is returned for them: an upper
+    bound. Confirmations, here of any family, train to their end.
 
     Args:
         space: What is searched.
@@ -233,44 +235,71 @@ def expected_epochs(
         return {name: trials / len(families) * base.train.epochs for name, base in families.items()}
     whole = min(space.confirm.trials, trials - 1)
     trials -= whole
-    if rule.unit == "step" and steps is None:
+    if rule.unit == "seconds" or (rule.unit == "step" and steps is None):
         return None
     scales = {name: 1 if rule.unit == "epoch" else (steps or {})[name] for name in families}
     eta, least = rule.reduction_factor, rule.min_resource
 
-    def rungs(name: str, bracket: int) -> list[int]:
-        """Epochs of a family at whose end the trials of a bracket are compared."""
+    def ends(name: str, bracket: int) -> list[int]:
+        """Epochs of a family at whose end the trials of a bracket are compared, and the last one."""
         train, scale = families[name].train, scales[name]
         evaluated = sorted({*range(1, train.epochs + 1, train.eval_every), train.epochs})
         resources = (least * eta ** (bracket + rung) for rung in count())
-        ends = takewhile(lambda resource: resource <= train.epochs * scale, resources)
-        return [next(epoch for epoch in evaluated if epoch * scale >= resource) for resource in ends]
+        rungs = takewhile(lambda resource: resource <= train.epochs * scale, resources)
+        return [*(next(epoch for epoch in evaluated if epoch * scale >= rung) for rung in rungs), train.epochs]
 
-    brackets = 1
-    if rule.name == "hyperband":
-        longest = max(base.train.epochs * scales[name] for name, base in families.items())
-        brackets = max(math.floor(math.log(longest / least, eta) + 1e-9) + 1, 1)
-    shares = np.array([math.ceil(brackets * eta**s / (s + 1)) for s in reversed(range(brackets))], dtype=float)
-    compared = {(name, bracket): rungs(name, bracket) for name in families for bracket in range(brackets)}
+    longest = max(base.train.epochs * scales[name] for name, base in families.items())
+    number = brackets(least, longest, eta) if rule.row.brackets == "all" else 1
+    shares = np.array([math.ceil(number * eta**s / (s + 1)) for s in reversed(range(number))], dtype=float)
+    compared = [{name: ends(name, bracket) for name in families} for bracket in range(number)]
+    play = _played_with_pauses if rule.mode == "promote" else _played
     generator = np.random.default_rng(0)
     epochs, played = dict.fromkeys(families, 0), min(trials, _PLAYED)
     for _ in range(_PLAYS):
-        arrived: defaultdict[tuple[int, int], list[float]] = defaultdict(list)  # values at a bracket's rung
-        of_brackets = generator.choice(brackets, size=played, p=shares / shares.sum()).tolist()
+        of_brackets = generator.choice(number, size=played, p=shares / shares.sum()).tolist()
         of_families = generator.choice(list(families), size=played).tolist()
-        for name, bracket, value in zip(of_families, of_brackets, generator.random(played).tolist(), strict=True):
-            trained = families[name].train.epochs
-            for rung, epoch in enumerate(compared[name, bracket]):
-                others = arrived[bracket, rung]
-                insort(others, value)
-                if sum(other > value for other in others) >= max(len(others) // eta, 1):
-                    trained = epoch
-                    break
-            epochs[name] += trained
+        by_bracket = defaultdict(list)
+        for bracket, value, name in zip(of_brackets, generator.random(played).tolist(), of_families, strict=True):
+            by_bracket[bracket].append((value, name))
+        for bracket, drawn in by_bracket.items():
+            for (_, name), reached in play(drawn, compared[bracket], eta).items():
+                epochs[name] += compared[bracket][name][reached]
     return {
         name: sum_ / _PLAYS * (trials / played) + whole / len(families) * families[name].train.epochs
         for name, sum_ in epochs.items()
     }
+
+
+def _played(drawn: Sequence[_Draw], ends: Mapping[str, Sequence[int]], eta: int) -> dict[_Draw, int]:
+    """Returns at which of its family's `ends` each of a bracket's trials ends, if they come one after the other."""
+    arrived: defaultdict[int, list[float]] = defaultdict(list)  # values at a rung
+    reached = {}
+    for value, name in drawn:
+        reached[value, name] = last = len(ends[name]) - 1
+        for rung in range(last):
+            insort(arrived[rung], value)
+            if sum(other > value for other in arrived[rung]) >= max(len(arrived[rung]) // eta, 1):
+                reached[value, name] = rung
+                break
+    return reached
+
+
+def _played_with_pauses(drawn: Sequence[_Draw], ends: Mapping[str, Sequence[int]], eta: int) -> dict[_Draw, int]:
+    """As `_played`, if trials pause at rungs, and go on once they are among the best ``floor(n / eta)``."""
+    reached = dict.fromkeys(drawn, 0)
+    for rung in count():
+        drawn = [trial for trial in drawn if rung < len(ends[trial[1]]) - 1]
+        if not drawn:
+            return reached
+        arrived: list[_Draw] = []
+        going_on: dict[_Draw, None] = {}
+        for trial in drawn:
+            insort(arrived, trial)
+            if quota := len(arrived) // eta:
+                going_on |= dict.fromkeys(each for each in (trial, arrived[-quota]) if each >= arrived[-quota])
+        drawn = list(going_on) or drawn[:1]
+        reached |= dict.fromkeys(drawn, rung + 1)
+    return reached
 
 
 def refused_name(name: str) -> str:

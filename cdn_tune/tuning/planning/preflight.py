@@ -34,6 +34,7 @@ def preflight(
     storage: str,
     nodes: Sequence[Mapping[str, float]],
     trainable: object = None,
+    trials: int | None = None,
 ) -> list[str]:
     """Checks a search before it starts, without writing anything; returns warnings.
 
@@ -44,20 +45,27 @@ def preflight(
         storage: The study's URL.
         nodes: Each node's resources in Ray's form, such as ``{"CPU": 8.0, "GPU": 2.0, "node:10.0.0.1": 1.0}``.
         trainable: What is sent to the workers.
+        trials: Trials in all, in place of the space's.
 
     Raises:
         CdnTuneError: The first thing that would go wrong.
     """
-    return [each for check in _checks(space, candidates, run, storage, nodes, trainable) for each in _lines(check())]
+    checks = _checks(space, candidates, run, storage, nodes, trainable, trials or space.trials)
+    return [each for check in checks for each in _lines(check())]
 
 
 def findings(
-    space: SearchSpace, candidates: Candidates, run: Path, storage: str, nodes: Sequence[Mapping[str, float]]
+    space: SearchSpace,
+    candidates: Candidates,
+    run: Path,
+    storage: str,
+    nodes: Sequence[Mapping[str, float]],
+    trials: int | None = None,
 ) -> tuple[list[str], list[str]]:
     """Makes the checks of :func:`preflight`, all of them; returns errors and warnings."""
     errors: list[str] = []
     warnings: list[str] = []
-    for check in _checks(space, candidates, run, storage, nodes, None):
+    for check in _checks(space, candidates, run, storage, nodes, None, trials or space.trials):
         try:
             warnings += _lines(check())
         except CdnTuneError as error:
@@ -81,6 +89,19 @@ def check_picklable(thing: object) -> None:
         ) from None
 
 
+def holding(space: SearchSpace, slots: int, trials: int) -> int:
+    """Returns the most trials that have checkpoints to go on from: those that run at once, or all where trials pause.
+
+    Where they do, none is paused any more when the best are confirmed.
+
+    Args:
+        space: What is searched.
+        slots: Trials that run at once.
+        trials: Trials in all, confirmations included.
+    """
+    return max(slots, trials - space.confirm.trials) if space.early_stopping.mode == "promote" else slots
+
+
 def check_confirm(space: SearchSpace, trials: int) -> None:
     """Refuses a search of so many trials, confirmations included, that leave too few to confirm.
 
@@ -101,19 +122,26 @@ def check_disk(space: SearchSpace, candidates: Candidates, run: Path, slots: int
     What the run folder's checkpoints occupy already counts as free.
 
     Raises:
-        ConfigError: If ``disk_budget_gb`` is too small for one trial beside the best checkpoint.
+        ConfigError: If ``disk_budget_gb`` is too small for one trial beside the best checkpoint, or for all where
+            trials pause.
         RunError: If the disk is too small for the trials that run at once and the kept checkpoints, as far as
             ``disk_budget_gb`` lets them grow.
     """
     running, kept = checkpoint_sizes(candidates)
     at_least, at_most = max(space.confirm.top, 1), max(space.confirm.top, space.keep)
     budget, need = space.disk_budget_gb, slots * running + at_most * kept
-    where = f"{slots} trials at once and {at_most} kept checkpoints need up to {need:.3g} GB"
+    held = "paused ones included" if space.early_stopping.mode == "promote" else "at once"
+    where = f"{slots} trials {held} and {at_most} kept checkpoints need up to {need:.3g} GB"
     remedy = "lower keep, or bound checkpoint_gb in constraints"
     if budget is not None and running + at_least * kept > budget:
         held = "the best checkpoint" if at_least == 1 else f"a checkpoint of each of the {at_least} confirmed"
         one = f"one trial and {held} need up to {running + at_least * kept:.3g} GB"
         raise ConfigError(f"disk_budget_gb={budget:g}: {one}; raise it, or bound checkpoint_gb in constraints")
+    if budget is not None and need > budget and space.early_stopping.mode == "promote":
+        raise ConfigError(
+            f"disk_budget_gb={budget:g}: {where}, for all but the best may be paused with their checkpoints; raise it "
+            f"to {need:.3g}, lower trials or keep, bound checkpoint_gb in constraints, or use early_stopping.mode: stop"
+        )
     if budget is not None and need > budget:
         return f"disk_budget_gb={budget:g}: {where}; fewer will run at once, and fewer be kept"
     free = (shutil.disk_usage(existing(run)).free + disk_used(run)) / GB
@@ -221,6 +249,7 @@ def _checks(
     storage: str,
     nodes: Sequence[Mapping[str, float]],
     trainable: object,
+    trials: int,
 ) -> Iterator[Callable[[], list[str] | str | None]]:
     """Yields the checks, cheapest first; each returns its warnings."""
     at_once, machines = 1, _machines(nodes)
@@ -237,7 +266,7 @@ def _checks(
     yield lambda: check_shared(run, storage)
     yield lambda: check_storage(storage, machines)
     yield lambda: _shared(run, machines)
-    yield lambda: check_disk(space, candidates, run, at_once)
+    yield lambda: check_disk(space, candidates, run, holding(space, at_once, trials))
 
 
 def _lines(warnings: list[str] | str | None) -> list[str]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +24,7 @@ from cdn_tune.training.runs.kept import CHECKPOINT, KEPT, kept_folder, recorded_
 from cdn_tune.training.runs.records import METRICS, read_metrics
 from cdn_tune.training.runs.run_folder import EXPERIMENT
 from cdn_tune.tuning.layout import TRIALS, trial_folder
-from cdn_tune.tuning.results.leaderboard import ENDED, LEADERBOARD_JSON, STATES, Row
+from cdn_tune.tuning.results.leaderboard import ENDED, LEADERBOARD_JSON, PAUSED, STATES, Row
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import altered
 from cdn_tune.tuning.study.ranking import (
@@ -43,7 +44,7 @@ from cdn_tune.tuning.study.soundness import check_study
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS
 
 STATES_FOLDER = "checkpoints"  # of a trial
-_STATES = {text: state for state, text in STATES.items()}
+_STATES = {text: state for state, text in STATES.items()} | {PAUSED: TrialState.RUNNING}
 _ROLES = frozenset(get_args(Role))
 _SPARSE = 10  # so many numbers for each trial that is shown are believed
 _COPIED = ("best_epoch", "parameters", "memory_gb", "latency_ms", "samples_per_second", "loss", "seconds")
@@ -145,6 +146,7 @@ class FolderTrials:
 
     def _shown(self, number: int, row: Row, candidates: Candidates, earlier: Mapping[int, FrozenTrial]) -> FrozenTrial:
         space, state = candidates.space, row.get("state", "running")
+        state = "running" if state == PAUSED else state  # taken up again, it comes to its rung once more
         params = self._params(number, row, candidates)
         if not params and state in (*_STATES, LEARNED):
             return create_trial(state=TrialState.FAIL, user_attrs={ROLE: REFUSED, "reason": LOST})
@@ -152,12 +154,14 @@ class FolderTrials:
         if state == "running" and epochs:  # as it was last recorded; it may have ended since
             is_last = epochs[-1]["epoch"] >= epochs[-1]["epochs"]
             state = "complete" if is_last else state if self._goes_on(number) else "pruned"
-        step = "steps" if space.early_stopping.unit == "step" else "epoch"
-        reached = {int(each[step]): float(each["best_value"]) for each in epochs}
+        steps = _steps(epochs, space.early_stopping.unit)
+        reached = {step: float(each["best_value"]) for step, each in zip(steps, epochs, strict=True)}
         if not reached and (value := self._value(number, row)) is not None:
             reached = {int(row.get("epochs") or 1): value}
         note = self._note(number, row, epochs, candidates.base)
-        note |= {f"{QUERY_IOUS}:{each[step]}": each["query_ious"] for each in epochs if each.get("query_ious")}
+        for step, each in zip(steps, epochs, strict=True):
+            if each.get("query_ious"):
+                note[f"{QUERY_IOUS}:{step}"] = each["query_ious"]
         ended = _STATES.get(state, TrialState.PRUNED)
         if not row:
             note |= self._confirms(number, params, candidates, earlier)
@@ -287,6 +291,15 @@ def _epochs(run: Path, number: int, row: Row) -> list[dict[str, Any]]:
         return []
     epochs = read_metrics(trial_folder(run, number))
     return [each for each in epochs if row.get("state") not in ENDED or each["epoch"] <= row.get("epochs", 0)]
+
+
+def _steps(epochs: Sequence[dict[str, Any]], unit: str) -> list[int]:
+    """Returns what each epoch was reported at, as the driver counts in a unit of early stopping."""
+    if unit == "seconds":
+        return [
+            round(1000 * each) for each in accumulate(each["train_seconds"] + each["val_seconds"] for each in epochs)
+        ]
+    return [int(each["steps" if unit == "step" else "epoch"]) for each in epochs]
 
 
 def _numbers(names: Iterable[str]) -> frozenset[int]:

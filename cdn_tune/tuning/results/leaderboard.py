@@ -24,6 +24,7 @@ from cdn_tune.tuning.study.ranking import (
     SEED,
     Confirmed,
     confirmed,
+    is_paused,
     pareto_front,
     ranking,
     role_of,
@@ -42,9 +43,10 @@ STATES = {
     TrialState.WAITING: "waiting",
 }
 UNFINISHED = "unfinished"  # how a running trial is shown once no process runs it; see `at_rest`
-TRIED = frozenset({*STATES.values(), UNFINISHED})  # states of trials; other entries have their role as state
+PAUSED = "paused"  # how a running trial is shown that waits at a rung
+TRIED = frozenset({*STATES.values(), PAUSED, UNFINISHED})  # states of trials; other entries have their role as state
 ENDED = ("complete", "pruned", "failed")
-_ORDER = ("running", "waiting", "failed", "learned", "copy", "refused")
+_ORDER = ("running", PAUSED, "waiting", "failed", "learned", "copy", "refused")
 _FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a spreadsheet would compute
 
 Row = dict[str, Any]
@@ -215,7 +217,7 @@ def leaderboard(
     directions: Sequence[StudyDirection] = (),
     gpus: float = 0.0,
 ) -> list[Row]:
-    """Returns one row per entry: ranked trials first, complete confirmations, running, failed, and what is no trial.
+    """Returns one row per entry: ranked trials, complete confirmations, running, paused, failed, what is no trial.
 
     What an entry has no value for is an empty text. Values per layer are one list under the key without its index.
 
@@ -253,7 +255,9 @@ def leaderboard(
 def state_of(trial: FrozenTrial) -> str:
     """Returns the state of a trial in words; of an entry that is no trial, its role."""
     role = role_of(trial)
-    return STATES[trial.state] if role in ("trial", CONFIRMATION) else role
+    if role not in ("trial", CONFIRMATION):
+        return role
+    return PAUSED if is_paused(trial) else STATES[trial.state]
 
 
 def at_rest(rows: Sequence[Row]) -> list[Row]:

@@ -13,7 +13,7 @@ from cdn_tune.training.object_store.lease import is_leased, is_locked
 from cdn_tune.training.object_store.working_copy import place_of, shown, working_copy
 from cdn_tune.training.runs.records import METRICS
 from cdn_tune.tuning.layout import TRIALS, UNFIT, StopFile
-from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, TRIED, Row, filled, objective_column
+from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, PAUSED, TRIED, Row, filled, objective_column
 from cdn_tune.tuning.results.record import Record, read_record
 from cdn_tune.tuning.study.ranking import trained
 
@@ -46,7 +46,7 @@ class Status:
     ended: int  # trials that have ended; a failed one that was tried again does not count
     counts: dict[str, int]  # entries by state, also of those that are no trials: ``refused``, ``copy``, ``learned``
     best: Row | None  # the leaderboard's first row
-    ahead: int | None  # the running trial that is better already than every ended one; of one objective alone
+    ahead: int | None  # the running or paused trial that is better already than every ended one; of one objective alone
     front: list[Row]  # rows of the Pareto front, if there are several objectives
     objectives: dict[str, str]  # name to ``maximize`` or ``minimize``
     running: list[RunningTrial]  # if no process is alive they wait to be taken up again
@@ -135,13 +135,14 @@ def eta_seconds(rows: Sequence[Row], asked: int, slots: int) -> float | None:
         asked: Trials in all.
         slots: Trials that run at once.
     """
-    costs = [float(row["seconds"]) for row in rows if row["state"] in ENDED and row["seconds"] != ""]
+    costs = [float(row["seconds"]) for row in rows if row["state"] in (*ENDED, PAUSED) and row["seconds"] != ""]
     if not costs or slots < 1:
         return None
     mean = sum(costs) / len(costs)
     running = [row for row in rows if row["state"] == "running"]
     left = [_left(row, costs, mean) for row in running]
-    to_come = max(asked - count_ended(rows) - len(running), 0)
+    begun = len(running) + len([row for row in rows if row["state"] == PAUSED])
+    to_come = max(asked - count_ended(rows) - begun, 0)
     # The work is shared by all slots, but no trial by two.
     return max((to_come * mean + sum(left)) / slots, *left, mean if to_come else 0.0, 0.0)
 
@@ -157,9 +158,11 @@ def _left(row: Row, costs: Sequence[float], mean: float) -> float:
 
 
 def ahead(rows: Sequence[Row]) -> Row | None:
-    """Returns the best running trial if its val metric so far is above that of every ended one."""
+    """Returns the best running or paused trial if its val metric so far is above that of every ended one."""
     running = [
-        row for row in rows if row["state"] == "running" and row["value"] != "" and row.get("confirms", "") == ""
+        row
+        for row in rows
+        if row["state"] in ("running", PAUSED) and row["value"] != "" and row.get("confirms", "") == ""
     ]
     first = max(running, key=lambda row: row["value"], default=None)
     ended = next((row["value"] for row in rows if row["rank"] == 1), None)

@@ -1,12 +1,14 @@
 """The user attributes of trials: what their reports bring, and writing them, few at once."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from cdn_tune.tuning.engine.door import TrialReport
 from cdn_tune.tuning.study.filtered_study import StoredStudy
+from cdn_tune.tuning.study.rungs import COMPARED
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS
 
 AT_ONCE = frozenset({"best_epoch", "val", "epochs", "reason", "failure", "memory_gb", "parameters"})
@@ -18,10 +20,12 @@ class ReportAttributes:
 
     Args:
         by_query: Whether the stopping rule compares trials query by query, and needs the IoU of each.
+        metrics: Val metrics in which it compares trials, besides their value.
     """
 
-    def __init__(self, by_query: bool) -> None:
-        self._by_query = by_query
+    def __init__(self, by_query: bool, metrics: Sequence[str] = ()) -> None:
+        self._by_query, self._metrics = by_query, metrics
+        self._best: dict[int, list[float]] = {}  # of those metrics
         self._latency: dict[int, float] = {}  # ms per query
         self._segments: dict[int, list[list[Any]]] = {}
 
@@ -49,11 +53,18 @@ class ReportAttributes:
             attributes["val"] = dict(epoch.val)
         if self._by_query and epoch.query_ious:
             attributes[f"{QUERY_IOUS}:{step}"] = epoch.query_ious
+        if self._metrics:
+            best = self._best.get(number, [-math.inf] * len(self._metrics))
+            best = [max(held, epoch.val.get(name, held)) for name, held in zip(self._metrics, best, strict=True)]
+            self._best[number] = best
+            if all(map(math.isfinite, best)):
+                attributes[f"{COMPARED}:{step}"] = best
         return attributes
 
     def forget(self, number: int) -> None:
         """Drops what is kept of a trial that has ended."""
         self._latency.pop(number, None)
+        self._best.pop(number, None)
         self._segments.pop(number, None)
 
 

@@ -12,11 +12,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.space import MEASURED_COSTS
+from cdn_tune.tuning.study.filtered_study import altered
 
 ROLE = "role"
 REFUSED, COPY, LEARNED, CONFIRMATION = "refused", "copy", "learned", "confirmation"
 Role = Literal["trial", "refused", "copy", "learned", "confirmation"]
 CONFIRMS, SEED = "confirms", "with_seed"  # attributes of a confirmation: the number of a trial, and a seed
+
+PAUSED, PROMOTED = "paused", "promoted"  # attributes: at how many rungs a trial was paused, has been let past
 
 VALUED = (TrialState.COMPLETE, TrialState.PRUNED)  # ended with what they had reached
 FINISHED = (*VALUED, TrialState.FAIL)
@@ -46,6 +49,19 @@ def trained(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def superseded(trials: Iterable[FrozenTrial]) -> set[int]:
     """Returns the numbers of failed trials that were tried again, as another trial with the same parameters."""
     return {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
+
+
+def is_paused(trial: FrozenTrial) -> bool:
+    """Whether a trial waits at a rung with its checkpoint; on record it is running until it ends."""
+    attributes = trial.user_attrs
+    return trial.state == TrialState.RUNNING and attributes.get(PAUSED, 0) > attributes.get(PROMOTED, 0)
+
+
+def as_ended(trial: FrozenTrial) -> FrozenTrial:
+    """Returns a paused trial as it were if it ended now, pruned with what it has reached; any other one as it is."""
+    if not is_paused(trial) or (value := value_of(trial)) is None:
+        return trial
+    return altered(trial, state=TrialState.PRUNED, values=[value])
 
 
 def value_of(trial: FrozenTrial) -> float | None:
@@ -152,6 +168,20 @@ def pareto_front(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirect
         if not any(_beats(other, costs) for other, _ in front):
             front.append((costs, trial))
     return [trial for _, trial in front]
+
+
+def front_ranks(costs: Sequence[Sequence[float]]) -> list[int]:
+    """Returns each point's non-dominated rank: 0 on the Pareto front, 1 on that of the others, and so on."""
+    fronts: list[list[Sequence[float]]] = []
+    ranks = [0] * len(costs)
+    for place in sorted(range(len(costs)), key=lambda place: list(costs[place])):  # beaten by earlier ones or by none
+        point = costs[place]
+        free = (rank for rank, front in enumerate(fronts) if not any(_beats(other, point) for other in front))
+        ranks[place] = next(free, len(fronts))
+        if ranks[place] == len(fronts):
+            fronts.append([])
+        fronts[ranks[place]].append(point)
+    return ranks
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:

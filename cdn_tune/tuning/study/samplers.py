@@ -29,7 +29,7 @@ from cdn_tune.config import Categorical, Float, Parameter, SamplerConfig, Search
 from cdn_tune.config.tables import resolve
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import altered, seen, violations
-from cdn_tune.tuning.study.ranking import CONFIRMATION, REFUSED, role_of
+from cdn_tune.tuning.study.ranking import CONFIRMATION, REFUSED, as_ended, role_of
 
 _GENERATIONS = ("NSGAIISampler:generation", "NSGAIIISampler:generation")
 # TPE takes at most 25 trials for good ones and weighs the others by their age; so it loses little with the oldest of
@@ -77,7 +77,7 @@ class Proposal(BaseSampler):
     - A sampler sees refused proposals, and trials that failed over a constraint, as what they are: infeasible. TPE has
       them as such, the Gaussian process as trials of the worst value; the others only ever learn from feasible ones.
     - Confirmations are not shown.
-    - Pruned trials count with the value they had reached, or GP, CMA-ES and NSGA would learn from survivors only.
+    - Pruned and paused trials count with the value they had reached, or GP, CMA-ES and NSGA would learn from survivors.
     - GP, CMA-ES, NSGA and QMC model the parameters that every trial has, CMA-ES the numeric ones; conditional ones and
       those per layer are drawn at random. TPE models each group of parameters that occur together.
     - Random draws depend on the parameter's name, not on what was drawn before.
@@ -126,7 +126,7 @@ class Proposal(BaseSampler):
     def _seen(self, study: Study) -> Study:
         if self._view is None:
             show = partial(resolve(self._row.show), directions=study.directions, common=self._common)
-            self._view = seen(study, lambda trials: show(_proposed(trials)))
+            self._view = seen(study, lambda trials: show(list(map(as_ended, _proposed(trials)))))
         return self._view
 
     def _is_started(self, study: Study) -> bool:
@@ -134,7 +134,8 @@ class Proposal(BaseSampler):
         if self._started is None:
             trials = _proposed(study.get_trials(deepcopy=False))
             refused = (trial for trial in trials if trial.state.is_finished() and role_of(trial) == REFUSED)
-            self._started = _has(self._startup, filter(_has_result, trials)) or _has(2 * self._startup, refused)
+            results = filter(_has_result, map(as_ended, trials))
+            self._started = _has(self._startup, results) or _has(2 * self._startup, refused)
         return self._started
 
 

@@ -9,7 +9,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Categorical, Experiment, SearchSpace
 from cdn_tune.tuning.study.filtered_study import CONSTRAINT
-from cdn_tune.tuning.study.ranking import CONFIRMATION, CONFIRMS, FINISHED, ROLE, SEED, Objectives, Role, role_of
+from cdn_tune.tuning.study.ranking import (
+    CONFIRMATION,
+    CONFIRMS,
+    FINISHED,
+    PAUSED,
+    PROMOTED,
+    ROLE,
+    SEED,
+    Objectives,
+    Role,
+    role_of,
+)
+from cdn_tune.tuning.study.rungs import COMPARED
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS
 
 _Test = tuple[str, Callable[[Any], bool]]  # what is expected, in words, and whether a value is that
@@ -31,6 +43,7 @@ _STUDY: Mapping[str, _Test] = {  # attributes of a search
 }
 _TRIAL: Mapping[str, _Test] = {  # attributes of a trial
     **dict.fromkeys(("best_epoch", "epoch", "epochs", "steps", "retry_of", "copy_of", CONFIRMS, SEED), _COUNT),
+    **dict.fromkeys((PAUSED, PROMOTED), _COUNT),
     **dict.fromkeys(("seconds", "latency_ms", "memory_gb", "parameters"), _NUMBER),
     **dict.fromkeys(("loss", "samples_per_second"), _MEASURED),
     **dict.fromkeys(("reason", "failure", "learned_from"), _TEXT),
@@ -71,6 +84,8 @@ def check_study(
         for key, value in trial.user_attrs.items():
             if key.startswith(f"{QUERY_IOUS}:"):
                 _check(where, {key: value}, {key: _TEXT})
+            if key.startswith(f"{COMPARED}:"):
+                _check(where, {key: value}, {key: ("numbers", lambda held: _are(held, _is_number))})
         for key, value in trial.system_attrs.items():
             if key.startswith(CONSTRAINT):
                 _check(where, {key: value}, {key: _NUMBER})

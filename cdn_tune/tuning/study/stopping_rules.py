@@ -1,6 +1,7 @@
 """Early stopping: the pruners, and which trials they see. `config.tables.STOPPING_RULES` lists the rules."""
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from cdn_tune.config.tables import resolve
 from cdn_tune.training.reports import unpack_ious
 from cdn_tune.tuning.study.filtered_study import altered, seen
 from cdn_tune.tuning.study.ranking import VALUED, own, superseded, value_of
+from cdn_tune.tuning.study.rungs import COMPARED, brackets
 
 QUERY_IOUS = "query_ious"  # user attribute f"{QUERY_IOUS}:{step}", packed by training.query_ious
 
@@ -60,7 +62,7 @@ def build_pruner(space: SearchSpace, longest: int | None) -> BasePruner:
 
 def build_asha(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
     """Builds asynchronous successive halving."""
-    return SuccessiveHalvingPruner(config.min_resource, config.reduction_factor)
+    return SuccessiveHalvingPruner(config.least, config.reduction_factor)
 
 
 def build_hyperband(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:
@@ -71,10 +73,9 @@ def build_hyperband(config: EarlyStoppingConfig, longest: int | None) -> BasePru
     """
     if longest is None:
         raise ValueError("hyperband that counts steps needs those of the longest trial")
-    length, factor = config.min_resource, config.reduction_factor
-    while length * factor <= longest:
-        length *= factor
-    return HyperbandPruner(config.min_resource, length + (length > config.min_resource), factor)
+    least, factor = config.least, config.reduction_factor
+    length = least * factor ** (brackets(least, longest, factor) - 1)
+    return HyperbandPruner(least, length + (length > least), factor)
 
 
 def build_median(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
@@ -107,10 +108,10 @@ def should_prune(
 ) -> bool:
     """Decides whether a trial that has just reported is stopped.
 
-    The pruner sees the first objective only, a val metric, as the best value so far at each report: a trial that cannot
-    win there is not worth its other objectives. It sees this run's own trials, without failed ones that were
-    tried again. No trial is pruned before `min_resource`, nor at the end, where nothing is left to save. Rungs are kept
-    in the storage, by which a search that goes on decides as one that was never interrupted.
+    The pruner sees the first objective only, a val metric, as the best value so far at each report, or each of the
+    `metrics` so; `study.rungs` compares by several at rungs. It sees this run's own trials, without failed ones that
+    were tried again. No trial is pruned before `min_resource`, nor at the end, where nothing is left to save. Rungs are
+    kept in the storage, by which a search that goes on decides as one that was never interrupted.
 
     A report is compared with each other trial's last report that is not later. Trials with other batch sizes report at
     other optimiser steps, so that median and percentile would find nothing to compare at the same step.
@@ -123,15 +124,23 @@ def should_prune(
         is_last: Whether this is the trial's last report.
     """
     step = trial.last_step
-    if step is None or step < space.early_stopping.min_resource:
+    config = space.early_stopping
+    if step is None or step < config.least or is_last:
         return False
-    compares = space.early_stopping.row.compares
-    if compares == "queries":
-        decision = _prune_by_queries(study, pruner, trial, step)
-    else:
-        show = partial(_as_of, step) if compares == "last report" else competitors
-        decision = pruner.prune(seen(study, show, [StudyDirection.MAXIMIZE]), trial)
-    return decision and not is_last
+    if config.row.compares == "queries":
+        return _prune_by_queries(study, pruner, trial, step)
+
+    def lags(of: Callable[[FrozenTrial], FrozenTrial]) -> bool:
+        def show(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+            others = list(map(of, competitors(trials)))
+            return _as_of(step, others) if config.row.compares == "last report" else others
+
+        return pruner.prune(seen(study, show, [StudyDirection.MAXIMIZE]), of(trial))
+
+    if not config.metrics:
+        return lags(lambda each: each)
+    columns = (partial(_in_metric, place) for place in range(len(config.metrics)))
+    return (any if config.combine == "any" else all)(map(lags, columns))
 
 
 def competitors(trials: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -168,9 +177,15 @@ def _valued(trial: FrozenTrial) -> FrozenTrial:
     return trial if trial.values == values else altered(trial, values=values)  # spares copies of all that have ended
 
 
+def _in_metric(place: int, trial: FrozenTrial) -> FrozenTrial:
+    """Returns a trial with its values in one of the metrics that are compared."""
+    held = {step: trial.user_attrs.get(f"{COMPARED}:{step}") for step in trial.intermediate_values}
+    return altered(trial, intermediate_values={step: values[place] for step, values in held.items() if values})
+
+
 def _as_of(step: int, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the competitors with, at this step, what they had reached by then, if anything."""
-    reached = [(other, _last_step(other, step)) for other in competitors(trials)]
+    """Returns trials with, at this step, what they had reached by then, if anything."""
+    reached = [(other, _last_step(other, step)) for other in trials]
     return [
         altered(other, intermediate_values={} if last is None else {step: other.intermediate_values[last]})
         for other, last in reached

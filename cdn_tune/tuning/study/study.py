@@ -19,7 +19,7 @@ from cdn_tune.tuning.storage.write_through import WriteThrough
 from cdn_tune.tuning.study.attributes import Attributes
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.failures import MEMORY, Failures
-from cdn_tune.tuning.study.filtered_study import stored_study
+from cdn_tune.tuning.study.filtered_study import altered, stored_study
 from cdn_tune.tuning.study.proposals import Proposals
 from cdn_tune.tuning.study.ranking import (
     CONFIRMATION,
@@ -27,6 +27,7 @@ from cdn_tune.tuning.study.ranking import (
     FINISHED,
     SEED,
     Objectives,
+    is_paused,
     own,
     role_of,
     seed_of,
@@ -34,6 +35,7 @@ from cdn_tune.tuning.study.ranking import (
     trained,
     value_of,
 )
+from cdn_tune.tuning.study.rungs import Rungs
 from cdn_tune.tuning.study.samplers import build_sampler
 from cdn_tune.tuning.study.stopping_rules import build_pruner, should_prune
 
@@ -70,8 +72,9 @@ class Study:
         self.halted: str | None = None  # why no further trial should start, and the search ends with an error
         self.space, self.candidates = space, Candidates(space, base)
         self.objectives = Objectives(space, base)
-        in_epochs = space.early_stopping.unit == "epoch"
-        self._pruner = build_pruner(space, most(space, "train.epochs", base.train.epochs) if in_epochs else longest)
+        if space.early_stopping.unit == "epoch":
+            longest = most(space, "train.epochs", base.train.epochs)
+        self._pruner = build_pruner(space, longest)
         opened = open_storage(storage) if isinstance(storage, str) else storage
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -83,13 +86,15 @@ class Study:
                 pruner=NopPruner(),  # `report` calls the space's, over a view of the study
             )
         entries = self.entries()
-        self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING]
+        self.pauses = space.early_stopping.mode == "promote"  # whether a trial that lags is paused
+        self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING and not is_paused(trial)]
         self._new: set[int] = set()
         self._counted: int | None = None  # follows from the record; counting reads all of it
         self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
         self._attributes = Attributes(self.optuna, clock)
         self._failures = Failures(entries)
         self._proposals = Proposals(self.optuna, self.candidates, entries)
+        self._rungs = Rungs(space, longest, self.optuna)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -135,7 +140,7 @@ class Study:
         return self.optuna.trial(number)
 
     def unfinished(self) -> list[int]:
-        """Returns the numbers of trials that are recorded as running."""
+        """Returns the numbers of trials that are recorded as running, paused ones included."""
         return [trial.number for trial in trained(self.entries()) if trial.state == TrialState.RUNNING]
 
     def unconfirmed(self) -> list[tuple[FrozenTrial, int]]:
@@ -148,18 +153,20 @@ class Study:
 
     def has_more(self, limit: int, proposes: bool = True) -> bool:
         """Whether another trial may be assigned, as far as is known without the sampler; arguments as of `next`."""
-        return bool(self._left) or (proposes and self._proposes(limit)) or bool(self._to_confirm())
+        tries = proposes and (self._rungs.promotable() is not None or self._proposes(limit))
+        return bool(self._left) or tries or bool(self._to_confirm())
 
     def next(self, limit: int, proposes: bool = True) -> int | None:
         """Returns the next trial to run.
 
-        First those that an earlier process left unfinished, then new ones, and once all of these have ended, the
-        confirmations of the best. A proposal that breaks a constraint, or equals an earlier trial, is recorded and not
-        returned. Returns None while proposed trials run that confirmation waits for, and when nothing is left.
+        First those that an earlier process left unfinished, then paused ones that may go on, then new ones, and once
+        all of these have ended, the confirmations of the best. A proposal that breaks a constraint, or equals an
+        earlier trial, is recorded and not returned. Returns None while proposed trials run or are paused that
+        confirmation waits for, and when nothing is left.
 
         Args:
             limit: Trials in all, those of confirmation included.
-            proposes: Whether new points may be tried.
+            proposes: Whether new points may be tried, and paused trials go on.
         """
         while self._left:
             number = self._left.pop(0)
@@ -168,6 +175,8 @@ class Study:
             self._counted = None
         if self.halted:
             return None
+        if proposes and (promoted := self._promote()) is not None:
+            return promoted
         if proposes and self._proposes(limit):
             number_or_reason = self._proposals.propose(self._failures.memory_limit)
             if isinstance(number_or_reason, str):
@@ -192,6 +201,21 @@ class Study:
             return []
         return self.unconfirmed()
 
+    def promote_last(self) -> int | None:
+        """Returns a paused trial that goes on although its rung holds too few to compare, where nothing else is left.
+
+        So at least one trial comes to its end.
+        """
+        return None if self.halted else self._promote(least=1)
+
+    def end_paused(self) -> bool:
+        """Records that the search has ended for the trials that are paused; returns whether there were any."""
+        paused = list(filter(is_paused, self.trials()))
+        for trial in paused:
+            epoch = trial.user_attrs.get("epoch", 0)
+            self.prune(trial.number, f"stopped early: paused after epoch {epoch}, not promoted before the search ended")
+        return bool(paused)
+
     def is_new(self, number: int) -> bool:
         """Whether a trial was created by this process."""
         return number in self._new
@@ -208,12 +232,14 @@ class Study:
         return self.candidates.experiment(trial.params, f"trial {number}", seed_of(trial))
 
     def report(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> bool:
-        """Records what a trial has reached; returns whether it should be pruned, which no confirmation ever is.
+        """Records what a trial has reached; returns whether it should be pruned, or is paused where trials are.
+
+        A confirmation is neither, ever.
 
         Args:
             number: The trial.
-            step: Its progress in the unit of early stopping, from 1. One that is on record (of a trial taken up again)
-                is kept as it was.
+            step: Its progress in the unit of early stopping, from 1 (seconds: in milliseconds). One that is on record
+                (of a trial taken up again) is kept as it was.
             value: The trial's best val metric so far.
             note: User attributes to set, e.g. the best epoch.
         """
@@ -223,13 +249,17 @@ class Study:
         with self.optuna.transaction():
             self._attributes.add(trial, note)
             self._failures.end_well()
-            if step in trial.intermediate_values:
-                return False
-            self.optuna.report(number, step, value)
+            is_new = step not in trial.intermediate_values
+            if is_new:
+                noted = altered(trial, user_attrs={**trial.user_attrs, **note})
+                self._rungs.note_objectives(trial, step, self.objectives.values(noted, value).values())
+                self.optuna.report(number, step, value)
             if role_of(trial) == CONFIRMATION:
                 return False
             is_last = note.get("epoch", 0) >= note.get("epochs", 1)
-            return should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
+            if not self._rungs.decide:
+                return is_new and should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
+            return self._rungs.lags(number, step, is_last)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
@@ -257,6 +287,7 @@ class Study:
             if trial is not None:
                 self._attributes.write(trial, {"reason": reason})
                 self.optuna.tell(number, state=TrialState.PRUNED)
+                self._rungs.leave(number)
 
     def fail(self, number: int, reason: str, failure: str = "deterministic") -> None:
         """Records that a trial failed, and why.
@@ -279,18 +310,24 @@ class Study:
                 self.optuna.set_constraint(number, "memory", 1.0)
             self._attributes.write(trial, notes)
             self.optuna.tell(number, state=TrialState.FAIL)
+            self._rungs.remove(number)
         self.halted = self.halted or self._failures.add(self.trial(number))
 
     def interrupt(self, number: int) -> None:
-        """Records the state of a trial that was stopped with a checkpoint; it stays on record as running."""
-        with self.optuna.transaction():
-            self._settled(number)
+        """Records the state of a trial that was stopped with a checkpoint; it stays on record as running.
 
-    def put_back(self, number: int) -> None:
-        """Puts back a running trial that has lost its place: it is the next to be assigned."""
+        One that is paused may be promoted from now on.
+        """
         with self.optuna.transaction():
             settled = self._settled(number)
-        if settled is not None and number not in self._left:
+        if settled is not None:
+            self._rungs.rest(settled)
+
+    def put_back(self, number: int) -> None:
+        """Puts back a running trial that has lost its place: it is the next to be assigned, unless it is paused."""
+        self.interrupt(number)
+        trial = self.trial(number)
+        if trial.state not in FINISHED and not is_paused(trial) and number not in self._left:
             self._left.insert(0, number)
             self._new.discard(number)  # its folder holds what it has reached
 
@@ -310,6 +347,12 @@ class Study:
                     self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
         self._counted, self._has_retries = None, self._has_retries or bool(failed)
         return len(failed)
+
+    def _promote(self, least: int = 0) -> int | None:
+        """Returns a paused trial that goes on from its rung, recorded as promoted; see `Rungs.promotable`."""
+        if (number := self._rungs.promote(least)) is not None:
+            self._new.discard(number)  # its folder holds what it has reached
+        return number
 
     def _settled(self, number: int) -> FrozenTrial | None:
         """Returns a running trial with all its notes written; None if it has ended."""

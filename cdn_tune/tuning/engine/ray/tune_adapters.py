@@ -33,7 +33,7 @@ class Adapters:
         driver: Decides.
         room: Returns what the cluster can take now.
         loss: Returns the loss that an error of Ray's, or a group's report, stands for.
-        stopped: Receives the number of each trial that is stopped early, or whose process is gone.
+        stopped: Receives the number of each trial that is stopped early or paused, or whose process is gone.
     """
 
     def __init__(
@@ -65,9 +65,12 @@ class Adapters:
             end = float(result.get("timestamp", 0.0))
             began = end - float(result.get("time_since_restore", 0.0))
             report = TrialReport(result[REPORT], result[SECONDS], result.get("hostname", ""), began, end)
-            if self.driver.reported(number, report) != Decision.STOP:  # a paused one saves its state by itself
+            decision = self.driver.reported(number, report)
+            if decision is Decision.GO_ON:
                 return str(TrialScheduler.CONTINUE)
-            self.stopped(number)
+            self.stopped(number)  # what it was reported with is on disk
+            if decision is Decision.PAUSE:
+                self.driver.ended(number, Ending("paused"))
         else:
             return str(TrialScheduler.CONTINUE)
         return stop
@@ -140,7 +143,10 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_result(self, tune_controller: object, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """Returns whether a trial goes on."""
-        return self._all.decide(trial.config[NUMBER], result)
+        decision = self._all.decide(trial.config[NUMBER], result)
+        if decision == TrialScheduler.STOP:  # its number may be assigned again before Ray reports the end
+            self._all.numbers.pop(trial.trial_id, None)
+        return decision
 
     def on_trial_error(self, tune_controller: object, trial: Any) -> None:  # noqa: ARG002
         """Reports a trial whose process failed."""
