@@ -131,7 +131,7 @@ class Driver:
             number = self.study.promote_last() if self._closing is None else None
         if number is None:
             # What the paused ones give up may make room for confirmations, of them too.
-            return self.next(room) if self.study.halted is None and self._end_paused() else Answer.FINISHED
+            return self.next(room) if self.study.halted is None and self._end_early() else Answer.FINISHED
         self._assigned.add(number)
         size = checkpoint_bytes(self.study.experiment(number)) if self.space.disk_budget_gb is not None else 0
         self.retention.begin(number, self.study.is_new(number), size)
@@ -213,13 +213,13 @@ class Driver:
         end = self._end or (self._closing if is_confirmed else None)
         if end is not None and not self.is_finished:
             self.ended_by = end.reason
-            self._end_paused()
+            self._end_early(running=True)
 
-    def _end_paused(self) -> bool:
-        """Ends the trials that are still paused when nothing else is tried; returns whether there were any."""
-        had_paused = self.study.end_paused()
+    def _end_early(self, running: bool = False) -> bool:
+        """Ends trials when nothing else is tried, as `Study.end_early` does; returns whether there were any."""
+        found = self.study.end_early(running)
         self.retention.tidy(self.study.entries())
-        return had_paused
+        return found
 
     def _leave(self, number: int) -> None:
         """Tidies after a trial that has left its slot."""

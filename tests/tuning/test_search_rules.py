@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,23 @@ def test_a_target_ends_the_search(tiny: Tiny, tmp_path: Path) -> None:
     assert "budget.target=0.3 is reached" in result.ended_by
     assert len(result.rows) < 30
     assert not result.interrupted
+
+
+def test_trials_that_run_when_a_budget_ends_the_search_count_with_what_they_reached(tiny: Tiny, tmp_path: Path) -> None:
+    def good_at_once(number: int, parameters: Mapping[str, Any]) -> Sequence[CurvePoint]:
+        return [CurvePoint(dict.fromkeys(METRICS, 0.8)), *rising(number, parameters)[1:]]
+
+    run, rule = tmp_path / "run", {"name": "none"}
+    result = run_search(
+        tiny, run, make_space(trials=30, budget={"target": 0.7}, early_stopping=rule), good_at_once, slots=1
+    )
+    assert result.ended_by is not None
+    assert not result.interrupted
+    [best] = result.rows
+    assert (best["state"], best["value"], best["epochs"] < EPOCHS) == ("pruned", 0.8, True)
+    assert best["reason"] == f"stopped early: after epoch {best['epochs']} before the search ended"
+    raised = run_search(tiny, run, make_space(trials=30, early_stopping=rule), good_at_once, slots=1)
+    assert Counter(row["state"] for row in raised.rows) == {"complete": 29, "pruned": 1}
 
 
 def test_no_progress_ends_the_search(tiny: Tiny, tmp_path: Path) -> None:

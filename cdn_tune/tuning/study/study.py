@@ -208,13 +208,19 @@ class Study:
         """
         return None if self.halted else self._promote(least=1)
 
-    def end_paused(self) -> bool:
-        """Records that the search has ended for the trials that are paused; returns whether there were any."""
-        paused = list(filter(is_paused, self.trials()))
-        for trial in paused:
+    def end_early(self, running: bool = False) -> bool:
+        """Records that the search has ended for trials that are paused; returns whether there were any.
+
+        Args:
+            running: Those that run and have reached something, too.
+        """
+        trials = [trial for trial in own(self.entries()) if trial.state == TrialState.RUNNING]
+        ended = [trial for trial in trials if is_paused(trial) or (running and trial.intermediate_values)]
+        for trial in ended:
             epoch = trial.user_attrs.get("epoch", 0)
-            self.prune(trial.number, f"stopped early: paused after epoch {epoch}, not promoted before the search ended")
-        return bool(paused)
+            after = f"paused after epoch {epoch}, not promoted" if is_paused(trial) else f"after epoch {epoch}"
+            self.prune(trial.number, f"stopped early: {after} before the search ended")
+        return bool(ended)
 
     def is_new(self, number: int) -> bool:
         """Whether a trial was created by this process."""
