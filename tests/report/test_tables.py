@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment
 from cdn_tune.report.course import sparkline
@@ -61,6 +62,16 @@ def test_time_is_that_of_the_segments(record: RunRecord) -> None:
     assert by_state["failed"]["gpu_hours"] == f"{0.5 * 120 / 3600:.2f}"
     assert sum(row["share"] for row in by_state.values()) == pytest.approx(1)
     assert len(segments_of(record.trials[0], NOW)) == 2
+
+
+def test_time_of_paused_trials_and_of_confirmations_is_told_apart(record: RunRecord) -> None:
+    paused, confirmation = [trial for trial in record.trials if trial.state == TrialState.COMPLETE][:2]
+    paused.state = TrialState.RUNNING
+    paused.user_attrs["paused"] = 1
+    confirmation.user_attrs |= {"role": "confirmation", "confirms": 0, "with_seed": 1}
+    counts = {row["state"]: row["trials"] for row in spending(record, NOW)}
+    assert counts["paused"] == counts["confirmation"] == 1
+    assert sum(counts.values()) == len(record.trials)
 
 
 def test_a_run_without_segments_falls_back_on_the_studys_times(record: RunRecord) -> None:

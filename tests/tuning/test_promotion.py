@@ -186,6 +186,14 @@ def test_a_target_ends_promotions_and_is_followed_by_confirmation() -> None:
     assert states(search) == {"pruned": 4, "complete": 1}
 
 
+def test_hours_that_are_kept_back_are_not_spent_on_promotions() -> None:
+    """Trial 2 makes trial 0 one to be promoted at 3 seconds, when 17.5 are left and 18 are kept back."""
+    search = search_of(100, confirm={"top": 1, "seeds": 1}, budget={"hours": 20.5 / 3600})
+    assert search.start()
+    assert begun(search) == [0, 1, 2, 3]
+    assert [trial.user_attrs[CONFIRMS] for trial in confirmations(search)] == [0]
+
+
 def test_a_trial_at_its_end_is_compared_as_after_a_new_start() -> None:
     """Trial 0 ends after 9 seconds, at the first rung; trial 1 is better there and need not pause."""
 
