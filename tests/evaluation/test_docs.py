@@ -20,7 +20,7 @@ def table(heading: str) -> str:
 
 def test_every_key_is_described(trained: Path) -> None:
     result = evaluate_run(trained, None, Request(seeds=1, resamples=20))
-    described = set(re.findall(r"`([a-z_]+)`", table("evaluation.json")))
+    described = set(re.findall(r"`([a-z0-9_]+)`", table("evaluation.json")))
     parts = [result["nms"], result["models"][0], result["seeds"], result["seeds"]["runs"][0]]
     parts += [result["advantage"], result["bootstrap"], result["groups"], result["groups"]["position"][0]]
     missing = {key for part in [result, *parts] for key in part} - described
