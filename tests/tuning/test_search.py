@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -142,14 +143,15 @@ def test_failures_have_reasons_and_do_not_stop_the_search(tiny: Tiny, tmp_path: 
 @pytest.mark.compat("trials of two workers")
 def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
     """Trials of two workers, stopped early or not, are trained one after the other by the same processes."""
-    relays, workers = set(), set()
+    relays, workers, over = set(), set(), threading.Event()
 
-    def look(_: SearchState) -> None:
-        for pid in descendants(os.getpid()):
-            if "ResourceTrainable" in title(pid):
-                relays.add(pid)
-            if "RayTrainWorker" in title(pid):
-                workers.add(pid)
+    def look() -> None:  # all the time: the search itself tells of its state now and then
+        while not over.wait(0.05):
+            for pid in descendants(os.getpid()):
+                if "ResourceTrainable" in title(pid):
+                    relays.add(pid)
+                if "RayTrainWorker" in title(pid):
+                    workers.add(pid)
 
     learning_rates = {"type": "categorical", "choices": [1e-2, 1e-7]}
     space = make_space(
@@ -160,7 +162,13 @@ def test_groups_of_workers(tiny: Tiny, tmp_path: Path) -> None:
         early_stopping={"name": "asha", "min_resource": 1, "reduction_factor": 2},
     )
     run = tmp_path / "run"
-    result = search(space, tiny(**{"train.epochs": 4}), run, look)
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        result = search(space, tiny(**{"train.epochs": 4}), run, ignore)
+    finally:
+        over.set()
+        looking.join()
     states = {row["trial"]: row["state"] for row in result.rows}
     assert states[0] == "complete"
     assert states[1] == "pruned"
