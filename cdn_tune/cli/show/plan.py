@@ -17,7 +17,6 @@ from cdn_tune.cli.show.tables import experiment_line
 from cdn_tune.config import Categorical, Experiment, Parameter
 from cdn_tune.config.keys import Frozen, get_key
 from cdn_tune.data.splits import coarse
-from cdn_tune.tuning.planning.plan import HALVING
 from cdn_tune.tuning.planning.preflight import holding
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
         yield "points", size, "conditions observed; constraints not"
     sampler, stopping = plan.space.sampler, plan.space.early_stopping
     rule: str = stopping.name
-    if rule in HALVING:
+    if stopping.row.brackets:
         unit = stopping.unit.removesuffix("s") + ("s" if stopping.min_resource > 1 else "")
         others = ", others pause" if stopping.mode == "promote" else ""
         rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}{others}"
@@ -224,8 +223,9 @@ def _room(plan: SearchPlan) -> Iterator[Row]:
 
 def _time(plan: SearchPlan) -> Iterator[Row]:
     full = plan.full_epochs
-    rule, budget = plan.space.early_stopping.name, plan.space.budget
-    expected = "expected" if rule in HALVING else ("all of them" if rule == "none" else "at most, early stopping apart")
+    stopping, budget = plan.space.early_stopping, plan.space.budget
+    expected = "all of them" if stopping.name == "none" else "at most, early stopping apart"
+    expected = "expected" if stopping.row.brackets else expected
     if plan.epochs is not None:
         yield "epochs", f"{plan.epochs:,.0f}", f"{expected}; {full:,} if no trial is stopped"
     else:

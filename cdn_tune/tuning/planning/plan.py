@@ -30,7 +30,6 @@ from cdn_tune.tuning.study.rungs import brackets
 PROPOSALS = 200  # random points that are judged
 _SIZED = 24  # of them, those whose memory is estimated: it takes tenths of a second each
 _HOUR = 3600.0
-HALVING = ("asha", "hyperband")
 _PLAYS = 40
 _PLAYED = 1000  # trials of a play; more train as long on average
 _Draw = tuple[float, str]  # a trial of a play: its value throughout, and its family
@@ -231,7 +230,7 @@ def expected_epochs(
         steps: Optimiser steps of an epoch of each; needed where progress is counted in them.
     """
     rule = space.early_stopping
-    if rule.name not in HALVING:
+    if not rule.row.brackets:
         return {name: trials / len(families) * base.train.epochs for name, base in families.items()}
     whole = min(space.confirm.trials, trials - 1)
     trials -= whole
