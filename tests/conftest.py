@@ -5,12 +5,15 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so it is in a shell's background, and in all that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # or trials starve beside other tests
 # Tests never touch the user's cache; set here so that the processes they start have it too.
