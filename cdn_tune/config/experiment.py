@@ -1,5 +1,7 @@
 """An experiment: everything that determines one trial, in one frozen object."""
 
+import itertools
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -326,9 +328,10 @@ class Experiment(Frozen):
         found: LossConfig = value if model is None else model.loss.model_validate(value)
         return found
 
-    def further_seeds(self, count: int) -> list[int]:
-        """Returns the seeds under which it is trained again."""
-        return [(self.seed + 1 + place) % 2**32 for place in range(count)]
+    def further_seeds(self, count: int, used: Container[int | None] = ()) -> list[int]:
+        """Returns the seeds under which it is trained again: those after its own, without used ones."""
+        after = ((self.seed + 1 + place) % 2**32 for place in itertools.count())
+        return list(itertools.islice((seed for seed in after if seed not in used), count))
 
     @property
     def steps(self) -> int:

@@ -193,7 +193,8 @@ class _Evaluation:
 
     def _retrain(self) -> list[Retrained]:
         request, seed = self.request, self.experiment.seed
-        seeds = self.experiment.further_seeds(request.seeds)
+        confirmed = (self.choice.confirmed or {}).get("seeds", ())  # they took part in the choice
+        seeds = self.experiment.further_seeds(request.seeds, confirmed)
         if not seeds and not self.published:
             return []
         mode: Mode = "published" if self.published else request.train_on

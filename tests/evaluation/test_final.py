@@ -272,6 +272,15 @@ def test_seeds_are_trained_once_and_averaged(
     assert json.loads((trained / "looks.jsonl").read_text().splitlines()[-1])["look"] == 2
 
 
+def test_seeds_that_a_search_has_chosen_by_are_not_trained_again(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = dataclasses.replace(choose_best(trained), confirmed={"seeds": [1, 3, None]})
+    monkeypatch.setattr(final, "choose_best", lambda *_: choice)
+    runs = evaluate_run(trained, None, Request(seeds=2, resamples=20))["seeds"]["runs"]
+    assert [each["seed"] for each in runs] == [2, 4]
+
+
 def test_a_seed_that_was_stopped_goes_on(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cdn_tune.evaluation import retrain
 
