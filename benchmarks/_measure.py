@@ -7,10 +7,12 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from pathlib import Path
 
 import torch
+from scipy import stats
 
 from cdn_tune.model.kernels.mixed_conv import workspace
 
@@ -73,6 +75,15 @@ def publish(name: str, lines: list[str]) -> list[str]:
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """Returns a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def mean(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
+    """Returns the mean over seeds with its 95 % interval (Student's t), which takes two seeds."""
+    middle, form = statistics.mean(values), f"{sign}.{digits}f"
+    if len(values) < 2:
+        return f"{middle:{form}}"
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / sqrt(len(values))
+    return f"{middle:{form}} [{middle - reach:{form}}, {middle + reach:{form}}]"
 
 
 def _status(key: str) -> int:

@@ -1,19 +1,32 @@
-"""Plain Ray Tune, simulated: its own `OptunaSearch` and `ASHAScheduler`, called as its controller calls them.
+"""Plain Ray Tune, simulated and for real: its own `OptunaSearch` and `ASHAScheduler`.
 
-What a user gets who writes no more than these two names: Optuna's default TPE, told each trial's last value;
-asynchronous halving on last values; the model of the trial with the best last value, after its last epoch.
+Simulated, they are called as Ray Tune's controller calls them. What a user gets who writes no more than these names:
+Optuna's default TPE, told each trial's last value; asynchronous halving on last values; the model of the trial with the
+best last value, after its last epoch.
 """
 
 from __future__ import annotations
 
 import heapq
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from cdn_tune.config import Categorical, Float, Parameter, SearchSpace
+from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, override
+from cdn_tune.data.dataset import load_splits
 from cdn_tune.distributed.ray import tune
+from cdn_tune.training.evaluate.evaluation import evaluate_split
+from cdn_tune.training.loop import train
+from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.runs.checkpoint import LAST, build_model, read_checkpoint
+from cdn_tune.training.step.threads import torch_threads
+from cdn_tune.training.train_trial import open_data
 from cdn_tune.tuning.results.record import quiet
 from cdn_tune.tuning.simulation.landscape import DrawnCurves, Landscape
 from cdn_tune.tuning.simulation.simulate import Reached
@@ -85,3 +98,62 @@ def plain_search(
                 heapq.heappush(events, (now + points[trial.done].seconds, number))
     chosen = max(last, key=lambda number: (last[number], -number))
     return course, float(curves.trials[chosen].truth[trials[chosen].done - 1])
+
+
+@dataclass
+class _Spent(tune.Stopper):  # type: ignore[misc]  # Ray ships no types
+    """Ends a search once its trials have trained so many epochs together."""
+
+    left: int
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
+        self.left -= 1
+        return False
+
+    def stop_all(self) -> bool:
+        return self.left <= 0
+
+
+def plain_real(space: SearchSpace, base: Experiment, seed: int, folder: Path, epochs: int) -> tuple[Experiment, Path]:
+    """Searches with plain Ray Tune until its trials have trained so many epochs; returns the chosen model.
+
+    Its trainings are ours, with the data opened once a process; after every epoch they report and save the model.
+    """
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_train, plain=base.plain()), {"CPU": 1}),
+        param_space={key: domain(each) for key, each in space.parameters.items()},
+        tune_config=tune.TuneConfig(
+            metric=METRIC, mode="max", num_samples=epochs, search_alg=OptunaSearch(seed=seed),
+            scheduler=ASHAScheduler(max_t=base.train.epochs),
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(folder), stop=_Spent(epochs), verbose=0),
+    )  # fmt: skip
+    # Ray's default, which ours is not: one trial waits at a time, proposed when there is nearly a place for it.
+    with quiet(), mock.patch.dict(os.environ, {"TUNE_MAX_PENDING_TRIALS_PG": "auto"}):
+        best = tuner.fit().get_best_result()
+    return override(base.plain(), best.config, "plain"), Path(best.checkpoint.path) / LAST.name
+
+
+def tested(chosen: tuple[Experiment, Path]) -> float:
+    """Returns the test metric of a chosen model."""
+    experiment, path = chosen
+    model = build_model(experiment)
+    model.load_state_dict(read_checkpoint(path)["model"])
+    test = load_splits(experiment.data, ("test",))["test"]
+    return evaluate_split(model, test, experiment.eval).metrics[experiment.eval.metric]
+
+
+def _train(config: dict[str, Any], plain: dict[str, Any]) -> None:
+    """A trial of plain Ray Tune."""
+    experiment = override(plain, config, "trial")
+    with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as saved, torch_threads(1):
+
+        def report(done: EpochReport) -> None:
+            shutil.copy(Path(work) / LAST, saved)
+            value = done.val[experiment.eval.metric]
+            tune.report({METRIC: value}, checkpoint=tune.Checkpoint.from_directory(saved))
+
+        train(experiment, Path(work), report, open_data(experiment.data), planted=True)

@@ -9,16 +9,11 @@ searching there, and 120 CDNs of 12 epochs besides.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-from collections.abc import Sequence
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
-from benchmarks._measure import publish, table
+from benchmarks._measure import mean, publish, table
 from cdn_tune.config import Experiment, SearchSpace, load_space
 from cdn_tune.data.planted import plant
 from cdn_tune.data.planted.planting import preset
@@ -156,15 +151,6 @@ def switched(folder: Path, experiment: Experiment, space: SearchSpace, seeds: in
             cells += [mean(measures[metric]), mean([one - other for one, other in pairs], "+")]
         rows.append(cells)
     return rows
-
-
-def mean(values: Sequence[float], sign: str = "") -> str:
-    """Returns the mean over seeds with its 95 % interval (Student's t), which takes two seeds."""
-    middle = statistics.mean(values)
-    if len(values) < 2:
-        return f"{middle:{sign}.1f}"
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / sqrt(len(values))
-    return f"{middle:{sign}.1f} [{middle - reach:{sign}.1f}, {middle + reach:{sign}.1f}]"
 
 
 def main() -> None:

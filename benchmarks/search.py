@@ -1,14 +1,14 @@
 """What a search costs beside its trials, and what it finds: against random search at equal budget.
 
-``python -m benchmarks.search [--part overhead|groups|budget|simulate ...] [--trials N] [--seeds N]``. Trials of the
-first two parts train nothing or next to nothing; the third trains real ones on ``planted-medium``; the fourth simulates
-searches over the tables of `benchmarks/curves/` and trains nothing.
+``python -m benchmarks.search [--part overhead|start|groups|budget|simulate|real ...] [--trials N] [--seeds N]``. Trials
+of the first three parts train nothing or next to nothing; `budget` trains real ones on ``planted-medium``; `simulate`
+compares with plain Ray Tune over the tables of `benchmarks/curves/` and trains nothing; `real` does so with real
+trials.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import resource
 import statistics
 import tempfile
@@ -18,10 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks._against import Epochs, real, simulated
 from benchmarks._measure import publish, table
-from benchmarks._plain import plain_search
 from benchmarks.curves import TABLES
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.data.planted import plant
@@ -33,13 +31,10 @@ from cdn_tune.tuning.engine.ray.engine import RayEngine
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.search import SearchOptions, search
-from cdn_tune.tuning.simulation.curves import read_table
-from cdn_tune.tuning.simulation.landscape import Landscape
-from cdn_tune.tuning.simulation.simulate import Reached, landscape_of, simulate_many
 from cdn_tune.tuning.study.ranking import value_of
 
 TIMED = ("overhead", "start", "groups")
-PARTS = (*TIMED, "budget", "simulate")
+PARTS = (*TIMED, "budget", "simulate", "real")
 EPOCHS = 9
 SIMULATED = 100  # seeds of simulated searches, at least
 PARAMETERS: dict[str, Any] = {
@@ -277,7 +272,7 @@ def budget(folder: Path, experiment: Experiment, seeds: int, epochs: int) -> tup
             run = folder / f"{sampler['name']}-{seed}"
             trials = epochs // experiment.train.epochs if stopping["name"] == "none" else epochs
             space = make_space("budget", trials, sampler=sampler, early_stopping=stopping)
-            state = _Epochs(epochs)
+            state = Epochs(epochs)
             search(space, experiment, run, state.look, SearchOptions(stop=state))
             curves[name].append(curve_of(run))
             print(name, seed, f"{at(curves[name][-1], epochs):.4f}", len(curves[name][-1]) - 1, "trials", flush=True)
@@ -297,74 +292,6 @@ def budget(folder: Path, experiment: Experiment, seeds: int, epochs: int) -> tup
         mine = at(curves["tpe + asha"][seed], epochs)
         reached.append([str(seed), f"{goal:.4f}", f"{mine:.4f}", shown])
     return rows, reached
-
-
-SEARCHES: dict[str, dict[str, Any]] = {
-    "ours": {"sampler": {"name": "tpe"}, "early_stopping": {"name": "asha", "min_resource": 4}},
-    "random": {"sampler": {"name": "random"}, "early_stopping": {"name": "none"}},
-}
-
-
-def simulated(path: Path, slots: int, seeds: int, epochs: int) -> list[list[str]]:
-    """Returns the rows of a table of curves: what our search finds, random search, and plain Ray Tune."""
-    curves = read_table(path)
-    parameters = curves.header.plain()["parameters"]
-    courses: dict[str, list[list[Reached]]] = {}
-    truths: dict[str, list[float]] = {}
-    landscape: Landscape | None = None
-    for name, settings in SEARCHES.items():
-        space = SearchSpace.model_validate(
-            {"name": name, "experiment": "demo/small", "parameters": parameters, "start_with": [], **settings},
-            strict=False,
-        )
-        overrides = {"train.epochs": curves.header.epochs, "eval.metric": curves.header.metric}
-        base = load_experiment(space.experiment, overrides)
-        landscape = landscape or landscape_of(space, base, curves)
-        found, _ = simulate_many(space, base, landscape, seeds, slots, epochs, epochs)
-        courses[name], truths[name] = [each.course for each in found], [each.truth for each in found]
-        if name == "ours":
-            plain = [plain_search(space, landscape, seed, slots, epochs) for seed in range(seeds)]
-            courses["plain Ray Tune"], truths["plain Ray Tune"] = ([*each] for each in zip(*plain, strict=True))
-    assert landscape is not None
-    rows = []
-    regret = {name: landscape.best_truth - statistics.mean(values) for name, values in truths.items()}
-    for name in ("ours", "plain Ray Tune", "random"):
-        shares = []
-        for course, goal in zip(courses[name], courses["random"], strict=True):
-            reached = (each.epochs for each in course if each.best >= goal[-1].best)
-            shares.append(next(reached, math.inf) / epochs)
-        spread = statistics.stdev(truths[name]) / math.sqrt(seeds)
-        rows.append(
-            [
-                f"{path.name.partition('.')[0]}, {slots} slots, {name}",
-                *(share_text(float(np.quantile(shares, share, method="higher"))) for share in (0.5, 0.95)),
-                f"{statistics.mean(course[-1].best for course in courses[name]):.4f}",
-                f"{statistics.mean(truths[name]):.4f}",
-                f"{regret[name]:.4f} ± {spread:.4f}",
-                f"{regret[name] / regret['plain Ray Tune']:.2f}x",
-            ]
-        )
-    return rows
-
-
-def share_text(share: float) -> str:
-    """Returns a share of the epochs in words."""
-    return "not reached" if math.isinf(share) else f"{share:.0%}"
-
-
-class _Epochs:
-    """Ends a search when its trials have trained so many epochs together."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.spent = limit, 0
-
-    def look(self, state: SearchState) -> None:
-        """Counts the epochs on record."""
-        self.spent = sum(int(row["epochs"] or 0) for row in state.rows)
-
-    def __call__(self) -> bool:
-        """Whether the budget is spent."""
-        return self.spent >= self.limit
 
 
 def main() -> None:
@@ -393,8 +320,18 @@ def main() -> None:
         command = "`python -m benchmarks.search --part simulate`."
         if rows:
             publish("search_simulated", ["## Search: simulated", "", command, "", about, "", *table(heads, rows)])
-        if options.part == ["simulate"]:
-            return
+    if "real" in options.part:
+        with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, connected():
+            rows = real(Path(name), options.seeds, options.epochs)
+        heads = ["seed", "seconds, ours", "plain Ray Tune", "ratio", "test, ours", "plain Ray Tune", "ahead by"]
+        about = (
+            f"`python -m benchmarks.search --part real`: {options.epochs} epochs of `planted-medium` each, two trials "
+            "at once, by turns; test R1@0.5 of the chosen model in percent; means over the seeds with 95 % intervals "
+            "(Student's t). Plain Ray Tune is `OptunaSearch` and `ASHAScheduler` as they come, over the same trainings."
+        )
+        publish("search_real", ["## Search: for real", "", about, "", *table(heads, rows)])
+    if set(options.part) <= {"simulate", "real"}:
+        return
     found = ["## Search: what it finds", "", "`python -m benchmarks.search --part budget`."]
     with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, connected():
         folder = Path(name)
@@ -451,7 +388,7 @@ def main() -> None:
             ]
     if set(TIMED) <= set(options.part):
         publish("search", lines)
-    elif set(options.part) - {"budget", "simulate"}:
+    elif set(options.part) & set(TIMED):
         print("\n".join(lines))
     if "budget" in options.part:
         publish("search_budget", found)

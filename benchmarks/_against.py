@@ -1,0 +1,143 @@
+"""Searches against each other: ours, random search and plain Ray Tune, over recorded curves and once for real."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._measure import mean
+from benchmarks._plain import plain_real, plain_search, tested
+from benchmarks.curves import PARAMETERS, PRESETS
+from cdn_tune.config import SearchSpace, load_experiment
+from cdn_tune.data.planted import plant
+from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.tuning.progress import SearchState
+from cdn_tune.tuning.search import SearchOptions, search
+from cdn_tune.tuning.simulation.curves import read_table
+from cdn_tune.tuning.simulation.landscape import Landscape
+from cdn_tune.tuning.simulation.simulate import Reached, landscape_of, simulate_many
+
+
+class Epochs:
+    """Ends a search when its trials have trained so many epochs together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.spent = limit, 0
+
+    def look(self, state: SearchState) -> None:
+        """Counts the epochs on record."""
+        self.spent = sum(int(row["epochs"] or 0) for row in state.rows)
+
+    def __call__(self) -> bool:
+        """Whether the budget is spent."""
+        return self.spent >= self.limit
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "ours": {"sampler": {"name": "tpe"}, "early_stopping": {"name": "asha", "min_resource": 4}},
+    "random": {"sampler": {"name": "random"}, "early_stopping": {"name": "none"}},
+}
+OURS, PLAIN = "ours", "plain Ray Tune"
+
+
+def space_of(search: str, parameters: dict[str, Any], seed: int = 0) -> SearchSpace:
+    """Returns the space of one of `SEARCHES` over some parameters."""
+    values = {
+        "name": search,
+        "experiment": "demo/small",
+        "parameters": parameters,
+        "start_with": [],
+        **SEARCHES[search],
+    }
+    values["sampler"] = {**values["sampler"], "seed": seed}
+    return SearchSpace.model_validate(values, strict=False)
+
+
+def simulated(path: Path, slots: int, seeds: int, epochs: int) -> list[list[str]]:
+    """Returns the rows of a table of curves: what our search finds, random search, and plain Ray Tune."""
+    curves = read_table(path)
+    parameters = curves.header.plain()["parameters"]
+    courses: dict[str, list[list[Reached]]] = {}
+    truths: dict[str, list[float]] = {}
+    landscape: Landscape | None = None
+    for name in SEARCHES:
+        space = space_of(name, parameters)
+        overrides = {"train.epochs": curves.header.epochs, "eval.metric": curves.header.metric}
+        base = load_experiment(space.experiment, overrides)
+        landscape = landscape or landscape_of(space, base, curves)
+        found, _ = simulate_many(space, base, landscape, seeds, slots, epochs, epochs)
+        courses[name], truths[name] = [each.course for each in found], [each.truth for each in found]
+        if name == OURS:
+            plain = [plain_search(space, landscape, seed, slots, epochs) for seed in range(seeds)]
+            courses[PLAIN], truths[PLAIN] = ([*each] for each in zip(*plain, strict=True))
+    assert landscape is not None
+    rows = []
+    regret = {name: landscape.best_truth - statistics.mean(values) for name, values in truths.items()}
+    for name in (OURS, PLAIN, "random"):
+        shares = []
+        for course, goal in zip(courses[name], courses["random"], strict=True):
+            reached = (each.epochs for each in course if each.best >= goal[-1].best)
+            shares.append(next(reached, math.inf) / epochs)
+        spread = statistics.stdev(truths[name]) / math.sqrt(seeds)
+        rows.append(
+            [
+                f"{path.name.partition('.')[0]}, {slots} slots, {name}",
+                *(share_text(float(np.quantile(shares, share, method="higher"))) for share in (0.5, 0.95)),
+                f"{statistics.mean(course[-1].best for course in courses[name]):.4f}",
+                f"{statistics.mean(truths[name]):.4f}",
+                f"{regret[name]:.4f} ± {spread:.4f}",
+                f"{regret[name] / regret[PLAIN]:.2f}x",
+            ]
+        )
+    return rows
+
+
+def share_text(share: float) -> str:
+    """Returns a share of the epochs in words."""
+    return "not reached" if math.isinf(share) else f"{share:.0%}"
+
+
+def real(folder: Path, seeds: int, epochs: int) -> list[list[str]]:
+    """Returns what searches take and find for real, ours and plain Ray Tune's by turns: a row per seed, and the means.
+
+    Both train what the table of `planted-medium` records, two trials at a time on two cores, for so many epochs.
+    """
+    recorded = PRESETS["planted-medium"]
+    plant(folder / "data", seed=0, **recorded.planted)
+    base = load_experiment(recorded.experiment, {**recorded.overrides, "data.root": str(folder / "data")})
+    metric = base.eval.metric
+    rows: list[list[str]] = []
+    found: list[tuple[float, float, float, float]] = []  # seconds and test of ours, then of plain Ray Tune
+    for seed in range(seeds):
+        experiment = base.model_copy(update={"seed": seed})
+        space = space_of(OURS, PARAMETERS, seed)
+        seconds: dict[str, float] = {}
+        for name in (OURS, PLAIN) if seed % 2 == 0 else (PLAIN, OURS):
+            began = time.monotonic()
+            if name == OURS:
+                spent = Epochs(epochs)
+                options = SearchOptions(trials=epochs, stop=spent)
+                search(space, experiment, folder / f"ours-{seed}", spent.look, options)
+            else:
+                chosen = plain_real(space, experiment, seed, folder / f"plain-{seed}", epochs)
+            seconds[name] = time.monotonic() - began
+        ours = evaluate_run(folder / f"ours-{seed}", request=Request(resamples=2))["metrics"][metric]
+        plain = tested(chosen)
+        found.append((seconds[OURS], 100 * ours, seconds[PLAIN], 100 * plain))
+        rows.append([str(seed), *_cells(*found[-1])])
+        print(f"seed {seed}: {rows[-1][1:]}", flush=True)
+    ours_seconds, ours_test, plain_seconds, plain_test = zip(*found, strict=True)
+    ratios = [mine / theirs for mine, theirs in zip(ours_seconds, plain_seconds, strict=True)]
+    ahead = [mine - theirs for mine, theirs in zip(ours_test, plain_test, strict=True)]
+    means = [mean(ours_seconds), mean(plain_seconds), mean(ratios, digits=2)]
+    return [*rows, ["mean", *means, mean(ours_test), mean(plain_test), mean(ahead, "+")]]
+
+
+def _cells(ours_seconds: float, ours: float, plain_seconds: float, plain: float) -> list[str]:
+    seconds = [f"{ours_seconds:.0f}", f"{plain_seconds:.0f}", f"{ours_seconds / plain_seconds:.2f}"]
+    return [*seconds, f"{ours:.1f}", f"{plain:.1f}", f"{ours - plain:+.1f}"]
