@@ -1,14 +1,16 @@
 """A search among all families and CDN's switches against one over CDN alone, and one switch at a time.
 
-``python -m benchmarks.families [--part search|switches ...] [--preset NAME ...] [--seeds N] [--seconds S]``. Both
-searches train for as many seconds, on planted data; models are chosen on val and measured on test. `--seconds` is the
+``python -m benchmarks.families [--part search|switches ...] [--preset NAME ...] [--seeds N] [--seconds S] [--folder DIR]``.
+Both searches train for as many seconds, on planted data; models are chosen on val and measured on test. `--seconds` is the
 training time of one search, over all its trials, two of which run at once on two cores: by default 100 minutes of
-searching there, and 120 CDNs of 12 epochs besides.
+searching there, and 120 CDNs of 12 epochs besides. With a folder the same command goes on where it was killed: with the
+search that was under way anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from cdn_tune.data.planted import plant
 from cdn_tune.data.planted.planting import preset
 from cdn_tune.distributed.cluster import connected
 from cdn_tune.evaluation.choose_checkpoint import choose_best
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import EVALUATION, Request, evaluate_run
 from cdn_tune.model.layers.map_config import FusedMapConfig
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.search import SearchOptions, search
@@ -85,19 +87,26 @@ def only_cdn(space: SearchSpace, leave_out: set[str]) -> dict[str, Any]:
 def searched(run: Path, space: SearchSpace, experiment: Experiment, seed: int, seconds: float) -> tuple[Values, str]:
     """Returns the test metrics, in percent, of what a search of so many seconds chose, and what that is.
 
-    No trial begins after that time.
+    No trial begins after that time. A search that was evaluated is not made again.
     """
-    seeded = space.model_copy(update={"trials": 1000, "sampler": space.sampler.model_copy(update={"seed": seed})})
-    state = Seconds(seconds)
-    base = experiment.model_copy(update={"seed": seed})
-    begun = len(search(seeded, base, run, state.look, SearchOptions(stop=state)).rows)
-    result = search(seeded, base, run, state.look, SearchOptions(trials=begun))  # what runs then, runs to its end
+    if not (run / EVALUATION).exists():
+        shutil.rmtree(run, ignore_errors=True)
+        _search(run, space, experiment, seed, seconds)
     model = choose_best(run).checkpoint.experiment.model
     switches = list(model.switched_on) if isinstance(model, FusedMapConfig) else []
     chosen = " + ".join([model.label, *(key.removeprefix("model.") for key in switches)])
     metrics = evaluate_run(run, request=Request(resamples=2))["metrics"]
-    print(f"{run.name}: {chosen} of {len(result.rows)} trials in {state.spent:.0f} s", flush=True)
+    print(f"{run.name}: {chosen}, test {[round(metrics[name], 4) for name in METRICS]}", flush=True)
     return {name: [100 * metrics[name]] for name in METRICS}, chosen
+
+
+def _search(run: Path, space: SearchSpace, experiment: Experiment, seed: int, seconds: float) -> None:
+    seeded = space.model_copy(update={"trials": 1000, "sampler": space.sampler.model_copy(update={"seed": seed})})
+    state = Seconds(seconds)
+    base = experiment.model_copy(update={"seed": seed})
+    begun = len(search(seeded, base, run, state.look, SearchOptions(stop=state)).rows)
+    search(seeded, base, run, state.look, SearchOptions(trials=begun))  # what runs then, runs to its end
+    print(f"{run.name}: {begun} trials in {state.spent:.0f} s", flush=True)
 
 
 def compared(folder: Path, experiment: Experiment, space: SearchSpace, seeds: int, seconds: float) -> list[list[str]]:
@@ -128,7 +137,7 @@ def switched(folder: Path, experiment: Experiment, space: SearchSpace, seeds: in
     varied = {**values["parameters"], "seed": numbers}
     for key, value in ((key, value) for changes in SWITCHES.values() for key, value in changes.items()):
         varied.setdefault(key, {"type": "categorical", "choices": [plain[key], value]})
-    points = [{**plain, **changes, "seed": seed} for changes in SWITCHES.values() for seed in range(seeds)]
+    points = [{**plain, **changes, "seed": seed} for seed in range(seeds) for changes in SWITCHES.values()]
     values |= {
         "name": "switches", "parameters": varied, "start_with": points,
         "trials": len(points), "keep": len(points), "early_stopping": {"name": "none"}, "sampler": {"name": "random"},
@@ -141,7 +150,7 @@ def switched(folder: Path, experiment: Experiment, space: SearchSpace, seeds: in
     }
     found: dict[str, Values] = {}
     for place, name in enumerate(SWITCHES):
-        mine = [trials[place * seeds + seed] for seed in range(seeds)]  # points are tried in their order
+        mine = [trials[place + seed * len(SWITCHES)] for seed in range(seeds)]  # points are tried in their order
         found[name] = {metric: [100 * each[metric] for each in mine] for metric in METRICS}
     rows = []
     for name, measures in found.items():
@@ -162,11 +171,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--videos", type=int, help="of every preset; by default enough for a stable result")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--folder", type=Path, help="holds data and runs, and stays; by default a temporary one")
     options = parser.parse_args()
     for name in options.preset:
         videos = options.videos or VIDEOS[name]
         with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as temporary, connected():
-            folder = Path(temporary)
+            folder = Path(temporary) if options.folder is None else options.folder.absolute() / name
             plant(folder / "data", videos=videos, feature_size=64, seed=0, **preset(name))
             fixed = {
                 **SETTINGS[name],
