@@ -1,10 +1,10 @@
 """A search among all families and CDN's switches against one over CDN alone, and one switch at a time.
 
-``python -m benchmarks.families [--part search|switches ...] [--preset NAME ...] [--seeds N] [--seconds S] [--folder DIR]``.
-Both searches train for as many seconds, on planted data; models are chosen on val and measured on test. `--seconds` is the
+``python -m benchmarks.families [--part search|switches ...] [--preset NAME ...] [--seeds N] [--seconds S]``. Both
+searches train for as many seconds, on planted data; models are chosen on val and measured on test. `--seconds` is the
 training time of one search, over all its trials, two of which run at once on two cores: by default 100 minutes of
-searching there, and 120 CDNs of 12 epochs besides. With a folder the same command goes on where it was killed: with the
-search that was under way anew.
+searching there, and 120 CDNs of 12 epochs besides. With `--folder` the same command goes on where it was killed, with
+the search that was under way anew.
 """
 
 from __future__ import annotations
