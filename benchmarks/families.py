@@ -1,10 +1,9 @@
 """A search among all families and CDN's switches against one over CDN alone, and one switch at a time.
 
 ``python -m benchmarks.families [--part search|switches ...] [--preset NAME ...] [--seeds N] [--seconds S]``. Both
-searches train for as many seconds, on planted data; models are chosen on val and measured on test. `--seconds` is the
-training time of one search, over all its trials, two of which run at once on two cores: by default 100 minutes of
-searching there, and 120 CDNs of 12 epochs besides. With `--folder` the same command goes on where it was killed, with
-the search that was under way anew.
+searches take as many seconds, on planted data; models are chosen on val and measured on test. By default 100 minutes of
+searching, and 120 CDNs of 12 epochs besides. With `--folder` the same command goes on where it was killed, with the
+search that was under way anew.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from cdn_tune.distributed.cluster import connected
 from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.evaluation.evaluate import EVALUATION, Request, evaluate_run
 from cdn_tune.model.layers.map_config import FusedMapConfig
-from cdn_tune.tuning.progress import SearchState
-from cdn_tune.tuning.search import SearchOptions, search
+from cdn_tune.tuning.results.leaderboard import HOUR
+from cdn_tune.tuning.results.record import read_record
+from cdn_tune.tuning.search import search
 
 PARTS = ("search", "switches")
 # The layout in which a preset is written, and the IoU window of the published experiments on the data it is like.
@@ -56,21 +56,6 @@ FAMILY = "model.name"
 Values = dict[str, list[float]]  # of each metric, by seed
 
 
-class Seconds:
-    """Has a search begin no more trials when they have trained for so many seconds together."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit, self.spent = limit, 0.0
-
-    def look(self, state: SearchState) -> None:
-        """Counts the seconds on record."""
-        self.spent = sum(float(row["seconds"] or 0) for row in state.rows)
-
-    def __call__(self) -> bool:
-        """Whether the time is over."""
-        return self.spent >= self.limit
-
-
 def only_cdn(space: SearchSpace, leave_out: set[str]) -> dict[str, Any]:
     """Returns the plain values of a space as far as they concern CDN, without some keys."""
     values = space.plain()
@@ -87,26 +72,21 @@ def only_cdn(space: SearchSpace, leave_out: set[str]) -> dict[str, Any]:
 def searched(run: Path, space: SearchSpace, experiment: Experiment, seed: int, seconds: float) -> tuple[Values, str]:
     """Returns the test metrics, in percent, of what a search of so many seconds chose, and what that is.
 
-    No trial begins after that time. A search that was evaluated is not made again.
+    What runs at the end counts with what it has reached. A search that was evaluated is not made again.
     """
     if not (run / EVALUATION).exists():
         shutil.rmtree(run, ignore_errors=True)
-        _search(run, space, experiment, seed, seconds)
+        sampler = space.sampler.model_copy(update={"seed": seed})
+        budget = space.budget.model_copy(update={"hours": seconds / HOUR})
+        timed = space.model_copy(update={"trials": 1000, "sampler": sampler, "budget": budget})
+        search(timed, experiment.model_copy(update={"seed": seed}), run, lambda _: None)
     model = choose_best(run).checkpoint.experiment.model
     switches = list(model.switched_on) if isinstance(model, FusedMapConfig) else []
     chosen = " + ".join([model.label, *(key.removeprefix("model.") for key in switches)])
     metrics = evaluate_run(run, request=Request(resamples=2))["metrics"]
-    print(f"{run.name}: {chosen}, test {[round(metrics[name], 4) for name in METRICS]}", flush=True)
+    trials = len(read_record(run).entries)
+    print(f"{run.name}: {chosen} of {trials} trials, test {[round(metrics[name], 4) for name in METRICS]}", flush=True)
     return {name: [100 * metrics[name]] for name in METRICS}, chosen
-
-
-def _search(run: Path, space: SearchSpace, experiment: Experiment, seed: int, seconds: float) -> None:
-    seeded = space.model_copy(update={"trials": 1000, "sampler": space.sampler.model_copy(update={"seed": seed})})
-    state = Seconds(seconds)
-    base = experiment.model_copy(update={"seed": seed})
-    begun = len(search(seeded, base, run, state.look, SearchOptions(stop=state)).rows)
-    search(seeded, base, run, state.look, SearchOptions(trials=begun))  # what runs then, runs to its end
-    print(f"{run.name}: {begun} trials in {state.spent:.0f} s", flush=True)
 
 
 def compared(folder: Path, experiment: Experiment, space: SearchSpace, seeds: int, seconds: float) -> list[list[str]]:
@@ -168,7 +148,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--preset", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--videos", type=int, help="of every preset; by default enough for a stable result")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--folder", type=Path, help="holds data and runs, and stays; by default a temporary one")
@@ -194,10 +174,10 @@ def main() -> None:
                     "",
                     f"`python -m benchmarks.families --part search --preset {name} --seconds {options.seconds:g}`, "
                     f"test metrics in percent, {videos} videos: `{SPACE}`, among families and switches, against the "
-                    f"same search over CDN alone. After {options.seconds:g} seconds of training no trial begins; each "
-                    f"has up to {options.epochs} epochs. Models are chosen by val mIoU; means over seeds with 95 % "
-                    "intervals (Student's t). Aim: wide ahead by 5 points of mIoU on `planted-hard`, not behind on "
-                    "`planted-medium`.",
+                    f"same search over CDN alone, two trials at a time on two cores, {options.seconds:g} seconds each; "
+                    f"what runs then counts with what it has reached. A trial has {options.epochs} epochs. Models are "
+                    "chosen by val mIoU; means over seeds with 95 % intervals (Student's t). Aim: wide ahead by 5 "
+                    "points of mIoU on `planted-hard`, not behind on `planted-medium`.",
                     "",
                     *table(["seed", "wide chose", *heads], rows),
                 ]
