@@ -206,13 +206,18 @@ class EarlyStoppingConfig(Frozen):
         3, description="asha and hyperband keep the best 1/reduction_factor"
     )
     startup_trials: Annotated[int, Field(ge=0)] = Field(
-        5, description="median and percentile: trials that finish before any is pruned"
+        5, description="median, percentile and curve: trials that finish before any is pruned"
     )
     percentile: Annotated[float, Field(ge=0, le=100)] = Field(
         50.0, description="percentile: trials among the best so many percent go on"
     )
     p_value: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05, description="wilcoxon: a trial is pruned when being as good as the best is less probable than this"
+    )
+    chance: Annotated[float, Field(ge=0.001, le=0.5)] = Field(
+        0.2,
+        description="curve: a trial is pruned when reaching the best complete one is no more probable than this; "
+        "1/chance - 1 complete trials are the least by which that can be told",
     )
     patience: Positive = Field(5, description="patience: reports without a better val metric that are borne")
 

@@ -146,6 +146,7 @@ STOPPING_RULES = Table[StoppingRule](
         "wilcoxon": StoppingRule(
             "significantly worse than the best trial, query by query", f"{_R}build_wilcoxon", "queries"
         ),
+        "curve": StoppingRule("unlikely to reach the best by its end, by how far others were", f"{_R}build_curve"),
         "patience": StoppingRule("no better for a while", f"{_R}build_patience"),
         "none": StoppingRule("every trial ends", f"{_R}build_none"),
     },

@@ -94,7 +94,13 @@ class Play:
                 "parameters": parameters,
                 "objectives": ["R1@0.5", "parameters"][:objectives] if objectives > 1 else [],
                 "sampler": {"name": sampler, "seed": seed, "startup_trials": 6, "population": 4},
-                "early_stopping": {"name": stopping, "startup_trials": 3, "patience": 1, "reduction_factor": 2},
+                "early_stopping": {
+                    "name": stopping,
+                    "startup_trials": 3,
+                    "patience": 1,
+                    "reduction_factor": 2,
+                    "chance": 0.3,
+                },
             }
         )
         self.limit = 100 if sampler in ENUMERATING else trials

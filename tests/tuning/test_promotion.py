@@ -400,6 +400,7 @@ def test_samplers_learn_from_paused_trials() -> None:
     ("stopping", "fault"),
     [
         ({"name": "median", "mode": "promote"}, "median has none; use asha or hyperband"),
+        ({"name": "curve", "mode": "promote"}, "curve has none; use asha or hyperband"),
         ({"name": "hyperband", "unit": "seconds"}, "hyperband needs the length of a trial"),
         ({"name": "wilcoxon", "metrics": ["mIoU"]}, "wilcoxon compares no metrics"),
         ({"name": "none", "metrics": ["mIoU"]}, "none compares no metrics"),

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,8 @@ def test_times_with_data(tiny: Tiny, tmp_path: Path) -> None:
         "base experiment on one CPU",
     ):
         assert words in text
+    curve = space_of({"optim.lr": LR}, early_stopping={"name": "curve", "chance": 0.05})
+    assert "early stopping curve once 19 trials are complete" in shown(replace(plan, space=curve))
 
 
 def test_a_small_val_split_is_told_in_the_plan_and_at_the_start(

@@ -10,6 +10,8 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from cdn_tune.config import EarlyStoppingConfig, SearchSpace
@@ -17,9 +19,10 @@ from cdn_tune.training.reports import pack_ious
 from cdn_tune.tuning.study import stopping_rules
 from cdn_tune.tuning.study.filtered_study import stored_study
 from cdn_tune.tuning.study.ranking import COPY, LEARNED, REFUSED, ROLE
+from cdn_tune.tuning.study.rungs import COMPARED
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, PatiencePruner, build_pruner, should_prune
 
-PRUNING = ("asha", "hyperband", "median", "percentile", "wilcoxon", "patience")
+PRUNING = ("asha", "hyperband", "median", "percentile", "wilcoxon", "patience", "curve")
 QUERIES = np.clip(np.random.default_rng(0).beta(2, 2, size=256), 0, 1)
 
 
@@ -27,7 +30,7 @@ class Trials:
     """A study filled by hand, and the pruner's opinion on one more trial."""
 
     def __init__(self, name: str, directions: int = 1, **settings: Any) -> None:
-        settings = {"startup_trials": 1, "reduction_factor": 2, "patience": 1, **settings}
+        settings = {"startup_trials": 1, "reduction_factor": 2, "patience": 1, "chance": 0.5, **settings}
         self.space = SearchSpace.model_validate(
             {
                 "name": "s",
@@ -104,7 +107,7 @@ def test_a_good_trial_goes_on_and_none_is_pruned_at_its_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("attributes", [{ROLE: LEARNED}, {ROLE: COPY}, {ROLE: REFUSED}, "retried"])
-@pytest.mark.parametrize("name", ["asha", "median", "percentile", "wilcoxon"])
+@pytest.mark.parametrize("name", ["asha", "median", "percentile", "wilcoxon", "curve"])
 def test_entries_that_are_no_trials_of_this_run_do_not_count(name: str, attributes: Any) -> None:
     trials = Trials(name)
     if attributes == "retried":  # failed, and tried again by trials that lag
@@ -211,3 +214,89 @@ def test_patience_counts_reports_without_a_rise() -> None:
     trials = Trials("patience", patience=2)
     assert trials.decide(dict(enumerate([0.1, 0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.3], start=1))) == [False] * 7 + [True]
     assert not PatiencePruner(0).prune(trials.study, create_numbered(0))
+
+
+def curve_trials(curves: list[Mapping[int, float]], **settings: Any) -> Trials:
+    trials = Trials("curve", **settings)
+    for values in curves:
+        trials.add(values)
+    return trials
+
+
+# At epoch 1 they are at 1/4, 3/5 and 1/6 of their ends, at epoch 2 at 1/2, 4/5 and 1/2; the best ends at 0.8.
+CURVES = [{1: 0.2, 2: 0.4, 3: 0.8}, {1: 0.3, 2: 0.4, 3: 0.5}, {1: 0.1, 2: 0.3, 3: 0.6}]
+
+
+@pytest.mark.parametrize(
+    ("chance", "values", "expected"),
+    [
+        (0.25, {1: 0.12, 2: 0.41}, [True, False]),  # it would have to be at 0.12 / 0.8 < 1/6, as nobody was
+        (0.25, {1: 0.14, 2: 0.39}, [False, True]),
+        (0.25, {1: 0.14, 2: 0.41}, [False, False]),
+        (0.49, {1: 0.14}, [False]),  # one of three was: at 2/4
+        (0.5, {1: 0.14}, [True]),
+        (0.5, {1: 0.19}, [True]),
+        (0.5, {1: 0.21}, [False]),
+    ],
+)
+def test_curve_stops_what_would_have_to_be_less_far_than_others_were(
+    chance: float, values: dict[int, float], expected: list[bool]
+) -> None:
+    assert curve_trials(CURVES, chance=chance).decide(values) == expected
+
+
+def test_curve_lets_go_on_what_is_as_good_as_the_best_was() -> None:
+    """Of eleven curves one was a late riser; that it was the best counts for more than that it was one of eleven."""
+    trials = curve_trials([*({1: 0.5, 2: 0.6} for _ in range(10)), {1: 0.1, 2: 0.9}], chance=0.2)
+    assert trials.decide({1: 0.1}) == [False]
+    assert trials.decide({1: 0.099}) == [True]
+
+
+def test_curve_knows_nothing_of_what_is_still_at_zero() -> None:
+    for first, expected in ((0.0, False), (0.1, True)):
+        assert curve_trials([*[{1: first, 2: 0.6}] * 5, {1: 0.2, 2: 0.7}]).decide({1: 0.0}) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("chance", "startup", "needed"), [(0.5, 0, 1), (0.5, 2, 2), (0.3, 1, 3), (0.1, 5, 9), (0.1, 12, 12), (0.05, 5, 19)]
+)
+def test_curve_stops_nothing_until_enough_trials_are_complete(chance: float, startup: int, needed: int) -> None:
+    """Of n equally likely shares the smallest is this trial's with a probability of 1 / (n + 1)."""
+    trials = curve_trials([GOOD] * (needed - 1), chance=chance, startup_trials=startup)
+    for state in (TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING):
+        trials.add(GOOD, state)
+    assert trials.decide(BAD) == [False] * 9
+    trials.add(GOOD)
+    assert trials.decide(BAD) == [True] * 8 + [False]  # by the ninth all have ended
+
+
+def test_curve_compares_with_others_last_reports_before_it() -> None:
+    """Trials with other batch sizes report at other optimiser steps, and end at others."""
+    trials = curve_trials([{30: 0.3, 60: 0.5}, {40: 0.4, 80: 0.5, 120: 0.9}], unit="step", min_resource=10, chance=0.34)
+    # At 50 they were at 3/5 and 4/9 of their ends; at 70 the first one has ended, and one curve is too few.
+    assert trials.decide({20: 0.0, 50: 0.39}) == [False, True]
+    assert trials.decide({20: 0.0, 50: 0.41}) == [False, False]
+    assert trials.decide({70: 0.0}) == [False]
+
+
+@pytest.mark.parametrize(("combine", "stopped"), [("any", True), ("all", False)])
+def test_curve_reads_each_of_several_metrics(combine: str, stopped: bool) -> None:
+    """The trial is as good as the other in the one, and lags in the other, in which that has another value."""
+    trials = Trials("curve", metrics=["R1@0.5", "mIoU"], combine=combine)
+    trials.add({1: 0.5, 2: 0.6}, **{f"{COMPARED}:1": [0.5, 0.8], f"{COMPARED}:2": [0.6, 0.9]})
+    number = trials.study.ask().number
+    for mean, expected in ((0.8, False), (0.7, stopped)):
+        trials.study.set_attributes(number, {f"{COMPARED}:1": [0.5, mean]})
+        trials.study.report(number, 1, 0.5)
+        assert should_prune(trials.study, trials.pruner, trials.study.trial(number), trials.space) == expected
+
+
+VALUES = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.7]), min_size=3, max_size=3)
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.lists(VALUES, min_size=1, max_size=12), st.sampled_from([0.1, 0.3, 0.5]))
+def test_curve_never_stops_the_best_one_again(values: list[list[float]], chance: float) -> None:
+    curves = [dict(enumerate(np.maximum.accumulate(each).tolist(), start=1)) for each in values]
+    trials = curve_trials(curves, chance=chance)
+    assert not any(trials.decide(max(curves, key=lambda curve: curve[3])))

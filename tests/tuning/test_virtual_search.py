@@ -40,6 +40,7 @@ RULES: list[dict[str, Any]] = [
     {"name": "asha", "min_resource": 1, "reduction_factor": 2},
     {"name": "median", "startup_trials": 1},
     {"name": "patience", "patience": 1},
+    {"name": "curve", "startup_trials": 1, "chance": 0.5},
     {"name": "hyperband", "min_resource": 1, "reduction_factor": 2},
     {"name": "asha", "mode": "promote", "min_resource": 1, "reduction_factor": 2},
     {"name": "hyperband", "mode": "promote", "min_resource": 1, "reduction_factor": 2},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,8 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
         unit = stopping.unit.removesuffix("s") + ("s" if stopping.min_resource > 1 else "")
         others = ", others pause" if stopping.mode == "promote" else ""
         rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}{others}"
+    if stopping.name == "curve":
+        rule += f" once {max(stopping.startup_trials, math.ceil(1 / stopping.chance) - 1)} trials are complete"
     yield "trials", f"{plan.trials:,}", f"sampler {sampler.name}, early stopping {rule}"
     if (confirm := plan.space.confirm).top:
         yield (

@@ -1,5 +1,6 @@
 """Early stopping: the pruners, and which trials they see. `config.tables.STOPPING_RULES` lists the rules."""
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -41,6 +42,45 @@ class PatiencePruner(BasePruner):
         """Returns whether more reports than that brought no rise."""
         values = [value for _, value in sorted(trial.intermediate_values.items())]
         return len(values) - 1 - values.index(max(values)) > self._patience if values else False
+
+
+class CurvePruner(BasePruner):
+    """Prunes a trial that will hardly reach the best complete one, by how far complete trials were at the same step.
+
+    What a trial has reached at a step is a share of what it ends at, so a trial comes to the best value only if its
+    share is no greater than its value by the best one. With k of n complete trials whose share was so small, the
+    probability of that is taken as (k + 1) / (n + 1). If the n + 1 shares come in any order with equal probability, a
+    trial that would reach the best is pruned at a step with a probability of `chance` at most (a conformal p-value).
+    One that is as good as the best was at that step is never pruned.
+
+    Values are of val metrics: not negative. A trial that was stopped does not count, since its end is unknown, nor does
+    one that had ended by that step.
+
+    Args:
+        startup: Complete trials before any trial is pruned.
+        chance: Prunes at this probability and below.
+    """
+
+    def __init__(self, startup: int, chance: float) -> None:
+        self._startup, self._chance = startup, chance
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Returns whether the trial reaches the best complete one with no greater probability than `chance`."""
+        step, value = trial.last_step, value_of(trial)
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        ended = [(other, end) for other in complete if (end := value_of(other)) is not None]
+        if step is None or value is None or not ended or len(ended) < self._startup:
+            return False
+        best = max(end for _, end in ended)
+        curves = [
+            (reached, end)
+            for other, end in ended
+            if max(other.intermediate_values) > step and (reached := _reached(other, step)) is not None
+        ]
+        if any(end == best and reached <= value for reached, end in curves):
+            return False
+        count = sum(value * end >= reached * best for reached, end in curves)  # of value / best >= reached / end
+        return (count + 1) / (len(curves) + 1) <= self._chance
 
 
 def build_pruner(space: SearchSpace, longest: int | None) -> BasePruner:
@@ -91,6 +131,11 @@ def build_percentile(config: EarlyStoppingConfig, longest: int | None) -> BasePr
 def build_wilcoxon(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
     """Builds the signed-rank test."""
     return WilcoxonPruner(p_threshold=config.p_value)
+
+
+def build_curve(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+    """Builds the rule that reads the study's own curves."""
+    return CurvePruner(config.startup_trials, config.chance)
 
 
 def build_patience(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
@@ -190,6 +235,12 @@ def _as_of(step: int, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         altered(other, intermediate_values={} if last is None else {step: other.intermediate_values[last]})
         for other, last in reached
     ]
+
+
+def _reached(trial: FrozenTrial, step: int) -> float | None:
+    """Returns the best value that a trial had reached by a step."""
+    values = (value for at, value in trial.intermediate_values.items() if at <= step and math.isfinite(value))
+    return max(values, default=None)
 
 
 def _last_step(trial: FrozenTrial, step: int) -> int | None:
