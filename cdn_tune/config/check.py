@@ -249,8 +249,11 @@ def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment
     others = [name for name in reached(space, key, base) if name not in owners]
     if not others:
         return
-    wanted: dict[str, Any] = {FAMILY: owners[0] if len(owners) == 1 else owners}
-    wanted |= {other: values[0] if len(values) == 1 else list(values) for other, values in parameter.when.items()}
+    searched = space.parameters[FAMILY].probes if FAMILY in space.parameters else owners
+    fitting = [name for name in owners if name in searched] or owners
+    wanted: dict[str, Any] = {FAMILY: fitting[0] if len(fitting) == 1 else fitting}
+    conditions = {other: values for other, values in parameter.when.items() if other != FAMILY}
+    wanted |= {other: values[0] if len(values) == 1 else list(values) for other, values in conditions.items()}
     line = f"when: {flow(wanted)}"
     if FAMILY not in space.parameters:
         line += f", and to parameters: {FAMILY}: {{type: categorical, choices: [{base}, {', '.join(owners)}]}}"
@@ -263,6 +266,8 @@ def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment
 def _check_fixed(space: SearchSpace, experiment: Experiment, source: str) -> None:
     """Raises an error if what is fixed for a family is not its own to fix, or does not make an experiment."""
     searched = space.parameters[FAMILY].probes if FAMILY in space.parameters else (experiment.model.name,)
+    for unknown in (name for name in searched if name not in families.known()):
+        override(experiment.plain(), {FAMILY: unknown}, source)  # raises
     for name, fixed in space.family_overrides.items():
         where = f"{source}: family_overrides.{name}"
         if name not in searched:

@@ -138,6 +138,13 @@ def test_what_is_fixed_for_a_family(tmp_path: Path) -> None:
             {"family_overrides": {"cdn": {"train.epochs": 0}}},
             "family_overrides.cdn with model.name=cdn train.epochs=0: ",
         ),
+        (
+            {
+                "family_overrides": {"snag": {"train.epochs": 3}},
+                "parameters": {"model.name": {"type": "categorical", "choices": ["cdn", "snagg"]}},
+            },
+            "'snagg' is no model family; known are cdn, mmn, snag, tan; did you mean snag",
+        ),
         ({"family_overrides": {"tan": {"train.epochs": 3}}}, "family_overrides.tan: trials are of cdn; drop it, or se"),
         (
             {"constraints": ["parametrs <= 4e8"]},

@@ -214,6 +214,14 @@ def test_schema_and_reference_know_all_families(tiny: Tiny, tmp_path: Path) -> N
             "add to it: when: {model.name: cdn, seed: 0}",
         ),
         (
+            {"model.name": NAMES, "model.width": {**WIDTH, "when": {"model.name": ["cdn", "toy"]}}},
+            "but sampled where model.name is cdn; add to it: when: {model.name: toy}",
+        ),
+        (
+            {"model.name": NAMES, "model.offsets": {"type": "categorical", "choices": ["none", "diou"], "when": {}}},
+            "is a key of cdn and tan, but sampled where model.name is toy; add to it: when: {model.name: cdn}",
+        ),
+        (
             {"model.width": {**WIDTH, "when": {}}},
             "add to it: when: {model.name: toy}, and to parameters: model.name: {type: categorical, "
             "choices: [cdn, toy]}",
