@@ -1,14 +1,16 @@
 """A search on many slots: how full the one driver keeps them, and what its decisions take; nothing is trained.
 
-``python -m benchmarks.scale [--trials N] [--slots N] [--storage journal postgresql] [--sampler random tpe]``. Study,
-driver, sampler, stopping rule, leaderboard and storage are the real ones. Epochs pass on a virtual clock, which goes on
-by the real time of each decision: while the driver decides for one slot, the others wait as they would for a real one.
+``python -m benchmarks.scale [--trials N] [--slots N] [--storage journal postgresql] [--sampler random tpe] [--cpu]``.
+Study, driver, sampler, stopping rule, leaderboard and storage are the real ones. Epochs pass on a virtual clock, which
+goes on by the time of each decision: while the driver decides for one slot, the others wait as real ones would. That is
+real time, or with ``--cpu`` the process's own, for a machine that does other things meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import resource
 import statistics
 import tempfile
@@ -35,8 +37,9 @@ from cdn_tune.tuning.results.record import quiet
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.study import Study
 
-TRIALS, SLOTS = 20_000, 1_000
-STORAGES, SAMPLERS = ("journal", "postgresql"), ("random", "tpe")
+TRIALS = {"journal": 20_000, "postgresql": 2_000}
+SLOTS = 1_000
+SAMPLERS = ("random", "tpe")
 SECONDS = 10.0  # of an epoch, in the mean
 AT = (100, 10_000)  # ended trials at which a proposal is timed, over the hundred proposals that follow
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples are spread evenly
@@ -45,22 +48,23 @@ Result = TypeVar("Result")
 
 
 class DecisionClock(VirtualClock):
-    """A virtual clock that runs with the real one while the driver decides."""
+    """A virtual clock that runs with another one, of seconds, while the driver decides."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: Callable[[], float]) -> None:
         super().__init__()
+        self._other = other
         self._since: float | None = None
 
     def __call__(self) -> float:
         """Returns the time in seconds."""
-        return self.now + (0.0 if self._since is None else time.perf_counter() - self._since)
+        return self.now + (0.0 if self._since is None else self._other() - self._since)
 
     @contextmanager
     def deciding(self, seconds: list[float]) -> Iterator[None]:
         """Runs during the block, and notes how long that was."""
-        self._since = began = time.perf_counter()
+        self._since = began = self._other()
         yield
-        seconds.append(time.perf_counter() - began)
+        seconds.append(self._other() - began)
         self._since, self.now = None, self.now + seconds[-1]
 
 
@@ -150,12 +154,13 @@ def rising(number: int, parameters: Mapping[str, Any], metrics: Sequence[str]) -
     return [CurvePoint(dict.fromkeys(metrics, max(0.0, value)), seconds, 1 - value) for value in values]
 
 
-def measure(sampler: str, storage: str, url: str, run: Path, trials: int, slots: int) -> list[str]:
+def measure(sampler: str, storage: str, url: str, run: Path, trials: int, slots: int, cpu: bool) -> list[str]:
     """Returns the row of a search; to be called in a process of its own, whose memory it tells."""
     base = load_experiment("demo/small", {"train.epochs": EPOCHS})
     space = make_space(f"scale-{sampler}", trials, sampler={"name": sampler})
     metrics = [base.eval.metric, *(name for name in base.eval.metrics if name != base.eval.metric)]
-    clock = DecisionClock()
+    clock = DecisionClock(time.process_time if cpu else time.perf_counter)
+    flushes = timed_flushes()
     world = World(clock, {0: slots})
     with quiet():
         study = Study(open_storage(url, sole_writer=storage == "journal"), space, base, clock=clock)
@@ -179,7 +184,7 @@ def measure(sampler: str, storage: str, url: str, run: Path, trials: int, slots:
         flush=True,
     )
     return [
-        f"{storage}, {sampler}",
+        sampler,
         f"{trials}, {len(watch.epochs)}",
         f"{watch.busy():.1%}",
         f"{len(watch.epochs) / decided:.0f}",
@@ -187,8 +192,23 @@ def measure(sampler: str, storage: str, url: str, run: Path, trials: int, slots:
         _spread(late),
         f"{statistics.median(late) / statistics.median(early):.2f}x" if late else "-",
         _spread(watch.seconds["reported"]),
+        f"{len(flushes) / trials:.1f}, each {_spread(flushes)}" if flushes else "-",
         f"{memory:.2f} GB",
     ]
+
+
+def timed_flushes() -> list[float]:
+    """Has every flush of a file in this process add its real seconds to the list that is returned."""
+    seconds: list[float] = []
+    flush = os.fsync
+
+    def timed(file: int) -> None:
+        began = time.perf_counter()
+        flush(file)
+        seconds.append(time.perf_counter() - began)
+
+    os.fsync = timed  # type: ignore[assignment]
+    return seconds
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -205,43 +225,58 @@ def in_process(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def main() -> None:
-    """Prints the section of the results and writes it, if all of it was measured."""
+    """Prints a section of the results per storage and writes it, if all of it was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--trials", type=int, help=f"instead of {TRIALS}")
     parser.add_argument("--slots", type=int, default=SLOTS)
-    parser.add_argument("--storage", nargs="+", choices=STORAGES, default=list(STORAGES))
+    parser.add_argument("--storage", nargs="+", choices=TRIALS, default=list(TRIALS))
     parser.add_argument("--sampler", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--cpu", action="store_true", help="decisions take processor time, not real time")
     options = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, server() as postgresql:
-        for storage in options.storage:
-            if storage == "postgresql" and postgresql is None:
-                print("postgresql: no server on this machine, left out", flush=True)
+    is_whole = options.trials is None and options.slots == SLOTS and set(options.sampler) == set(SAMPLERS)
+    for storage in options.storage:
+        rows = []
+        with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, storages(storage, Path(name)) as urls:
+            if urls is None:
+                print(f"{storage}: no server on this machine, left out", flush=True)
                 continue
             for sampler in options.sampler:
-                run = Path(name) / f"{storage}-{sampler}"
+                run = Path(name) / sampler
                 run.mkdir()
-                url = f"journal:///{run / 'study.journal'}" if storage == "journal" else str(postgresql)
-                rows.append(in_process(measure, sampler, storage, url, run, options.trials, options.slots))
-    heads = ["study, sampler", "trials, reports", "slots busy", "reports a second", f"a proposal at {AT[0]} trials"]
-    heads += [f"at {AT[1]}", "ratio", "a report", "peak memory"]
-    lines = [
-        "## A search on many slots: simulated",
-        "",
-        "`python -m benchmarks.scale`.",
-        "",
-        f"{options.slots} virtual slots, trials of {EPOCHS} epochs of about {SECONDS:g} s, ASHA from the first epoch. "
-        "Slots busy: the share of their time spent in epochs, while the driver's decisions take the real time that "
-        "they took, from when all are filled until the last trial begins. Reports a second of all decisions together. "
-        "A proposal, a report: median and 99 %, in the hundred after so many trials have ended. Aims: 98 %, 300 "
-        "reports a second, a ratio of 1.3, 1.5 GB.",
-        "",
-        *table(heads, rows),
-    ]
-    if (options.trials, options.slots) == (TRIALS, SLOTS) and len(rows) == len(STORAGES) * len(SAMPLERS):
-        publish("scale", lines)
-    else:
-        print("\n".join(lines))
+                trials = options.trials or TRIALS[storage]
+                work = (sampler, storage, urls(sampler), run, trials, options.slots, options.cpu)
+                rows.append(in_process(measure, *work))
+        lines = section(storage, rows, options.slots, options.cpu)
+        if is_whole:
+            publish(f"scale_{storage}", lines)
+        else:
+            print("\n".join(lines))
+
+
+@contextmanager
+def storages(storage: str, folder: Path) -> Iterator[Callable[[str], str] | None]:
+    """Yields the URL of each sampler's study in a kind of storage; None if there is none here."""
+    if storage == "journal":
+        yield lambda sampler: f"journal:///{folder / sampler}.journal"
+        return
+    with server() as url:
+        yield None if url is None else lambda _: str(url)
+
+
+def section(storage: str, rows: list[list[str]], slots: int, cpu: bool) -> list[str]:
+    """Returns the section of the results of a storage."""
+    heads = ["sampler", "trials, reports", "slots busy", "reports a second", f"a proposal at {AT[0]} trials"]
+    heads += [f"at {AT[1]}", "ratio", "a report", "flushes a trial", "peak memory"]
+    timed = "processor" if cpu else "real"
+    about = (
+        f"{slots} virtual slots, trials of {EPOCHS} epochs of about {SECONDS:g} s, ASHA from the first epoch. Slots "
+        f"busy: the share of their time spent in epochs, while the driver's decisions take {timed} time, from when all "
+        "are filled until the last trial begins. Reports a second of all decisions together. A proposal (of the "
+        "hundred after so many trials have ended), a report, a flush (real time): median and 99 %. Aims: 98 %, 300 "
+        "reports a second, a ratio of 1.3, 1.5 GB."
+    )
+    command = f"`python -m benchmarks.scale --storage {storage}{' --cpu' * cpu}`."
+    return [f"## A search on many slots: simulated, {storage}", "", command, "", about, "", *table(heads, rows)]
 
 
 if __name__ == "__main__":

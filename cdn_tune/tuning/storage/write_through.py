@@ -73,11 +73,13 @@ class WriteThrough(DelegatingStorage):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Returns the trials by number; not copied unless asked."""
-        trials = list(self._of(study_id))
-        if states is not None:
+        trials = self._of(study_id)
+        if states is None:
+            found = list(trials)
+        else:
             numbers = (number for state, held in self._in_state.items() if state in states for number in held)
-            trials = [trials[number] for number in sorted(numbers)]
-        return copy.deepcopy(trials) if deepcopy else trials
+            found = [trials[number] for number in sorted(numbers)]
+        return copy.deepcopy(found) if deepcopy else found
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Returns a trial."""
