@@ -97,6 +97,11 @@ def unknown_key(model: type[BaseModel], key: str, family: str | None = None) -> 
     return f"{key}: unknown key; " + (f"did you mean {near}?" if near else f"known are {', '.join(model.model_fields)}")
 
 
+def copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts anew, for `set_key`; values that are no dicts are shared."""
+    return {key: copied(value) if isinstance(value, dict) else value for key, value in values.items()}
+
+
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
     """Sets a dotted key in nested dicts, in place.
 

@@ -1,9 +1,9 @@
 """From files and overrides to frozen configurations, with errors that name file, key, value and remedy."""
 
-import copy
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import yaml as pyyaml
 from pydantic import BaseModel, ValidationError
 
 from cdn_tune.config.experiment import Experiment
-from cdn_tune.config.keys import dotted_keys, set_key, unknown_key
+from cdn_tune.config.keys import copied, dotted_keys, set_key, unknown_key
 from cdn_tune.config.space import Categorical, Float, Int
 from cdn_tune.config.yaml import fault_in, parse, read_mapping, shown
 from cdn_tune.errors import ConfigError
@@ -105,16 +105,22 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     Raises:
         ConfigError: If an override's key is unknown or the result is not a valid experiment.
     """
-    merged = copy.deepcopy(dict(values))
+    merged = copied(values)
     if overrides.get("model.name", name := families.name_in(values)) != name:
         merged |= {"model": {}, "loss": {}}
-    known = set(dotted_keys(Experiment)) if overrides else set()  # loads all families
+    known = _known(*families.known().items()) if overrides else frozenset()  # loads all families
     for key, value in overrides.items():
         if key not in known:
             raise ConfigError(f"{source}: override {key}={shown(value)}: {unknown_key(Experiment, key)}")
         set_key(merged, key, value)
     changes = " ".join(f"{key}={value}" for key, value in overrides.items())[:_LONGEST]
     return build(Experiment, merged, f"{source} with {changes}" if changes else source)
+
+
+@lru_cache(maxsize=1)
+def _known(*table: tuple[str, str]) -> frozenset[str]:  # noqa: ARG001 - the table of families, from which they follow
+    """Returns the dotted keys of an experiment."""
+    return frozenset(dotted_keys(Experiment))
 
 
 def of_family(values: Mapping[str, Any], name: str, fixed: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -127,7 +133,7 @@ def of_family(values: Mapping[str, Any], name: str, fixed: Mapping[str, Any] | N
         values = {**values, "model": family().plain(), "loss": family.loss().plain()}
     if not fixed:
         return values
-    merged = copy.deepcopy(dict(values))
+    merged = copied(values)
     for key, value in fixed.items():
         set_key(merged, key, value)
     return merged

@@ -79,7 +79,8 @@ class Sampler:
     Attributes:
         meaning: One phrase for the reference of keys, here and in the other tables.
         build: From `SamplerConfig` and the seed of one proposal to Optuna's sampler; None where `enumerates`.
-        show: From trials, directions and the distributions of the modelled parameters to the trials it is shown.
+        show: From the study's trials, directions and the distributions of the modelled parameters to those it is shown.
+        order: From a trial to its place in an order, or None; `show` is then given the first ones (`best`), kept in it.
         models: Which parameters it proposes together: those that every trial has (``common``), the numeric ones of
             these (``numeric``), what it chooses itself (``own``), none; the others are drawn at random.
         startup: Whether trials are random before `startup_trials` results.
@@ -91,6 +92,7 @@ class Sampler:
     meaning: str
     build: Reference | None = None
     show: Reference = "cdn_tune.tuning.study.samplers:with_values"
+    order: Reference | None = None
     models: Literal["own", "common", "numeric", "none"] = "common"
     startup: bool = False
     enumerates: bool = False
@@ -103,7 +105,12 @@ SAMPLERS = Table[Sampler](
     "sampler",
     {
         "tpe": Sampler(
-            "multivariate tree-structured Parzen estimator", f"{_S}build_tpe", f"{_S}for_tpe", "own", startup=True
+            "multivariate tree-structured Parzen estimator",
+            f"{_S}build_tpe",
+            f"{_S}for_tpe",
+            f"{_S}tpe_place",
+            "own",
+            startup=True,
         ),
         "gp": Sampler("Gaussian process", f"{_S}build_gp", f"{_S}for_gp", startup=True),
         "cmaes": Sampler("CMA-ES", f"{_S}build_cmaes", models="numeric", startup=True, objectives=False),

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cdn_tune.training.loop import never
-from cdn_tune.training.memory.estimate import checkpoint_bytes
-from cdn_tune.tuning.budget import End, Reserve, end_of
+from cdn_tune.tuning.budget import End, Reserve, Tally, end_of
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, Loss, Room, TrialReport
 from cdn_tune.tuning.layout import UNFIT
 from cdn_tune.tuning.study.attributes import ReportAttributes
+from cdn_tune.tuning.study.candidates import GB, cost
 from cdn_tune.tuning.study.failures import LOST, Retries
-from cdn_tune.tuning.study.ranking import FINISHED, as_ended, by_value, trained
+from cdn_tune.tuning.study.ranking import CONFIRMATION, CONFIRMS, FINISHED, role_of
 from cdn_tune.tuning.study.study import Study
 
 _CHECK_SECONDS = 1.0  # between two checks of the budget
@@ -67,9 +67,10 @@ class Driver:
         self.room = Room(0)
         self.observer: Observer | None = None
         self._clock, self._stop, self._stop_flag = clock, stop, stop_flag
-        self._largest = largest_checkpoint
+        self._largest, self._has_disk_budget = largest_checkpoint, self.space.disk_budget_gb is not None
         self._gpus = self.space.resources.workers * self.space.resources.gpus_per_worker
         self._retries = Retries(self.space.max_failures)
+        self._tally = Tally(study.entries(), self.space.confirm.top)
         stopping = self.space.early_stopping
         self._unit = stopping.unit
         self._attributes = ReportAttributes(stopping.row.compares == "queries", stopping.metrics)
@@ -122,7 +123,7 @@ class Driver:
         self.poll(room)
         if self.is_over:
             return Answer.FINISHED
-        if len(self._assigned) >= room.slots or not self.retention.fits(self.study.entries(), self._largest):
+        if len(self._assigned) >= room.slots or not self._fits():
             return Answer.WAIT
         number = self.study.next(self.limit, self._closing is None)
         if number is None:  # FINISHED is for good, and a running trial may yet lose its node and come back
@@ -133,8 +134,8 @@ class Driver:
             # What the paused ones give up may make room for confirmations, of them too.
             return self.next(room) if self.study.halted is None and self._end_early() else Answer.FINISHED
         self._assigned.add(number)
-        size = checkpoint_bytes(self.study.experiment(number)) if self.space.disk_budget_gb is not None else 0
-        self.retention.begin(number, self.study.is_new(number), size)
+        size = cost("checkpoint_gb", self.study.experiment(number)) * GB if self._has_disk_budget else 0
+        self.retention.begin(number, self.study.is_new(number), round(size))
         self._changed()
         return Assignment(number, self.study.parameters(number), room.avoid)
 
@@ -218,15 +219,26 @@ class Driver:
     def _end_early(self, running: bool = False) -> bool:
         """Ends trials when nothing else is tried, as `Study.end_early` does; returns whether there were any."""
         found = self.study.end_early(running)
-        self.retention.tidy(self.study.entries())
+        entries = self.study.entries()
+        self._tally = Tally(entries, self.space.confirm.top)
+        self.retention.tidy(entries)
         return found
+
+    def _fits(self) -> bool:
+        """Whether the disk budget has room for another trial."""
+        return not self._has_disk_budget or self.retention.fits(self.study.unfinished(), self._largest)
 
     def _leave(self, number: int) -> None:
         """Tidies after a trial that has left its slot."""
         self._assigned.discard(number)
-        if self.study.trial(number).state in FINISHED:
+        trial = self.study.trial(number)
+        if trial.state in FINISHED:
             self._attributes.forget(number)
-        self.retention.tidy(self.study.entries())
+            self._tally.add(trial)
+        others = self.study.unfinished() if self._has_disk_budget else []
+        if role_of(trial) == CONFIRMATION:
+            others.append(self.study.trial(trial.user_attrs[CONFIRMS]))
+        self.retention.tidy([trial, *others])
         self._check_budget()
         self._changed(trial_ended=True)
 
@@ -249,11 +261,11 @@ class Driver:
         budget = self.space.budget
         if budget == type(budget)():
             return
-        spent, trials = budget, trained(self.study.entries())
+        spent, running = budget, self.study.unfinished()
         if self.space.confirm.top:
             spent = budget.model_copy(update={"target": None, "plateau": None})
             if self._closing is None and self.room.slots:
-                best = by_value(map(as_ended, trials))[: self.space.confirm.top]  # confirmed or not: spent stays spent
+                best = self._tally.best(running)  # confirmed or not: spent stays spent
                 reserve = Reserve.of(best * self.space.confirm.seeds, self.room.slots)
-                self._closing = end_of(budget, trials, self.seconds, self._gpus, reserve)
-        self._end = self._end or end_of(spent, trials, self.seconds, self._gpus)
+                self._closing = end_of(budget, self._tally, running, self.seconds, self._gpus, reserve)
+        self._end = self._end or end_of(spent, self._tally, running, self.seconds, self._gpus)

@@ -12,7 +12,7 @@ from cdn_tune.tuning.results.leaderboard import leaderboard, write_leaderboard
 from cdn_tune.tuning.results.status import gpu_hours
 
 _SHOW_SECONDS = 0.2
-_SHARE = 50.0  # showing takes at most one part in so many of the driver's time
+_SHARE = 50.0  # showing takes at most one part in so many of the driver's time, and writing as much
 _WRITE_SECONDS = 5.0
 
 
@@ -34,7 +34,7 @@ OnChange = Callable[[SearchState], None]
 
 
 class Progress:
-    """Shows a search a few times a second at most, and writes its leaderboard every few seconds.
+    """Shows a search a few times a second at most, and writes its leaderboard every few seconds; a long one less often.
 
     Args:
         driver: The search.
@@ -51,17 +51,18 @@ class Progress:
         self._on_change, self._clock = on_change, clock
         self._gpus = driver.space.resources.workers * driver.space.resources.gpus_per_worker
         self._shown = self._written = float("-inf")
-        self._has_changed, self._pause = True, _SHOW_SECONDS
+        self._has_changed = True
+        self._show_pause, self._write_pause = _SHOW_SECONDS, _WRITE_SECONDS
 
     def changed(self, trial_ended: bool) -> None:
         """Records that there is something new; writes the leaderboard after a trial's end."""
         self._has_changed = True
-        if trial_ended and self._clock() - self._written >= _WRITE_SECONDS:
+        if trial_ended and self._clock() - self._written >= self._write_pause:
             self.write()
 
     def poll(self) -> None:
         """Shows what is new."""
-        if self._has_changed and self._clock() - self._shown >= self._pause:
+        if self._has_changed and self._clock() - self._shown >= self._show_pause:
             self.show()
 
     def show(self) -> None:
@@ -74,7 +75,7 @@ class Progress:
         )
         self._on_change(state)
         self._shown = self._clock()
-        self._pause = max(_SHOW_SECONDS, _SHARE * (self._shown - began))  # a long table is shown less often
+        self._show_pause = max(_SHOW_SECONDS, _SHARE * (self._shown - began))
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the leaderboard."""
@@ -84,6 +85,8 @@ class Progress:
 
     def write(self) -> None:
         """Writes the leaderboard, and uploads it where the run has an object store."""
-        self._written = self._clock()
+        began = self._clock()
         write_leaderboard(self._run, self.rows())
         push_run(self._run)
+        self._written = self._clock()
+        self._write_pause = max(_WRITE_SECONDS, _SHARE * (self._written - began))

@@ -111,7 +111,8 @@ def test_a_checkpoint_within_an_epoch_after_so_many_minutes(tiny: Tiny, tmp_path
 
     def look(step: StepReport) -> None:
         if step.step > 2:
-            time.sleep(0.05)  # the writer's turn
+            while not (tmp_path / LAST).exists():  # the writer's turn
+                time.sleep(0.01)
             content = read_checkpoint(tmp_path / LAST)
             found.append(content["within"][0])
 

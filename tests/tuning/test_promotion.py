@@ -385,9 +385,10 @@ def test_samplers_learn_from_paused_trials() -> None:
     search = search_of(6, sampler={"name": "tpe", "startup_trials": 1})
     seen: list[list[TrialState]] = []
 
-    def show(trials: list[FrozenTrial], directions: Any, common: Any) -> list[FrozenTrial]:
-        seen.append([trial.state for trial in trials])
-        return for_tpe(trials, directions, common)
+    def show(*arguments: Any, **options: Any) -> list[FrozenTrial]:
+        shown = for_tpe(*arguments, **options)
+        seen.append([trial.state for trial in shown])
+        return shown
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cdn_tune.tuning.study.samplers.for_tpe", show)

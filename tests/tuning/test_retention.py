@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -23,8 +24,11 @@ from cdn_tune.training.runs.files import write_json
 from cdn_tune.training.runs.kept import CHECKPOINT, RECORD, kept_folder, recorded_value
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles, disk_used
 from cdn_tune.tuning.checkpoints.retention import Retention, keep_best
+from cdn_tune.tuning.engine.virtual.engine import World
+from cdn_tune.tuning.engine.virtual.files import MemoryFiles
 from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.results.leaderboard import leaderboard, write_leaderboard
+from cdn_tune.tuning.study.ranking import CONFIRMATION, CONFIRMS, ROLE, SEED
 
 Tiny = Callable[..., Experiment]
 KEPT_FILES = ("checkpoint.pt", "experiment.yaml", "record.json")
@@ -359,6 +363,31 @@ def test_later_calls_look_at_what_has_changed_only(tiny: Tiny, tmp_path: Path, m
     looks = 0
     assert retention.tidy(trials) == kept
     assert looks == 0
+
+
+@pytest.mark.parametrize("directions", [[], [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]])
+@pytest.mark.parametrize("seed", range(3))
+def test_told_of_what_has_ended_it_keeps_what_it_would_keep_told_of_all(seed: int, directions: Any) -> None:
+    draw, world = random.Random(seed), World()
+    whole, part = (Retention(MemoryFiles(world), 2, directions=directions) for _ in range(2))
+    trials: list[FrozenTrial] = []
+    for number in range(80):
+        own = [trial.number for trial in trials if not trial.user_attrs and trial.state == TrialState.COMPLETE]
+        confirms = draw.choice(own) if own and not directions and draw.random() < 0.3 else None
+        state = draw.choice([TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL])
+        value = draw.random()
+        trial = create_trial(
+            state=state,
+            values=[value, draw.random()][: len(directions) or 1] if state == TrialState.COMPLETE else None,
+            intermediate_values={1: value},
+            user_attrs={} if confirms is None else {ROLE: CONFIRMATION, CONFIRMS: confirms, SEED: number},
+        )
+        trial.number = number
+        trials.append(trial)
+        world.saved[number] = 1
+        few = [trial] if confirms is None else [trial, trials[confirms]]
+        assert part.tidy(few) == whole.tidy(trials)
+        assert list(part.records) == list(whole.records)
 
 
 def test_leaderboard_ranks_then_lists_the_rest(tmp_path: Path) -> None:

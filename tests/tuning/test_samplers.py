@@ -1,13 +1,19 @@
 """What TPE is shown of a study with many trials."""
 
 import random
+from typing import Any
 
 import optuna
+import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from cdn_tune.tuning.engine.virtual.engine import Fault
+from cdn_tune.tuning.study import samplers
 from cdn_tune.tuning.study.filtered_study import violations
 from cdn_tune.tuning.study.samplers import for_tpe
+
+from .virtual_search import VirtualSearch, make_space
 
 
 def make_trials(count: int) -> list[FrozenTrial]:
@@ -52,3 +58,53 @@ def test_a_long_pruned_trial_is_better_than_a_short_one() -> None:
         trials.append(trial)
     early = [trial.number for trial in for_tpe(trials, [StudyDirection.MAXIMIZE], {}) if trial.number < 250]
     assert early == list(range(0, 100, 2))
+
+
+@pytest.mark.parametrize("mode", ["stop", "promote"])
+def test_what_tpe_takes_for_good_is_kept_up(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each proposal it is shown what a look at all trials would find, of those that pause and fail, too."""
+    monkeypatch.setattr(samplers, "_TPE_BEST", 5)
+    monkeypatch.setattr(samplers, "_TPE_LATEST", 8)
+    compared = []
+
+    def both(trials: list[FrozenTrial], *arguments: Any, best: Any, **options: Any) -> list[FrozenTrial]:
+        shown, looked = (for_tpe(trials, *arguments, best=each, **options) for each in (best, None))
+        assert [(trial.number, trial.state, trial.values) for trial in shown] == [
+            (trial.number, trial.state, trial.values) for trial in looked
+        ]
+        compared.append(len(shown) < len(trials))
+        return shown
+
+    monkeypatch.setattr(samplers, "for_tpe", both)
+    space = make_space(
+        sampler={"name": "tpe", "startup_trials": 5},
+        early_stopping={"name": "asha", "min_resource": 1, "reduction_factor": 2, "mode": mode},
+        constraints=["optim.lr * model.map.layers <= 0.2"],
+    )
+    faults = [Fault(7.0 * moment, kind, moment) for moment in range(1, 5) for kind in ("fail", "recall", "worker")]
+    search = VirtualSearch(space, 40, (4,), faults)
+    assert search.start(stop_after=20.0)
+    assert search.start()
+    assert sum(compared) > 15
+
+
+def test_a_proposal_looks_at_few_of_many_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: the work is counted, not timed."""
+    monkeypatch.setattr(samplers, "_TPE_BEST", 5)
+    monkeypatch.setattr(samplers, "_TPE_LATEST", 10)
+    looks: list[int] = []
+    search = VirtualSearch(make_space(sampler={"name": "tpe", "startup_trials": 5}), 120, (4,))
+    role_of, ask = samplers.role_of, optuna.Study.ask
+
+    def counted(trial: FrozenTrial) -> str:
+        looks[-1] += 1
+        return role_of(trial)
+
+    def next_one(study: optuna.Study, *arguments: Any) -> optuna.Trial:
+        looks.append(0)
+        return ask(study, *arguments)
+
+    monkeypatch.setattr(samplers, "role_of", counted)
+    monkeypatch.setattr(optuna.Study, "ask", next_one)
+    assert search.start()
+    assert sum(looks[90:110]) <= 1.2 * sum(looks[30:50])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,15 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from cdn_tune.config import EarlyStoppingConfig, SearchSpace
+from cdn_tune.config import SearchSpace
 from cdn_tune.training.reports import pack_ious
-from cdn_tune.tuning.study import stopping_rules
-from cdn_tune.tuning.study.filtered_study import stored_study
+from cdn_tune.tuning.study.filtered_study import seen, stored_study
 from cdn_tune.tuning.study.ranking import COPY, LEARNED, REFUSED, ROLE
-from cdn_tune.tuning.study.rungs import COMPARED
-from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, PatiencePruner, build_pruner, should_prune
+from cdn_tune.tuning.study.rungs import COMPARED, brackets
+from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, PatiencePruner, build_pruner, competitors, should_prune
 
 PRUNING = ("asha", "hyperband", "median", "percentile", "wilcoxon", "patience", "curve")
 QUERIES = np.clip(np.random.default_rng(0).beta(2, 2, size=256), 0, 1)
@@ -149,17 +150,59 @@ def test_hyperband_has_all_brackets() -> None:
     assert not any(longer.decide(BAD))
 
 
-@pytest.mark.parametrize(("longest", "factor", "brackets"), [(1, 2, 1), (2, 2, 2), (3, 2, 2), (243, 3, 6), (242, 3, 5)])
-def test_hyperband_counts_brackets_in_whole_numbers(longest: int, factor: int, brackets: int) -> None:
-    """By Optuna's own reckoning of the length it is given; 243 = 3**5 itself makes it 4.99 + 1."""
-    given: list[int] = []
-    for shortest in (1, 3, 10):
-        config = EarlyStoppingConfig(name="hyperband", min_resource=shortest, reduction_factor=factor)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stopping_rules, "HyperbandPruner", lambda *values: given.extend(values))
-            stopping_rules.build_hyperband(config, shortest * longest)
-        low, high, base = given[-3:]
-        assert math.floor(math.log(high / low, base)) + 1 == brackets
+@pytest.mark.parametrize(("longest", "factor", "expected"), [(1, 2, 1), (2, 2, 2), (3, 2, 2), (243, 3, 6), (242, 3, 5)])
+def test_hyperband_counts_brackets_in_whole_numbers(longest: int, factor: int, expected: int) -> None:
+    """By logarithms, as Optuna counts, 243 = 3**5 has one too few."""
+    assert [brackets(least, least * longest, factor) for least in (1, 3, 10)] == [expected] * 3
+
+
+def optunas(name: str, factor: int) -> BasePruner:
+    """Returns Optuna's own pruner for trials of 27 reports."""
+    if name == "asha":
+        return SuccessiveHalvingPruner(1, factor)
+    return HyperbandPruner(1, 28, factor)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["asha", "hyperband"])
+def test_halving_decides_as_optunas_pruners_do(name: str, seed: int) -> None:
+    """Side by side, over trials that run at once, skip reports, have equal values, fail and are tried again."""
+    draw = random.Random(seed)
+    factor = draw.choice([2, 3])
+    ours, theirs = Trials(name, reduction_factor=factor), Trials(name, reduction_factor=factor)
+    ours.pruner = build_pruner(ours.space, longest=27)
+    decided = []
+    running: dict[int, int] = {}
+    for _ in range(400):
+        if len(running) < 8:
+            retried = [t.number for t in ours.study.get_trials() if t.state == TrialState.FAIL and draw.random() < 0.2]
+            for trials in (ours, theirs):
+                if retried:
+                    trials.study.enqueue_trial({}, user_attrs={"retry_of": retried[0]})
+                running[trials.study.ask().number] = 0
+        number = draw.choice(sorted(running))
+        running[number] += draw.choice([1, 1, 2])
+        value = draw.choice([0.1, 0.2, 0.3, draw.random()])
+        found = []
+        for trials in (ours, theirs):
+            trials.study.report(number, running[number], value)
+            trial = trials.study.trial(number)
+            if trials is ours:
+                found.append(should_prune(trials.study, trials.pruner, trial, trials.space))
+            else:
+                view = seen(trials.study, competitors, [StudyDirection.MAXIMIZE])
+                found.append(optunas(name, factor).prune(view, trial))
+        assert found[0] == found[1]
+        decided.append(found[0])
+        if found[0] or running[number] >= 27 or draw.random() < 0.03:
+            del running[number]
+            state = TrialState.PRUNED if found[0] else TrialState.FAIL
+            for trials in (ours, theirs):
+                trials.study.tell(number, state=state)
+        if draw.random() < 0.01:  # another process goes on with the search
+            ours.pruner = build_pruner(ours.space, longest=27)
+    assert 20 < sum(decided) < 380
+    assert [t.system_attrs for t in ours.study.get_trials()] == [t.system_attrs for t in theirs.study.get_trials()]
 
 
 @pytest.mark.parametrize("name", ["median", "percentile"])

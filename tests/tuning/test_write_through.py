@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import optuna
@@ -11,19 +12,19 @@ from optuna.trial import TrialState
 
 from cdn_tune.tuning.storage.delegate import DelegatingStorage
 from cdn_tune.tuning.storage.open import open_storage
-from cdn_tune.tuning.storage.write_through import WriteThrough
+from cdn_tune.tuning.storage.write_through import Ordered, WriteThrough
 from cdn_tune.tuning.study.filtered_study import StoredStudy, stored_study
 
 
-@pytest.fixture(params=["sqlite", "journal", "memory", "own journal"])
+@pytest.fixture(params=["sqlite", "journal", "memory", "own journal", "own journal in memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> DelegatingStorage:
     """A storage of each kind."""
     if request.param == "memory":
         return WriteThrough(InMemoryStorage())
-    if request.param == "own journal":
+    if request.param.startswith("own journal"):
         own = open_storage(f"journal:///{tmp_path}/study", sole_writer=True)
         assert isinstance(own, DelegatingStorage)
-        return own
+        return own if request.param == "own journal" else WriteThrough(own)
     return WriteThrough(open_storage(f"{request.param}:///{tmp_path}/study"))
 
 
@@ -98,3 +99,61 @@ def test_a_trial_of_another_program_is_found(storage: DelegatingStorage) -> None
     assert ask(study) == 2
     assert [trial.number for trial in study.get_trials()] == [0, 1, 2]
     assert study.trial(1).params == other.trial(1).params
+
+
+def test_trials_are_found_by_state(storage: DelegatingStorage) -> None:
+    study = new_study(storage)
+    states = (None, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE)
+    for state in states * 3:
+        number = ask(study)
+        if state is not None:
+            study.tell(number, 1.0 if state == TrialState.COMPLETE else None, state=state)
+    study.enqueue_trial({"lr": 0.01})
+    for wanted in ([TrialState.WAITING], [TrialState.RUNNING, TrialState.FAIL], list(TrialState), []):
+        found = study.get_trials(states=wanted)
+        assert found == [trial for trial in study.get_trials() if trial.state in wanted]
+        assert found == storage.behind.get_all_trials(study.id_in_storage, states=wanted)
+    assert len(study.get_trials(states=[TrialState.RUNNING])) == 3
+
+
+def test_a_block_that_raises_is_read_anew(tmp_path: Path) -> None:
+    storage = WriteThrough(open_storage(f"journal:///{tmp_path}/study", sole_writer=True))
+    study = new_study(storage)
+    ask(study)
+
+    def broken() -> None:
+        with study.transaction():
+            study.tell(0, 1.0)
+            ask(study)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    assert [trial.state for trial in study.get_trials()] == [TrialState.RUNNING]
+    assert study.get_trials() == storage.behind.get_all_trials(study.id_in_storage)
+    assert ask(study) == 1
+
+
+def test_an_order_follows_every_change(storage: DelegatingStorage) -> None:
+    """By the first report, the higher the better; trials without one have no place."""
+    held = storage if isinstance(storage, WriteThrough) else WriteThrough(storage)
+    study = new_study(held)
+    order = Ordered(held, lambda trial: tuple(-value for value in list(trial.intermediate_values.values())[:1]) or None)
+    draw = random.Random(0)
+    for _ in range(60):
+        trials = study.get_trials(deepcopy=False)
+        running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
+        what = draw.random()
+        if what < 0.4 or not running:
+            ask(study)
+        elif what < 0.8:
+            number = draw.choice(running)
+            study.report(number, len(study.trial(number).intermediate_values), draw.choice([0.25, 0.5, 0.75]))
+        else:
+            study.tell(draw.choice(running), state=TrialState.FAIL)
+        trials = [trial for trial in study.get_trials() if trial.intermediate_values]
+        expected = sorted(trials, key=lambda trial: -trial.intermediate_values[0])
+        assert order.first(3) == expected[:3]
+    again = WriteThrough(held.behind)
+    new_study(again).get_trials()
+    assert Ordered(again, order._place).first(99) == order.first(99)

@@ -13,15 +13,13 @@ from cdn_tune.training.runs.kept import KeptRecord
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
 from cdn_tune.tuning.study.candidates import GB
 from cdn_tune.tuning.study.ranking import (
-    CONFIRMATION,
-    CONFIRMS,
     FINISHED,
+    Confirmed,
     confirmed,
     is_paused,
     models,
     pareto_front,
     ranking,
-    role_of,
     trained,
     value_of,
 )
@@ -50,7 +48,7 @@ class Retention:
 
     Order makes it safe: what is to be kept is linked and flushed to disk before anything is deleted, so that the best
     checkpoint is readable whenever the process dies; the next `Retention` tidies what a crash has left. The first call
-    checks every trial's folder, later ones only what has changed.
+    checks every trial's folder, later ones only what has changed: of many trials it remembers the few that decide.
 
     Args:
         files: The checkpoints of the run.
@@ -67,6 +65,7 @@ class Retention:
         self.files = files
         self._keep, self._budget, self._directions = keep, budget, directions
         self._settled: set[int] = set()  # ended trials that have been cleared
+        self._known: dict[int, FrozenTrial] = {}  # kept ones, the front, confirmations and what they confirm
         self._front: set[int] = set()  # the Pareto front, kept or not: what it beats must not pass for optimal
         self._late: deque[int] = deque(maxlen=_LATE)
         self._reserved: dict[int, int] = {}
@@ -75,15 +74,20 @@ class Retention:
     def tidy(self, trials: list[FrozenTrial]) -> list[Path]:
         """Keeps the best of the study's trials and deletes the rest; returns the kept checkpoints, best first.
 
+        Args:
+            trials: All of them at the first call. Later, at least those that have ended since, with those that they
+                confirm, and, where there is a budget, those that run.
+
         Raises:
             RunError: If a checkpoint to be kept cannot be written or read; nothing was deleted then.
         """
         ended = [trial for trial in trials if trial.number not in self._settled and trial.state in FINISHED]
         if not ended and self._begun:
             return self._paths()
-        by_number = {trial.number: trial for trial in trials}
+        by_number = self._known | {trial.number: trial for trial in trials}
         candidates = [by_number[number] for number in self.records if number in by_number] + ended
-        order, keep = self._order(candidates, by_number), max(self._keep, len(confirmed(trials)))
+        found = confirmed(by_number.values())
+        order, keep = self._order(candidates, by_number, found), max(self._keep, len(found))
         room = None if self._budget is None else self._budget - self._held(trials)
         records: dict[int, KeptRecord] = {}
         for trial in order:
@@ -98,6 +102,9 @@ class Retention:
                 room = None if room is None else room - size
         losers = (self.records.keys() | {trial.number for trial in ended}) - records.keys() - self.damaged.keys()
         self.records = records
+        runs = (run.number for each in found.values() for run in each.runs)
+        decide = {*records, *self._front, *found, *runs}
+        self._known = {number: trial for number, trial in by_number.items() if number in decide}
         self.files.publish()
         self._clear(ended, losers)
         if not self._begun and trials:
@@ -113,7 +120,7 @@ class Retention:
         self._reserved[number] = checkpoint_bytes
 
     def fits(self, trials: list[FrozenTrial], checkpoint_bytes: int) -> bool:
-        """Returns whether another trial, whose checkpoints may take so many bytes, may start now.
+        """Returns whether another trial, whose checkpoints may take so many bytes, may start beside those that run.
 
         While trials run, their end frees what they need and the kept checkpoints stay. With none running, kept ones
         are deleted from the last, never the best.
@@ -140,14 +147,15 @@ class Retention:
     def _paths(self) -> list[Path]:
         return [self.files.path(number) for number in self.records]
 
-    def _order(self, candidates: list[FrozenTrial], by_number: dict[int, FrozenTrial]) -> list[FrozenTrial]:
+    def _order(
+        self, candidates: list[FrozenTrial], by_number: dict[int, FrozenTrial], found: dict[int, Confirmed]
+    ) -> list[FrozenTrial]:
         """Returns the candidates, best first; one that has lost before has no weights left and cannot come back."""
         numbers = {trial.number for trial in candidates}
         if len(self._directions) < 2:
             compared = {trial.number: trial for trial in candidates}
-            for trial in by_number.values():
-                if role_of(trial) == CONFIRMATION:
-                    compared |= {each.number: each for each in (trial, by_number[trial.user_attrs[CONFIRMS]])}
+            for number, each in found.items():
+                compared |= {trial.number: trial for trial in (by_number[number], *each.runs)}
             return [trial for trial in models(compared.values()) if trial.number in numbers]
         ranked = ranking(candidates)
         rivals = [by_number[number] for number in numbers | self._front if number in by_number]
@@ -185,9 +193,8 @@ class Retention:
     def _held(self, trials: Iterable[FrozenTrial]) -> int:
         """Returns the bytes that running trials take or may come to take, and those of unreadable kept checkpoints."""
         running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
-        taken = {number: self.files.taken(number) for number in running}
-        unreadable = self.files.unreadable(self.damaged)
-        return unreadable + sum(max(size, self._reserved.get(number, 0)) for number, size in taken.items())
+        taken = (self._reserved.get(number) or self.files.taken(number) for number in running)
+        return self.files.unreadable(self.damaged) + sum(taken)
 
 
 def keep_best(

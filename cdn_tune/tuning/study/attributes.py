@@ -12,7 +12,8 @@ from cdn_tune.tuning.study.rungs import COMPARED
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS
 
 AT_ONCE = frozenset({"best_epoch", "val", "epochs", "reason", "failure", "memory_gb", "parameters"})
-_SECONDS = 2.0
+_SECONDS = 2.0  # between two writes of what can wait of a trial
+_A_SECOND = 25.0  # such writes over all trials, at most
 
 
 class ReportAttributes:
@@ -80,8 +81,8 @@ class Attributes:
     """Writes trials' user attributes.
 
     A database takes every attribute as a transaction of its own. What changes with every report (the loss, the seconds)
-    is therefore written every other second at most, and in full when the trial ends; what chooses (the best epoch and
-    its metrics) at once.
+    is therefore written every other second at most, where many trials run less often, and in full when the trial ends;
+    what chooses (the best epoch and its metrics) at once.
 
     Args:
         study: Where they are recorded.
@@ -96,7 +97,8 @@ class Attributes:
     def add(self, trial: FrozenTrial, attributes: Mapping[str, Any]) -> None:
         """Takes attributes of a running trial; those that can wait are written now and then."""
         now = self._clock()
-        due = now - self._written.setdefault(trial.number, now) >= _SECONDS
+        pause = max(_SECONDS, len(self._written) / _A_SECOND)
+        due = now - self._written.setdefault(trial.number, now) >= pause
         waiting = self._waiting.setdefault(trial.number, {})
         waiting |= attributes
         chosen = {key for key in waiting if due or key in AT_ONCE or ":" in key}

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
-from cdn_tune.config import Experiment, OptimConfig, TrainConfig
+from cdn_tune.config import Experiment, LossConfig, OptimConfig, TrainConfig
 from cdn_tune.training.memory.estimate import MemoryEstimate, checkpoint_bytes, count_parameters, estimate
 from cdn_tune.training.step.batch_loss import resolve_precision
 from cdn_tune.training.step.process_group import this_world
@@ -34,9 +35,15 @@ def _memory_gb(experiment: Experiment) -> float:
 
 def _sized(experiment: Experiment) -> str:
     """Returns the parts of an experiment that sizes follow from, as JSON: points that differ elsewhere share them."""
-    train = TrainConfig(ema=experiment.train.ema, precision=experiment.train.precision)
-    rest = {"name": "sized", "seed": 0, "loss": type(experiment.loss)(), "optim": OptimConfig(), "train": train}
+    rest = _rest(type(experiment.loss), experiment.train.ema, experiment.train.precision)
     return experiment.model_copy(update=rest).model_dump_json()
+
+
+@lru_cache
+def _rest(loss: type[LossConfig], ema: float, precision: Any) -> dict[str, Any]:
+    """Returns the parts of an experiment that sizes do not follow from, at defaults."""
+    train = TrainConfig(ema=ema, precision=precision)
+    return {"name": "sized", "seed": 0, "loss": loss(), "optim": OptimConfig(), "train": train}
 
 
 COST_OF: dict[str, Callable[[Experiment], float]] = {

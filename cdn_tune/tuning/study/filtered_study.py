@@ -102,7 +102,8 @@ def violations(trial: FrozenTrial) -> dict[str, float]:
 
 def altered(trial: FrozenTrial, **attributes: Any) -> FrozenTrial:
     """Returns a copy of a trial with other attributes; what is not given is shared with the trial."""
-    changed = copy.copy(trial)
+    changed = object.__new__(type(trial))  # `copy.copy` takes several times as long
+    vars(changed).update(vars(trial))
     for name, value in attributes.items():
         setattr(changed, name, value)
     return changed

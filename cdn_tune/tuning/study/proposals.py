@@ -8,6 +8,8 @@ import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from cdn_tune.config.tables import resolve
+from cdn_tune.tuning.storage.write_through import Ordered, WriteThrough
 from cdn_tune.tuning.study.candidates import Candidates, cost
 from cdn_tune.tuning.study.failures import LOST
 from cdn_tune.tuning.study.filtered_study import CONSTRAINT, StoredStudy
@@ -30,11 +32,22 @@ _SAME, _BROKEN = "same", "broken"
 
 
 class Proposals:
-    """Draws points from the sampler until one may start, and records all; `entries` are those on record."""
+    """Draws points from the sampler until one may start, and records all.
 
-    def __init__(self, study: StoredStudy, candidates: Candidates, entries: Iterable[FrozenTrial]) -> None:
+    Args:
+        study: Where they are recorded.
+        storage: Of the study.
+        candidates: The points.
+        entries: Those on record.
+    """
+
+    def __init__(
+        self, study: StoredStudy, storage: WriteThrough, candidates: Candidates, entries: Iterable[FrozenTrial]
+    ) -> None:
         self.is_exhausted = False  # whether every point of the space was tried
         self._study, self._candidates = study, candidates
+        order = candidates.space.sampler.row.order
+        self._best = None if order is None else Ordered(storage, resolve(order)).first
         entries = list(entries)
         self._proposed = sum(role_of(trial) != CONFIRMATION for trial in entries)
         self._known = {_key(trial.params): trial.number for trial in own(entries) if _would_repeat(trial)}
@@ -113,7 +126,7 @@ class Proposals:
         space = self._candidates.space
         if at_random and not space.sampler.row.enumerates:
             return RandomSampler(seed=(space.sampler.seed + 1_000_003 * proposed) % 2**32)
-        return build_sampler(space, self._candidates, proposed)
+        return build_sampler(space, self._candidates, proposed, self._best)
 
     def _admit(self, number: int, params: Mapping[str, Any], memory_limit: float | None) -> str | None:
         """Judges a proposal and records the verdict; returns None if it may start."""

@@ -46,7 +46,7 @@ class Rungs:
             self._signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
         self._by_front = not config.metrics
         count = brackets(config.least, longest or 0, self._factor) if config.row.brackets == "all" else 1
-        self._shares = [math.ceil(count * self._factor**s / (s + 1)) for s in reversed(range(count))]
+        self._brackets = Brackets(count, self._factor)
         self._values: dict[_Rung, dict[int, list[float]]] = {}
         self._orders: dict[_Rung, list[tuple[float, int]]] = {}  # best first; of one value, kept up as trials come
         self._reached: dict[int, list[_Rung]] = {}
@@ -148,12 +148,7 @@ class Rungs:
             self._paused[rung].discard(number)
 
     def _bracket(self, number: int) -> int:
-        place = zlib.crc32(f"{self._study.study_name}_{number}".encode()) % sum(self._shares)
-        bracket = 0
-        while place >= self._shares[bracket]:
-            place -= self._shares[bracket]
-            bracket += 1
-        return bracket
+        return self._brackets.of(self._study.study_name, number)
 
     def _compared(self, trial: FrozenTrial, step: int) -> list[float] | None:
         """Returns what a trial is compared by, the greater the better; None if that is on no record."""
@@ -193,6 +188,27 @@ class Rungs:
             ranks = [worst(map(bisect_left, columns, point)) for point in costs]
         order = sorted(zip(ranks, costs, held, strict=True))
         return [(float(rank), number) for rank, _, number in order]
+
+
+class Brackets:
+    """The brackets of Hyperband: which one a trial belongs to, as Optuna's pruner assigns it.
+
+    Args:
+        count: How many there are.
+        factor: By how much a rung has fewer trials than the one before.
+    """
+
+    def __init__(self, count: int, factor: int) -> None:
+        self._shares = [math.ceil(count * factor**s / (s + 1)) for s in reversed(range(count))]
+
+    def of(self, study_name: str, number: int) -> int:
+        """Returns the bracket of a trial, 0 for the one whose first rung comes first."""
+        place = zlib.crc32(f"{study_name}_{number}".encode()) % sum(self._shares)
+        bracket = 0
+        while place >= self._shares[bracket]:
+            place -= self._shares[bracket]
+            bracket += 1
+        return bracket
 
 
 def brackets(least: int, longest: int, factor: int) -> int:

@@ -4,7 +4,7 @@ import heapq
 import math
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -43,18 +43,21 @@ _TPE_CONSTRAINTS: dict[str, Any] = (
 )
 
 Common = Mapping[str, BaseDistribution]  # of the parameters that every trial has
+Best = Callable[[int], list[FrozenTrial]]  # from a number to so many trials, the best first
 Tree = dict[str, Any]  # from a value to the tree of what was proposed with it; a complete point has an empty one
 
 
-def build_sampler(space: SearchSpace, candidates: Candidates, proposed: int) -> BaseSampler:
+def build_sampler(space: SearchSpace, candidates: Candidates, proposed: int, best: Best | None = None) -> BaseSampler:
     """Builds the sampler of one proposal, given the number of proposals before it.
 
     What it proposes depends on the seed, that number and the study alone: a process that goes on with a search proposes
     what the first one would have.
+
+    Where the sampler's row has an order of trials, `best` returns the first of them; all are gone through if None.
     """
     if space.sampler.row.enumerates:
         return Enumeration(candidates, space.sampler.seed, proposed)
-    return Proposal(space, proposed)
+    return Proposal(space, proposed, best)
 
 
 def is_exhausted(sampler: BaseSampler, study: Study) -> bool:
@@ -83,7 +86,7 @@ class Proposal(BaseSampler):
     - Random draws depend on the parameter's name, not on what was drawn before.
     """
 
-    def __init__(self, space: SearchSpace, proposed: int) -> None:
+    def __init__(self, space: SearchSpace, proposed: int, best: Best | None = None) -> None:
         config = space.sampler
         self._row = config.row
         self._entropy = (config.seed, proposed)
@@ -97,6 +100,7 @@ class Proposal(BaseSampler):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._inner: BaseSampler = resolve(self._row.build)(config, _seed(config.seed, proposed))
+        self._best = {} if best is None else {"best": best}
         self._view: Study | None = None
         self._started: bool | None = None
 
@@ -125,16 +129,16 @@ class Proposal(BaseSampler):
 
     def _seen(self, study: Study) -> Study:
         if self._view is None:
-            show = partial(resolve(self._row.show), directions=study.directions, common=self._common)
-            self._view = seen(study, lambda trials: show(list(map(as_ended, _proposed(trials)))))
+            known: dict[str, Any] = {"directions": study.directions, "common": self._common, **self._best}
+            self._view = seen(study, partial(resolve(self._row.show), **known))
         return self._view
 
     def _is_started(self, study: Study) -> bool:
         """Whether there is enough to model: results, or twice as many refusals where next to nothing is feasible."""
         if self._started is None:
-            trials = _proposed(study.get_trials(deepcopy=False))
-            refused = (trial for trial in trials if trial.state.is_finished() and role_of(trial) == REFUSED)
-            results = filter(_has_result, map(as_ended, trials))
+            trials = study.get_trials(deepcopy=False)
+            refused = (trial for trial in _proposed(trials) if trial.state.is_finished() and role_of(trial) == REFUSED)
+            results = filter(_has_result, map(as_ended, _proposed(trials)))
             self._started = _has(self._startup, results) or _has(2 * self._startup, refused)
         return self._started
 
@@ -267,7 +271,7 @@ def with_values(
     common: Common,
 ) -> list[FrozenTrial]:
     """Returns running trials and all with a value, those as complete, that have the common parameters."""
-    usable = [trial for trial in trials if _has_common(trial, common)]
+    usable = [trial for trial in map(as_ended, _proposed(trials)) if _has_common(trial, common)]
     return [
         _as_complete(trial, trial.values) if _has_values(trial) else trial
         for trial in usable
@@ -277,6 +281,7 @@ def with_values(
 
 def for_gp(trials: list[FrozenTrial], directions: Sequence[StudyDirection], common: Common) -> list[FrozenTrial]:
     """Returns the best and the latest trials `with_values`, and the latest infeasible ones as of the worst value."""
+    trials = list(map(as_ended, _proposed(trials)))
     shown = with_values(trials, directions, common)
     valued = [trial for trial in shown if trial.state == TrialState.COMPLETE]
     if not valued:
@@ -293,9 +298,9 @@ def for_gp(trials: list[FrozenTrial], directions: Sequence[StudyDirection], comm
     return [chosen[number] for number in sorted(chosen)]
 
 
-def _proposed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Returns the trials without confirmations: a point that was chosen for its value would count several times."""
-    return [trial for trial in trials if role_of(trial) != CONFIRMATION]
+def _proposed(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
+    """Yields the trials without confirmations: a point that was chosen for its value would count several times."""
+    return (trial for trial in trials if role_of(trial) != CONFIRMATION)
 
 
 def _seed(*entropy: int) -> int:
@@ -315,6 +320,7 @@ def for_tpe(
     trials: list[FrozenTrial],
     directions: Sequence[StudyDirection],
     common: Common,  # noqa: ARG001
+    best: Best | None = None,
 ) -> list[FrozenTrial]:
     """Returns the best and the latest trials, infeasible ones as pruned, as TPE overlooks failed ones.
 
@@ -322,12 +328,14 @@ def for_tpe(
     direction that such a study does not have.
     """
     several = len(directions) > 1
-    if not several and len(trials) > _TPE_BEST + _TPE_LATEST:
-        best = heapq.nsmallest(_TPE_BEST, filter(_has_result, trials), key=_tpe_rank)
-        chosen = {trial.number: trial for trial in (*best, *trials[-_TPE_LATEST:])}
+    if not several and _has(_TPE_BEST + _TPE_LATEST + 1, _proposed(trials)):
+        first = _best_for_tpe(trials) if best is None else best(_TPE_BEST)
+        latest = islice(_proposed(reversed(trials)), _TPE_LATEST)
+        chosen = {trial.number: trial for trial in (*first, *latest)}
         trials = [chosen[number] for number in sorted(chosen)]
     shown = []
-    for trial in map(_with_constraints, trials) if _TPE_CONSTRAINTS else trials:
+    ended = map(as_ended, _proposed(trials))
+    for trial in map(_with_constraints, ended) if _TPE_CONSTRAINTS else ended:
         if trial.state == TrialState.FAIL and _is_infeasible(trial):
             shown.append(altered(trial, state=TrialState.PRUNED, intermediate_values={}))
         elif several and trial.state == TrialState.PRUNED:
@@ -342,12 +350,23 @@ def _with_constraints(trial: FrozenTrial) -> FrozenTrial:
     return altered(trial, system_attrs={**trial.system_attrs, "constraints": list(violations(trial).values())})
 
 
-def _tpe_rank(trial: FrozenTrial) -> tuple[float, ...]:
-    """Returns how TPE orders trials: complete ones by value, then pruned ones, the longer first."""
+def _best_for_tpe(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    placed = [(place, trial) for trial in trials if (place := tpe_place(trial)) is not None]
+    return [trial for _, trial in heapq.nsmallest(_TPE_BEST, placed, key=lambda pair: pair[0])]
+
+
+def tpe_place(trial: FrozenTrial) -> tuple[float, ...] | None:
+    """Returns a trial's place in TPE's order: complete ones by value, then pruned ones, the longer first.
+
+    One without a result has none.
+    """
+    trial = as_ended(trial)
+    if role_of(trial) == CONFIRMATION or not _has_result(trial):
+        return None
     if trial.state == TrialState.COMPLETE:
         return 0, 0, -(trial.value or 0.0)
     step, value = max(trial.intermediate_values.items())
-    return 1, -step, -value
+    return 1, -step, math.inf if math.isnan(value) else -value
 
 
 def _has(count: int, trials: Iterable[FrozenTrial]) -> bool:

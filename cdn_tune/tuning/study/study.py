@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.check import most
-from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.storage.write_through import WriteThrough
 from cdn_tune.tuning.study.attributes import Attributes
@@ -79,7 +78,7 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.optuna = stored_study(
-                opened if isinstance(opened, RunJournal) else WriteThrough(opened),
+                recorded := WriteThrough(opened),
                 name or space.name,
                 self.objectives.directions,
                 sampler=build_sampler(space, self.candidates, 0),
@@ -90,10 +89,9 @@ class Study:
         self._left = [trial.number for trial in entries if trial.state == TrialState.RUNNING and not is_paused(trial)]
         self._new: set[int] = set()
         self._counted: int | None = None  # follows from the record; counting reads all of it
-        self._has_retries = any("retry_of" in trial.user_attrs for trial in self.optuna.get_trials(deepcopy=False))
         self._attributes = Attributes(self.optuna, clock)
         self._failures = Failures(entries)
-        self._proposals = Proposals(self.optuna, self.candidates, entries)
+        self._proposals = Proposals(self.optuna, recorded, self.candidates, entries)
         self._rungs = Rungs(space, longest, self.optuna)
 
     @property
@@ -139,9 +137,9 @@ class Study:
         """Returns one trial as it is recorded now."""
         return self.optuna.trial(number)
 
-    def unfinished(self) -> list[int]:
-        """Returns the numbers of trials that are recorded as running, paused ones included."""
-        return [trial.number for trial in trained(self.entries()) if trial.state == TrialState.RUNNING]
+    def unfinished(self) -> list[FrozenTrial]:
+        """Returns the trials, and their confirmations, that are recorded as running, paused ones included."""
+        return trained(self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
     def unconfirmed(self) -> list[tuple[FrozenTrial, int]]:
         """Returns which trials are to be confirmed under which seed, and were not yet; see `Proposals.unconfirmed`."""
@@ -184,7 +182,7 @@ class Study:
                 return None
             if number_or_reason is not None:
                 self._new.add(number_or_reason)
-                self._counted = None if self._has_retries else self.counted() + 1
+                self._counted = self.counted() + 1
                 return number_or_reason
         for trial, seed in self._to_confirm()[:1]:
             self._new.add(number := self._proposals.confirm(trial, seed))
@@ -197,7 +195,7 @@ class Study:
 
     def _to_confirm(self) -> list[tuple[FrozenTrial, int]]:
         """Returns what can be confirmed now: nothing while a trial runs that may come to be among the best."""
-        if not self.space.confirm.top or any(trial.state == TrialState.RUNNING for trial in self.trials()):
+        if not self.space.confirm.top or own(self.unfinished()):
             return []
         return self.unconfirmed()
 
@@ -214,7 +212,7 @@ class Study:
         Args:
             running: Those that run and have reached something, too.
         """
-        trials = [trial for trial in own(self.entries()) if trial.state == TrialState.RUNNING]
+        trials = own(self.unfinished())
         ended = [trial for trial in trials if is_paused(trial) or (running and trial.intermediate_values)]
         for trial in ended:
             epoch = trial.user_attrs.get("epoch", 0)
@@ -351,7 +349,7 @@ class Study:
                     self._new.add(number)
                 else:
                     self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
-        self._counted, self._has_retries = None, self._has_retries or bool(failed)
+        self._counted = None
         return len(failed)
 
     def _promote(self, least: int = 0) -> int | None:

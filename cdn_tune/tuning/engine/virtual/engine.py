@@ -145,7 +145,8 @@ class VirtualEngine:
         self._curve, self._start_seconds, self._poll_seconds = curve, start_seconds, poll_seconds
         self._order = count()  # events of one moment happen in the order in which they were scheduled
         self._events: list[tuple[float, int, Callable[[EngineDriver], None]]] = []
-        self._running: list[_Attempt] = []
+        self._running: dict[int, _Attempt] = {}  # by number
+        self._taken: Counter[int] = Counter()  # slots of each node
         for fault in self.world.faults:
             self._schedule(fault.at, partial(self._break, fault))
 
@@ -161,6 +162,7 @@ class VirtualEngine:
             SearchError: If trials are left and no slot will ever take them.
         """
         self._running.clear()  # a killed driver's trials died with it
+        self._taken.clear()
         next_poll, answer = self.world.clock.now, Answer.WAIT
         while True:
             driver.poll(self._room())
@@ -187,14 +189,15 @@ class VirtualEngine:
             self._begin(driver, answer)
 
     def _begin(self, driver: EngineDriver, assignment: Assignment) -> None:
-        number, taken = assignment.number, Counter(attempt.node for attempt in self._running)
+        number = assignment.number
         node = next(
             node
             for node, slots in sorted(self.world.nodes.items())
-            if taken[node] < slots and str(node) not in assignment.avoid
+            if self._taken[node] < slots and str(node) not in assignment.avoid
         )
         attempt = _Attempt(number, node, (), self.world.clock.now)
-        self._running.append(attempt)
+        self._running[number] = attempt
+        self._taken[node] += 1
         self._note("begins", number)
         try:
             curve = attempt.curve = self._curve(number, assignment.parameters)
@@ -213,7 +216,7 @@ class VirtualEngine:
         self._schedule(at, partial(self._epoch, attempt))
 
     def _epoch(self, attempt: _Attempt, driver: EngineDriver) -> None:
-        if attempt not in self._running:
+        if not self._runs(attempt):
             return
         number, epoch = attempt.number, attempt.done + 1
         self.world.trained[number, epoch] += 1
@@ -233,7 +236,10 @@ class VirtualEngine:
         elif decision is Decision.PAUSE:
             self._leave(attempt, "paused")
             driver.ended(attempt.number, Ending("paused"))
-        return attempt in self._running
+        return self._runs(attempt)
+
+    def _runs(self, attempt: _Attempt) -> bool:
+        return self._running.get(attempt.number) is attempt
 
     def _as_report(self, attempt: _Attempt) -> TrialReport:
         points, now = attempt.curve[: attempt.done], self.world.clock.now
@@ -267,10 +273,10 @@ class VirtualEngine:
         elif fault.kind == "node" and world.nodes:
             node = sorted(world.nodes)[fault.which % len(world.nodes)]
             del world.nodes[node]
-            for attempt in [attempt for attempt in self._running if attempt.node == node]:
+            for attempt in [attempt for attempt in self._running.values() if attempt.node == node]:
                 self._lose(driver, attempt, Loss("node", "its node died"))
         elif fault.kind != "node" and self._running:
-            attempt = self._running[fault.which % len(self._running)]
+            attempt = list(self._running.values())[fault.which % len(self._running)]
             if fault.kind == "unfit":
                 world.unfit.add(attempt.node)
                 self._lose(driver, attempt, Loss("unfit", "its node lacks the data"))
@@ -288,7 +294,8 @@ class VirtualEngine:
         driver.lost(attempt.number, loss)
 
     def _leave(self, attempt: _Attempt, how: str) -> None:
-        self._running.remove(attempt)
+        del self._running[attempt.number]
+        self._taken[attempt.node] -= 1
         self._note(how, attempt.number)
 
     def _room(self) -> Room:
