@@ -52,19 +52,32 @@ def load_space(
                 f"override {key}={fixed[key]}: {file} searches over this key; "
                 "drop the override, or remove the key from parameters"
             )
-    if overrides and space.family_overrides:  # what is fixed for the whole search counts in every family
-        own = {
-            name: {key: value for key, value in fixed.items() if key not in overrides}
-            for name, fixed in space.family_overrides.items()
-        }
-        space = space.model_copy(update={"family_overrides": own})
     base = Path(space.experiment)
     relative = file.parent / base
     experiment = load_experiment(relative if relative.exists() else base, fixed)
+    space = _fixed_in_all(space, overrides or {}, experiment.model.name)
     if changes:
         return override_space(space, changes, experiment), experiment
     check_space(space, experiment, str(file))
     return space, experiment
+
+
+def _fixed_in_all(space: SearchSpace, overrides: Mapping[str, Any], base: str) -> SearchSpace:
+    """Returns a space in which what is fixed for the whole search is so in every family that has the key.
+
+    The base experiment has it already. Other families begin with their defaults in `model` and `loss`: there it joins
+    what the file fixes for each, which precedes the space's own `overrides` and gives way to those of the command line.
+    """
+    searched = map(str, space.parameters[FAMILY].probes) if FAMILY in space.parameters else ()
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys((*searched, *space.family_overrides)):
+        written = {key: value for key, value in space.family_overrides.get(name, {}).items() if key not in overrides}
+        for key, value in {**space.overrides, **overrides}.items() if name != base else ():
+            if key.startswith(("model.", "loss.")) and key != FAMILY and name in families_with(Experiment, key):
+                written.setdefault(key, value)
+        if written or name in space.family_overrides:
+            found[name] = written
+    return space.model_copy(update={"family_overrides": found})
 
 
 def override_space(

@@ -102,6 +102,18 @@ def test_wrong_parameter(tmp_path: Path, parameters: dict[str, Any], words: str)
 FAMILIES = {"model.name": {"type": "categorical", "choices": ["cdn", "tan"]}}
 
 
+def test_what_is_fixed_for_the_whole_search_is_fixed_in_every_family(tmp_path: Path) -> None:
+    parameters = {"optim.lr": LR, "model.name": {"type": "categorical", "choices": ["cdn", "tan", "snag"]}}
+    wholly = {"model.hidden": 16, "loss.min_iou": 0.2, "model.attention_size": 8, "train.epochs": 3}
+    fixed = {"tan": {"model.hidden": 32, "loss.min_iou": 0.4, "optim.clip_norm": 1.0}}
+    path = write(tmp_path, parameters, overrides=wholly, family_overrides=fixed)
+    space, base = load_space(path, {"loss.min_iou": 0.3, "model.query.layers": 1})
+    assert (base.loss.min_iou, base.model.hidden) == (0.3, 16)  # type: ignore[attr-defined]
+    found = space.family_overrides["tan"]
+    assert found == {"model.hidden": 32, "optim.clip_norm": 1.0, "loss.min_iou": 0.3, "model.query.layers": 1}
+    assert list(space.family_overrides) == ["tan"]  # SnAG has none of these keys, and CDN is the base
+
+
 def test_what_is_fixed_for_a_family(tmp_path: Path) -> None:
     depth = {**LAYERS, "when": {"model.name": "cdn"}}
     rate = {**LR, "when": {"model.query.hidden": 32}}  # which is fixed, and only `tan` has
