@@ -90,9 +90,9 @@ def nearest_key(model: type[BaseModel], key: str, family: str | None = None) -> 
 
 
 def unknown_key(model: type[BaseModel], key: str, family: str | None = None) -> str:
-    """Returns the error of an unknown key, with the nearest known one; given for a family, with one that has it."""
+    """Returns the error of an unknown key, with the nearest known one; given for a family, with those that have it."""
     if family is not None and (owners := families_with(model, key)):
-        return f"{key}: unknown key of the family {family}; with model.name={owners[0]} it exists"
+        return f"{key}: unknown key of the family {family}; with model.name={' or '.join(owners)} it exists"
     near = nearest_key(model, key, family)
     return f"{key}: unknown key; " + (f"did you mean {near}?" if near else f"known are {', '.join(model.model_fields)}")
 

@@ -241,7 +241,7 @@ def test_what_is_on_is_shown(tiny: Tiny) -> None:
 
 
 def test_a_family_without_them_is_told_who_has_them(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key of the family mmn; with model.name=cdn it exists"):
+    with pytest.raises(ConfigError, match=r"unknown key of the family mmn; with model.name=cdn or tan it exists"):
         tiny(**{"model.name": "mmn", "model.offsets": "diou"})
 
 
