@@ -86,24 +86,6 @@ def test_a_transaction_is_one_write_and_one_flush(path: Path, monkeypatch: pytes
     assert calls == ["write", "fsync"]  # nothing was written, nothing is flushed
 
 
-def test_a_report_is_flushed_with_the_next_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On file it is at once. What a power cut takes, a trial that is taken up reports again."""
-    study = open_study(path)
-    decide(study)
-    flushed: list[int] = []
-    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(path.stat().st_size))
-    with study.transaction():
-        study.report(0, 2, 0.75)
-        study.set_attributes(0, {"epoch": 2})
-    assert as_optuna_reads(path).get_trials()[0].intermediate_values == {1: 0.5, 2: 0.75}
-    assert flushed == []
-    study.tell(0, 0.75)
-    assert flushed == [path.stat().st_size]
-    study.ask()
-    study.set_user_attr("searched_seconds", 5.0)
-    assert len(flushed) == 3
-
-
 def test_a_block_that_raises_leaves_nothing(path: Path) -> None:
     study = open_study(path)
     decide(study)

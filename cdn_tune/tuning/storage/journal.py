@@ -1,11 +1,8 @@
-"""The run folder's own study: a journal in Optuna's format with a single writer, one write a decision.
+"""The run folder's own study: a journal in Optuna's format with a single writer, one write and one flush a decision.
 
 Every line is a log of Optuna's `JournalStorage`, so that its own `JournalFileBackend` reads the file. All lines of a
 transaction but the last end with a space, which JSON ignores: what a killed writer or a full disk has left of a
 transaction is found by it and cut off when the file is opened for writing the next time.
-
-What creates or ends a trial, or is of the search as a whole, is flushed at once: trials are started and files deleted
-on account of it. What a trial reports is flushed with the next of these: it comes again if a power cut takes it.
 """
 
 import contextlib
@@ -77,7 +74,6 @@ class SoleWriterBackend(BaseJournalBackend):
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         weakref.finalize(self, os.close, self._file)
         self._batch: list[str] | None = None
-        self._flushes = False  # whether what is written next is flushed
         self._logs: list[dict[str, Any]] = []  # from number `_first` on
         self._first = self._size = 0  # `_size`: bytes of the file that were read or written
         content = os.pread(self._file, os.fstat(self._file).st_size, 0)
@@ -109,7 +105,6 @@ class SoleWriterBackend(BaseJournalBackend):
             RunError: If the file cannot be written.
         """
         lines = [json.dumps(log, separators=(",", ":")) for log in logs]
-        self._flushes |= any("study_id" in log or "state" in log for log in logs)
         if self._batch is None:
             self._logs += self._read()
             self._write(lines)
@@ -141,7 +136,7 @@ class SoleWriterBackend(BaseJournalBackend):
             if lines:
                 self._write(lines)
         except BaseException:
-            self._batch, self._flushes, self._logs, self._first, self._size = None, False, [], 0, 0
+            self._batch, self._logs, self._first, self._size = None, [], 0, 0
             raise
 
     def _read(self) -> list[dict[str, Any]]:
@@ -161,8 +156,7 @@ class SoleWriterBackend(BaseJournalBackend):
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-            if self._flushes:
-                os.fsync(self._file)
+            os.fsync(self._file)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._size)
@@ -171,7 +165,6 @@ class SoleWriterBackend(BaseJournalBackend):
                 "command goes on"
             ) from None
         self._size += len(content)
-        self._flushes = False
 
     def _is_here(self) -> bool:
         """Whether the file that is held open is still the one of its name: a deleted one can be written, in vain."""
