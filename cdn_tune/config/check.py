@@ -68,9 +68,8 @@ def _fixed_in_all(space: SearchSpace, overrides: Mapping[str, Any], base: str) -
     The base experiment has it already. Other families begin with their defaults in `model` and `loss`: there it joins
     what the file fixes for each, which precedes the space's own `overrides` and gives way to those of the command line.
     """
-    searched = map(str, space.parameters[FAMILY].probes) if FAMILY in space.parameters else ()
     found: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys((*searched, *space.family_overrides)):
+    for name in dict.fromkeys((*searched_families(space, base), *space.family_overrides)):
         written = {key: value for key, value in space.family_overrides.get(name, {}).items() if key not in overrides}
         for key, value in {**space.overrides, **overrides}.items() if name != base else ():
             if key.startswith(("model.", "loss.")) and key != FAMILY and name in families_with(Experiment, key):
@@ -239,10 +238,14 @@ def check_key(where: str, key: str) -> None:
         raise ConfigError(f"{where}.{key}: is a section; name a key in it, such as {inner}")
 
 
+def searched_families(space: SearchSpace, base: str) -> list[str]:
+    """Returns the families that trials may have: `base`, that of the base experiment, where none is sampled."""
+    return list(map(str, space.parameters[FAMILY].probes)) if FAMILY in space.parameters else [base]
+
+
 def reached(space: SearchSpace, key: str, base: str) -> list[str]:
     """Returns the families in which a parameter is sampled, by its conditions and theirs; `base` where none is."""
-    searched = space.parameters.get(FAMILY)
-    every = [base] if searched is None or searched.values is None else list(map(str, searched.values))
+    every = searched_families(space, base)
     found: dict[str, list[str]] = {}
     for each in space.order:  # those that conditions name come first
         names = every
@@ -262,8 +265,7 @@ def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment
     others = [name for name in reached(space, key, base) if name not in owners]
     if not others:
         return
-    searched = space.parameters[FAMILY].probes if FAMILY in space.parameters else owners
-    fitting = [name for name in owners if name in searched] or owners
+    fitting = [name for name in owners if name in searched_families(space, base)] or owners
     wanted: dict[str, Any] = {FAMILY: fitting[0] if len(fitting) == 1 else fitting}
     conditions = {other: values for other, values in parameter.when.items() if other != FAMILY}
     wanted |= {other: values[0] if len(values) == 1 else list(values) for other, values in conditions.items()}
@@ -278,15 +280,13 @@ def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment
 
 def _check_fixed(space: SearchSpace, experiment: Experiment, source: str) -> None:
     """Raises an error if what is fixed for a family is not its own to fix, or does not make an experiment."""
-    searched = space.parameters[FAMILY].probes if FAMILY in space.parameters else (experiment.model.name,)
+    searched = searched_families(space, experiment.model.name)
     for unknown in (name for name in searched if name not in families.known()):
         override(experiment.plain(), {FAMILY: unknown}, source)  # raises
     for name, fixed in space.family_overrides.items():
         where = f"{source}: family_overrides.{name}"
         if name not in searched:
-            raise ConfigError(
-                f"{where}: trials are of {' or '.join(map(str, searched))}; drop it, or search model.name"
-            )
+            raise ConfigError(f"{where}: trials are of {' or '.join(searched)}; drop it, or search model.name")
         for key in fixed:
             check_key(where, key)
             if key == FAMILY or key.startswith(COMPARED):

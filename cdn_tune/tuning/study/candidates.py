@@ -7,7 +7,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, override
-from cdn_tune.config.check import FAMILY, family_at, resolve_name
+from cdn_tune.config.check import FAMILY, family_at, resolve_name, searched_families
 from cdn_tune.config.expression import COSTS
 from cdn_tune.config.keys import get_key, get_keys
 from cdn_tune.config.load import of_family
@@ -97,9 +97,9 @@ class Candidates:
 
     def by_family(self) -> dict[str, Experiment]:
         """Returns the base experiment of every family that trials may have, by name."""
-        searched = self.space.parameters.get(FAMILY)
-        names = (self.base.model.name,) if searched is None else searched.probes
-        return {str(name): self.experiment({} if searched is None else {FAMILY: name}) for name in names}
+        is_sampled = FAMILY in self.space.parameters
+        names = searched_families(self.space, self.base.model.name)
+        return {name: self.experiment({FAMILY: name} if is_sampled else {}) for name in names}
 
     def judge(
         self, params: Mapping[str, Any], memory_limit: float | None = None, leave_out: Container[str] = ()
