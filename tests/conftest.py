@@ -58,7 +58,10 @@ TINY: dict[str, Any] = {
 }
 
 
-LONGEST = ("test_search.py", "test_browser.py", "test_cluster_jobs.py", "test_cluster_join.py")  # files, of minutes
+LONGEST = (  # files, of half a minute and more
+    *("test_search.py", "test_browser.py", "test_cluster_jobs.py", "test_cluster_join.py"),
+    *("test_virtual_search.py", "test_shipped_experiments.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -337,14 +337,29 @@ def _check_conditions(space: SearchSpace, key: str, parameter: Parameter, experi
 
 
 def _check_value(values: _Values, key: str, parameter: Parameter, value: Any, source: str) -> None:
-    """Raises an error if a value fits neither the base experiment nor any value of one other parameter."""
-    contexts = islice(values.contexts(key, parameter), _MOST)
-    if not any(values.fit({**context, key: value}) for context in contexts):
-        base = values.base["model"]["name"]
-        name = next(iter(reached(values.space, key, base)), base)
-        named = {} if name == base else {FAMILY: name}
-        values.experiment({**named, key: value}, source)  # raises, unless only its own conditions are at fault
-        values.experiment({**next(values.contexts(key, parameter)), key: value}, source)
+    """Raises an error if a value fits, in a family in which it is sampled, no value of any one other parameter."""
+    base = values.base["model"]["name"]
+    searches = FAMILY in values.space.parameters and key != FAMILY
+    among = {
+        name: {FAMILY: name} if searches else {} for name in (reached(values.space, key, base) if searches else [base])
+    }
+
+    def fits(family: dict[str, Any]) -> bool:
+        points = ({**family, **each, key: value} for each in islice(values.contexts(key, parameter), _MOST))
+        return any(values.fit(point) for point in points if family.items() <= point.items())
+
+    fitting = [name for name, family in among.items() if fits(family)]
+    for name, family in among.items():
+        if name in fitting:
+            continue
+        try:
+            values.experiment({**family, key: value}, source)  # raises, unless only its own conditions are at fault
+            values.experiment({**next(values.contexts(key, parameter)), **family, key: value}, source)
+        except ConfigError as error:
+            line = (
+                f"; or sample it elsewhere: to parameters.{key}.when add {flow({FAMILY: fitting})}" if fitting else ""
+            )
+            raise ConfigError(f"{error}{line}") from None
 
 
 def _check_point(values: _Values, point: Mapping[str, Any], source: str) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -113,7 +114,8 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
         if key not in known:
             raise ConfigError(f"{source}: override {key}={shown(value)}: {unknown_key(Experiment, key)}")
         set_key(merged, key, value)
-    changes = " ".join(f"{key}={value}" for key, value in overrides.items())[:_LONGEST]
+    told = " ".join(f"{key}={value}" for key, value in overrides.items())
+    changes = textwrap.shorten(told, _LONGEST, placeholder=" …")
     return build(Experiment, merged, f"{source} with {changes}" if changes else source)
 
 

@@ -1,15 +1,18 @@
 """Which checkpoints are used: the best of a run on val that can be read, the named ones, or that of a path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
+from cdn_tune.config import DATA_PATHS, Experiment, build
+from cdn_tune.config.check import COMPARED
+from cdn_tune.config.keys import flatten
+from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, RunError
 from cdn_tune.training.object_store.sync import fetched, fetched_file
 from cdn_tune.training.runs.checkpoint import BEST, Checkpoint, load_checkpoint
 from cdn_tune.training.runs.kept import CHECKPOINT, KEPT, kept_folder, recorded_value
-from cdn_tune.training.runs.run_folder import MANIFEST, read_manifest
+from cdn_tune.training.runs.run_folder import MANIFEST, first_difference, read_manifest
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,15 @@ def choose_best(run: Path, top: int = 1, file: Path | None = None, trials: Seque
 
     Raises:
         RunError: If the folder is no run, has no checkpoint yet, or kept none of the trials.
-        CheckpointError: If the named checkpoint, or every one, is damaged or missing.
+        CheckpointError: If the named checkpoint, or every one, is damaged or missing; or if it is of another run.
     """
     manifest = read_manifest(run)
     if file is not None:
         if not file.is_file():
             raise CheckpointError(f"--checkpoint {file}: no such file; name a checkpoint.pt or best.pt")
-        return Choice((load_checkpoint(file),))
+        checkpoint = load_checkpoint(file)
+        _check_of_run(checkpoint, run, manifest)
+        return Choice((checkpoint,))
     notes: list[str] = []
     confirmed: dict[str, Any] | None = None
     if trials is not None:
@@ -88,6 +93,23 @@ def choose_best(run: Path, top: int = 1, file: Path | None = None, trials: Seque
     if not kept:
         raise CheckpointError("\n".join(damaged))
     return Choice(tuple(kept), damaged, best not in faults if best else not faults, confirmed)
+
+
+def _check_of_run(checkpoint: Checkpoint, run: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises a `CheckpointError` if a checkpoint's experiment is none of the run's: its result would be another's."""
+    try:
+        held = build(Experiment, manifest["experiment"], str(run / MANIFEST)).plain()
+    except (ConfigError, KeyError, TypeError):  # a manifest of another version, or damaged
+        return
+    common = COMPARED if manifest["kind"] == "search" else (*COMPARED, "model.")
+    there, here = (
+        {key: value for key, value in flatten(values).items() if key.startswith(common)}
+        for values in (held, checkpoint.experiment.plain())
+    )
+    if difference := first_difference(there, here, DATA_PATHS):
+        raise CheckpointError(
+            f"--checkpoint {checkpoint.path}: is of another run than {run} ({difference}); evaluate it in its own"
+        )
 
 
 def _rank(checkpoint: Checkpoint) -> float:

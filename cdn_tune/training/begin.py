@@ -1,5 +1,6 @@
 """The beginning of a train run: a new one, possibly from another one's weights; the same again; or a longer one."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cdn_tune.training.runs.checkpoint import (
     save_checkpoint,
 )
 from cdn_tune.training.runs.files import write_text
-from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, claim, read_manifest
+from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, claim, first_difference, read_manifest
 from cdn_tune.training.state import with_epochs
 from cdn_tune.training.step.optimiser import uses_length
 
@@ -78,5 +79,14 @@ def _weights(path: Path, experiment: Experiment) -> dict[str, Any]:
         raise CheckpointError(f"--from {path}: is a folder; name a checkpoint in it, such as {path / BEST}")
     content = read_checkpoint(path)
     weights: dict[str, Any] = content["ema"][0] if content.get("ema") else content["model"]
-    load_weights(build_model(experiment), weights, path)
+    try:
+        load_weights(build_model(experiment), weights, path)
+    except CheckpointError:
+        with suppress(ConfigError, TypeError, KeyError):  # of another version, or damaged: the first error is told
+            held = build(Experiment, content["experiment"], str(path))
+            if difference := first_difference({"model": held.model.plain()}, {"model": experiment.model.plain()}):
+                raise CheckpointError(
+                    f"--from {path}: is of another model ({difference}); set it as there, or name another checkpoint"
+                ) from None
+        raise
     return weights

@@ -32,10 +32,13 @@ def import_weights(path: Path, experiment: Experiment, run: Path) -> Experiment:
         ConfigError: If the experiment has a switch that the published model lacks.
         RunError: If the folder is in use or holds something else.
     """
+    published = read_state(path)
     try:
-        model = import_state(read_state(path), experiment.model, experiment.data)
+        model = import_state(published, experiment.model, experiment.data)
     except CheckpointError as error:
-        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(
+            f"{path}: {error}; name the --experiment that they are of, this one has model.name={experiment.model.name}"
+        ) from None
     data = experiment.plain()["data"]
     if not experiment.model.inputs.sequences:  # as those were trained; SnAG splits off punctuation
         data |= {"tokenizer": "legacy", "resampling": "legacy"}

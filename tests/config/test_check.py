@@ -212,6 +212,23 @@ def test_wrong_space(tmp_path: Path, more: dict[str, Any], words: str) -> None:
     assert words in told(write(tmp_path, more.get("parameters"), **rest))
 
 
+def test_a_value_is_of_use_in_every_family_that_samples_it(tmp_path: Path) -> None:
+    crop = {"type": "categorical", "choices": [0.0, 0.5]}
+    parameters = {"model.name": {"type": "categorical", "choices": ["cdn", "snag", "tan"]}, "train.augment.crop": crop}
+    line = told(write(tmp_path, parameters))
+    assert "train.augment changes frame features of a fixed length, which model.name=snag does not read" in line
+    when = {"model.name": ["cdn", "tan"]}
+    assert line.endswith("; or sample it elsewhere: to parameters.train.augment.crop.when add {model.name: [cdn, tan]}")
+    load_space(write(tmp_path, {**parameters, "train.augment.crop": {**crop, "when": when}}))
+
+
+def test_what_was_changed_is_told_in_whole_words(tmp_path: Path) -> None:
+    fixed = {"train.epochs": 3, "data.word_vectors": "v" * 120, "optim.weight_decay": 0.125, "model.map.kernel_size": 4}
+    with pytest.raises(ConfigError) as caught:
+        load_space(write(tmp_path, overrides=fixed))
+    assert "v optim.weight_decay=0.125 …: model.map: " in str(caught.value)
+
+
 def test_start_point_that_fits_nothing_names_its_place(tmp_path: Path) -> None:
     parameters = {
         "loss.min_iou": {"type": "float", "low": 0.1, "high": 0.7},

@@ -14,8 +14,9 @@ from cdn_tune.evaluation.choose_checkpoint import choose_best, choose_checkpoint
 from cdn_tune.evaluation.evaluate import Request, evaluate_run
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
+from cdn_tune.training.runs.files import write_json
 from cdn_tune.training.runs.kept import CHECKPOINT, kept_folder
-from cdn_tune.training.runs.run_folder import claim, locked
+from cdn_tune.training.runs.run_folder import MANIFEST, claim, describe_run, locked
 from cdn_tune.tuning.layout import JOURNAL
 from cdn_tune.tuning.results.record import front_trials
 
@@ -63,6 +64,23 @@ def test_test_is_not_opened_for_another_model_than_the_best(searched: Path, how:
     assert str(lost.parent) in export_run(searched, searched.parent / "out").damaged[0]
     result = evaluate_run(searched, None, Request(checkpoint=left, resamples=20))  # the remedy
     assert (result["checkpoint"], result["looks"]) == (f"best/trial-0002/{CHECKPOINT}", 1)
+
+
+@pytest.mark.parametrize("key", ["data.dataset", "name", "model.name"])
+def test_a_checkpoint_of_another_run_is_not_measured_in_this_ones_folder(
+    searched: Path, tiny: Callable[..., Experiment], tmp_path: Path, key: str
+) -> None:
+    other = {"data.dataset": "tacos", "name": "other", "model.name": "tan"}[key]
+    experiment = tiny(**{key: other})
+    path = tmp_path / "other.pt"
+    state = build_model(experiment).state_dict()
+    save_checkpoint(path, experiment, {"model": state, "epoch": 1, "val": {"R1@0.5": 0.5}, "planted": True})
+    write_json(searched / MANIFEST, describe_run("train" if key == "model.name" else "search", tiny(), {}))
+    with pytest.raises(
+        CheckpointError, match=rf"other\.pt: is of another run than .*{key} is .*; evaluate it in its own"
+    ):
+        evaluate_run(searched, None, Request(checkpoint=path, resamples=20))
+    assert not list(searched.glob("looks*"))
 
 
 def test_one_that_is_not_the_best_may_be_gone(searched: Path) -> None:

@@ -272,7 +272,7 @@ def test_external_scores_reach_every_level(stride: int) -> None:
         ({"video": {"window": 4}}, "window=4 is even; use 3 or 5"),
         ({"video": {"stride": 3}}, "stride=3 is no power of two; use 2 or 4"),
         ({"video": {"stride": 8}}, "stride=8 needs 3 convs to halve the input, not 2"),
-        ({"video": {"length": 250}}, "length=250 cannot be halved for 6 levels; use 256"),
+        ({"video": {"length": 250}}, "length=250 cannot be halved for 6 levels; use 224 or 256"),
         ({"video": {"heads": 3}}, "video.hidden=256 is no even multiple of its heads .3, fusion: 4.; use 252"),
         ({"text": {"hidden": 9, "heads": 3}}, "text.hidden=9 is no even multiple of its heads .3.; use 12"),
     ],

@@ -100,9 +100,19 @@ def test_a_new_run_starts_from_the_weights_that_are_evaluated(tiny: Tiny, tmp_pa
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny: Tiny, tmp_path: Path) -> None:
     experiment = tiny()
     save_checkpoint(tmp_path / "a.pt", experiment, {"model": build_model(experiment).state_dict()})
-    for start, told in ((tmp_path / "a.pt", "do not fit"), (tmp_path, "is a folder; name a checkpoint in it")):
+    save_checkpoint(tmp_path / "b.pt", experiment, {"model": {}})
+    for start, asked, told in (
+        (tmp_path / "a.pt", {"model.hidden": 4}, "another model .model.hidden is 8 there, 4 here.; set it as there"),
+        (
+            tmp_path / "a.pt",
+            {"model.name": "tan", "model.hidden": 4},
+            "another model .model.name is cdn there, tan here",
+        ),
+        (tmp_path / "b.pt", {}, r"b\.pt: its weights do not fit its experiment: Missing key\(s\).* …; delete it"),
+        (tmp_path, {}, "is a folder; name a checkpoint in it"),
+    ):
         with pytest.raises(CheckpointError, match=told):
-            begin(tmp_path / "run", tiny(**{"model.hidden": 4}), start)
+            begin(tmp_path / "run", tiny(**asked), start)
     assert not (tmp_path / "run" / "manifest.json").exists()
     begin(tmp_path / "run", experiment, tmp_path / "a.pt")
     (tmp_path / "run" / "manifest.json").unlink()  # killed just before it was written

@@ -67,7 +67,9 @@ def test_what_does_not_fit_is_named(tiny: Tiny, tmp_path: Path) -> None:
     state = published_state(build_model(experiment))
     del state["pred_layer.bias"]
     torch.save(state, tmp_path / "best.pt")
-    with pytest.raises(CheckpointError, match=r"lack pred_layer\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"best\.pt: .* lack pred_layer\.bias; name the --experiment .* model\.name=cdn"
+    ):
         import_weights(tmp_path / "best.pt", experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

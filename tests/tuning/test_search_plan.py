@@ -173,6 +173,26 @@ def test_every_family_trains_its_own_length(tiny: Tiny, name: str) -> None:
     assert name == "median" or (same is not None and same["tan"] < 0.8 * found["tan"])
 
 
+def test_a_family_that_never_starts_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    space = space_of(
+        {"model.name": {"type": "categorical", "choices": ["cdn", "tan"]}, "optim.lr": LR},
+        constraints=["model.query.hidden < 4"],  # a key of `tan`, whose default is 512
+    )
+    plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", nodes=[{"CPU": 5.0}], proposals=40)
+    [line] = [each for each in plan.warnings if "may start" in each]
+    assert line.startswith("model.name=tan: none of its ")
+    assert "model.query.hidden < 4 does not hold" in line
+
+
+def test_a_family_is_measured_where_its_trials_start(tiny: Tiny) -> None:
+    layers = {"type": "int", "low": 1, "high": 3, "when": {"model.name": "tan"}}
+    parameters = {"model.name": {"type": "categorical", "choices": ["cdn", "tan"]}, "model.map.layers": layers}
+    points = [{"model.name": name, "model.map.layers": count} for name, count in (("tan", 3), ("tan", 1))]
+    found = Candidates(space_of(parameters, start_with=points), tiny()).by_family()
+    assert found["cdn"] == tiny()
+    assert found["tan"].model.plain()["map"]["layers"] == 3
+
+
 SNAG: dict[str, Any] = {
     "train.batch_size": 2,
     "train.epochs": 5,

@@ -326,12 +326,15 @@ class FusedMapModel(MapModel):
 
     def graph(self) -> Graph:
         """Returns the network with scores for its output; raises a `ConfigError` where scores are not the answer."""
-        lacking = {"offsets": self.offset is not None, "map_scales": len(self.coarser) > 0}
-        for key, is_on in lacking.items():
+        lacking = {
+            "offsets": ("the scores of the map alone, not the offsets of its ends", self.offset is not None),
+            "map_scales": ("the scores of one map, not of several", len(self.coarser) > 0),
+        }
+        for key, (what, is_on) in lacking.items():
             if is_on:
                 raise ConfigError(
-                    f"model.{key}={getattr(self.config, key)}: a graph has the scores of one map, which are not all of "
-                    "this model's answer; export without --onnx and --torch-export"
+                    f"model.{key}={getattr(self.config, key)}: a graph has {what}; export without --onnx and "
+                    "--torch-export"
                 )
         return super().graph()
 

@@ -73,8 +73,9 @@ class VideoConfig(Dropouts):
             raise ValueError(f"stride={self.stride} needs {halvings} convs to halve the input, not {self.convs}")
         step = 2 ** (self.levels - 1)
         if self.length % step:
-            nearest = max(round(self.length / step), 1) * step
-            raise ValueError(f"length={self.length} cannot be halved for {self.levels} levels; use {nearest}")
+            below, above = self.length // step * step, -(-self.length // step) * step
+            near = f"{below} or {above}" if below else above
+            raise ValueError(f"length={self.length} cannot be halved for {self.levels} levels; use {near}")
         return self
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import pickle
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,8 +187,8 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], path: P
     try:
         model.load_state_dict(state, strict=True)
     except (RuntimeError, NotImplementedError) as error:  # the latter for tensors without values
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(f"{path}: its weights do not fit its experiment: {' '.join(lines)[:300]}") from None
+        told = textwrap.shorten(" ".join(str(error).splitlines()[1:]), 300, placeholder=" …")
+        raise CheckpointError(f"{path}: its weights do not fit its experiment: {told}; {_ANOTHER}") from None
     wrong = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""

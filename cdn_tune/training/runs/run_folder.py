@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cdn_tune import __version__
 from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, keys
+from cdn_tune.config.check import FAMILY
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.files import brief, clear_left, read_json
 from cdn_tune.errors import ConfigError, RunError
@@ -154,12 +155,12 @@ def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def first_difference(held: dict[str, Any], asked: dict[str, Any], beside: Collection[str] = ()) -> str | None:
-    """Returns ``key is VALUE there, VALUE here`` for the first differing key, or None.
+    """Returns ``key is VALUE there, VALUE here`` for the first differing key, or None; the model's family comes first.
 
     Keys in `beside` may differ, in an experiment and among the overrides of a search space.
     """
     there, here = keys.flatten(held), keys.flatten(asked)
-    for key in sorted(there.keys() | here.keys()):
+    for key in sorted(there.keys() | here.keys(), key=lambda key: (key != FAMILY, key)):
         if there.get(key) != here.get(key) and key.removeprefix("overrides.") not in beside:
             return f"{key} is {there.get(key)} there, {here.get(key)} here"
     return None

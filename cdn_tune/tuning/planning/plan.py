@@ -13,6 +13,7 @@ from statistics import mean, median
 import numpy as np
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.config.check import FAMILY
 from cdn_tune.config.expression import COSTS
 from cdn_tune.data.splits import coarse
 from cdn_tune.distributed.cluster import slots as slots_on
@@ -29,6 +30,7 @@ from cdn_tune.tuning.study.rungs import brackets
 
 PROPOSALS = 200  # random points that are judged
 _SIZED = 24  # of them, those whose memory is estimated: it takes tenths of a second each
+_ENOUGH = 8  # refused points of a family that are no chance
 _HOUR = 3600.0
 _PLAYS = 40
 _PLAYED = 1000  # trials of a play; more train as long on average
@@ -125,6 +127,7 @@ def plan_search(
     if not any(point.experiment for point in sized):
         errors.append(f"constraints: none of {len(sized)} random proposals may start; loosen them, or the parameters")
     families = candidates.by_family()
+    warnings += _never_starting(families, drawn)
     measured, missing = _measure(families, space.resources.cpus_per_worker)
     steps = {name: plan.steps_per_epoch for name, plan in measured.items()} if measured else None
     if measured:
@@ -175,6 +178,21 @@ def _reasons(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> tuple[dict[str, 
             given = (broken[0].verdict.reason or "").split("; ")
             examples[name] = next((reason for reason in given if reason.startswith(name)), given[0])
     return dict(sorted(shares.items(), key=lambda item: -item[1])), examples
+
+
+def _never_starting(families: Mapping[str, Experiment], drawn: Sequence[Drawn]) -> list[str]:
+    """Returns a warning of each family of which points were drawn and none may start, while others may."""
+    started = {point.experiment.model.name for point in drawn if point.experiment is not None}
+    refused: dict[str, list[str]] = {}
+    for point in drawn:
+        if (name := point.params.get(FAMILY)) is not None and name not in started:
+            refused.setdefault(str(name), []).append(point.verdict.reason or "")
+    return [
+        f"model.name={name}: none of its {len(refused[name])} random proposals may start, the first since "
+        f"{refused[name][0]}; loosen the constraints, or take it out"
+        for name in families
+        if started and len(refused.get(name, ())) >= _ENOUGH
+    ]
 
 
 def _costs(drawn: Sequence[Drawn], sized: Sequence[Drawn]) -> dict[str, Range]:

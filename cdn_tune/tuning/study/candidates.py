@@ -96,10 +96,16 @@ class Candidates:
         return experiment if seed is None else experiment.model_copy(update={"seed": seed})
 
     def by_family(self) -> dict[str, Experiment]:
-        """Returns the base experiment of every family that trials may have, by name."""
-        is_sampled = FAMILY in self.space.parameters
+        """Returns the base experiment of every family that trials may have, by name.
+
+        Of another family than the base experiment's it is the first point that the space starts with, if there is one.
+        """
+        if FAMILY not in self.space.parameters:
+            return {self.base.model.name: self.base}
         names = searched_families(self.space, self.base.model.name)
-        return {name: self.experiment({FAMILY: name} if is_sampled else {}) for name in names}
+        first = {point[FAMILY]: point for point in reversed(self.points()) if FAMILY in point}
+        first[self.base.model.name] = {FAMILY: self.base.model.name}
+        return {name: self.experiment(first.get(name, {FAMILY: name})) for name in names}
 
     def judge(
         self, params: Mapping[str, Any], memory_limit: float | None = None, leave_out: Container[str] = ()
