@@ -176,7 +176,8 @@ def test_every_family_trains_its_own_length(tiny: Tiny, name: str) -> None:
 def test_a_family_that_never_starts_is_told(tiny: Tiny, tmp_path: Path) -> None:
     space = space_of(
         {"model.name": {"type": "categorical", "choices": ["cdn", "tan"]}, "optim.lr": LR},
-        constraints=["model.query.hidden < 4"],  # a key of `tan`, whose default is 512
+        constraints=["model.query.hidden < 4"],  # which `cdn` does not have
+        family_overrides={"tan": {"model.hidden": 8, "model.query.hidden": 8, "model.clips": 8, "model.map.layers": 2}},
     )
     plan = plan_search(space, tiny(), tmp_path / "run", "sqlite:///x.db", nodes=[{"CPU": 5.0}], proposals=40)
     [line] = [each for each in plan.warnings if "may start" in each]
