@@ -3,7 +3,8 @@
 ``python -m benchmarks.curves`` lists the tables of `benchmarks/curves/`. ``python -m benchmarks.curves record --preset
 planted-medium [--configurations N] [--seeds N] [--workers N]`` records one: configurations drawn at random, every one
 trained to its last epoch under each seed, the test metric taken of every epoch's model. (A search never does that; a
-record of what searches would find has to.) Trials are on disk as they end: the same command goes on.
+record of what searches would find has to.) Trials are on disk as they end: the same command goes on, also
+with a table that holds some of what it is to hold.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,7 +56,8 @@ EPOCHS = 14
 class Preset:
     """What is recorded: how the data are planted, and which base experiment is trained on them.
 
-    Large features make moments easy to tell from noise: small models on few videos then learn in seconds, and differ.
+    Signals that are strong, and large features, tell moments from noise: small models on few videos then learn in
+    seconds, and differ.
     """
 
     planted: dict[str, Any]
@@ -78,9 +80,9 @@ PRESETS = {
         {"data.frames": 32, "data.val_fraction": 0.4},
     ),
     "planted-hard": Preset(
-        {"videos": 80, "feature_size": 256, "word_size": 50, **preset("planted-hard")},
+        {"videos": 60, "feature_size": 128, "word_size": 25, "snr": 2.0, **preset("planted-hard")},
         "demo/planted-hard",
-        {"data.frames": 64, "eval.metric": "R1@0.3"},
+        {"data.frames": 64, "eval.metric": "R1@0.3", "model.contrastive": True, "model.joint": 32},
     ),
 }
 
@@ -167,15 +169,16 @@ def header_of(name: str, folder: Path) -> Header:
     return build(Header, json.loads(json.dumps(plain)), str(folder))
 
 
-def recorded(path: Path, header: Header) -> list[Recorded]:
+def recorded(path: Path, header: Header, held: Sequence[Recorded] = ()) -> list[Recorded]:
     """Returns the curves that are on record, after cutting off the part of a line that a killed writer has left.
+
+    A new record begins with those that are `held` already.
 
     Raises:
         RunError: If the file is of another recording.
     """
     if not path.exists():
-        path.write_text(line_of(header) + "\n", encoding="utf-8")
-        return []
+        path.write_text("\n".join([line_of(header), *map(line_of, held)]) + "\n", encoding="utf-8")
     content = path.read_bytes()
     if not content.endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
@@ -190,7 +193,10 @@ def record(name: str, configurations: int, seeds: int, workers: int, folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     data, path, header = folder / "data", folder / "record.jsonl", header_of(name, folder)
     plant(data, seed=0, **PRESETS[name].planted)
-    held = {(json.dumps(each.parameters, sort_keys=True), each.seed) for each in recorded(path, header)}
+    table_path = TABLES / f"{name}.jsonl.gz"
+    known = read_table(table_path) if table_path.exists() else None
+    before = known.records if known is not None and known.header == header else ()
+    held = {(json.dumps(each.parameters, sort_keys=True), each.seed) for each in recorded(path, header, before)}
     wanted = list(jobs(name, data, configurations, seeds))
     keys = [(json.dumps(parameters, sort_keys=True), plain["seed"]) for plain, parameters in wanted]
     left = [job for job, key in zip(wanted, keys, strict=True) if key not in held]
@@ -216,7 +222,6 @@ def record(name: str, configurations: int, seeds: int, workers: int, folder: Pat
         (places.get((json.dumps(each.parameters, sort_keys=True), each.seed)), each) for each in recorded(path, header)
     ]
     chosen = sorted((pair for pair in found if pair[0] is not None), key=lambda pair: pair[0] or 0)
-    table_path = TABLES / f"{name}.jsonl.gz"
     TABLES.mkdir(exist_ok=True)
     write_table(table_path, header, [each for _, each in chosen])
     return table_path
