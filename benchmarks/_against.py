@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,12 @@ import numpy as np
 from benchmarks._measure import mean
 from benchmarks._plain import plain_real, plain_search, tested
 from benchmarks.curves import PARAMETERS, PRESETS
-from cdn_tune.config import SearchSpace, load_experiment
+from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.data.planted import plant
 from cdn_tune.evaluation.evaluate import Request, evaluate_run
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.search import SearchOptions, search
-from cdn_tune.tuning.simulation.curves import read_table
+from cdn_tune.tuning.simulation.curves import Curves, read_table
 from cdn_tune.tuning.simulation.landscape import Landscape
 from cdn_tune.tuning.simulation.simulate import Reached, landscape_of, simulate_many
 
@@ -43,19 +46,87 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "random": {"sampler": {"name": "random"}, "early_stopping": {"name": "none"}},
 }
 OURS, PLAIN = "ours", "plain Ray Tune"
+# One change at a time of our search: by section of a space, what is set otherwise.
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "as it is": {},
+    "sampler random": {"sampler": {"name": "random"}},
+    "sampler qmc": {"sampler": {"name": "qmc"}},
+    "sampler nsga2": {"sampler": {"name": "nsga2"}},
+    "startup_trials 5": {"sampler": {"startup_trials": 5}},
+    "startup_trials 20": {"sampler": {"startup_trials": 20}},
+    "startup_trials 40": {"sampler": {"startup_trials": 40}},
+    "min_resource 1": {"early_stopping": {"min_resource": 1}},
+    "min_resource 2": {"early_stopping": {"min_resource": 2}},
+    "reduction_factor 2": {"early_stopping": {"reduction_factor": 2}},
+    "reduction_factor 4": {"early_stopping": {"reduction_factor": 4}},
+    "min_resource 1, reduction_factor 2": {"early_stopping": {"min_resource": 1, "reduction_factor": 2}},
+    "min_resource 2, reduction_factor 2": {"early_stopping": {"min_resource": 2, "reduction_factor": 2}},
+    "asha, mode promote": {"early_stopping": {"mode": "promote"}},
+    "asha, mode promote, min_resource 1": {"early_stopping": {"mode": "promote", "min_resource": 1}},
+    "hyperband": {"early_stopping": {"name": "hyperband", "min_resource": 1}},
+    "median": {"early_stopping": {"name": "median"}},
+    "curve": {"early_stopping": {"name": "curve"}},
+    "none": {"early_stopping": {"name": "none"}},
+}
 
 
-def space_of(search: str, parameters: dict[str, Any], seed: int = 0) -> SearchSpace:
-    """Returns the space of one of `SEARCHES` over some parameters."""
-    values = {
-        "name": search,
-        "experiment": "demo/small",
-        "parameters": parameters,
-        "start_with": [],
-        **SEARCHES[search],
-    }
-    values["sampler"] = {**values["sampler"], "seed": seed}
+def space_of(
+    search: str, parameters: dict[str, Any], seed: int = 0, changes: Mapping[str, Mapping[str, Any]] | None = None
+) -> SearchSpace:
+    """Returns the space of one of `SEARCHES` over some parameters, with changes by section."""
+    values: dict[str, Any] = {"name": search, "experiment": "demo/small", "parameters": parameters, "start_with": []}
+    for section, given in SEARCHES[search].items():
+        values[section] = {**given, **(changes or {}).get(section, {})}
+    values["sampler"]["seed"] = seed
     return SearchSpace.model_validate(values, strict=False)
+
+
+def prepared(curves: Curves, space: SearchSpace) -> tuple[Experiment, Landscape]:
+    """Returns the base experiment of the length and metric of recorded curves, and what predicts them."""
+    overrides = {"train.epochs": curves.header.epochs, "eval.metric": curves.header.metric}
+    base = load_experiment(space.experiment, overrides)
+    return base, landscape_of(space, base, curves)
+
+
+def changed(path: Path, slots: int, seeds: int, budgets: Sequence[int]) -> list[list[str]]:
+    """Returns a row for each of `CHANGES`: the test regret within each budget of epochs, against our search as it is.
+
+    Both are of the same seeds; the differences are means with 95 % intervals.
+    """
+    curves = read_table(path)
+    parameters = curves.header.plain()["parameters"]
+    base, landscape = prepared(curves, space_of(OURS, parameters))
+    work = [(change, budget) for change in CHANGES for budget in budgets]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(_regrets, base, landscape, parameters, CHANGES[each], seeds, slots, to) for each, to in work
+        ]
+        regrets = {key: job.result() for key, job in zip(work, jobs, strict=True)}
+    rows = []
+    for change in CHANGES:
+        cells = []
+        for budget in budgets:
+            found, plain = regrets[change, budget], regrets["as it is", budget]
+            cells.append(f"{100 * statistics.mean(found):.2f}")
+            ahead = [100 * (mine - theirs) for mine, theirs in zip(found, plain, strict=True)]
+            cells.append(mean(ahead, "+", 2) if CHANGES[change] else "")
+        rows.append([f"{path.name.partition('.')[0]}, {slots} slots", change, *cells])
+    return rows
+
+
+def _regrets(
+    base: Experiment,
+    landscape: Landscape,
+    parameters: dict[str, Any],
+    changes: Mapping[str, Mapping[str, Any]],
+    seeds: int,
+    slots: int,
+    epochs: int,
+) -> list[float]:
+    """Returns the test regret of our search with changes, a value a seed."""
+    space = space_of(OURS, parameters, changes=changes)
+    found, _ = simulate_many(space, base, landscape, seeds, slots, epochs, epochs)
+    return [landscape.best_truth - each.truth for each in found]
 
 
 def simulated(path: Path, slots: int, seeds: int, epochs: int) -> list[list[str]]:
@@ -67,9 +138,8 @@ def simulated(path: Path, slots: int, seeds: int, epochs: int) -> list[list[str]
     landscape: Landscape | None = None
     for name in SEARCHES:
         space = space_of(name, parameters)
-        overrides = {"train.epochs": curves.header.epochs, "eval.metric": curves.header.metric}
-        base = load_experiment(space.experiment, overrides)
-        landscape = landscape or landscape_of(space, base, curves)
+        base, own = prepared(curves, space)
+        landscape = landscape or own
         found, _ = simulate_many(space, base, landscape, seeds, slots, epochs, epochs)
         courses[name], truths[name] = [each.course for each in found], [each.truth for each in found]
         if name == OURS:
