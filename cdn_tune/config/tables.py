@@ -129,15 +129,16 @@ class StoppingRule:
     """When a trial that lags behind is stopped. `tuning.study.stopping_rules` uses the rows.
 
     Attributes:
-        build: From `EarlyStoppingConfig` and the length of a trial in its unit (None if unknown) to Optuna's pruner.
+        build: From `EarlyStoppingConfig` and the length of a trial in its unit (None if unknown) to Optuna's pruner;
+            None where none decides.
         compares: What a report is compared with: other trials' ``reports`` as they are, each other trial's
             ``last report`` that is not later, or the ``queries`` of the best complete trial.
         brackets: ``one`` or ``all`` that fit into a trial, where trials are compared at the rungs of brackets; at a
-            rung they can be paused.
+            rung they can be paused. `tuning.study.rungs` decides there.
     """
 
     meaning: str
-    build: Reference
+    build: Reference | None = None
     compares: Literal["reports", "last report", "queries"] = "reports"
     brackets: Literal["", "one", "all"] = ""
 
@@ -146,8 +147,8 @@ _R = "cdn_tune.tuning.study.stopping_rules:"
 STOPPING_RULES = Table[StoppingRule](
     "stopping rule",
     {
-        "asha": StoppingRule("asynchronous successive halving", f"{_R}build_asha", brackets="one"),
-        "hyperband": StoppingRule("several of those", f"{_R}build_hyperband", brackets="all"),
+        "asha": StoppingRule("asynchronous successive halving", brackets="one"),
+        "hyperband": StoppingRule("several of those", brackets="all"),
         "median": StoppingRule("worse than half of the trials so far", f"{_R}build_median", "last report"),
         "percentile": StoppingRule("worse than that share of trials so far", f"{_R}build_percentile", "last report"),
         "wilcoxon": StoppingRule(
@@ -155,7 +156,7 @@ STOPPING_RULES = Table[StoppingRule](
         ),
         "curve": StoppingRule("unlikely to reach the best by its end, by how far others were", f"{_R}build_curve"),
         "patience": StoppingRule("no better for a while", f"{_R}build_patience"),
-        "none": StoppingRule("every trial ends", f"{_R}build_none"),
+        "none": StoppingRule("every trial ends"),
     },
 )
 

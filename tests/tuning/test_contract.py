@@ -29,7 +29,8 @@ from cdn_tune.config.tables import STOPPING_RULES
 from cdn_tune.training.reports import pack_ious
 from cdn_tune.tuning.study.candidates import Candidates
 from cdn_tune.tuning.study.filtered_study import stored_study
-from cdn_tune.tuning.study.ranking import REFUSED, ROLE, own, role_of, value_of
+from cdn_tune.tuning.study.ranking import PROMOTED, REFUSED, ROLE, own, role_of, value_of
+from cdn_tune.tuning.study.rungs import Rungs
 from cdn_tune.tuning.study.samplers import Proposal, build_sampler, is_exhausted
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, build_pruner, should_prune
 
@@ -108,6 +109,7 @@ class Play:
         directions = ["maximize", "minimize"][:objectives]
         self.study = stored_study(storage, "fake", directions, pruner=optuna.pruners.NopPruner())
         self.pruner = build_pruner(self.space, EPOCHS)
+        self.rungs = Rungs(self.space, EPOCHS, self.study)
         if sampler not in ENUMERATING and not self.study.trials:
             self.study.enqueue_trial(START)
 
@@ -144,17 +146,25 @@ class Play:
         worth = quality(trial.params)
         if number % 7 == 5 and epoch == 2:
             self.study.tell(number, state=TrialState.FAIL)
+            self.rungs.remove(number)
             return
         learnt = [min(each, 2) if number % 3 == 1 else each for each in range(1, epoch + 1)]  # some learn no more
         best = max(worth * (1 - 0.5**each) + 0.02 * math.sin(number + each) for each in learnt)
         queries = np.clip(worth + 0.3 * np.sin(np.arange(32)) + 0.1 * np.sin(number * np.arange(32)), 0, 1)
         self.study.set_attributes(number, {f"{QUERY_IOUS}:{epoch}": pack_ious(torch.from_numpy(queries))})
+        values = [best, float(trial.params["model.map.layers"])][: len(self.study.directions)]
+        self.rungs.note_objectives(trial, epoch, values)
         self.study.report(number, epoch, best)
-        trial = self.study.trial(number)
-        if should_prune(self.study, self.pruner, trial, self.space, is_last=epoch == EPOCHS):
+        if self.lags(number, epoch):
             self.study.tell(number, state=TrialState.PRUNED)
         elif epoch == EPOCHS:
-            self.study.tell(number, [best, float(trial.params["model.map.layers"])][: len(self.study.directions)])
+            self.study.tell(number, values)
+
+    def lags(self, number: int, epoch: int) -> bool:
+        """Decides on a trial that has reported an epoch, as `Study.report` does."""
+        if self.rungs.decide:
+            return self.rungs.lags(number, epoch, is_last=epoch == EPOCHS)
+        return should_prune(self.study, self.pruner, self.study.trial(number), self.space, is_last=epoch == EPOCHS)
 
     def run(self, events: int = 10**6) -> Play:
         for _ in range(events):
@@ -219,6 +229,9 @@ def pairs(samplers: Iterable[str]) -> list[Any]:
 def test_contract(sampler: str, stopping: str, capfd: pytest.CaptureFixture[str]) -> None:
     whole = Play(sampler, stopping, InMemoryStorage()).run()
     check(whole)
+    restarted = Play(sampler, stopping, whole.study.storage)
+    assert rungs_of(restarted) == rungs_of(whole)
+    assert bool(rungs_of(whole)[1]) == (stopping in ("asha", "hyperband"))
     again = InMemoryStorage()
     cut = 3 + 5 * SAMPLERS.index(sampler) + 7 * EARLY_STOPPING.index(stopping)  # another event for every pair
     Play(sampler, stopping, again).run(cut)
@@ -258,11 +271,13 @@ def test_a_new_process_decides_the_same(tmp_path: Path) -> None:
         whole = Play(sampler, stopping, InMemoryStorage(), trials=10).run()
         resumed = Play(sampler, stopping, sqlite(tmp_path, sampler), trials=10)
         assert resumed.record() == whole.record(), sampler
-        assert rungs_of(resumed) == rungs_of(whole) != []
+        assert rungs_of(resumed) == rungs_of(whole) != ([], {})
 
 
-def rungs_of(play: Play) -> list[tuple[int, str]]:
-    return [(trial.number, key) for trial in play.trials() for key in trial.system_attrs if "completed_rung" in key]
+def rungs_of(play: Play) -> tuple[list[tuple[int, int]], dict[tuple[int, int], dict[int, list[float]]]]:
+    """Returns past how many rungs each trial was let, and what is compared at each rung."""
+    promoted = [(trial.number, trial.user_attrs[PROMOTED]) for trial in play.trials() if PROMOTED in trial.user_attrs]
+    return promoted, {rung: values for rung, values in play.rungs._values.items() if values}
 
 
 def sqlite(folder: Path, name: str) -> RDBStorage:

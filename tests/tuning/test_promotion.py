@@ -102,11 +102,12 @@ def test_a_paused_trial_counts_costs_is_shown_and_survives() -> None:
     assert begun(search) == begun(whole)  # as if it had never been interrupted
 
 
-def test_a_trial_that_was_at_a_rung_when_its_driver_was_killed_pauses_there() -> None:
+@pytest.mark.parametrize("mode", ["promote", "stop"])
+def test_a_trial_that_was_at_a_rung_when_its_driver_was_killed_ends_there(mode: str) -> None:
     """Between the report and the decision: it is made when the report comes again, and but once."""
     ends = set()
     for write in range(5, 60):
-        search = search_of(limit=3)
+        search = search_of(limit=3, early_stopping={**PROMOTE, "mode": mode})
         search.start(kill_at_write=write)
         assert search.start()
         ends.add(tuple(len(trial.intermediate_values) for trial in search.trials))

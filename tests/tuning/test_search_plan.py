@@ -232,7 +232,7 @@ def test_families_are_measured_and_counted_each_by_its_own_batches(
     assert plan.duration.trial_hours == pytest.approx(hours)
     assert "snag's base experiment" in shown(plan)
     longest: list[int | None] = []
-    monkeypatch.setattr("cdn_tune.tuning.study.study.build_pruner", lambda _, steps: longest.append(steps))
+    monkeypatch.setattr("cdn_tune.tuning.study.study.Rungs", lambda _, steps, __: longest.append(steps))
     open_study(space, base, tmp_path / "run", SearchOptions(), time.monotonic)
     assert longest == [5 * steps["snag"]]
 

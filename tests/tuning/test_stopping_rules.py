@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
 from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cdn_tune.config import SearchSpace
 from cdn_tune.training.reports import pack_ious
 from cdn_tune.tuning.study.filtered_study import seen, stored_study
-from cdn_tune.tuning.study.ranking import COPY, LEARNED, REFUSED, ROLE
-from cdn_tune.tuning.study.rungs import COMPARED, brackets
+from cdn_tune.tuning.study.ranking import COPY, LEARNED, PAUSED, REFUSED, ROLE
+from cdn_tune.tuning.study.rungs import COMPARED, Rungs, brackets
 from cdn_tune.tuning.study.stopping_rules import QUERY_IOUS, PatiencePruner, build_pruner, competitors, should_prune
 
 PRUNING = ("asha", "hyperband", "median", "percentile", "wilcoxon", "patience", "curve")
@@ -28,7 +29,7 @@ QUERIES = np.clip(np.random.default_rng(0).beta(2, 2, size=256), 0, 1)
 
 
 class Trials:
-    """A study filled by hand, and the pruner's opinion on one more trial."""
+    """A study filled by hand, and the opinion of pruner or rungs on one more trial."""
 
     def __init__(self, name: str, directions: int = 1, **settings: Any) -> None:
         settings = {"startup_trials": 1, "reduction_factor": 2, "patience": 1, "chance": 0.5, **settings}
@@ -41,7 +42,13 @@ class Trials:
             }
         )
         self.study = stored_study(optuna.storages.InMemoryStorage(), "s", ["maximize", "minimize"][:directions])
-        self.pruner = build_pruner(self.space, longest=90 if settings.get("unit") == "step" else 9)
+        self.longest = 90 if settings.get("unit") == "step" else 9
+        self.restart()
+
+    def restart(self) -> None:
+        """Has another process go on with the search."""
+        self.pruner = build_pruner(self.space, self.longest)
+        self.rungs = Rungs(self.space, self.longest, self.study)
 
     def add(
         self, values: Mapping[int, float], state: TrialState = TrialState.COMPLETE, ious: Any = None, **attributes: Any
@@ -55,9 +62,15 @@ class Trials:
                 values=[max(values.values()), 1.0][: len(self.study.directions)] if known else None,
                 intermediate_values=dict(values),
                 user_attrs={**queries, **attributes},
-                system_attrs={"completed_rung_0": max(values.values())},
             )
         )
+        self.restart()
+
+    def lags(self, number: int, step: int, is_last: bool = False) -> bool:
+        """Decides on a trial that has reported a step, as `Study.report` does."""
+        if self.rungs.decide:
+            return self.rungs.lags(number, step, is_last)
+        return should_prune(self.study, self.pruner, self.study.trial(number), self.space, is_last)
 
     def decide(self, values: Mapping[int, float], ious: Any = None, is_last: bool = False) -> list[bool]:
         """Runs one more trial; returns the decision after each report."""
@@ -67,7 +80,7 @@ class Trials:
             if ious is not None:
                 self.study.set_attributes(number, {f"{QUERY_IOUS}:{step}": pack_ious(torch.from_numpy(ious))})
             self.study.report(number, step, value)
-            decisions.append(should_prune(self.study, self.pruner, self.study.trial(number), self.space, is_last))
+            decisions.append(self.lags(number, step, is_last))
         return decisions
 
 
@@ -139,12 +152,12 @@ def stops(trials: Trials, reports: int, unit: int = 1) -> set[int]:
 
 def test_hyperband_has_all_brackets() -> None:
     trials = Trials("hyperband", reduction_factor=3)
-    trials.pruner = build_pruner(trials.space, longest=27)
+    trials.longest = 27
     assert stops(trials, 27) == {1, 3, 9, 27}
     in_steps = Trials("hyperband", unit="step", min_resource=10, reduction_factor=3)  # of 90 steps
     assert stops(in_steps, 9, unit=10) == {10, 30, 90}
     with pytest.raises(ValueError, match="needs those of the longest trial"):
-        build_pruner(in_steps.space, longest=None)
+        Rungs(in_steps.space, None, in_steps.study)
     longer = Trials("hyperband", min_resource=100)  # than a trial: none is stopped, nothing breaks
     fill(longer)
     assert not any(longer.decide(BAD))
@@ -163,14 +176,33 @@ def optunas(name: str, factor: int) -> BasePruner:
     return HyperbandPruner(1, 28, factor)
 
 
+def held(rungs: Rungs) -> dict[int, list[float]]:
+    """Returns the values by which trials are compared, from the first rung to the last, by trial."""
+    found: dict[int, list[float]] = {}
+    for _, values in sorted(rungs._values.items()):
+        for number, [value] in values.items():
+            found.setdefault(number, []).append(value)
+    return found
+
+
+def held_by_optuna(trials: list[FrozenTrial]) -> dict[int, list[float]]:
+    attributes = {trial.number: trial.system_attrs for trial in trials if trial.state != TrialState.FAIL}
+    found = {
+        number: [each[f"completed_rung_{place}"] for place in range(sum(key.startswith("completed") for key in each))]
+        for number, each in attributes.items()
+    }
+    return {number: values for number, values in found.items() if values}
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", ["asha", "hyperband"])
 def test_halving_decides_as_optunas_pruners_do(name: str, seed: int) -> None:
-    """Side by side, over trials that run at once, skip reports, have equal values, fail and are tried again."""
+    """Side by side, over trials that run at once, skip reports, have equal values or none, fail and are tried again."""
     draw = random.Random(seed)
     factor = draw.choice([2, 3])
     ours, theirs = Trials(name, reduction_factor=factor), Trials(name, reduction_factor=factor)
-    ours.pruner = build_pruner(ours.space, longest=27)
+    ours.longest = 27
+    ours.restart()
     decided = []
     running: dict[int, int] = {}
     for _ in range(400):
@@ -182,27 +214,71 @@ def test_halving_decides_as_optunas_pruners_do(name: str, seed: int) -> None:
                 running[trials.study.ask().number] = 0
         number = draw.choice(sorted(running))
         running[number] += draw.choice([1, 1, 2])
-        value = draw.choice([0.1, 0.2, 0.3, draw.random()])
-        found = []
+        value = draw.choice([0.1, 0.2, 0.3, draw.random()]) if draw.random() < 0.97 else math.nan
         for trials in (ours, theirs):
             trials.study.report(number, running[number], value)
-            trial = trials.study.trial(number)
-            if trials is ours:
-                found.append(should_prune(trials.study, trials.pruner, trial, trials.space))
-            else:
-                view = seen(trials.study, competitors, [StudyDirection.MAXIMIZE])
-                found.append(optunas(name, factor).prune(view, trial))
-        assert found[0] == found[1]
-        decided.append(found[0])
-        if found[0] or running[number] >= 27 or draw.random() < 0.03:
-            del running[number]
-            state = TrialState.PRUNED if found[0] else TrialState.FAIL
+        if draw.random() < 0.03:  # another process goes on with the search
+            ours.restart()
+        view = seen(theirs.study, not_failed, [StudyDirection.MAXIMIZE])
+        decided.append(optunas(name, factor).prune(view, theirs.study.trial(number)))
+        assert ours.lags(number, running[number]) == decided[-1]
+        assert decided[-1] or not ours.lags(number, running[number])  # told again, it is not judged again
+        if decided[-1] or running[number] >= 27 or draw.random() < 0.03:
+            is_complete = running.pop(number) >= 27
+            state = TrialState.PRUNED if decided[-1] else TrialState.COMPLETE if is_complete else TrialState.FAIL
             for trials in (ours, theirs):
-                trials.study.tell(number, state=state)
-        if draw.random() < 0.01:  # another process goes on with the search
-            ours.pruner = build_pruner(ours.space, longest=27)
+                trials.study.tell(number, 0.5 if state == TrialState.COMPLETE else None, state=state)
+            if state == TrialState.FAIL:
+                ours.rungs.remove(number)
     assert 20 < sum(decided) < 380
-    assert [t.system_attrs for t in ours.study.get_trials()] == [t.system_attrs for t in theirs.study.get_trials()]
+    assert held(ours.rungs) == held_by_optuna(theirs.study.get_trials())
+    ours.restart()
+    assert held(ours.rungs) == held_by_optuna(theirs.study.get_trials())
+    assert not any(PAUSED in trial.user_attrs for trial in ours.study.get_trials())
+
+
+def not_failed(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in competitors(trials) if trial.state != TrialState.FAIL]
+
+
+def test_a_report_at_a_rung_goes_through_no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = Trials("asha")
+    fill(trials)
+    number = trials.study.ask().number
+    trials.study.report(number, 1, 0.1)
+    monkeypatch.setattr(type(trials.study), "get_trials", None)
+    assert trials.lags(number, 1)
+
+
+def test_rungs_that_an_earlier_version_recorded_are_not_judged_again() -> None:
+    """It recorded a value at each rung that a trial came to, under the names of Optuna's pruners."""
+    trials = Trials("asha")
+    for state, values, rungs in (
+        (TrialState.RUNNING, {1: 0.1, 2: 0.1}, 2),
+        (TrialState.PRUNED, {2: 0.2}, 1),  # past two rungs at once, and stopped at the first
+        (TrialState.RUNNING, {1: 0.1, 2: 0.15}, 1),  # killed between its report and the decision
+    ):
+        attributes = {f"completed_rung_{place}": values[max(values)] for place in range(rungs)}
+        trials.study.add_trial(create_trial(state=state, intermediate_values=values, system_attrs=attributes))
+    trials.restart()
+    assert held(trials.rungs) == {0: [0.1, 0.1], 1: [0.2], 2: [0.1, 0.15]}
+    fill(trials)
+    assert [trials.lags(number, 2) for number in (0, 2)] == [False, True]
+    trials.study.report(0, 4, 0.1)
+    assert trials.lags(0, 4)
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_trial_at_its_end_counts_at_its_last_rung(restarted: bool) -> None:
+    trials = Trials("asha")
+    number = trials.study.ask().number
+    trials.study.report(number, 2, 0.5)
+    assert not trials.lags(number, 2, is_last=True)
+    trials.study.tell(number, 0.5)
+    if restarted:
+        trials.restart()
+    assert held(trials.rungs) == {number: [0.5, 0.5]}
+    assert trials.decide({1: 0.6, 2: 0.4}) == [False, True]
 
 
 @pytest.mark.parametrize("name", ["median", "percentile"])
@@ -221,7 +297,8 @@ def test_a_report_is_compared_with_others_last_reports_before_it(name: str) -> N
 
 def test_asha_counts_steps() -> None:
     trials = Trials("asha", unit="step", min_resource=50)
-    fill(trials)
+    for _ in range(4):
+        trials.add({30: 0.05, 60: 0.5})
     assert trials.decide({40: 0.1, 80: 0.1}) == [False, True]
 
 
@@ -331,7 +408,7 @@ def test_curve_reads_each_of_several_metrics(combine: str, stopped: bool) -> Non
     for mean, expected in ((0.8, False), (0.7, stopped)):
         trials.study.set_attributes(number, {f"{COMPARED}:1": [0.5, mean]})
         trials.study.report(number, 1, 0.5)
-        assert should_prune(trials.study, trials.pruner, trials.study.trial(number), trials.space) == expected
+        assert trials.lags(number, 1) == expected
 
 
 VALUES = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.4, 0.7]), min_size=3, max_size=3)

@@ -1,4 +1,4 @@
-"""Rungs at which trials are compared: where they pause and are promoted, or by more than one value."""
+"""Successive halving: the rungs at which trials are compared, to be stopped, or paused and promoted."""
 
 import math
 import zlib
@@ -14,6 +14,7 @@ from cdn_tune.tuning.study.filtered_study import StoredStudy
 from cdn_tune.tuning.study.ranking import PAUSED, PROMOTED, front_ranks, is_paused, own
 
 COMPARED = "compared"  # user attribute f"{COMPARED}:{step}": what a trial is compared by, besides its value
+_COME_TO = "completed_rung_"  # prefix of the attributes, one a rung, in which earlier versions kept values there
 _Rung = tuple[int, int]  # what it takes to come there, in the unit of early stopping, and its bracket
 
 
@@ -25,40 +26,54 @@ class Rungs:
     (`combine: any`), or in one of them (`all`). A trial belongs to the bracket of Hyperband to which Optuna's pruner
     would assign it.
 
+    Where trials are stopped, a trial is compared at each rung that a report brings it to in turn, until it is not among
+    the best, and counts at no later one; by value alone it is decided as by Optuna's pruners. Where trials pause, it is
+    compared at the last of these rungs, and counts at all. This run's own trials count that have not failed.
+
     Args:
         space: What is searched.
         longest: The longest trial, in the unit of early stopping; needed by rules of several brackets.
         study: Holds the trials, and is told what is decided.
 
     Attributes:
-        decide: Whether they do; else Optuna's pruners do, by one value, no trial is paused, and no rung holds any.
+        decide: Whether the stopping rule has rungs; else none holds any trial.
+
+    Raises:
+        ValueError: If the rule needs the length of a trial and it is unknown.
     """
 
     def __init__(self, space: SearchSpace, longest: int | None, study: StoredStudy) -> None:
         config = space.early_stopping
+        self.decide = bool(config.row.brackets)
         self._pauses = config.mode == "promote"
-        self.decide = bool(config.row.brackets) and (self._pauses or bool(config.metrics) or len(space.objectives) > 1)
         self._least, self._factor, self._combine = config.least, config.reduction_factor, config.combine
         self._study = study
+        self._by_front = not config.metrics and len(space.objectives) > 1
+        self._by_value = not config.metrics and not self._by_front
         # A metric is better the higher it is, and recorded with the value; so are objectives, by their directions.
-        self._signs = [1.0] * len(config.metrics)
-        if not config.metrics and len(study.directions) > 1:
+        self._signs = [1.0] * max(len(config.metrics), 1)
+        if self._by_front:
             self._signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
-        self._by_front = not config.metrics
-        count = brackets(config.least, longest or 0, self._factor) if config.row.brackets == "all" else 1
+        count = 1
+        if config.row.brackets == "all":
+            if longest is None:
+                raise ValueError(f"{config.name} that counts steps needs those of the longest trial")
+            count = brackets(config.least, longest, self._factor)
         self._brackets = Brackets(count, self._factor)
-        self._values: dict[_Rung, dict[int, list[float]]] = {}
+        self._values: defaultdict[_Rung, dict[int, list[float]]] = defaultdict(dict)
         self._orders: dict[_Rung, list[tuple[float, int]]] = {}  # best first; of one value, kept up as trials come
-        self._reached: dict[int, list[_Rung]] = {}
+        self._reached: dict[int, int] = {}  # at how many rungs a trial counts
         self._paused: dict[_Rung, set[int]] = defaultdict(set)  # trials that have left their slots
         for trial in own(study.get_trials(deepcopy=False)) if self.decide else ():
             if trial.state not in (TrialState.FAIL, TrialState.WAITING):
-                self._add(trial)
+                count = self._count(trial.number, max(trial.intermediate_values, default=0))
+                counts_at_all = self._pauses or trial.state == TrialState.COMPLETE
+                self._add(trial, count if counts_at_all else min(count, self._passed(trial) + 1))
                 self.rest(trial)
 
     def note_objectives(self, trial: FrozenTrial, step: int, values: Iterable[float | None]) -> None:
         """Records the objectives of a trial that comes to a rung at a step, where all of them are compared there."""
-        if self.decide and self._signs and self._by_front and None not in (values := list(values)):
+        if self.decide and self._by_front and None not in (values := list(values)):
             before = self._count(trial.number, max(trial.intermediate_values, default=0))
             if self._count(trial.number, step) > before:
                 self._study.set_attributes(trial.number, {f"{COMPARED}:{step}": values})
@@ -70,14 +85,20 @@ class Rungs:
         decision is made up for when the report comes again.
         """
         trial = self._study.trial(number)
-        self._add(trial)
-        passed = self._count(number, step)
-        if is_last or step < max(trial.intermediate_values) or passed <= trial.user_attrs.get(PROMOTED, 0):
+        if step < max(trial.intermediate_values):
             return False
-        goes_on = self._is_best(number, least=0 if self._pauses else 1)
-        if goes_on or self._pauses:
-            self._study.set_attributes(number, {PROMOTED if goes_on else PAUSED: passed})
-        return not goes_on
+        count = self._count(number, step)
+        if is_last:
+            self._add(trial, count)
+            return False
+        passed = before = max(self._passed(trial), count - 1 if self._pauses else 0)
+        while passed < count and self._is_best(trial, passed):
+            passed += 1
+        if passed > before:
+            self._study.set_attributes(number, {PROMOTED: passed})
+        elif passed < count and self._pauses:
+            self._study.set_attributes(number, {PAUSED: count})
+        return passed < count
 
     def promote(self, least: int = 0) -> int | None:
         """Returns a paused trial that goes on from its rung, recorded as promoted; see `promotable`."""
@@ -85,50 +106,6 @@ class Rungs:
             self._study.set_attributes(number, {PROMOTED: self._study.trial(number).user_attrs[PAUSED]})
             self.leave(number)
         return number
-
-    def _count(self, number: int, step: int) -> int:
-        """Returns at how many rungs of its bracket a trial has been at a step."""
-        bracket, count = self._bracket(number), 0
-        while self._least * self._factor ** (bracket + count) <= step:
-            count += 1
-        return count
-
-    def _add(self, trial: FrozenTrial) -> None:
-        """Adds a trial to the rungs that it has come to."""
-        reached = self._reached.setdefault(trial.number, [])
-        count = self._count(trial.number, max(trial.intermediate_values, default=0))
-        if len(reached) == count:
-            return
-        bracket, steps = self._bracket(trial.number), sorted(trial.intermediate_values)
-        while len(reached) < count:
-            resource = self._least * self._factor ** (bracket + len(reached))
-            rung = (resource, bracket)
-            reached.append(rung)
-            values = self._compared(trial, steps[bisect_left(steps, resource)])
-            if values is not None:
-                self._insert(rung, trial.number, values)
-
-    def remove(self, number: int) -> None:
-        """Removes a trial that has failed: it is compared with no other."""
-        self.leave(number)
-        for rung in self._reached.pop(number, ()):
-            if self._values.get(rung, {}).pop(number, None) is not None:
-                self._orders.pop(rung, None)
-
-    def _is_best(self, number: int, least: int) -> bool:
-        """Returns whether a trial is among those that go on from the last rung that it has come to.
-
-        Args:
-            number: The trial.
-            least: So many go on in any case.
-        """
-        rung = self._reached[number][-1]
-        return number not in self._values.get(rung, {}) or number in self._going_on(rung, least)
-
-    def rest(self, trial: FrozenTrial) -> None:
-        """Records that a trial has left its slot; it can be promoted if it is paused."""
-        if is_paused(trial) and (reached := self._reached.get(trial.number)):
-            self._paused[reached[-1]].add(trial.number)
 
     def promotable(self, least: int = 0) -> int | None:
         """Returns the best paused trial of the highest rung from which one may go on; None if there is none.
@@ -142,43 +119,96 @@ class Rungs:
                     return number
         return None
 
+    def rest(self, trial: FrozenTrial) -> None:
+        """Records that a trial has left its slot; it can be promoted if it is paused."""
+        if is_paused(trial) and (reached := self._reached.get(trial.number)):
+            self._paused[self._rung(trial.number, reached - 1)].add(trial.number)
+
     def leave(self, number: int) -> None:
         """Records that a paused trial goes on, or has ended."""
-        for rung in self._reached.get(number, ()):
-            self._paused[rung].discard(number)
+        for place in range(self._reached.get(number, 0)):
+            self._paused[self._rung(number, place)].discard(number)
 
-    def _bracket(self, number: int) -> int:
-        return self._brackets.of(self._study.study_name, number)
+    def remove(self, number: int) -> None:
+        """Removes a trial that has failed: it is compared with no other."""
+        self.leave(number)
+        for place in range(self._reached.pop(number, 0)):
+            rung = self._rung(number, place)
+            values = self._values[rung].pop(number, None)
+            if values is not None and self._by_value:
+                order = self._orders[rung]
+                del order[bisect_left(order, (-values[0], number))]
+            elif values is not None:
+                self._orders.pop(rung, None)
 
-    def _compared(self, trial: FrozenTrial, step: int) -> list[float] | None:
-        """Returns what a trial is compared by, the greater the better; None if that is on no record."""
-        held = trial.user_attrs.get(f"{COMPARED}:{step}") if self._signs else [trial.intermediate_values[step]]
-        if held is None or len(held) != max(len(self._signs), 1):
+    def _rung(self, number: int, place: int) -> _Rung:
+        """Returns a rung of a trial's bracket by its place, from 0."""
+        bracket = self._brackets.of(self._study.study_name, number)
+        return self._least * self._factor ** (bracket + place), bracket
+
+    def _count(self, number: int, step: int) -> int:
+        """Returns at how many rungs of its bracket a trial has been at a step."""
+        count = 0
+        while self._rung(number, count)[0] <= step:
+            count += 1
+        return count
+
+    def _passed(self, trial: FrozenTrial) -> int:
+        """Returns past how many rungs a trial was let; those before its last report, in any case."""
+        before = sorted([0, 0, *trial.intermediate_values])[-2]
+        # Earlier versions recorded the rungs that a trial came to: it was let past them, or stopped at the last one.
+        come = sum(key.startswith(_COME_TO) for key in trial.system_attrs) - (trial.state == TrialState.PRUNED)
+        recorded: int = trial.user_attrs.get(PROMOTED, 0)
+        return max(self._count(trial.number, before), recorded, come)
+
+    def _add(self, trial: FrozenTrial, count: int) -> None:
+        """Has a trial count at so many rungs, in their order; where its value is NaN, it does not."""
+        number = trial.number
+        for place in range(self._reached.get(number, 0), count):
+            self._reached[number] = place + 1
+            rung = self._rung(number, place)
+            values = self._compared(trial, rung)
+            if values is None or any(map(math.isnan, values)):
+                continue
+            self._values[rung][number] = values
+            if self._by_value:
+                insort(self._orders.setdefault(rung, []), (-values[0], number))
+            else:
+                self._orders.pop(rung, None)
+
+    def _compared(self, trial: FrozenTrial, rung: _Rung) -> list[float] | None:
+        """Returns what a trial is compared by at a rung, the greater the better; None if that is on no record."""
+        steps = sorted(trial.intermediate_values)
+        step = steps[bisect_left(steps, rung[0])]
+        held = [trial.intermediate_values[step]] if self._by_value else trial.user_attrs.get(f"{COMPARED}:{step}")
+        if held is None or len(held) != len(self._signs):
             return None
-        found = [sign * value for sign, value in zip(self._signs or [1.0], held, strict=True)]
-        return [value if math.isfinite(value) else -math.inf for value in found]
+        return [sign * value for sign, value in zip(self._signs, held, strict=True)]
 
-    def _insert(self, rung: _Rung, number: int, values: list[float]) -> None:
-        self._values.setdefault(rung, {})[number] = values
-        if self._signs:
-            self._orders.pop(rung, None)
-        elif rung in self._orders:
-            insort(self._orders[rung], (-values[0], number))
+    def _is_best(self, trial: FrozenTrial, place: int) -> bool:
+        """Has a trial count at a rung; returns whether it is among those that go on, or is on no record there."""
+        self._add(trial, place + 1)
+        rung = self._rung(trial.number, place)
+        values = self._compared(trial, rung)
+        if values is None:
+            return True
+        if self._pauses or not self._by_value:
+            return trial.number in self._going_on(rung, least=0 if self._pauses else 1)
+        order = self._orders.get(rung, [])  # empty if the only value there is NaN
+        return bool(order) and -values[0] <= order[max(len(order) // self._factor, 1) - 1][0]
 
     def _going_on(self, rung: _Rung, least: int) -> list[int]:
         """Returns the trials that go on from a rung, best first."""
         if rung not in self._orders:
-            self._orders[rung] = self._order(self._values.get(rung, {}))
+            self._orders[rung] = self._order(self._values[rung])
         order = self._orders[rung]
         quota = max(len(order) // self._factor, least)
-        if self._signs and not self._by_front:
+        if not self._by_value and not self._by_front:
             quota = max(bisect_left(order, (float(quota),)), least)  # whoever has a rank below it
         return [number for _, number in order[:quota]]
 
     def _order(self, held: dict[int, list[float]]) -> list[tuple[float, int]]:
-        """Returns the trials of a rung, best first, by what they are ordered by."""
-        if not self._signs:
-            return sorted((-values[0], number) for number, values in held.items())
+        """Returns the trials of a rung, best first, by their ranks."""
         costs = [[-value for value in values] for values in held.values()]
         if self._by_front:
             ranks: Sequence[int] = front_ranks(costs)

@@ -2,11 +2,8 @@
 
 import math
 import warnings
-from bisect import bisect_left, insort
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import numpy as np
 import optuna
@@ -17,12 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.config import EarlyStoppingConfig, SearchSpace
 from cdn_tune.config.tables import resolve
 from cdn_tune.training.reports import unpack_ious
-from cdn_tune.tuning.study.filtered_study import StoredStudy, altered, seen
-from cdn_tune.tuning.study.ranking import VALUED, own, role_of, superseded, value_of
-from cdn_tune.tuning.study.rungs import COMPARED, Brackets, brackets
+from cdn_tune.tuning.study.filtered_study import altered, seen
+from cdn_tune.tuning.study.ranking import VALUED, own, superseded, value_of
+from cdn_tune.tuning.study.rungs import COMPARED
 
 QUERY_IOUS = "query_ious"  # user attribute f"{QUERY_IOUS}:{step}", packed by training.query_ious
-_RUNG = "completed_rung_"  # prefix of the attributes in which Optuna's pruners keep values at rungs
 
 
 class PatiencePruner(BasePruner):
@@ -80,99 +76,20 @@ class CurvePruner(BasePruner):
         return (count + 1) / (len(curves) + 1) <= self._chance
 
 
-class HalvingPruner(BasePruner):
-    """Asynchronous successive halving, in one bracket or in Hyperband's: decides and records as Optuna's pruners do.
-
-    Those go through all trials at each rung. This one keeps the values at each rung in order; of the study it reads the
-    trials that are new to it. It maximises; this run's own trials count, without failed ones that were tried again.
-
-    Args:
-        least: Where the first rung is, in the unit of early stopping.
-        factor: Of the trials at a rung, one in so many goes on.
-        count: Brackets.
-    """
-
-    def __init__(self, least: int, factor: int, count: int = 1) -> None:
-        self._least, self._factor, self._brackets = least, factor, Brackets(count, factor)
-        self._values: defaultdict[tuple[int, int], list[float]] = defaultdict(list)  # ascending, by bracket and rung
-        self._read = 0
-        self._replaced: set[int] = set()
-
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Returns whether a trial is not among those that go on from a rung that it has come to."""
-        stored = cast(StoredStudy, study)
-        bracket, rung = self._brackets.of(study.study_name, trial.number), len(_rungs(trial))
-        step = trial.last_step or 0
-        while step >= self._least * self._factor ** (bracket + rung):
-            value = trial.intermediate_values[step]
-            if math.isnan(value):
-                return True
-            self._update(stored)
-            stored.storage.set_trial_system_attr(stored.trial_id(trial.number), f"{_RUNG}{rung}", value)
-            values = self._values[bracket, rung]
-            insort(values, value)
-            if value < values[-max(1, len(values) // self._factor)]:
-                return True
-            rung += 1
-        return False
-
-    def _update(self, study: StoredStudy) -> None:
-        """Takes in what trials that are new here have at rungs, and leaves out those that they replace."""
-        trials = study.get_trials(deepcopy=False)
-        new = trials[self._read :]
-        self._read = len(trials)
-        for trial in new:
-            if trial.number not in self._replaced:
-                for rung, value in self._values_of(study, trial):
-                    insort(rung, value)
-        replaced = superseded(new) - self._replaced
-        self._replaced |= replaced
-        for number in (number for number in replaced if number < len(trials)):
-            for rung, value in self._values_of(study, trials[number]):
-                del rung[bisect_left(rung, value)]
-
-    def _values_of(self, study: StoredStudy, trial: FrozenTrial) -> list[tuple[list[float], float]]:
-        """Returns the values of a trial at the rungs that it has come to, each with all values at that rung."""
-        bracket = self._brackets.of(study.study_name, trial.number)
-        return [(self._values[bracket, rung], value) for rung, value in enumerate(_rungs(trial))]
-
-
-def _rungs(trial: FrozenTrial) -> list[float]:
-    """Returns the values of a trial of this run at the rungs that it has come to."""
-    found: list[float] = []
-    while role_of(trial) == "trial" and (key := f"{_RUNG}{len(found)}") in trial.system_attrs:
-        found.append(trial.system_attrs[key])
-    return found
-
-
 def build_pruner(space: SearchSpace, longest: int | None) -> BasePruner:
-    """Builds the pruner of a search space, for :func:`should_prune`.
+    """Builds the pruner of a search space, for :func:`should_prune`; one that prunes nothing where rungs decide.
 
     Args:
         space: What is searched.
         longest: Most epochs, or steps, of a trial, as the space counts; None if unknown.
-
-    Raises:
-        ValueError: If the rule needs the length of a trial and it is unknown.
     """
     config = space.early_stopping
+    if config.row.build is None:
+        return NopPruner()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         pruner: BasePruner = resolve(config.row.build)(config, longest)
     return pruner
-
-
-def build_asha(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
-    """Builds asynchronous successive halving."""
-    return HalvingPruner(config.least, config.reduction_factor)
-
-
-def build_hyperband(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:
-    """Builds Hyperband with all brackets that fit into a trial."""
-    if longest is None:
-        raise ValueError("hyperband that counts steps needs those of the longest trial")
-    least, factor = config.least, config.reduction_factor
-    return HalvingPruner(least, factor, brackets(least, longest, factor))
 
 
 def build_median(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
@@ -200,20 +117,14 @@ def build_patience(config: EarlyStoppingConfig, longest: int | None) -> BasePrun
     return PatiencePruner(config.patience)
 
 
-def build_none(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
-    """Builds the rule that stops no trial."""
-    return NopPruner()
-
-
 def should_prune(
     study: optuna.Study, pruner: BasePruner, trial: FrozenTrial, space: SearchSpace, is_last: bool = False
 ) -> bool:
-    """Decides whether a trial that has just reported is stopped.
+    """Decides whether a trial that has just reported is stopped, by a rule without rungs; see `study.rungs` for others.
 
     The pruner sees the first objective only, a val metric, as the best value so far at each report, or each of the
-    `metrics` so; `study.rungs` compares by several at rungs. It sees this run's own trials, without failed ones that
-    were tried again. No trial is pruned before `min_resource`, nor at the end, where nothing is left to save. Rungs are
-    kept in the storage, by which a search that goes on decides as one that was never interrupted.
+    `metrics` so. It sees this run's own trials, without failed ones that were tried again. No trial is pruned before
+    `min_resource`, nor at the end, where nothing is left to save.
 
     A report is compared with each other trial's last report that is not later. Trials with other batch sizes report at
     other optimiser steps, so that median and percentile would find nothing to compare at the same step.
@@ -229,8 +140,6 @@ def should_prune(
     config = space.early_stopping
     if step is None or step < config.least or is_last:
         return False
-    if config.row.brackets:  # it reads the study itself, little of it
-        return pruner.prune(study, trial)
     if config.row.compares == "queries":
         return _prune_by_queries(study, pruner, trial, step)
 

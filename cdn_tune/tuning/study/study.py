@@ -261,9 +261,9 @@ class Study:
             if role_of(trial) == CONFIRMATION:
                 return False
             is_last = note.get("epoch", 0) >= note.get("epochs", 1)
-            if not self._rungs.decide:
-                return is_new and should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
-            return self._rungs.lags(number, step, is_last)
+            if self._rungs.decide:
+                return self._rungs.lags(number, step, is_last)
+            return is_new and should_prune(self.optuna, self._pruner, self.trial(number), self.space, is_last)
 
     def complete(self, number: int) -> None:
         """Records that a trial ran to its end; one that never reported a value has failed."""
