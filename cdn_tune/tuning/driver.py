@@ -147,12 +147,15 @@ class Driver:
         step = {"epoch": epoch.epoch, "step": epoch.steps, "seconds": round(1000 * report.seconds)}[self._unit]
         self._retries.reported(number, epoch.epoch)
         attributes = self._attributes.of(number, step, report)
-        lags = self.study.report(number, step, epoch.best_value, attributes)
+        with self.study.optuna.transaction():
+            lags = self.study.report(number, step, epoch.best_value, attributes)
+            is_stopped = lags and not self.study.pauses and not epoch.is_last
+            if is_stopped:
+                self.study.prune(number, f"stopped early after epoch {epoch.epoch}")
         self._changed()
         if epoch.is_last:  # complete; there is nothing left to stop
             return Decision.GO_ON
-        if lags and not self.study.pauses:
-            self.study.prune(number, f"stopped early after epoch {epoch.epoch}")
+        if is_stopped:
             self._leave(number)
             return Decision.STOP
         return Decision.PAUSE if lags or self.is_stopping else Decision.GO_ON
