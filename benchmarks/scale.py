@@ -248,7 +248,7 @@ def main() -> None:
                 rows.append(in_process(measure, *work))
         lines = section(storage, rows, options.slots, options.cpu)
         if is_whole:
-            publish(f"scale_{storage}", lines)
+            publish(f"scale_{storage}{'_cpu' * options.cpu}", lines)
         else:
             print("\n".join(lines))
 
@@ -276,7 +276,8 @@ def section(storage: str, rows: list[list[str]], slots: int, cpu: bool) -> list[
         "reports a second, a ratio of 1.3, 1.5 GB."
     )
     command = f"`python -m benchmarks.scale --storage {storage}{' --cpu' * cpu}`."
-    return [f"## A search on many slots: simulated, {storage}", "", command, "", about, "", *table(heads, rows)]
+    title = f"## A search on many slots: simulated, {storage}{', processor time alone' * cpu}"
+    return [title, "", command, "", about, "", *table(heads, rows)]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from cdn_tune.tuning.simulation.curves import Curves
 from cdn_tune.tuning.simulation.landscape import DrawnCurves, Landscape, Predicted
 from cdn_tune.tuning.storage.check import MEMORY
 from cdn_tune.tuning.study.candidates import GB
-from cdn_tune.tuning.study.ranking import ranking, value_of
+from cdn_tune.tuning.study.ranking import models, value_of
 from cdn_tune.tuning.study.study import Study
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -62,7 +62,8 @@ class Simulated:
         slot_seconds: Slot time there was.
         trials: How many were started.
         stopped: How many were stopped early, by the epoch after which.
-        val: Val metric of the model that it chooses: of the best trial that has ended, else of the best under way.
+        val: Val metric of the model that it chooses: of the best trial that has ended (of a confirmed one, of its best
+            confirmation), else of the best under way.
         truth: What that is worth, see `landscape.Predicted`.
         predicted: What was predicted for each trial, by number.
         ended_by: The budget that ended it, if one did.
@@ -191,10 +192,10 @@ def simulate(
         driver.start()
         VirtualEngine(curves, world, curves.start_seconds).run(watch)
         driver.close()
-    valued = [trial for trial in study.trials() if trial.intermediate_values]
+    valued = [trial for trial in study.entries() if trial.intermediate_values]
     if not valued:
         raise ConfigError(f"seed {seed}: no trial of {limit} reached its first epoch; raise the trials or the budget")
-    finished = ranking(valued)
+    finished = models(valued)
     chosen = finished[0] if finished else max(valued, key=lambda trial: value_of(trial) or 0.0)
     return Simulated(
         watch.course,

@@ -96,6 +96,20 @@ def test_trials_are_stopped_as_the_rule_says() -> None:
     assert len(by_trial[0]) == EPOCHS
 
 
+def test_of_a_confirmed_trial_the_best_confirmation_is_chosen() -> None:
+    landscape = Landscape(make_curves(), ["R1@0.5"])
+    space = make_space(early_stopping=ASHA, confirm={"top": 2, "seeds": 2})
+    found = simulate(space, LONG, landscape, 0, 2, trials=14)
+    assert found.trials == 10  # without confirmations
+    confirmations = {number: each for number, each in found.predicted.items() if number >= 10}
+    assert len(confirmations) == 4
+    reached = {number: value for number, _, value, _ in found.decisions if number in confirmations}
+    assert found.val in reached.values()
+    chosen = next(number for number, value in reached.items() if value == found.val)
+    curve = [point.val["R1@0.5"] for point in confirmations[chosen].points]
+    assert found.truth == pytest.approx(float(confirmations[chosen].truth[int(np.argmax(curve))]))
+
+
 def test_chosen_is_the_best_val_and_its_truth_is_of_that_epoch() -> None:
     val = [0.1, 0.2, 0.9, 0.3, 0.3, 0.3, 0.3, 0.3]
     test = [0.0, 0.1, 0.4, 0.5, 0.5, 0.5, 0.6, 0.7]
