@@ -1,6 +1,7 @@
 """Loads a search space and checks it against its base experiment: keys, values, conditions, metrics, lengths."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice, product
 from pathlib import Path
@@ -24,6 +25,7 @@ COMPARED = (
 )
 # What a search is; the other sections set how it is run.
 _WRITTEN = ("name", "experiment", "overrides", "family_overrides", "parameters", "start_with")
+_UNSTOPPED = 0.25  # share of the longest trial's epochs
 _MOST = 2000  # combinations of values that are tried to mend one that does not fit alone
 _MOST_IN_ALL = 20_000  # combinations of values that are tried for a whole space: seconds
 
@@ -58,8 +60,21 @@ def load_space(
     space = _fixed_in_all(space, overrides or {}, experiment.model.name)
     if changes:
         return override_space(space, changes, experiment), experiment
+    space = _with_min_resource(space, experiment)
     check_space(space, experiment, str(file))
     return space, experiment
+
+
+def _with_min_resource(space: SearchSpace, experiment: Experiment) -> SearchSpace:
+    """Returns a space that says what every trial gets before any is stopped: where it does not, a share of its epochs.
+
+    Over the first epochs learning curves cross (docs/search.md has the figures).
+    """
+    stopping = space.early_stopping
+    if stopping.min_resource is not None or stopping.unit != "epoch":
+        return space
+    least = math.ceil(_UNSTOPPED * most(space, "train.epochs", experiment.train.epochs))
+    return space.model_copy(update={"early_stopping": stopping.model_copy(update={"min_resource": least})})
 
 
 def _fixed_in_all(space: SearchSpace, overrides: Mapping[str, Any], base: str) -> SearchSpace:
@@ -104,6 +119,7 @@ def override_space(
     source = f"{space.name} with {' '.join(f'{key}={value}' for key, value in overrides.items())}"
     changed = build(SearchSpace, merged, source)
     if experiment is not None:
+        changed = _with_min_resource(changed, experiment)
         check_space(changed, experiment, source)
     return changed
 
@@ -433,7 +449,7 @@ def _check_length(space: SearchSpace, experiment: Experiment, source: str) -> No
                 f"{', '.join(experiment.eval.metrics)}"
             )
     epochs = most(space, "train.epochs", experiment.train.epochs)
-    if stopping.name != "none" and stopping.unit == "epoch" and stopping.min_resource > epochs:
+    if stopping.name != "none" and stopping.unit == "epoch" and stopping.least > epochs:
         raise ConfigError(
             f"{source}: early_stopping.min_resource={stopping.min_resource} is above train.epochs={epochs}, so no "
             "trial would ever be stopped; lower it, or use early_stopping: {name: none}"

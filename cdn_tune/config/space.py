@@ -195,7 +195,11 @@ class EarlyStoppingConfig(Frozen):
         description="what a trial's progress is counted in: epochs, optimiser steps, or seconds of training and "
         "evaluation",
     )
-    min_resource: Positive = Field(1, description="epochs, steps or seconds that every trial gets")
+    min_resource: Positive | None = Field(
+        None,
+        description="epochs, steps or seconds that every trial gets; unset: a quarter of the epochs of the longest "
+        "trial, or 1 step or second",
+    )
     metrics: Annotated[tuple[str, ...], Field(strict=False, max_length=10)] = Field(
         (), description="val metrics in which a trial may lag; eval.metric alone, or all objectives at rungs, if empty"
     )
@@ -228,8 +232,8 @@ class EarlyStoppingConfig(Frozen):
 
     @property
     def least(self) -> int:
-        """`min_resource` as reports count: in milliseconds where the unit is seconds."""
-        return self.min_resource * (1000 if self.unit == "seconds" else 1)
+        """`min_resource` as reports count: in milliseconds where the unit is seconds; 1 where it is unset."""
+        return (self.min_resource or 1) * (1000 if self.unit == "seconds" else 1)
 
     @model_validator(mode="after")
     def _check(self) -> "EarlyStoppingConfig":

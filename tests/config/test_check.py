@@ -222,6 +222,22 @@ def test_a_value_is_of_use_in_every_family_that_samples_it(tmp_path: Path) -> No
     load_space(write(tmp_path, {**parameters, "train.augment.crop": {**crop, "when": when}}))
 
 
+def test_what_every_trial_gets_follows_from_its_length(tmp_path: Path) -> None:
+    epochs = {"train.epochs": {"type": "int", "low": 5, "high": 30}}
+    for more, overrides, changes, least in (
+        ({}, {}, {}, 3),  # of 12 epochs
+        ({}, {"train.epochs": 41}, {}, 11),
+        ({"parameters": epochs}, {}, {}, 8),
+        ({"early_stopping": {"name": "median"}}, {}, {"trials": 3}, 3),
+        ({"early_stopping": {"min_resource": 1}}, {}, {}, 1),
+        ({}, {}, {"early_stopping.min_resource": 2}, 2),
+        ({}, {}, {"early_stopping.unit": "step"}, None),  # reports come at epochs: the first one
+    ):
+        space, _ = load_space(write(tmp_path, **more), overrides, changes)
+        assert space.early_stopping.min_resource == least
+    assert space.early_stopping.least == 1
+
+
 def test_what_was_changed_is_told_in_whole_words(tmp_path: Path) -> None:
     fixed = {"train.epochs": 3, "data.word_vectors": "v" * 120, "optim.weight_decay": 0.125, "model.map.kernel_size": 4}
     with pytest.raises(ConfigError) as caught:

@@ -169,9 +169,10 @@ def _points(plan: SearchPlan) -> Iterator[Row]:
     sampler, stopping = plan.space.sampler, plan.space.early_stopping
     rule: str = stopping.name
     if stopping.row.brackets:
-        unit = stopping.unit.removesuffix("s") + ("s" if stopping.min_resource > 1 else "")
+        least = stopping.min_resource or 1
+        unit = stopping.unit.removesuffix("s") + ("s" if least > 1 else "")
         others = ", others pause" if stopping.mode == "promote" else ""
-        rule += f" from {stopping.min_resource} {unit} on, the best 1/{stopping.reduction_factor}{others}"
+        rule += f" from {least} {unit} on, the best 1/{stopping.reduction_factor}{others}"
     if stopping.name == "curve":
         rule += f" once {max(stopping.startup_trials, math.ceil(1 / stopping.chance) - 1)} trials are complete"
     yield "trials", f"{plan.trials:,}", f"sampler {sampler.name}, early stopping {rule}"

@@ -255,7 +255,7 @@ def expected_epochs(
     if rule.unit == "seconds" or (rule.unit == "step" and steps is None):
         return None
     scales = {name: 1 if rule.unit == "epoch" else (steps or {})[name] for name in families}
-    eta, least = rule.reduction_factor, rule.min_resource
+    eta, least = rule.reduction_factor, rule.least
 
     def ends(name: str, bracket: int) -> list[int]:
         """Epochs of a family at whose end the trials of a bracket are compared, and the last one."""

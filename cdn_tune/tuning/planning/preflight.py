@@ -222,7 +222,7 @@ def most_steps(space: SearchSpace, experiments: Iterable[Experiment]) -> int | N
         made_of = _probes(space, "train.batch_of", experiment.batch_of)
         each = (len(training_batches(train, batch_size, experiment.seed, 1, of == "videos")) for of in made_of)
         steps = max(steps, epochs * max(each))
-    if stopping.name != "none" and stopping.min_resource > steps:
+    if stopping.name != "none" and stopping.least > steps:
         raise ConfigError(
             f"early_stopping.min_resource={stopping.min_resource}: a trial has at most {steps} steps, so none would "
             "ever be stopped; lower it"

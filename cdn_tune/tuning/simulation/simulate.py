@@ -124,7 +124,7 @@ def checked(space: SearchSpace, base: Experiment, curves: Curves) -> tuple[Exper
         )
     steps = max(record.steps for record in curves.records)
     longest = {"epoch": epochs, "step": epochs * steps}.get(rule.unit)
-    if rule.name != "none" and longest is not None and rule.min_resource > longest:
+    if rule.name != "none" and longest is not None and rule.least > longest:
         raise ConfigError(
             f"{source}: its curves are of {longest} {rule.unit}s, and early_stopping.min_resource={rule.min_resource} "
             "needs more; lower it, or record longer ones"
