@@ -36,7 +36,7 @@ from cdn_tune.tuning.study.ranking import value_of
 TIMED = ("overhead", "start", "groups")
 PARTS = (*TIMED, "budget", "simulate", "defaults", "real")
 EPOCHS = 9
-SIMULATED = 100  # seeds of simulated searches, at least
+SIMULATED = 100  # seeds of simulated searches
 BUDGETS = (120, 480)  # epochs of simulated searches with other settings than the defaults
 PARAMETERS: dict[str, Any] = {
     "model.map.kernel_size": {"type": "categorical", "choices": [1, 3, 5, 7]},
@@ -302,6 +302,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=480)
+    parser.add_argument("--simulated", type=int, default=SIMULATED, help="seeds of simulated searches")
+    parser.add_argument("--only", default="", help="of the part defaults: changes with this in their name; prints them")
     options = parser.parse_args()
     lines = ["## Search", "", "`python -m benchmarks.search`, Ray on this machine, the study in the run folder."]
     if "simulate" in options.part:
@@ -309,11 +311,11 @@ def main() -> None:
             row
             for path in sorted(TABLES.glob("*.jsonl.gz"))
             for slots in (2, 8)
-            for row in simulated(path, slots, max(options.seeds, SIMULATED), options.epochs)
+            for row in simulated(path, slots, options.simulated, options.epochs)
         ]
         heads = ["search", "median", "95 % of seeds", "best val", "test of the chosen", "regret", "to plain Ray Tune's"]
         about = (
-            f"{options.epochs} epochs each, {max(options.seeds, SIMULATED)} seeds, over recorded curves. First the "
+            f"{options.epochs} epochs each, {options.simulated} seeds, over recorded curves. First the "
             "share of the epochs after which as much was found as random search finds in the end (aims: 12 and 35 %), "
             "then what each ends with: means over the seeds, the regret with its standard error (aim: half of plain "
             "Ray Tune's, which is `OptunaSearch` and `ASHAScheduler` as they come)."
@@ -322,9 +324,11 @@ def main() -> None:
         if rows:
             publish("search_simulated", ["## Search: simulated", "", command, "", about, "", *table(heads, rows)])
     if "defaults" in options.part:
-        seeds = max(options.seeds, SIMULATED)
+        seeds = options.simulated
         tables = sorted(TABLES.glob("*.jsonl.gz"))
-        rows = [row for path in tables for slots in (2, 8) for row in changed(path, slots, seeds, BUDGETS)]
+        rows = [
+            row for path in tables for slots in (2, 8) for row in changed(path, slots, seeds, BUDGETS, options.only)
+        ]
         heads = ["curves", "changed"]
         heads += [head for budget in BUDGETS for head in (f"regret after {budget} epochs", "against ours as it is")]
         about = (
@@ -332,9 +336,12 @@ def main() -> None:
             "model in points of the metric, and by how much it is more than without the change (same seeds; mean with "
             "its 95 % interval), so that a change with a difference below 0 finds more."
         )
-        command = "`python -m benchmarks.search --part defaults`."
-        if rows:
-            publish("search_defaults", ["## Search: its defaults", "", command, "", about, "", *table(heads, rows)])
+        section = ["## Search: its defaults", "", "`python -m benchmarks.search --part defaults`.", "", about, ""]
+        section += table(heads, rows)
+        if rows and not options.only:
+            publish("search_defaults", section)
+        else:
+            print("\n".join(section))
     if "real" in options.part:
         with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, connected():
             rows = real(Path(name), options.seeds, options.epochs)
