@@ -111,8 +111,8 @@ def changed(path: Path, slots: int, seeds: int, budgets: Sequence[int], only: st
         for budget in budgets:
             found, plain = regrets[change, budget], regrets["as it is", budget]
             cells.append(f"{100 * statistics.mean(found):.2f}")
-            ahead = [100 * (mine - theirs) for mine, theirs in zip(found, plain, strict=True)]
-            cells.append(mean(ahead, "+", 2) if CHANGES[change] else "")
+            more = [100 * (mine - theirs) for mine, theirs in zip(found, plain, strict=True)]
+            cells.append(mean(more, "+", 2) if CHANGES[change] else "")
         rows.append([f"{path.name.partition('.')[0]}, {slots} slots", change, *cells])
     return rows
 

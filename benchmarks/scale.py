@@ -34,6 +34,7 @@ from cdn_tune.tuning.engine.virtual.engine import CurvePoint, VirtualClock, Virt
 from cdn_tune.tuning.engine.virtual.files import Flag, MemoryFiles
 from cdn_tune.tuning.progress import Progress
 from cdn_tune.tuning.results.record import quiet
+from cdn_tune.tuning.storage.check import file_system
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.study.study import Study
 
@@ -275,7 +276,8 @@ def section(storage: str, rows: list[list[str]], slots: int, cpu: bool) -> list[
         "hundred after so many trials have ended), a report, a flush (real time): median and 99 %. Aims: 98 %, 300 "
         "reports a second, a ratio of 1.3, 1.5 GB."
     )
-    command = f"`python -m benchmarks.scale --storage {storage}{' --cpu' * cpu}`."
+    disk = file_system(Path(tempfile.gettempdir())) or "an unknown file system"
+    command = f"`python -m benchmarks.scale --storage {storage}{' --cpu' * cpu}`, its files on {disk}."
     title = f"## A search on many slots: simulated, {storage}{', processor time alone' * cpu}"
     return [title, "", command, "", about, "", *table(heads, rows)]
 

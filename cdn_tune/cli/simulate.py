@@ -49,8 +49,10 @@ def simulate(
     from cdn_tune.tuning.simulation.curves import read_curves
     from cdn_tune.tuning.simulation.simulate import checked, landscape_of, simulate_many, summary
 
-    found, base = load_space(space, parse_overrides(overrides or []), parse_overrides(settings or []))
+    given, changes = parse_overrides(overrides or []), parse_overrides(settings or [])
+    found, _ = load_space(space, given, changes)
     known = read_curves(local_run(curves or Path("runs") / found.name, trials=True))
+    found, base = load_space(space, given, changes, known.header.epochs)
     base, notes = checked(found, base, known)
     landscape = landscape_of(found, base, known)
     with counted("simulating") as progress:

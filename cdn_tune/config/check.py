@@ -24,14 +24,17 @@ COMPARED = (
     *("data.val_fraction", "train.eval_queries"),
 )
 # What a search is; the other sections set how it is run.
-_WRITTEN = ("name", "experiment", "overrides", "family_overrides", "parameters", "start_with")
-_UNSTOPPED = 0.25  # share of the longest trial's epochs
+WRITTEN = ("name", "experiment", "overrides", "family_overrides", "parameters", "start_with")
+_UNSTOPPED = 0.25  # share of the shortest trial's epochs
 _MOST = 2000  # combinations of values that are tried to mend one that does not fit alone
 _MOST_IN_ALL = 20_000  # combinations of values that are tried for a whole space: seconds
 
 
 def load_space(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    epochs: int | None = None,
 ) -> tuple[SearchSpace, Experiment]:
     """Returns a search space, checked, and its base experiment under the space's and the given overrides.
 
@@ -39,6 +42,7 @@ def load_space(
         path: A YAML file, or a shipped one by its path below ``search_spaces/``.
         overrides: Dotted keys of the *experiment* fixed for the whole search.
         changes: Dotted keys of the space itself, as `override_space` takes them.
+        epochs: Of a trial, if others than the experiment's.
 
     Raises:
         ConfigError: If a file, a parameter or an override is wrong.
@@ -59,22 +63,23 @@ def load_space(
     experiment = load_experiment(relative if relative.exists() else base, fixed)
     space = _fixed_in_all(space, overrides or {}, experiment.model.name)
     if changes:
-        return override_space(space, changes, experiment), experiment
-    space = _with_min_resource(space, experiment)
+        return override_space(space, changes, experiment, epochs), experiment
+    space = _with_min_resource(space, epochs or experiment.train.epochs)
     check_space(space, experiment, str(file))
     return space, experiment
 
 
-def _with_min_resource(space: SearchSpace, experiment: Experiment) -> SearchSpace:
-    """Returns a space that says what every trial gets before any is stopped: where it does not, a share of its epochs.
+def _with_min_resource(space: SearchSpace, epochs: int) -> SearchSpace:
+    """Returns a space that says what every trial gets before any is stopped; unset, it is a share of the epochs.
 
     Over the first epochs learning curves cross (docs/search.md has the figures).
     """
     stopping = space.early_stopping
-    if stopping.min_resource is not None or stopping.unit != "epoch":
+    if stopping.min_resource is not None or stopping.unit != "epoch" or stopping.name == "none":
         return space
-    least = math.ceil(_UNSTOPPED * most(space, "train.epochs", experiment.train.epochs))
-    return space.model_copy(update={"early_stopping": stopping.model_copy(update={"min_resource": least})})
+    shortest = -most(space, "train.epochs", epochs, sign=-1)
+    changed = stopping.model_copy(update={"min_resource": math.ceil(_UNSTOPPED * shortest)})
+    return space.model_copy(update={"early_stopping": changed})
 
 
 def _fixed_in_all(space: SearchSpace, overrides: Mapping[str, Any], base: str) -> SearchSpace:
@@ -95,7 +100,10 @@ def _fixed_in_all(space: SearchSpace, overrides: Mapping[str, Any], base: str) -
 
 
 def override_space(
-    space: SearchSpace, overrides: Mapping[str, Any], experiment: Experiment | None = None
+    space: SearchSpace,
+    overrides: Mapping[str, Any],
+    experiment: Experiment | None = None,
+    epochs: int | None = None,
 ) -> SearchSpace:
     """Returns the search space that `space` becomes under dotted overrides of its own keys, checked again.
 
@@ -103,6 +111,7 @@ def override_space(
         space: The space.
         overrides: Dotted keys of the space, such as ``resources.gpus_per_worker``, and their values.
         experiment: The base experiment under all fixed overrides; without it the result is not checked against one.
+        epochs: Of a trial, if others than the experiment's.
 
     Raises:
         ConfigError: If a key is unknown or a value is wrong.
@@ -113,13 +122,13 @@ def override_space(
     for key, value in overrides.items():
         if key not in dotted_keys(SearchSpace):
             raise ConfigError(f"--set {key}={value}: {unknown_key(SearchSpace, key)}")
-        if key.partition(".")[0] in _WRITTEN:
+        if key.partition(".")[0] in WRITTEN:
             raise ConfigError(f"--set {key}={value}: what is searched is written in the file; change {key} there")
         set_key(merged, key, value)
     source = f"{space.name} with {' '.join(f'{key}={value}' for key, value in overrides.items())}"
     changed = build(SearchSpace, merged, source)
     if experiment is not None:
-        changed = _with_min_resource(changed, experiment)
+        changed = _with_min_resource(changed, epochs or experiment.train.epochs)
         check_space(changed, experiment, source)
     return changed
 
@@ -356,9 +365,8 @@ def _check_value(values: _Values, key: str, parameter: Parameter, value: Any, so
     """Raises an error if a value fits, in a family in which it is sampled, no value of any one other parameter."""
     base = values.base["model"]["name"]
     searches = FAMILY in values.space.parameters and key != FAMILY
-    among = {
-        name: {FAMILY: name} if searches else {} for name in (reached(values.space, key, base) if searches else [base])
-    }
+    names = reached(values.space, key, base) if searches else []
+    among = {name: {FAMILY: name} if searches else {} for name in names or [base]}
 
     def fits(family: dict[str, Any]) -> bool:
         points = ({**family, **each, key: value} for each in islice(values.contexts(key, parameter), _MOST))
@@ -373,7 +381,9 @@ def _check_value(values: _Values, key: str, parameter: Parameter, value: Any, so
             values.experiment({**next(values.contexts(key, parameter)), **family, key: value}, source)
         except ConfigError as error:
             line = (
-                f"; or sample it elsewhere: to parameters.{key}.when add {flow({FAMILY: fitting})}" if fitting else ""
+                f"; or sample it elsewhere alone: in parameters.{key}.when set {flow({FAMILY: fitting})}"
+                if fitting
+                else ""
             )
             raise ConfigError(f"{error}{line}") from None
 

@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import textwrap
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -115,7 +114,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
             raise ConfigError(f"{source}: override {key}={shown(value)}: {unknown_key(Experiment, key)}")
         set_key(merged, key, value)
     told = " ".join(f"{key}={value}" for key, value in overrides.items())
-    changes = textwrap.shorten(told, _LONGEST, placeholder=" …")
+    changes = told if len(told) <= _LONGEST else f"{told[:_LONGEST].rpartition(' ')[0] or told[:_LONGEST]} …"
     return build(Experiment, merged, f"{source} with {changes}" if changes else source)
 
 

@@ -197,7 +197,7 @@ class EarlyStoppingConfig(Frozen):
     )
     min_resource: Positive | None = Field(
         None,
-        description="epochs, steps or seconds that every trial gets; unset: a quarter of the epochs of the longest "
+        description="epochs, steps or seconds that every trial gets; unset: a quarter of the epochs of the shortest "
         "trial, or 1 step or second",
     )
     metrics: Annotated[tuple[str, ...], Field(strict=False, max_length=10)] = Field(

@@ -101,12 +101,12 @@ def _check_of_run(checkpoint: Checkpoint, run: Path, manifest: Mapping[str, Any]
         held = build(Experiment, manifest["experiment"], str(run / MANIFEST)).plain()
     except (ConfigError, KeyError, TypeError):  # a manifest of another version, or damaged
         return
-    common = COMPARED if manifest["kind"] == "search" else (*COMPARED, "model.")
+    common = COMPARED if manifest["kind"] == "search" else ""
     there, here = (
         {key: value for key, value in flatten(values).items() if key.startswith(common)}
         for values in (held, checkpoint.experiment.plain())
     )
-    if difference := first_difference(there, here, DATA_PATHS):
+    if difference := first_difference(there, here, (*DATA_PATHS, "seed", "train.epochs")):
         raise CheckpointError(
             f"--checkpoint {checkpoint.path}: is of another run than {run} ({difference}); evaluate it in its own"
         )

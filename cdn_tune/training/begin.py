@@ -1,6 +1,8 @@
 """The beginning of a train run: a new one, possibly from another one's weights; the same again; or a longer one."""
 
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from cdn_tune.training.runs.checkpoint import (
     save_checkpoint,
 )
 from cdn_tune.training.runs.files import write_text
-from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, claim, first_difference, read_manifest
+from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, claim, differences, read_manifest
 from cdn_tune.training.state import with_epochs
 from cdn_tune.training.step.optimiser import uses_length
+
+_SHOWN = 3  # differences that are told
 
 
 def claim_training(run: Path, experiment: Experiment, manifest: dict[str, Any], start: Path | None = None) -> bool:
@@ -79,14 +83,34 @@ def _weights(path: Path, experiment: Experiment) -> dict[str, Any]:
         raise CheckpointError(f"--from {path}: is a folder; name a checkpoint in it, such as {path / BEST}")
     content = read_checkpoint(path)
     weights: dict[str, Any] = content["ema"][0] if content.get("ema") else content["model"]
-    try:
-        load_weights(build_model(experiment), weights, path)
-    except CheckpointError:
-        with suppress(ConfigError, TypeError, KeyError):  # of another version, or damaged: the first error is told
-            held = build(Experiment, content["experiment"], str(path))
-            if difference := first_difference({"model": held.model.plain()}, {"model": experiment.model.plain()}):
-                raise CheckpointError(
-                    f"--from {path}: is of another model ({difference}); set it as there, or name another checkpoint"
-                ) from None
-        raise
+    model = build_model(experiment)
+    if _shapes(weights) != _shapes(model.state_dict()):
+        why = ", ".join(islice(_differences(content.get("experiment"), experiment), _SHOWN)) or "other weights"
+        raise CheckpointError(
+            f"--from {path}: is of another model ({why}); set it as there, or name another checkpoint"
+        )
+    load_weights(model, weights, path)
     return weights
+
+
+def _shapes(weights: Any) -> dict[str, Any] | None:
+    """Returns the shapes of weights by name; None if they are none."""
+    return (
+        {name: getattr(value, "shape", None) for name, value in weights.items()} if isinstance(weights, dict) else None
+    )
+
+
+def _differences(held: Any, experiment: Experiment) -> Iterator[str]:
+    """Yields in what the model of a checkpoint's experiment, as far as that can be read, differs from this one's."""
+    if not isinstance(held, dict):
+        return
+    with suppress(ConfigError):  # of another version, or damaged
+        there, here = (
+            {
+                "model": each.model.plain(),
+                "data": {key: getattr(each.data, key) for key in ("feature_size", "word_size")},
+            }
+            for each in (build(Experiment, held, "checkpoint"), experiment)
+        )
+        of_another_family = there["model"]["name"] != here["model"]["name"]  # then the keys differ with it
+        yield from islice(differences(there, here), 1 if of_another_family else None)

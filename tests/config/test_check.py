@@ -218,7 +218,9 @@ def test_a_value_is_of_use_in_every_family_that_samples_it(tmp_path: Path) -> No
     line = told(write(tmp_path, parameters))
     assert "train.augment changes frame features of a fixed length, which model.name=snag does not read" in line
     when = {"model.name": ["cdn", "tan"]}
-    assert line.endswith("; or sample it elsewhere: to parameters.train.augment.crop.when add {model.name: [cdn, tan]}")
+    assert line.endswith(
+        "; or sample it elsewhere alone: in parameters.train.augment.crop.when set {model.name: [cdn, tan]}"
+    )
     load_space(write(tmp_path, {**parameters, "train.augment.crop": {**crop, "when": when}}))
 
 
@@ -227,7 +229,8 @@ def test_what_every_trial_gets_follows_from_its_length(tmp_path: Path) -> None:
     for more, overrides, changes, least in (
         ({}, {}, {}, 3),  # of 12 epochs
         ({}, {"train.epochs": 41}, {}, 11),
-        ({"parameters": epochs}, {}, {}, 8),
+        ({"parameters": epochs}, {}, {}, 2),
+        ({"early_stopping": {"name": "none"}}, {}, {}, None),
         ({"early_stopping": {"name": "median"}}, {}, {"trials": 3}, 3),
         ({"early_stopping": {"min_resource": 1}}, {}, {}, 1),
         ({}, {}, {"early_stopping.min_resource": 2}, 2),

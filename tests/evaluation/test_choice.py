@@ -66,16 +66,17 @@ def test_test_is_not_opened_for_another_model_than_the_best(searched: Path, how:
     assert (result["checkpoint"], result["looks"]) == (f"best/trial-0002/{CHECKPOINT}", 1)
 
 
-@pytest.mark.parametrize("key", ["data.dataset", "name", "model.name"])
+@pytest.mark.parametrize("key", ["data.dataset", "name", "model.name", "optim.lr"])
 def test_a_checkpoint_of_another_run_is_not_measured_in_this_ones_folder(
     searched: Path, tiny: Callable[..., Experiment], tmp_path: Path, key: str
 ) -> None:
-    other = {"data.dataset": "tacos", "name": "other", "model.name": "tan"}[key]
+    other = {"data.dataset": "tacos", "name": "other", "model.name": "tan", "optim.lr": 0.5}[key]
     experiment = tiny(**{key: other})
     path = tmp_path / "other.pt"
     state = build_model(experiment).state_dict()
     save_checkpoint(path, experiment, {"model": state, "epoch": 1, "val": {"R1@0.5": 0.5}, "planted": True})
-    write_json(searched / MANIFEST, describe_run("train" if key == "model.name" else "search", tiny(), {}))
+    kind = "train" if key in ("model.name", "optim.lr") else "search"  # the trials of a search differ in these
+    write_json(searched / MANIFEST, describe_run(kind, tiny(), {}))
     with pytest.raises(
         CheckpointError, match=rf"other\.pt: is of another run than .*{key} is .*; evaluate it in its own"
     ):

@@ -192,6 +192,14 @@ def test_a_family_is_measured_where_its_trials_start(tiny: Tiny) -> None:
     found = Candidates(space_of(parameters, start_with=points), tiny()).by_family()
     assert found["cdn"] == tiny()
     assert found["tan"].model.plain()["map"]["layers"] == 3
+    halves = {
+        "model.video.levels": {"type": "int", "low": 6, "high": 10, "when": {"model.name": "snag"}},
+        "model.video.length": {"type": "categorical", "choices": [256, 512], "when": {"model.name": "snag"}},
+    }
+    parameters = {"model.name": {"type": "categorical", "choices": ["cdn", "snag"]}, **halves}
+    part = [{"model.name": "snag", "model.video.levels": 10}]  # which 256, the default length, does not go with
+    found = Candidates(space_of(parameters, start_with=part), tiny()).by_family()
+    assert found["snag"].model.plain()["video"]["levels"] == 6
 
 
 SNAG: dict[str, Any] = {

@@ -187,7 +187,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], path: P
     try:
         model.load_state_dict(state, strict=True)
     except (RuntimeError, NotImplementedError) as error:  # the latter for tensors without values
-        told = textwrap.shorten(" ".join(str(error).splitlines()[1:]), 300, placeholder=" …")
+        told = textwrap.shorten(str(error).partition("\n")[2][:2000], 300, placeholder=" …")
         raise CheckpointError(f"{path}: its weights do not fit its experiment: {told}; {_ANOTHER}") from None
     wrong = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
     if wrong:

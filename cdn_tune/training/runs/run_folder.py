@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cdn_tune import __version__
 from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, keys
-from cdn_tune.config.check import FAMILY
+from cdn_tune.config.check import FAMILY, WRITTEN
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.files import brief, clear_left, read_json
 from cdn_tune.errors import ConfigError, RunError
@@ -29,6 +29,7 @@ __all__ = ["LOCK", "MANIFEST"]
 EXPERIMENT = "experiment.yaml"
 SPACE = "search_space.yaml"
 SCHEMA = 1
+_SHOWN = 80  # characters of a value
 _PACKAGES = ("torch", "torchtext", "numpy", "h5py", "ray", "optuna")
 _VALUE = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#]*")
 PASSWORD = re.compile(r"((?:^|(?<==))[^:/?#=]+://[^:/?#@]*):(.*)@")
@@ -108,7 +109,10 @@ def claim(folder: Path, manifest: dict[str, Any], configurations: dict[str, dict
         for name, values in configurations.items():
             difference = first_difference(_held(folder / name, values), values, beside)
             if difference:
-                raise RunError(f"{folder / name}: holds another run ({difference}); choose another --run folder")
+                key, remedy = difference.partition(" ")[0], "choose another --run folder"
+                if name == SPACE and key.partition(".")[0] not in WRITTEN:
+                    remedy = f"go on with --set {key}=VALUE as it is there, or {remedy}"
+                raise RunError(f"{folder / name}: holds another run ({difference}); {remedy}")
         changed = changed_files(facts, facts_now)
         if changed:
             raise RunError(
@@ -159,11 +163,15 @@ def first_difference(held: dict[str, Any], asked: dict[str, Any], beside: Collec
 
     Keys in `beside` may differ, in an experiment and among the overrides of a search space.
     """
+    return next(differences(held, asked, beside), None)
+
+
+def differences(held: dict[str, Any], asked: dict[str, Any], beside: Collection[str] = ()) -> Iterator[str]:
+    """Yields what `first_difference` returns, for every differing key."""
     there, here = keys.flatten(held), keys.flatten(asked)
     for key in sorted(there.keys() | here.keys(), key=lambda key: (key != FAMILY, key)):
         if there.get(key) != here.get(key) and key.removeprefix("overrides.") not in beside:
-            return f"{key} is {there.get(key)} there, {here.get(key)} here"
-    return None
+            yield f"{key} is {there.get(key)!s:.{_SHOWN}} there, {here.get(key)!s:.{_SHOWN}} here"
 
 
 def describe_run(kind: str, experiment: Experiment, data: dict[str, Any]) -> dict[str, Any]:

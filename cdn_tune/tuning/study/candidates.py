@@ -1,6 +1,7 @@
 """The points of a search space as experiments: their constraints and their costs, before anything is started."""
 
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,14 +99,19 @@ class Candidates:
     def by_family(self) -> dict[str, Experiment]:
         """Returns the base experiment of every family that trials may have, by name.
 
-        Of another family than the base experiment's it is the first point that the space starts with, if there is one.
+        Of another family than the base experiment's it is the first point to start with that is of it and whole, if
+        there is one.
         """
         if FAMILY not in self.space.parameters:
             return {self.base.model.name: self.base}
         names = searched_families(self.space, self.base.model.name)
-        first = {point[FAMILY]: point for point in reversed(self.points()) if FAMILY in point}
-        first[self.base.model.name] = {FAMILY: self.base.model.name}
-        return {name: self.experiment(first.get(name, {FAMILY: name})) for name in names}
+        found = {name: self.experiment({FAMILY: name}) for name in names}
+        for point in reversed(self.points()):
+            name = point.get(FAMILY)
+            if name in found and name != self.base.model.name:
+                with suppress(ConfigError):  # what it leaves out may not go with the rest
+                    found[name] = self.experiment(point)
+        return found
 
     def judge(
         self, params: Mapping[str, Any], memory_limit: float | None = None, leave_out: Container[str] = ()
