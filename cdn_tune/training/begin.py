@@ -82,7 +82,8 @@ def _weights(path: Path, experiment: Experiment) -> dict[str, Any]:
     if path.is_dir():
         raise CheckpointError(f"--from {path}: is a folder; name a checkpoint in it, such as {path / BEST}")
     content = read_checkpoint(path)
-    weights: dict[str, Any] = content["ema"][0] if content.get("ema") else content["model"]
+    means = content.get("ema")
+    weights: Any = means[0] if isinstance(means, list | tuple) and means else content.get("model")
     model = build_model(experiment)
     if _shapes(weights) != _shapes(model.state_dict()):
         why = ", ".join(islice(_differences(content.get("experiment"), experiment), _SHOWN)) or "other weights"
@@ -90,7 +91,7 @@ def _weights(path: Path, experiment: Experiment) -> dict[str, Any]:
             f"--from {path}: is of another model ({why}); set it as there, or name another checkpoint"
         )
     load_weights(model, weights, path)
-    return weights
+    return dict(weights)
 
 
 def _shapes(weights: Any) -> dict[str, Any] | None:

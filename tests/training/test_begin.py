@@ -102,6 +102,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny: Ti
     save_checkpoint(tmp_path / "a.pt", experiment, {"model": build_model(experiment).state_dict()})
     save_checkpoint(tmp_path / "b.pt", experiment, {"model": {}})
     save_checkpoint(tmp_path / "c.pt", experiment, {"model": {}, "experiment": "x" * 10_000})
+    save_checkpoint(tmp_path / "e.pt", experiment, {"ema": "x"})
     broken = {name: value * torch.nan for name, value in build_model(experiment).state_dict().items()}
     save_checkpoint(tmp_path / "d.pt", experiment, {"model": broken})
     for start, asked, told in (
@@ -114,6 +115,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny: Ti
         (tmp_path / "a.pt", {"data.feature_size": 4}, "another model .data.feature_size is 16 there, 4 here.; set it"),
         (tmp_path / "b.pt", {}, r"b\.pt: is of another model \(other weights\); set it as there, or name another"),
         (tmp_path / "c.pt", {}, r"c\.pt: is of another model \(other weights\); set it as there, or name another"),
+        (tmp_path / "e.pt", {}, r"e\.pt: is of another model \(other weights\); set it as there, or name another"),
         (tmp_path / "d.pt", {"model.map.mixing_dropout": 0.3}, r"d\.pt: its weights .* are not finite; delete it"),
         (tmp_path, {}, "is a folder; name a checkpoint in it"),
     ):
