@@ -39,6 +39,23 @@ def test_other_experiment_names_the_key(tmp_path: Path) -> None:
             claim(tmp_path, {"kind": "search"}, CONFIGURATION)
 
 
+@pytest.mark.parametrize(
+    ("section", "remedy"),
+    [
+        (
+            "early_stopping",
+            r"go on with --set early_stopping\.min_resource=VALUE as it is there, or choose another --run",
+        ),
+        ("overrides", r"3 here\); choose another --run folder"),
+    ],
+)
+def test_a_setting_of_the_space_that_differs_can_be_set(tmp_path: Path, section: str, remedy: str) -> None:
+    with locked(tmp_path):
+        claim(tmp_path, {"kind": "search"}, {"search_space.yaml": {section: {"min_resource": 1}}})
+        with pytest.raises(RunError, match=remedy):
+            claim(tmp_path, {"kind": "search"}, {"search_space.yaml": {section: {"min_resource": 3}}})
+
+
 def facts(root: str, **digests: str) -> dict[str, Any]:
     files = {name: {"size": 1, "sha256": digest} for name, digest in digests.items()}
     big = {"name": "big.hdf5", "size": 2, "sampled_sha256": "0"}
