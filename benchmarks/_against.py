@@ -82,11 +82,11 @@ def space_of(
     return SearchSpace.model_validate(values, strict=False)
 
 
-def prepared(curves: Curves, space: SearchSpace) -> tuple[Experiment, Landscape]:
-    """Returns the base experiment of the length and metric of recorded curves, and what predicts them."""
-    overrides = {"train.epochs": curves.header.epochs, "eval.metric": curves.header.metric}
-    base = load_experiment(space.experiment, overrides)
-    return base, landscape_of(space, base, curves)
+def base_of(curves: Curves, space: SearchSpace) -> Experiment:
+    """Returns a space's base experiment, of the length and metric of recorded curves."""
+    return load_experiment(
+        space.experiment, {"train.epochs": curves.header.epochs, "eval.metric": curves.header.metric}
+    )
 
 
 def changed(path: Path, slots: int, seeds: int, budgets: Sequence[int], only: str) -> list[list[str]]:
@@ -98,7 +98,8 @@ def changed(path: Path, slots: int, seeds: int, budgets: Sequence[int], only: st
     changes = [name for name in CHANGES if only in name or not CHANGES[name]]
     curves = read_table(path)
     parameters = curves.header.plain()["parameters"]
-    base, landscape = prepared(curves, space_of(OURS, parameters))
+    space = space_of(OURS, parameters)
+    landscape = landscape_of(space, base := base_of(curves, space), curves)
     work = [(change, budget) for change in changes for budget in budgets]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         jobs = [
@@ -141,8 +142,8 @@ def simulated(path: Path, slots: int, seeds: int, epochs: int) -> list[list[str]
     landscape: Landscape | None = None
     for name in SEARCHES:
         space = space_of(name, parameters)
-        base, own = prepared(curves, space)
-        landscape = landscape or own
+        base = base_of(curves, space)
+        landscape = landscape or landscape_of(space, base, curves)
         found, _ = simulate_many(space, base, landscape, seeds, slots, epochs, epochs)
         courses[name], truths[name] = [each.course for each in found], [each.truth for each in found]
         if name == OURS:

@@ -64,9 +64,8 @@ def load_space(
     space = _fixed_in_all(space, overrides or {}, experiment.model.name)
     if changes:
         return override_space(space, changes, experiment, epochs), experiment
-    space = _with_min_resource(space, epochs or experiment.train.epochs)
     check_space(space, experiment, str(file))
-    return space, experiment
+    return _with_min_resource(space, epochs or experiment.train.epochs), experiment
 
 
 def _with_min_resource(space: SearchSpace, epochs: int) -> SearchSpace:
@@ -127,10 +126,10 @@ def override_space(
         set_key(merged, key, value)
     source = f"{space.name} with {' '.join(f'{key}={value}' for key, value in overrides.items())}"
     changed = build(SearchSpace, merged, source)
-    if experiment is not None:
-        changed = _with_min_resource(changed, epochs or experiment.train.epochs)
-        check_space(changed, experiment, source)
-    return changed
+    if experiment is None:
+        return changed
+    check_space(changed, experiment, source)
+    return _with_min_resource(changed, epochs or experiment.train.epochs)
 
 
 def check_space(space: SearchSpace, experiment: Experiment, source: str) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.keys import copied, dotted_keys, set_key, unknown_key
 from cdn_tune.config.space import Categorical, Float, Int
-from cdn_tune.config.yaml import fault_in, parse, read_mapping, shown
+from cdn_tune.config.yaml import beginning, fault_in, parse, read_mapping, shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
@@ -113,8 +113,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
         if key not in known:
             raise ConfigError(f"{source}: override {key}={shown(value)}: {unknown_key(Experiment, key)}")
         set_key(merged, key, value)
-    told = " ".join(f"{key}={value}" for key, value in overrides.items())
-    changes = told if len(told) <= _LONGEST else f"{told[:_LONGEST].rpartition(' ')[0] or told[:_LONGEST]} …"
+    changes = beginning(" ".join(f"{key}={value}" for key, value in overrides.items()), _LONGEST)
     return build(Experiment, merged, f"{source} with {changes}" if changes else source)
 
 

@@ -109,6 +109,12 @@ def shown(value: Any, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def beginning(text: str, most: int) -> str:
+    """Returns a text in one line; of a longer one the beginning, cut between words if it has several."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most].rpartition(' ')[0] or line[:most]} …"
+
+
 def _fault(node: yaml.Node, problem: str) -> ConstructorError:
     return ConstructorError(None, None, problem, node.start_mark)
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import pickle
-import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from cdn_tune import __version__
 from cdn_tune.config import Experiment, build
+from cdn_tune.config.yaml import beginning
 from cdn_tune.data.files import brief
 from cdn_tune.errors import CheckpointError, ConfigError
 from cdn_tune.model.family import MomentModel
@@ -187,7 +187,7 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], path: P
     try:
         model.load_state_dict(state, strict=True)
     except (RuntimeError, NotImplementedError) as error:  # the latter for tensors without values
-        told = textwrap.shorten(str(error).partition("\n")[2][:2000], 300, placeholder=" …")
+        told = beginning(str(error).partition("\n")[2], 300)
         raise CheckpointError(f"{path}: its weights do not fit its experiment: {told}; {_ANOTHER}") from None
     wrong = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
     if wrong:
