@@ -1,6 +1,5 @@
 """Frozen models of an experiment and of a search space, strict YAML, dotted overrides."""
 
-from cdn_tune.config.check import load_space, override_space
 from cdn_tune.config.experiment import (
     DATA_PATHS,
     AugmentConfig,
@@ -14,6 +13,7 @@ from cdn_tune.config.experiment import (
 )
 from cdn_tune.config.family import Inputs, LossConfig, ModelConfig
 from cdn_tune.config.load import build, load_experiment, override, parse_overrides
+from cdn_tune.config.load_search import load_space, override_space
 from cdn_tune.config.space import (
     BudgetConfig,
     Categorical,

@@ -16,7 +16,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cdn_tune import __version__
 from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, keys
-from cdn_tune.config.check import FAMILY, WRITTEN
+from cdn_tune.config.check import FAMILY
+from cdn_tune.config.load_search import WRITTEN
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.files import brief, clear_left, read_json
 from cdn_tune.errors import ConfigError, RunError
