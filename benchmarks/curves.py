@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,11 +58,18 @@ class Preset:
 
     Signals that are strong, and large features, tell moments from noise: small models on few videos then learn in
     seconds, and differ.
+
+    Attributes:
+        planted: Options of `plant`.
+        experiment: The base experiment.
+        fixed: What is different in it.
+        parameters: What is drawn otherwise than in `PARAMETERS`.
     """
 
     planted: dict[str, Any]
     experiment: str
     fixed: dict[str, Any]
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -80,9 +87,10 @@ PRESETS = {
         {"data.frames": 32, "data.val_fraction": 0.4},
     ),
     "planted-hard": Preset(
-        {"videos": 60, "feature_size": 128, "word_size": 25, "snr": 2.0, **preset("planted-hard")},
+        {"videos": 40, "feature_size": 128, "word_size": 25, "snr": 6.0, **preset("planted-hard")},
         "demo/planted-hard",
-        {"data.frames": 64, "eval.metric": "R1@0.3", "model.contrastive": True, "model.joint": 32},
+        {"data.frames": 32, "eval.metric": "R1@0.3", "model.contrastive": True, "model.joint": 32},
+        {"train.batch_size": {"type": "categorical", "choices": [16, 32]}},  # a video has some twenty queries
     ),
 }
 
@@ -93,9 +101,14 @@ def opened(config: DataConfig, sequences: bool) -> Any:
     return load_splits(config, ("train", "val", "test"), sequences=sequences)
 
 
+def parameters_of(name: str) -> dict[str, Any]:
+    """Returns what varies in a preset."""
+    return {**PARAMETERS, **PRESETS[name].parameters}
+
+
 def space_of(name: str) -> SearchSpace:
     """Returns what is drawn from."""
-    values = {"name": name, "experiment": PRESETS[name].experiment, "parameters": PARAMETERS, "start_with": []}
+    values = {"name": name, "experiment": PRESETS[name].experiment, "parameters": parameters_of(name), "start_with": []}
     return SearchSpace.model_validate(values, strict=False)
 
 
@@ -165,7 +178,13 @@ def header_of(name: str, folder: Path) -> Header:
     """Returns the first line of a table."""
     base = load_experiment(PRESETS[name].experiment, PRESETS[name].overrides)
     about = f"python -m benchmarks.curves record --preset {name}, {PRESETS[name].planted['videos']} videos"
-    plain = {"about": about, "planted": True, "metric": base.eval.metric, "epochs": EPOCHS, "parameters": PARAMETERS}
+    plain = {
+        "about": about,
+        "planted": True,
+        "metric": base.eval.metric,
+        "epochs": EPOCHS,
+        "parameters": parameters_of(name),
+    }
     return build(Header, json.loads(json.dumps(plain)), str(folder))
 
 
