@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
@@ -176,42 +177,57 @@ def share_text(share: float) -> str:
     return "not reached" if math.isinf(share) else f"{share:.0%}"
 
 
-def real(folder: Path, seeds: int, epochs: int) -> list[list[str]]:
+def real(folder: Path, record: Path, seeds: int, epochs: int) -> list[list[str]]:
     """Returns what searches take and find for real, ours and plain Ray Tune's by turns: a row per seed, and the means.
 
-    Both train what the table of `planted-medium` records, two trials at a time on two cores, for so many epochs.
+    Both train what the table of `planted-medium` records, two trials at a time on two cores, for so many epochs. Each
+    seed is on record, a line of JSON, once both have ended: the same call goes on.
     """
     recorded = PRESETS["planted-medium"]
     plant(folder / "data", seed=0, **recorded.planted)
     base = load_experiment(recorded.experiment, {**recorded.overrides, "data.root": str(folder / "data")})
-    metric = base.eval.metric
-    rows: list[list[str]] = []
-    found: list[tuple[float, float, float, float]] = []  # seconds and test of ours, then of plain Ray Tune
-    for seed in range(seeds):
-        experiment = base.model_copy(update={"seed": seed})
-        space = space_of(OURS, PARAMETERS, seed)
-        seconds: dict[str, float] = {}
-        for name in (OURS, PLAIN) if seed % 2 == 0 else (PLAIN, OURS):
-            began = time.monotonic()
-            if name == OURS:
-                spent = Epochs(epochs)
-                options = SearchOptions(trials=epochs, stop=spent)
-                search(space, experiment, folder / f"ours-{seed}", spent.look, options)
-            else:
-                chosen = plain_real(space, experiment, seed, folder / f"plain-{seed}", epochs)
-            seconds[name] = time.monotonic() - began
-        ours = evaluate_run(folder / f"ours-{seed}", request=Request(resamples=2))["metrics"][metric]
-        plain = tested(chosen)
-        found.append((seconds[OURS], 100 * ours, seconds[PLAIN], 100 * plain))
-        rows.append([str(seed), *_cells(*found[-1])])
-        print(f"seed {seed}: {rows[-1][1:]}", flush=True)
-    ours_seconds, ours_test, plain_seconds, plain_test = zip(*found, strict=True)
-    ratios = [mine / theirs for mine, theirs in zip(ours_seconds, plain_seconds, strict=True)]
-    ahead = [mine - theirs for mine, theirs in zip(ours_test, plain_test, strict=True)]
-    means = [mean(ours_seconds), mean(plain_seconds), mean(ratios, digits=2)]
-    return [*rows, ["mean", *means, mean(ours_test), mean(plain_test), mean(ahead, "+")]]
+    found = [json.loads(line) for line in record.read_text("utf-8").splitlines()] if record.exists() else []
+    found = [each for each in found if each["epochs"] == epochs]
+    for seed in sorted(set(range(seeds)) - {each["seed"] for each in found}):
+        found.append(_real(base, folder, seed, epochs))
+        with record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found[-1]) + "\n")
+        print(json.dumps(found[-1]), flush=True)
+    rows = [[str(each["seed"]), *_cells(each)] for each in sorted(found, key=lambda each: int(each["seed"]))]
+    columns = {name: [each[name] for each in found] for name in found[0]}
+    ours, plain = columns["ours"], columns["plain"]
+    ratios = [mine / theirs for mine, theirs in zip(columns["ours_seconds"], columns["plain_seconds"], strict=True)]
+    ahead = [mine - theirs for mine, theirs in zip(ours, plain, strict=True)]
+    seconds = [mean(columns["ours_seconds"]), mean(columns["plain_seconds"]), mean(ratios, digits=2)]
+    return [*rows, ["mean", *seconds, mean(ours), mean(plain), mean(ahead, "+")]]
 
 
-def _cells(ours_seconds: float, ours: float, plain_seconds: float, plain: float) -> list[str]:
-    seconds = [f"{ours_seconds:.0f}", f"{plain_seconds:.0f}", f"{ours_seconds / plain_seconds:.2f}"]
-    return [*seconds, f"{ours:.1f}", f"{plain:.1f}", f"{ours - plain:+.1f}"]
+def _real(base: Experiment, folder: Path, seed: int, epochs: int) -> dict[str, float]:
+    """Returns seconds, and the test metric of the chosen model in percent, of both searches under a seed."""
+    experiment, metric = base.model_copy(update={"seed": seed}), base.eval.metric
+    space = space_of(OURS, PARAMETERS, seed)
+    seconds: dict[str, float] = {}
+    for name in (OURS, PLAIN) if seed % 2 == 0 else (PLAIN, OURS):
+        began = time.monotonic()
+        if name == OURS:
+            spent = Epochs(epochs)
+            options = SearchOptions(trials=epochs, stop=spent)
+            search(space, experiment, folder / f"ours-{seed}", spent.look, options)
+        else:
+            chosen = plain_real(space, experiment, seed, folder / f"plain-{seed}", epochs)
+        seconds[name] = time.monotonic() - began
+    ours = evaluate_run(folder / f"ours-{seed}", request=Request(resamples=2))["metrics"][metric]
+    return {
+        "seed": seed,
+        "epochs": epochs,
+        "ours_seconds": seconds[OURS],
+        "ours": 100 * ours,
+        "plain_seconds": seconds[PLAIN],
+        "plain": 100 * tested(chosen),
+    }
+
+
+def _cells(each: dict[str, float]) -> list[str]:
+    ours, plain = each["ours_seconds"], each["plain_seconds"]
+    seconds = [f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.2f}"]
+    return [*seconds, f"{each['ours']:.1f}", f"{each['plain']:.1f}", f"{each['ours'] - each['plain']:+.1f}"]

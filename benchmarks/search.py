@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._against import Epochs, changed, real, simulated
-from benchmarks._measure import publish, table
+from benchmarks._measure import RESULTS, publish, table
 from benchmarks.curves import TABLES
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.data.planted import plant
@@ -344,12 +344,13 @@ def main() -> None:
             print("\n".join(section))
     if "real" in options.part:
         with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, connected():
-            rows = real(Path(name), options.seeds, options.epochs)
+            rows = real(Path(name), RESULTS / "search_real.jsonl", options.seeds, options.epochs)
         heads = ["seed", "seconds, ours", "plain Ray Tune", "ratio", "test, ours", "plain Ray Tune", "ahead by"]
         about = (
             f"`python -m benchmarks.search --part real`: {options.epochs} epochs of `planted-medium` each, two trials "
             "at once, by turns; test R1@0.5 of the chosen model in percent; means over the seeds with 95 % intervals "
-            "(Student's t). Plain Ray Tune is `OptunaSearch` and `ASHAScheduler` as they come, over the same trainings."
+            "(Student's t). Plain Ray Tune is `OptunaSearch` and `ASHAScheduler` as they come, on the same trainings. "
+            "Seeds are on record beside this section as they end: the same command goes on."
         )
         publish("search_real", ["## Search: for real", "", about, "", *table(heads, rows)])
     if set(options.part) <= {"simulate", "defaults", "real"}:

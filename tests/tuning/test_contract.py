@@ -108,7 +108,7 @@ class Play:
         self.candidates = Candidates(self.space, BASE)
         directions = ["maximize", "minimize"][:objectives]
         self.study = stored_study(storage, "fake", directions, pruner=optuna.pruners.NopPruner())
-        self.pruner = build_pruner(self.space, EPOCHS)
+        self.pruner = build_pruner(self.space)
         self.rungs = Rungs(self.space, EPOCHS, self.study)
         if sampler not in ENUMERATING and not self.study.trials:
             self.study.enqueue_trial(START)

@@ -47,7 +47,7 @@ class Trials:
 
     def restart(self) -> None:
         """Has another process go on with the search."""
-        self.pruner = build_pruner(self.space, self.longest)
+        self.pruner = build_pruner(self.space)
         self.rungs = Rungs(self.space, self.longest, self.study)
 
     def add(

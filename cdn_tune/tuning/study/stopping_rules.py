@@ -76,43 +76,38 @@ class CurvePruner(BasePruner):
         return (count + 1) / (len(curves) + 1) <= self._chance
 
 
-def build_pruner(space: SearchSpace, longest: int | None) -> BasePruner:
-    """Builds the pruner of a search space, for :func:`should_prune`; one that prunes nothing where rungs decide.
-
-    Args:
-        space: What is searched.
-        longest: Most epochs, or steps, of a trial, as the space counts; None if unknown.
-    """
+def build_pruner(space: SearchSpace) -> BasePruner:
+    """Builds the pruner of a search space, for :func:`should_prune`; one that prunes nothing where rungs decide."""
     config = space.early_stopping
     if config.row.build is None:
         return NopPruner()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        pruner: BasePruner = resolve(config.row.build)(config, longest)
+        pruner: BasePruner = resolve(config.row.build)(config)
     return pruner
 
 
-def build_median(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+def build_median(config: EarlyStoppingConfig) -> BasePruner:
     """Builds the median rule."""
     return PercentilePruner(50.0, config.startup_trials)
 
 
-def build_percentile(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+def build_percentile(config: EarlyStoppingConfig) -> BasePruner:
     """Builds the percentile rule."""
     return PercentilePruner(config.percentile, config.startup_trials)
 
 
-def build_wilcoxon(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+def build_wilcoxon(config: EarlyStoppingConfig) -> BasePruner:
     """Builds the signed-rank test."""
     return WilcoxonPruner(p_threshold=config.p_value)
 
 
-def build_curve(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+def build_curve(config: EarlyStoppingConfig) -> BasePruner:
     """Builds the rule that reads the study's own curves."""
     return CurvePruner(config.startup_trials, config.chance)
 
 
-def build_patience(config: EarlyStoppingConfig, longest: int | None) -> BasePruner:  # noqa: ARG001
+def build_patience(config: EarlyStoppingConfig) -> BasePruner:
     """Builds the patience rule."""
     return PatiencePruner(config.patience)
 

@@ -73,7 +73,7 @@ class Study:
         self.objectives = Objectives(space, base)
         if space.early_stopping.unit == "epoch":
             longest = most(space, "train.epochs", base.train.epochs)
-        self._pruner = build_pruner(space, longest)
+        self._pruner = build_pruner(space)
         opened = open_storage(storage) if isinstance(storage, str) else storage
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
