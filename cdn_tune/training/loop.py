@@ -103,7 +103,8 @@ def train(
     progress = state.resume()
     first = progress.epoch
     wrapped = _wrap(model, experiment, world)
-    engine = Engine(experiment, wrapped, optimiser, schedule, world, dtype, scaler, micro_batch, ema)
+    lags = world.device.type == "cuda"
+    engine = Engine(experiment, wrapped, optimiser, schedule, world, dtype, scaler, micro_batch, ema, lags=lags)
     with Records(folder, progress.history, enabled=world.is_main) as records, Writer() as writer:
         training = _Training(engine, state, progress, splits, records, writer, report, stop)
         try:
@@ -211,6 +212,7 @@ class _Training:
         stop, due, span = world.gather((self.stop(), due, min(max(1, span), _MOST_STEPS)))[0]
         self.agreed, self.span, self.left = now, span, span
         if (stop or due) and stop != Stop.DISCARD:
+            self.engine.settle()
             self._save(within)
         self._end_if(stop)
 

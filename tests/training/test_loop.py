@@ -138,7 +138,7 @@ def test_weights_that_are_not_finite_are_named_in_evaluation(tiny: Tiny) -> None
 def test_a_lack_of_memory_in_a_step_is_told_in_a_line(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def step(engine: Engine, batch: Batch, size: int) -> tuple[torch.Tensor, float]:
+    def step(engine: Engine, batch: Batch, size: int) -> torch.Tensor:
         if engine.schedule.steps == 4:
             raise error
         return original(engine, batch, size)
@@ -233,7 +233,13 @@ def test_workers_agree_whether_to_stop_four_times_a_second(
 
     state = SimpleNamespace(world=World(), experiment=SimpleNamespace(train=SimpleNamespace(checkpoint_minutes=0)))
     writer = SimpleNamespace(wait=lambda _: True)
-    parts: Any = {"engine": None, "progress": None, "splits": {}, "records": None, "report": ignore}
+    parts: Any = {
+        "engine": SimpleNamespace(settle=lambda: None),
+        "progress": None,
+        "splits": {},
+        "records": None,
+        "report": ignore,
+    }
     training = loop._Training(
         state=cast(Any, state),
         writer=cast(Any, writer),

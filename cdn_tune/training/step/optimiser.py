@@ -49,6 +49,14 @@ def build_optimiser(model: nn.Module, config: OptimConfig, text_part: str = "") 
     return kind(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
+def leave_out_if(optimiser: Optimizer, wrong: torch.Tensor) -> None:
+    """Has a fused optimiser's next step change nothing if a flag on its device, a bool, is set.
+
+    So no host waits for the flag. `torch.amp.GradScaler` tells fused optimisers so, too, but scales all gradients.
+    """
+    optimiser.found_inf = wrong.float()  # type: ignore[attr-defined]
+
+
 class Schedule:
     """The learning rate over time: a linear warm-up, then `scale`. `config.tables.SCHEDULES` lists its subclasses.
 

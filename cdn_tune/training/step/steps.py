@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ from cdn_tune.model.nonfinite import explain_nonfinite
 from cdn_tune.training.memory.device import memory_errors
 from cdn_tune.training.reports import OnStep, StepReport
 from cdn_tune.training.step.batch_loss import batch_loss, unwrapped
-from cdn_tune.training.step.optimiser import Ema, Schedule
+from cdn_tune.training.step.optimiser import Ema, Schedule, leave_out_if
 from cdn_tune.training.step.process_group import World
 
 
@@ -46,9 +46,37 @@ class EpochState:
     seconds: float = 0.0  # time spent
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """An epoch under way."""
+
+    dataset: MomentDataset
+    number: int
+    steps: int  # in all
+    state: EpochState
+    sums: torch.Tensor  # the state's
+    start: float  # when it would have begun, had it not been interrupted
+    on_step: OnStep
+
+
+@dataclass(frozen=True)
+class _Issued:
+    """A step whose results are on their way to the host."""
+
+    epoch: _Epoch
+    number: int  # within the epoch, from 1
+    batch: Batch  # this worker's share
+    results: torch.Tensor  # as `Engine.step` returns them, on the host once they have arrived
+    arrived: torch.cuda.Event | None  # None: they have
+
+
 @dataclass
 class Engine:
-    """Makes the optimiser steps of one trial, on one of its workers."""
+    """Makes the optimiser steps of one trial, on one of its workers.
+
+    Nothing in a step waits for a GPU: with `lags`, the results of a step are read while the next one is under way. A
+    gradient that is not finite changes no weight, and is then told one step late.
+    """
 
     experiment: Experiment
     model: nn.Module  # the model, possibly wrapped for several workers
@@ -60,6 +88,8 @@ class Engine:
     micro_batch: int | None = None  # most samples computed at once; None for this worker's whole share of a batch
     ema: Ema | None = None  # running mean of the weights, if wanted
     between_steps: Callable[[int, EpochState], None] | None = None  # called with the epoch after every step; may raise
+    lags: bool = False  # read a step's results once the next one has been issued; for a GPU
+    _issued: _Issued | None = field(default=None, init=False)
 
     def run_epoch(
         self, dataset: MomentDataset, epoch: int, on_step: OnStep, state: EpochState | None = None
@@ -79,8 +109,7 @@ class Engine:
         state = state or EpochState()
         if state.sums is None:
             state.sums = torch.zeros(2 + len(unwrapped(self.model).loss_names), dtype=torch.float64)
-        sums = state.sums
-        start = time.perf_counter() - state.seconds
+        sums, start = state.sums, time.perf_counter() - state.seconds
         batches = global_batches(dataset, self.experiment, epoch, self.world)
         left = batches[state.step :]
         mine = [np.concatenate(self._share(batch)) for batch in left]
@@ -88,20 +117,19 @@ class Engine:
         source = Augmented(dataset, augment, self.experiment.seed, epoch) if augment.active else dataset
         self.model.train()
         unwrapped(self.model).start_epoch(epoch)
+        under_way = _Epoch(dataset, epoch, len(batches), state, sums, start, on_step)
         with closing(prefetch(source, mine, pin=self.world.device.type == "cuda")) as loader:
             for whole, batch in zip(left, loader, strict=True):
                 with memory_errors(f"at epoch {epoch}, step {state.step + 1}"):
-                    parts, norm = self.step(batch, whole)
+                    results = self.step(batch, whole)
+                self.settle()
                 state.step += 1
-                if not self._is_fine(parts, norm):
-                    raise NotFinite(self._not_finite(dataset, batch, epoch, state.step, parts, norm))
-                sums += torch.cat([parts * len(batch.indices), torch.tensor([len(batch.indices)])])
-                state.norms += norm if math.isfinite(norm) else 0.0
-                state.seconds = time.perf_counter() - start
-                rate = float(sums[-1]) * self.world.size / state.seconds
-                on_step(StepReport(epoch, state.step, len(batches), float(parts[0]), rate))
+                self._issued = _Issued(under_way, state.step, batch, *_to_host(results))
+                if not self.lags:
+                    self.settle()
                 if self.between_steps is not None:
                     self.between_steps(epoch, state)
+        self.settle()
         sums = self.world.sum(sums.to(self.world.device)).cpu()
         loss, *parts_of_it = (sums[:-1] / sums[-1]).tolist()
         losses = dict(zip(unwrapped(self.model).loss_names, parts_of_it, strict=True))
@@ -113,15 +141,36 @@ class Engine:
     def _parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
 
-    def step(self, batch: Batch, whole: Samples) -> tuple[torch.Tensor, float]:
-        """Makes one optimiser step.
+    def settle(self) -> None:
+        """Waits for the results of the last step, and adds them to its epoch's; `between_steps` calls it to save.
+
+        Raises:
+            NotFinite: If its loss or its gradient is not finite.
+        """
+        if self._issued is None:
+            return
+        issued, self._issued = self._issued, None
+        if issued.arrived is not None:
+            issued.arrived.synchronize()
+        *parts, norm = issued.results.tolist()
+        epoch, state, queries = issued.epoch, issued.epoch.state, len(issued.batch.indices)
+        if not (all(map(math.isfinite, parts)) and (math.isfinite(norm) or self.scaler.is_enabled())):
+            raise NotFinite(self._not_finite(issued, parts[0], norm))
+        epoch.sums.add_(torch.cat([issued.results[:-1] * queries, torch.tensor([queries])]))
+        state.norms += norm if math.isfinite(norm) else 0.0
+        state.seconds = time.perf_counter() - epoch.start
+        rate = float(epoch.sums[-1]) * self.world.size / state.seconds
+        epoch.on_step(StepReport(epoch.number, issued.number, epoch.steps, parts[0], rate))
+
+    def step(self, batch: Batch, whole: Samples) -> torch.Tensor:
+        """Makes one optimiser step; it leaves the weights as they are if the gradient is not finite.
 
         Args:
             batch: This worker's share of the global batch.
             whole: The global batch.
 
         Returns:
-            The share's loss and its parts, float64 [1 + parts] on the CPU, and the gradient's norm before clipping.
+            The share's loss, its parts and the gradient's norm before clipping, float64 [2 + parts] on the device.
         """
         self.optimiser.zero_grad(set_to_none=True)
         device = self.world.device
@@ -140,13 +189,14 @@ class Engine:
         family.end_step(self.world.sum)
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.experiment.optim.clip_norm)
-        if self.scaler.is_enabled() or bool(norm.isfinite()):
-            self.scaler.step(self.optimiser)  # leaves out a step whose scaled gradient overflowed
-            self.scaler.update()
-            self.schedule.step()
-            if self.ema is not None:
-                self.ema.update(family)
-        return sums.cpu(), float(norm)
+        if not self.scaler.is_enabled():  # which leaves out a step whose scaled gradient overflowed itself
+            leave_out_if(self.optimiser, ~norm.isfinite())
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update(family)
+        return torch.cat([sums, norm.to(sums).reshape(1)])
 
     def _share(self, whole: Samples) -> Samples:
         """Returns this worker's share of a global batch."""
@@ -166,21 +216,28 @@ class Engine:
         context: AbstractContextManager[None] = no_sync() if more and no_sync is not None else nullcontext()
         return context
 
-    def _is_fine(self, parts: torch.Tensor, norm: float) -> bool:
-        return bool(parts.isfinite().all()) and (math.isfinite(norm) or self.scaler.is_enabled())
-
-    def _not_finite(
-        self, dataset: MomentDataset, batch: Batch, epoch: int, step: int, parts: torch.Tensor, norm: float
-    ) -> str:
+    def _not_finite(self, issued: _Issued, loss: float, norm: float) -> str:
+        dataset, batch = issued.epoch.dataset, issued.batch
         items = [dataset.annotations[index] for index in batch.indices.tolist()]
         ids, names = [item.id for item in items], [f"{item.video} ({item.id})" for item in items]
         cause = explain_nonfinite(unwrapped(self.model), batch.frames, batch.words, names)
         shown = ", ".join(ids[:8]) + (f", ... ({len(ids)} in all)" if len(ids) > 8 else "")
-        what = f"loss {float(parts[0])}" if not math.isfinite(float(parts[0])) else f"gradient norm {norm}"
+        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
+        where = f"epoch {issued.epoch.number}, step {issued.number}"
         return (
-            f"{what} at epoch {epoch}, step {step}, learning rate {self.schedule.learning_rate:.3g}; "
+            f"{what} at {where}, learning rate {self.schedule.learning_rate:.3g}; "
             f"batch {shown}; {f'{cause}; ' if cause else ''}lower optim.lr, or look at these features"
         )
+
+
+def _to_host(results: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Starts to copy results to the host; returns the copy, and what tells when it is there."""
+    if not results.is_cuda:
+        return results, None
+    copy = torch.empty_like(results, device="cpu", pin_memory=True).copy_(results, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return copy, arrived
 
 
 def global_batches(dataset: MomentDataset, experiment: Experiment, epoch: int, world: World) -> list[Samples]:
