@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn_tune.config import ModelConfig, Nms
+from cdn_tune.model.kernels.products import MixedShape
 from cdn_tune.moments.nms import Suppression, suppress
 
 
@@ -130,6 +131,14 @@ class MomentModel(nn.Module):
     def spans(self, output: Any, durations: Tensor) -> Spans:
         """Returns candidate spans of videos of these durations, in seconds [B], on the device of the output."""
         raise NotImplementedError
+
+    @property
+    def mixed_shapes(self) -> tuple[MixedShape, ...]:
+        """The shapes of its convolutions with a kernel per sample, each once; none by default."""
+        return ()
+
+    def use_products(self, products: Mapping[MixedShape, str]) -> None:
+        """Sets how a GPU multiplies in these, by names of `kernels.products`; as published where it is not said."""
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, counted from 1, and before the steps that are left of one."""

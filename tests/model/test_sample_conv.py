@@ -13,6 +13,8 @@ from cdn_tune.model.kernels import sample_conv
 from cdn_tune.model.kernels.sample_conv import compiled
 from cdn_tune.model.kernels.sample_conv import sample_conv as convolve
 
+ON_ALL = ["published", "rows", "cudnn"]  # machines; Triton's kernels: test_triton_kernels.py
+
 
 def formula(x: torch.Tensor, weight: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:
     kernel = int(len(weight) ** 0.5)
@@ -31,15 +33,15 @@ def example(batch: int, channels: int, experts: int, kernel: int, size: int) -> 
     ]
 
 
-@pytest.mark.parametrize("as_matrices", [True, False])
-@pytest.mark.parametrize("most", [1, 10_000, 1 << 26])  # one sample at once, a few, all
+@pytest.mark.parametrize("product", ON_ALL)
+@pytest.mark.parametrize("most", [1, 10_000, 1 << 28])  # one sample at once, a few, all
 @pytest.mark.parametrize(
     ("batch", "channels", "experts", "kernel", "size"),
     [(3, 6, 2, 5, 7), (2, 4, 3, 3, 5), (4, 3, 2, 1, 4), (1, 5, 4, 7, 3), (5, 2, 3, 9, 4)],
 )
 def test_equals_the_formula(
     monkeypatch: pytest.MonkeyPatch,
-    as_matrices: bool,
+    product: str,
     most: int,
     batch: int,
     channels: int,
@@ -47,25 +49,25 @@ def test_equals_the_formula(
     kernel: int,
     size: int,
 ) -> None:
-    monkeypatch.setattr(sample_conv, "_as_matrices", lambda _: as_matrices)
     monkeypatch.setattr(sample_conv, "_AT_ONCE", most)
     inputs = example(batch, channels, experts, kernel, size)
-    found, expected = convolve(*inputs), formula(*inputs)
+    found, expected = convolve(*inputs, product), formula(*inputs)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(expected)
     for mine, theirs in zip(
         torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(mine, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(convolve(*inputs, product), expected)
 
 
-@pytest.mark.parametrize("as_matrices", [True, False])
-def test_takes_the_format_of_autocast(monkeypatch: pytest.MonkeyPatch, as_matrices: bool) -> None:
-    monkeypatch.setattr(sample_conv, "_as_matrices", lambda _: as_matrices)
+@pytest.mark.parametrize("product", ON_ALL)
+def test_takes_the_format_of_autocast(product: str) -> None:
     exact = example(3, 6, 2, 3, 5)
     inputs = [tensor.detach().float().requires_grad_() for tensor in exact]
     with torch.autocast("cpu", torch.bfloat16):
-        found = convolve(*inputs)
+        found = convolve(*inputs, product)
     assert found.dtype == torch.bfloat16
     expected = formula(*exact)
     torch.testing.assert_close(found.double(), expected, atol=0.1, rtol=0.02)
@@ -76,27 +78,25 @@ def test_takes_the_format_of_autocast(monkeypatch: pytest.MonkeyPatch, as_matric
         torch.testing.assert_close(mine.double(), theirs, atol=0.03 * float(theirs.abs().max()), rtol=0)
 
 
-def test_keeps_nothing_but_its_arguments() -> None:
-    inputs = example(8, 4, 2, 3, 5)
-    kept: list[int] = []
+def kept_beside(inputs: list[torch.Tensor], product: str) -> int:
+    """Bytes that are kept for the backward pass, beside the arguments."""
+    kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.data_ptr())
+        kept[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        convolve(*inputs)
-    assert kept == [tensor.data_ptr() for tensor in inputs]
+        convolve(*inputs, product)
+    return sum(size for address, size in kept.items() if address not in {tensor.data_ptr() for tensor in inputs})
 
 
-def test_small_maps_are_matrices_and_large_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    small, large = torch.zeros(1, 16, 4, 4), torch.zeros(1, 16, 5, 5)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    assert sample_conv._as_matrices(small)
-    assert not sample_conv._as_matrices(large)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert sample_conv._as_matrices(large)  # plain float32
-    assert not sample_conv._as_matrices(large.bfloat16())
+def test_kernels_are_kept_where_they_are_few_and_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = example(8, 4, 2, 3, 5)
+    kernels = 8 * 9 * 4 * 4 * 8
+    assert [kept_beside(inputs, product) for product in ON_ALL] == [kernels, 0, kernels]
+    monkeypatch.setattr(sample_conv, "_KEPT", kernels - 1)
+    assert [kept_beside(inputs, product) for product in ON_ALL] == [kernels, 0, 0]
 
 
 class Layer(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn_tune.model.kernels.cell_conv import convolve
+from cdn_tune.model.kernels.products import PUBLISHED, MixedShape
 
 Mixing = Literal["query", "map", "both"]
 
@@ -46,6 +47,9 @@ class DynamicConv2d(StaticConv2d):
 
     Mixture weights: softmax(linear(tanh(linear(query) + linear(mean of x)))), with dropout in training. An ablation
     computes them from one of the two terms (`mixing`).
+
+    Attributes:
+        products: How a GPU multiplies maps of S clips, by S, as `kernels.products` names it; as published where unset.
     """
 
     def __init__(
@@ -62,6 +66,12 @@ class DynamicConv2d(StaticConv2d):
         self.map = nn.Linear(channels, channels) if mixing != "query" else None
         self.mix = nn.Linear(channels, experts)
         self.dropout = nn.Dropout(dropout)
+        self.products: dict[int, str] = {}
+
+    def shape(self, size: int) -> MixedShape:
+        """Returns the shape of the convolution of maps of S clips."""
+        taps, experts, channels, _ = self.weight.shape
+        return MixedShape(channels, math.isqrt(taps), experts, size)
 
     def mixture(self, x: Tensor, query: Tensor) -> Tensor:
         """Returns the mixture weights [B, E] of maps [B, C, S, S] and queries [B, Q]."""
@@ -76,4 +86,5 @@ class DynamicConv2d(StaticConv2d):
 
         Output cells outside of `cells` [S, S], those that are needed (by default all), are undefined.
         """
-        return convolve(x, self.weight, self.bias, self.mixture(x, query), cells)
+        product = self.products.get(x.shape[3], PUBLISHED)
+        return convolve(x, self.weight, self.bias, self.mixture(x, query), cells, product)

@@ -3,15 +3,19 @@
 Shape letters: B batch, S clips, H hidden.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from cdn_tune.model.cdn.clip_pool import AttentionPool
 from cdn_tune.model.cdn.config import CDNConfig, CDNLoss
+from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.model.cdn.map_stack import MapStack
 from cdn_tune.model.cdn.memory import working_memory
 from cdn_tune.model.family import Batch, Losses, Memory
+from cdn_tune.model.kernels.products import MixedShape
 from cdn_tune.model.layers.clip_pool import MeanPool
 from cdn_tune.model.layers.fusion import Fusion
 from cdn_tune.model.layers.map_model import FusedMapModel, MapOutput, build_proposals
@@ -65,6 +69,22 @@ class CDN(FusedMapModel):
         parts = {"moment_loss": moment, "attention_loss": attention}
         switches = self.switch_losses(output, batch.durations, batch.all_moments)
         return Losses(moment + config.attention_beta * attention + switches.total, {**parts, **switches.parts})
+
+    @property
+    def mixed_shapes(self) -> tuple[MixedShape, ...]:
+        """The shapes of its dynamic layers on maps of every scale."""
+        return tuple(
+            dict.fromkeys(layer.shape(size) for layer in self._dynamic_layers() for size, _ in self.config.maps)
+        )
+
+    def use_products(self, products: Mapping[MixedShape, str]) -> None:
+        """Sets how a GPU multiplies in its dynamic layers."""
+        for layer in self._dynamic_layers():
+            sizes = [size for size, _ in self.config.maps if layer.shape(size) in products]
+            layer.products = {size: products[layer.shape(size)] for size in sizes}
+
+    def _dynamic_layers(self) -> list[DynamicConv2d]:
+        return [layer for layer in self.map.convs if isinstance(layer, DynamicConv2d)]
 
     def memory(self, frames: int, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """Returns an estimate of training's working memory."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdn_tune.model.kernels.mixed_conv import mixed_conv
+from cdn_tune.model.kernels.products import PUBLISHED
 from cdn_tune.model.kernels.sample_conv import sample_conv
 from cdn_tune.model.kernels.tiles import tiling
 
@@ -24,12 +25,17 @@ _KEPT = 1 << 22
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor, mixture: Tensor | None = None, cells: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mixture: Tensor | None = None,
+    cells: Tensor | None = None,
+    product: str = PUBLISHED,
 ) -> Tensor:
     """Convolves maps, with zeros around them.
 
     On a CPU, large convolutions run in tiles (see `mixed_conv`), others as a grouped convolution; on a GPU, those with
-    mixed kernels run as matrix products or one by one (see `sample_conv`). Large mixed kernels are not kept.
+    mixed kernels run as `product` says (see `sample_conv`).
 
     Args:
         x: Maps [B, C, S, S].
@@ -37,6 +43,7 @@ def convolve(
         bias: Biases [E, C].
         mixture: Mixture weights per sample [B, E]; None where a single expert serves all samples.
         cells: Output cells that are needed [S, S]; what others hold is undefined. All by default.
+        product: How a GPU multiplies mixed kernels, a name in `products.PRODUCTS`.
 
     Returns:
         Maps [B, C, S, S].
@@ -56,7 +63,7 @@ def convolve(
         taps = weight[:, 0].permute(1, 2, 0).reshape(*weight.shape[2:], kernel, kernel)  # [C, C, K, K]
         return functional.conv2d(x, taps, out_bias, padding=kernel // 2)
     if x.device.type == "cuda":
-        out = sample_conv(x, weight, mixture)
+        out = sample_conv(x, weight, mixture, product)
         return out + out_bias[:, :, None, None].to(out.dtype)
     return _grouped(x, weight, out_bias, mixture, kernel)
 

@@ -1,11 +1,10 @@
 """Convolution with a kernel per sample, mixed from experts, on a GPU.
 
-All kernels of a few samples are mixed in one product. Small maps, and all in plain float32, are then multiplied as
-matrices, one row per cell with all that its kernel sees; other maps are convolved one by one. Nothing of that is kept:
-the backward pass does it again.
+Kernels are mixed (`mixing.py`), multiplied with the maps in one of several ways (`products.py`), and the gradient of
+the mixed kernels becomes those of experts and mixture. All ways compute the same; which is the fastest depends on card,
+format and shapes, and is measured before a training (`training/kernels/`).
 
-Shape letters: B batch, b some of its samples, C channels, S clips, E experts, K kernel size; W = S + K - 1 cells a row
-of a map with margins.
+Shape letters: B batch, C channels, S clips, E experts, K kernel size, T = K² taps.
 """
 
 import math
@@ -14,27 +13,32 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.grad import conv2d_input, conv2d_weight
+
+from cdn_tune.model.kernels.mixing import mix, unmix
+from cdn_tune.model.kernels.products import PRODUCTS, PUBLISHED, Product, is_exact
 
 # Elements of the mixed kernels, or of the rows, that lie in memory at once; those of one sample at least.
-_AT_ONCE = 1 << 26
+_AT_ONCE = 1 << 28
+# Bytes of mixed kernels that a layer keeps for its backward pass, where this reads them as they are; else they are
+# mixed again. The published formulation keeps all.
+_KEPT = 1 << 28
 
 
-def sample_conv(x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
-    """Returns maps [B, C, S, S], channels last, each convolved with its mixed kernel, in autocast's format.
+def sample_conv(x: Tensor, weight: Tensor, mixture: Tensor, product: str = PUBLISHED) -> Tensor:
+    """Returns maps [B, C, S, S], each convolved with its mixed kernel, in autocast's format.
 
     Args:
         x: Maps [B, C, S, S].
-        weight: Experts' kernels [K², E, C, C] (tap, expert, out, in).
+        weight: Experts' kernels [T, E, C, C] (tap, expert, out, in).
         mixture: Mixture weights per sample [B, E].
+        product: How, a name in `PRODUCTS`.
     """
-    return _convolve(x, weight, mixture)
+    return _convolve(x, weight, mixture, product)
 
 
 def samples_at_once(channels: int, size: int, kernel: int) -> int:
     """Returns how many samples' mixed kernels, and rows of maps [C, S, S], lie in memory together."""
-    return max(1, _AT_ONCE // (kernel**2 * channels * max(channels, (size + kernel - 1) ** 2)))
+    return max(1, _AT_ONCE // (kernel**2 * channels * max(channels, size**2)))
 
 
 def compiled(module: nn.Module) -> nn.Module:
@@ -47,11 +51,11 @@ def compiled(module: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(module))
 
 
-def _in_autocasts_format(x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
+def _in_autocasts_format(x: Tensor, weight: Tensor, mixture: Tensor, product: str) -> Tensor:
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        return _apply(x.to(dtype), weight, mixture.to(dtype))
+        return _apply(x.to(dtype), weight, mixture.to(weight.dtype), PRODUCTS[product])
 
 
 _convolve = _in_autocasts_format
@@ -59,112 +63,44 @@ _convolve = _in_autocasts_format
 
 class _SampleConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, mixture)
-        experts = _experts(weight, x.dtype)
-        kernel = math.isqrt(len(weight))
-        multiply = _multiplied if _as_matrices(x) else _convolved
-        out = [multiply(x[some], _mixed(mixture[some], experts)) for some in _chunks(x, kernel)]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mixture: Tensor, product: Product) -> Tensor:
+        training = any(ctx.needs_input_grad)
+        chunks = list(_chunks(x, weight, whole=product.whole and training))
+        out: list[Tensor] = []
+        for some in chunks:
+            kernels = mix(weight, mixture[some], x.dtype, product.forward)
+            out.append(product.multiply(x[some], kernels))
+        again = not training or len(chunks) > 1 or not _keeps(product, kernels)
+        ctx.save_for_backward(x, weight, mixture, None if again else kernels)
+        ctx.product = product
         return torch.cat(out) if len(out) > 1 else out[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight, mixture = ctx.saved_tensors
-        experts = _experts(weight, x.dtype)
-        kernel = math.isqrt(len(weight))
-        gradients = _multiplied_gradients if _as_matrices(x) else _convolved_gradients
-        weight_grad = torch.empty_like(weight)
-        x_grads, mixture_grads = [], []
-        for some in _chunks(x, kernel):
-            x_grad, kernels_grad = gradients(x[some], _mixed(mixture[some], experts), grad[some])
-            kernels_grad = kernels_grad.flatten(1)  # [b, C K² C]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mixture, kept = ctx.saved_tensors
+        product: Product = ctx.product
+        weight_grad, x_grads, mixture_grads = None, [], []
+        for some in _chunks(x, weight, product.whole):
+            kernels = mix(weight, mixture[some], x.dtype, product.backward, product.reverse) if kept is None else kept
+            x_grad, kernels_grad = product.gradients(x[some], kernels, grad[some])
+            del kernels
+            part, mixture_grad = unmix(weight, mixture[some], kernels_grad, is_exact(x.dtype))
+            weight_grad = part if weight_grad is None else weight_grad.add_(part)
             x_grads.append(x_grad)
-            mixture_grads.append(kernels_grad @ experts.flatten(1).T)
-            part = (mixture[some].T @ kernels_grad).view_as(experts).permute(2, 0, 1, 3)
-            weight_grad = weight_grad.add_(part) if some.start else weight_grad.copy_(part)
-        return torch.cat(x_grads), weight_grad, torch.cat(mixture_grads)
+            mixture_grads.append(mixture_grad)
+        return torch.cat(x_grads), weight_grad, torch.cat(mixture_grads), None
 
 
-_apply = cast(Callable[[Tensor, Tensor, Tensor], Tensor], _SampleConv.apply)
+_apply = cast(Callable[[Tensor, Tensor, Tensor, Product], Tensor], _SampleConv.apply)
 
 
-def _as_matrices(x: Tensor) -> bool:
-    """Whether maps are multiplied as matrices: small ones, and where convolutions in plain float32 are slow."""
-    exact = x.dtype.itemsize >= 4 and not torch.backends.cudnn.allow_tf32
-    return exact or x.shape[2] * x.shape[3] <= x.shape[1]
-
-
-def _chunks(x: Tensor, kernel: int) -> Iterator[slice]:
-    """Yields samples whose kernels lie in memory together."""
+def _chunks(x: Tensor, weight: Tensor, whole: bool) -> Iterator[slice]:
+    """Yields samples whose kernels lie in memory together; all of them if `whole`."""
     batch, channels, size, _ = x.shape
-    many = samples_at_once(channels, size, kernel)
+    many = batch if whole else samples_at_once(channels, size, math.isqrt(len(weight)))
     return (slice(first, first + many) for first in range(0, batch, many))
 
 
-def _experts(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turns experts' kernels around, from [K², E, C, C] (tap, expert, out, in) to [E, C, K², C]."""
-    return weight.permute(1, 2, 0, 3).to(dtype, memory_format=torch.contiguous_format).contiguous()
-
-
-def _mixed(mixture: Tensor, experts: Tensor) -> Tensor:
-    """Mixes kernels for samples [b, E]: [b, C, K², C] (out, tap, in)."""
-    return (mixture @ experts.flatten(1)).view(len(mixture), *experts.shape[1:])
-
-
-def _multiplied(x: Tensor, kernels: Tensor) -> Tensor:
-    """Convolves maps [b, C, S, S] with kernels [b, C, K², C] as one product of matrices per sample."""
-    out = torch.bmm(_rows(x, math.isqrt(kernels.shape[2])), kernels.flatten(2).transpose(1, 2))  # [b, S², C]
-    return out.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-
-
-def _multiplied_gradients(x: Tensor, kernels: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of maps and kernels."""
-    kernel, size, channels = math.isqrt(kernels.shape[2]), x.shape[2], x.shape[1]
-    kernels_grad = torch.bmm(grad.flatten(2), _rows(x, kernel))  # [b, C, K² C]
-    # What each cell of the output, and of its margins of zeros, gives to each cell under its kernel: [b, W², K² C].
-    given = torch.bmm(_padded(grad, kernel // 2).flatten(1, 2), kernels.flatten(2))
-    cell, row = kernel**2 * channels, (size + kernel - 1) * kernel**2 * channels
-    # The tap (K-1-i, K-1-j) of the output cell i rows down and j columns right, for all i and j: [b, S, S, K, K, C].
-    shape = (len(x), size, size, kernel, kernel, channels)
-    stride = (given.stride(0), row, cell, row - kernel * channels, cell - channels, 1)
-    taken = given.as_strided(shape, stride, given.storage_offset() + cell - channels)
-    return taken.sum(dim=(3, 4)).permute(0, 3, 1, 2), kernels_grad
-
-
-def _convolved(x: Tensor, kernels: Tensor) -> Tensor:
-    """Convolves maps [b, C, S, S] one by one with kernels [b, C, K², C]."""
-    pad = math.isqrt(kernels.shape[2]) // 2
-    return torch.cat(
-        [functional.conv2d(one[None], taps, padding=pad) for one, taps in zip(x, _as_torch(kernels), strict=True)]
-    )
-
-
-def _convolved_gradients(x: Tensor, kernels: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of maps and kernels."""
-    pad = math.isqrt(kernels.shape[2]) // 2
-    x_grads, kernels_grad = [], torch.empty_like(kernels)
-    for one, taps, one_grad, target in zip(x, _as_torch(kernels), grad, _as_torch(kernels_grad), strict=True):
-        x_grads.append(conv2d_input(one[None].shape, taps, one_grad[None], padding=pad))  # type: ignore[no-untyped-call]
-        kernel_grad = conv2d_weight(one[None], taps.shape, one_grad[None], padding=pad)  # type: ignore[no-untyped-call]
-        target.copy_(kernel_grad)
-    return torch.cat(x_grads), kernels_grad
-
-
-def _as_torch(kernels: Tensor) -> Tensor:
-    """Shows kernels [b, C, K², C] as torch orders them, channels last in memory: [b, C, C, K, K]."""
-    size = math.isqrt(kernels.shape[2])
-    return kernels.view(*kernels.shape[:2], size, size, -1).permute(0, 1, 4, 2, 3)
-
-
-def _padded(x: Tensor, pad: int) -> Tensor:
-    """Returns maps [b, C, S, S] cell by cell, with margins of zeros: [b, W, W, C]."""
-    return functional.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad)).contiguous()
-
-
-def _rows(x: Tensor, kernel: int) -> Tensor:
-    """Returns what the kernel sees at each cell of maps [b, C, S, S]: [b, S², K² C]."""
-    batch, channels, size, _ = x.shape
-    padded = _padded(x, kernel // 2)
-    _, row, cell, one = padded.stride()
-    seen = padded.as_strided((batch, size, size, kernel, kernel, channels), (*padded.stride()[:3], row, cell, one))
-    return seen.reshape(batch, size**2, kernel**2 * channels)
+def _keeps(product: Product, kernels: Tensor) -> bool:
+    same = product.forward == product.backward and not product.reverse
+    return product.whole or (same and kernels.nbytes <= _KEPT)

@@ -1,0 +1,127 @@
+"""The Triton kernels compile for a Hopper GPU, which takes none: no spills, and tensor cores that do not wait."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or sys.platform != "linux", reason="Triton is not installed"
+)
+
+# Of the published Charades-STA model.
+SIDE, CHANNELS, KERNEL, EXPERTS = 16, 512, 5, 8
+SHAPES = {"SIDE": SIDE, "CHANNELS": CHANNELS, "KERNEL": KERNEL}
+MIXED = {"INPUTS": CHANNELS, "EXPERTS": EXPERTS}
+# What ptxas says where a tensor-core product of Hopper is waited for before the next one starts: C7510 and others.
+SERIALISED = re.compile(r"\(C75\d\d\)|instructions are serialized")
+
+
+@dataclass
+class Compiled:
+    """What became of a kernel."""
+
+    registers: int
+    spilled: int  # bytes
+    shared: int  # bytes
+    ptx: str
+    log: str
+
+
+def compiled(name: str, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int = 3) -> Compiled:
+    """Compiles a kernel for sm_90a; arguments that are neither pointers in `types` nor constants are integers."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from cdn_tune.model.kernels import triton_kernels
+
+    kernel = getattr(triton_kernels, name)
+    signature = {each: "constexpr" if each in constants else types.get(each, "i32") for each in kernel.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, each in enumerate(kernel.arg_names)
+        if each in types or each.endswith(("stride", "size"))
+    }
+    log = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(log):
+        patch.setattr(triton.knobs.nvidia, "dump_ptxas_log", True)
+        patch.setattr(triton.knobs.compilation, "always_compile", True)
+        found = triton.compile(
+            ASTSource(kernel, signature, constants, aligned),
+            target=GPUTarget("cuda", 90, 32),
+            options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True},
+        )
+    text = log.getvalue()
+    registers, spills = re.search(r"Used (\d+) registers", text), re.findall(r"(\d+) bytes spill", text)
+    assert registers is not None, text
+    return Compiled(int(registers[1]), sum(map(int, spills)), found.metadata.shared, found.asm["ptx"], text)
+
+
+BF16, FP32 = "*bf16", "*fp32"
+TILES = {"small": (64, 64, 64, 4, 3), "two shares": (128, 128, 64, 8, 3, 2), "wide": (128, 256, 64, 8, 3)}
+
+
+def product(name: str, tile: tuple[int, ...], **more: Any) -> Compiled:
+    """Compiles a product of 16-bit operands, as it is launched."""
+    from cdn_tune.model.kernels.triton_launch import Tile, product_meta
+
+    meta = product_meta(Tile(*tile), exact=False)
+    warps, stages, _ = (meta.pop(option) for option in ("num_warps", "num_stages", "enable_fp_fusion"))
+    out = FP32 if meta["SPLIT"] > 1 else BF16
+    types = {"maps": BF16, "kernels": BF16, "grad": BF16, "out": out}
+    return compiled(name, types, {**SHAPES, **meta, **more}, warps, stages)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_product_keeps_tensor_cores_busy(tile: str, backward: bool) -> None:
+    found = product("convolve_kernel", TILES[tile], BACKWARD=backward)
+    assert found.spilled == 0
+    assert "wgmma.mma_async" in found.ptx
+    assert not SERIALISED.search(found.log), found.log
+
+
+@pytest.mark.parametrize("tile", ["small", "wide"])
+def test_so_does_the_gradient_of_kernels(tile: str) -> None:
+    found = product("kernels_gradient_kernel", TILES[tile])
+    assert found.spilled == 0
+    assert "wgmma.mma_async" in found.ptx
+    assert not SERIALISED.search(found.log), found.log
+
+
+@pytest.mark.parametrize(("rows", "exact", "grad"), [(16, True, FP32), (32, True, FP32), (32, False, BF16)])
+def test_the_gradient_of_the_mixture_does_not_spill(rows: int, exact: bool, grad: str) -> None:
+    from cdn_tune.model.kernels.triton_launch import unmix_meta
+
+    meta = unmix_meta(exact)
+    warps, stages, _ = (meta.pop(option) for option in ("num_warps", "num_stages", "enable_fp_fusion"))
+    types = dict.fromkeys(("weight", "mixture", "weight_grad", "mixture_grad"), FP32) | {"grad": grad}
+    found = compiled("unmix_kernel", types, {**MIXED, "ROWS": rows, "PADDED": 16, "ADD": False, **meta}, warps, stages)
+    assert found.spilled == 0
+
+
+def test_mixing_leaves_room_for_other_programs() -> None:
+    from cdn_tune.model.kernels.triton_launch import MIX_META
+
+    types = {"weight": FP32, "mixture": FP32, "out": BF16}
+    constants = {**MIXED, "PADDED": EXPERTS, "REVERSED": False, "BLOCK": MIX_META["BLOCK"]}
+    found = compiled("mix_kernel", types, constants, MIX_META["num_warps"])
+    assert found.spilled == 0
+    assert found.registers <= 64  # of 65 536: four programs of 256 threads on a processor
+
+
+def test_what_ptxas_says_of_products_that_wait_is_recognised() -> None:
+    line = (
+        "ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to the "
+        "presence of a loop that may not be entered in function 'convolve_kernel'"
+    )
+    assert SERIALISED.search(line)
+    assert not SERIALISED.search("ptxas info    : Used 114 registers, used 1 barriers")

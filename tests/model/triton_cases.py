@@ -1,0 +1,115 @@
+"""Runs the Triton kernels in Triton's interpreter; prints each case's errors relative to float64, as JSON.
+
+``TRITON_INTERPRET=1 python -m tests.model.triton_cases``: kernels are interpreted or compiled as it says when they are
+first imported. The interpreter multiplies bfloat16 wrongly, so that float32 and float16 stand for it here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from triton.runtime import interpreter
+
+from cdn_tune.model.kernels import mixing, triton_launch
+from cdn_tune.model.kernels.mixing import relative_error
+from cdn_tune.model.kernels.products import PRODUCTS
+from cdn_tune.model.kernels.sample_conv import sample_conv
+from cdn_tune.model.kernels.triton_launch import Tile
+
+# Batch, clips, channels, kernel, experts; tiles of the products and of the kernels' gradient; format. Nothing divides.
+CASES = {
+    "K3": (2, 5, 16, 3, 3, Tile(16, 16, 16, 4, 2), Tile(16, 16, 16, 4, 2), torch.float32),
+    "K5, in two shares": (1, 6, 20, 5, 5, Tile(32, 32, 32, 4, 2, 2), Tile(32, 32, 32, 4, 2, 2), torch.float32),
+    "K7, in three shares": (1, 4, 24, 7, 8, Tile(16, 32, 16, 4, 2, 3), Tile(32, 32, 16, 4, 2), torch.float32),
+    "K9": (1, 3, 17, 9, 4, Tile(16, 32, 32, 4, 2), Tile(32, 32, 16, 4, 2), torch.float32),
+    "K3, float16": (2, 4, 33, 3, 6, Tile(16, 64, 64, 4, 2), Tile(64, 64, 16, 4, 2), torch.float16),
+}
+MANY = "more samples than a program holds"
+
+
+def expected(x: Tensor, weight: Tensor, mixture: Tensor, grad: Tensor) -> list[Tensor]:
+    """The convolved maps [B, C, S, S], and the gradients of maps, experts and mixture, in float64."""
+    inputs = [tensor.double().requires_grad_() for tensor in (x, weight, mixture)]
+    kernel = round(len(weight) ** 0.5)
+    kernels = torch.einsum("be,teoi->boit", inputs[2], inputs[1]).unflatten(3, (kernel, kernel))
+    out = torch.cat(
+        [functional.conv2d(one[None], own, padding=kernel // 2) for one, own in zip(inputs[0], kernels, strict=True)]
+    )
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad.double())]
+
+
+def drawn(batch: int, size: int, channels: int, kernel: int, experts: int, dtype: torch.dtype) -> list[Tensor]:
+    """Maps, experts, mixture and the gradient of the output."""
+    return [
+        torch.randn(batch, channels, size, size).to(dtype),
+        torch.randn(kernel**2, experts, channels, channels),
+        torch.randn(batch, experts).softmax(dim=1),
+        torch.randn(batch, channels, size, size).to(dtype),
+    ]
+
+
+def errors(name: str) -> list[float]:
+    """Errors of result and gradients, each kernel launched by itself; outputs hold NaN where nothing was written."""
+    batch, size, channels, kernel, experts, tile, gradient_tile, dtype = CASES[name]
+    x, weight, mixture, grad = drawn(batch, size, channels, kernel, experts, dtype)
+    maps, grads = (tensor.permute(0, 2, 3, 1).contiguous() for tensor in (x, grad))
+    nothing = torch.full((batch, kernel**2, channels, channels), torch.nan, dtype=dtype)
+    kernels = triton_launch.mix(weight, mixture, nothing)
+    out = triton_launch.convolve(maps, kernels, exact=True, tile=tile)
+    x_grad = triton_launch.convolve(grads, kernels, exact=True, backward=True, tile=tile)
+    kernels_grad = triton_launch.kernels_gradient(maps, grads, kernel, exact=True, tile=gradient_tile)
+    found = [
+        out.permute(0, 3, 1, 2),
+        x_grad.permute(0, 3, 1, 2),
+        *triton_launch.unmix(weight, mixture, kernels_grad, True),
+    ]
+    return [relative_error(*each) for each in zip(found, expected(x, weight, mixture, grad), strict=True)]
+
+
+def errors_of_many() -> list[float]:
+    """Errors of the mixture's gradients of more samples than a program holds at once."""
+    batch = triton_launch.UNMIX_ROWS + 3
+    _, weight, mixture, _ = drawn(batch, 1, 5, 3, 3, torch.float32)
+    grad = torch.randn(batch, 9, 5, 5)
+    found = triton_launch.unmix(weight, mixture, grad, True)
+    double = torch.einsum("be,bteoi->teoi", mixture.double(), grad.double()[:, :, None].expand(-1, -1, 3, -1, -1))
+    shares = torch.einsum("btoi,teoi->be", grad.double(), weight.double())
+    return [relative_error(*each) for each in zip(found, (double, shares), strict=True)]
+
+
+def errors_of_product(name: str) -> list[float]:
+    """Errors of a product whose kernels Triton mixes, as a GPU runs it."""
+    x, weight, mixture, grad = drawn(2, 3, 8, 3, 3, torch.float32)
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, mixture)]
+    out = sample_conv(*inputs, product=name)
+    found = [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+    return [relative_error(*each) for each in zip(found, expected(x, weight, mixture, grad), strict=True)]
+
+
+def take_scalars() -> None:
+    """Has the interpreter of older Tritons count with NumPy 2.4, for which an array of one element is no number."""
+    before = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        before(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+def main() -> None:
+    """Prints the errors by the name of the case or product."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
+    take_scalars()
+    mixing.triton_fault = lambda _: None  # the interpreter is on a CPU
+    found = {name: errors(name) for name in CASES} | {name: errors_of_product(name) for name in PRODUCTS}
+    print(json.dumps(found | {MANY: errors_of_many()}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
