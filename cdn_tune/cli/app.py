@@ -18,6 +18,7 @@ from cdn_tune.errors import RunError
 
 _ORDER = (
     *("demo", "train", "search", "simulate", "leaderboard", "evaluate", "compare", "report", "predict", "export"),
+    "doctor",
     *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
     *("data", "doctor", "convert", "text", "plant"),
 )

@@ -199,6 +199,12 @@ class TrainConfig(Frozen):
         "auto", description="of the forward pass; auto: bf16 on a GPU that has it, fp32 otherwise; fp16 scales the loss"
     )
     tf32: bool = Field(False, description="on a GPU, multiply and convolve float32 in TensorFloat-32")
+    kernels: Literal["auto", "published", "rows", "cudnn", "triton"] = Field(
+        "auto",
+        description="how a GPU convolves with a kernel per query: one grouped convolution as published, matrix "
+        "products of rows, a cuDNN call per query, Triton's kernels; auto: the fastest on the card, measured once; a "
+        "CPU takes auto alone",
+    )
     compile: bool = Field(False, description="compile the model with torch.compile")
     micro_batch: Positive | Literal["auto"] = Field(
         "auto",

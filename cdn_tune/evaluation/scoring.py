@@ -24,6 +24,7 @@ from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
 from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.training.evaluate.evaluation import score_batches
+from cdn_tune.training.kernels.choose import use_held
 from cdn_tune.training.runs.checkpoint import load_checkpoint
 from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
 from cdn_tune.training.step.process_group import this_world
@@ -130,9 +131,11 @@ def retrieve_part(
     settings = build(Experiment, experiment, file)
     dataset = open_split(settings.data, split, settings.model.inputs.sequences)
     device = this_world().device
-    model = load_checkpoint(Path(file)).model.to(device)
+    checkpoint = load_checkpoint(Path(file))
+    model = checkpoint.model.to(device)
     dtype = resolve_precision(settings.train.precision, device)
     use_tf32(settings.train.tf32)
+    use_held(model, checkpoint.kernels, dtype, device)
     batches = evaluation_batches(dataset, np.arange(len(dataset)), settings.eval.batch_size)[rank::parts]
     found: _Part = []
     with ExitStack() as stack:

@@ -19,15 +19,17 @@ from cdn_tune.model.family import MomentModel
 from cdn_tune.model.kernels.sample_conv import compiled
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.evaluate.pictures import captions, draw
+from cdn_tune.training.kernels.choose import choose_products
 from cdn_tune.training.memory.device import choose_micro_batch, memory_errors, peak_bytes
 from cdn_tune.training.reports import EpochReport, OnStep, Report, Stop, ignore, pack_ious
 from cdn_tune.training.runs.checkpoint import LAST, build_model
 from cdn_tune.training.runs.records import Records
+from cdn_tune.training.runs.run_folder import record_in_manifest
 from cdn_tune.training.state import Progress, Saving, TrialState, Writer, epochs_in_all
 from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
 from cdn_tune.training.step.optimiser import Ema, build_optimiser, build_schedule
 from cdn_tune.training.step.process_group import World, this_world
-from cdn_tune.training.step.steps import Engine, EpochState, EpochTotals, global_batches
+from cdn_tune.training.step.steps import Engine, EpochState, EpochTotals, global_batches, queries_at_once
 
 _PROMPT = 0.5  # seconds that an epoch's report waits for its checkpoint before the next epoch begins
 _AGREE_SECONDS = 0.25  # after which several workers agree whether to save or stop
@@ -99,8 +101,18 @@ def train(
     schedule = build_schedule(optimiser, experiment.optim, steps * experiment.train.epochs, steps)
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     state = TrialState(experiment, folder, model, optimiser, schedule, scaler, ema, world, planted, saving)
+    content = state.read()
+    held = None if content is None else content.get("kernels")
+    at_once = queries_at_once(experiment.train, batches, world)
+    state.kernels = choose_products(experiment.train, model.mixed_shapes, at_once, dtype, world, held)
+    if state.kernels is not None:
+        for each in (model, state.evaluated):
+            each.use_products(state.kernels.of(model.mixed_shapes))
+        if world.is_main:
+            record_in_manifest(folder, "kernels", state.kernels.model_dump())
     micro_batch = choose_micro_batch(experiment, model, splits["train"], batches, world, dtype)
-    progress = state.resume()
+    progress = state.resume(content)
+    del content  # as large as the state
     first = progress.epoch
     wrapped = _wrap(model, experiment, world)
     lags = world.device.type == "cuda"

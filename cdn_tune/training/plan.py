@@ -18,13 +18,14 @@ from cdn_tune.data.batches import Samples, largest, pieces, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.evaluate.evaluation import evaluate_split
+from cdn_tune.training.kernels.choose import choose_products
 from cdn_tune.training.memory.device import available_bytes, fit_micro_batch, peak_bytes
 from cdn_tune.training.memory.estimate import MemoryEstimate, checkpoint_bytes, estimate
 from cdn_tune.training.runs.checkpoint import build_model
-from cdn_tune.training.step.batch_loss import batch_loss, resolve_precision
+from cdn_tune.training.step.batch_loss import batch_loss, resolve_precision, use_tf32
 from cdn_tune.training.step.optimiser import build_optimiser
 from cdn_tune.training.step.process_group import this_world
-from cdn_tune.training.step.steps import global_batches
+from cdn_tune.training.step.steps import global_batches, queries_at_once
 from cdn_tune.training.step.threads import threads_for, torch_threads
 
 _LEAST = 2  # measured steps
@@ -81,7 +82,11 @@ def _measured(experiment: Experiment, splits: Mapping[Split, MomentDataset], mea
     batches = global_batches(train, experiment, 1, this_world())
     memory, available = estimate(experiment, dtype, device, batches), available_bytes(device)
     base = peak_bytes(device)
+    use_tf32(settings.tf32)
     model = build_model(experiment).to(device)
+    at_once = queries_at_once(settings, batches, this_world())
+    if (kernels := choose_products(settings, model.mixed_shapes, at_once, dtype, this_world())) is not None:
+        model.use_products(kernels.of(model.mixed_shapes))
     trial = _Trial(
         experiment, model, build_optimiser(model, experiment.optim, model.text_part), train, batches, device, dtype
     )

@@ -14,6 +14,7 @@ from cdn_tune.config import DATA_PATHS, Experiment, TrainConfig, build
 from cdn_tune.data.files import brief
 from cdn_tune.errors import CheckpointError
 from cdn_tune.model.family import MomentModel
+from cdn_tune.training.kernels.choose import Chosen
 from cdn_tune.training.memory.device import is_shortage
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import (
@@ -144,6 +145,7 @@ class TrialState:
     world: World
     planted: bool  # whether the data are planted; recorded in the checkpoints
     saving: Saving | None = None  # called around every checkpoint
+    kernels: Chosen | None = None  # how its dynamic layers are multiplied, where there was a choice
     snapshots: Snapshots = field(default_factory=Snapshots)  # memory for copies
 
     @property
@@ -171,6 +173,8 @@ class TrialState:
             "history": [report.plain() for report in progress.history],
             "within": None if within is None else [within.step, sums, within.norms, within.seconds],
         }
+        kernels = {} if self.kernels is None else {"kernels": self.kernels.model_dump()}
+        last |= kernels
         last = self.snapshots.take(last)
         weights = last["model"] if last["ema"] is None else last["ema"][0]
         improved = within is None and progress.best_epoch == progress.epoch
@@ -181,7 +185,7 @@ class TrialState:
             if saving is not None:
                 saving.check()
             if improved:
-                best = {"model": weights, "epoch": epoch, "val": val, "planted": self.planted}
+                best = {"model": weights, "epoch": epoch, "val": val, "planted": self.planted, **kernels}
                 save_checkpoint(self.folder / BEST, self.experiment, best)
             save_checkpoint(self.folder / LAST, self.experiment, last, self.folder / PREVIOUS)
             if saving is not None:
@@ -189,16 +193,33 @@ class TrialState:
 
         return write
 
-    def resume(self) -> Progress:
-        """Loads the folder's last checkpoint; the one before, with a warning, if it is damaged.
+    def read(self) -> dict[str, Any] | None:
+        """Returns what the folder's last checkpoint holds, or, with a warning, the one before, if it is damaged.
+
+        Raises:
+            CheckpointError: If both are.
+        """
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        if not last.exists():
+            return read_checkpoint(previous) if previous.exists() else None
+        try:
+            return read_checkpoint(last)
+        except CheckpointError as error:
+            if not previous.exists():
+                raise
+            content = read_checkpoint(previous)
+            _LOG.warning("%s; going on from the checkpoint before it, %s", error, previous)
+            return content
+
+    def resume(self, content: dict[str, Any] | None) -> Progress:
+        """Goes on from what `read` has returned.
 
         A trial that begins takes the weights of ``start.pt``, if there is one. The checkpoint's experiment may have
         had another number of epochs, if no learning rate depends on it.
 
         Raises:
-            CheckpointError: If the checkpoints are damaged or of another experiment.
+            CheckpointError: If it holds no state of a training, or of another experiment.
         """
-        content = self._read()
         if content is None:
             if (start := self.folder / START).exists():
                 weights = read_checkpoint(start)["model"]
@@ -241,19 +262,6 @@ class TrialState:
             whole = sum(sums, torch.zeros_like(sums[0])) * float(self.world.is_main)  # with other workers than before
             progress.within = EpochState(step, sums[self.world.rank] if same else whole, norms, seconds)
         return progress
-
-    def _read(self) -> dict[str, Any] | None:
-        last, previous = self.folder / LAST, self.folder / PREVIOUS
-        if not last.exists():
-            return read_checkpoint(previous) if previous.exists() else None
-        try:
-            return read_checkpoint(last)
-        except CheckpointError as error:
-            if not previous.exists():
-                raise
-            content = read_checkpoint(previous)
-            _LOG.warning("%s; going on from the checkpoint before it, %s", error, previous)
-            return content
 
 
 def epochs_in_all(epoch: int, best_epoch: int, settings: TrainConfig) -> int:

@@ -38,6 +38,7 @@ class Checkpoint:
     epoch: int  # after which epoch it was saved, from 1
     val: dict[str, float]  # its metrics on the val split
     planted: bool  # whether it was trained on planted data
+    kernels: Any = None  # how a GPU multiplied in its dynamic layers, as `training.kernels.choose` reads it
 
     @property
     def value(self) -> float | None:
@@ -144,7 +145,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (RuntimeError, TypeError, OverflowError, MemoryError) as error:  # more weights than fit, or can be counted
         raise CheckpointError(f"{path}: its model cannot be built ({brief(error)}); {_ANOTHER}") from None
     load_weights(model, content["model"], path)
-    return Checkpoint(path, experiment, model.eval(), content["epoch"], content["val"], content["planted"])
+    return Checkpoint(
+        path, experiment, model.eval(), content["epoch"], content["val"], content["planted"], content.get("kernels")
+    )
 
 
 def read_model(path: Path) -> dict[str, Any]:

@@ -270,6 +270,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def record_in_manifest(folder: Path, key: str, value: Any) -> None:
+    """Sets an entry of a run's manifest; a folder without one, such as a search's trial's, stays without."""
+    if (folder / MANIFEST).exists():
+        write_json(folder / MANIFEST, {**read_manifest(folder), key: value})
+
+
 def without_secrets(text: str) -> str:
     """Returns a URL, or ``KEY=URL``, with passwords and tokens as ``***``, fit to be printed, logged and recorded."""
     return _VALUE.sub(r"\1***", PASSWORD.sub(r"\1:***@", text)) if "://" in text else text

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cdn_tune.config import Experiment
+from cdn_tune.config import Experiment, TrainConfig
 from cdn_tune.data.augment import Augmented
 from cdn_tune.data.batches import Samples, pieces, prefetch, shard, training_batches
 from cdn_tune.data.dataset import Batch, MomentDataset
@@ -238,6 +238,14 @@ def _to_host(results: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | No
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return copy, arrived
+
+
+def queries_at_once(settings: TrainConfig, batches: Sequence[Samples], world: World) -> int:
+    """Returns how many queries a worker computes at once, at most; of its whole share if `micro_batch` is auto."""
+    queries, samples = max(sum(map(len, batch)) for batch in batches), max(map(len, batches))
+    share = -(-samples // world.size)
+    held = share if settings.micro_batch == "auto" else min(share, settings.micro_batch)
+    return -(-queries * held // samples)
 
 
 def global_batches(dataset: MomentDataset, experiment: Experiment, epoch: int, world: World) -> list[Samples]:

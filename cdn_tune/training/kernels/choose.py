@@ -1,0 +1,160 @@
+"""Chooses how a GPU multiplies in a trial's dynamic layers: what is fixed, what the checkpoint has, or the fastest.
+
+The published formulation is always among those measured, so that no choice is slower than it.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from cdn_tune.config import TrainConfig
+from cdn_tune.errors import ConfigError
+from cdn_tune.model.family import MomentModel
+from cdn_tune.model.kernels.mixing import triton_fault
+from cdn_tune.model.kernels.products import PUBLISHED, TRITON, MixedShape
+from cdn_tune.training.kernels.card import Card, format_name, this_card
+from cdn_tune.training.kernels.measure import Case, Timer, find_fault, measure, milliseconds
+from cdn_tune.training.kernels.store import Choice, Name, alone, keep_choices, read_choices
+from cdn_tune.training.step.process_group import World
+
+# By a card's capability and the format, what is used unless another is clearly faster; as published elsewhere. Measured
+# on an H200 (benchmarks/RESULTS.md): so far nothing was faster than the published formulation there.
+SHIPPED: Mapping[tuple[str, str], Name] = {("9.0", "bf16"): "published", ("9.0", "tf32"): "published"}
+_CLEARLY = 0.95  # of its time
+_LOG = logging.getLogger(__name__)
+
+
+class Chosen(BaseModel, frozen=True):
+    """How a trial's dynamic layers are multiplied; its checkpoints and its manifest hold this as plain values."""
+
+    card: Card
+    format: str
+    products: dict[str, Name]  # by the layer's shape
+
+    def of(self, shapes: tuple[MixedShape, ...]) -> dict[MixedShape, str]:
+        """Returns the products by shape, as a model takes them."""
+        return {shape: self.products[str(shape)] for shape in shapes if str(shape) in self.products}
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Returns whether there is a choice on a device: a CPU convolves in a way of its own."""
+    return device.type == "cuda"
+
+
+def read_chosen(value: Any) -> Chosen | None:
+    """Returns what a checkpoint holds; None if that is nothing, or not sound."""
+    try:
+        return Chosen.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def choose_products(
+    settings: TrainConfig,
+    shapes: tuple[MixedShape, ...],
+    batch: int,
+    dtype: torch.dtype,
+    world: World,
+    held: Any = None,
+    timer: Timer = milliseconds,
+) -> Chosen | None:
+    """Returns how a trial's dynamic layers are multiplied, the same on every worker; None where there is no choice.
+
+    Args:
+        settings: The experiment's, of which `kernels` is read.
+        shapes: The model's `mixed_shapes`.
+        batch: Samples that a worker computes at once, at most.
+        dtype: Format of the forward pass; whether float32 may be rounded is torch's setting now.
+        world: The trial's workers.
+        held: What the trial's last checkpoint holds of this.
+        timer: Times the candidates.
+
+    Raises:
+        ConfigError: If `train.kernels` asks for what this machine cannot do.
+    """
+    _check(settings.kernels, world)
+    if not is_gpu(world.device) or not shapes:
+        return None
+    card, before = this_card(world.device), read_chosen(held)
+    if before is not None:
+        same = before.card == card and before.format == format_name(dtype) and len(before.of(shapes)) == len(shapes)
+        if all(world.gather(same)):
+            return before
+        _LOG.warning(
+            "train.kernels: another card or software than in the checkpoint (%s); chosen anew", before.card.name
+        )
+    candidates = _candidates(world)
+    found: dict[MixedShape, Name] = {}
+    if world.is_main:
+        for shape in shapes:
+            case = Case(shape, batch, dtype)
+            if settings.kernels == "auto":
+                found[shape] = chosen(case, card, candidates, world.device, timer).product
+            else:
+                found[shape] = _fixed(case, settings.kernels, world.device)
+    found = world.gather(found)[0]
+    return Chosen(card=card, format=format_name(dtype), products={str(shape): name for shape, name in found.items()})
+
+
+def chosen(
+    case: Case, card: Card, candidates: tuple[Name, ...], device: torch.device, timer: Timer = milliseconds
+) -> Choice:
+    """Returns the choice that is kept for a case on this card; measures and keeps it, if there is none."""
+    kept = read_choices(card).get(case.key)
+    if kept is None or kept.product not in candidates:
+        with alone(card):
+            kept = read_choices(card).get(case.key)  # another process may have measured meanwhile
+            if kept is None or kept.product not in candidates:
+                times, dropped = measure(case, candidates, device, timer)
+                for name, fault in dropped.items():
+                    _LOG.warning("train.kernels: %s is not used for %s on %s: %s", name, case.key, card.name, fault)
+                product = fastest(times, SHIPPED.get((card.capability, format_name(case.dtype)), PUBLISHED))
+                kept = Choice.model_validate({"product": product, "milliseconds": times, "dropped": dropped})
+                keep_choices(card, {case.key: kept})
+    return kept
+
+
+def fastest(times: Mapping[str, float], shipped: str) -> str:
+    """Returns the fastest; the shipped choice, unless that is not among them or another is clearly faster."""
+    if not times:
+        return PUBLISHED
+    best = min(times, key=lambda name: times[name])
+    return shipped if shipped in times and times[best] > _CLEARLY * times[shipped] else best
+
+
+def use_held(model: MomentModel, held: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Has a model that is evaluated multiply as it was trained to, if this is the same card; else as published."""
+    before = read_chosen(held)
+    if not is_gpu(device) or before is None:
+        return
+    if before.card == this_card(device) and before.format == format_name(dtype):
+        model.use_products(before.of(model.mixed_shapes))
+
+
+def _check(setting: str, world: World) -> None:
+    """Raises a `ConfigError` if a setting asks for what a worker cannot do, on all workers alike."""
+    fault = None
+    if setting != "auto" and not is_gpu(world.device):
+        fault = "says how a GPU multiplies, and there is none here; set train.kernels=auto"
+    elif setting == TRITON and (reason := triton_fault(world.device)) is not None:
+        fault = f"Triton cannot be used ({reason}); pip install 'cdn-tune[gpu]', or set train.kernels=auto"
+    if (first := next(filter(None, world.gather(fault)), None)) is not None:
+        raise ConfigError(f"train.kernels={setting}: {first}")
+
+
+def _candidates(world: World) -> tuple[Name, ...]:
+    """Returns what all workers can do."""
+    triton = all(world.gather(triton_fault(world.device) is None))
+    names: tuple[Name, ...] = ("published", "rows", "cudnn", "triton")
+    return tuple(name for name in names if triton or name != TRITON)
+
+
+def _fixed(case: Case, name: Name, device: torch.device) -> Name:
+    fault = find_fault(case, name, device)
+    if fault is None:
+        return name
+    _LOG.warning("train.kernels=%s is not used for %s: %s; as published instead", name, case.key, fault)
+    return "published"

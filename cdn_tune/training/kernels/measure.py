@@ -1,0 +1,127 @@
+"""Times the ways of multiplying mixed kernels on the real shapes, and checks each against the published formulation.
+
+Letters: B batch, C channels, S clips, E experts, K kernel size.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cdn_tune.data.files import brief
+from cdn_tune.model.kernels.mixing import relative_error
+from cdn_tune.model.kernels.products import PUBLISHED, MixedShape
+from cdn_tune.model.kernels.sample_conv import sample_conv
+from cdn_tune.training.kernels.card import format_name
+
+Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, float]]
+# The greatest error, of the result and of each gradient, relative to float64.
+LIMITS = {"fp32": 3e-6, "tf32": 1.5e-3, "fp16": 1e-2, "bf16": 1e-2}
+_CHECKED = 2  # samples
+_WARM, _ROUNDS = 2, 7
+
+
+class Case(NamedTuple):
+    """What is measured: one layer, forward and backward."""
+
+    shape: MixedShape
+    batch: int
+    dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        """Names the case; batches up to the same power of two are one."""
+        return f"{format_name(self.dtype)} B{1 << (self.batch - 1).bit_length()} {self.shape}"
+
+
+class Measurement(NamedTuple):
+    """What was found of a case."""
+
+    milliseconds: dict[str, float]  # medians, of those that work
+    dropped: dict[str, str]  # why others do not
+
+
+def milliseconds(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Times work on the current GPU: all once, warm, then in turns, so that what disturbs meets all; medians."""
+    for each in work.values():
+        for _ in range(_WARM):
+            each()
+    spans: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(_ROUNDS):
+        for name, each in work.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            each()
+            end.record()
+            end.synchronize()
+            spans[name].append(start.elapsed_time(end))
+    return {name: statistics.median(each) for name, each in spans.items()}
+
+
+def measure(case: Case, names: Sequence[str], device: torch.device, timer: Timer = milliseconds) -> Measurement:
+    """Checks and times products; one that fails or is wrong is dropped. No random number of the training is drawn."""
+    dropped = {name: fault for name in names if (fault := find_fault(case, name, device))}
+    work: dict[str, Callable[[], object]] = {}
+    with _undrawn(device):
+        inputs, grad = _drawn(case, case.batch, device)
+    for name in names:
+        if name not in dropped:
+            work[name] = _step(inputs, grad, name)
+            try:
+                work[name]()
+            except Exception as error:  # more memory than there is, or a compiler's
+                dropped[name] = f"{type(error).__name__}: {brief(error)}"
+                del work[name]
+    found = dict(timer(work)) if work else {}
+    del inputs, grad, work
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Measurement(found, dropped)
+
+
+def find_fault(case: Case, name: str, device: torch.device) -> str | None:
+    """Returns why a product cannot be used: it fails, or is not what the published formulation is in float64."""
+    if name == PUBLISHED:
+        return None
+    try:
+        with _undrawn(device):
+            inputs, grad = _drawn(case, min(_CHECKED, case.batch), device)
+        found = _results(inputs, grad, name)
+        exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        expected = _results(exact, grad.double(), PUBLISHED)
+        errors = [relative_error(mine, theirs) for mine, theirs in zip(found, expected, strict=True)]
+    except Exception as error:  # of a compiler, a driver, a card that lacks something
+        return f"{type(error).__name__}: {brief(error)}"
+    limit = LIMITS[format_name(case.dtype)]
+    if all(error < limit for error in errors):
+        return None
+    return f"differs from the published formulation by {', '.join(f'{each:.1e}' for each in errors)}, not {limit:.1e}"
+
+
+def _undrawn(device: torch.device) -> Any:
+    """Returns a context after which random numbers go on as before."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _drawn(case: Case, batch: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Draws maps, experts and mixture, and the gradient of the output; maps are channels last, as in the network."""
+    channels, kernel, experts, size = case.shape
+    maps = [
+        torch.randn(batch, size, size, channels, device=device, dtype=case.dtype).permute(0, 3, 1, 2) for _ in range(2)
+    ]
+    weight = torch.randn(kernel**2, experts, channels, channels, device=device) / (kernel * channels**0.5)
+    mixture = torch.randn(batch, experts, device=device).softmax(dim=1)
+    return [tensor.requires_grad_() for tensor in (maps[0], weight, mixture)], maps[1]
+
+
+def _results(inputs: Sequence[Tensor], grad: Tensor, name: str) -> tuple[Tensor, ...]:
+    """Returns the convolved maps, and the gradients of maps, experts and mixture."""
+    x, weight, mixture = inputs
+    out = sample_conv(x, weight, mixture, name)
+    return (out.detach(), *torch.autograd.grad(out, inputs, grad))
+
+
+def _step(inputs: Sequence[Tensor], grad: Tensor, name: str) -> Callable[[], object]:
+    return lambda: _results(inputs, grad, name)
