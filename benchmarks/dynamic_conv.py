@@ -15,8 +15,13 @@ from torch import Tensor, nn
 
 from benchmarks._direct import DirectStaticConv2d, direct
 from benchmarks._measure import MIB, alternate, peak_memory, publish, table
+from cdn_tune.config import TrainConfig
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
-from cdn_tune.model.kernels.sample_conv import compiled
+from cdn_tune.model.kernels.products import PRODUCTS
+from cdn_tune.training.kernels.choose import choose_products
+from cdn_tune.training.kernels.measure import Case, find_fault
+from cdn_tune.training.step.batch_loss import use_tf32
+from cdn_tune.training.step.process_group import World
 
 CHANNELS, SIZE, KERNEL, EXPERTS, QUERY = 512, 16, 5, 8, 512
 AIM = 1.6
@@ -35,6 +40,29 @@ def step(layer: nn.Module, x: Tensor, query: Tensor, gradient: Tensor, dtype: to
     return run
 
 
+def candidates(
+    layer: DynamicConv2d, x: Tensor, query: Tensor, gradient: Tensor, dtype: torch.dtype
+) -> dict[str, Callable[[], None]]:
+    """Returns what is measured on a GPU: our layer with each product that works there, and with the chosen one."""
+    run = step(layer, x, query, gradient, dtype)
+
+    def with_product(product: str) -> Callable[[], None]:
+        def work() -> None:
+            layer.products = {SIZE: product}
+            run()
+
+        return work
+
+    shape = layer.shape(SIZE)
+    chosen = choose_products(TrainConfig(), (shape,), len(x), dtype, World(device=x.device))
+    case = Case(shape, len(x), dtype)
+    fit = [product for product in PRODUCTS if find_fault(case, product, x.device) is None]
+    found = {f"ours, {product}": with_product(product) for product in fit}
+    if chosen is not None:
+        found[f"ours, as chosen: {chosen.of((shape,))[shape]}"] = with_product(chosen.of((shape,))[shape])
+    return found
+
+
 def rows(batch: int, rounds: int, device: torch.device) -> list[list[str]]:
     """Returns the table's rows for one batch size; checks first that ours and the published formulation agree."""
     torch.manual_seed(0)
@@ -48,9 +76,12 @@ def rows(batch: int, rounds: int, device: torch.device) -> list[list[str]]:
     work: dict[str, Callable[[], None]] = {}
     for dtype in formats:
         name = str(dtype).removeprefix("torch.")
-        work[f"ours, {name}"] = step(ours, x, query, gradient, dtype)
         if device.type == "cuda":
-            work[f"ours, compiled, {name}"] = step(compiled(ours), x, query, gradient, dtype)
+            work |= {
+                f"{product}, {name}": each for product, each in candidates(ours, x, query, gradient, dtype).items()
+            }
+        else:
+            work[f"ours, {name}"] = step(ours, x, query, gradient, dtype)
         work[f"published, {name}"] = step(published, x, query, gradient, dtype)
         work[f"static, {name}"] = step(static, x, query, gradient, dtype)
     seconds = alternate(work, rounds)
@@ -78,10 +109,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tf32", action="store_true", help="float32 of all contenders in TensorFloat-32, on a GPU")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    use_tf32(arguments.tf32)
     found = [row for batch in arguments.batch for row in rows(batch, arguments.rounds, device)]
     notes = [] if has_bf16(device) else ["", "bf16: not measured, this processor has no AVX512-BF16."]
+    if device.type == "cuda":
+        notes += ["", f"float32 of all contenders {'in TensorFloat-32' if arguments.tf32 else 'exact'}."]
+    else:
+        notes += ["", f"The products of a GPU ({', '.join(PRODUCTS)}): not measured on a GPU."]
     publish(
         "dynamic_conv",
         [

@@ -22,7 +22,9 @@ from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.model.cdn.network import CDN
 from cdn_tune.model.kernels.sample_conv import compiled
 from cdn_tune.moments.temporal_map import iou_maps
+from cdn_tune.training.kernels.choose import choose_products
 from cdn_tune.training.step.optimiser import build_optimiser
+from cdn_tune.training.step.process_group import World
 
 WORDS = 15
 MEMORY_BATCH = 32
@@ -77,8 +79,12 @@ def step(
 ) -> Callable[[], float]:
     """Returns what is measured: one optimiser step."""
     optimiser = build_optimiser(model, experiment.optim)
+    shapes, world = model.mixed_shapes, World(device=inputs.visual.device)
+    kernels = choose_products(experiment.train, shapes, len(inputs.visual), dtype, world)  # None on a CPU
 
     def run() -> float:
+        if kernels is not None:
+            model.use_products(kernels.of(shapes))
         optimiser.zero_grad(set_to_none=True)
         loss = losses(model, experiment, inputs, dtype)
         loss.backward()

@@ -14,6 +14,11 @@ from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.model.kernels.cell_conv import convolve
+from cdn_tune.model.kernels.mixing import triton_fault, triton_installed
+from cdn_tune.model.kernels.products import PRODUCTS
+from cdn_tune.training.kernels.card import this_card
+from cdn_tune.training.kernels.measure import LIMITS
+from cdn_tune.training.kernels.store import read_choices
 from cdn_tune.training.reports import EpochReport, ignore
 from cdn_tune.training.runs.checkpoint import LAST, build_model, read_checkpoint
 from cdn_tune.training.step.batch_loss import use_tf32
@@ -73,23 +78,45 @@ def test_scores_are_those_of_a_cpu(tiny: Tiny) -> None:
     torch.testing.assert_close(found.attention.cpu(), expected.attention, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("size", [8, 20])  # bfloat16: as matrices, and one by one; plain float32: as matrices
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
-def test_a_kernel_per_sample_is_the_formula(size: int, dtype: torch.dtype, within: float) -> None:
+@pytest.mark.parametrize("size", [8, 20])
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("kind", LIMITS)
+def test_a_kernel_per_sample_is_the_formula(size: int, product: str, kind: str) -> None:
+    if product == "triton" and not triton_installed():
+        pytest.skip("Triton is not installed")
     torch.manual_seed(0)
-    use_tf32(False)
+    use_tf32(kind == "tf32")
+    dtype, within = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind, torch.float32), LIMITS[kind]
     x = torch.randn(5, 64, size, size, dtype=torch.float64)
     weight = torch.randn(25, 4, 64, 64, dtype=torch.float64) / 40
     mixture = torch.randn(5, 4, dtype=torch.float64).softmax(dim=1)
     found, expected = [], []
-    for results, device, kind in ((found, "cuda", torch.float32), (expected, "cpu", torch.float64)):
-        inputs = [tensor.to(device, kind, copy=True).requires_grad_() for tensor in (x, weight, mixture)]
+    for results, device, exact in ((found, "cuda", torch.float32), (expected, "cpu", torch.float64)):
+        inputs = [tensor.to(device, exact, copy=True).requires_grad_() for tensor in (x, weight, mixture)]
         with torch.autocast(device, dtype, enabled=device == "cuda" and dtype != torch.float32):
-            out = convolve(*inputs[:2], torch.zeros(4, 64, device=device, dtype=kind), inputs[2])
+            bias = torch.zeros(4, 64, device=device, dtype=exact)
+            out = convolve(*inputs[:2], bias, inputs[2], product=product)
         results += [out, *torch.autograd.grad(out.square().sum(), inputs)]
     for mine, theirs in zip(found, expected, strict=True):
         error = (mine.cpu().double() - theirs).square().mean().sqrt() / theirs.square().mean().sqrt()
         assert error < within
+    use_tf32(False)
+
+
+def test_the_fastest_is_chosen_and_kept(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "cache"))
+    train_in(tiny(**{"train.epochs": 1}), tmp_path / "run", ignore)
+    held = read_checkpoint(tmp_path / "run" / LAST)["kernels"]
+    (choice,) = read_choices(this_card(torch.device("cuda"))).values()
+    assert held["products"] == {"C8 K3 E2 S8": choice.product}
+    assert "published" in choice.milliseconds
+    assert not choice.dropped
+    assert set(choice.milliseconds) == {*PRODUCTS} - (set() if triton_installed() else {"triton"})
+
+
+def test_triton_mixes_where_it_is() -> None:
+    fault = triton_fault(torch.device("cuda", torch.cuda.current_device()))
+    assert fault == (None if triton_installed() else "it is not installed")
 
 
 @pytest.mark.parametrize(

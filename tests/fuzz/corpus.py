@@ -35,7 +35,8 @@ from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 import cdn_tune
-from cdn_tune.cli.show.output import one_line_errors
+from cdn_tune.cli.machine import machine_lines
+from cdn_tune.cli.show.output import one_line_errors, print_line
 from cdn_tune.config import Categorical, DataConfig, Float, load_experiment, load_space, override
 from cdn_tune.config.yaml import dump, parse
 from cdn_tune.data.charades import LAYOUT
@@ -45,6 +46,8 @@ from cdn_tune.data.tokens import LanguageModel, write_tokens
 from cdn_tune.data.vectors import word_table
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.predictions import score_predictions
+from cdn_tune.training.kernels.card import Card
+from cdn_tune.training.kernels.store import read_choices
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import BEST, DIGEST, build_model, digest, save_checkpoint
 from cdn_tune.training.runs.kept import RECORD, KeptRecord, kept_folder
@@ -648,6 +651,27 @@ def make_curves(folder: Path) -> Path:
     return path
 
 
+CARD = Card(name="A", capability="9.0", driver="1", torch="2", cuda="13", cudnn="9", triton="3", source="0")
+
+
+def make_kernels(folder: Path) -> Path:
+    """Makes a file of what was measured on a GPU."""
+    times, dropped = {"published": 2.0, "rows": 1.5}, {"triton": "RuntimeError: no C compiler"}
+    choices = {f"bf16 B{batch} C8 K3 E2 S8": {"product": "rows", "milliseconds": times} for batch in (1, 2, 4)}
+    choices["fp32 B8 C8 K3 E2 S8"] = {"product": "published", "dropped": dropped}
+    path = folder / "card.json"
+    path.write_text(json.dumps({"format": 1, "card": CARD.model_dump(), "choices": choices}))
+    return path
+
+
+def read_kernels(path: Path) -> None:
+    """Reads what was measured, and prints it as the doctor does."""
+    choices = {case: choice.model_dump() for case, choice in read_choices(CARD, path).items()}
+    found = {"card": CARD.model_dump(), "triton": {"version": None, "fault": None}, "choices": choices}
+    for line in machine_lines(found):
+        print_line(line)
+
+
 def read_curves(path: Path) -> None:
     """Reads a table, and predicts from it."""
     curves = read_table(path)
@@ -738,6 +762,7 @@ FORMATS = {
     "journal": Format(make_journal, read_search, damage_json_lines),
     "records": Format(make_records, read_search, damage_records),
     "database": Format(make_database, read_search, damage_database),
+    "kernels": Format(make_kernels, read_kernels, damage_json),
     "curves": Format(make_curves, read_curves, damage_json_lines),
     "checkpoint": Format(make_checkpoint, read_model, damage_checkpoint),
     "export": Format(make_export, read_export, damage_export),

@@ -40,9 +40,9 @@ def store_path(card: Card) -> Path:
     return user_cache() / "kernels" / f"{card.digest}.json"
 
 
-def read_choices(card: Card) -> dict[str, Choice]:
+def read_choices(card: Card, path: Path | None = None) -> dict[str, Choice]:
     """Returns what is kept of a card, by case; nothing, with a line in the log, if the file is not sound."""
-    path = store_path(card)
+    path = path or store_path(card)
     try:
         if not path.is_file():
             return {}
