@@ -1,8 +1,8 @@
 """One dynamic layer, forward and backward, against the published formulation and a static convolution.
 
 ``python -m benchmarks.dynamic_conv [--batch B ...] [--rounds N]`` measures in one process, taking turns: (a) ours, (b)
-the published formulation, (c) a static convolution of the same shape, which is the limit. On a GPU also in bf16 and
-compiled.
+the published formulation, (c) a static convolution of the same shape, which is the limit. On a GPU ours is measured
+with every product that works there and as it would choose, and everything also in bf16; without one it says so.
 """
 
 from __future__ import annotations

@@ -43,6 +43,8 @@ def compiled(name: str, types: dict[str, str], constants: dict[str, Any], warps:
 
     from cdn_tune.model.kernels import triton_kernels
 
+    if not hasattr(triton, "knobs"):
+        pytest.skip("this Triton does not tell what ptxas says")
     kernel = getattr(triton_kernels, name)
     signature = {each: "constexpr" if each in constants else types.get(each, "i32") for each in kernel.arg_names}
     aligned = {

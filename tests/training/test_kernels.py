@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cdn_tune.config import Experiment, TrainConfig
 from cdn_tune.errors import ConfigError
+from cdn_tune.model.cdn import dynamic_conv
 from cdn_tune.model.kernels import products
 from cdn_tune.model.kernels.products import PRODUCTS, MixedShape, Product
 from cdn_tune.training import loop
@@ -140,6 +141,39 @@ def test_what_fails_or_is_wrong_is_dropped_with_one_warning(
     (warning,) = caplog.records
     assert "rows is not used" in warning.getMessage()
     assert "\n" not in warning.getMessage()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_lacks_memory_is_measured_again_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(x: Tensor, kernels: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    clock = Clock(published=2.0, rows=1.0, cudnn=1.5)
+    with monkeypatch.context() as patch:
+        patch.setitem(products.PRODUCTS, "rows", PRODUCTS["rows"]._replace(multiply=short))
+        assert chosen(CASE, CARD, ALL, CPU, clock).product == "cudnn"
+    assert chosen(CASE, CARD, ALL, CPU, clock).product == "rows"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_less_of_a_batch_is_measured_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    rows = PRODUCTS["rows"]
+
+    def multiply(x: Tensor, kernels: Tensor) -> Tensor:
+        seen.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows.multiply(x, kernels)
+
+    for name in ALL:
+        monkeypatch.setitem(products.PRODUCTS, name, rows._replace(multiply=multiply))
+    clock = Clock(published=2.0, rows=1.0, cudnn=3.0)
+    case = CASE._replace(batch=12)
+    assert [chosen(case, CARD, ALL, CPU, clock).product for _ in range(2)] == ["rows", "rows"]
+    assert clock.asked == 1
+    assert max(seen) == 12
+    assert seen[-1] == 3
 
 
 @pytest.mark.usefixtures("gpu")
@@ -292,8 +326,17 @@ def test_a_training_records_its_choice_and_goes_on_with_it(
     model = build_model(experiment)
     (shape,) = model.mixed_shapes
     use_held(model, load_checkpoint(folder / BEST).kernels, torch.float32, CPU)
-    layer = next(layer for layer in model.modules() if getattr(layer, "products", None))
-    assert layer.products == {shape.size: "rows"}
+    asked: list[str] = []
+
+    def convolve(x: Tensor, *arguments: Any) -> Tensor:
+        asked.append(arguments[-1])
+        return x
+
+    monkeypatch.setattr(dynamic_conv, "convolve", convolve)
+    layer = next(layer for layer in model.modules() if isinstance(layer, dynamic_conv.DynamicConv2d))
+    for size in (shape.size, shape.size + 1):
+        layer(torch.zeros(1, 8, size, size), torch.zeros(1, 8))
+    assert asked == ["rows", "published"]
 
 
 def test_a_training_on_a_cpu_records_none(tiny: Tiny, tmp_path: Path) -> None:

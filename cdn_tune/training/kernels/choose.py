@@ -102,18 +102,22 @@ def choose_products(
 def chosen(
     case: Case, card: Card, candidates: tuple[Name, ...], device: torch.device, timer: Timer = milliseconds
 ) -> Choice:
-    """Returns the choice that is kept for a case on this card; measures and keeps it, if there is none."""
+    """Returns the choice that is kept for a case on this card; measures it and keeps it, if there is none.
+
+    What was measured while memory was short is not kept.
+    """
     kept = read_choices(card).get(case.key)
     if kept is None or kept.product not in candidates:
         with alone(card):
             kept = read_choices(card).get(case.key)  # another process may have measured meanwhile
             if kept is None or kept.product not in candidates:
-                times, dropped = measure(case, candidates, device, timer)
+                times, dropped, short = measure(case, candidates, device, timer)
                 for name, fault in dropped.items():
                     _LOG.warning("train.kernels: %s is not used for %s on %s: %s", name, case.key, card.name, fault)
                 product = fastest(times, SHIPPED.get((card.capability, format_name(case.dtype)), PUBLISHED))
                 kept = Choice.model_validate({"product": product, "milliseconds": times, "dropped": dropped})
-                keep_choices(card, {case.key: kept})
+                if not short:
+                    keep_choices(card, {case.key: kept})
     return kept
 
 
@@ -136,8 +140,10 @@ def use_held(model: MomentModel, held: Any, dtype: torch.dtype, device: torch.de
 
 def _check(setting: str, world: World) -> None:
     """Raises a `ConfigError` if a setting asks for what a worker cannot do, on all workers alike."""
+    if setting == "auto":
+        return
     fault = None
-    if setting != "auto" and not is_gpu(world.device):
+    if not is_gpu(world.device):
         fault = "says how a GPU multiplies, and there is none here; set train.kernels=auto"
     elif setting == TRITON and (reason := triton_fault(world.device)) is not None:
         fault = f"Triton cannot be used ({reason}); pip install 'cdn-tune[gpu]', or set train.kernels=auto"

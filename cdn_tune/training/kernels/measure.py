@@ -15,6 +15,7 @@ from cdn_tune.model.kernels.mixing import relative_error
 from cdn_tune.model.kernels.products import PUBLISHED, MixedShape
 from cdn_tune.model.kernels.sample_conv import sample_conv
 from cdn_tune.training.kernels.card import format_name
+from cdn_tune.training.memory.device import is_shortage
 
 Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, float]]
 # The greatest error, of the result and of each gradient, relative to float64.
@@ -41,6 +42,7 @@ class Measurement(NamedTuple):
 
     milliseconds: dict[str, float]  # medians, of those that work
     dropped: dict[str, str]  # why others do not
+    short: bool  # whether one lacked memory, which it may have another time
 
 
 def milliseconds(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -61,43 +63,76 @@ def milliseconds(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def measure(case: Case, names: Sequence[str], device: torch.device, timer: Timer = milliseconds) -> Measurement:
-    """Checks and times products; one that fails or is wrong is dropped. No random number of the training is drawn."""
-    dropped = {name: fault for name in names if (fault := find_fault(case, name, device))}
+    """Checks and times products; one that fails or is wrong is dropped. No random number of the training is drawn.
+
+    Where memory does not suffice for any of them, half the batch is measured instead: training will compute less of it at
+    once.
+    """
+    found = _measured(case, names, device, timer)
+    if found.milliseconds or not found.short or case.batch == 1:
+        return found
+    return measure(case._replace(batch=case.batch // 2), names, device, timer)
+
+
+def _measured(case: Case, names: Sequence[str], device: torch.device, timer: Timer) -> Measurement:
+    dropped: dict[str, str] = {}
     work: dict[str, Callable[[], object]] = {}
-    with _undrawn(device):
-        inputs, grad = _drawn(case, case.batch, device)
+    short = False
+    try:
+        with _undrawn(device):
+            inputs, grad = _drawn(case, case.batch, device)
+    except Exception as error:
+        if is_shortage(error):
+            return Measurement({}, {}, True)
+        raise
     for name in names:
-        if name not in dropped:
-            work[name] = _step(inputs, grad, name)
-            try:
-                work[name]()
-            except Exception as error:  # more memory than there is, or a compiler's
-                dropped[name] = f"{type(error).__name__}: {brief(error)}"
-                del work[name]
+        step = _step(inputs, grad, name)
+        try:
+            fault = _find_difference(case, name, device)
+            if fault is None:
+                step()
+        except Exception as error:  # of a compiler, a driver, a card that lacks something
+            fault, short = _told(error), short or is_shortage(error)
+        if fault is None:
+            work[name] = step
+        else:
+            dropped[name] = fault
     found = dict(timer(work)) if work else {}
-    del inputs, grad, work
+    del inputs, grad, work, step
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return Measurement(found, dropped)
+    return Measurement(found, dropped, short)
 
 
 def find_fault(case: Case, name: str, device: torch.device) -> str | None:
-    """Returns why a product cannot be used: it fails, or is not what the published formulation is in float64."""
+    """Returns why a product cannot be used: it fails, or differs; None if it can."""
+    try:
+        return _find_difference(case, name, device)
+    except Exception as error:  # of a compiler, a driver, a card that lacks something
+        return _told(error)
+
+
+def _find_difference(case: Case, name: str, device: torch.device) -> str | None:
+    """Returns in what a product differs from the published formulation in float64; None if it does not.
+
+    Raises what the product raises.
+    """
     if name == PUBLISHED:
         return None
-    try:
-        with _undrawn(device):
-            inputs, grad = _drawn(case, min(_CHECKED, case.batch), device)
-        found = _results(inputs, grad, name)
-        exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-        expected = _results(exact, grad.double(), PUBLISHED)
-        errors = [relative_error(mine, theirs) for mine, theirs in zip(found, expected, strict=True)]
-    except Exception as error:  # of a compiler, a driver, a card that lacks something
-        return f"{type(error).__name__}: {brief(error)}"
+    with _undrawn(device):
+        inputs, grad = _drawn(case, min(_CHECKED, case.batch), device)
+    found = _results(inputs, grad, name)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = _results(exact, grad.double(), PUBLISHED)
+    errors = [relative_error(mine, theirs) for mine, theirs in zip(found, expected, strict=True)]
     limit = LIMITS[format_name(case.dtype)]
     if all(error < limit for error in errors):
         return None
     return f"differs from the published formulation by {', '.join(f'{each:.1e}' for each in errors)}, not {limit:.1e}"
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {brief(error)}"
 
 
 def _undrawn(device: torch.device) -> Any:
