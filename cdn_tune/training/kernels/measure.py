@@ -65,8 +65,7 @@ def milliseconds(work: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 def measure(case: Case, names: Sequence[str], device: torch.device, timer: Timer = milliseconds) -> Measurement:
     """Checks and times products; one that fails or is wrong is dropped. No random number of the training is drawn.
 
-    Where memory does not suffice for any of them, half the batch is measured instead: training will compute less of it at
-    once.
+    Where memory does not suffice for any of them, half the batch is measured: training will compute less of it at once.
     """
     found = _measured(case, names, device, timer)
     if found.milliseconds or not found.short or case.batch == 1:
