@@ -127,8 +127,8 @@ def _mixed(weight: Tensor, mixture: Tensor, reverse: bool = False) -> Tensor:
 
 
 def _unmixed(weight: Tensor, mixture: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    shares = grad.reshape(-1, len(mixture), *grad.shape[1:])
-    grads = shares.to(weight.dtype).sum(dim=0)  # [B, T, C, C]
-    grads = grads.transpose(0, 1).flatten(2)  # [T, B, C C]
+    if len(grad) > len(mixture):
+        grad = grad.to(weight.dtype).reshape(-1, len(mixture), *grad.shape[1:]).sum(dim=0)  # [B, T, C, C]
+    grads = weight.new_empty(len(weight), len(mixture), *weight.shape[2:]).copy_(grad.transpose(0, 1)).flatten(2)
     weight_grad = torch.bmm(mixture.T.expand(len(weight), -1, -1), grads).view_as(weight)
     return weight_grad, torch.bmm(grads, weight.flatten(2).transpose(1, 2)).sum(dim=0)

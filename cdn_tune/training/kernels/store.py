@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,8 +59,14 @@ def read_choices(card: Card, path: Path | None = None) -> dict[str, Choice]:
         reason = brief(error)
     else:
         return held.choices
-    _LOG.warning("%s: is not used, and written anew (%s)", path, brief(ValueError(reason)))
+    _tell(f"{path}: is not used, and written anew ({brief(ValueError(reason))})")
     return {}
+
+
+@cache
+def _tell(message: str) -> None:
+    """Logs a message once: a file is read several times until it is written."""
+    _LOG.warning("%s", message)
 
 
 def keep_choices(card: Card, choices: dict[str, Choice]) -> None:
