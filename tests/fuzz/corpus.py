@@ -44,6 +44,7 @@ from cdn_tune.data.doctor import examine
 from cdn_tune.data.planted import plant
 from cdn_tune.data.tokens import LanguageModel, write_tokens
 from cdn_tune.data.vectors import word_table
+from cdn_tune.errors import DataError
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.predictions import score_predictions
 from cdn_tune.training.kernels.card import Card
@@ -665,8 +666,10 @@ def make_kernels(folder: Path) -> Path:
 
 
 def read_kernels(path: Path) -> None:
-    """Reads what was measured, and prints it as the doctor does."""
+    """Reads what was measured, and prints it as the doctor does; a file that is ignored is an error here."""
     choices = {case: choice.model_dump() for case, choice in read_choices(CARD, path).items()}
+    if not choices:
+        raise DataError(f"{path}: is not used")
     found = {"card": CARD.model_dump(), "triton": {"version": None, "fault": None}, "choices": choices}
     for line in machine_lines(found):
         print_line(line)
