@@ -16,8 +16,9 @@ import numpy as np
 
 from benchmarks._measure import mean
 from benchmarks._plain import plain_real, plain_search, tested
-from benchmarks.curves import PARAMETERS, PRESETS
+from benchmarks.curves import EPOCHS, PARAMETERS, PRESETS
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
+from cdn_tune.config.load_search import with_min_resource
 from cdn_tune.data.planted import plant
 from cdn_tune.evaluation.evaluate import Request, evaluate_run
 from cdn_tune.tuning.progress import SearchState
@@ -43,7 +44,7 @@ class Epochs:
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
-    "ours": {"sampler": {"name": "tpe"}, "early_stopping": {"name": "asha", "min_resource": 4}},
+    "ours": {"sampler": {"name": "tpe"}, "early_stopping": {"name": "asha"}},
     "random": {"sampler": {"name": "random"}, "early_stopping": {"name": "none"}},
 }
 OURS, PLAIN = "ours", "plain Ray Tune"
@@ -59,6 +60,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "min_resource 1": {"early_stopping": {"min_resource": 1}},
     "min_resource 2": {"early_stopping": {"min_resource": 2}},
     "min_resource 3": {"early_stopping": {"min_resource": 3}},
+    "min_resource 4": {"early_stopping": {"min_resource": 4}},
     "min_resource 5": {"early_stopping": {"min_resource": 5}},
     "min_resource 7": {"early_stopping": {"min_resource": 7}},
     "reduction_factor 2": {"early_stopping": {"reduction_factor": 2}},
@@ -80,7 +82,7 @@ def space_of(
     for section, given in SEARCHES[search].items():
         values[section] = {**given, **(changes or {}).get(section, {})}
     values["sampler"]["seed"] = seed
-    return SearchSpace.model_validate(values, strict=False)
+    return with_min_resource(SearchSpace.model_validate(values, strict=False), EPOCHS)
 
 
 def base_of(curves: Curves, space: SearchSpace) -> Experiment:

@@ -15,7 +15,7 @@ from cdn_tune.errors import ConfigError
 
 # What a search is; the other sections set how it is run.
 WRITTEN = ("name", "experiment", "overrides", "family_overrides", "parameters", "start_with")
-_UNSTOPPED = 0.25  # share of the shortest trial's epochs
+_UNSTOPPED = 0.4  # share of the shortest trial's epochs
 
 
 def load_space(
@@ -53,10 +53,10 @@ def load_space(
     if changes:
         return override_space(space, changes, experiment, epochs), experiment
     check_space(space, experiment, str(file))
-    return _with_min_resource(space, epochs or experiment.train.epochs), experiment
+    return with_min_resource(space, epochs or experiment.train.epochs), experiment
 
 
-def _with_min_resource(space: SearchSpace, epochs: int) -> SearchSpace:
+def with_min_resource(space: SearchSpace, epochs: int) -> SearchSpace:
     """Returns a space that says what every trial gets before any is stopped; unset, it is a share of the epochs.
 
     Over the first epochs learning curves cross (docs/search.md has the figures).
@@ -117,4 +117,4 @@ def override_space(
     if experiment is None:
         return changed
     check_space(changed, experiment, source)
-    return _with_min_resource(changed, epochs or experiment.train.epochs)
+    return with_min_resource(changed, epochs or experiment.train.epochs)

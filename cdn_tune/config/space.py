@@ -197,8 +197,8 @@ class EarlyStoppingConfig(Frozen):
     )
     min_resource: Positive | None = Field(
         None,
-        description="epochs, steps or seconds that every trial gets; unset: a quarter of the epochs of the shortest "
-        "trial, or 1 step or second",
+        description="epochs, steps or seconds that every trial gets; unset: two fifths of the epochs of the "
+        "shortest trial, or 1 step or second",
     )
     metrics: Annotated[tuple[str, ...], Field(strict=False, max_length=10)] = Field(
         (), description="val metrics in which a trial may lag; eval.metric alone, or all objectives at rungs, if empty"

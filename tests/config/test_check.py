@@ -227,11 +227,11 @@ def test_a_value_is_of_use_in_every_family_that_samples_it(tmp_path: Path) -> No
 def test_what_every_trial_gets_follows_from_its_length(tmp_path: Path) -> None:
     epochs = {"train.epochs": {"type": "int", "low": 5, "high": 30}}
     for more, overrides, changes, least in (
-        ({}, {}, {}, 3),  # of 12 epochs
-        ({}, {"train.epochs": 41}, {}, 11),
+        ({}, {}, {}, 5),  # of 12 epochs
+        ({}, {"train.epochs": 41}, {}, 17),
         ({"parameters": epochs}, {}, {}, 2),
         ({"early_stopping": {"name": "none"}}, {}, {}, None),
-        ({"early_stopping": {"name": "median"}}, {}, {"trials": 3}, 3),
+        ({"early_stopping": {"name": "median"}}, {}, {"trials": 3}, 5),
         ({"early_stopping": {"min_resource": 1}}, {}, {}, 1),
         ({}, {}, {"early_stopping.min_resource": 2}, 2),
         ({}, {}, {"early_stopping.unit": "step"}, None),  # reports come at epochs: the first one
