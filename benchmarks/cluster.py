@@ -60,7 +60,7 @@ def sleeping(experiment: Experiment, folder: Path, report: Report, *, slots: int
     Then it sleeps up to twice as long as the others, so that trials end one by one, as real ones do.
     """
     began, epochs = time.time(), 3
-    seconds = experiment.train.checkpoint_minutes * 60
+    seconds = float(experiment.train.checkpoint) * 60
     present = folder.parents[1] / "present"
     present.mkdir(parents=True, exist_ok=True)
     mine = present / str(os.getpid())
@@ -138,7 +138,7 @@ def scheduling(
     gaps = [after[0] - before[1] for each in spans for before, after in itertools.pairwise(each) if before[1] >= start]
     busy = sum(max(0.0, min(ended, end) - max(began, start)) for began, ended in everything)
     lost = slots * rounds - sum(row["state"] == "complete" for row in result.rows)
-    seconds = experiment.train.checkpoint_minutes * 60
+    seconds = float(experiment.train.checkpoint) * 60
     left = "nothing" if result.audit is None or result.audit.is_clean else str(result.audit)
     full = [
         f"{slots} over {raylets} raylets",
@@ -304,7 +304,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name:
         folder = Path(name)
         plant(folder / "data", videos=40, feature_size=64, seed=0)
-        sleep = {"train.checkpoint_minutes": options.seconds / 60}
+        sleep = {"train.checkpoint": options.seconds / 60}
         demo = load_experiment("demo/small", {"data.root": str(folder / "data"), "train.epochs": 3, **sleep})
         if "scheduling" in options.part:
             full, costs = scheduling(folder, demo, options.raylets, options.per_node, options.rounds)

@@ -23,6 +23,8 @@ from cdn_tune.config.yaml import shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
+_FORMER = "checkpoint_minutes"  # name of `train.checkpoint` in earlier versions
+_FORMER_MINUTES: dict[float, str] = {0: "epoch", 30: "auto"}  # its least value and its default, by what they have become
 _SEVERAL = 20  # n and IoUs that a table of metrics has room for
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1, max_length=_SEVERAL)]
@@ -36,6 +38,13 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
 Shares = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 Milestones = Annotated[tuple[Positive, ...], Field(strict=False)]
+
+
+def renamed(key: str, value: Any) -> tuple[str, Any]:
+    """Returns a dotted key of an experiment, and its value, under its present name."""
+    if key != f"train.{_FORMER}":
+        return key, value
+    return "train.checkpoint", _FORMER_MINUTES.get(value, value) if isinstance(value, int | float) else value
 
 
 class SequenceConfig(Frozen):
@@ -224,10 +233,26 @@ class TrainConfig(Frozen):
     eval_queries: Positive | None = Field(
         None, description="training evaluates so many val queries, evenly spread; all if unset"
     )
-    checkpoint_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        30.0, description="a checkpoint within an epoch after so many minutes; 0: at the end of epochs alone"
+    checkpoint: Literal["auto", "epoch"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        "auto",
+        description="when the state and the best weights are written, besides at a stop and at the end; auto: after an "
+        "epoch, once 20 times as long has passed as the last write took, and within one after half an hour at least; "
+        "epoch: after every epoch; or so many minutes after the last write, within epochs too",
     )
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_present_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or _FORMER not in values:
+            return values
+        if "checkpoint" in values:
+            raise ValueError(
+                f"checkpoint={shown(values['checkpoint'])}, {_FORMER}={shown(values[_FORMER])}: the latter is the "
+                "former name; leave it out"
+            )
+        others = {key: value for key, value in values.items() if key != _FORMER}
+        return {**others, "checkpoint": renamed(f"train.{_FORMER}", values[_FORMER])[1]}
 
 
 class Nms(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml as pyyaml
 from pydantic import BaseModel, ValidationError
 
-from cdn_tune.config.experiment import Experiment
+from cdn_tune.config.experiment import Experiment, renamed
 from cdn_tune.config.keys import copied, dotted_keys, set_key, unknown_key
 from cdn_tune.config.space import Categorical, Float, Int
 from cdn_tune.config.yaml import beginning, fault_in, parse, read_mapping, shown
@@ -109,7 +109,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     if overrides.get("model.name", name := families.name_in(values)) != name:
         merged |= {"model": {}, "loss": {}}
     known = _known(*families.known().items()) if overrides else frozenset()  # loads all families
-    for key, value in overrides.items():
+    for key, value in (renamed(*item) for item in overrides.items()):
         if key not in known:
             raise ConfigError(f"{source}: override {key}={shown(value)}: {unknown_key(Experiment, key)}")
         set_key(merged, key, value)
@@ -191,4 +191,4 @@ def _unknown(model: type[BaseModel], key: str, location: tuple[str | int, ...], 
 def _is_union_branch(part: str | int) -> bool:
     """Returns whether part of an error's location is a union's branch: pydantic adds it, and users do not write it."""
     kinds = ("float", "int", "categorical", "bool", "str", "none")
-    return part in kinds or str(part).startswith(("constrained-", "tuple["))
+    return part in kinds or str(part).startswith(("constrained-", "literal[", "tuple["))

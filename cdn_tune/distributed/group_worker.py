@@ -81,7 +81,8 @@ def _train(trial: dict[str, Any], config: dict[str, Any], world: World) -> None:
             raise next(filter(None, unfit))
         folder = working_copy(config["folder"]) / trial["folder"]
         threads = trial.get("threads") or threads_for(experiment, config["cpus"])
-        train_in(experiment, folder, report, on_step if config["steps"] else ignore, threads, stop)
+        steps, decisions = on_step if config["steps"] else ignore, trial.get("decisions")
+        train_in(experiment, folder, report, steps, threads, stop, decisions)
         how = FINISHED
     except KeyboardInterrupt:  # stopped, and saved if that was wanted
         how = STOPPED

@@ -15,7 +15,7 @@ from cdn_tune.data.layouts import layout_of, root_of
 from cdn_tune.errors import CheckpointError, RunError, TrainingError
 from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.training.loop import train
-from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.reports import Decisions, EpochReport
 from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint, save_checkpoint
 from cdn_tune.training.runs.files import write_json, write_text
 from cdn_tune.training.runs.records import read_metrics
@@ -104,9 +104,11 @@ def train_again(experiment: dict[str, Any], folder: str, mode: Mode, epochs: int
         if mode == "train+val" and done.epoch >= epochs:
             raise _Enough
 
+    # Its state is on disk before the report that ends it.
+    last = Decisions(first=epochs, pauses=True) if mode == "train+val" else None
     try:
         with torch_threads(threads_for(settings)):
-            train(settings, path, report, splits, planted=is_planted(settings.data))
+            train(settings, path, report, splits, planted=is_planted(settings.data), decisions=last)
     except _Enough:
         _keep_last(settings, path, epochs)
     if mode == "train+val":

@@ -21,8 +21,9 @@ from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.evaluate.pictures import captions, draw
 from cdn_tune.training.kernels.choose import choose_products
 from cdn_tune.training.memory.device import choose_micro_batch, memory_errors, peak_bytes
-from cdn_tune.training.reports import EpochReport, OnStep, Report, Stop, ignore, pack_ious
+from cdn_tune.training.reports import Decisions, EpochReport, OnStep, Report, Stop, ignore, pack_ious
 from cdn_tune.training.runs.checkpoint import LAST, build_model
+from cdn_tune.training.runs.pace import Pace
 from cdn_tune.training.runs.records import Records
 from cdn_tune.training.runs.run_folder import record_in_manifest
 from cdn_tune.training.state import Progress, Saving, TrialState, Writer, epochs_in_all
@@ -60,24 +61,27 @@ def train(
     planted: bool = False,
     stop: Callable[[], bool | Stop] = never,
     saving: Saving | None = None,
+    decisions: Decisions | None = None,
 ) -> TrainResult:
     """Trains one trial; called on every one of its workers.
 
     Files in `folder`: ``checkpoints/last.pt`` (to go on exactly) and ``previous.pt`` (the one before),
     ``checkpoints/best.pt`` (the model of the best epoch on val), ``metrics.jsonl`` and TensorBoard events. A trial
-    whose ``last.pt`` exists goes on from there.
+    whose ``last.pt`` exists goes on from there. The checkpoints are written when they are due by `train.checkpoint`,
+    when `decisions` need them, at a stop and at the end; the best model waits in memory for that.
 
     Args:
         experiment: What to train.
         folder: The trial's folder.
-        report: Called by worker 0 after every epoch, when its checkpoint is on disk; also for the epochs that a
-            resumed trial had finished before. It may raise to end the trial.
+        report: Called by worker 0 after every epoch, if a checkpoint is due then when that is on disk; also for the
+            epochs that a resumed trial had finished before. It may raise to end the trial.
         splits: The train and val splits.
         on_step: Called by worker 0 after every optimiser step.
         planted: Whether the data are planted; recorded in the checkpoints.
         stop: Called after every step, with several workers four times a second; once it returns true on worker 0 the
             state is saved, unless that is `Stop.DISCARD`, and `KeyboardInterrupt` raised.
-        saving: Called around every checkpoint; an epoch is reported when it is done.
+        saving: Called around every checkpoint.
+        decisions: With which reports a search may stop or pause the trial; none if None.
 
     Raises:
         NotFinite: If a loss, a gradient or a score is not finite.
@@ -118,7 +122,8 @@ def train(
     lags = world.device.type == "cuda"
     engine = Engine(experiment, wrapped, optimiser, schedule, world, dtype, scaler, micro_batch, ema, lags=lags)
     with Records(folder, progress.history, enabled=world.is_main) as records, Writer() as writer:
-        training = _Training(engine, state, progress, splits, records, writer, report, stop)
+        pace = Pace(experiment.train.checkpoint, state.size, time.monotonic())
+        training = _Training(engine, state, progress, splits, records, writer, report, stop, pace, decisions)
         try:
             training.run(on_step if world.is_main else ignore)
         finally:
@@ -140,9 +145,10 @@ class _Training:
     writer: Writer
     report: Report
     stop: Callable[[], bool | Stop]
+    pace: Pace
+    decisions: Decisions | None
     unreported: EpochReport | None = None  # its checkpoint is being written
     reported: EpochReport | None = None  # the last one
-    saved: float = field(default_factory=time.monotonic)
     agreed: float = field(default_factory=time.monotonic)  # when the workers last agreed whether to save or stop
     span: int = 1  # steps from there to the next time
     left: int = 1  # steps until then
@@ -160,12 +166,18 @@ class _Training:
             totals = self.engine.run_epoch(self.splits["train"], epoch, on_step, within)
             self.progress.within = None
             done = self._evaluate(epoch, totals)
+            self._report_saved()
             self.progress.history.append(done)
-            self._save()
-            self.unreported = done if world.is_main else None
-            self._report_saved(_PROMPT)
+            self.state.remember_best(self.progress)
+            is_saved = world.gather(self._is_due(done))[0]
+            if is_saved:
+                self._save()
+                self.unreported = done if world.is_main else None
+                self._report_saved(_PROMPT)
+            elif world.is_main:
+                self._report(done)
             if not self.progress.is_finished:
-                self._end_if(world.gather(self.stop())[0])
+                self._end_if(world.gather(self.stop())[0], is_saved)
         self._report_saved()
 
     def _evaluate(self, epoch: int, totals: EpochTotals) -> EpochReport:
@@ -214,37 +226,57 @@ class _Training:
 
     def _between_steps(self, _epoch: int, within: EpochState) -> None:
         self._report_saved(0)
-        world, minutes = self.state.world, self.state.experiment.train.checkpoint_minutes
+        world = self.state.world
         self.left -= 1
         if world.size > 1 and self.left > 0:
             return
         now = time.monotonic()
-        due = minutes > 0 and now - self.saved >= 60 * minutes
+        due = self.pace.is_due(now, within=True)
         span = round(_AGREE_SECONDS * self.span / max(now - self.agreed, 1e-9))
         stop, due, span = world.gather((self.stop(), due, min(max(1, span), _MOST_STEPS)))[0]
         self.agreed, self.span, self.left = now, span, span
-        if (stop or due) and stop != Stop.DISCARD:
-            self.engine.settle()
+        if due and not stop:
             self._save(within)
-        self._end_if(stop)
+        self._end_if(stop, within=within)
+
+    def _is_due(self, done: EpochReport) -> bool:
+        """Returns whether a checkpoint is to be written after an epoch, before its report; worker 0 decides."""
+        if not self.state.world.is_main:
+            return False
+        is_needed = self.decisions is not None and self.decisions.need(self.progress.history, self.state.best is None)
+        return done.is_last or is_needed or self.pace.is_due(time.monotonic())
 
     def _save(self, within: EpochState | None = None) -> None:
         """Copies the state and starts to write it in the background."""
         self._report_saved()
-        self.writer.submit(self.state.prepare_save(self.progress, within))
-        self.saved = time.monotonic()
+        began = time.monotonic()
+        write = self.state.prepare_save(self.progress, within)
+
+        def write_timed() -> None:
+            write()
+            now = time.monotonic()
+            self.pace.wrote(now - began, now)
+
+        self.pace.begins()
+        self.writer.submit(write_timed)
 
     def _report_saved(self, seconds: float | None = None) -> None:
         """Reports the last epoch if its checkpoint is on disk; waits for that so long, or as long as it takes."""
         if self.writer.wait(seconds) and self.unreported is not None:
             done, self.unreported = self.unreported, None
-            self.records.write(done)
-            self.reported = done
-            self.report(done)
+            self._report(done)
 
-    def _end_if(self, stop: bool | Stop) -> None:
-        """Ends the training if `stop` is set."""
+    def _report(self, done: EpochReport) -> None:
+        """Records and reports an epoch."""
+        self.records.write(done)
+        self.reported = done
+        self.report(done)
+
+    def _end_if(self, stop: bool | Stop, is_saved: bool = False, within: EpochState | None = None) -> None:
+        """Ends the training if `stop` is set, with the state on disk unless it is to be discarded."""
         if stop and stop != Stop.DISCARD:
+            if not is_saved:
+                self._save(within)
             self._report_saved()
         if stop:
             raise KeyboardInterrupt

@@ -1,11 +1,12 @@
 """Reports of a training, once per epoch and once per step."""
 
 import base64
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from enum import IntEnum
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,12 @@ class Stop(IntEnum):
 
     NO = 0
     SAVE = 1  # save the state and end
-    DISCARD = 2  # end at once: its last checkpoint is all that is needed
+    DISCARD = 2  # end at once: what is on disk is all that is needed
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One finished epoch; its checkpoint is on disk when this is reported."""
+    """One finished epoch."""
 
     epoch: int  # number of the epoch, from 1
     epochs: int  # epochs in all: this one's number, when patience has ended the training
@@ -73,6 +74,53 @@ class EpochReport:
         whole: dict[str, Any] = {"losses": {name: value for name, value in plain.items() if name not in own}}
         whole |= {name: value for name, value in plain.items() if name in own}
         return cls(**dict(_checked().model_validate(whole, strict=True)))
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The reports with which a search may take a trial out of its place; what it then needs is on disk before.
+
+    Attributes:
+        unit: What progress is counted in; seconds in thousandths.
+        first: Progress at the first decision.
+        factor: How many times as far the next one is; 1: every report from the first on may bring one.
+        pauses: Whether a trial is paused, to go on from its state; else it is stopped, and at most its best is kept.
+        worth: No trial whose best val metric is below it is kept when it is stopped.
+    """
+
+    unit: Literal["epoch", "step", "seconds"] = "epoch"
+    first: int = 1
+    factor: int = 1
+    pauses: bool = False
+    worth: float = -math.inf
+
+    def need(self, history: Sequence[EpochReport], is_best_saved: bool) -> bool:
+        """Returns whether the last epoch's report needs a checkpoint on disk.
+
+        Args:
+            history: The reports of all epochs so far.
+            is_best_saved: Whether the best weights are on disk.
+        """
+        needs = self.pauses or (not is_best_saved and history[-1].best_value >= self.worth)
+        if not needs or (now := self._progress(history)) < self.first:
+            return False
+        return self.factor == 1 or rungs(now, self.first, self.factor) > rungs(
+            self._progress(history[:-1]), self.first, self.factor
+        )
+
+    def _progress(self, history: Sequence[EpochReport]) -> int:
+        if self.unit == "seconds":
+            return round(1000 * sum(report.train_seconds + report.val_seconds for report in history))
+        last = history[-1] if history else None
+        return 0 if last is None else last.epoch if self.unit == "epoch" else last.steps
+
+
+def rungs(progress: int, first: int, factor: int) -> int:
+    """Returns how many rungs a trial has come to that lie at `first`, `first * factor`, and so on."""
+    count = 0
+    while first * factor**count <= progress:
+        count += 1
+    return count
 
 
 @cache

@@ -147,17 +147,38 @@ class TrialState:
     saving: Saving | None = None  # called around every checkpoint
     kernels: Chosen | None = None  # how its dynamic layers are multiplied, where there was a choice
     snapshots: Snapshots = field(default_factory=Snapshots)  # memory for copies
+    best: dict[str, Any] | None = None  # the best model, on worker 0, while it is not on disk
 
     @property
     def evaluated(self) -> MomentModel:
         """The model that is evaluated and kept."""
         return self.model if self.ema is None else self.ema.model  # type: ignore[return-value]
 
+    @property
+    def size(self) -> int:
+        """Bytes of a checkpoint and of the best model: weights, with Adam's moments and the running mean."""
+        weights: int = sum(value.nbytes for value in self.model.state_dict().values())
+        return weights * (4 if self.ema is None else 5)
+
+    @property
+    def _products(self) -> dict[str, Any]:
+        return {} if self.kernels is None else {"kernels": self.kernels.model_dump()}
+
+    def remember_best(self, progress: Progress) -> None:
+        """Copies the model, on worker 0, if the last epoch is the best so far; the next checkpoint writes it.
+
+        The job that writes must have ended: copies share their memory.
+        """
+        if self.world.is_main and progress.best_epoch == progress.epoch:
+            weights = self.snapshots.take(dict(self.evaluated.state_dict()), ("best",))
+            val = progress.history[-1].val
+            self.best = {"model": weights, "epoch": progress.epoch, "val": val, "planted": self.planted, **self._products}
+
     def prepare_save(self, progress: Progress, within: EpochState | None = None) -> Callable[[], None]:
         """Copies the state, on every worker; returns the job that writes it, a no-op but on worker 0.
 
-        The job before must have ended: copies share their memory. The job writes `best` if the last epoch is the best
-        so far, then `last`: a resumed trial never lacks its best. The `last` before stays as `previous`.
+        The job before must have ended: copies share their memory. The job writes the best model unless it is on disk,
+        then `last`: a resumed trial never lacks its best. The `last` before stays as `previous`.
         """
         generators = self.world.gather(_generator_state(self.world))
         sums = None if within is None or within.sums is None else self.world.gather(within.sums.clone())
@@ -173,19 +194,15 @@ class TrialState:
             "history": [report.plain() for report in progress.history],
             "within": None if within is None else [within.step, sums, within.norms, within.seconds],
         }
-        kernels = {} if self.kernels is None else {"kernels": self.kernels.model_dump()}
-        last |= kernels
+        last |= self._products
         last = self.snapshots.take(last)
-        weights = last["model"] if last["ema"] is None else last["ema"][0]
-        improved = within is None and progress.best_epoch == progress.epoch
-        epoch, val = progress.epoch, progress.history[-1].val if progress.history else {}
-        step, saving = 0 if within is None else within.step, self.saving
+        best, self.best = self.best, None
+        epoch, step, saving = progress.epoch, 0 if within is None else within.step, self.saving
 
         def write() -> None:
             if saving is not None:
                 saving.check()
-            if improved:
-                best = {"model": weights, "epoch": epoch, "val": val, "planted": self.planted, **kernels}
+            if best is not None:
                 save_checkpoint(self.folder / BEST, self.experiment, best)
             save_checkpoint(self.folder / LAST, self.experiment, last, self.folder / PREVIOUS)
             if saving is not None:

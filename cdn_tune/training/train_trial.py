@@ -15,7 +15,7 @@ from cdn_tune.errors import FolderHeld
 from cdn_tune.training.loop import TrainResult, never, train
 from cdn_tune.training.object_store.trial_sync import Attempt, TrialSync
 from cdn_tune.training.object_store.working_copy import TRAINING_LOCK, place_of
-from cdn_tune.training.reports import EpochReport, OnStep, Report, Stop, ignore
+from cdn_tune.training.reports import Decisions, EpochReport, OnStep, Report, Stop, ignore
 from cdn_tune.training.runs.files import write_errors
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for, torch_threads
@@ -40,6 +40,7 @@ def train_in(
     on_step: OnStep = ignore,
     threads: int | None = None,
     stop: Callable[[], bool | Stop] = never,
+    decisions: Decisions | None = None,
 ) -> TrainResult:
     """Trains an experiment in a folder; called on every worker of the trial.
 
@@ -50,6 +51,7 @@ def train_in(
         on_step: Called by worker 0 after every step.
         threads: CPU threads of this worker; as many as `threads_for` returns if None.
         stop: Called after every step, as `loop.train` describes.
+        decisions: With which reports a search may stop or pause the trial; none if None.
 
     Raises:
         CdnTuneError: If the data, the folder's checkpoint or the training is at fault.
@@ -58,7 +60,7 @@ def train_in(
         splits, planted = open_data(experiment.data, experiment.model.inputs.sequences), is_planted(experiment.data)
         saving = _claim(folder)
         try:
-            result = train(experiment, folder, report, splits, on_step, planted, stop, saving)
+            result = train(experiment, folder, report, splits, on_step, planted, stop, saving, decisions)
         except KeyboardInterrupt:
             if saving is not None:
                 saving.finish()

@@ -101,7 +101,7 @@ class Driver:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether running trials are to save their state and leave."""
+        """Whether running trials are to save their state and leave; they see the flag by themselves."""
         return self._stop() or self._stop_flag() or (self._end is not None and self._end.at_once)
 
     @property
@@ -137,14 +137,14 @@ class Driver:
         size = cost("checkpoint_gb", self.study.experiment(number)) * GB if self._has_disk_budget else 0
         self.retention.begin(number, self.study.is_new(number), round(size))
         self._changed()
-        return Assignment(number, self.study.parameters(number), room.avoid)
+        decisions = self.study.decisions(number, self.retention.worth)
+        return Assignment(number, self.study.parameters(number), room.avoid, decisions)
 
     def reported(self, number: int, report: TrialReport) -> Decision:
         """Records an epoch of a trial; returns what the trial does next."""
         if number not in self._assigned:  # of an attempt that was given up
             return Decision.STOP
-        epoch = report.epoch
-        step = {"epoch": epoch.epoch, "step": epoch.steps, "seconds": round(1000 * report.seconds)}[self._unit]
+        epoch, step = report.epoch, self._step(number, report)
         self._retries.reported(number, epoch.epoch)
         attributes = self._attributes.of(number, step, report)
         with self.study.optuna.transaction():
@@ -158,7 +158,18 @@ class Driver:
         if is_stopped:
             self._leave(number)
             return Decision.STOP
-        return Decision.PAUSE if lags or self.is_stopping else Decision.GO_ON
+        return Decision.PAUSE if lags else Decision.GO_ON
+
+    def _step(self, number: int, report: TrialReport) -> int:
+        """Returns how far a trial is after an epoch, in the unit of early stopping.
+
+        An epoch that is trained again, after a kill, takes other seconds: it is as far as it is on record.
+        """
+        epoch = report.epoch
+        if self._unit != "seconds":
+            return epoch.epoch if self._unit == "epoch" else epoch.steps
+        steps, now = sorted(self.study.trial(number).intermediate_values), round(1000 * report.seconds)
+        return steps[epoch.epoch - 1] if epoch.epoch <= len(steps) else max(now, steps[-1] + 1 if steps else 0)
 
     def ended(self, number: int, ending: Ending) -> None:
         """Records that a trial ended by itself; one that has left the engine already is ignored."""

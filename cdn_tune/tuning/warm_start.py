@@ -25,7 +25,7 @@ _BESIDE = (
     "name",
     "seed",
     *DATA_PATHS,
-    "train.checkpoint_minutes",
+    "train.checkpoint",
     "eval.batch_size",
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cdn_tune.config import Experiment, SearchSpace, load_experiment, load_space, override, parse_overrides
+from cdn_tune.config import Experiment, SearchSpace, build, load_experiment, load_space, override, parse_overrides
 from cdn_tune.config.keys import SYNONYMS, dotted_keys, flatten, nearest_key, set_key
 from cdn_tune.config.yaml import dump, parse, read_mapping
 from cdn_tune.errors import ConfigError
@@ -222,3 +222,22 @@ def test_keys() -> None:
 def test_numbers_are_numbers(text: str, value: object) -> None:
     assert parse(text) == value
     assert type(parse(text)) is type(value)
+
+
+@pytest.mark.parametrize(("former", "present"), [(30.0, "auto"), (0, "epoch"), (7.5, 7.5)])
+def test_a_former_name_is_read_as_the_present_one(former: float, present: object) -> None:
+    plain = load_experiment("demo/small").plain()
+    train = {key: value for key, value in plain["train"].items() if key != "checkpoint"}
+    old = {**plain, "train": {**train, "checkpoint_minutes": former}}
+    assert build(Experiment, old, "old").train.checkpoint == present
+    assert load_experiment("demo/small", {"train.checkpoint_minutes": former}).train.checkpoint == present
+    both = {**plain, "train": {**plain["train"], "checkpoint_minutes": former}}
+    with pytest.raises(ConfigError, match=r"checkpoint='auto', checkpoint_minutes=.* former name; leave it out"):
+        build(Experiment, both, "both")
+
+
+@pytest.mark.parametrize("wrong", ["often", 0, -3, True])
+def test_a_wrong_pace_of_checkpoints_is_one_line(wrong: object) -> None:
+    with pytest.raises(ConfigError, match=r"train\.checkpoint: .* is wrong: .*'auto' or 'epoch', or ") as told:
+        load_experiment("demo/small", {"train.checkpoint": wrong})
+    assert "\n" not in str(told.value)

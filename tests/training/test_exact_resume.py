@@ -1,5 +1,6 @@
 """A trial that is stopped, killed or damaged anywhere ends as if nothing had happened."""
 
+import errno
 import os
 import random
 import signal
@@ -12,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
-from cdn_tune.errors import CheckpointError
-from cdn_tune.training.reports import EpochReport, StepReport, Stop, ignore
+from cdn_tune.errors import CheckpointError, RunError
+from cdn_tune.training.reports import Decisions, EpochReport, StepReport, Stop, ignore
 from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint
-from cdn_tune.training.runs.records import read_metrics
+from cdn_tune.training.runs.records import EVENTS, read_metrics
 from cdn_tune.training.train_trial import train_in
 
 Tiny = Callable[..., Experiment]
@@ -87,7 +89,7 @@ def test_stopped_between_steps(tiny: Tiny, tmp_path: Path, step: int, changes: d
 
 def test_discarded_between_steps(tiny: Tiny, tmp_path: Path) -> None:
     """The last checkpoint stays as it is; none is written that nobody needs."""
-    experiment = tiny()
+    experiment = tiny(**{"train.checkpoint": "epoch"})
     steps = StopAt(10**9)
     train_in(experiment, tmp_path / "whole", ignore, steps.on_step)
     per_epoch = (10**9 - steps.left) // experiment.train.epochs
@@ -106,7 +108,7 @@ def test_discarded_between_steps(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_within_an_epoch_after_so_many_minutes(tiny: Tiny, tmp_path: Path) -> None:
-    experiment = tiny(**{"train.checkpoint_minutes": 1e-9, "train.epochs": 1})
+    experiment = tiny(**{"train.checkpoint": 1e-9, "train.epochs": 1})
     found: list[int] = []
 
     def look(step: StepReport) -> None:
@@ -126,7 +128,7 @@ def test_a_checkpoint_within_an_epoch_after_so_many_minutes(tiny: Tiny, tmp_path
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tiny: Tiny, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    experiment = tiny()
+    experiment = tiny(**{"train.checkpoint": "epoch"})
     train_in(experiment, tmp_path / "whole", ignore)
     folder = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
@@ -157,7 +159,7 @@ class StopAfterEpochs:
 
 
 def test_when_all_is_damaged_it_is_told(tiny: Tiny, tmp_path: Path) -> None:
-    experiment = tiny()
+    experiment = tiny(**{"train.checkpoint": "epoch"})
     train_in(experiment, tmp_path, ignore)
     for name in (LAST, PREVIOUS):
         (tmp_path / name).write_bytes(b"no checkpoint")
@@ -198,7 +200,7 @@ def kill_and_go_on(experiment: Experiment, folder: Path, kills: int, generator: 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [2])
 def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> None:
-    experiment = tiny(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-9, **EVERYTHING})
+    experiment = tiny(**{"train.epochs": 12, "train.checkpoint": 1e-9, **EVERYTHING})
     train_in(experiment, tmp_path / "whole", ignore)
     assert kill_and_go_on(experiment, tmp_path / "killed", kills, random.Random(0)) >= 1
     assert_same(tmp_path / "killed" / "run", tmp_path / "whole")
@@ -207,7 +209,7 @@ def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> Non
 @pytest.mark.parametrize("step", [2, 5])
 def test_left_at_once_by_a_second_interrupt(tiny: Tiny, tmp_path: Path, step: int) -> None:
     """No checkpoint is written on the way out; what is on disk stays whole, and the run goes on exactly."""
-    experiment = tiny(**{"train.epochs": 3, "train.checkpoint_minutes": 1e-9, **EVERYTHING})
+    experiment = tiny(**{"train.epochs": 3, "train.checkpoint": 1e-9, **EVERYTHING})
     train_in(experiment, tmp_path / "whole", ignore)
     left = step
 
@@ -227,7 +229,7 @@ def test_left_at_once_by_a_second_interrupt(tiny: Tiny, tmp_path: Path, step: in
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_thirty_times(tiny: Tiny, tmp_path: Path, seed: int) -> None:
-    experiment = tiny(**{"train.epochs": 80, "train.checkpoint_minutes": 1e-9, "seed": seed, **EVERYTHING})
+    experiment = tiny(**{"train.epochs": 80, "train.checkpoint": 1e-9, "seed": seed, **EVERYTHING})
     train_in(experiment, tmp_path / "whole", ignore)
     assert kill_and_go_on(experiment, tmp_path / "killed", 8, random.Random(seed)) == 8
     assert_same(tmp_path / "killed" / "run", tmp_path / "whole")
@@ -237,4 +239,97 @@ def test_a_report_is_told_when_its_checkpoint_is_on_disk(tiny: Tiny, tmp_path: P
     def report(done: EpochReport) -> None:
         assert len(read_checkpoint(tmp_path / LAST)["history"]) >= done.epoch
 
-    train_in(tiny(), tmp_path, report)
+    train_in(tiny(**{"train.checkpoint": "epoch"}), tmp_path, report)
+
+
+class Crashed(Exception):  # noqa: N818
+    """Stands for the end of the process: what is in its memory is gone."""
+
+
+def written(experiment: Experiment, folder: Path, decisions: Decisions | None) -> list[tuple[int, int]]:
+    """Trains; returns of how many epochs there was a checkpoint, and a best model, at each report."""
+    found = []
+
+    def report(done: EpochReport) -> None:
+        at = [0, 0]
+        if (folder / LAST).exists():
+            at = [len(read_checkpoint(folder / LAST)["history"]), read_checkpoint(folder / BEST)["epoch"]]
+            assert at[1] == read_metrics(folder)[at[0] - 1]["best_epoch"], "a state without its best"
+        found.append((at[0], done.epoch))
+
+    train_in(experiment, folder, report, decisions=decisions)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("decisions", "expected"),
+    [
+        (None, {4}),
+        (Decisions(first=1, factor=2, pauses=True), {1, 2, 4}),
+        (Decisions(first=3, pauses=True), {3, 4}),
+        (Decisions(worth=2.0), {4}),
+        (Decisions(first=2, factor=3), {2, 4}),
+    ],
+)
+def test_a_report_waits_for_no_checkpoint_but_the_one_that_it_needs(
+    tiny: Tiny, tmp_path: Path, decisions: Decisions | None, expected: set[int]
+) -> None:
+    """None is due by the clock; the last epoch's is written in any case."""
+    experiment = tiny(**{"train.epochs": 4, "train.checkpoint": 1e6, "optim.lr": 5e-3})
+    found = written(experiment, tmp_path, decisions)
+    assert {epoch for saved, epoch in found if saved == epoch} == expected
+
+
+def test_what_a_kill_has_lost_is_trained_and_reported_again(tiny: Tiny, tmp_path: Path) -> None:
+    """After the first epoch's checkpoint the next is never due: the second epoch is lost, and comes again the same."""
+    experiment = tiny(**{"train.epochs": 4, "train.checkpoint": 1e6, **EVERYTHING})
+    train_in(experiment, tmp_path / "whole", ignore)
+    folder, first, again = tmp_path / "killed", [], []
+
+    def report(done: EpochReport) -> None:
+        first.append(done)
+        if done.epoch == 3:
+            raise Crashed
+
+    with pytest.raises(Crashed):
+        train_in(experiment, folder, report, decisions=Decisions(first=1, factor=10, pauses=True))
+    assert len(read_checkpoint(folder / LAST)["history"]) == 1
+    assert len(read_metrics(folder)) == 3
+    trained: list[StepReport] = []
+    result = train_in(experiment, folder, again.append, trained.append)
+    assert result.epochs_run == 3
+    assert {step.epoch for step in trained} == {2, 3, 4}
+    untimed = [
+        [{key: value for key, value in done.plain().items() if key not in TIMES} for done in reports]
+        for reports in (first, again)
+    ]
+    assert untimed[0] == untimed[1][:3]
+    assert_same(folder, tmp_path / "whole")
+    losses = EventAccumulator(str(folder / EVENTS)).Reload().Scalars("train/loss")
+    assert [event.step for event in losses] == [1, 2, 3, 4]
+
+
+def test_the_best_waits_in_memory_until_a_stop(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(**{"train.epochs": 3, "train.checkpoint": 1e6})
+    reports: list[EpochReport] = []
+    with pytest.raises(KeyboardInterrupt):
+        train_in(experiment, tmp_path, reports.append, stop=lambda: len(reports) == 2)
+    best = read_checkpoint(tmp_path / BEST)
+    assert (best["epoch"], best["val"]) == (reports[1].best_epoch, reports[reports[1].best_epoch - 1].val)
+    assert len(read_checkpoint(tmp_path / LAST)["history"]) == 2
+
+
+def test_a_full_disk_is_told_at_the_write_that_meets_it(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs are reported before any write; the third's fails, in one line, and it is not reported."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    reports: list[EpochReport] = []
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match=r"best\.pt: cannot be written \(No space left on device\); make room") as told:
+        train_in(tiny(**{"train.epochs": 3, "train.checkpoint": 1e6}), tmp_path, reports.append)
+    assert "\n" not in str(told.value)
+    assert [done.epoch for done in reports] == [1, 2]

@@ -20,6 +20,7 @@ from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.loop import train
 from cdn_tune.training.reports import EpochReport, StepReport, ignore, unpack_ious
 from cdn_tune.training.runs.checkpoint import BEST, LAST, build_model, load_checkpoint, read_checkpoint
+from cdn_tune.training.runs.pace import Pace
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.step.steps import Engine, EpochState
 from cdn_tune.training.train_trial import open_data, train_in
@@ -58,7 +59,8 @@ def test_learns_and_reports(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("crash_epoch", [1, 2])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
 def test_resume_is_exact(tiny: Tiny, tmp_path: Path, crash_epoch: int, schedule: str) -> None:
-    experiment = tiny(**{"optim.schedule": schedule, "optim.warmup_steps": 3, "optim.weight_decay": 0.01})
+    options = {"optim.schedule": schedule, "optim.warmup_steps": 3, "optim.weight_decay": 0.01}
+    experiment = tiny(**{**options, "train.checkpoint": "epoch"})
     train_in(experiment, tmp_path / "whole", ignore)
     with pytest.raises(CrashError):
         train_in(experiment, tmp_path / "broken", crash_at(crash_epoch))
@@ -231,7 +233,7 @@ def test_workers_agree_whether_to_stop_four_times_a_second(
             agreed.append(now)
             return [item, (False, False, 1)]
 
-    state = SimpleNamespace(world=World(), experiment=SimpleNamespace(train=SimpleNamespace(checkpoint_minutes=0)))
+    state = SimpleNamespace(world=World())
     writer = SimpleNamespace(wait=lambda _: True)
     parts: Any = {
         "engine": SimpleNamespace(settle=lambda: None),
@@ -244,7 +246,8 @@ def test_workers_agree_whether_to_stop_four_times_a_second(
         state=cast(Any, state),
         writer=cast(Any, writer),
         stop=lambda: now > 100 * seconds,
-        saved=0.0,
+        pace=Pace("epoch", 0, 0.0),
+        decisions=None,
         agreed=0.0,
         **parts,
     )

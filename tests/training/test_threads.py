@@ -57,6 +57,6 @@ def test_a_trial_of_a_search_takes_as_many_as_a_training(
     def train(*_: Any, threads: int, **__: Any) -> None:
         seen.append(threads)
 
-    config = {trial.NUMBER: 0, trial.PARAMETERS: {}}
+    config = {trial.NUMBER: 0, trial.PARAMETERS: {}, trial.DECISIONS: None}
     trial.run_trial(config, tiny().plain(), str(tmp_path), {"cpus_per_worker": cpus}, {}, "", train)
     assert seen == [min(cpus, 2)] == [threads_for(tiny(), cpus)]

@@ -75,14 +75,14 @@ def test_a_report_is_told_when_its_checkpoint_is_at_home(tiny: Tiny, store: Stor
         assert read_checkpoint(tmp_path / "best.pt")["epoch"] >= done.best_epoch
         assert len((home.read("metrics.jsonl") or b"").splitlines()) >= done.epoch
 
-    train_in(tiny(), folder, report)
+    train_in(tiny(**{"train.checkpoint": "epoch"}), folder, report)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pauses", [(0.1,), pytest.param((0.0, 0.15, 0.3, 0.45), marks=pytest.mark.slow)])
 def test_killed_and_its_machine_lost(pauses: tuple[float, ...], tiny: Tiny, store: Store, tmp_path: Path) -> None:
     """Each time: kill -9 at a random moment, and every file on the machine gone."""
-    experiment, url = tiny(**{"train.epochs": 8, "train.checkpoint_minutes": 1e-9}), store.url()
+    experiment, url = tiny(**{"train.epochs": 8, "train.checkpoint": 1e-9}), store.url()
     train_in(experiment, tmp_path / "whole", ignore)
     (tmp_path / "experiment.yaml").write_text(dump(experiment.plain()))
     command = [sys.executable, "-m", "cdn_tune", "train", str(tmp_path / "experiment.yaml"), "--run", url]
@@ -119,7 +119,7 @@ def test_a_state_that_was_not_brought_home_in_time_is_gone_on_with(
     tiny: Tiny, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between the disk and home: this machine is further, and home lags."""
-    experiment, folder = tiny(**{"train.epochs": 4}), working_copy(store.url())
+    experiment, folder = tiny(**{"train.epochs": 4, "train.checkpoint": "epoch"}), working_copy(store.url())
     train_in(experiment, tmp_path / "whole", ignore)
     with monkeypatch.context() as patch:
 
@@ -152,7 +152,7 @@ def test_home_counts_where_a_trial_of_that_number_was_lost(tiny: Tiny, store: St
 def test_a_damaged_last_at_home_gives_way_to_the_one_before(
     tiny: Tiny, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, url = tiny(**{"train.checkpoint_minutes": 1e-9}), store.url()
+    experiment, url = tiny(**{"train.checkpoint": 1e-9}), store.url()
     train_in(experiment, tmp_path / "whole", ignore)
     stop = StopAt(5)
     with pytest.raises(KeyboardInterrupt):
@@ -171,7 +171,7 @@ def test_an_older_attempt_writes_no_more(
 ) -> None:
     """The old process comes back after a new one has begun: it ends with an error, and what is there stays."""
     folder = working_copy(store.url()) if where == "store" else tmp_path / "run"
-    experiment = tiny(**{"train.epochs": 5})
+    experiment = tiny(**{"train.epochs": 5, "train.checkpoint": "epoch"})
 
     def overtaken(step: StepReport) -> None:
         if step.epoch == 3:

@@ -68,7 +68,7 @@ class Chaos:
 def test_chaos(tiny: Tiny, tmp_path: Path) -> None:
     """All trials are accounted for exactly once, the best checkpoint is intact, nothing is left behind."""
     run = tmp_path / "run"
-    experiment = tiny(**{"train.epochs": EPOCHS, "train.checkpoint_minutes": 1e-9})
+    experiment = tiny(**{"train.epochs": EPOCHS, "train.checkpoint": 1e-9})
     stopping = {"name": "asha", "min_resource": 10, "reduction_factor": 2}
     space = write_space(tmp_path, experiment, trials=ENOUGH, early_stopping=stopping, max_failures=20, keep=3)
     generator = random.Random(SEED)

@@ -18,6 +18,7 @@ from cdn_tune.tuning.engine.door import Loss
 from cdn_tune.tuning.engine.ray import group_trial
 from cdn_tune.tuning.engine.ray.group_trial import GroupTrial
 from cdn_tune.tuning.engine.ray.results import (
+    DECISIONS,
     FAILURE,
     FAILURE_KIND,
     HALT,
@@ -46,7 +47,7 @@ def relay(tiny: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.M
         submit, fetch = SimpleNamespace(remote=lambda *_: 1), SimpleNamespace(remote=lambda *_: left.pop(0))
         monkeypatch.setattr(group_trial, "ray", SimpleNamespace(get=get))
         trial = GroupTrial.__new__(GroupTrial)
-        config = {NUMBER: 3, PARAMETERS: {"optim.lr": 0.5}}
+        config = {NUMBER: 3, PARAMETERS: {"optim.lr": 0.5}, DECISIONS: None}
         trial.setup(config, tiny().plain(), str(tmp_path), SimpleNamespace(submit=submit, next=fetch))
         return trial
 

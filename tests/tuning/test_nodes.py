@@ -35,7 +35,7 @@ def start(tiny: Tiny, tmp_path: Path, ray_start: None) -> Iterator[Callable[...,
         epochs: int = EPOCHS,
         **space: Any,
     ) -> Driver:
-        experiment = tiny(**{"train.epochs": epochs, "train.checkpoint_minutes": 1e-9})
+        experiment = tiny(**{"train.epochs": epochs, "train.checkpoint": 1e-9})
         file = write_space(tmp_path, experiment, **{"early_stopping": {"name": "none"}, "max_failures": 0, **space})
         arguments = [*command(file, tmp_path / "run"), "--address", cluster.address, *more]
         driver = Driver(arguments, tmp_path / "log")

@@ -41,7 +41,7 @@ def test_random_kills(workers: int, tiny: Tiny, tmp_path: Path) -> None:
         run = tmp_path / f"run-{number}"
         folder = tmp_path / f"space-{number}"
         folder.mkdir()
-        experiment = tiny(**{"train.epochs": EPOCHS, "train.checkpoint_minutes": 1e-9})
+        experiment = tiny(**{"train.epochs": EPOCHS, "train.checkpoint": 1e-9})
         sampler = {"name": "random", "seed": number}
         resources = {"workers": workers}
         space = write_space(

@@ -70,7 +70,7 @@ def check_accounts(run: Path, trials: int, before: dict[int, dict[str, Any]]) ->
 def test_killed_at_seven_moments(tiny: Tiny, tmp_path: Path) -> None:
     """One search: its driver, its workers, or all of it is killed again and again; the same command goes on."""
     run = tmp_path / "run"
-    experiment = tiny(**{"train.epochs": EPOCHS, "train.checkpoint_minutes": 1e-9})
+    experiment = tiny(**{"train.epochs": EPOCHS, "train.checkpoint": 1e-9})
     space = write_space(tmp_path, experiment, trials=6, early_stopping={"name": "asha", "min_resource": 2})
     arguments = command(space, run)
     moments: list[tuple[str, Callable[[], object], bool]] = [
@@ -143,7 +143,7 @@ def test_killed_five_times_at_random(tiny: Tiny, tmp_path: Path, seed: int) -> N
     """Twenty-five kills in all: of the driver, of a worker, of everything."""
     generator = random.Random(seed)
     run = tmp_path / "run"
-    experiment = tiny(**{"train.epochs": EPOCHS, "train.checkpoint_minutes": 1e-9, "seed": seed})
+    experiment = tiny(**{"train.epochs": EPOCHS, "train.checkpoint": 1e-9, "seed": seed})
     space = write_space(
         tmp_path, experiment, trials=8, early_stopping={"name": "asha", "min_resource": 2}, max_failures=9
     )

@@ -1,5 +1,6 @@
 """The checkpoint budget: across all trials the best few are kept; the weights of the others go once they have lost."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,6 +63,7 @@ class Retention:
     ) -> None:
         self.damaged: dict[int, str] = {}  # trials whose checkpoint could not be kept, and why
         self.records: dict[int, KeptRecord] = {}  # of the kept ones, best first
+        self.worth = -math.inf  # no trial that is stopped with a lower val metric will be kept, as far as is known
         self.files = files
         self._keep, self._budget, self._directions = keep, budget, directions
         self._settled: set[int] = set()  # ended trials that have been cleared
@@ -102,6 +104,10 @@ class Retention:
                 room = None if room is None else room - size
         losers = (self.records.keys() | {trial.number for trial in ended}) - records.keys() - self.damaged.keys()
         self.records = records
+        # With a disk budget a smaller one further down may be kept, and a front or confirmations go by other values.
+        goes_by_value = self._budget is None and len(self._directions) < 2 and not found
+        is_full = goes_by_value and len(records) == keep
+        self.worth = min(record.value for record in records.values()) if is_full else -math.inf
         runs = (run.number for each in found.values() for run in each.runs)
         decide = {*records, *self._front, *found, *runs}
         self._known = {number: trial for number, trial in by_number.items() if number in decide}

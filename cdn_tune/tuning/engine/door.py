@@ -9,7 +9,8 @@ An engine places and runs trials; the driver decides. An engine calls, from one 
 - ``poll(room)`` all the time, at least between any two of the calls above.
 
 Every assigned trial leaves the engine exactly once: by `Decision.STOP`, by ``ended`` or by ``lost``. One that is paused
-or lost may be assigned again: it goes on from its last checkpoint, and reports its earlier epochs again.
+or lost may be assigned again: it goes on from its last checkpoint, and reports its earlier epochs again, those that it
+trains again among them. Once `EngineDriver.is_stopping`, every trial saves its state, leaves and is ``ended``, paused.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, Protocol
 
-from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.reports import Decisions, EpochReport
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ class Assignment:
         number: Its number in the study.
         parameters: Sampled values by dotted key.
         avoid: Nodes, by id, to keep clear of.
+        decisions: With which reports it may be stopped or paused, so that its checkpoint has to be on disk before;
+            none if None.
     """
 
     number: int
     parameters: Mapping[str, Any]
     avoid: tuple[str, ...] = ()
+    decisions: Decisions | None = None
 
 
 class Answer(Enum):
@@ -136,6 +140,10 @@ class EngineDriver(Protocol):
     @property
     def is_over(self) -> bool:
         """Whether no further trial starts, although trials may be left."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether running trials are to save their state and leave."""
 
     @property
     def wants_slots(self) -> bool:

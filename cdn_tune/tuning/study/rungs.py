@@ -10,6 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import SearchSpace
+from cdn_tune.training.reports import rungs
 from cdn_tune.tuning.study.filtered_study import StoredStudy
 from cdn_tune.tuning.study.ranking import PAUSED, PROMOTED, front_ranks, is_paused, own
 
@@ -119,6 +120,10 @@ class Rungs:
                     return number
         return None
 
+    def first(self, number: int) -> int:
+        """Returns where a trial's first rung lies; each further one is `reduction_factor` times as far."""
+        return self._rung(number, 0)[0]
+
     def rest(self, trial: FrozenTrial) -> None:
         """Records that a trial has left its slot; it can be promoted if it is paused."""
         if is_paused(trial) and (reached := self._reached.get(trial.number)):
@@ -148,10 +153,7 @@ class Rungs:
 
     def _count(self, number: int, step: int) -> int:
         """Returns at how many rungs of its bracket a trial has been at a step."""
-        count = 0
-        while self._rung(number, count)[0] <= step:
-            count += 1
-        return count
+        return rungs(step, self.first(number), self._factor)
 
     def _passed(self, trial: FrozenTrial) -> int:
         """Returns past how many rungs a trial was let; those before its last report, in any case."""

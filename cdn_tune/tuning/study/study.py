@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.check import most
+from cdn_tune.training.reports import Decisions
 from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.storage.write_through import WriteThrough
 from cdn_tune.tuning.study.attributes import Attributes
@@ -235,6 +236,18 @@ class Study:
         trial = self.trial(number)
         return self.candidates.experiment(trial.params, f"trial {number}", seed_of(trial))
 
+    def decisions(self, number: int, worth: float) -> Decisions | None:
+        """Returns with which reports a trial may be stopped or paused; None if it never is.
+
+        `worth` is the best val metric below which no trial that is stopped is kept.
+        """
+        rule = self.space.early_stopping
+        if rule.name == "none" or role_of(self.trial(number)) == CONFIRMATION:
+            return None
+        if not self._rungs.decide:
+            return Decisions(rule.unit, rule.least, worth=worth)
+        return Decisions(rule.unit, self._rungs.first(number), rule.reduction_factor, self.pauses, worth)
+
     def report(self, number: int, step: int, value: float, note: Mapping[str, Any]) -> bool:
         """Records what a trial has reached; returns whether it should be pruned, or is paused where trials are.
 
@@ -251,7 +264,8 @@ class Study:
         if trial.state != TrialState.RUNNING:
             return False
         with self.optuna.transaction():
-            self._attributes.add(trial, note)
+            if step >= max(trial.intermediate_values, default=step):  # else later ones are on record
+                self._attributes.add(trial, note)
             self._failures.end_well()
             is_new = step not in trial.intermediate_values
             if is_new:

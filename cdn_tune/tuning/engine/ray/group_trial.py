@@ -44,6 +44,7 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Prepares another trial; the former one has ended, or the driver has stopped it."""
         self._number, self._parameters = new_config[results.NUMBER], new_config[results.PARAMETERS]
+        self._decisions = new_config[results.DECISIONS]
         self._ticket: int | None = None
         self._news: list[News] = []
         self._seconds, self._is_last = 0.0, False
@@ -54,7 +55,8 @@ class GroupTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         try:
             if self._ticket is None:
                 experiment = override(self._base, self._parameters, f"trial {self._number}")
-                work = {"experiment": experiment.plain(), "folder": str(trial_folder(Path(), self._number))}
+                folder = str(trial_folder(Path(), self._number))
+                work = {"experiment": experiment.plain(), "folder": folder, "decisions": self._decisions}
                 self._ticket = ray.get(self._coordinator.submit.remote(self._number, work))
             while not self._news:
                 self._news = ray.get(self._coordinator.next.remote(self._ticket, _WAIT_SECONDS))

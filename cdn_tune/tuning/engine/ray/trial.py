@@ -19,6 +19,7 @@ from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.engine.ray.node_checks import check_here
 from cdn_tune.tuning.engine.ray.results import (
+    DECISIONS,
     FAILURE,
     FAILURE_KIND,
     HALT,
@@ -49,7 +50,7 @@ def run_trial(
     trial. What another node or a later moment may mend is raised: the actor ends, and the trial is assigned again.
 
     Args:
-        config: The trial's number and parameters.
+        config: The trial's number and parameters, and with which reports it may be stopped.
         base: The search's base experiment.
         run: The run folder, as `portable` names it.
         resources: What the trial occupies.
@@ -74,7 +75,7 @@ def run_trial(
         check_here(base["data"], data, home)
         experiment = override(base, config[PARAMETERS], f"trial {number}")
         threads = threads_for(experiment, resources["cpus_per_worker"])
-        train(experiment, folder, report, threads=threads, stop=StopFile(here))
+        train(experiment, folder, report, threads=threads, stop=StopFile(here), decisions=config[DECISIONS])
     except KeyboardInterrupt:  # asked to stop, and saved
         tune.report({STOPPED: True})
     except (NodeUnfit, FolderHeld):

@@ -11,6 +11,7 @@ from cdn_tune.distributed.ray import FIFOScheduler, Searcher, TrialScheduler, ra
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, EngineDriver, Loss, Room, TrialReport
 from cdn_tune.tuning.engine.ray.results import (
     AVOID,
+    DECISIONS,
     FAILURE,
     FAILURE_KIND,
     HALT,
@@ -68,7 +69,7 @@ class Adapters:
             decision = self.driver.reported(number, report)
             if decision is Decision.GO_ON:
                 return str(TrialScheduler.CONTINUE)
-            self.stopped(number)  # what it was reported with is on disk
+            self.stopped(number)  # what is needed of it is on disk
             if decision is Decision.PAUSE:
                 self.driver.ended(number, Ending("paused"))
         else:
@@ -88,7 +89,12 @@ class _Searcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         answer = self._all.driver.next(self._all.room())
         if isinstance(answer, Assignment):
             self._all.numbers[trial_id] = answer.number
-            return {NUMBER: answer.number, PARAMETERS: dict(answer.parameters), AVOID: list(answer.avoid)}
+            return {
+                NUMBER: answer.number,
+                PARAMETERS: dict(answer.parameters),
+                AVOID: list(answer.avoid),
+                DECISIONS: answer.decisions,
+            }
         finished: str = Searcher.FINISHED
         return finished if answer is Answer.FINISHED else None
 

@@ -17,7 +17,8 @@ from itertools import count
 from typing import Any, Literal
 
 from cdn_tune.errors import SearchError
-from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.reports import Decisions, EpochReport
+from cdn_tune.training.runs.pace import Pace
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, EngineDriver, Loss, Room, TrialReport
 from cdn_tune.tuning.study.failures import kind_of
 
@@ -81,14 +82,18 @@ class _Attempt:
         node: Where it runs.
         curve: Its whole learning curve.
         began: When.
-        done: Epochs reported by this attempt.
+        pace: When its next checkpoint is due.
+        decisions: With which reports it may be stopped or paused.
+        history: Epochs reported by this attempt.
     """
 
     number: int
     node: int
     curve: Sequence[CurvePoint]
     began: float
-    done: int = 0
+    pace: Pace
+    decisions: Decisions | None
+    history: list[EpochReport] = field(default_factory=list)
 
 
 @dataclass
@@ -101,7 +106,9 @@ class World:
         unfit: Nodes that take no trials.
         faults: What is still to go wrong.
         saved: Epochs that each trial has a checkpoint of.
+        writes: When each checkpoint was written.
         trained: How often each epoch of each trial was computed.
+        wasted: Epochs computed although a checkpoint had them.
         busy_seconds: Slot time taken by trials, over all slots.
         slot_seconds: Slot time there was, over all slots.
     """
@@ -111,7 +118,9 @@ class World:
     unfit: set[int] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
     saved: dict[int, int] = field(default_factory=dict)
+    writes: list[float] = field(default_factory=list)
     trained: Counter[tuple[int, int]] = field(default_factory=Counter)
+    wasted: int = 0
     busy_seconds: float = 0.0
     slot_seconds: float = 0.0
 
@@ -130,6 +139,9 @@ class VirtualEngine:
         start_seconds: From an assignment to the beginning of the first epoch; of each trial, if a function of its
             number, which is called after `curve`.
         poll_seconds: The driver is polled so often, besides at every event; None: at events only.
+        checkpoint: When trials write checkpoints, as `train.checkpoint`.
+        checkpoint_bytes: Of a write, which decide when the first one is due.
+        write_seconds: How long a write takes; trials do not wait for it.
     """
 
     def __init__(
@@ -138,11 +150,15 @@ class VirtualEngine:
         world: World | None = None,
         start_seconds: float | Callable[[int], float] = 0.0,
         poll_seconds: float | None = None,
+        checkpoint: Literal["auto", "epoch"] | float = "epoch",
+        checkpoint_bytes: float = 0.0,
+        write_seconds: float = 0.0,
     ) -> None:
         self.world = world or World()
         self.clock, self.left_behind = self.world.clock, None
         self.log: list[tuple[float, str, int]] = []  # time, what happened, trial
         self._curve, self._start_seconds, self._poll_seconds = curve, start_seconds, poll_seconds
+        self._checkpoint, self._checkpoint_bytes, self._write_seconds = checkpoint, checkpoint_bytes, write_seconds
         self._order = count()  # events of one moment happen in the order in which they were scheduled
         self._events: list[tuple[float, int, Callable[[EngineDriver], None]]] = []
         self._running: dict[int, _Attempt] = {}  # by number
@@ -195,7 +211,9 @@ class VirtualEngine:
             for node, slots in sorted(self.world.nodes.items())
             if self._taken[node] < slots and str(node) not in assignment.avoid
         )
-        attempt = _Attempt(number, node, (), self.world.clock.now)
+        now = self.world.clock.now
+        pace = Pace(self._checkpoint, self._checkpoint_bytes, now)
+        attempt = _Attempt(number, node, (), now, pace, assignment.decisions)
         self._running[number] = attempt
         self._taken[node] += 1
         self._note("begins", number)
@@ -212,42 +230,62 @@ class VirtualEngine:
         self._schedule_epoch(attempt, start(number) if callable(start) else start)
 
     def _schedule_epoch(self, attempt: _Attempt, delay: float = 0.0) -> None:
-        at = self.world.clock.now + delay + attempt.curve[attempt.done].seconds
+        at = self.world.clock.now + delay + attempt.curve[len(attempt.history)].seconds
         self._schedule(at, partial(self._epoch, attempt))
 
     def _epoch(self, attempt: _Attempt, driver: EngineDriver) -> None:
         if not self._runs(attempt):
             return
-        number, epoch = attempt.number, attempt.done + 1
+        number, epoch = attempt.number, len(attempt.history) + 1
         self.world.trained[number, epoch] += 1
-        self.world.saved[number] = max(epoch, self.world.saved.get(number, 0))
+        self.world.wasted += epoch <= self.world.saved.get(number, 0)
         if self._report(driver, attempt):
             self._schedule_epoch(attempt)
 
     def _report(self, driver: EngineDriver, attempt: _Attempt) -> bool:
-        """Reports an attempt's next epoch; returns whether it goes on to the one after."""
-        attempt.done += 1
-        decision = driver.reported(attempt.number, self._as_report(attempt))
+        """Reports an attempt's next epoch, saved before if that is due; returns whether it goes on to the one after."""
+        report = self._as_report(attempt)
+        attempt.history.append(report.epoch)
+        if self._is_due(attempt):
+            self._save(attempt)
+        decision = driver.reported(attempt.number, report)
         if decision is Decision.STOP:
             self._leave(attempt, "stopped")
-        elif attempt.done == len(attempt.curve):
+        elif report.epoch.is_last:
             self._leave(attempt, "complete")
             driver.ended(attempt.number, Ending("complete"))
-        elif decision is Decision.PAUSE:
+        elif decision is Decision.PAUSE or driver.is_stopping:
+            if driver.is_stopping:
+                self._save(attempt)
             self._leave(attempt, "paused")
             driver.ended(attempt.number, Ending("paused"))
         return self._runs(attempt)
+
+    def _is_due(self, attempt: _Attempt) -> bool:
+        """Returns whether a checkpoint is written after an attempt's last epoch, as `training.loop` decides."""
+        history, saved = attempt.history, self.world.saved.get(attempt.number, 0)
+        decisions = attempt.decisions
+        is_needed = decisions is not None and decisions.need(history, history[-1].best_epoch <= saved)
+        return history[-1].is_last or is_needed or attempt.pace.is_due(self.world.clock.now)
+
+    def _save(self, attempt: _Attempt) -> None:
+        """Writes a checkpoint of an attempt, unless there is one that is as far."""
+        epoch, now = len(attempt.history), self.world.clock.now
+        if epoch > self.world.saved.get(attempt.number, 0):
+            self.world.saved[attempt.number] = epoch
+            self.world.writes.append(now)
+            attempt.pace.wrote(self._write_seconds, now + self._write_seconds)
 
     def _runs(self, attempt: _Attempt) -> bool:
         return self._running.get(attempt.number) is attempt
 
     def _as_report(self, attempt: _Attempt) -> TrialReport:
-        points, now = attempt.curve[: attempt.done], self.world.clock.now
+        points, now = attempt.curve[: len(attempt.history) + 1], self.world.clock.now
         values = [next(iter(point.val.values())) for point in points]
         best = max(values)
         point = points[-1]
         epoch = EpochReport(
-            epoch=attempt.done,
+            epoch=len(points),
             epochs=len(attempt.curve),
             loss=point.loss,
             losses={},

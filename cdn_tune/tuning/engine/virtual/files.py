@@ -34,9 +34,9 @@ class MemoryFiles:
         """Keeps a trial's checkpoint.
 
         Raises:
-            CheckpointError: If it has none.
+            CheckpointError: If it has none, or an earlier one than that of its best epoch.
         """
-        if number not in self.kept and (number in self.gone or number not in self.world.saved):
+        if number not in self.kept and (number in self.gone or self.world.saved.get(number, 0) < (epoch or 1)):
             raise CheckpointError(f"trial {number} has no checkpoint")
         self.kept[number] = value
         return KeptRecord(number, value, epoch, epoch or 1, value)
