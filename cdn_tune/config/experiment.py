@@ -24,7 +24,10 @@ from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
 _FORMER = "checkpoint_minutes"  # name of `train.checkpoint` in earlier versions
-_FORMER_MINUTES: dict[float, str] = {0: "epoch", 30: "auto"}  # its least value and its default, by what they have become
+_FORMER_MINUTES: dict[float, str] = {
+    0: "epoch",
+    30: "auto",
+}  # its least value and its default, by what they have become
 _SEVERAL = 20  # n and IoUs that a table of metrics has room for
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Fractions = Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1, max_length=_SEVERAL)]

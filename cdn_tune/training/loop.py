@@ -169,15 +169,15 @@ class _Training:
             self._report_saved()
             self.progress.history.append(done)
             self.state.remember_best(self.progress)
-            is_saved = world.gather(self._is_due(done))[0]
-            if is_saved:
+            is_due, needs_best = world.gather(self._due(done))[0]
+            if is_due:
                 self._save()
-                self.unreported = done if world.is_main else None
-                self._report_saved(_PROMPT)
-            elif world.is_main:
-                self._report(done)
+            elif needs_best:
+                self.writer.submit(self.state.prepare_save_best())
+            self.unreported = done if world.is_main else None
+            self._report_saved(_PROMPT)
             if not self.progress.is_finished:
-                self._end_if(world.gather(self.stop())[0], is_saved)
+                self._end_if(world.gather(self.stop())[0], is_due)
         self._report_saved()
 
     def _evaluate(self, epoch: int, totals: EpochTotals) -> EpochReport:
@@ -239,12 +239,14 @@ class _Training:
             self._save(within)
         self._end_if(stop, within=within)
 
-    def _is_due(self, done: EpochReport) -> bool:
-        """Returns whether a checkpoint is to be written after an epoch, before its report; worker 0 decides."""
-        if not self.state.world.is_main:
-            return False
-        is_needed = self.decisions is not None and self.decisions.need(self.progress.history, self.state.best is None)
-        return done.is_last or is_needed or self.pace.is_due(time.monotonic())
+    def _due(self, done: EpochReport) -> tuple[bool, bool]:
+        """Returns whether a checkpoint is written before an epoch's report, and if not, whether the best model is."""
+        is_due = done.is_last or self.pace.is_due(time.monotonic())
+        decisions = self.decisions
+        if not self.state.world.is_main or decisions is None:  # worker 0 decides
+            return is_due, False
+        needs = decisions.need(self.progress.history, self.state.best is None)
+        return is_due or (needs and decisions.pauses), needs
 
     def _save(self, within: EpochState | None = None) -> None:
         """Copies the state and starts to write it in the background."""
@@ -264,13 +266,9 @@ class _Training:
         """Reports the last epoch if its checkpoint is on disk; waits for that so long, or as long as it takes."""
         if self.writer.wait(seconds) and self.unreported is not None:
             done, self.unreported = self.unreported, None
-            self._report(done)
-
-    def _report(self, done: EpochReport) -> None:
-        """Records and reports an epoch."""
-        self.records.write(done)
-        self.reported = done
-        self.report(done)
+            self.records.write(done)
+            self.reported = done
+            self.report(done)
 
     def _end_if(self, stop: bool | Stop, is_saved: bool = False, within: EpochState | None = None) -> None:
         """Ends the training if `stop` is set, with the state on disk unless it is to be discarded."""

@@ -78,13 +78,13 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class Decisions:
-    """The reports with which a search may take a trial out of its place; what it then needs is on disk before.
+    """The reports with which a search may take a trial out of its place; what is then needed is on disk before.
 
     Attributes:
         unit: What progress is counted in; seconds in thousandths.
         first: Progress at the first decision.
         factor: How many times as far the next one is; 1: every report from the first on may bring one.
-        pauses: Whether a trial is paused, to go on from its state; else it is stopped, and at most its best is kept.
+        pauses: Whether a trial is paused, to go on from its checkpoint; else it is stopped, and its best may be kept.
         worth: No trial whose best val metric is below it is kept when it is stopped.
     """
 
@@ -95,7 +95,7 @@ class Decisions:
     worth: float = -math.inf
 
     def need(self, history: Sequence[EpochReport], is_best_saved: bool) -> bool:
-        """Returns whether the last epoch's report needs a checkpoint on disk.
+        """Returns whether the last epoch's report needs a checkpoint, or the best model, on disk.
 
         Args:
             history: The reports of all epochs so far.

@@ -40,6 +40,9 @@ class Saving(Protocol):
     def check(self) -> None:
         """Raises if nothing may be written."""
 
+    def best_saved(self) -> None:
+        """Called when the best model is on disk, without a checkpoint."""
+
     def saved(self, epoch: int, step: int, history: Sequence[dict[str, Any]]) -> None:
         """Called when a checkpoint is on disk, with finished epochs, steps into the next, and the epochs' reports."""
 
@@ -173,6 +176,24 @@ class TrialState:
             weights = self.snapshots.take(dict(self.evaluated.state_dict()), ("best",))
             val = progress.history[-1].val
             self.best = {"model": weights, "epoch": progress.epoch, "val": val, "planted": self.planted, **self._products}
+
+    def prepare_save_best(self) -> Callable[[], None]:
+        """Returns the job that writes the best model alone; a no-op where it is on disk, and but on worker 0.
+
+        A trial that goes on from an earlier state comes to that model again.
+        """
+        best, self.best = self.best, None
+
+        def write() -> None:
+            if best is None:
+                return
+            if self.saving is not None:
+                self.saving.check()
+            save_checkpoint(self.folder / BEST, self.experiment, best)
+            if self.saving is not None:
+                self.saving.best_saved()
+
+        return write
 
     def prepare_save(self, progress: Progress, within: EpochState | None = None) -> Callable[[], None]:
         """Copies the state, on every worker; returns the job that writes it, a no-op but on worker 0.

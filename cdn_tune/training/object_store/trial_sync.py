@@ -71,6 +71,9 @@ class Attempt:
                 "lost from sight meanwhile, writes no more"
             )
 
+    def best_saved(self) -> None:
+        """No-op: there is no copy elsewhere."""
+
     def saved(self, epoch: int, step: int, history: Sequence[dict[str, Any]]) -> None:
         """No-op: there is no copy elsewhere."""
 
@@ -106,7 +109,7 @@ class Position:
 class TrialSync:
     """Keeps the store's copy of a trial one from which the trial can go on, on any machine.
 
-    The store is ahead of what was reported: an epoch is reported once its checkpoint is there. The best checkpoint is
+    What is written to the disk is uploaded before the epoch is reported that waits for it. The best checkpoint is
     uploaded before the last, as on disk, and the last before is kept beside it; fetching takes them in the opposite
     order, so that a last never lacks its best, whatever happens in between.
 
@@ -157,6 +160,10 @@ class TrialSync:
     def check(self) -> None:
         """Called before a checkpoint is written; see `Attempt.check`."""
         self._attempt.check()
+
+    def best_saved(self) -> None:
+        """Uploads the best model, which is on disk; called in the thread that has written it."""
+        self._send(BEST)
 
     def saved(self, epoch: int, step: int, history: Sequence[dict[str, Any]]) -> None:
         """Uploads a checkpoint that is on disk; called in the thread that has written it.

@@ -106,7 +106,8 @@ class World:
         unfit: Nodes that take no trials.
         faults: What is still to go wrong.
         saved: Epochs that each trial has a checkpoint of.
-        writes: When each checkpoint was written.
+        best: Epoch up to which each trial's best model is on disk.
+        writes: How often the state of a trial was written, and the best model.
         trained: How often each epoch of each trial was computed.
         wasted: Epochs computed although a checkpoint had them.
         busy_seconds: Slot time taken by trials, over all slots.
@@ -118,7 +119,8 @@ class World:
     unfit: set[int] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
     saved: dict[int, int] = field(default_factory=dict)
-    writes: list[float] = field(default_factory=list)
+    best: dict[int, int] = field(default_factory=dict)
+    writes: Counter[Literal["state", "best"]] = field(default_factory=Counter)
     trained: Counter[tuple[int, int]] = field(default_factory=Counter)
     wasted: int = 0
     busy_seconds: float = 0.0
@@ -246,8 +248,7 @@ class VirtualEngine:
         """Reports an attempt's next epoch, saved before if that is due; returns whether it goes on to the one after."""
         report = self._as_report(attempt)
         attempt.history.append(report.epoch)
-        if self._is_due(attempt):
-            self._save(attempt)
+        self._save_if_due(attempt)
         decision = driver.reported(attempt.number, report)
         if decision is Decision.STOP:
             self._leave(attempt, "stopped")
@@ -261,20 +262,31 @@ class VirtualEngine:
             driver.ended(attempt.number, Ending("paused"))
         return self._runs(attempt)
 
-    def _is_due(self, attempt: _Attempt) -> bool:
-        """Returns whether a checkpoint is written after an attempt's last epoch, as `training.loop` decides."""
-        history, saved = attempt.history, self.world.saved.get(attempt.number, 0)
-        decisions = attempt.decisions
-        is_needed = decisions is not None and decisions.need(history, history[-1].best_epoch <= saved)
-        return history[-1].is_last or is_needed or attempt.pace.is_due(self.world.clock.now)
+    def _save_if_due(self, attempt: _Attempt) -> None:
+        """Writes a checkpoint after an attempt's last epoch, or its best model, if `training.loop` would."""
+        history, decisions = attempt.history, attempt.decisions
+        is_best_saved = history[-1].best_epoch <= self.world.best.get(attempt.number, 0)
+        needs = decisions is not None and decisions.need(history, is_best_saved)
+        pauses = decisions is not None and decisions.pauses
+        if history[-1].is_last or attempt.pace.is_due(self.world.clock.now) or (needs and pauses):
+            self._save(attempt)
+        elif needs:
+            self._save_best(attempt)
 
     def _save(self, attempt: _Attempt) -> None:
         """Writes a checkpoint of an attempt, unless there is one that is as far."""
         epoch, now = len(attempt.history), self.world.clock.now
         if epoch > self.world.saved.get(attempt.number, 0):
+            self._save_best(attempt)
             self.world.saved[attempt.number] = epoch
-            self.world.writes.append(now)
+            self.world.writes["state"] += 1
             attempt.pace.wrote(self._write_seconds, now + self._write_seconds)
+
+    def _save_best(self, attempt: _Attempt) -> None:
+        """Writes the best model of an attempt, unless it is on disk."""
+        number, report = attempt.number, attempt.history[-1]
+        self.world.writes["best"] += report.best_epoch > self.world.best.get(number, 0)
+        self.world.best[number] = max(report.epoch, self.world.best.get(number, 0))
 
     def _runs(self, attempt: _Attempt) -> bool:
         return self._running.get(attempt.number) is attempt

@@ -28,15 +28,16 @@ class MemoryFiles:
     def begin(self, number: int) -> None:
         """Prepares a new trial."""
         self.world.saved.pop(number, None)
+        self.world.best.pop(number, None)
         self.gone.discard(number)
 
     def secure(self, number: int, value: float, epoch: int | None) -> KeptRecord:
         """Keeps a trial's checkpoint.
 
         Raises:
-            CheckpointError: If it has none, or an earlier one than that of its best epoch.
+            CheckpointError: If it has none, or that of an earlier epoch than its best one.
         """
-        if number not in self.kept and (number in self.gone or self.world.saved.get(number, 0) < (epoch or 1)):
+        if number not in self.kept and (number in self.gone or self.world.best.get(number, 0) < (epoch or 1)):
             raise CheckpointError(f"trial {number} has no checkpoint")
         self.kept[number] = value
         return KeptRecord(number, value, epoch, epoch or 1, value)
@@ -64,7 +65,7 @@ class MemoryFiles:
 
     def size(self, number: int) -> int:
         """Returns the bytes of a trial's best checkpoint."""
-        return self.bytes if number in self.kept or (number in self.world.saved and number not in self.gone) else 0
+        return self.bytes if number in self.kept or (number in self.world.best and number not in self.gone) else 0
 
     def taken(self, number: int) -> int:
         """Returns the bytes that a running trial takes."""
