@@ -34,6 +34,13 @@ def test_every_epoch_or_after_so_many_minutes() -> None:
         assert minutes.is_due(120.0, within)
 
 
+def test_the_bytes_a_second_of_a_long_training() -> None:
+    assert Pace.rate("auto", size=4e9, seconds=15.0, epoch=60.0) == pytest.approx(4e9 / 315)
+    assert Pace.rate("auto", size=4e9, seconds=1.0, epoch=60.0) == pytest.approx(4e9 / 60)
+    assert Pace.rate("epoch", size=4e9, seconds=15.0, epoch=60.0) == pytest.approx(4e9 / 60)
+    assert Pace.rate(2.0, size=4e9, seconds=15.0, epoch=60.0) == pytest.approx(4e9 / 120)
+
+
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 60.0])
 def test_writing_takes_a_twentieth_of_the_time(seconds: float) -> None:
     pace, now, written = Pace("auto", size=0, now=0.0), 0.0, 0.0

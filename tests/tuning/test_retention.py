@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import random
 import shutil
@@ -28,6 +29,7 @@ from cdn_tune.tuning.engine.virtual.engine import World
 from cdn_tune.tuning.engine.virtual.files import MemoryFiles
 from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.results.leaderboard import leaderboard, write_leaderboard
+from cdn_tune.tuning.study.filtered_study import altered
 from cdn_tune.tuning.study.ranking import CONFIRMATION, CONFIRMS, ROLE, SEED
 
 Tiny = Callable[..., Experiment]
@@ -53,6 +55,27 @@ def make_trials(values: list[tuple[TrialState, float | None]]) -> list[FrozenTri
 def write_best(run: Path, number: int, experiment: Experiment) -> None:
     content = {"model": build_model(experiment).state_dict(), "epoch": 1, "val": {"R1@0.5": 0.5}, "planted": True}
     save_checkpoint(trial_folder(run, number) / BEST, experiment, content)
+
+
+def test_what_a_stopped_trial_has_to_be_worth_is_unknown_until_as_many_as_are_kept_have_ended() -> None:
+    """A disk budget, several objectives and confirmations keep others than the best by value."""
+    world = World(best=dict.fromkeys(range(4), 1))
+    done, pruned, running = TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING
+    trials = make_trials([(done, 0.2), (running, 0.9), (pruned, 0.5), (done, 0.8)])
+    retention = Retention(MemoryFiles(world), 2)
+    retention.tidy(trials[:2])
+    assert retention.worth == -math.inf
+    retention.tidy(trials[2:3])
+    assert retention.worth == 0.2
+    retention.tidy(trials[3:])
+    assert retention.worth == 0.5
+    front = [altered(trial, values=[trial.values[0], 1.0]) for trial in trials if trial.state == done]
+    directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+    for of, more in ((trials, {"budget": 10.0}), (front, {"directions": directions})):
+        retention = Retention(MemoryFiles(world), 2, **more)  # type: ignore[arg-type]
+        retention.tidy(of)
+        assert len(retention.records) == 2
+        assert retention.worth == -math.inf
 
 
 def test_best_few_are_kept_and_losers_go(tiny: Tiny, tmp_path: Path) -> None:

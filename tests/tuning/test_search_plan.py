@@ -21,6 +21,7 @@ from cdn_tune.config import Experiment, SearchSpace, load_experiment, load_space
 from cdn_tune.config.keys import flatten
 from cdn_tune.config.yaml import dump
 from cdn_tune.model.layers.map_config import MapModelConfig
+from cdn_tune.training.memory.estimate import written_bytes
 from cdn_tune.tuning.planning.plan import SearchPlan, expected_epochs, plan_search
 from cdn_tune.tuning.planning.random_points import count_points, draw
 from cdn_tune.tuning.search import SearchOptions, open_study
@@ -292,6 +293,22 @@ def test_budgets_and_finite_spaces(tiny: Tiny, tmp_path: Path) -> None:
     text = shown(plan)
     assert "budget.hours=1e-09 ends it earlier" in text
     assert "budget.gpu_hours=2" in text
+
+
+@pytest.mark.parametrize("checkpoint", ["auto", "epoch", 2.0])
+def test_what_checkpoints_ask_of_the_disk(tiny: Tiny, tmp_path: Path, checkpoint: Any) -> None:
+    """Of as many trials as run at once, by a timed write; nothing of that is left."""
+    base = tiny(**{"train.checkpoint": checkpoint})
+    nodes = [{"CPU": 3.0}]
+    plan = plan_search(space_of({"optim.lr": LR}), base, tmp_path / "run", "sqlite:///x.db", nodes=nodes, proposals=4)
+    assert plan.writes is not None
+    assert plan.duration is not None
+    size, epoch = written_bytes(base), plan.duration.measured["cdn"].seconds_per_epoch
+    write = size / (1e9 * plan.writes.disk_gb_per_second)
+    pause = {"auto": max(epoch, 21 * write), "epoch": epoch, 2.0: 120.0}[checkpoint]
+    assert plan.writes.gb_per_second == pytest.approx(3 * size / pause / 1e9)
+    assert f"{plan.writes.gb_per_second:.2g} GB/s" in shown(plan)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from cdn_tune.errors import SearchError
-from cdn_tune.tuning.engine.virtual.engine import Fault
+from cdn_tune.tuning.engine.virtual.engine import CurvePoint, Fault
 from cdn_tune.tuning.storage.journal import RunJournal
 from cdn_tune.tuning.study.failures import LOST
 from cdn_tune.tuning.study.ranking import (
@@ -232,6 +232,25 @@ def test_paused_trials_end_before_the_best_are_confirmed(script: tuple[VirtualSe
         assert max(reached) >= (search.space.budget.target or 0.0)
     else:
         assert len(search.trials) == search.limit - search.space.confirm.trials
+
+
+@pytest.mark.parametrize("again", [0.5, 3.0])
+def test_an_epoch_that_is_trained_again_is_on_record_once_whatever_it_takes(again: float) -> None:
+    attempts: list[int] = []
+
+    def curve(number: int, _: Any) -> list[CurvePoint]:
+        attempts.append(number)
+        seconds = 1.0 if len(attempts) == 1 else again
+        return [CurvePoint({"R1@0.5": epoch / EPOCHS, "mIoU": 0.0}, seconds) for epoch in range(1, EPOCHS + 1)]
+
+    rule = {"name": "asha", "unit": "seconds", "min_resource": 1000}
+    search = VirtualSearch(make_space(early_stopping=rule), 1, (1,), [Fault(2.5, "worker")], curve, checkpoint=10.0)
+    assert search.start()
+    assert attempts == [0, 0]
+    assert search.world.trained == {(0, 1): 2, (0, 2): 2, (0, 3): 1, (0, 4): 1}
+    [trial] = search.trials
+    assert [value for _, value in sorted(trial.intermediate_values.items())] == [0.25, 0.5, 0.75, 1.0]
+    assert sorted(trial.intermediate_values)[:2] == [1000, 2000]
 
 
 @pytest.mark.parametrize("cut", range(0, 4000, 250))

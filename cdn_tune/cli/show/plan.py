@@ -223,6 +223,9 @@ def _room(plan: SearchPlan) -> Iterator[Row]:
     kept = f"{held} {running}, {max(plan.space.keep, plan.space.confirm.top)} kept; at most"
     yield "checkpoints", f"{plan.disk_gb:.3g} GB", kept + (f", of disk_budget_gb={budget:g}" if budget else "")
     yield "free", f"{plan.free_gb:.3g} GB", "on the run folder's disk"
+    if plan.writes is not None:
+        disk = f"of checkpoints at most, all trials together; one writes {plan.writes.disk_gb_per_second:.2g} GB/s"
+        yield "written", f"{plan.writes.gb_per_second:.2g} GB/s", disk
 
 
 def _time(plan: SearchPlan) -> Iterator[Row]:

@@ -46,6 +46,12 @@ def checkpoint_bytes(experiment: Experiment) -> int:
     return weights + 3 * last
 
 
+def written_bytes(experiment: Experiment) -> int:
+    """Returns the bytes of a trial's state and best model, as they are written together."""
+    _, weights, last = _sizes(experiment, model_without_memory(experiment))
+    return weights + last
+
+
 def _sizes(experiment: Experiment, model: MomentModel) -> tuple[int, int, int]:
     """Returns the bytes of a model's parameters, of its parameters and buffers, and of the state of its training."""
     trained = _bytes(model.parameters())
@@ -112,7 +118,7 @@ def estimate(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_without_memory(experiment).train()
     parameters, weights, state = _sizes(experiment, model)
-    snapshot = state if device.type == "cpu" else 0  # a checkpoint is written from a copy in main memory
+    snapshot = state + weights if device.type == "cpu" else 0  # what is written: copies in main memory
     each, queries = counts(experiment, batches)
     known = model.memory(experiment.steps, queries, dtype, device)
     run = model if known is not None else build_model(experiment).train()

@@ -22,6 +22,20 @@ class Pace:
         # Seconds of the last write, and when it ended; both at once, as writes end in another thread.
         self._last = (size / _BYTES_A_SECOND, now)
 
+    @staticmethod
+    def rate(setting: Literal["auto", "epoch"] | float, size: float, seconds: float, epoch: float) -> float:
+        """Returns the most bytes a second that a trial writes in the long run.
+
+        Args:
+            setting: As of the class.
+            size: Bytes of a write.
+            seconds: How long a write takes.
+            epoch: Seconds of an epoch.
+        """
+        if setting == "auto":
+            return size / max(epoch, (_SHARE + 1) * seconds)
+        return size / (epoch if setting == "epoch" else 60 * setting)
+
     def begins(self) -> None:
         """Records that a write begins: none is due until it has ended."""
         self._last = (0.0, math.inf)

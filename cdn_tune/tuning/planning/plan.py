@@ -1,7 +1,10 @@
 """What a search will take: the points there are, what would be refused, sizes, and hours. Runs no trial."""
 
 import math
+import os
 import shutil
+import tempfile
+import time
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,9 @@ from cdn_tune.config.expression import COSTS
 from cdn_tune.data.splits import coarse
 from cdn_tune.distributed.cluster import slots as slots_on
 from cdn_tune.errors import CdnTuneError, ConfigError, DataError
+from cdn_tune.training.memory.estimate import written_bytes
 from cdn_tune.training.plan import Plan, make_plan
+from cdn_tune.training.runs.pace import Pace
 from cdn_tune.training.step.process_group import this_world
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data
@@ -34,6 +39,7 @@ _ENOUGH = 8  # refused points of a family that are no chance
 _HOUR = 3600.0
 _PLAYS = 40
 _PLAYED = 1000  # trials of a play; more train as long on average
+_TIMED_BYTES = 1 << 26  # written to time the disk
 _Draw = tuple[float, str]  # a trial of a play: its value throughout, and its family
 
 
@@ -54,6 +60,14 @@ class Duration:
     trial_hours: float  # of all trials together
     wall_hours: float | None  # as many at once as there is room for; None if there is none
     gpu_hours: float  # of all trials together
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What the trials' checkpoints ask of the run folder's disk, by base experiments and a timed write."""
+
+    gb_per_second: float  # of all trials at once, at most; those that are stopped early write less
+    disk_gb_per_second: float  # of one write
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,7 @@ class SearchPlan:
     free_gb: float  # room on the run folder's disk
     epochs: float | None  # of all trials, under early stopping; None if it counts in steps and those are unknown
     full_epochs: int  # of all trials, were none stopped
+    writes: Writes | None  # None if the data are missing, or nothing can be written there
     duration: Duration | None  # None if the data are missing
     missing: str | None  # why the time was not measured
     errors: Sequence[str]  # what would be refused at the start
@@ -93,7 +108,7 @@ def plan_search(
     nodes: Sequence[Mapping[str, float]] | None = None,
     proposals: int = PROPOSALS,
 ) -> SearchPlan:
-    """Plans a search. Starts no Ray and writes nothing but the node's cache of clips.
+    """Plans a search. Starts no Ray and writes nothing but the node's cache of clips, and a file that is gone again.
 
     Args:
         space: What is searched.
@@ -157,6 +172,7 @@ def plan_search(
         free_gb=shutil.disk_usage(existing(run)).free / GB,
         epochs=None if epochs is None else sum(epochs.values()),
         full_epochs=round(trials * mean(each.train.epochs for each in families.values())),
+        writes=_writes(families, measured, min(slots, trials), existing(run)) if measured else None,
         duration=_duration(space, measured, epochs, min(slots, trials)) if measured and epochs is not None else None,
         missing=missing,
         errors=errors,
@@ -214,6 +230,26 @@ def _measure(families: Mapping[str, Experiment], cpus: int) -> tuple[dict[str, P
         }, None
     except DataError as error:
         return None, str(error).splitlines()[0]
+
+
+def _writes(
+    families: Mapping[str, Experiment], measured: Mapping[str, Plan], at_once: int, folder: Path
+) -> Writes | None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            began = time.perf_counter()
+            file.write(os.urandom(_TIMED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+            disk = _TIMED_BYTES / (time.perf_counter() - began)
+    except OSError:
+        return None  # the preflight reports it
+    sizes = {name: written_bytes(base) for name, base in families.items()}
+    rates = [
+        Pace.rate(base.train.checkpoint, sizes[name], sizes[name] / disk, measured[name].seconds_per_epoch)
+        for name, base in families.items()
+    ]
+    return Writes(at_once * max(rates) / GB, disk / GB)
 
 
 def _duration(space: SearchSpace, measured: Mapping[str, Plan], epochs: Mapping[str, float], at_once: int) -> Duration:
