@@ -69,7 +69,7 @@ def main() -> None:
     """Prints the section of the results, and writes it if all of it was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slots", type=int, default=100)
-    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--trials", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=60.0, help="an epoch")
     parser.add_argument("--weights", type=float, default=1.0, help="GB")
     parser.add_argument("--rate", type=float, default=0.26, help="GB a second of one trial's write")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from cdn_tune.training.runs.pace import Pace
 from cdn_tune.tuning.engine.door import TrialReport
 from cdn_tune.tuning.engine.virtual.engine import CurvePoint, VirtualEngine, _Attempt
 from cdn_tune.tuning.study.attributes import ReportAttributes
@@ -10,7 +11,11 @@ from cdn_tune.tuning.study.attributes import ReportAttributes
 def report(epoch: int = 1) -> TrialReport:
     """Makes the report of an epoch of two."""
     curve = [CurvePoint({"R1@0.5": 0.1}), CurvePoint({"R1@0.5": 0.2})]
-    return VirtualEngine(lambda *_: curve)._as_report(_Attempt(0, 0, curve, 0.0, done=epoch))
+    engine, attempt = VirtualEngine(lambda *_: curve), _Attempt(0, 0, curve, 0.0, Pace("epoch", 0, 0.0), None)
+    for _ in range(epoch):
+        found = engine._as_report(attempt)
+        attempt.history.append(found.epoch)
+    return found
 
 
 def test_segments_follow_each_nodes_own_clock() -> None:
