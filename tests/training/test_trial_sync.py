@@ -16,7 +16,7 @@ from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.store import open_store
 from cdn_tune.training.object_store.trial_sync import Attempt, Superseded, TrialSync
 from cdn_tune.training.object_store.working_copy import POSITION, place_of, working_copy
-from cdn_tune.training.reports import EpochReport, StepReport, ignore
+from cdn_tune.training.reports import Decisions, EpochReport, StepReport, ignore
 from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.train_trial import train_in
@@ -76,6 +76,22 @@ def test_a_report_is_told_when_its_checkpoint_is_at_home(tiny: Tiny, store: Stor
         assert len((home.read("metrics.jsonl") or b"").splitlines()) >= done.epoch
 
     train_in(tiny(**{"train.checkpoint": "epoch"}), folder, report)
+
+
+def test_the_best_model_that_a_decision_needs_is_at_home(tiny: Tiny, store: Store, tmp_path: Path) -> None:
+    """Without a state, which nothing needs before the end."""
+    folder = working_copy(store.url())
+    place = place_of(folder)
+    assert place is not None
+    home, states = place.store, []
+
+    def report(done: EpochReport) -> None:
+        assert home.download(str(BEST), tmp_path / "best.pt")
+        assert read_checkpoint(tmp_path / "best.pt")["epoch"] == done.best_epoch
+        states.append(home.entry(str(LAST)) is not None)
+
+    train_in(tiny(**{"train.checkpoint": 1e6}), folder, report, decisions=Decisions())
+    assert states == [False, False, True]
 
 
 @pytest.mark.slow
