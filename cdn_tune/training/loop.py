@@ -251,6 +251,7 @@ class _Training:
     def _save(self, within: EpochState | None = None) -> None:
         """Copies the state and starts to write it in the background."""
         self._report_saved()
+        self.engine.settle()
         began = time.monotonic()
         write = self.state.prepare_save(self.progress, within)
 

@@ -175,7 +175,13 @@ class TrialState:
         if self.world.is_main and progress.best_epoch == progress.epoch:
             weights = self.snapshots.take(dict(self.evaluated.state_dict()), ("best",))
             val = progress.history[-1].val
-            self.best = {"model": weights, "epoch": progress.epoch, "val": val, "planted": self.planted, **self._products}
+            self.best = {
+                "model": weights,
+                "epoch": progress.epoch,
+                "val": val,
+                "planted": self.planted,
+                **self._products,
+            }
 
     def prepare_save_best(self) -> Callable[[], None]:
         """Returns the job that writes the best model alone; a no-op where it is on disk, and but on worker 0.
