@@ -232,7 +232,7 @@ class Driver:
 
     def _end_early(self, running: bool = False) -> bool:
         """Ends trials when nothing else is tried, as `Study.end_early` does; returns whether there were any."""
-        found = self.study.end_early(running)
+        found = self.study.end_early(running, self.retention.has_best)
         entries = self.study.entries()
         self._tally = Tally(entries, self.space.confirm.top)
         self.retention.tidy(entries)

@@ -253,6 +253,29 @@ def test_an_epoch_that_is_trained_again_is_on_record_once_whatever_it_takes(agai
     assert sorted(trial.intermediate_values)[:2] == [1000, 2000]
 
 
+@pytest.mark.parametrize("checkpoint", ["epoch", 10.0])
+def test_a_trial_whose_best_model_a_kill_has_lost_is_not_on_record_as_if_it_had_it(checkpoint: str | float) -> None:
+    """The budget ends the search while epochs are trained again that were reported before any checkpoint."""
+    budget = {"hours": 5.0 / 3600}
+    search = VirtualSearch(
+        make_space(early_stopping={"name": "none"}, budget=budget),
+        1,
+        (1,),
+        [Fault(4.0, "worker")],
+        checkpoint=checkpoint,
+    )
+    assert search.start()
+    [trial] = search.trials
+    if checkpoint == "epoch":
+        assert trial.state == TrialState.COMPLETE  # it went on after three epochs
+        assert search.files.kept.keys() == {0}
+    else:
+        assert trial.state == TrialState.FAIL
+        assert "its best model was lost" in trial.user_attrs["reason"]
+        assert not search.files.kept
+    assert not search.driver.retention.damaged
+
+
 @pytest.mark.parametrize("cut", range(0, 4000, 250))
 def test_a_journal_cut_anywhere_is_gone_on_with(cut: int, tmp_path: Path) -> None:
     """The machine lost power: the end of the file is missing. Nothing that is on record is lost or run again."""

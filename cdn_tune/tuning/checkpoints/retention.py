@@ -150,6 +150,12 @@ class Retention:
             self.files.drop(number)
         return True
 
+    def has_best(self, trial: FrozenTrial) -> bool:
+        """Whether the best model of a trial that was running is on disk: its reports go ahead of its checkpoints."""
+        record = self._secure(trial)
+        self.damaged.pop(trial.number, None)
+        return record is not None and record.checkpoint_epoch >= (record.epoch or 0)
+
     def _paths(self) -> list[Path]:
         return [self.files.path(number) for number in self.records]
 

@@ -18,7 +18,7 @@ from cdn_tune.tuning.storage.open import open_storage
 from cdn_tune.tuning.storage.write_through import WriteThrough
 from cdn_tune.tuning.study.attributes import Attributes
 from cdn_tune.tuning.study.candidates import Candidates
-from cdn_tune.tuning.study.failures import MEMORY, Failures
+from cdn_tune.tuning.study.failures import LOST, MEMORY, Failures
 from cdn_tune.tuning.study.filtered_study import altered, stored_study
 from cdn_tune.tuning.study.proposals import Proposals
 from cdn_tune.tuning.study.ranking import (
@@ -207,16 +207,21 @@ class Study:
         """
         return None if self.halted else self._promote(least=1)
 
-    def end_early(self, running: bool = False) -> bool:
+    def end_early(self, running: bool, has_best: Callable[[FrozenTrial], bool]) -> bool:
         """Records that the search has ended for trials that are paused; returns whether there were any.
 
         Args:
             running: Those that run and have reached something, too.
+            has_best: Whether the best model of one that ran is on disk. It has failed if a kill has lost that.
         """
         trials = own(self.unfinished())
         ended = [trial for trial in trials if is_paused(trial) or (running and trial.intermediate_values)]
         for trial in ended:
             epoch = trial.user_attrs.get("epoch", 0)
+            if not is_paused(trial) and not has_best(trial):
+                lost = "its best model was lost with a process before it was written, and the search has ended"
+                self.fail(trial.number, f"after epoch {epoch}: {lost}; --retry-failed trains it again", LOST)
+                continue
             after = f"paused after epoch {epoch}, not promoted" if is_paused(trial) else f"after epoch {epoch}"
             self.prune(trial.number, f"stopped early: {after} before the search ended")
         return bool(ended)
