@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -121,3 +122,21 @@ def test_the_compiler_is_not_loaded_unasked() -> None:
     """It takes seconds, and a search starts many processes."""
     code = "import sys, cdn_tune.training.loop; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_evaluation_holds_the_kernels_of_few_samples(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
+    """Though its weights are leaves that want gradients; a training multiplies as published, all at once."""
+    held: list[int] = []
+    original = sample_conv.mix
+
+    def mix(weight: torch.Tensor, mixture: torch.Tensor, *rest: Any) -> torch.Tensor:
+        held.append(len(mixture))
+        return original(weight, mixture, *rest)
+
+    monkeypatch.setattr(sample_conv, "mix", mix)
+    monkeypatch.setattr(sample_conv, "_AT_ONCE", 1)
+    weight = torch.randn(9, 2, 4, 4, requires_grad=True)
+    with torch.set_grad_enabled(grad):
+        convolve(torch.randn(3, 4, 5, 5), weight, torch.rand(3, 2), "published")
+    assert held == ([3] if grad else [1, 1, 1])

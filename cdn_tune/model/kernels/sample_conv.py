@@ -55,7 +55,7 @@ def _in_autocasts_format(x: Tensor, weight: Tensor, mixture: Tensor, product: st
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        return _apply(x.to(dtype), weight, mixture.to(weight.dtype), PRODUCTS[product])
+        return _apply(x.to(dtype), weight, mixture.to(weight.dtype), PRODUCTS[product], torch.is_grad_enabled())
 
 
 _convolve = _in_autocasts_format
@@ -63,8 +63,8 @@ _convolve = _in_autocasts_format
 
 class _SampleConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, mixture: Tensor, product: Product) -> Tensor:
-        training = any(ctx.needs_input_grad)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mixture: Tensor, product: Product, recorded: bool) -> Tensor:
+        training = recorded and any(ctx.needs_input_grad)  # the latter tells of leaves, recorded or not
         chunks = list(_chunks(x, weight, whole=product.whole and training))
         out: list[Tensor] = []
         for some in chunks:
@@ -88,10 +88,10 @@ class _SampleConv(torch.autograd.Function):
             weight_grad = part if weight_grad is None else weight_grad.add_(part)
             x_grads.append(x_grad)
             mixture_grads.append(mixture_grad)
-        return torch.cat(x_grads), weight_grad, torch.cat(mixture_grads), None
+        return torch.cat(x_grads), weight_grad, torch.cat(mixture_grads), None, None
 
 
-_apply = cast(Callable[[Tensor, Tensor, Tensor, Product], Tensor], _SampleConv.apply)
+_apply = cast(Callable[[Tensor, Tensor, Tensor, Product, bool], Tensor], _SampleConv.apply)
 
 
 def _chunks(x: Tensor, weight: Tensor, whole: bool) -> Iterator[slice]:

@@ -5,7 +5,7 @@ The published formulation is always among those measured, so that no choice is s
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -15,13 +15,13 @@ from cdn_tune.errors import ConfigError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.model.kernels.mixing import triton_fault
 from cdn_tune.model.kernels.products import PUBLISHED, TRITON, MixedShape
-from cdn_tune.training.kernels.card import Card, format_name, this_card
+from cdn_tune.training.kernels.card import Card, format_name, this_card, triton_version
 from cdn_tune.training.kernels.measure import Case, Timer, find_fault, measure, milliseconds
 from cdn_tune.training.kernels.store import Choice, Name, alone, keep_choices, read_choices
 from cdn_tune.training.step.process_group import World
 
-# By a card's capability and the format, what is used unless another is clearly faster; as published elsewhere. Measured
-# on an H200 (benchmarks/RESULTS.md): so far nothing was faster than the published formulation there.
+# By a card's capability and the format, what is used unless another is clearly faster; as published elsewhere. Earlier
+# versions of `rows` and `cudnn` were no faster on an H200 (benchmarks/RESULTS.md); today's products were not measured.
 SHIPPED: Mapping[tuple[str, str], Name] = {("9.0", "bf16"): "published", ("9.0", "tf32"): "published"}
 _CLEARLY = 0.95  # of its time
 _LOG = logging.getLogger(__name__)
@@ -78,15 +78,15 @@ def choose_products(
     _check(settings.kernels, world)
     if not is_gpu(world.device) or not shapes:
         return None
-    card, before = this_card(world.device), read_chosen(held)
-    if before is not None:
-        same = before.card == card and before.format == format_name(dtype) and len(before.of(shapes)) == len(shapes)
-        if all(world.gather(same)):
-            return before
-        _LOG.warning(
-            "train.kernels: another card or software than in the checkpoint (%s); chosen anew", before.card.name
-        )
+    card, before = world.gather((this_card(world.device), read_chosen(held)))[0]
     candidates = _candidates(world)
+    if before is not None:
+        if _is_usable(before, card, dtype, shapes, candidates):
+            return before
+        if world.is_main:
+            _LOG.warning(
+                "train.kernels: another card or software than in the checkpoint (%s); chosen anew", before.card.name
+            )
     found: dict[MixedShape, Name] = {}
     if world.is_main:
         for shape in shapes:
@@ -104,7 +104,7 @@ def chosen(
 ) -> Choice:
     """Returns the choice that is kept for a case on this card; measures it and keeps it, if there is none.
 
-    What was measured while memory was short is not kept.
+    What was measured while memory was short, or Triton was not to be used though it is installed, is not kept.
     """
     kept = read_choices(card).get(case.key)
     if kept is None or kept.product not in candidates:
@@ -116,7 +116,7 @@ def chosen(
                     _LOG.warning("train.kernels: %s is not used for %s on %s: %s", name, case.key, card.name, fault)
                 product = fastest(times, SHIPPED.get((card.capability, format_name(case.dtype)), PUBLISHED))
                 kept = Choice.model_validate({"product": product, "milliseconds": times, "dropped": dropped})
-                if not short:
+                if not short and (TRITON in candidates or triton_version() is None):
                     keep_choices(card, {case.key: kept})
     return kept
 
@@ -134,8 +134,17 @@ def use_held(model: MomentModel, held: Any, dtype: torch.dtype, device: torch.de
     before = read_chosen(held)
     if not is_gpu(device) or before is None:
         return
-    if before.card == this_card(device) and before.format == format_name(dtype):
+    candidates = _names(triton_fault(device) is None)
+    if _is_usable(before, this_card(device), dtype, model.mixed_shapes, candidates):
         model.use_products(before.of(model.mixed_shapes))
+
+
+def _is_usable(
+    before: Chosen, card: Card, dtype: torch.dtype, shapes: tuple[MixedShape, ...], candidates: tuple[Name, ...]
+) -> bool:
+    products = before.of(shapes)
+    is_whole = len(products) == len(shapes) and set(products.values()) <= set(candidates)
+    return is_whole and before.card == card and before.format == format_name(dtype)
 
 
 def _check(setting: str, world: World) -> None:
@@ -153,9 +162,11 @@ def _check(setting: str, world: World) -> None:
 
 def _candidates(world: World) -> tuple[Name, ...]:
     """Returns what all workers can do."""
-    triton = all(world.gather(triton_fault(world.device) is None))
-    names: tuple[Name, ...] = ("published", "rows", "cudnn", "triton")
-    return tuple(name for name in names if triton or name != TRITON)
+    return _names(all(world.gather(triton_fault(world.device) is None)))
+
+
+def _names(with_triton: bool) -> tuple[Name, ...]:
+    return tuple(name for name in get_args(Name) if with_triton or name != TRITON)
 
 
 def _fixed(case: Case, name: Name, device: torch.device) -> Name:

@@ -96,7 +96,12 @@ def _measured(case: Case, names: Sequence[str], device: torch.device, timer: Tim
             work[name] = step
         else:
             dropped[name] = fault
-    found = dict(timer(work)) if work else {}
+    try:
+        found = dict(timer(work)) if work else {}
+    except Exception as error:  # another process may have taken the memory meanwhile
+        if not is_shortage(error):
+            raise
+        found, short = {}, True
     del inputs, grad, work, step
     if device.type == "cuda":
         torch.cuda.empty_cache()

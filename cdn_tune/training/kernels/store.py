@@ -88,7 +88,7 @@ def alone(card: Card) -> Iterator[None]:
     try:
         store_path(card).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except (OSError, Timeout):
+    except (OSError, NotImplementedError, Timeout):
         pass
     try:
         yield
