@@ -188,12 +188,15 @@ def real(folder: Path, record: Path, seeds: int, epochs: int) -> list[list[str]]
     recorded = PRESETS["planted-medium"]
     plant(folder / "data", seed=0, **recorded.planted)
     base = load_experiment(recorded.experiment, {**recorded.overrides, "data.root": str(folder / "data")})
-    found = [json.loads(line) for line in record.read_text("utf-8").splitlines()] if record.exists() else []
-    found = [each for each in found if each["epochs"] == epochs]
+    rule = space_of(OURS, PARAMETERS).early_stopping
+    what = {"epochs": epochs, "rule": f"{rule.name}, {rule.min_resource}, {rule.reduction_factor}"}
+    lines = record.read_text("utf-8").splitlines(keepends=True) if record.exists() else []
+    on_record = [json.loads(line) for line in lines if line.endswith("\n")]  # else a killed process has left a part
+    found = [each for each in on_record if each["seed"] < seeds and all(each[key] == what[key] for key in what)]
     for seed in sorted(set(range(seeds)) - {each["seed"] for each in found}):
-        found.append(_real(base, folder, seed, epochs))
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found[-1]) + "\n")
+        found.append({**what, "seed": seed, **_real(base, folder, seed, epochs)})
+        on_record.append(found[-1])
+        record.write_text("".join(json.dumps(each) + "\n" for each in on_record), "utf-8")
         print(json.dumps(found[-1]), flush=True)
     rows = [[str(each["seed"]), *_cells(each)] for each in sorted(found, key=lambda each: int(each["seed"]))]
     columns = {name: [each[name] for each in found] for name in found[0]}
@@ -220,8 +223,6 @@ def _real(base: Experiment, folder: Path, seed: int, epochs: int) -> dict[str, f
         seconds[name] = time.monotonic() - began
     ours = evaluate_run(folder / f"ours-{seed}", request=Request(resamples=2))["metrics"][metric]
     return {
-        "seed": seed,
-        "epochs": epochs,
         "ours_seconds": seconds[OURS],
         "ours": 100 * ours,
         "plain_seconds": seconds[PLAIN],

@@ -224,7 +224,8 @@ def _room(plan: SearchPlan) -> Iterator[Row]:
     yield "checkpoints", f"{plan.disk_gb:.3g} GB", kept + (f", of disk_budget_gb={budget:g}" if budget else "")
     yield "free", f"{plan.free_gb:.3g} GB", "on the run folder's disk"
     if plan.writes is not None:
-        disk = f"of checkpoints at most, all trials together; one writes {plan.writes.disk_gb_per_second:.2g} GB/s"
+        alone = f"{plan.writes.disk_gb_per_second:.2g} GB/s"
+        disk = f"of checkpoints by the clock, all trials together; a write alone goes at {alone}"
         yield "written", f"{plan.writes.gb_per_second:.2g} GB/s", disk
 
 

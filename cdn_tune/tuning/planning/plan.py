@@ -66,7 +66,7 @@ class Duration:
 class Writes:
     """What the trials' checkpoints ask of the run folder's disk, by base experiments and a timed write."""
 
-    gb_per_second: float  # of all trials at once, at most; those that are stopped early write less
+    gb_per_second: float  # of all trials at once by the clock; besides, what a decision at a rung needs
     disk_gb_per_second: float  # of one write
 
 
