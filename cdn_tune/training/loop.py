@@ -169,7 +169,9 @@ class _Training:
             self._report_saved()
             self.progress.history.append(done)
             self.state.remember_best(self.progress)
-            is_due, needs_best = world.gather(self._due(done))[0]
+            is_saved, history = self.state.best is None, self.progress.history
+            due = self.pace.due_before_report(time.monotonic(), history, self.decisions, is_saved)
+            is_due, needs_best = world.gather(due)[0]
             if is_due:
                 self._save()
             elif needs_best:
@@ -238,15 +240,6 @@ class _Training:
         if due and not stop:
             self._save(within)
         self._end_if(stop, within=within)
-
-    def _due(self, done: EpochReport) -> tuple[bool, bool]:
-        """Returns whether a checkpoint is written before an epoch's report, and if not, whether the best model is."""
-        is_due = done.is_last or self.pace.is_due(time.monotonic())
-        decisions = self.decisions
-        if not self.state.world.is_main or decisions is None:  # worker 0 decides
-            return is_due, False
-        needs = decisions.need(self.progress.history, self.state.best is None)
-        return is_due or (needs and decisions.pauses), needs
 
     def _save(self, within: EpochState | None = None) -> None:
         """Copies the state and starts to write it in the background."""

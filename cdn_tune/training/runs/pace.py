@@ -1,7 +1,10 @@
 """When a trial's next checkpoint is due: once its cost is paid for."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
+
+from cdn_tune.training.reports import Decisions, EpochReport
 
 _SHARE = 20  # the next write begins no sooner than so many times the last one's duration after it: 5 % of the time
 _WITHIN_SECONDS = 30 * 60.0  # and within an epoch no sooner than this, for every epoch's end is a better place
@@ -52,3 +55,20 @@ class Pace:
         if self._setting != "auto":
             return now - ended >= 60 * self._setting
         return now - ended >= max(_SHARE * seconds, _WITHIN_SECONDS if within else 0.0)
+
+    def due_before_report(
+        self, now: float, history: Sequence[EpochReport], decisions: Decisions | None, is_best_saved: bool
+    ) -> tuple[bool, bool]:
+        """Returns whether a checkpoint is written before an epoch's report, and if not, whether the best model is.
+
+        Args:
+            now: When the epoch has ended.
+            history: The reports of all epochs so far.
+            decisions: With which reports a search may stop or pause the trial; none if None.
+            is_best_saved: Whether the best weights are on disk.
+        """
+        is_due = history[-1].is_last or self.is_due(now)
+        if decisions is None:
+            return is_due, False
+        needs = decisions.need(history, is_best_saved)
+        return is_due or (needs and decisions.pauses), needs

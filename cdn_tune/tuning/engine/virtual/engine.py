@@ -264,13 +264,12 @@ class VirtualEngine:
 
     def _save_if_due(self, attempt: _Attempt) -> None:
         """Writes a checkpoint after an attempt's last epoch, or its best model, if `training.loop` would."""
-        history, decisions = attempt.history, attempt.decisions
+        history, now = attempt.history, self.world.clock.now
         is_best_saved = history[-1].best_epoch <= self.world.best.get(attempt.number, 0)
-        needs = decisions is not None and decisions.need(history, is_best_saved)
-        pauses = decisions is not None and decisions.pauses
-        if history[-1].is_last or attempt.pace.is_due(self.world.clock.now) or (needs and pauses):
+        is_due, needs_best = attempt.pace.due_before_report(now, history, attempt.decisions, is_best_saved)
+        if is_due:
             self._save(attempt)
-        elif needs:
+        elif needs_best:
             self._save_best(attempt)
 
     def _save(self, attempt: _Attempt) -> None:
