@@ -11,8 +11,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+from optuna.samplers import TPESampler
 
 from benchmarks._measure import mean
 from benchmarks._plain import plain_real, plain_search, tested
@@ -26,6 +28,7 @@ from cdn_tune.tuning.search import SearchOptions, search
 from cdn_tune.tuning.simulation.curves import Curves, read_table
 from cdn_tune.tuning.simulation.landscape import Landscape
 from cdn_tune.tuning.simulation.simulate import Reached, landscape_of, simulate_many
+from cdn_tune.tuning.study import samplers
 
 
 class Epochs:
@@ -48,12 +51,13 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "random": {"sampler": {"name": "random"}, "early_stopping": {"name": "none"}},
 }
 OURS, PLAIN = "ours", "plain Ray Tune"
-# One change at a time of our search: by section of a space, what is set otherwise.
+# One change at a time of our search: by section of a space, what is set otherwise; `tpe` is what Optuna's is given.
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "as it is": {},
     "sampler random": {"sampler": {"name": "random"}},
     "sampler qmc": {"sampler": {"name": "qmc"}},
     "sampler nsga2": {"sampler": {"name": "nsga2"}},
+    "constant_liar off": {"tpe": {"constant_liar": False}},
     "startup_trials 5": {"sampler": {"startup_trials": 5}},
     "startup_trials 20": {"sampler": {"startup_trials": 20}},
     "startup_trials 40": {"sampler": {"startup_trials": 40}},
@@ -132,7 +136,12 @@ def _regrets(
 ) -> list[float]:
     """Returns the test regret of our search with changes, a value a seed."""
     space = space_of(OURS, parameters, changes=changes)
-    found, _ = simulate_many(space, base, landscape, seeds, slots, epochs, epochs)
+
+    def changed_tpe(**given: Any) -> TPESampler:
+        return TPESampler(**{**given, **changes.get("tpe", {})})
+
+    with mock.patch.object(samplers, "TPESampler", changed_tpe):
+        found, _ = simulate_many(space, base, landscape, seeds, slots, epochs, epochs)
     return [landscape.best_truth - each.truth for each in found]
 
 
