@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.model.kernels.cell_conv import convolve
 from cdn_tune.model.kernels.mixing import triton_fault, triton_installed
+from cdn_tune.model.kernels.needed import needed
 from cdn_tune.model.kernels.products import PRODUCTS
 from cdn_tune.training.kernels.card import this_card
 from cdn_tune.training.kernels.measure import LIMITS
@@ -90,12 +91,14 @@ def test_a_kernel_per_sample_is_the_formula(size: int, product: str, kind: str) 
     x = torch.randn(5, 64, size, size, dtype=torch.float64)
     weight = torch.randn(25, 4, 64, 64, dtype=torch.float64) / 40
     mixture = torch.randn(5, 4, dtype=torch.float64).softmax(dim=1)
+    mask = torch.ones(size, size, dtype=torch.bool).triu(size // 2)
     found, expected = [], []
     for results, device, exact in ((found, "cuda", torch.float32), (expected, "cpu", torch.float64)):
         inputs = [tensor.to(device, exact, copy=True).requires_grad_() for tensor in (x, weight, mixture)]
         with torch.autocast(device, dtype, enabled=device == "cuda" and dtype != torch.float32):
             bias = torch.zeros(4, 64, device=device, dtype=exact)
-            out = convolve(*inputs[:2], bias, inputs[2], product=product)
+            cells = needed(mask.to(device), 5)
+            out = convolve(*inputs[:2], bias, inputs[2], cells, product) * cells.mask
         results += [out, *torch.autograd.grad(out.square().sum(), inputs)]
     for mine, theirs in zip(found, expected, strict=True):
         error = (mine.cpu().double() - theirs).square().mean().sqrt() / theirs.square().mean().sqrt()

@@ -69,34 +69,47 @@ def compiled(name: str, types: dict[str, str], constants: dict[str, Any], warps:
 
 BF16, FP32 = "*bf16", "*fp32"
 TILES = {"small": (64, 64, 64, 4, 3), "two shares": (128, 128, 64, 8, 3, 2), "wide": (128, 256, 64, 8, 3)}
+EXACT = (128, 128, 32, 8, 3)
 
 
-def product(name: str, tile: tuple[int, ...], **more: Any) -> Compiled:
-    """Compiles a product of 16-bit operands, as it is launched."""
+def product(name: str, tile: tuple[int, ...], kind: str = BF16, **more: Any) -> Compiled:
+    """Compiles a product as it is launched, of 16-bit operands or of exact float32."""
     from cdn_tune.model.kernels.triton_launch import Tile, product_meta
 
-    meta = product_meta(Tile(*tile), exact=False)
+    meta = product_meta(Tile(*tile), exact=kind == FP32)
     warps, stages, _ = (meta.pop(option) for option in ("num_warps", "num_stages", "enable_fp_fusion"))
-    out = FP32 if meta["SPLIT"] > 1 else BF16
-    types = {"maps": BF16, "kernels": BF16, "grad": BF16, "out": out}
-    return compiled(name, types, {**SHAPES, **meta, **more}, warps, stages)
+    out = FP32 if meta["SPLIT"] > 1 else kind
+    types = {"maps": kind, "kernels": kind, "grad": kind, "out": out, "listed": "*i32"}
+    return compiled(name, types, {**SHAPES, "LISTED": False, **meta, **more}, warps, stages)
 
 
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("backward", [False, True])
-def test_the_product_keeps_tensor_cores_busy(tile: str, backward: bool) -> None:
-    found = product("convolve_kernel", TILES[tile], BACKWARD=backward)
+@pytest.mark.parametrize(("backward", "listed"), [(False, False), (True, False), (False, True)])
+def test_the_product_keeps_tensor_cores_busy(tile: str, backward: bool, listed: bool) -> None:
+    found = product("convolve_kernel", TILES[tile], BACKWARD=backward, LISTED=listed)
     assert found.spilled == 0
     assert "wgmma.mma_async" in found.ptx
     assert not SERIALISED.search(found.log), found.log
 
 
 @pytest.mark.parametrize("tile", ["small", "wide"])
-def test_so_does_the_gradient_of_kernels(tile: str) -> None:
-    found = product("kernels_gradient_kernel", TILES[tile])
+@pytest.mark.parametrize("listed", [False, True])
+def test_so_does_the_gradient_of_kernels(tile: str, listed: bool) -> None:
+    found = product("kernels_gradient_kernel", TILES[tile], COUNT=SIDE * SIDE, LISTED=listed)
     assert found.spilled == 0
     assert "wgmma.mma_async" in found.ptx
     assert not SERIALISED.search(found.log), found.log
+
+
+def test_exact_products_are_made_of_those_of_bfloat16_without_spills() -> None:
+    for name, more in (
+        ("convolve_kernel", {"BACKWARD": False}),
+        ("convolve_kernel", {"BACKWARD": True}),
+        ("kernels_gradient_kernel", {"COUNT": SIDE * SIDE}),
+    ):
+        found = product(name, EXACT, FP32, **more)
+        assert found.spilled == 0
+        assert re.search(r"wgmma\.mma_async\S*\.bf16", found.ptx)
 
 
 @pytest.mark.parametrize(("rows", "exact", "grad"), [(16, True, FP32), (32, True, FP32), (32, False, BF16)])

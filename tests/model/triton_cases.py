@@ -16,6 +16,7 @@ from triton.runtime import interpreter
 
 from cdn_tune.model.kernels import mixing, triton_launch
 from cdn_tune.model.kernels.mixing import relative_error
+from cdn_tune.model.kernels.needed import Needed, needed
 from cdn_tune.model.kernels.products import PRODUCTS
 from cdn_tune.model.kernels.sample_conv import sample_conv
 from cdn_tune.model.kernels.triton_launch import Tile
@@ -28,6 +29,7 @@ CASES = {
     "K9": (1, 3, 17, 9, 4, Tile(16, 32, 32, 4, 2), Tile(32, 32, 16, 4, 2), torch.float32),
     "K3, float16": (2, 4, 33, 3, 6, Tile(16, 64, 64, 4, 2), Tile(64, 64, 16, 4, 2), torch.float16),
 }
+LISTED = "K5, in two shares"  # once more with a list of the cells that are needed
 MANY = "more samples than a program holds"
 
 
@@ -52,22 +54,35 @@ def drawn(batch: int, size: int, channels: int, kernel: int, experts: int, dtype
     ]
 
 
-def errors(name: str) -> list[float]:
-    """Errors of result and gradients, each kernel launched by itself; outputs hold NaN where nothing was written."""
+def upper(size: int, kernel: int) -> Needed:
+    """Less than half of a map."""
+    return needed(torch.ones(size, size, dtype=torch.bool).triu(2), kernel)
+
+
+def errors(name: str, listed: bool = False) -> list[float]:
+    """Errors of result and gradients, each kernel launched by itself; outputs hold NaN where nothing was written.
+
+    If `listed`, some cells alone are needed: others are 0 in the result, and what their gradient holds is not read.
+    """
     batch, size, channels, kernel, experts, tile, gradient_tile, dtype = CASES[name]
     x, weight, mixture, grad = drawn(batch, size, channels, kernel, experts, dtype)
+    cells = upper(size, kernel) if listed else None
+    outputs, inputs = (cells.outputs, cells.inputs) if cells else (None, None)
+    grad = grad * cells.mask if cells else grad
     maps, grads = (tensor.permute(0, 2, 3, 1).contiguous() for tensor in (x, grad))
     nothing = torch.full((batch, kernel**2, channels, channels), torch.nan, dtype=dtype)
     kernels = triton_launch.mix(weight, mixture, nothing)
-    out = triton_launch.convolve(maps, kernels, exact=True, tile=tile)
-    x_grad = triton_launch.convolve(grads, kernels, exact=True, backward=True, tile=tile)
-    kernels_grad = triton_launch.kernels_gradient(maps, grads, kernel, exact=True, tile=gradient_tile)
+    out = triton_launch.convolve(maps, kernels, exact=True, cells=outputs, tile=tile)
+    x_grad = triton_launch.convolve(grads, kernels, exact=True, backward=True, cells=inputs, tile=tile)
+    kernels_grad = triton_launch.kernels_gradient(maps, grads, kernel, True, outputs, gradient_tile)
+    wanted = expected(x, weight, mixture, grad)
+    wanted[0] = wanted[0] * cells.mask if cells else wanted[0]
     found = [
         out.permute(0, 3, 1, 2),
         x_grad.permute(0, 3, 1, 2),
         *triton_launch.unmix(weight, mixture, kernels_grad, True),
     ]
-    return [relative_error(*each) for each in zip(found, expected(x, weight, mixture, grad), strict=True)]
+    return [relative_error(*each) for each in zip(found, wanted, strict=True)]
 
 
 def errors_of_many() -> list[float]:
@@ -82,12 +97,15 @@ def errors_of_many() -> list[float]:
 
 
 def errors_of_product(name: str) -> list[float]:
-    """Errors of a product whose kernels Triton mixes, as a GPU runs it."""
-    x, weight, mixture, grad = drawn(2, 3, 8, 3, 3, torch.float32)
+    """Errors of a product whose kernels Triton mixes, as a GPU runs it, at the cells that are needed."""
+    x, weight, mixture, grad = drawn(2, 5, 8, 3, 3, torch.float32)
+    cells = upper(5, 3)
+    grad = grad * cells.mask
     inputs = [tensor.requires_grad_() for tensor in (x, weight, mixture)]
-    out = sample_conv(*inputs, product=name)
-    found = [out.detach(), *torch.autograd.grad(out, inputs, grad)]
-    return [relative_error(*each) for each in zip(found, expected(x, weight, mixture, grad), strict=True)]
+    out = sample_conv(*inputs, product=name, needed=cells)
+    found = [out.detach() * cells.mask, *torch.autograd.grad(out, inputs, grad)]
+    whole, *gradients = expected(x, weight, mixture, grad)
+    return [relative_error(*each) for each in zip(found, [whole * cells.mask, *gradients], strict=True)]
 
 
 def take_scalars() -> None:
@@ -106,8 +124,10 @@ def main() -> None:
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False
     take_scalars()
+    triton_launch.EXACT = "ieee"  # the interpreter knows no other
     mixing.triton_fault = lambda _: None  # the interpreter is on a CPU
     found = {name: errors(name) for name in CASES} | {name: errors_of_product(name) for name in PRODUCTS}
+    found[f"{LISTED}, listed"] = errors(LISTED, listed=True)
     print(json.dumps(found | {MANY: errors_of_many()}))  # noqa: T201
 
 

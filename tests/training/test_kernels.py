@@ -17,6 +17,7 @@ from cdn_tune.config import Experiment, TrainConfig
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.cdn import dynamic_conv
 from cdn_tune.model.kernels import products
+from cdn_tune.model.kernels.needed import Needed
 from cdn_tune.model.kernels.products import PRODUCTS, MixedShape, Product
 from cdn_tune.training import loop
 from cdn_tune.training.kernels import card as cards
@@ -69,11 +70,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def wrong(x: Tensor, kernels: Tensor) -> Tensor:
-    return PRODUCTS["published"].multiply(x, kernels) * 1.001
+def wrong(x: Tensor, kernels: Tensor, needed: Needed | None) -> Tensor:
+    return PRODUCTS["published"].multiply(x, kernels, needed) * 1.001
 
 
-def failing(x: Tensor, kernels: Tensor) -> Tensor:
+def failing(x: Tensor, kernels: Tensor, needed: Needed | None) -> Tensor:
     raise RuntimeError("no kernel image\nfor this device")
 
 
@@ -130,7 +131,7 @@ def test_products_pass_the_check(name: str) -> None:
 def test_what_fails_or_is_wrong_is_dropped_with_one_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    multiply: Callable[[Tensor, Tensor], Tensor],
+    multiply: Callable[[Tensor, Tensor, Needed | None], Tensor],
     told: str,
 ) -> None:
     monkeypatch.setitem(products.PRODUCTS, "rows", PRODUCTS["rows"]._replace(multiply=multiply))
@@ -145,7 +146,7 @@ def test_what_fails_or_is_wrong_is_dropped_with_one_warning(
 
 @pytest.mark.usefixtures("gpu")
 def test_what_lacks_memory_is_measured_again_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(x: Tensor, kernels: Tensor) -> Tensor:
+    def short(x: Tensor, kernels: Tensor, needed: Needed | None) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     clock = Clock(published=2.0, rows=1.0, cudnn=1.5)
@@ -160,11 +161,11 @@ def test_less_of_a_batch_is_measured_where_memory_is_short(monkeypatch: pytest.M
     seen: list[int] = []
     rows = PRODUCTS["rows"]
 
-    def multiply(x: Tensor, kernels: Tensor) -> Tensor:
+    def multiply(x: Tensor, kernels: Tensor, needed: Needed | None) -> Tensor:
         seen.append(len(x))
         if len(x) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return rows.multiply(x, kernels)
+        return rows.multiply(x, kernels, needed)
 
     for name in ALL:
         monkeypatch.setitem(products.PRODUCTS, name, rows._replace(multiply=multiply))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn_tune.model.kernels.cell_conv import convolve
+from cdn_tune.model.kernels.needed import Needed
 from cdn_tune.model.kernels.products import PUBLISHED, MixedShape
 
 Mixing = Literal["query", "map", "both"]
@@ -37,9 +38,9 @@ class StaticConv2d(nn.Module):
         size = math.isqrt(len(self.weight))
         return self.weight.permute(1, 2, 3, 0).reshape(*self.weight.shape[1:], size, size)
 
-    def forward(self, x: Tensor, query: Tensor, cells: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, x: Tensor, query: Tensor, needed: Needed | None = None) -> Tensor:  # noqa: ARG002
         """Convolves maps [B, C, S, S] whatever the query [B, Q]; see `DynamicConv2d`."""
-        return convolve(x, self.weight, self.bias, cells=cells)
+        return convolve(x, self.weight, self.bias, needed=needed)
 
 
 class DynamicConv2d(StaticConv2d):
@@ -81,10 +82,10 @@ class DynamicConv2d(StaticConv2d):
         weights: Tensor = self.dropout(self.mix(torch.tanh(sum(terms))).softmax(dim=1))
         return weights
 
-    def forward(self, x: Tensor, query: Tensor, cells: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, query: Tensor, needed: Needed | None = None) -> Tensor:
         """Convolves each map [B, C, S, S] with the kernel mixed for it and its query [B, Q].
 
-        Output cells outside of `cells` [S, S], those that are needed (by default all), are undefined.
+        Output cells that are not among the needed ones (by default all) are undefined.
         """
         product = self.products.get(x.shape[3], PUBLISHED)
-        return convolve(x, self.weight, self.bias, self.mixture(x, query), cells, product)
+        return convolve(x, self.weight, self.bias, self.mixture(x, query), needed, product)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdn_tune.model.cdn.config import MapConfig
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
+from cdn_tune.model.kernels.needed import Needed, needed
 from cdn_tune.model.layers.map_convs import count_under, neighbour_weights
 from cdn_tune.model.layers.norm import MapNorm
 
@@ -71,11 +72,10 @@ class MapStack(nn.Module):
         """
         constants = cast(_Cells, self.cells[scale])
         norms = cast(nn.ModuleList, self.coarser_norms[scale - 1]) if scale else self.norms
-        cells = constants.training_cells if self.training else constants.evaluation_cells
         x = x.contiguous(memory_format=torch.channels_last)
         for index, conv in enumerate(self.convs):
             x = _norm(norms, index, x, mask)
-            out = conv(x, query, cells[index])
+            out = conv(x, query, constants.needed(index))
             out = out + x if self.residual else out
             y = torch.relu(out * constants.weights[index])  # no weight is negative
             x = y * torch.sigmoid(self.gates[index](x)) if len(self.gates) else y
@@ -83,11 +83,9 @@ class MapStack(nn.Module):
 
 
 class _Cells(nn.Module):
-    """What every layer has to know of one map: weight maps, and cells that are needed, all [N, S, S]."""
+    """What every layer has to know of one map: the weight maps [N, S, S], and which cells are needed."""
 
     weights: Tensor
-    training_cells: Tensor
-    evaluation_cells: Tensor
 
     def __init__(self, config: MapConfig, mask: Tensor, device: torch.device) -> None:
         super().__init__()
@@ -97,8 +95,20 @@ class _Cells(nn.Module):
         trained = [statistics or sees for sees in sees_map]
         train = needed_cells(mask, maps > 0, config.kernel_sizes, trained, statistics)
         evaluation = needed_cells(mask, maps > 0, config.kernel_sizes, sees_map, False)
-        for name, constant in (("weights", maps), ("training_cells", train), ("evaluation_cells", evaluation)):
-            self.register_buffer(name, constant.to(device), persistent=False)
+        self.register_buffer("weights", maps.to(device), persistent=False)
+        for masks, training in ((train, True), (evaluation, False)):
+            for index, (each, size) in enumerate(zip(masks, config.kernel_sizes, strict=True)):
+                for name, constant in zip(_names(index, training), needed(each, size), strict=True):
+                    self.register_buffer(name, constant.to(device), persistent=False)
+
+    def needed(self, index: int) -> Needed:
+        """Returns the cells of a layer's output that are needed."""
+        return Needed(*(self.get_buffer(name) for name in _names(index, self.training)))
+
+
+def _names(index: int, training: bool) -> list[str]:
+    """Returns what the buffers are called that hold a layer's needed cells."""
+    return [f"{'training' if training else 'evaluation'}_{part}_{index}" for part in Needed._fields]
 
 
 def _norm(norms: nn.ModuleList, index: int, x: Tensor, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdn_tune.model.kernels.mixed_conv import mixed_conv
+from cdn_tune.model.kernels.needed import Needed
 from cdn_tune.model.kernels.products import PUBLISHED
 from cdn_tune.model.kernels.sample_conv import sample_conv
 from cdn_tune.model.kernels.tiles import tiling
@@ -29,7 +30,7 @@ def convolve(
     weight: Tensor,
     bias: Tensor,
     mixture: Tensor | None = None,
-    cells: Tensor | None = None,
+    needed: Needed | None = None,
     product: str = PUBLISHED,
 ) -> Tensor:
     """Convolves maps, with zeros around them.
@@ -42,7 +43,7 @@ def convolve(
         weight: Kernels by tap [K², E, C, C] (tap, expert, out, in).
         bias: Biases [E, C].
         mixture: Mixture weights per sample [B, E]; None where a single expert serves all samples.
-        cells: Output cells that are needed [S, S]; what others hold is undefined. All by default.
+        needed: Output cells that are needed; what others hold is undefined. All by default.
         product: How a GPU multiplies mixed kernels, a name in `products.PRODUCTS`.
 
     Returns:
@@ -54,7 +55,7 @@ def convolve(
         batch, channels, size, _ = x.shape
         many = size * size // 16 * (batch if mixture is None else 1) >= _MANY_TILES
         tile = (2, 2) if kernel == 7 else (4, 4) if many else (1, 4)
-        where = torch.ones(size, size, dtype=torch.bool) if cells is None else cells
+        where = torch.ones(size, size, dtype=torch.bool) if needed is None else needed.mask
         rows = x.permute(0, 2, 3, 1).reshape(batch, size * size, channels)
         out = mixed_conv(rows, weight, mixture, tiling(where, kernel, tile)).to(x.dtype)
         out = out + (out_bias if mixture is None else out_bias[:, None]).to(x.dtype)
@@ -63,7 +64,7 @@ def convolve(
         taps = weight[:, 0].permute(1, 2, 0).reshape(*weight.shape[2:], kernel, kernel)  # [C, C, K, K]
         return functional.conv2d(x, taps, out_bias, padding=kernel // 2)
     if x.device.type == "cuda":
-        out = sample_conv(x, weight, mixture, product)
+        out = sample_conv(x, weight, mixture, product, needed)
         return out + out_bias[:, :, None, None].to(out.dtype)
     return _grouped(x, weight, out_bias, mixture, kernel)
 

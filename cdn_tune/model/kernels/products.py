@@ -13,6 +13,9 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from cdn_tune.model.kernels.mixing import Order
+from cdn_tune.model.kernels.needed import Needed
+
+_FEW = 0.9  # of all cells: from there on a list of those that are needed saves nothing
 
 
 class MixedShape(NamedTuple):
@@ -31,16 +34,18 @@ class Product(NamedTuple):
     """A way to multiply, with the kernels as it reads them.
 
     Attributes:
-        multiply: Maps [B, C, S, S] and kernels [B, T, C, C] (tap, out, in) to convolved maps [B, C, S, S].
-        gradients: Maps, kernels and the gradient of the convolved maps to those of maps and kernels [R, T, C, C].
+        multiply: Maps [B, C, S, S], kernels [B, T, C, C] (tap, out, in) and the cells that are needed, if not all, to
+            convolved maps [B, C, S, S].
+        gradients: Maps, kernels, the gradient of the convolved maps (0 where not needed) and the needed cells to the
+            gradients of maps and kernels [R, T, C, C].
         forward: Order of the kernels that `multiply` reads.
         backward: Order of those that `gradients` reads.
         reverse: Whether it reads taps in reverse.
         whole: Whether training multiplies all samples at once and keeps their kernels.
     """
 
-    multiply: Callable[[Tensor, Tensor], Tensor]
-    gradients: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    multiply: Callable[[Tensor, Tensor, Needed | None], Tensor]
+    gradients: Callable[[Tensor, Tensor, Tensor, Needed | None], tuple[Tensor, Tensor]]
     forward: Order
     backward: Order
     reverse: bool = False
@@ -52,14 +57,14 @@ def is_exact(dtype: torch.dtype) -> bool:
     return dtype.itemsize >= 4 and not torch.backends.cudnn.allow_tf32
 
 
-def _grouped(x: Tensor, kernels: Tensor) -> Tensor:
+def _grouped(x: Tensor, kernels: Tensor, _: Needed | None = None) -> Tensor:
     """Convolves as published: one convolution, of a group per sample."""
     taps = _as_torch(kernels).flatten(0, 1)
     out = functional.conv2d(_as_groups(x), taps, padding=taps.shape[3] // 2, groups=len(x))
     return out.view(x.shape)
 
 
-def _grouped_gradients(x: Tensor, kernels: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _grouped_gradients(x: Tensor, kernels: Tensor, grad: Tensor, _: Needed | None = None) -> tuple[Tensor, Tensor]:
     taps, one, one_grad = _as_torch(kernels).flatten(0, 1), _as_groups(x), _as_groups(grad)
     how = {"padding": taps.shape[3] // 2, "groups": len(x)}
     x_grad = conv2d_input(one.shape, taps, one_grad, **how)  # type: ignore[no-untyped-call]
@@ -79,14 +84,14 @@ def _as_torch(kernels: Tensor) -> Tensor:
     return kernels.permute(0, 2, 3, 1).view(shape)
 
 
-def _of_rows(x: Tensor, kernels: Tensor) -> Tensor:
+def _of_rows(x: Tensor, kernels: Tensor, _: Needed | None = None) -> Tensor:
     """Multiplies matrices: a row per cell with all that its kernel sees."""
     rows = _rows(x, math.isqrt(kernels.shape[1]))
     out = torch.bmm(rows, kernels.transpose(1, 2).flatten(2).transpose(1, 2))  # [B, S², C]
     return out.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def _of_rows_gradients(x: Tensor, kernels: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _of_rows_gradients(x: Tensor, kernels: Tensor, grad: Tensor, _: Needed | None = None) -> tuple[Tensor, Tensor]:
     """Given reversed kernels: the gradient of a map is the gradient's own convolution with them, outputs to inputs."""
     taps, kernel = kernels.shape[1], math.isqrt(kernels.shape[1])
     x_grad = torch.bmm(_rows(grad, kernel), kernels.flatten(1, 2))  # [B, S², C]
@@ -106,7 +111,7 @@ def _rows(x: Tensor, kernel: int) -> Tensor:
     return seen.reshape(batch, size**2, kernel**2 * channels)
 
 
-def _one_by_one(x: Tensor, kernels: Tensor) -> Tensor:
+def _one_by_one(x: Tensor, kernels: Tensor, _: Needed | None = None) -> Tensor:
     """Calls a convolution per sample, with kernels that are channels last in memory."""
     taps = _as_torch(kernels)
     return torch.cat(
@@ -114,7 +119,7 @@ def _one_by_one(x: Tensor, kernels: Tensor) -> Tensor:
     )
 
 
-def _one_by_one_gradients(x: Tensor, kernels: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _one_by_one_gradients(x: Tensor, kernels: Tensor, grad: Tensor, _: Needed | None = None) -> tuple[Tensor, Tensor]:
     x_grads: list[Tensor] = []
     kernels_grad = torch.empty_like(kernels)  # in the order of the kernels
     for one, taps, one_grad, target in zip(x, _as_torch(kernels), grad, _as_torch(kernels_grad), strict=True):
@@ -124,21 +129,34 @@ def _one_by_one_gradients(x: Tensor, kernels: Tensor, grad: Tensor) -> tuple[Ten
     return torch.cat(x_grads), kernels_grad
 
 
-def _by_triton(x: Tensor, kernels: Tensor) -> Tensor:
-    """Multiplies in Triton's kernels, which take what a kernel sees from the map itself."""
+def _by_triton(x: Tensor, kernels: Tensor, needed: Needed | None = None) -> Tensor:
+    """Multiplies in Triton's kernels, which take what a kernel sees from the map itself, at needed cells alone."""
     from cdn_tune.model.kernels import triton_launch
 
-    out = triton_launch.convolve(_channels_last(x), kernels, is_exact(x.dtype))
+    outputs, _ = _listed(x, needed)
+    out = triton_launch.convolve(_channels_last(x), kernels, is_exact(x.dtype), cells=outputs)
     return out.permute(0, 3, 1, 2)
 
 
-def _by_triton_gradients(x: Tensor, kernels: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _by_triton_gradients(
+    x: Tensor, kernels: Tensor, grad: Tensor, needed: Needed | None = None
+) -> tuple[Tensor, Tensor]:
     from cdn_tune.model.kernels import triton_launch
 
     maps, grads, exact = _channels_last(x), _channels_last(grad), is_exact(x.dtype)
-    x_grad = triton_launch.convolve(grads, kernels, exact, backward=True)
-    kernels_grad = triton_launch.kernels_gradient(maps, grads, math.isqrt(kernels.shape[1]), exact)
+    outputs, inputs = _listed(x, needed)
+    x_grad = triton_launch.convolve(grads, kernels, exact, backward=True, cells=inputs)
+    kernels_grad = triton_launch.kernels_gradient(maps, grads, math.isqrt(kernels.shape[1]), exact, outputs)
     return x_grad.permute(0, 3, 1, 2), kernels_grad
+
+
+def _listed(x: Tensor, needed: Needed | None) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the needed cells of output and input, each None where that is nearly all of them."""
+    if needed is None:
+        return None, None
+    few = _FEW * x.shape[2] * x.shape[3]
+    outputs, inputs = (each if len(each) < few else None for each in (needed.outputs, needed.inputs))
+    return outputs, inputs
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn_tune.model.kernels.mixing import mix, unmix
+from cdn_tune.model.kernels.needed import Needed
 from cdn_tune.model.kernels.products import PRODUCTS, PUBLISHED, Product, is_exact
 
 # Elements of the mixed kernels, or of the rows, that lie in memory at once; those of one sample at least.
@@ -24,7 +25,9 @@ _AT_ONCE = 1 << 28
 _KEPT = 1 << 28
 
 
-def sample_conv(x: Tensor, weight: Tensor, mixture: Tensor, product: str = PUBLISHED) -> Tensor:
+def sample_conv(
+    x: Tensor, weight: Tensor, mixture: Tensor, product: str = PUBLISHED, needed: Needed | None = None
+) -> Tensor:
     """Returns maps [B, C, S, S], each convolved with its mixed kernel, in autocast's format.
 
     Args:
@@ -32,8 +35,9 @@ def sample_conv(x: Tensor, weight: Tensor, mixture: Tensor, product: str = PUBLI
         weight: Experts' kernels [T, E, C, C] (tap, expert, out, in).
         mixture: Mixture weights per sample [B, E].
         product: How, a name in `PRODUCTS`.
+        needed: Output cells that are needed; what others hold is undefined, and so is what their gradient adds.
     """
-    return _convolve(x, weight, mixture, product)
+    return _convolve(x, weight, mixture, product, needed)
 
 
 def samples_at_once(channels: int, size: int, kernel: int) -> int:
@@ -51,11 +55,12 @@ def compiled(module: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(module))
 
 
-def _in_autocasts_format(x: Tensor, weight: Tensor, mixture: Tensor, product: str) -> Tensor:
+def _in_autocasts_format(x: Tensor, weight: Tensor, mixture: Tensor, product: str, needed: Needed | None) -> Tensor:
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        return _apply(x.to(dtype), weight, mixture.to(weight.dtype), PRODUCTS[product], torch.is_grad_enabled())
+        how = (PRODUCTS[product], needed, torch.is_grad_enabled())
+        return _apply(x.to(dtype), weight, mixture.to(weight.dtype), *how)
 
 
 _convolve = _in_autocasts_format
@@ -63,16 +68,24 @@ _convolve = _in_autocasts_format
 
 class _SampleConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, mixture: Tensor, product: Product, recorded: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        mixture: Tensor,
+        product: Product,
+        needed: Needed | None,
+        recorded: bool,
+    ) -> Tensor:
         training = recorded and any(ctx.needs_input_grad)  # the latter tells of leaves, recorded or not
         chunks = list(_chunks(x, weight, whole=product.whole and training))
         out: list[Tensor] = []
         for some in chunks:
             kernels = mix(weight, mixture[some], x.dtype, product.forward)
-            out.append(product.multiply(x[some], kernels))
+            out.append(product.multiply(x[some], kernels, needed))
         again = not training or len(chunks) > 1 or not _keeps(product, kernels)
         ctx.save_for_backward(x, weight, mixture, None if again else kernels)
-        ctx.product = product
+        ctx.product, ctx.needed = product, needed
         return torch.cat(out) if len(out) > 1 else out[0]
 
     @staticmethod
@@ -82,16 +95,16 @@ class _SampleConv(torch.autograd.Function):
         weight_grad, x_grads, mixture_grads = None, [], []
         for some in _chunks(x, weight, product.whole):
             kernels = mix(weight, mixture[some], x.dtype, product.backward, product.reverse) if kept is None else kept
-            x_grad, kernels_grad = product.gradients(x[some], kernels, grad[some])
+            x_grad, kernels_grad = product.gradients(x[some], kernels, grad[some], ctx.needed)
             del kernels
             part, mixture_grad = unmix(weight, mixture[some], kernels_grad, is_exact(x.dtype))
             weight_grad = part if weight_grad is None else weight_grad.add_(part)
             x_grads.append(x_grad)
             mixture_grads.append(mixture_grad)
-        return torch.cat(x_grads), weight_grad, torch.cat(mixture_grads), None, None
+        return torch.cat(x_grads), weight_grad, torch.cat(mixture_grads), None, None, None
 
 
-_apply = cast(Callable[[Tensor, Tensor, Tensor, Product, bool], Tensor], _SampleConv.apply)
+_apply = cast(Callable[[Tensor, Tensor, Tensor, Product, Needed | None, bool], Tensor], _SampleConv.apply)
 
 
 def _chunks(x: Tensor, weight: Tensor, whole: bool) -> Iterator[slice]:

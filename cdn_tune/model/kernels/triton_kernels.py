@@ -106,10 +106,13 @@ def convolve_kernel(
     maps,
     kernels,
     out,
+    listed,
+    count,
     SIDE: tl.constexpr,
     CHANNELS: tl.constexpr,
     KERNEL: tl.constexpr,
     BACKWARD: tl.constexpr,
+    LISTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -120,17 +123,19 @@ def convolve_kernel(
 
     The sum over taps and channels is shared out among SPLIT programs s, whose parts are added afterwards. BACKWARD
     gives the gradient of the input instead: `maps` is that of the output, taps are taken in reverse, and kernels
-    from their outputs to their inputs.
+    from their outputs to their inputs. If LISTED, only the `count` cells in `listed` are computed and written; else
+    `count` is their number, N.
     """
     cells: tl.constexpr = SIDE * SIDE
     taps: tl.constexpr = KERNEL * KERNEL
-    row_tiles: tl.constexpr = (cells + ROWS - 1) // ROWS
+    row_tiles = tl.cdiv(count, ROWS)
     depth_blocks: tl.constexpr = (CHANNELS + DEPTH - 1) // DEPTH
     turns: tl.constexpr = taps * depth_blocks
     each: tl.constexpr = (turns + SPLIT - 1) // SPLIT
     sample, share = tl.program_id(1).to(tl.int64), tl.program_id(2)
     # Row tiles of a sample are neighbours, so that its kernels come from memory once.
-    cell = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
+    place = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
+    cell = tl.load(listed + place, mask=place < count, other=0) if LISTED else place
     column = tl.program_id(0) // row_tiles * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     row, col = cell // SIDE, cell % SIDE
@@ -139,14 +144,14 @@ def convolve_kernel(
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for turn in range(each):
         step = share * each + turn
-        some = cells
+        some = count
         if turns % SPLIT != 0:  # a share's last turns may be beyond the end: then of no cell
-            some = tl.where(step < turns, cells, 0)
+            some = tl.where(step < turns, count, 0)
             step = tl.minimum(step, turns - 1)
         tap = step // depth_blocks
         channel = step % depth_blocks * DEPTH + depth
         r, c = row + tap // KERNEL - KERNEL // 2, col + tap % KERNEL - KERNEL // 2
-        seen = (cell < some) & (r >= 0) & (r < SIDE) & (c >= 0) & (c < SIDE)
+        seen = (place < some) & (r >= 0) & (r < SIDE) & (c >= 0) & (c < SIDE)
         at = maps + (r * SIDE + c)[:, None] * CHANNELS + channel[None, :]
         if CHANNELS % DEPTH == 0:
             values = tl.load(at, mask=seen[:, None], other=0.0)
@@ -162,7 +167,7 @@ def convolve_kernel(
             taken = tl.load(to, mask=(channel < CHANNELS)[:, None] & (column < CHANNELS)[None, :], other=0.0)
         total = tl.dot(values, taken, total, input_precision=PRECISION)
     out += (share * tl.num_programs(1) + sample) * (cells * CHANNELS)
-    kept = (cell < cells)[:, None] & (column < CHANNELS)[None, :]
+    kept = (place < count)[:, None] & (column < CHANNELS)[None, :]
     tl.store(out + cell[:, None] * CHANNELS + column[None, :], total.to(out.dtype.element_ty), mask=kept)
 
 
@@ -171,9 +176,12 @@ def kernels_gradient_kernel(
     maps,
     grad,
     out,
+    listed,
+    COUNT: tl.constexpr,
     SIDE: tl.constexpr,
     CHANNELS: tl.constexpr,
     KERNEL: tl.constexpr,
+    LISTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -182,12 +190,13 @@ def kernels_gradient_kernel(
 ):
     """Writes the gradient of kernels: out[s, b, t, o, i] = sum over cells of grad[b, cell, o] maps[b, cell + t, i].
 
-    Each of SPLIT programs s sums its share of the cells; the shares go on as if they were further samples.
+    Each of SPLIT programs s sums its share of the cells; the shares go on as if they were further samples. If LISTED,
+    the COUNT cells in `listed` are summed over; else COUNT is their number, N.
     """
     cells: tl.constexpr = SIDE * SIDE
     row_tiles: tl.constexpr = (CHANNELS + ROWS - 1) // ROWS
     column_tiles: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
-    each: tl.constexpr = ((cells + DEPTH - 1) // DEPTH + SPLIT - 1) // SPLIT
+    each: tl.constexpr = ((COUNT + DEPTH - 1) // DEPTH + SPLIT - 1) // SPLIT
     program = tl.program_id(0)
     sample, share = tl.program_id(1).to(tl.int64), tl.program_id(2)
     tap = program // (row_tiles * column_tiles)
@@ -198,9 +207,10 @@ def kernels_gradient_kernel(
     grad += sample * (cells * CHANNELS)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for turn in range(each):
-        cell = (share * each + turn) * DEPTH + tl.arange(0, DEPTH)
+        place = (share * each + turn) * DEPTH + tl.arange(0, DEPTH)
+        cell = tl.load(listed + place, mask=place < COUNT, other=0) if LISTED else place
         r, c = cell // SIDE + down, cell % SIDE + across
-        seen = (cell < cells) & (r >= 0) & (r < SIDE) & (c >= 0) & (c < SIDE)
+        seen = (place < COUNT) & (r >= 0) & (r < SIDE) & (c >= 0) & (c < SIDE)
         at = grad + cell[:, None] * CHANNELS + output[None, :]
         grads = tl.load(at, mask=seen[:, None] & (output < CHANNELS)[None, :], other=0.0)
         at = maps + (r * SIDE + c)[:, None] * CHANNELS + channel[None, :]

@@ -21,6 +21,7 @@ _HOPPER = (9, 0)
 # BLOCK: weights that a program holds of each expert. Fused multiply-adds are asked for, or Triton warns of its default.
 MIX_META: dict[str, Any] = {"BLOCK": 1024, "num_warps": 8, "enable_fp_fusion": True}
 UNMIX_ROWS = 32  # samples whose gradients a program of the mixture's gradient holds at once: what registers take
+EXACT = "bf16x6"  # products of float32 as the sum of six of bfloat16, which tensor cores compute
 _SPLITS = (1, 2, 4)
 
 
@@ -102,7 +103,14 @@ def unmix(weight: Tensor, mixture: Tensor, grad: Tensor, exact: bool) -> tuple[T
     return weight_grad, torch.cat(mixture_grads).view(-1, *mixture.shape).sum(dim=0)
 
 
-def convolve(maps: Tensor, kernels: Tensor, exact: bool, backward: bool = False, tile: Tile | None = None) -> Tensor:
+def convolve(
+    maps: Tensor,
+    kernels: Tensor,
+    exact: bool,
+    backward: bool = False,
+    cells: Tensor | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
     """Returns maps [B, S, S, C] convolved each with its own kernel; all contiguous.
 
     Args:
@@ -110,50 +118,70 @@ def convolve(maps: Tensor, kernels: Tensor, exact: bool, backward: bool = False,
         kernels: Kernels [B, T, C, C] (tap, out, in).
         exact: Whether float32 is multiplied as such, and not as TensorFloat-32.
         backward: Whether the gradient of the input is returned instead.
+        cells: The cells to compute [n], row by row, int32; others are 0. All if None.
         tile: How to cut it; as `product_tile` chooses if None.
     """
     batch, side, _, channels = maps.shape
-    tile = tile or product_tile(maps, exact)
-    parts = torch.empty(
-        tile.split, *maps.shape, dtype=torch.float32 if tile.split > 1 else maps.dtype, device=maps.device
-    )
-    tiles = triton.cdiv(side * side, tile.rows) * triton.cdiv(channels, tile.columns)
+    count = side * side if cells is None else len(cells)
+    tile = tile or product_tile(maps, count)
+    new = torch.empty if cells is None else torch.zeros
+    parts = new(tile.split, *maps.shape, dtype=torch.float32 if tile.split > 1 else maps.dtype, device=maps.device)
+    tiles = triton.cdiv(count, tile.rows) * triton.cdiv(channels, tile.columns)
     with torch.cuda.device_of(maps):  # type: ignore[no-untyped-call]
         convolve_kernel[(tiles, batch, tile.split)](
             maps,
             kernels,
             parts,
+            maps if cells is None else cells,
+            count,
             SIDE=side,
             CHANNELS=channels,
             KERNEL=math.isqrt(kernels.shape[1]),
             BACKWARD=backward,
+            LISTED=cells is not None,
             **product_meta(tile, exact),
         )
     return parts[0] if tile.split == 1 else parts.sum(dim=0).to(maps.dtype)
 
 
-def kernels_gradient(maps: Tensor, grad: Tensor, kernel: int, exact: bool, tile: Tile | None = None) -> Tensor:
+def kernels_gradient(
+    maps: Tensor, grad: Tensor, kernel: int, exact: bool, cells: Tensor | None = None, tile: Tile | None = None
+) -> Tensor:
     """Returns the gradient of kernels [H B, T, C, C] (tap, out, in), H shares to be added, of maps [B, S, S, C].
 
-    Arguments are as those of `convolve`; `grad` is the gradient of the output.
+    Arguments are as those of `convolve`; `grad` is the gradient of the output, and taken for 0 outside of `cells`.
     """
     batch, side, _, channels = maps.shape
-    tile = tile or gradient_tile(maps, exact)
+    tile = tile or gradient_tile(maps)
     out = torch.empty(tile.split * batch, kernel**2, channels, channels, dtype=maps.dtype, device=maps.device)
     tiles = kernel**2 * triton.cdiv(channels, tile.rows) * triton.cdiv(channels, tile.columns)
     with torch.cuda.device_of(maps):  # type: ignore[no-untyped-call]
         kernels_gradient_kernel[(tiles, batch, tile.split)](
-            maps, grad, out, SIDE=side, CHANNELS=channels, KERNEL=kernel, **product_meta(tile, exact)
+            maps,
+            grad,
+            out,
+            maps if cells is None else cells,
+            COUNT=side * side if cells is None else len(cells),
+            SIDE=side,
+            CHANNELS=channels,
+            KERNEL=kernel,
+            LISTED=cells is not None,
+            **product_meta(tile, exact),
         )
     return out
 
 
-def product_tile(maps: Tensor, exact: bool) -> Tile:
-    """Returns the tile of `convolve`: as large as registers allow, and enough programs to occupy the card."""
-    batch, side, _, channels = maps.shape
-    cells, many = side * side, processors(maps.device) * 9 // 10
+def product_tile(maps: Tensor, cells: int) -> Tile:
+    """Returns the tile of `convolve`: as large as registers allow, and enough programs to occupy the card.
+
+    Args:
+        maps: Maps [B, S, S, C].
+        cells: How many of each are computed.
+    """
+    batch, _, _, channels = maps.shape
+    many = processors(maps.device) * 9 // 10
     if maps.dtype == torch.float32:
-        return Tile(128, 128, 16 if exact else 32, 8, 3)
+        return Tile(128, 128, 32, 8, 3)
     if channels < 128 or cells <= 64:
         return Tile(64, 64, 64, 4, 3)
     high = triton.cdiv(cells, 128) * batch
@@ -164,11 +192,11 @@ def product_tile(maps: Tensor, exact: bool) -> Tile:
     return Tile(128, 128, 64, 8, 3, split)
 
 
-def gradient_tile(maps: Tensor, exact: bool) -> Tile:
+def gradient_tile(maps: Tensor) -> Tile:
     """Returns the tile of `kernels_gradient`."""
     channels = maps.shape[3]
     if maps.dtype == torch.float32:
-        return Tile(128, 128, 16 if exact else 32, 8, 3)
+        return Tile(128, 128, 32, 8, 3)
     if channels < 128:
         return Tile(64, 64, 64, 4, 3)
     if _is_hopper(maps.device) and channels >= 256:
@@ -199,7 +227,7 @@ def product_meta(tile: Tile, exact: bool) -> dict[str, Any]:
         "COLUMNS": tile.columns,
         "DEPTH": tile.depth,
         "SPLIT": tile.split,
-        "PRECISION": "ieee" if exact else "tf32",
+        "PRECISION": EXACT if exact else "tf32",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         "enable_fp_fusion": True,
