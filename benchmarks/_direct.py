@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
 from cdn_tune.model.cdn.network import CDN
+from cdn_tune.model.kernels.needed import Needed
 
 
 class DirectDynamicConv2d(nn.Module):
@@ -23,7 +24,7 @@ class DirectDynamicConv2d(nn.Module):
         self.query, self.map, self.mix, self.dropout = ours.query, ours.map, ours.mix, ours.dropout
         self.mixture = ours.mixture
 
-    def forward(self, x: Tensor, query: Tensor, _: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, query: Tensor, _: Needed | None = None) -> Tensor:
         """Convolves maps [B, C, S, S] for queries [B, Q]."""
         mixture = self.mixture(x, query)  # [B, E]
         batch, channels, *size = x.shape
@@ -44,7 +45,7 @@ class DirectStaticConv2d(nn.Conv2d):
             self.weight.copy_(ours.kernels[0])
             self.bias.copy_(ours.bias[0])
 
-    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor | Needed | None) -> Tensor:
         """Convolves maps [B, C, S, S] whatever the query."""
         return super().forward(x)
 

@@ -14,7 +14,9 @@ import statistics
 import tempfile
 import time
 import uuid
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -307,12 +309,10 @@ def main() -> None:
     options = parser.parse_args()
     lines = ["## Search", "", "`python -m benchmarks.search`, Ray on this machine, the study in the run folder."]
     if "simulate" in options.part:
-        rows = [
-            row
-            for path in sorted(TABLES.glob("*.jsonl.gz"))
-            for slots in (2, 8)
-            for row in simulated(path, slots, options.simulated, options.epochs)
-        ]
+        cases = [(path, slots) for path in sorted(TABLES.glob("*.jsonl.gz")) for slots in (2, 8)]
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(simulated, *case, options.simulated, options.epochs) for case in cases]
+            rows = [row for job in jobs for row in job.result()]
         heads = ["search", "median", "95 % of seeds", "best val", "test of the chosen", "regret", "to plain Ray Tune's"]
         about = (
             f"{options.epochs} epochs each, {options.simulated} seeds, over recorded curves. First the "
