@@ -101,8 +101,15 @@ class Decisions:
             history: The reports of all epochs so far.
             is_best_saved: Whether the best weights are on disk.
         """
-        needs = self.pauses or (not is_best_saved and history[-1].best_value >= self.worth)
-        if not needs or (now := self._progress(history)) < self.first:
+        return (self.pauses or (not is_best_saved and history[-1].best_value >= self.worth)) and self.may_come(history)
+
+    def may_come(self, history: Sequence[EpochReport]) -> bool:
+        """Returns whether a decision may come with the last epoch's report.
+
+        Args:
+            history: The reports of all epochs so far.
+        """
+        if (now := self._progress(history)) < self.first:
             return False
         return self.factor == 1 or rungs(now, self.first, self.factor) > rungs(
             self._progress(history[:-1]), self.first, self.factor

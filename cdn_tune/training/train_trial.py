@@ -1,7 +1,7 @@
 """Opens the data of an experiment and trains it; a warm process opens the same data once."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from cdn_tune.config import DataConfig, Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset, load_splits
 from cdn_tune.data.fingerprint import is_planted
-from cdn_tune.errors import FolderHeld
+from cdn_tune.errors import FolderHeld, RunError
 from cdn_tune.training.loop import TrainResult, never, train
 from cdn_tune.training.object_store.trial_sync import Attempt, TrialSync
 from cdn_tune.training.object_store.working_copy import TRAINING_LOCK, place_of
@@ -59,14 +59,27 @@ def train_in(
     with torch_threads(threads or threads_for(experiment)), _alone(folder, report) as report:
         splits, planted = open_data(experiment.data, experiment.model.inputs.sequences), is_planted(experiment.data)
         saving = _claim(folder)
+        if saving is None:
+            return train(experiment, folder, report, splits, on_step, planted, stop, None, decisions)
+        history: list[EpochReport] = []
+
+        def report_recorded(done: EpochReport) -> None:
+            history.append(done)
+            if decisions is not None and decisions.may_come(history):  # the report may not return
+                saving.send_metrics()
+            report(done)
+
         try:
-            result = train(experiment, folder, report, splits, on_step, planted, stop, saving, decisions)
+            result = train(experiment, folder, report_recorded, splits, on_step, planted, stop, saving, decisions)
         except KeyboardInterrupt:
-            if saving is not None:
-                saving.finish()
-            raise
-        if saving is not None:
             saving.finish()
+            raise
+        except Exception as error:
+            if not isinstance(error, RunError):  # of the disk or the store
+                with suppress(RunError):  # the first error is the cause
+                    saving.send_metrics()
+            raise
+        saving.finish()
         return result
 
 

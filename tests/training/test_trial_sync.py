@@ -12,11 +12,11 @@ import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
-from cdn_tune.errors import RunError
+from cdn_tune.errors import RunError, TrainingError
 from cdn_tune.training.object_store.store import open_store
 from cdn_tune.training.object_store.trial_sync import Attempt, Superseded, TrialSync
 from cdn_tune.training.object_store.working_copy import POSITION, place_of, working_copy
-from cdn_tune.training.reports import Decisions, EpochReport, StepReport, ignore
+from cdn_tune.training.reports import Decisions, EpochReport, StepReport, Stop, ignore
 from cdn_tune.training.runs.checkpoint import BEST, LAST, PREVIOUS, read_checkpoint
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.train_trial import train_in
@@ -92,6 +92,38 @@ def test_the_best_model_that_a_decision_needs_is_at_home(tiny: Tiny, store: Stor
 
     train_in(tiny(**{"train.checkpoint": 1e6}), folder, report, decisions=Decisions())
     assert states == [False, False, True]
+
+
+def test_the_curve_of_a_trial_that_a_report_may_end_is_at_home(tiny: Tiny, store: Store) -> None:
+    """Without a checkpoint: a stopped trial whose best would not be kept has none, and its report may not return."""
+    folder = working_copy(store.url())
+    place = place_of(folder)
+    assert place is not None
+    home, lines = place.store, []
+
+    def report(_: EpochReport) -> None:
+        lines.append(len((home.read("metrics.jsonl") or b"").splitlines()))
+        assert home.entry(str(LAST)) is None
+
+    experiment = tiny(**{"train.checkpoint": 1e6, "train.epochs": 4})
+    decisions = Decisions(first=2, factor=2, worth=2.0)
+    with pytest.raises(KeyboardInterrupt):
+        train_in(experiment, folder, report, stop=lambda: Stop(2 * (len(lines) == 3)), decisions=decisions)
+    assert lines == [0, 2, 2]
+
+
+def test_the_curve_of_a_failed_trial_is_at_home(tiny: Tiny, store: Store) -> None:
+    folder = working_copy(store.url())
+    place = place_of(folder)
+    assert place is not None
+
+    def fail(step: StepReport) -> None:
+        if step.epoch == 3:
+            raise TrainingError("planted")
+
+    with pytest.raises(TrainingError, match="planted"):
+        train_in(tiny(**{"train.checkpoint": 1e6, "train.epochs": 4}), folder, ignore, fail)
+    assert len((place.store.read("metrics.jsonl") or b"").splitlines()) == 2
 
 
 @pytest.mark.slow

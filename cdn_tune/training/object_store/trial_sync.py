@@ -77,6 +77,9 @@ class Attempt:
     def saved(self, epoch: int, step: int, history: Sequence[dict[str, Any]]) -> None:
         """No-op: there is no copy elsewhere."""
 
+    def send_metrics(self) -> None:
+        """No-op: there is no copy elsewhere."""
+
     def finish(self) -> None:
         """No-op: there is no copy elsewhere."""
 
@@ -184,6 +187,10 @@ class TrialSync:
         if time.monotonic() - self._events_sent >= _EVENTS_SECONDS:
             self._send_events()
 
+    def send_metrics(self) -> None:
+        """Uploads the epochs' records, where no checkpoint may follow that brings them along."""
+        self._send(Path(METRICS))
+
     def finish(self) -> None:
         """Uploads what the store lacks of this process's files, curves included.
 
@@ -195,8 +202,7 @@ class TrialSync:
                 del self._sent[name]
                 self._send(name)
         self._send_events()
-        if (self._folder / METRICS).exists():
-            self._store.upload(self._folder / METRICS, self._place.named(METRICS))
+        self.send_metrics()
 
     def _keep_previous(self) -> None:
         """Copies the store's last checkpoint to its name as the previous one."""
