@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,32 +53,28 @@ class Hold:
     """
 
     def __init__(self, entry: Path) -> None:
-        self._file: int | None = None
         path = entry / IN_USE
-        while self._file is None:
+        while True:
             entry.mkdir(parents=True, exist_ok=True)
             try:
-                self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except PermissionError:
-                self._file = os.open(path, os.O_RDONLY)
+                file = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 continue  # evicted between the two lines
             except OSError:  # a read-only file system
-                self._file = os.open(path, os.O_RDONLY)
-            fcntl.flock(self._file, fcntl.LOCK_SH)
-            if not _is_same(self._file, path):  # evicted while we waited
-                self.release()
+                file = os.open(path, os.O_RDONLY)
+            self._close = weakref.finalize(self, os.close, file)
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if _is_same(file, path):
+                break
+            self.release()  # evicted while we waited
         with suppress(OSError):
             os.utime(path)
 
     def release(self) -> None:
-        """Releases the entry."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def __del__(self) -> None:
-        self.release()
+        """Releases the entry; a no-op where that was done."""
+        self._close()
 
 
 def make_room(root: Path, needed: int, limit: int) -> bool:

@@ -292,6 +292,20 @@ def test_a_killed_builder_leaves_nothing_broken(source: Path, cache: Path) -> No
 # Size.
 
 
+def test_an_entry_that_is_held_to_the_interpreters_end_is_released_without_a_word(tmp_path: Path) -> None:
+    """By a module that is taken apart after the cache's own, as those that were imported earlier are."""
+    code = """
+import pathlib, sys, types
+earlier = sys.modules["earlier"] = types.ModuleType("earlier")
+from cdn_tune.data import cache
+earlier.held = cache.Hold(pathlib.Path(sys.argv[1]))
+sys.kept = [earlier, cache]
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "entry")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_least_recently_used_goes_unless_it_is_in_use(tmp_path: Path) -> None:
     root = tmp_path / "clips"
     for age, name in enumerate(("new", "middle", "old", "held")):
