@@ -10,7 +10,17 @@ from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Address, Json, Overrides, RunOption
-from cdn_tune.cli.show.output import GOES_ON, GracefulStop, err, out, print_json, print_line, print_note, terminable
+from cdn_tune.cli.show.output import (
+    GOES_ON,
+    GracefulStop,
+    err,
+    out,
+    print_json,
+    print_line,
+    print_note,
+    terminable,
+    warn,
+)
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,11 +58,14 @@ def train(
     Ctrl-C once ends it after the step under way, with a checkpoint; twice at once.
     """
     from cdn_tune.config import load_experiment, parse_overrides
+    from cdn_tune.config.check import without_effect
 
     if json and not plan:
         raise ConfigError("--json prints what --plan finds; add --plan, or read RUN/metrics.jsonl after training")
     with terminable("" if plan else GOES_ON):
         loaded = load_experiment(experiment, parse_overrides(overrides or []))
+        if idle := without_effect(loaded):
+            warn(idle)
         if plan:
             _print_plan(loaded, threads, json)
         else:

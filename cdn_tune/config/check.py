@@ -5,16 +5,17 @@ from collections.abc import Iterator, Mapping
 from itertools import islice, product
 from typing import Any
 
-from cdn_tune.config.experiment import Experiment
+from cdn_tune.config.experiment import Experiment, SequenceConfig
 from cdn_tune.config.expression import COSTS, Expression
 from cdn_tune.config.keys import dotted_keys, families_with, get_key, leaf_keys, unknown_key
 from cdn_tune.config.load import of_family, override
 from cdn_tune.config.space import MEASURED_COSTS, Parameter, SearchSpace
-from cdn_tune.config.yaml import flow
+from cdn_tune.config.yaml import flow, shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 
 FAMILY = "model.name"  # the key by which a space chooses among families
+SEQUENCE = "data.sequence."  # keys of no use to families that read no sequences
 
 # What every trial of a search must share: the data it is measured on, and the measure.
 COMPARED = (
@@ -167,18 +168,41 @@ def reached(space: SearchSpace, key: str, base: str) -> list[str]:
     for each in space.order:  # those that conditions name come first
         names = every
         for other, values in space.parameters[each].when.items():
-            if other == FAMILY:
-                within = list(map(str, values))
-            else:
-                within = found[other] if other in found else families_with(Experiment, other)
+            within = list(map(str, values)) if other == FAMILY else found[other] if other in found else readers(other)
             names = [name for name in names if name in within]
         found[each] = names
     return found[key]
 
 
+def readers(key: str) -> list[str]:
+    """Returns the families to which a dotted key is of use: that have it, and read sequences where it is of those."""
+    found = families_with(Experiment, key)
+    return [name for name in found if families.family(name).inputs.sequences] if key.startswith(SEQUENCE) else found
+
+
+def without_effect(experiment: Experiment, space: SearchSpace | None = None) -> str | None:
+    """Returns the line that tells of settings of sequences, where no family reads any; None if there are none.
+
+    Args:
+        experiment: A trial, or the base experiment of a space.
+        space: What is searched over it, if anything.
+    """
+    name, default = experiment.model.name, SequenceConfig().plain()
+    if any(space.reads(name) if space is not None else [experiment.model.inputs.sequences]):
+        return None
+    held = experiment.data.sequence.plain()
+    changed = [f"{SEQUENCE}{key}={shown(value)}" for key, value in held.items() if value != default[key]]
+    if not changed:
+        return None
+    return (
+        f"{', '.join(changed)}: without effect, model.name={name} reads no sequences; leave it out, or choose "
+        f"model.name={' or '.join(readers(SEQUENCE + 'form'))}"
+    )
+
+
 def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment: Experiment, source: str) -> None:
     """Raises an error if a parameter is sampled in trials of a family without that key, with the line to add."""
-    owners, base = families_with(Experiment, key), experiment.model.name
+    owners, base = readers(key), experiment.model.name
     others = [name for name in reached(space, key, base) if name not in owners]
     if not others:
         return
@@ -186,11 +210,11 @@ def _check_family(space: SearchSpace, key: str, parameter: Parameter, experiment
     wanted: dict[str, Any] = {FAMILY: fitting[0] if len(fitting) == 1 else fitting}
     conditions = {other: values for other, values in parameter.when.items() if other != FAMILY}
     wanted |= {other: values[0] if len(values) == 1 else list(values) for other, values in conditions.items()}
-    line = f"when: {flow(wanted)}"
+    line, use = f"when: {flow(wanted)}", "of use to" if key.startswith(SEQUENCE) else "a key of"
     if FAMILY not in space.parameters:
         line += f", and to parameters: {FAMILY}: {{type: categorical, choices: [{base}, {', '.join(owners)}]}}"
     raise ConfigError(
-        f"{source}: parameters.{key}: is a key of {' and '.join(owners)}, but sampled where model.name is "
+        f"{source}: parameters.{key}: is {use} {' and '.join(owners)}, but sampled where model.name is "
         f"{' or '.join(others)}; add to it: {line}"
     )
 
@@ -208,6 +232,10 @@ def _check_fixed(space: SearchSpace, experiment: Experiment, source: str) -> Non
             check_key(where, key)
             if key == FAMILY or key.startswith(COMPARED):
                 raise ConfigError(f"{where}.{key}: must be the same in all trials; put it in overrides")
+            if key.startswith(SEQUENCE) and name not in readers(key):
+                raise ConfigError(
+                    f"{where}.{key}={shown(fixed[key])}: without effect, {name} reads no sequences; drop it"
+                )
             if key in space.parameters and name in reached(space, key, experiment.model.name):
                 raise ConfigError(f"{where}.{key}: is in parameters too, and sampled in these trials; keep one")
         override(experiment.plain(), {FAMILY: name, **fixed}, where)

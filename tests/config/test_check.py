@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cdn_tune.config import Experiment, check, load_space, override_space
-from cdn_tune.config.check import COMPARED, resolve_name
+from cdn_tune.config.check import COMPARED, resolve_name, without_effect
 from cdn_tune.config.keys import leaf_keys
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import ConfigError
@@ -224,6 +224,26 @@ def test_a_value_is_of_use_in_every_family_that_samples_it(tmp_path: Path) -> No
     load_space(write(tmp_path, {**parameters, "train.augment.crop": {**crop, "when": when}}))
 
 
+def test_settings_of_sequences_need_a_family_that_reads_them(tmp_path: Path) -> None:
+    length = {"type": "categorical", "choices": [16, 32]}
+    both = {"model.name": {"type": "categorical", "choices": ["cdn", "snag"]}}
+    line = told(write(tmp_path, {**both, "data.sequence.length": length}))
+    assert "parameters.data.sequence.length: is of use to snag, but sampled where model.name is cdn" in line
+    assert line.endswith("; add to it: when: {model.name: snag}")
+    assert "model.name: {type: categorical" in told(write(tmp_path, {"data.sequence.length": length}))
+    load_space(write(tmp_path, {**both, "data.sequence.length": {**length, "when": {"model.name": "snag"}}}))
+    fixed = {"data.sequence.form": "variable"}
+    line = told(write(tmp_path, both, family_overrides={"cdn": fixed}))
+    assert line.endswith("cdn.data.sequence.form='variable': without effect, cdn reads no sequences; drop it")
+    space, base = load_space(write(tmp_path, both, family_overrides={"snag": fixed}), {"data.sequence.queries": 2})
+    assert without_effect(base, space) is None  # it is SnAG's
+    space, base = load_space(write(tmp_path), {"data.sequence.queries": 2, "data.sequence.fps": 24.0})
+    line = without_effect(base) or ""
+    assert line == without_effect(base, space)
+    assert line.startswith("data.sequence.fps=24.0, data.sequence.queries=2: without effect, model.name=cdn reads no")
+    assert line.endswith("; leave it out, or choose model.name=snag")
+
+
 def test_what_every_trial_gets_follows_from_its_length(tmp_path: Path) -> None:
     epochs = {"train.epochs": {"type": "int", "low": 5, "high": 30}}
     for more, overrides, changes, least in (
@@ -312,7 +332,8 @@ def test_a_space_of_too_many_combinations_is_told(tmp_path: Path, monkeypatch: p
 
 def test_conditions_on_conditions_are_followed_once(tmp_path: Path) -> None:
     """Each of 24 parameters depends on all before it: millions of ways to follow."""
-    keys = [key for key in leaf_keys(Experiment) if not key.startswith((*COMPARED, "model.name"))][:24]
+    others = (*COMPARED, "model.name", "data.sequence.")
+    keys = [key for key in leaf_keys(Experiment) if not key.startswith(others)][:24]
     switch = {"type": "categorical", "choices": [True]}
     parameters = {key: {**switch, "when": dict.fromkeys(keys[:place], True)} for place, key in enumerate(keys)}
     assert "is wrong" in told(write(tmp_path, parameters))

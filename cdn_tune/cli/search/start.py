@@ -64,6 +64,7 @@ def start(
     the best (asha, hyperband).
     """
     from cdn_tune.config import load_space, parse_overrides
+    from cdn_tune.config.check import without_effect
     from cdn_tune.training.object_store.working_copy import url_of, working_copy
 
     if json and not plan:
@@ -72,6 +73,8 @@ def start(
         budget = {"budget.hours": hours, "budget.gpu_hours": gpu_hours, "budget.target": target}
         changes = parse_overrides(settings or []) | {key: value for key, value in budget.items() if value is not None}
         found, experiment = load_space(space, parse_overrides(overrides or []), changes)
+        if idle := without_effect(experiment, found):
+            warn(idle)
         folder = run or Path("runs") / found.name
         if plan:
             folder = folder if url_of(folder) is None else working_copy(folder)
