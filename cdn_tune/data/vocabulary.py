@@ -117,11 +117,7 @@ def build_vocabulary(
     for query, items in queries.items():
         counts.update({token: count * len(items) for token, count in Counter(tokens[query]).items()})
     table = word_table(path, counts, unknown_words)
-    if table.size != word_size:
-        raise DataError(
-            f"{path}: word vectors of size {table.size} but data.word_size={word_size}; "
-            f"set data.word_size={table.size} or data.word_vectors to another file"
-        )
+    require_size(path, table.size, word_size)
     rows = {token: row for row, token in enumerate(table.words, start=1)}
     without = [items for query, items in queries.items() if not any(token in rows for token in tokens[query])]
     unknown_queries = sum(map(len, without))
@@ -137,3 +133,12 @@ def build_vocabulary(
     vectors = torch.cat([torch.zeros(1, word_size), table.vectors])
     unknown = {token: count for token, count in counts.most_common() if token not in rows}
     return Vocabulary(tokenizer, rows, vectors, unknown, unknown_queries)
+
+
+def require_size(path: Path, size: int, word_size: int) -> None:
+    """Raises a `DataError` if the word vectors of a file are of another size than is expected."""
+    if size != word_size:
+        raise DataError(
+            f"{path}: word vectors of size {size} but data.word_size={word_size}; "
+            f"set data.word_size={size} or data.word_vectors to another file"
+        )

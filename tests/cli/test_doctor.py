@@ -75,6 +75,9 @@ def test_the_keys_that_a_remedy_names_are_read(planted: Path, tmp_path: Path) ->
     ]
     result = RUN.invoke(app, ["data", "doctor", str(tmp_path), *keys])
     assert result.exit_code == 0, result.output
+    result = RUN.invoke(app, ["data", "doctor", str(tmp_path), *keys, "data.word_size=13", "--json"])
+    assert result.exit_code == 2
+    assert "but data.word_size=13" in result.output
     for wrong in ("optim.lr=1", "data.root=x", "data.val_fraction=2"):
         result = RUN.invoke(app, ["data", "doctor", str(tmp_path), wrong])
         assert result.exit_code == 2

@@ -205,6 +205,11 @@ def test_the_doctor_reads_them(small: Small, tokens: Path) -> None:
     report = examine(small.root, text="tokens", val_fraction=0.3)
     assert not report.fails
     assert (report.words["model"], report.words["size"], report.words["with_features"]) == ("bert", 6, 2)
+    assert not examine(small.root, text="tokens", val_fraction=0.3, word_size=6).fails
+    (other,) = examine(small.root, text="tokens", val_fraction=0.3, word_size=300).findings[:1]
+    assert other.level == "error"
+    assert "token features of size 6 but data.word_size=300" in other.what
+    assert other.remedy.startswith("set data.word_size=6")
     with h5py.File(tokens, "r+") as file:
         file[name_of(TAKES)][1, 1] = np.inf
         del file[name_of(OPENS)]

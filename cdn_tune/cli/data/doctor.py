@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 _SHOWN = 3
-KEYS = ("dataset", "features", "word_vectors", "val_fraction", "text", "tokens")
+KEYS = ("dataset", "features", "word_vectors", "val_fraction", "text", "tokens", "word_size")
 
 
 class _JsonOrFile(TyperCommand):
@@ -114,8 +114,8 @@ def fact_lines(report: Report) -> Iterator[str]:
     facts = report.words
     if "model" in facts:
         yield (
-            f"  tokens {facts['file']}: size {facts['size']}, of {facts['model']}; {facts['with_features']} of "
-            f"{facts['queries']} queries have features"
+            f"  tokens {facts['file']}: size {facts['size']} (data.word_size={facts['size']}), of {facts['model']}; "
+            f"{facts['with_features']} of {facts['queries']} queries have features"
         )
     elif "size" in facts:
         known = facts["words"] - len(facts["unknown"])

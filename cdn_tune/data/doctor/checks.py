@@ -13,6 +13,7 @@ from cdn_tune.data.layouts import Layout
 from cdn_tune.data.tokenizer import words
 from cdn_tune.data.tokens import TokenFeatures
 from cdn_tune.data.vectors import load_vectors
+from cdn_tune.data.vocabulary import require_size
 from cdn_tune.errors import DataError
 
 LONG_SECONDS = 3 * 3600.0
@@ -126,14 +127,21 @@ def find_vectors(root: Path, planted: str | None = None) -> Path | None:
     return None
 
 
-def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> tuple[dict[str, Any], list[Finding]]:
-    """Returns the facts of a word-vector file (None if there is none) for the words of some queries, and its faults."""
+def check_words(
+    path: Path | None, root: Path, items: Iterable[Annotation], size: int | None = None
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Returns the facts of a word-vector file (None if there is none) for the words of some queries, and its faults.
+
+    `size` is what training expects of them, if known.
+    """
     if path is None:
         what = f"{root}: no word vectors ({USUAL} or another glove*.txt)"
         remedy = f"put {USUAL} there, or name it, here and in training: data.word_vectors=FILE"
         return {}, [Finding("error", "words", what, remedy)]
     try:
         vectors = load_vectors(path)
+        if size is not None:
+            require_size(path, vectors.dim, size)
     except DataError as error:
         return {"file": str(path)}, grouped("words", [(path.name, error)])
     counts: Counter[str] = Counter()
@@ -193,9 +201,12 @@ def check_words(path: Path | None, root: Path, items: Iterable[Annotation]) -> t
 
 
 def check_tokens(
-    path: Path, root: Path, items: Iterable[Annotation], quick: bool
+    path: Path, root: Path, items: Iterable[Annotation], quick: bool, size: int | None = None
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Returns the facts of a file of token features for some queries, and its faults; `quick`: a sample is read."""
+    """Returns the facts of a file of token features for some queries, and its faults; `quick`: a sample is read.
+
+    `size` is what training expects of them, if known.
+    """
     if not path.is_file():
         what = f"{path}: no token features"
         remedy = f"write them with: cdn-tune data text {root} --model DIR, or name them: data.tokens=FILE"
@@ -204,7 +215,7 @@ def check_tokens(
     for item in items:
         queries.setdefault(item.query, []).append(item.id)
     try:
-        features = TokenFeatures(path)
+        features = TokenFeatures(path, size)
         faults = features.check(queries, root, max(1, len(queries) // SAMPLE) if quick else 1)
     except DataError as error:
         return {"file": str(path)}, grouped("words", [(path.name, error)])

@@ -38,6 +38,7 @@ def examine(
     val_fraction: float = VAL_FRACTION,
     text: str = "words",
     tokens: str = TOKENS,
+    word_size: int | None = None,
 ) -> Report:
     """Examines a data folder: annotations, features, word vectors or token features, overlap of the splits.
 
@@ -51,6 +52,7 @@ def examine(
         val_fraction: Share of training videos held out where there is no val split, as for `data.val_fraction`.
         text: How queries are read, as for `data.text`.
         tokens: The token features, as for `data.tokens`.
+        word_size: Size of a word vector or token feature, as for `data.word_size`; whatever the file has if None.
 
     Raises:
         DataError: If the folder does not exist, or `dataset` is unknown.
@@ -106,10 +108,10 @@ def examine(
         feature_facts, more = check_features(path, root, durations, layout.member, quick, progress)
         findings += more
     if text == "tokens":
-        word_facts, more = check_tokens(locate(root, tokens), root, items, quick)
+        word_facts, more = check_tokens(locate(root, tokens), root, items, quick, word_size)
     else:
         vectors = locate(root, word_vectors) if word_vectors else find_vectors(root, (marker or {}).get("word_vectors"))
-        word_facts, more = check_words(vectors, root, items)
+        word_facts, more = check_words(vectors, root, items, word_size)
     findings += more
     return Report(
         root=str(root),
