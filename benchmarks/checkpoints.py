@@ -18,6 +18,7 @@ from benchmarks.scale import SECONDS, rising
 from benchmarks.search import EPOCHS, make_space
 from cdn_tune.config import load_experiment
 from cdn_tune.config.load_search import with_min_resource
+from cdn_tune.training.memory.estimate import state_bytes
 from cdn_tune.tuning.checkpoints.retention import Retention
 from cdn_tune.tuning.driver import Driver
 from cdn_tune.tuning.engine.virtual.engine import CurvePoint, VirtualEngine, World
@@ -32,7 +33,7 @@ RULES: dict[str, dict[str, Any]] = {
     "none": {"name": "none"},
 }
 PACES: tuple[Literal["epoch"], Literal["auto"]] = ("epoch", "auto")
-STATE = 3  # weights and Adam's two moments: so many times the weights
+STATE = state_bytes(1, 1, ema=False)  # so many times the weights
 
 
 def measure(rule: str, checkpoint: Literal["auto", "epoch"], options: argparse.Namespace) -> list[str]:

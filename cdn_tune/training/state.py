@@ -16,6 +16,7 @@ from cdn_tune.errors import CheckpointError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.kernels.choose import Chosen
 from cdn_tune.training.memory.device import is_shortage
+from cdn_tune.training.memory.estimate import written_bytes
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import (
     BEST,
@@ -159,9 +160,8 @@ class TrialState:
 
     @property
     def size(self) -> int:
-        """Bytes of a checkpoint and of the best model: weights, with Adam's moments and the running mean."""
-        weights: int = sum(value.nbytes for value in self.model.state_dict().values())
-        return weights * (4 if self.ema is None else 5)
+        """Bytes of a checkpoint and of the best model, as they are written together."""
+        return written_bytes(self.experiment, self.model)
 
     @property
     def _products(self) -> dict[str, Any]:

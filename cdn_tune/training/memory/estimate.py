@@ -46,18 +46,22 @@ def checkpoint_bytes(experiment: Experiment) -> int:
     return weights + 3 * last
 
 
-def written_bytes(experiment: Experiment) -> int:
-    """Returns the bytes of a trial's state and best model, as they are written together."""
-    _, weights, last = _sizes(experiment, model_without_memory(experiment))
+def written_bytes(experiment: Experiment, model: MomentModel | None = None) -> int:
+    """Returns the bytes of a trial's state and best model, as they are written together; `model`: its own, if built."""
+    _, weights, last = _sizes(experiment, model_without_memory(experiment) if model is None else model)
     return weights + last
+
+
+def state_bytes(weights: int, trained: int, ema: bool) -> int:
+    """Returns the bytes of a training's state: weights, Adam's two moments of trained ones, and their running mean."""
+    return weights + 2 * trained + (weights if ema else 0)
 
 
 def _sizes(experiment: Experiment, model: MomentModel) -> tuple[int, int, int]:
     """Returns the bytes of a model's parameters, of its parameters and buffers, and of the state of its training."""
     trained = _bytes(model.parameters())
     weights = trained + _bytes(model.buffers())
-    # With Adam's moments and the running mean.
-    return trained, weights, weights + 2 * trained + (weights if experiment.train.ema else 0)
+    return trained, weights, state_bytes(weights, trained, experiment.train.ema > 0)
 
 
 @dataclass(frozen=True)
