@@ -45,14 +45,14 @@ def simulate(
     that it chooses is worth, with quantiles over seeds. Nothing is trained and nothing is written.
     """
     from cdn_tune.cli.show.progress import counted
-    from cdn_tune.config import load_space, parse_overrides
+    from cdn_tune.config import parse_overrides
+    from cdn_tune.config.load_search import read_space, with_min_resource
     from cdn_tune.tuning.simulation.curves import read_curves
     from cdn_tune.tuning.simulation.simulate import checked, landscape_of, simulate_many, summary
 
-    given, changes = parse_overrides(overrides or []), parse_overrides(settings or [])
-    found, _ = load_space(space, given, changes)
+    found, base = read_space(space, parse_overrides(overrides or []), parse_overrides(settings or []))
     known = read_curves(local_run(curves or Path("runs") / found.name, trials=True))
-    found, base = load_space(space, given, changes, known.header.epochs)
+    found = with_min_resource(found, known.header.epochs)
     base, notes = checked(found, base, known)
     landscape = landscape_of(found, base, known)
     with counted("simulating") as progress:

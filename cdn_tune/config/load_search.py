@@ -19,18 +19,24 @@ _UNSTOPPED = 0.4  # share of the shortest trial's epochs
 
 
 def load_space(
-    path: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    changes: Mapping[str, Any] | None = None,
-    epochs: int | None = None,
+    path: str | Path, overrides: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None
 ) -> tuple[SearchSpace, Experiment]:
-    """Returns a search space, checked, and its base experiment under the space's and the given overrides.
+    """Returns a search space, checked and complete, and its base experiment; see `read_space`."""
+    space, experiment = read_space(path, overrides, changes)
+    return with_min_resource(space, experiment.train.epochs), experiment
+
+
+def read_space(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None
+) -> tuple[SearchSpace, Experiment]:
+    """Returns a search space as it is written, checked, and its base experiment under all overrides.
+
+    `with_min_resource` completes it.
 
     Args:
         path: A YAML file, or a shipped one by its path below ``search_spaces/``.
         overrides: Dotted keys of the *experiment* fixed for the whole search.
         changes: Dotted keys of the space itself, as `override_space` takes them.
-        epochs: Of a trial, if others than the experiment's.
 
     Raises:
         ConfigError: If a file, a parameter or an override is wrong.
@@ -51,9 +57,9 @@ def load_space(
     experiment = load_experiment(relative if relative.exists() else base, fixed)
     space = _fixed_in_all(space, overrides or {}, experiment.model.name)
     if changes:
-        return override_space(space, changes, experiment, epochs), experiment
+        return override_space(space, changes, experiment), experiment
     check_space(space, experiment, str(file))
-    return with_min_resource(space, epochs or experiment.train.epochs), experiment
+    return space, experiment
 
 
 def with_min_resource(space: SearchSpace, epochs: int) -> SearchSpace:
@@ -87,10 +93,7 @@ def _fixed_in_all(space: SearchSpace, overrides: Mapping[str, Any], base: str) -
 
 
 def override_space(
-    space: SearchSpace,
-    overrides: Mapping[str, Any],
-    experiment: Experiment | None = None,
-    epochs: int | None = None,
+    space: SearchSpace, overrides: Mapping[str, Any], experiment: Experiment | None = None
 ) -> SearchSpace:
     """Returns the search space that `space` becomes under dotted overrides of its own keys, checked again.
 
@@ -98,7 +101,6 @@ def override_space(
         space: The space.
         overrides: Dotted keys of the space, such as ``resources.gpus_per_worker``, and their values.
         experiment: The base experiment under all fixed overrides; without it the result is not checked against one.
-        epochs: Of a trial, if others than the experiment's.
 
     Raises:
         ConfigError: If a key is unknown or a value is wrong.
@@ -114,7 +116,6 @@ def override_space(
         set_key(merged, key, value)
     source = f"{space.name} with {' '.join(f'{key}={value}' for key, value in overrides.items())}"
     changed = build(SearchSpace, merged, source)
-    if experiment is None:
-        return changed
-    check_space(changed, experiment, source)
-    return with_min_resource(changed, epochs or experiment.train.epochs)
+    if experiment is not None:
+        check_space(changed, experiment, source)
+    return changed
