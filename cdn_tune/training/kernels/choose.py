@@ -18,6 +18,7 @@ from cdn_tune.model.kernels.products import PUBLISHED, TRITON, MixedShape
 from cdn_tune.training.kernels.card import Card, format_name, this_card, triton_version
 from cdn_tune.training.kernels.measure import Case, Timer, find_fault, measure, milliseconds
 from cdn_tune.training.kernels.store import Choice, Name, alone, keep_choices, read_choices
+from cdn_tune.training.memory.device import release_memory
 from cdn_tune.training.step.process_group import World
 
 # By a card's capability and the format, what is used unless another is clearly faster; as published elsewhere. Earlier
@@ -95,6 +96,7 @@ def choose_products(
                 found[shape] = chosen(case, card, candidates, world.device, timer).product
             else:
                 found[shape] = _fixed(case, settings.kernels, world.device)
+        release_memory()  # the epochs' peak is of the training alone
     found = world.gather(found)[0]
     return Chosen(card=card, format=format_name(dtype), products={str(shape): name for shape, name in found.items()})
 
