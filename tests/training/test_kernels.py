@@ -120,6 +120,28 @@ def test_measuring_draws_no_number_of_the_training() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+def test_the_peak_of_memory_leaves_out_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, reset = Clock(published=2.0, rows=1.0, cudnn=3.0), list[int]()
+    monkeypatch.setattr(choose, "release_memory", lambda: reset.append(clock.asked))
+    choose_products(PLAIN, (SHAPE, SHAPE._replace(size=6)), 3, torch.float32, World(device=CPU), timer=clock)
+    assert reset == [2]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_products_are_checked_against_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    published = PRODUCTS["published"]
+
+    def multiply(x: Tensor, kernels: Tensor) -> Tensor:
+        seen.append(x.dtype)
+        return published.multiply(x, kernels)
+
+    monkeypatch.setitem(products.PRODUCTS, "published", published._replace(multiply=multiply))
+    measure(CASE, ALL, CPU, Clock(published=1.0, rows=1.0, cudnn=1.0))
+    assert seen.count(torch.float64) == 1
+
+
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("name", ["rows", "cudnn"])
 def test_products_pass_the_check(name: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):

@@ -5,6 +5,7 @@ Letters: B batch, C channels, S clips, E experts, K kernel size.
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -84,18 +85,18 @@ def _measured(case: Case, names: Sequence[str], device: torch.device, timer: Tim
         if is_shortage(error):
             return Measurement({}, {}, True)
         raise
+    faults = _faults(case, names, device)
     for name in names:
-        step = _step(inputs, grad, name)
-        try:
-            fault = _find_difference(case, name, device)
-            if fault is None:
+        fault, step = faults.get(name), _step(inputs, grad, name)
+        if fault is None:
+            try:
                 step()
-        except Exception as error:  # of a compiler, a driver, a card that lacks something
-            fault, short = _told(error), short or is_shortage(error)
+            except Exception as error:  # of a compiler, a driver, a card that lacks something
+                fault = _Fault.of(error)
         if fault is None:
             work[name] = step
         else:
-            dropped[name] = fault
+            dropped[name], short = fault.text, short or fault.short
     try:
         found = dict(timer(work)) if work else {}
     except Exception as error:  # another process may have taken the memory meanwhile
@@ -110,33 +111,48 @@ def _measured(case: Case, names: Sequence[str], device: torch.device, timer: Tim
 
 def find_fault(case: Case, name: str, device: torch.device) -> str | None:
     """Returns why a product cannot be used: it fails, or differs; None if it can."""
-    try:
-        return _find_difference(case, name, device)
-    except Exception as error:  # of a compiler, a driver, a card that lacks something
-        return _told(error)
+    fault = _faults(case, [name], device).get(name)
+    return None if fault is None else fault.text
 
 
-def _find_difference(case: Case, name: str, device: torch.device) -> str | None:
-    """Returns in what a product differs from the published formulation in float64; None if it does not.
+class _Fault(NamedTuple):
+    """Why a product cannot be used."""
 
-    Raises what the product raises.
-    """
-    if name == PUBLISHED:
-        return None
-    with _undrawn(device):
-        inputs, grad = _drawn(case, min(_CHECKED, case.batch), device)
-    found = _results(inputs, grad, name)
-    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected = _results(exact, grad.double(), PUBLISHED)
-    errors = [relative_error(mine, theirs) for mine, theirs in zip(found, expected, strict=True)]
+    text: str
+    short: bool = False  # whether it lacked memory
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Fault":
+        return cls(f"{type(error).__name__}: {brief(error)}", is_shortage(error))
+
+
+def _faults(case: Case, names: Sequence[str], device: torch.device) -> dict[str, _Fault]:
+    """Returns by name why products cannot be used: they fail, or differ from the published formulation in float64."""
+
+    @cache
+    def checked() -> tuple[list[Tensor], Tensor, tuple[Tensor, ...]]:
+        """Returns inputs, the gradient of the output, and the results expected; one that fails is tried again."""
+        with _undrawn(device):
+            inputs, grad = _drawn(case, min(_CHECKED, case.batch), device)
+        exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        return inputs, grad, _results(exact, grad.double(), PUBLISHED)
+
+    faults: dict[str, _Fault] = {}
     limit = LIMITS[format_name(case.dtype)]
-    if all(error < limit for error in errors):
-        return None
-    return f"differs from the published formulation by {', '.join(f'{each:.1e}' for each in errors)}, not {limit:.1e}"
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {brief(error)}"
+    for name in names:
+        if name == PUBLISHED:
+            continue
+        try:
+            inputs, grad, expected = checked()
+            found = _results(inputs, grad, name)
+            errors = [relative_error(mine, theirs) for mine, theirs in zip(found, expected, strict=True)]
+        except Exception as error:  # of a compiler, a driver, a card that lacks something
+            faults[name] = _Fault.of(error)
+            continue
+        if not all(error < limit for error in errors):
+            by = ", ".join(f"{each:.1e}" for each in errors)
+            faults[name] = _Fault(f"differs from the published formulation by {by}, not {limit:.1e}")
+    return faults
 
 
 def _undrawn(device: torch.device) -> Any:
