@@ -132,9 +132,9 @@ def test_what_products_are_checked_against_is_computed_once(monkeypatch: pytest.
     seen: list[torch.dtype] = []
     published = PRODUCTS["published"]
 
-    def multiply(x: Tensor, kernels: Tensor) -> Tensor:
+    def multiply(x: Tensor, kernels: Tensor, needed: Needed | None) -> Tensor:
         seen.append(x.dtype)
-        return published.multiply(x, kernels)
+        return published.multiply(x, kernels, needed)
 
     monkeypatch.setitem(products.PRODUCTS, "published", published._replace(multiply=multiply))
     measure(CASE, ALL, CPU, Clock(published=1.0, rows=1.0, cudnn=1.0))
