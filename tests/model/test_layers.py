@@ -73,6 +73,21 @@ def test_norm_over_valid_cells_ignores_the_others() -> None:
     torch.testing.assert_close(first[:, :, mask], second[:, :, mask])
 
 
+def test_norm_over_all_cells_is_to_the_bit_that_over_a_mask_of_all() -> None:
+    """What statistics over all cells leave out are products with 1."""
+    torch.manual_seed(0)
+    values = (torch.randn(5, 6, 4, 4) * 3 + 1).contiguous(memory_format=torch.channels_last)
+    weight, grad = torch.randn(6), torch.randn(5, 6, 4, 4)
+    found = []
+    for over in ("all", "valid"):
+        norm, x = MapNorm(6, over), values.clone().requires_grad_()
+        norm.weight.data.copy_(weight)
+        y = norm(x, torch.ones(4, 4, dtype=torch.bool))
+        gradients = torch.autograd.grad(y, (x, norm.weight, norm.bias), grad)
+        found.append([y, *gradients, norm.running_mean, norm.running_var])
+    assert all(torch.equal(*each) for each in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("over", ["valid", "all"])
 def test_norm_gradients(over: str) -> None:
     torch.manual_seed(0)

@@ -42,7 +42,7 @@ class MapNorm(nn.Module):
             several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
             # On CPUs torch's own loses three digits of the statistics of sparse maps in CDN's memory format.
             if several or self.over == "valid" or (x.device.type == "cpu" and not x.is_contiguous()):
-                cells = mask if self.over == "valid" else torch.ones_like(mask)
+                cells = mask if self.over == "valid" else None
                 output, mean, var = _norm(x, cells, self.weight, self.bias, self.eps, several)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
@@ -52,23 +52,26 @@ class MapNorm(nn.Module):
 
 
 class _NormOverCells(torch.autograd.Function):
-    """Normalisation by the mean and variance over some cells [S, S], on one or several workers.
+    """Normalisation by the mean and variance over some cells [S, S], or over all (None), on one or several workers.
 
     Returns the normalised map, the mean and the unbiased variance [C]. Saves no more than `nn.BatchNorm2d` does.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, cells: Tensor, weight: Tensor, bias: Tensor, eps: float, several: bool
+        ctx: Any, x: Tensor, cells: Tensor | None, weight: Tensor, bias: Tensor, eps: float, several: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        cells = cells.to(wide.dtype)
-        count = (cells.sum() * x.shape[0]).reshape(1)
-        total = _over_workers(torch.cat([(wide * cells).sum(dim=(0, 2, 3)), count]), several)
+        if cells is None:
+            count = wide.new_full((1,), x.shape[0] * x.shape[2:].numel())
+        else:
+            cells = cells.to(wide.dtype)
+            count = (cells.sum() * x.shape[0]).reshape(1)
+        total = _over_workers(torch.cat([_sum(wide, cells), count]), several)
         count = total[-1:]
         mean = total[:-1] / count  # [C]
         centred = wide - mean[:, None, None]
-        var = _over_workers((centred.square() * cells).sum(dim=(0, 2, 3)), several) / count  # [C]
+        var = _over_workers(_sum(centred.square(), cells), several) / count  # [C]
         scale = (var + eps).rsqrt()
         ctx.save_for_backward(x, cells, weight, mean, scale, count)
         ctx.several = several
@@ -81,16 +84,23 @@ class _NormOverCells(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, cells, weight, mean, scale, count = ctx.saved_tensors
         wide = grad.to(mean.dtype)
-        normal = (x.to(mean.dtype) - mean[:, None, None]) * scale[:, None, None]
-        bias_grad = wide.sum(dim=(0, 2, 3))  # [C]
-        weight_grad = (wide * normal).sum(dim=(0, 2, 3))  # [C]
+        normal = (x.to(mean.dtype) - mean[:, None, None]).mul_(scale[:, None, None])
+        bias_grad, weight_grad = _sum(wide), _sum(wide * normal)  # [C] each
         sums = _over_workers(torch.cat([bias_grad, weight_grad]), ctx.several) / count
-        shift, slope = sums.view(2, -1, 1, 1)  # [C, 1, 1] each: what every cell of the statistics passes back
-        x_grad = (scale * weight)[:, None, None] * (wide - cells * (shift + normal * slope))
+        shift, slope = sums.view(2, -1, 1, 1)  # [C, 1, 1] each
+        shared = normal.mul_(slope).add_(shift)  # what every cell of the statistics passes back
+        if cells is not None:
+            shared.mul_(cells)
+        x_grad = (wide - shared).mul_((scale * weight)[:, None, None])
         return x_grad.to(x.dtype), None, weight_grad, bias_grad, None, None
 
 
 _norm: Callable[..., tuple[Tensor, Tensor, Tensor]] = _NormOverCells.apply
+
+
+def _sum(values: Tensor, cells: Tensor | None = None) -> Tensor:
+    """Returns the sums [C] of maps [B, C, S, S] over some cells [S, S]; over all if None."""
+    return (values if cells is None else values * cells).sum(dim=(0, 2, 3))
 
 
 def _over_workers(values: Tensor, several: bool) -> Tensor:
