@@ -50,6 +50,20 @@ def test_help_loads_nothing_heavy() -> None:
     assert {"torch", "ray", "optuna", "h5py", "numpy"} & set(done.stdout.splitlines()[-1].split()) == set()
 
 
+def test_a_search_loads_what_few_searches_need_when_they_do(tmp_path: Path) -> None:
+    """Databases, for a study that is none in the run folder; torchtext, for word vectors that no process has read."""
+    url = f"journal:///{tmp_path}/study.journal"
+    code = (
+        "import sys, cdn_tune.tuning.search as search\n"
+        f"search.is_same_storage('', ''), search.open_storage({url!r}, sole_writer=True)\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"sqlalchemy", "torchtext"} & loaded == set()
+    assert {"torch", "ray.tune"} <= loaded
+
+
 def test_version() -> None:
     assert invoke("--version").output.strip() == f"cdn-tune {__version__}"
 

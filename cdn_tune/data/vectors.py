@@ -6,6 +6,8 @@ reads 400 000 vectors once; every further trial and worker reads the thousand or
 Letters: V words with a vector, W word-vector size.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import json
@@ -19,16 +21,18 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torchtext.vocab
 from filelock import FileLock
 
 from cdn_tune.data.cache import user_cache
 from cdn_tune.data.files import brief, sampled_sha256, written_whole
 from cdn_tune.errors import DataError
+
+if TYPE_CHECKING:
+    from torchtext.vocab import Vectors
 
 TABLE_VERSION = 1
 SHORTEST_PIECE = 3
@@ -36,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 _SILENCE = threading.Lock()
 
 
-def load_vectors(path: Path) -> torchtext.vocab.Vectors:
+def load_vectors(path: Path) -> Vectors:
     """Returns all word vectors of a file: `itos`, `stoi`, `vectors` float32 [words, W] and `dim`.
 
     torchtext's cache ``NAME.pt`` beside the file is used when it is not older than the file, or alone when there is no
@@ -85,11 +89,11 @@ def _fresh(path: Path, cached: Path) -> bool:
     return cached.is_file() and cached.stat().st_mtime_ns >= path.stat().st_mtime_ns
 
 
-def _parse(path: Path, cached: Path) -> torchtext.vocab.Vectors:
+def _parse(path: Path, cached: Path) -> Vectors:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=cached.parent) as folder:
         try:
-            with _quiet():
-                vectors = torchtext.vocab.Vectors(str(path), cache=folder)
+            with _quiet() as vocab:
+                vectors = vocab.Vectors(str(path), cache=folder)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             fault = f"not word vectors in the GloVe text format ({brief(error)})"
             raise DataError(f"{path}: {fault}; use one 'word v1 v2 ...' a line") from None
@@ -97,17 +101,17 @@ def _parse(path: Path, cached: Path) -> torchtext.vocab.Vectors:
     return _without_bom(vectors)
 
 
-def _cached(path: Path, folder: Path) -> torchtext.vocab.Vectors | None:
+def _cached(path: Path, folder: Path) -> Vectors | None:
     """Returns the vectors from ``folder/NAME.pt``, or None if that file is damaged."""
     try:
-        with _quiet():
-            vectors = torchtext.vocab.Vectors(path.name, cache=str(folder))
+        with _quiet() as vocab:
+            vectors = vocab.Vectors(path.name, cache=str(folder))
     except Exception:  # Unpickling damaged bytes raises almost anything; the text file, if any, is read instead.
         return None
     return _without_bom(vectors) if _is_sound(vectors) else None
 
 
-def _is_sound(vectors: torchtext.vocab.Vectors) -> bool:
+def _is_sound(vectors: Vectors) -> bool:
     """Returns whether what a cache held are words, each with a vector."""
     words, rows, values = vectors.itos, vectors.stoi, vectors.vectors
     return (
@@ -125,7 +129,7 @@ def _is_sound(vectors: torchtext.vocab.Vectors) -> bool:
     )
 
 
-def _without_bom(vectors: torchtext.vocab.Vectors) -> torchtext.vocab.Vectors:
+def _without_bom(vectors: Vectors) -> Vectors:
     if vectors.itos and (first := vectors.itos[0]).startswith("\ufeff"):
         vectors.itos[0] = first[1:]
         vectors.stoi[first[1:]] = vectors.stoi.pop(first)
@@ -133,20 +137,26 @@ def _without_bom(vectors: torchtext.vocab.Vectors) -> torchtext.vocab.Vectors:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps torchtext's progress bar, log lines and warnings off the screen; undoes its switching off of TLS checks."""
-    log = logging.getLogger(torchtext.vocab.__name__)
+def _quiet() -> Iterator[Any]:
+    """Yields `torchtext.vocab`, with its progress bar, log lines and warnings kept off the screen.
+
+    Its switching off of TLS checks is undone. It is imported here, since that takes longer than reading the table that
+    nearly every process finds in the cache.
+    """
     with _SILENCE:
-        bar: Any = torchtext.vocab.tqdm
-        level, context = log.level, ssl._create_default_https_context
-        torchtext.vocab.tqdm = functools.partial(bar, disable=True)
+        context = ssl._create_default_https_context
+        from torchtext import vocab
+
+        log, bar = logging.getLogger(vocab.__name__), vocab.tqdm
+        level = log.level
+        vocab.tqdm = functools.partial(bar, disable=True)
         log.setLevel(logging.ERROR)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-                yield
+                yield vocab
         finally:
-            torchtext.vocab.tqdm = bar
+            vocab.tqdm = bar
             log.setLevel(level)
             ssl._create_default_https_context = context
 
@@ -218,7 +228,7 @@ def pieces(token: str, known: Mapping[str, int]) -> list[str]:
     return found
 
 
-def _select(source: torchtext.vocab.Vectors, tokens: Collection[str], unknown: str) -> WordTable:
+def _select(source: Vectors, tokens: Collection[str], unknown: str) -> WordTable:
     rows: dict[str, torch.Tensor] = {}
     for token in sorted(tokens):
         if token in source.stoi:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 JOURNAL, SQLITE, MEMORY = "journal:///", "sqlite:///", "memory"
 CONNECT_SECONDS = 10
+KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
+ANOTHER = "name another file"  # the remedy for a study's file that is unusable
 DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql"}  # Python modules, each installed by the extra of that name
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "orangefs", "pvfs")
 _FUSED = ("sshfs", "s3fs", "gcsfuse", "goofys", "blobfuse", "juicefs", "glusterfs", "ceph", "rclone", "mountpoint-s3")

@@ -1,29 +1,16 @@
 """Opens the storage of a study: a sqlite file, a database server, a journal file or memory."""
 
 import os
-import sqlite3
-import tempfile
-from contextlib import closing
 from pathlib import Path
-from urllib.parse import unquote
 
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
-from cdn_tune.training.runs.files import write_new
-from cdn_tune.training.runs.run_folder import PASSWORD, without_secrets
-from cdn_tune.tuning.storage.check import CONNECT_SECONDS, DRIVERS, MEMORY, UnusableStudy, one_line, storage_url
+from cdn_tune.errors import ConfigError, RunError
+from cdn_tune.training.runs.run_folder import without_secrets
+from cdn_tune.tuning.storage.check import ANOTHER, DRIVERS, KINDS, MEMORY, UnusableStudy, one_line
 from cdn_tune.tuning.storage.journal import RunJournal, is_journal
-from cdn_tune.tuning.storage.reconnect import ReconnectingStorage
 from cdn_tune.tuning.storage.reporting import ReportingStorage
-from cdn_tune.tuning.storage.sqlite import check_tables
-
-_KINDS = "sqlite:///PATH, postgresql://USER@HOST/DATABASE, mysql://USER@HOST/DATABASE or journal:///PATH"
-_ANOTHER = "name another file"
-_BUSY_SECONDS = 60  # that a sqlite file may be locked by another process
-_REFUSED = ("password authentication failed", "no password supplied", "access denied", "role", "1045")
 
 
 def open_storage(url: str, sole_writer: bool = False) -> BaseStorage:
@@ -49,41 +36,20 @@ def open_storage(url: str, sole_writer: bool = False) -> BaseStorage:
     scheme, separator, rest = url.partition("://")
     kind = scheme.partition("+")[0]
     if not separator or kind not in {"sqlite", "journal", *DRIVERS}:
-        raise ConfigError(f"storage {without_secrets(url)}: no such kind; write {_KINDS}")
+        raise ConfigError(f"storage {without_secrets(url)}: no such kind; write {KINDS}")
     if kind in DRIVERS:
-        return _open_server(url, kind)
+        from cdn_tune.tuning.storage.database import open_server
+
+        return open_server(url, kind)
     path = Path(rest.removeprefix("/").partition("?")[0])
     if not rest.startswith("/") or not path.name or ":memory:" in rest:
         raise ConfigError(f"storage {url}: names no file; write {scheme}:///PATH (an absolute PATH makes four slashes)")
     _check_folder(url, path)
-    return _open_journal(url, path, sole_writer) if kind == "journal" else _open_sqlite(url, path)
+    if kind == "journal":
+        return _open_journal(url, path, sole_writer)
+    from cdn_tune.tuning.storage.database import open_sqlite
 
-
-def _open_sqlite(url: str, path: Path) -> BaseStorage:
-    try:
-        if path.exists() and path.stat().st_size:
-            # Not read-only: what a killed process was writing is rolled back by whoever opens the file next.
-            uri = f"file:{path.absolute()}?mode=rw".replace("#", "%23")
-            with closing(sqlite3.connect(uri, uri=True)) as connection:
-                tables = check_tables(connection)
-            if tables and "studies" not in tables:
-                raise UnusableStudy(f"storage {url}: {path} is a database, but holds no Optuna study", _ANOTHER)
-        else:
-            write_new(path, _empty_sqlite())
-        return ReportingStorage(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY_SECONDS}}), url)
-    except (sqlite3.Error, SQLAlchemyError, RuntimeError, OSError, ValueError) as error:
-        raise _opening_error(url, error, f"{path} cannot be used as a study") from None
-
-
-def _empty_sqlite() -> bytes:
-    """Returns the file of a storage without studies.
-
-    Made elsewhere: a process killed while it makes tables leaves some without indexes, which are never made later.
-    """
-    with tempfile.TemporaryDirectory(prefix="cdn-tune-") as folder:
-        path = Path(folder) / "study.db"
-        RDBStorage(f"sqlite:///{path}").engine.dispose()
-        return path.read_bytes()
+    return open_sqlite(url, path)
 
 
 def _open_journal(url: str, path: Path, sole_writer: bool) -> BaseStorage:
@@ -93,7 +59,7 @@ def _open_journal(url: str, path: Path, sole_writer: bool) -> BaseStorage:
         _cut_torn(path)
         return ReportingStorage(JournalStorage(JournalFileBackend(str(path))), url)
     except Exception as error:  # whatever Optuna meets in a damaged file
-        raise UnusableStudy(f"storage {url}: {path} is no journal of a study ({one_line(error)})", _ANOTHER) from None
+        raise UnusableStudy(f"storage {url}: {path} is no journal of a study ({one_line(error)})", ANOTHER) from None
 
 
 def _cut_torn(path: Path) -> None:
@@ -115,25 +81,6 @@ def _cut_torn(path: Path) -> None:
         lock.release()
 
 
-def _open_server(url: str, kind: str) -> BaseStorage:
-    try:
-        options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
-        shown = without_secrets(url)
-        opened = ReconnectingStorage(RDBStorage(storage_url(url), engine_kwargs=options), shown)
-        return ReportingStorage(opened, shown)
-    except ImportError:
-        raise ConfigError(
-            f"storage {without_secrets(url)}: its driver is not installed; pip install 'cdn-tune[{kind}]'"
-        ) from None
-    except (ArgumentError, NoSuchModuleError, KeyError, ValueError, IndexError) as error:
-        raise ConfigError(
-            f"storage {without_secrets(url)}: cannot be understood ({_clean(error, url)}); write {_KINDS}, special "
-            "characters of the password percent-encoded"
-        ) from None
-    except (SQLAlchemyError, RuntimeError) as error:
-        raise _opening_error(url, error, "its database cannot be used") from None
-
-
 def _check_folder(url: str, path: Path) -> None:
     folder = path.parent
     if path.is_dir():
@@ -143,31 +90,3 @@ def _check_folder(url: str, path: Path) -> None:
     for place, what in ((folder, "folder"), (path, "file")):  # files beside it: a database's journal, a journal's lock
         if place.exists() and not os.access(place, os.W_OK):
             raise RunError(f"storage {url}: the {what} {place} is not writable; make it so, or name another file")
-
-
-def _opening_error(url: str, error: BaseException, otherwise: str) -> CdnTuneError:
-    """Returns the error for a failure at opening."""
-    shown, reason = without_secrets(url), _clean(error, url)
-    cause = error.__cause__ if isinstance(error.__cause__, DBAPIError) else error
-    text = str(cause).lower()
-    if "no longer compatible with the table schema" in " ".join(text.split()):
-        return RunError(
-            f"storage {shown}: was made by another Optuna version; run `optuna storage upgrade --storage URL`, or name "
-            "another storage"
-        )
-    if not isinstance(cause, DBAPIError) or url.startswith("sqlite"):
-        return UnusableStudy(f"storage {shown}: {otherwise} ({reason})", _ANOTHER)
-    if any(word in text for word in _REFUSED):
-        return ClusterError(f"storage {shown}: the server refuses the user ({reason}); check user and password")
-    if "does not exist" in text or "unknown database" in text:
-        return ClusterError(f"storage {shown}: {otherwise} ({reason}); create it")
-    return ClusterError(f"storage {shown}: cannot be reached ({reason}); is the server running?")
-
-
-def _clean(error: BaseException, url: str) -> str:
-    """Returns an error's line without the URL's password, however it is written there."""
-    line = one_line(error)
-    found = PASSWORD.match(url)
-    for secret in {found[2], unquote(found[2])} if found and found[2] else ():
-        line = line.replace(secret, "***")
-    return line

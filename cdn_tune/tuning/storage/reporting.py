@@ -4,7 +4,6 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
-from sqlalchemy.exc import SQLAlchemyError
 
 from cdn_tune.errors import RunError
 from cdn_tune.tuning.storage.check import one_line
@@ -19,11 +18,13 @@ class ReportingStorage(DelegatingStorage):
     Args:
         behind: The storage.
         shown: Its URL without the password.
+        more: What it raises besides Optuna's own errors and those of files.
     """
 
-    def __init__(self, behind: BaseStorage, shown: str) -> None:
+    def __init__(self, behind: BaseStorage, shown: str, *more: type[Exception]) -> None:
         super().__init__(behind)
         self._shown, self._fault = shown, ""
+        self._errors: tuple[type[Exception], ...] = (StorageInternalError, OSError, *more)
 
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
         """Calls a method of the storage behind.
@@ -34,7 +35,7 @@ class ReportingStorage(DelegatingStorage):
         if not self._fault:
             try:
                 return super().call(name, *arguments, **options)
-            except (StorageInternalError, SQLAlchemyError, OSError) as error:
+            except self._errors as error:
                 self._fault = one_line(error)
         raise RunError(
             f"storage {self._shown}: cannot be read or written ({self._fault}); make room or mend it, and the same "
