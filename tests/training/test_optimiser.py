@@ -92,7 +92,8 @@ def test_betas_and_decay_of_everything() -> None:
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_names(name: str) -> None:
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    assert type(build_optimiser(nn.Linear(2, 2), OptimConfig.model_validate({"name": name}))) is kind
+    built = build_optimiser(nn.Linear(2, 2), OptimConfig.model_validate({"name": name}))
+    assert type(built).__bases__ == (kind,)  # without the compiler
 
 
 def test_warm_up_in_epochs_and_from_zero() -> None:

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from cdn_tune.config import OptimConfig
 from cdn_tune.config.tables import SCHEDULES, resolve
 from cdn_tune.errors import ConfigError
+from cdn_tune.training.step.uncompiled import without_compiler
 
 PLATEAU_FACTOR = 0.8
 PLATEAU_PATIENCE = 5
@@ -46,7 +47,7 @@ def build_optimiser(model: nn.Module, config: OptimConfig, text_part: str = "") 
             chosen = [parameter for name, parameter in parameters if name in names and decays[name] == decay]
             groups.append({"params": chosen, "weight_decay": config.weight_decay if decay else 0.0, **rate})
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.lr, betas=config.betas, fused=True)
+    return without_compiler(kind)(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def leave_out_if(optimiser: Optimizer, wrong: torch.Tensor) -> None:
