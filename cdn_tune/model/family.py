@@ -114,6 +114,9 @@ class MomentModel(nn.Module):
         most_spans: Most values per query that scoring one window of a video holds at once; bounds memory.
         text_part: Name of the module that encodes the query, whose learning rate is `optim.text_lr`.
         reads_padding: Whether a query's encoding depends on how far it is padded; then queries are answered one by one.
+        static_step: Whether what a training step launches on a GPU depends on the shapes of a batch alone, so that it
+            can be recorded once and replayed: no value is read back, no shape depends on one, no number of the host
+            changes. Queries may then be padded further.
     """
 
     config: ModelConfig
@@ -121,6 +124,7 @@ class MomentModel(nn.Module):
     most_spans: int = 1 << 12
     text_part: str = "query"
     reads_padding: bool = False
+    static_step: bool = False
 
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> Losses:

@@ -152,6 +152,8 @@ class FusedMapModel(MapModel):
         whole = self.fusion.query.in_features
         self.matching = MutualMatching(config.hidden, whole, config.joint) if config.contrastive else None
         self.offset = None if config.offsets == "none" else offset_layer(config.hidden)
+        # Which queries have the same video, as contrast reads them, decides on shapes.
+        self.static_step = not (config.contrastive or self.reads_padding)
         if self.matching is not None:
             names += ["loss_vid", "loss_sent"]
         if self.offset is not None:

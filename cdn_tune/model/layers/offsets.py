@@ -44,7 +44,8 @@ def offset_loss(offsets: Tensor, cells: Tensor, moments: Tensor, kind: str, min_
     best, index = overlaps.max(dim=2)  # [B, M]
     target = moments.gather(1, index[..., None].expand(-1, -1, 2))  # [B, M, 2]
     positive = (best >= min_iou) & (target[..., 1] > target[..., 0])  # an empty moment has none
-    found, sign = moved(cells, offsets), cells.new_tensor([-1.0, 1.0])  # distances from the video's start
+    sign = torch.arange(-1, 2, 2, dtype=cells.dtype, device=cells.device)  # -1, 1
+    found = moved(cells, offsets)  # distances from the video's start
     if kind == "diou":
         losses = span_loss(found * sign, target * sign, "diou")
     else:
