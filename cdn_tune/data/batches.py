@@ -2,13 +2,15 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from cdn_tune.data.dataset import Batch, Indices, MomentDataset, SequenceDataset, grouped
 
@@ -20,6 +22,20 @@ class Source(Protocol):
 
     def batch(self, indices: Indices) -> Batch:
         """Returns the queries at `indices`, in that order."""
+
+
+class PaddedWords:
+    """A source whose queries are padded to a multiple of so many words: few lengths occur."""
+
+    def __init__(self, source: Source, multiple: int) -> None:
+        self._source, self._multiple = source, multiple
+
+    def batch(self, indices: Indices) -> Batch:
+        """Returns the queries at `indices`, in that order."""
+        batch = self._source.batch(indices)
+        more = -batch.words.shape[1] % self._multiple
+        words, mask = functional.pad(batch.words, (0, 0, 0, more)), functional.pad(batch.word_mask, (0, more))
+        return replace(batch, words=words, word_mask=mask)
 
 
 def epoch_batches(size: int, batch_size: int, generator: np.random.Generator) -> list[Indices]:
@@ -178,3 +194,30 @@ def prefetch(
         with suppress(queue.Empty):
             ready.get_nowait()
         thread.join()
+
+
+def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
+    """Yields batches, each with its copy on a GPU, in order.
+
+    A batch is copied on a stream of its own as soon as what the GPU was given before the one before it is done: while
+    the step on that one is under way. A copy is used on the current stream, and forgotten before the next is asked for.
+    """
+    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: tuple[Batch, Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        # The memory of copies is that of this stream, and free again once what has been issued is done with them.
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            following = batch, batch.to(device), aside.record_event()
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = following
+        del following
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _arrived(batch: Batch, copy: Batch, copied: torch.cuda.Event) -> tuple[Batch, Batch]:
+    """Has the current stream wait for a copy, and returns the batch with it."""
+    torch.cuda.current_stream(copy.durations.device).wait_event(copied)
+    return batch, copy

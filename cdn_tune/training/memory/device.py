@@ -143,6 +143,7 @@ def _try(model: MomentModel, batch: Batch, world: World, dtype: torch.dtype) -> 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with torch.random.fork_rng(devices=[world.device]):
+            _next = batch.to(world.device)  # is copied while a step is under way
             torch.autograd.backward(batch_loss(model.train(), batch.to(world.device), dtype)[0])
     finally:
         model.zero_grad(set_to_none=True)
