@@ -20,9 +20,10 @@ from cdn_tune.model.kernels.products import PRODUCTS
 from cdn_tune.training.kernels.card import this_card
 from cdn_tune.training.kernels.measure import LIMITS
 from cdn_tune.training.kernels.store import read_choices
-from cdn_tune.training.reports import EpochReport, ignore
+from cdn_tune.training.reports import EpochReport, StepReport, ignore
 from cdn_tune.training.runs.checkpoint import LAST, build_model, read_checkpoint
 from cdn_tune.training.step.batch_loss import use_tf32
+from cdn_tune.training.step.graphs import CudaCapture
 from cdn_tune.training.train_trial import open_data, train_in
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.results.record import read_record
@@ -148,7 +149,9 @@ def test_every_format_learns_alike(tiny: Tiny, tmp_path: Path, settings: dict[st
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
 
 
-def test_a_training_goes_on_where_it_was_killed(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_training_goes_on_where_it_was_killed(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replayed = counted(monkeypatch)
+
     class KilledError(Exception):
         pass
 
@@ -160,10 +163,74 @@ def test_a_training_goes_on_where_it_was_killed(tiny: Tiny, tmp_path: Path) -> N
     train_in(experiment, tmp_path / "whole", ignore)
     with pytest.raises(KilledError):
         train_in(experiment, tmp_path / "killed", die)
+    before = len(replayed)
     train_in(experiment, tmp_path / "killed", ignore)
+    assert 0 < before < len(replayed)
     whole, killed = (read_checkpoint(tmp_path / name / LAST)["model"] for name in ("whole", "killed"))
     for name, weights in whole.items():  # dropout's draws too; only the order of sums on a GPU may differ
         torch.testing.assert_close(killed[name], weights, atol=1e-3, rtol=1e-2)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list that grows by one with every step that is replayed."""
+    replayed: list[int] = []
+    original = torch.cuda.CUDAGraph.replay
+
+    def replay(graph: torch.cuda.CUDAGraph) -> None:
+        replayed.append(1)
+        original(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", replay)
+    return replayed
+
+
+def unrecordable(self: CudaCapture, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    raise RuntimeError("not here")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["cdn", "switches", "tan"])
+def test_replayed_steps_are_those_without_graphs(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: str
+) -> None:
+    switches = {"model.cross_attention": {"layers": 1, "stem": 1, "heads": 2}, "model.offsets": "l1giou"}
+    tan = {"model.name": "tan", "model.query": {"hidden": 8, "layers": 1}, "model.map": {"layers": 2, "kernel_size": 3}}
+    changes = {"cdn": {}, "switches": switches, "tan": tan}[name]
+    experiment = tiny(**{"train.precision": precision, "train.ema": 0.9, "optim.warmup_steps": 5}, **changes)
+    found: dict[str, list[StepReport]] = {"graphs": [], "plain": []}
+    replayed = counted(monkeypatch)
+    train_in(experiment, tmp_path / "graphs", ignore, found["graphs"].append)
+    count = len(replayed)
+    assert count >= len(found["graphs"]) // 2
+    monkeypatch.setattr(CudaCapture, "__call__", unrecordable)
+    train_in(experiment, tmp_path / "plain", ignore, found["plain"].append)
+    assert len(replayed) == count
+    for mine, theirs in zip(found["graphs"], found["plain"], strict=True):
+        assert math.isclose(mine.loss, theirs.loss, rel_tol=1e-3)
+    graphs, plain = (read_checkpoint(tmp_path / folder / LAST) for folder in found)
+    for key in ("model", "generators"):  # dropout's draws too; only the order of sums on a GPU may differ
+        torch.testing.assert_close(graphs[key], plain[key], atol=1e-3, rtol=1e-2)
+
+
+def test_a_failed_recording_leaves_a_training_as_it_is(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A value is read back while a step is recorded, which the driver refuses; dropout draws on."""
+    original = CudaCapture.__call__
+
+    def call(self: CudaCapture, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        return original(self, lambda: function() / float(torch.ones((), device="cuda")))
+
+    experiment, losses = tiny(), list[StepReport]()
+    monkeypatch.setattr(CudaCapture, "__call__", call)
+    train_in(experiment, tmp_path / "failed", ignore, losses.append)
+    assert sum("CUDA graphs" in record.message for record in caplog.records) == 1
+    expected = list[StepReport]()
+    monkeypatch.setattr(CudaCapture, "__call__", unrecordable)
+    train_in(experiment, tmp_path / "plain", ignore, expected.append)
+    for mine, theirs in zip(losses, expected, strict=True):
+        assert math.isclose(mine.loss, theirs.loss, rel_tol=1e-3)
+    torch.cuda.empty_cache()  # as between two trials of a process
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -28,6 +28,7 @@ from cdn_tune.training.runs.records import Records
 from cdn_tune.training.runs.run_folder import record_in_manifest
 from cdn_tune.training.state import Progress, Saving, TrialState, Writer, epochs_in_all
 from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
+from cdn_tune.training.step.graphs import CudaCapture, StepGraphs, are_static
 from cdn_tune.training.step.optimiser import Ema, build_optimiser, build_schedule
 from cdn_tune.training.step.process_group import World, this_world
 from cdn_tune.training.step.steps import Engine, EpochState, EpochTotals, global_batches, queries_at_once
@@ -120,7 +121,11 @@ def train(
     first = progress.epoch
     wrapped = _wrap(model, experiment, world)
     lags = world.device.type == "cuda"
-    engine = Engine(experiment, wrapped, optimiser, schedule, world, dtype, scaler, micro_batch, ema, lags=lags)
+    static = are_static(experiment, model, world, dtype, micro_batch)
+    graphs = StepGraphs(optimiser, CudaCapture(world.device)) if static else None
+    engine = Engine(
+        experiment, wrapped, optimiser, schedule, world, dtype, scaler, micro_batch, ema, lags=lags, graphs=graphs
+    )
     with Records(folder, progress.history, enabled=world.is_main) as records, Writer() as writer:
         pace = Pace(experiment.train.checkpoint, state.size, time.monotonic())
         training = _Training(engine, state, progress, splits, records, writer, report, stop, pace, decisions)

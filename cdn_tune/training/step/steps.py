@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 
 from cdn_tune.config import Experiment, TrainConfig
 from cdn_tune.data.augment import Augmented
-from cdn_tune.data.batches import Samples, pieces, prefetch, shard, training_batches
+from cdn_tune.data.batches import PaddedWords, Samples, Source, copied_ahead, pieces, prefetch, shard, training_batches
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
 from cdn_tune.model.nonfinite import explain_nonfinite
 from cdn_tune.training.memory.device import memory_errors
 from cdn_tune.training.reports import OnStep, StepReport
 from cdn_tune.training.step.batch_loss import batch_loss, unwrapped
+from cdn_tune.training.step.graphs import WORDS, StepGraphs
 from cdn_tune.training.step.optimiser import Ema, Schedule, leave_out_if
 from cdn_tune.training.step.process_group import World
 
@@ -65,7 +66,7 @@ class _Issued:
 
     epoch: _Epoch
     number: int  # within the epoch, from 1
-    batch: Batch  # this worker's share
+    batch: Batch  # this worker's share, on the host
     results: torch.Tensor  # as `Engine.step` returns them, on the host once they have arrived
     arrived: torch.cuda.Event | None  # None: they have
 
@@ -89,6 +90,7 @@ class Engine:
     ema: Ema | None = None  # running mean of the weights, if wanted
     between_steps: Callable[[int, EpochState], None] | None = None  # called with the epoch after every step; may raise
     lags: bool = False  # read a step's results once the next one has been issued; for a GPU
+    graphs: StepGraphs | None = None  # replays the steps of whole batches, if these are static
     _issued: _Issued | None = field(default=None, init=False)
 
     def run_epoch(
@@ -114,14 +116,17 @@ class Engine:
         left = batches[state.step :]
         mine = [np.concatenate(self._share(batch)) for batch in left]
         augment = self.experiment.train.augment
-        source = Augmented(dataset, augment, self.experiment.seed, epoch) if augment.active else dataset
+        source: Source = Augmented(dataset, augment, self.experiment.seed, epoch) if augment.active else dataset
+        if self.graphs is not None:
+            source = PaddedWords(source, WORDS)
         self.model.train()
         unwrapped(self.model).start_epoch(epoch)
         under_way = _Epoch(dataset, epoch, len(batches), state, sums, start, on_step)
         with closing(prefetch(source, mine, pin=self.world.device.type == "cuda")) as loader:
-            for whole, batch in zip(left, loader, strict=True):
+            for whole, (batch, copy) in zip(left, self._copied(loader), strict=True):
                 with memory_errors(f"at epoch {epoch}, step {state.step + 1}"):
-                    results = self.step(batch, whole)
+                    results = self.step(copy, whole)
+                del copy
                 self.settle()
                 state.step += 1
                 self._issued = _Issued(under_way, state.step, batch, *_to_host(results))
@@ -166,26 +171,40 @@ class Engine:
         """Makes one optimiser step; it leaves the weights as they are if the gradient is not finite.
 
         Args:
-            batch: This worker's share of the global batch.
+            batch: This worker's share of the global batch, anywhere.
             whole: The global batch.
 
         Returns:
             The share's loss, its parts and the gradient's norm before clipping, float64 [2 + parts] on the device.
         """
-        self.optimiser.zero_grad(set_to_none=True)
-        device = self.world.device
-        sums = torch.zeros(1 + len(unwrapped(self.model).loss_names), dtype=torch.float64, device=device)
         size = sum(map(len, whole))  # queries
-        parts_of_it = self._pieces(batch, whole)
-        family = unwrapped(self.model)
+        if self.graphs is None:
+            results = self._update(self._pieces(batch, whole), size)
+        else:
+            is_full = len(whole) == self.experiment.train.batch_size
+            given = batch.to(self.world.device)
+            results = self.graphs.step(given, lambda one: self._update([one], size), record=is_full)
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update(unwrapped(self.model))
+        return results
+
+    def _update(self, parts_of_it: Sequence[Batch], size: int) -> torch.Tensor:
+        """Moves the weights by a share in parts, of a batch of so many queries; returns what `step` does.
+
+        What it does on the device depends on shapes, on the learning rate and on random numbers alone.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        device, family, queries = self.world.device, unwrapped(self.model), sum(map(len, parts_of_it))
+        sums = torch.zeros(1 + len(family.loss_names), dtype=torch.float64, device=device)
         family.start_step(size)
         for number, piece in enumerate(parts_of_it, start=1):
             with self._without_averaging(number < len(parts_of_it)):
                 parts = batch_loss(self.model, piece.to(device), self.dtype)
                 # Workers' gradients are averaged: each query then counts 1 / size, whatever its worker and piece.
-                weight = len(piece.indices) * self.world.size / size
+                weight = len(piece) * self.world.size / size
                 torch.autograd.backward(self.scaler.scale(parts[0] * weight))
-            sums += parts.detach() * (len(piece.indices) / len(batch.indices))
+            sums += parts.detach() * (len(piece) / queries)
         family.end_step(self.world.sum)
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.experiment.optim.clip_norm)
@@ -193,10 +212,13 @@ class Engine:
             leave_out_if(self.optimiser, ~norm.isfinite())
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self.schedule.step()
-        if self.ema is not None:
-            self.ema.update(family)
         return torch.cat([sums, norm.to(sums).reshape(1)])
+
+    def _copied(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch]]:
+        """Yields batches with what a step takes: a copy on the GPU, unless it is computed in parts."""
+        if self.world.device.type == "cuda" and self.micro_batch is None:
+            return copied_ahead(batches, self.world.device)
+        return ((batch, batch) for batch in batches)
 
     def _share(self, whole: Samples) -> Samples:
         """Returns this worker's share of a global batch."""
