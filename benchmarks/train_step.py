@@ -23,6 +23,7 @@ from cdn_tune.model.cdn.network import CDN
 from cdn_tune.model.kernels.sample_conv import compiled
 from cdn_tune.moments.temporal_map import iou_maps
 from cdn_tune.training.kernels.choose import choose_products
+from cdn_tune.training.step.graphs import CudaCapture, StepGraphs
 from cdn_tune.training.step.optimiser import build_optimiser
 from cdn_tune.training.step.process_group import World
 
@@ -75,14 +76,19 @@ def losses(model: nn.Module, experiment: Experiment, inputs: Inputs, dtype: torc
 
 
 def step(
-    model: nn.Module, experiment: Experiment, inputs: Inputs, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    experiment: Experiment,
+    inputs: Inputs,
+    dtype: torch.dtype = torch.float32,
+    *,
+    as_graph: bool = False,
 ) -> Callable[[], float]:
-    """Returns what is measured: one optimiser step."""
+    """Returns what is measured: one optimiser step, with `as_graph` recorded by the first call and then replayed."""
     optimiser = build_optimiser(model, experiment.optim)
     shapes, world = model.mixed_shapes, World(device=inputs.visual.device)
     kernels = choose_products(experiment.train, shapes, len(inputs.visual), dtype, world)  # None on a CPU
 
-    def run() -> float:
+    def update(inputs: Inputs) -> Tensor:
         if kernels is not None:
             model.use_products(kernels.of(shapes))
         optimiser.zero_grad(set_to_none=True)
@@ -90,9 +96,13 @@ def step(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), experiment.optim.clip_norm)
         optimiser.step()
-        return loss.item()
+        return loss.detach()
 
-    return run
+    if not as_graph:
+        return lambda: update(inputs).item()
+    graphs = StepGraphs(optimiser, CudaCapture(inputs.visual.device))
+    graphs.step(inputs, update, record=True)  # the first is not recorded
+    return lambda: graphs.step(inputs, update, record=True).item()
 
 
 def speed(rounds: int, device: torch.device) -> list[list[str]]:
@@ -110,6 +120,7 @@ def speed(rounds: int, device: torch.device) -> list[list[str]]:
         if device.type == "cuda":
             for who, model in models.items():
                 work[f"{who}, bfloat16"] = step(model, experiment, inputs, torch.bfloat16)
+                work[f"{who}, as a graph, bfloat16"] = step(model, experiment, inputs, torch.bfloat16, as_graph=True)
             work["ours, compiled, bfloat16"] = step(compiled(models["ours"]), experiment, inputs, torch.bfloat16)
         seconds = alternate(work, rounds)
         base = seconds["published, float32"]
@@ -149,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     publish(
         "train_step",
         [
