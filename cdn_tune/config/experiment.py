@@ -217,6 +217,9 @@ class TrainConfig(Frozen):
         "products of rows, a cuDNN call per query, Triton's kernels; auto: the fastest on the card, measured once; a "
         "CPU takes auto alone",
     )
+    cuda_graphs: bool = Field(
+        True, description="on a GPU, record steps of equal shapes and replay them, where the model allows it"
+    )
     compile: bool = Field(False, description="compile the model with torch.compile")
     micro_batch: Positive | Literal["auto"] = Field(
         "auto",

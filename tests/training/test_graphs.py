@@ -296,6 +296,7 @@ def test_padding_changes_nothing_where_steps_are_static(tiny: Tiny, name: str) -
         ({}, GPU, torch.float16, None),
         ({}, GPU, torch.float32, 4),
         ({"train.compile": True}, GPU, torch.float32, None),
+        ({"train.cuda_graphs": False}, GPU, torch.float32, None),
         ({"train.batch_of": "videos"}, GPU, torch.float32, None),
         ({"model.contrastive": True}, GPU, torch.float32, None),
         ({"model.query": {"bidirectional": True, "read_padding": True}}, GPU, torch.float32, None),

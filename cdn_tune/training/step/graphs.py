@@ -37,13 +37,13 @@ class Capture(Protocol):
 def are_static(
     experiment: Experiment, model: MomentModel, world: World, dtype: torch.dtype, micro_batch: int | None
 ) -> bool:
-    """Returns whether the steps of a training can be recorded.
+    """Returns whether the steps of a training are recorded: if they are to be (`train.cuda_graphs`) and can be.
 
     They can on one GPU, without a compiler or a scaled loss, if batches have so many queries, which are computed at
     once, and the family's step depends on nothing but their shapes.
     """
     alone = world.device.type == "cuda" and world.size == 1
-    plain = dtype != torch.float16 and not experiment.train.compile
+    plain = experiment.train.cuda_graphs and dtype != torch.float16 and not experiment.train.compile
     return alone and plain and micro_batch is None and experiment.batch_of == "queries" and model.static_step
 
 
