@@ -302,7 +302,7 @@ def test_padding_changes_nothing_where_steps_are_static(tiny: Tiny, name: str) -
         ({"model.query": {"bidirectional": True, "read_padding": True}}, GPU, torch.float32, None),
         ({"model.name": "mmn", "model.map": {"layers": 2, "kernel_size": 3}}, GPU, torch.float32, None),
     ],
-    ids=["cpu", "workers", "fp16", "parts", "compiled", "videos", "contrastive", "padding", "mmn"],
+    ids=["cpu", "workers", "fp16", "parts", "compiled", "off", "videos", "contrastive", "padding", "mmn"],
 )
 def test_other_steps_are_not_recorded(
     tiny: Tiny, changes: dict[str, Any], world: World, dtype: torch.dtype, micro_batch: int | None
