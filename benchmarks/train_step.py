@@ -148,7 +148,7 @@ def speed(rounds: int, device: torch.device) -> list[list[str]]:
 
 def launches(work: Callable[[], object]) -> int:
     """Returns how often work has a GPU do something: kernels that the host launches, and graphs."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
         work()
     return sum(event.count for event in profile.key_averages() if event.key.startswith(_LAUNCHES))
 

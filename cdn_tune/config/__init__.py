@@ -1,6 +1,7 @@
 """Frozen models of an experiment and of a search space, strict YAML, dotted overrides."""
 
 from cdn_tune.config.experiment import (
+    COMPUTING,
     DATA_PATHS,
     AugmentConfig,
     DataConfig,
@@ -28,8 +29,8 @@ from cdn_tune.config.space import (
 from cdn_tune.config.tables import recall_name
 
 __all__ = [
-    "DATA_PATHS", "AugmentConfig", "BudgetConfig", "Categorical", "DataConfig", "EarlyStoppingConfig", "EvalConfig",
-    "Experiment", "Float", "Inputs", "Int", "LossConfig", "ModelConfig", "Nms", "OptimConfig", "Parameter",
-    "ResourcesConfig", "SamplerConfig", "SearchSpace", "SequenceConfig", "TrainConfig", "build", "load_experiment",
-    "load_space", "override", "override_space", "parse_overrides", "recall_name",
+    "COMPUTING", "DATA_PATHS", "AugmentConfig", "BudgetConfig", "Categorical", "DataConfig", "EarlyStoppingConfig",
+    "EvalConfig", "Experiment", "Float", "Inputs", "Int", "LossConfig", "ModelConfig", "Nms", "OptimConfig",
+    "Parameter", "ResourcesConfig", "SamplerConfig", "SearchSpace", "SequenceConfig", "TrainConfig", "build",
+    "load_experiment", "load_space", "override", "override_space", "parse_overrides", "recall_name",
 ]  # fmt: skip

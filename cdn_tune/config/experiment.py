@@ -36,6 +36,8 @@ Ranks = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_le
 
 # Keys that say where data lie. What the data are is told by their content, so these never tell two runs apart.
 DATA_PATHS = ("data.root", "data.features", "data.word_vectors", "data.tokens")
+# Keys that say how a machine computes the same; a run may go on with others.
+COMPUTING = ("train.cuda_graphs",)
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]

@@ -196,13 +196,15 @@ def prefetch(
         thread.join()
 
 
-def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
+def copied_ahead(
+    batches: Iterable[Batch], device: torch.device, aside: torch.cuda.Stream
+) -> Iterator[tuple[Batch, Batch]]:
     """Yields batches, each with its copy on a GPU, in order.
 
-    A batch is copied on a stream of its own as soon as what the GPU was given before the one before it is done: while
+    A batch is copied on the stream `aside` as soon as what the GPU was given before the one before it is done: while
     the step on that one is under way. A copy is used on the current stream, and forgotten before the next is asked for.
+    The memory of copies stays with `aside`, which therefore is the same for all epochs.
     """
-    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: tuple[Batch, Batch, torch.cuda.Event] | None = None
     for batch in batches:
         # The memory of copies is that of this stream, and free again once what has been issued is done with them.

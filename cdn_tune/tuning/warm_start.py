@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, override
+from cdn_tune.config import COMPUTING, DATA_PATHS, Experiment, SearchSpace, build, override
 from cdn_tune.config.keys import flatten, get_keys
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import ConfigError, RunError
@@ -25,6 +25,7 @@ _BESIDE = (
     "name",
     "seed",
     *DATA_PATHS,
+    *COMPUTING,
     "train.checkpoint",
     "eval.batch_size",
 )

@@ -78,7 +78,9 @@ def product(name: str, tile: tuple[int, ...], kind: str = BF16, **more: Any) -> 
 
     meta = product_meta(Tile(*tile), exact=kind == FP32)
     warps, stages, _ = (meta.pop(option) for option in ("num_warps", "num_stages", "enable_fp_fusion"))
-    out = FP32 if meta["SPLIT"] > 1 else kind
+    if name == "convolve_kernel":
+        meta["SPLIT"] = Tile(*tile).split
+    out = FP32 if Tile(*tile).split > 1 else kind
     types = {"maps": kind, "kernels": kind, "grad": kind, "out": out, "listed": "*i32"}
     return compiled(name, types, {**SHAPES, "LISTED": False, **meta, **more}, warps, stages)
 
@@ -95,7 +97,7 @@ def test_the_product_keeps_tensor_cores_busy(tile: str, backward: bool, listed: 
 @pytest.mark.parametrize("tile", ["small", "wide"])
 @pytest.mark.parametrize("listed", [False, True])
 def test_so_does_the_gradient_of_kernels(tile: str, listed: bool) -> None:
-    found = product("kernels_gradient_kernel", TILES[tile], COUNT=SIDE * SIDE, LISTED=listed)
+    found = product("kernels_gradient_kernel", TILES[tile], TURNS=SIDE * SIDE // TILES[tile][2], LISTED=listed)
     assert found.spilled == 0
     assert "wgmma.mma_async" in found.ptx
     assert not SERIALISED.search(found.log), found.log
@@ -105,7 +107,7 @@ def test_exact_products_are_made_of_those_of_bfloat16_without_spills() -> None:
     for name, more in (
         ("convolve_kernel", {"BACKWARD": False}),
         ("convolve_kernel", {"BACKWARD": True}),
-        ("kernels_gradient_kernel", {"COUNT": SIDE * SIDE}),
+        ("kernels_gradient_kernel", {"TURNS": SIDE * SIDE // EXACT[2]}),
     ):
         found = product(name, EXACT, FP32, **more)
         assert found.spilled == 0

@@ -313,6 +313,15 @@ def test_other_steps_are_not_recorded(
     assert are_static(plain, build_model(plain), GPU, torch.bfloat16, None)
 
 
+def test_nothing_is_recorded_with_a_torch_that_a_failed_recording_harms(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tiny()
+    for version, recorded in ("2.11.0+cu130", False), ("2.12.0", True):
+        monkeypatch.setattr(torch, "__version__", version)
+        assert are_static(plain, build_model(plain), GPU, torch.bfloat16, None) == recorded
+
+
 def test_batches_are_copied_ahead(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a stream that waits for what was issued before; a step waits for its own copy, not for the next one."""
     log: list[str] = []

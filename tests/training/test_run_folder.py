@@ -109,6 +109,7 @@ def test_manifest_errors(tmp_path: Path) -> None:
 def test_first_difference() -> None:
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
     assert first_difference({"a": {"b": 1}}, {}) == "a.b is 1 there, None here"
+    assert first_difference({"train": {"cuda_graphs": True}}, {"train": {"cuda_graphs": False}}) is None
     mine, other = ({"model": {"name": name, "hidden": size}} for name, size in (("cdn", 8), ("tan", 4)))
     assert first_difference(mine, other) == "model.name is cdn there, tan here"
 

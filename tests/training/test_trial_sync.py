@@ -112,6 +112,25 @@ def test_the_curve_of_a_trial_that_a_report_may_end_is_at_home(tiny: Tiny, store
     assert lines == [0, 2, 2]
 
 
+def test_a_curve_that_cannot_be_sent_before_a_report_is_sent_later(
+    tiny: Tiny, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = working_copy(store.url())
+    place = place_of(folder)
+    assert place is not None
+    send, reached = TrialSync._send, []
+
+    def fail(sync: TrialSync, name: Path) -> None:
+        if str(name) == "metrics.jsonl" and len(reached) < 3:
+            raise RunError("the store is away")
+        send(sync, name)
+
+    monkeypatch.setattr(TrialSync, "_send", fail)
+    train_in(tiny(**{"train.checkpoint": 1e6}), folder, reached.append, decisions=Decisions(worth=2.0))
+    assert sum("the store is away" in record.message for record in caplog.records) == len(reached) == 3
+    assert len((place.store.read("metrics.jsonl") or b"").splitlines()) == 3
+
+
 def test_the_curve_of_a_failed_trial_is_at_home(tiny: Tiny, store: Store) -> None:
     folder = working_copy(store.url())
     place = place_of(folder)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class Needed(NamedTuple):
-    """Output cells of a convolution that are needed, on the device of the maps but for the mask of a CPU's.
+    """Output cells of a convolution that are needed, on the device of the maps.
 
     Attributes:
         mask: Those cells [S, S].

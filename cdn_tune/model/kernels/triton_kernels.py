@@ -177,26 +177,25 @@ def kernels_gradient_kernel(
     grad,
     out,
     listed,
-    COUNT: tl.constexpr,
+    count,
     SIDE: tl.constexpr,
     CHANNELS: tl.constexpr,
     KERNEL: tl.constexpr,
     LISTED: tl.constexpr,
+    TURNS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Writes the gradient of kernels: out[s, b, t, o, i] = sum over cells of grad[b, cell, o] maps[b, cell + t, i].
 
-    Each of SPLIT programs s sums its share of the cells; the shares go on as if they were further samples. If LISTED,
-    the COUNT cells in `listed` are summed over; else COUNT is their number, N.
+    Each of the programs s sums its share of the cells, in TURNS turns; the shares go on as if they were further
+    samples. If LISTED, the `count` cells in `listed` are summed over; else `count` is their number, N.
     """
     cells: tl.constexpr = SIDE * SIDE
     row_tiles: tl.constexpr = (CHANNELS + ROWS - 1) // ROWS
     column_tiles: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
-    each: tl.constexpr = ((COUNT + DEPTH - 1) // DEPTH + SPLIT - 1) // SPLIT
     program = tl.program_id(0)
     sample, share = tl.program_id(1).to(tl.int64), tl.program_id(2)
     tap = program // (row_tiles * column_tiles)
@@ -206,11 +205,11 @@ def kernels_gradient_kernel(
     maps += sample * (cells * CHANNELS)
     grad += sample * (cells * CHANNELS)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for turn in range(each):
-        place = (share * each + turn) * DEPTH + tl.arange(0, DEPTH)
-        cell = tl.load(listed + place, mask=place < COUNT, other=0) if LISTED else place
+    for turn in range(TURNS):  # the last ones may be beyond the end: then of no cell
+        place = (share * TURNS + turn) * DEPTH + tl.arange(0, DEPTH)
+        cell = tl.load(listed + place, mask=place < count, other=0) if LISTED else place
         r, c = cell // SIDE + down, cell % SIDE + across
-        seen = (place < COUNT) & (r >= 0) & (r < SIDE) & (c >= 0) & (c < SIDE)
+        seen = (place < count) & (r >= 0) & (r < SIDE) & (c >= 0) & (c < SIDE)
         at = grad + cell[:, None] * CHANNELS + output[None, :]
         grads = tl.load(at, mask=seen[:, None] & (output < CHANNELS)[None, :], other=0.0)
         at = maps + (r * SIDE + c)[:, None] * CHANNELS + channel[None, :]

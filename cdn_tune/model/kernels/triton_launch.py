@@ -21,7 +21,9 @@ _HOPPER = (9, 0)
 # BLOCK: weights that a program holds of each expert. Fused multiply-adds are asked for, or Triton warns of its default.
 MIX_META: dict[str, Any] = {"BLOCK": 1024, "num_warps": 8, "enable_fp_fusion": True}
 UNMIX_ROWS = 32  # samples whose gradients a program of the mixture's gradient holds at once: what registers take
-EXACT = "bf16x6"  # products of float32 as the sum of six of bfloat16, which tensor cores compute
+# Products of float32 as the sum of six of bfloat16, which tensor cores compute; from this version of Triton on.
+EXACT = "bf16x6" if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5) else "ieee"
+_PLAIN_DEPTH = 16  # of a tile of float32 products without tensor cores: what registers take
 _SPLITS = (1, 2, 4)
 
 
@@ -138,6 +140,7 @@ def convolve(
             CHANNELS=channels,
             KERNEL=math.isqrt(kernels.shape[1]),
             BACKWARD=backward,
+            SPLIT=tile.split,
             LISTED=cells is not None,
             **product_meta(tile, exact),
         )
@@ -153,6 +156,7 @@ def kernels_gradient(
     """
     batch, side, _, channels = maps.shape
     tile = tile or gradient_tile(maps)
+    count, meta = side * side if cells is None else len(cells), product_meta(tile, exact)
     out = torch.empty(tile.split * batch, kernel**2, channels, channels, dtype=maps.dtype, device=maps.device)
     tiles = kernel**2 * triton.cdiv(channels, tile.rows) * triton.cdiv(channels, tile.columns)
     with torch.cuda.device_of(maps):  # type: ignore[no-untyped-call]
@@ -161,12 +165,13 @@ def kernels_gradient(
             grad,
             out,
             maps if cells is None else cells,
-            COUNT=side * side if cells is None else len(cells),
+            count,
             SIDE=side,
             CHANNELS=channels,
             KERNEL=kernel,
             LISTED=cells is not None,
-            **product_meta(tile, exact),
+            TURNS=_turns(side * side, count, meta["DEPTH"] * tile.split),
+            **meta,
         )
     return out
 
@@ -204,6 +209,16 @@ def gradient_tile(maps: Tensor) -> Tile:
     return Tile(128, 128, 64, 8, 3)
 
 
+def _turns(cells: int, count: int, at_once: int) -> int:
+    """Returns in how many turns some of the cells are summed over: in eighths of those that all of them take.
+
+    So few kernels are compiled, whatever their numbers.
+    """
+    whole, some = (-(-each // at_once) for each in (cells, count))
+    eighth = max(1, whole // 8)
+    return -(-some // eighth) * eighth
+
+
 def processors(device: torch.device) -> int:
     """Returns the number of multiprocessors; 1 of a CPU, on which Triton's interpreter runs."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -225,8 +240,7 @@ def product_meta(tile: Tile, exact: bool) -> dict[str, Any]:
     return {
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
-        "DEPTH": tile.depth,
-        "SPLIT": tile.split,
+        "DEPTH": min(tile.depth, _PLAIN_DEPTH) if exact and EXACT == "ieee" else tile.depth,
         "PRECISION": EXACT if exact else "tf32",
         "num_warps": tile.warps,
         "num_stages": tile.stages,

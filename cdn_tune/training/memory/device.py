@@ -105,9 +105,9 @@ def choose_micro_batch(
         MemoryShortage: If not even one sample fits.
     """
     chosen = experiment.train.micro_batch
-    if chosen != "auto":
-        return chosen
     share = -(-max(map(len, batches)) // world.size)
+    if chosen != "auto":
+        return None if chosen >= share else chosen
 
     def attempt(size: int) -> None:
         if world.device.type == "cuda" and world.size == 1:

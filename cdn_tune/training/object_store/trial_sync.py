@@ -6,6 +6,7 @@ each attempt writes a token when it begins, and compares it before every write.
 """
 
 import json
+import logging
 import secrets
 import shutil
 import time
@@ -26,6 +27,8 @@ from cdn_tune.training.runs.records import EVENTS, METRICS
 
 ATTEMPT = ".attempt"
 _EVENTS_SECONDS = 30.0  # between two uploads of the curves
+
+_LOG = logging.getLogger(__name__)
 
 
 class Superseded(RunError):  # noqa: N818 - as our other errors
@@ -188,8 +191,19 @@ class TrialSync:
             self._send_events()
 
     def send_metrics(self) -> None:
-        """Uploads the epochs' records, where no checkpoint may follow that brings them along."""
-        self._send(Path(METRICS))
+        """Uploads the epochs' records, where no checkpoint may follow that brings them along.
+
+        If the store cannot be reached, that is left to the next upload.
+
+        Raises:
+            Superseded: If another process trains the trial by now.
+        """
+        try:
+            self._send(Path(METRICS))
+        except Superseded:
+            raise
+        except RunError as error:
+            _LOG.warning("%s", error)
 
     def finish(self) -> None:
         """Uploads what the store lacks of this process's files, curves included.
@@ -202,7 +216,7 @@ class TrialSync:
                 del self._sent[name]
                 self._send(name)
         self._send_events()
-        self.send_metrics()
+        self._send(Path(METRICS))
 
     def _keep_previous(self) -> None:
         """Copies the store's last checkpoint to its name as the previous one."""

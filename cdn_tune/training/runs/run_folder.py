@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 
 from cdn_tune import __version__
-from cdn_tune.config import DATA_PATHS, Experiment, SearchSpace, build, keys
+from cdn_tune.config import COMPUTING, DATA_PATHS, Experiment, SearchSpace, build, keys
 from cdn_tune.config.check import FAMILY
 from cdn_tune.config.load_search import WRITTEN
 from cdn_tune.config.yaml import dump, read_mapping
@@ -162,16 +162,16 @@ def changed_files(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def first_difference(held: dict[str, Any], asked: dict[str, Any], beside: Collection[str] = ()) -> str | None:
     """Returns ``key is VALUE there, VALUE here`` for the first differing key, or None; the model's family comes first.
 
-    Keys in `beside` may differ, in an experiment and among the overrides of a search space.
+    Keys in `beside` may differ, in an experiment and among the overrides of a search space, as may `COMPUTING`.
     """
     return next(differences(held, asked, beside), None)
 
 
 def differences(held: dict[str, Any], asked: dict[str, Any], beside: Collection[str] = ()) -> Iterator[str]:
     """Yields what `first_difference` returns, for every differing key."""
-    there, here = keys.flatten(held), keys.flatten(asked)
+    there, here, may_differ = keys.flatten(held), keys.flatten(asked), {*beside, *COMPUTING}
     for key in sorted(there.keys() | here.keys(), key=lambda key: (key != FAMILY, key)):
-        if there.get(key) != here.get(key) and key.removeprefix("overrides.") not in beside:
+        if there.get(key) != here.get(key) and key.removeprefix("overrides.") not in may_differ:
             yield f"{key} is {there.get(key)!s:.{_SHOWN}} there, {here.get(key)!s:.{_SHOWN}} here"
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch.optim import Optimizer
+from torch.torch_version import TorchVersion
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import Batch
@@ -17,6 +18,7 @@ from cdn_tune.training.step.process_group import World
 
 WORDS = 8  # queries are padded to a multiple of so many words: a graph for each, not one for every length
 _LONGEST = 160  # characters of a library's own message
+_TORCH = "2.12"  # from this version on a recording that fails leaves the allocator of memory in order
 _LOG = logging.getLogger(__name__)
 
 Update = Callable[[Batch], torch.Tensor]
@@ -39,10 +41,10 @@ def are_static(
 ) -> bool:
     """Returns whether the steps of a training are recorded: if they are to be (`train.cuda_graphs`) and can be.
 
-    They can on one GPU, without a compiler or a scaled loss, if batches have so many queries, which are computed at
-    once, and the family's step depends on nothing but their shapes.
+    They can with a newer torch on one GPU, without a compiler or a scaled loss, if batches have so many queries, which
+    are computed at once, and the family's step depends on nothing but their shapes.
     """
-    alone = world.device.type == "cuda" and world.size == 1
+    alone = world.device.type == "cuda" and world.size == 1 and TorchVersion(torch.__version__) >= _TORCH
     plain = experiment.train.cuda_graphs and dtype != torch.float16 and not experiment.train.compile
     return alone and plain and micro_batch is None and experiment.batch_of == "queries" and model.static_step
 
@@ -96,7 +98,11 @@ class StepGraphs:
                 self._graphs[shapes] = self._capture(partial(update, inputs))
             except Exception as error:  # of the driver, an operation that waits for the device, a lack of memory
                 cause = " ".join(str(error).split())[:_LONGEST]
-                _LOG.warning("steps are not replayed as CUDA graphs: %s: %s", type(error).__name__, cause)
+                _LOG.warning(
+                    "steps are not replayed as CUDA graphs: %s: %s; train.cuda_graphs=false leaves out the attempt",
+                    type(error).__name__,
+                    cause,
+                )
                 self._failed = True
                 self._graphs.clear()
                 self._inputs.clear()
@@ -146,7 +152,7 @@ class CudaCapture:
         """
         graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()
-        before, _ = torch.cuda.mem_get_info(self._device)
+        before = torch.cuda.memory_reserved(self._device)
         generator = torch.cuda.default_generators[self._device.index]
         kept = generator.clone_state()
         try:
@@ -160,9 +166,9 @@ class CudaCapture:
             generator.graphsafe_set_state(kept)  # else it would still be recording
             raise
         free, _ = torch.cuda.mem_get_info(self._device)
-        self._taken += max(before - free, 0)
+        self._taken += torch.cuda.memory_reserved(self._device) - before
         if free < self._taken:
-            raise torch.OutOfMemoryError(f"{self._taken} bytes are taken by graphs, and {free} are left")
+            raise torch.OutOfMemoryError(f"graphs take {self._taken >> 20} MiB, and {free >> 20} MiB are left")
 
         def replay() -> torch.Tensor:
             graph.replay()

@@ -257,12 +257,14 @@ class Ema:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay, self.warmup = decay, warmup
         self.updates = 0
+        kept = self.model.state_dict().keys()
+        self._buffers = [name for name, _ in self.model.named_buffers() if name in kept]  # others are constants
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Adds the model's present weights to the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         average(self.model, model, decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        for name in self._buffers:
+            self.model.get_buffer(name).copy_(model.get_buffer(name))
         self.updates += 1

@@ -123,7 +123,9 @@ class Engine:
         unwrapped(self.model).start_epoch(epoch)
         under_way = _Epoch(dataset, epoch, len(batches), state, sums, start, on_step)
         with closing(prefetch(source, mine, pin=self.world.device.type == "cuda")) as loader:
-            for whole, (batch, copy) in zip(left, self._copied(loader), strict=True):
+            copies = self._copied(loader)
+            for whole in left:
+                batch, copy = next(copies)
                 with memory_errors(f"at epoch {epoch}, step {state.step + 1}"):
                     results = self.step(copy, whole)
                 del copy
@@ -145,6 +147,11 @@ class Engine:
     @cached_property
     def _parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
+
+    @cached_property
+    def _aside(self) -> torch.cuda.Stream:
+        """Where batches are copied."""
+        return torch.cuda.Stream(self.world.device)  # type: ignore[no-untyped-call]
 
     def settle(self) -> None:
         """Waits for the results of the last step, and adds them to its epoch's; `between_steps` calls it to save.
@@ -217,7 +224,7 @@ class Engine:
     def _copied(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch]]:
         """Yields batches with what a step takes: a copy on the GPU, unless it is computed in parts."""
         if self.world.device.type == "cuda" and self.micro_batch is None:
-            return copied_ahead(batches, self.world.device)
+            return copied_ahead(batches, self.world.device, self._aside)
         return ((batch, batch) for batch in batches)
 
     def _share(self, whole: Samples) -> Samples:
