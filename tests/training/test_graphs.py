@@ -345,7 +345,7 @@ def test_batches_are_copied_ahead(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     data = open_data(tiny().data)["train"]
     batches = [data.batch([number]) for number in range(3)]
-    for batch, given in copied_ahead(iter(batches), torch.device("cpu")):
+    for batch, given in copied_ahead(iter(batches), torch.device("cpu"), Stream()):
         assert torch.equal(given.visual, batch.visual)
         log.append(f"step {int(batch.indices[0]) + 1}")
     copied = [["wait for steps", f"copied {number}"] for number in (1, 2, 3)]

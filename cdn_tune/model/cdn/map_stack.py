@@ -99,7 +99,7 @@ class _Cells(nn.Module):
         for masks, training in ((train, True), (evaluation, False)):
             for index, (each, size) in enumerate(zip(masks, config.kernel_sizes, strict=True)):
                 for name, constant in zip(_names(index, training), needed(each, size), strict=True):
-                    self.register_buffer(name, constant.to(device), persistent=False)
+                    self.register_buffer(name, constant.to(device, copy=True), persistent=False)  # not of all layers
 
     def needed(self, index: int) -> Needed:
         """Returns the cells of a layer's output that are needed."""

@@ -28,6 +28,7 @@ _ROUNDS = 2  # over all parameters, in which these are chosen
 _FITTED = 300  # configurations by which they are chosen, at most
 _FOLDS = 5
 _MOST = 1000  # configurations that predictions are made from; of more, evenly spread ones
+_SAME = 1e-9  # a distance that is none: other processors round otherwise, and samplers with them
 _NEAR = 5  # recorded trials of a run whose residual a new one may have
 
 
@@ -125,6 +126,8 @@ class Landscape:
         distances = np.sqrt((apart[:, 0] ** 2).mean(0))
         nearness = (self._scales[:, None] ** 2 * apart[:, 0] ** 2).sum(0) + 1e-9 * distances
         same = self._places.get(_key({name: value for name, value in values.items() if name in point}))
+        if same is None and distances.min() < _SAME:
+            same = int(distances.argmin())
         place = int(nearness.argmin()) if same is None else same
         mean = self._mean_at(apart)[0]
         if self.curves.is_run and same is None:
