@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks._direct import make_direct
 from benchmarks._measure import MIB, alternate, peak_memory, publish, table
+from benchmarks.dynamic_conv import has_bf16
 from cdn_tune.config import Experiment, load_experiment
 from cdn_tune.model.cdn.loss import attention_loss, moment_loss
 from cdn_tune.model.cdn.network import CDN
@@ -134,9 +135,11 @@ def speed(rounds: int, device: torch.device) -> list[list[str]]:
                 work[f"{who}, bfloat16"] = step(model, experiment, inputs, torch.bfloat16)
                 work[f"{who}, as a graph, bfloat16"] = step(model, experiment, inputs, torch.bfloat16, as_graph=True)
             work["ours, compiled, bfloat16"] = step(compiled(models["ours"]), experiment, inputs, torch.bfloat16)
+        elif has_bf16(device):
+            work["ours, bfloat16"] = step(models["ours"], experiment, inputs, torch.bfloat16)
         seconds = alternate(work, rounds)
         for who, value in seconds.items():
-            base = seconds[f"published, {who.rpartition(', ')[2]}"]
+            base = seconds[f"published, {who.rpartition(', ')[2] if on_gpu else 'float32'}"]
             row = [name, f"{batch}", who, f"{value * 1e3:.1f} ms", f"{base / value:.2f}x"]
             found.append([*row, f">= {aim}x" if who.startswith("ours") else ""])
             if on_gpu:
