@@ -13,11 +13,11 @@ from torch.torch_version import TorchVersion
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import Batch
+from cdn_tune.data.files import brief
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.step.process_group import World
 
 WORDS = 8  # queries are padded to a multiple of so many words: a graph for each, not one for every length
-_LONGEST = 160  # characters of a library's own message
 _TORCH = "2.12"  # from this version on a recording that fails leaves the allocator of memory in order
 _LOG = logging.getLogger(__name__)
 
@@ -97,11 +97,10 @@ class StepGraphs:
             try:
                 self._graphs[shapes] = self._capture(partial(update, inputs))
             except Exception as error:  # of the driver, an operation that waits for the device, a lack of memory
-                cause = " ".join(str(error).split())[:_LONGEST]
                 _LOG.warning(
                     "steps are not replayed as CUDA graphs: %s: %s; train.cuda_graphs=false leaves out the attempt",
                     type(error).__name__,
-                    cause,
+                    brief(error),
                 )
                 self._failed = True
                 self._graphs.clear()
