@@ -4,6 +4,8 @@
 import sys
 
 from cdn_tune.cli import compare, demo, evaluate, export, import_weights, leaderboard, machine, predict, report, schema
+from cdn_tune.cli import report_bug as report_bug
+from cdn_tune.cli import runs as runs
 from cdn_tune.cli import simulate as simulate
 from cdn_tune.cli import train as train
 from cdn_tune.cli.app import app as app

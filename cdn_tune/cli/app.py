@@ -17,8 +17,8 @@ from cdn_tune.compat import check_versions
 from cdn_tune.errors import RunError
 
 _ORDER = (
-    *("demo", "train", "search", "simulate", "leaderboard", "evaluate", "compare", "report", "predict", "export"),
-    "doctor",
+    *("demo", "train", "search", "simulate", "runs", "leaderboard", "evaluate", "compare"),
+    *("report", "predict", "export", "import-weights", "schema", "doctor", "report-bug"),
     *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
     *("data", "doctor", "convert", "text", "plant"),
 )

@@ -148,7 +148,7 @@ def _warn_of(run: Path, result: dict[str, Any]) -> None:
 def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
     from cdn_tune.cli.show.evaluation import headline, print_evaluation_tables, print_planted
     from cdn_tune.config import Nms
-    from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
+    from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
     from cdn_tune.evaluation.queries import PREDICTIONS
     from cdn_tune.evaluation.score_maps import SCORE_MAPS
     from cdn_tune.training.object_store.working_copy import shown

@@ -1,12 +1,16 @@
-"""Whether one run is better than another: the same queries, in pairs."""
+"""Whether runs differ by more than chance: the same queries, in pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cdn_tune.config.tables import metric_names, metrics_depth
 from cdn_tune.errors import RunError
-from cdn_tune.evaluation.evaluate import EVALUATION
+from cdn_tune.evaluation.evaluation_file import EVALUATION, read_evaluation
 from cdn_tune.evaluation.queries import (
     MOST_MOMENTS,
     PREDICTIONS,
@@ -15,21 +19,56 @@ from cdn_tune.evaluation.queries import (
     read_query_results,
     video_numbers,
 )
-from cdn_tune.evaluation.test_result import read_evaluation
-from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, compare_paired, interval
-from cdn_tune.moments.metrics import mean_measures, measure
+from cdn_tune.moments.bootstrap import RESAMPLES, Paired, cluster_means, compare_paired, holm, interval
+from cdn_tune.moments.metrics import Measures, mean_measures, measure
 from cdn_tune.training.runs.run_folder import read_manifest
 
 SCHEMA = 1
 
 
 class _Side(NamedTuple):
-    """One of the two runs: its folder, its evaluation.json, what each seed retrieved, and what its numbers are of."""
+    """One of the runs: its folder, its evaluation.json, what each seed retrieved, and what its numbers are of."""
 
     run: Path
     facts: dict[str, Any]
     results: list[list[QueryResult]]
     reported: str
+
+
+class _Measured(NamedTuple):
+    """Several runs, measured on the same queries."""
+
+    sides: list[_Side]
+    tables: list[Measures]
+    videos: NDArray[np.int64]  # of the queries [Q]
+    resamples: int
+    seed: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a comparison is of, ready for JSON."""
+        facts = self.sides[0].facts
+        return {
+            "dataset": facts["dataset"],
+            "planted": any(side.facts["planted"] for side in self.sides),
+            "split": facts["split"],
+            "queries": len(self.videos),
+            "videos": int(self.videos.max()) + 1,
+            "resamples": self.resamples,
+            "seed": self.seed,
+        }
+
+    def own(self, number: int) -> list[dict[str, Any]]:
+        """Returns each metric of one run, ``value`` and ``interval``."""
+        table = self.tables[number]
+        ends = interval(cluster_means(table.values, self.videos, self.resamples, self.seed))
+        return [{"value": table.means[name], "interval": ends[:, at].tolist()} for at, name in enumerate(table.names)]
+
+    def paired(self, first: int, second: int) -> Paired:
+        """Compares two of the runs."""
+        return compare_paired(
+            self.tables[first].values, self.tables[second].values, self.videos, self.resamples, self.seed
+        )
 
 
 def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -52,12 +91,101 @@ def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: in
         RunError: If a run has no evaluation, or they were not measured on the same queries.
         DataError: If predictions cannot be read.
     """
-    sides = mine, theirs = _side(first), _side(second)
-    _check_same(mine, theirs)
-    recalls = [each for each in mine.facts["recalls"] if each in theirs.facts["recalls"]]
-    ious = [each for each in mine.facts["ious"] if each in theirs.facts["ious"]]
+    measured = _measure([first, second], resamples, seed)
+    mine, theirs = (measured.own(number) for number in range(2))
+    found = _differences(measured.tables[0].names, measured.paired(0, 1))
+    return {
+        "schema": SCHEMA,
+        "first": _describe(measured.sides[0]),
+        "second": _describe(measured.sides[1]),
+        **measured.facts,
+        "metrics": [
+            {"name": row.pop("name"), "first": one, "second": two, **row}
+            for row, one, two in zip(found, mine, theirs, strict=True)
+        ],
+    }
+
+
+def compare_many(runs: Sequence[Path], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Compares each of several evaluated runs with each other, as `compare_runs` does two.
+
+    Args:
+        runs: Run folders with an evaluation, three or more.
+        resamples: Of the intervals and of the tests.
+        seed: Of the draws.
+
+    Returns:
+        Ready for JSON: ``runs``, each with ``metrics`` (``name``, ``value``, ``interval``) and what its numbers are
+        of; ``pairs``, each with the numbers of its runs as ``first`` and ``second``, and ``metrics``: ``name``,
+        ``difference``, ``interval``, ``p_value`` and ``p_holm``, which is corrected for the number of pairs; and facts
+        as of `compare_runs`.
+
+    Raises:
+        RunError: If a run has no evaluation, or they were not measured on the same queries.
+        DataError: If predictions cannot be read.
+    """
+    measured = _measure(runs, resamples, seed)
+    names = measured.tables[0].names
+    pairs = list(combinations(range(len(runs)), 2))
+    found = [measured.paired(*pair) for pair in pairs]
+    corrected = holm(np.stack([each.p_value for each in found]))
+    return {
+        "schema": SCHEMA,
+        "runs": [
+            {
+                **_describe(side),
+                "metrics": [{"name": name, **one} for name, one in zip(names, measured.own(number), strict=True)],
+            }
+            for number, side in enumerate(measured.sides)
+        ],
+        **measured.facts,
+        "pairs": [
+            {
+                "first": first,
+                "second": second,
+                "metrics": [
+                    {**row, "p_holm": float(p_holm)}
+                    for row, p_holm in zip(_differences(names, paired), p_holms, strict=True)
+                ],
+            }
+            for (first, second), paired, p_holms in zip(pairs, found, corrected, strict=True)
+        ],
+    }
+
+
+def _describe(side: _Side) -> dict[str, Any]:
+    return {"run": str(side.run), "reported": side.reported, "looks": side.facts["looks"]}
+
+
+def _differences(names: Sequence[str], paired: Paired) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "difference": float(paired.difference[at]),
+            "interval": [float(paired.low[at]), float(paired.high[at])],
+            "p_value": float(paired.p_value[at]),
+        }
+        for at, name in enumerate(names)
+    ]
+
+
+def _measure(runs: Sequence[Path], resamples: int, seed: int) -> _Measured:
+    """Reads what the runs have retrieved, and measures it by the metrics that all report.
+
+    Raises:
+        RunError: If a run has no evaluation, or they were not measured on the same queries.
+        DataError: If predictions cannot be read.
+    """
+    sides = [_side(run) for run in runs]
+    for side in sides[1:]:
+        _check_same(sides[0], side)
+    recalls, ious = (
+        [each for each in sides[0].facts[key] if all(each in side.facts[key] for side in sides)]
+        for key in ("recalls", "ious")
+    )
     if not recalls or not ious:
-        raise RunError(f"{first} and {second}: report no R@n or no IoU in common; evaluate one with eval.ious=[...]")
+        named = " and ".join(map(str, runs))
+        raise RunError(f"{named}: report no R@n or no IoU in common; evaluate one with eval.ious=[...]")
     names = metric_names(recalls, ious)
     tables = []
     for side in sides:
@@ -66,38 +194,8 @@ def compare_runs(first: Path, second: Path, resamples: int = RESAMPLES, seed: in
             for results in side.results
         ]
         tables.append(mean_measures([measure(each, names) for each in answers]))
-    videos = video_numbers([result.annotation for result in mine.results[0]])
-    own = [interval(cluster_means(table.values, videos, resamples, seed)) for table in tables]
-    paired = compare_paired(tables[0].values, tables[1].values, videos, resamples, seed)
-    rows = []
-    for number, name in enumerate(tables[0].names):
-        one, two = (
-            {"value": table.means[name], "interval": ends[:, number].tolist()}
-            for table, ends in zip(tables, own, strict=True)
-        )
-        rows.append(
-            {
-                "name": name,
-                "first": one,
-                "second": two,
-                "difference": float(paired.difference[number]),
-                "interval": [float(paired.low[number]), float(paired.high[number])],
-                "p_value": float(paired.p_value[number]),
-            }
-        )
-    return {
-        "schema": SCHEMA,
-        "first": {"run": str(first), "reported": mine.reported, "looks": mine.facts["looks"]},
-        "second": {"run": str(second), "reported": theirs.reported, "looks": theirs.facts["looks"]},
-        "dataset": mine.facts["dataset"],
-        "planted": bool(mine.facts["planted"] or theirs.facts["planted"]),
-        "split": mine.facts["split"],
-        "queries": len(mine.results[0]),
-        "videos": int(videos.max()) + 1,
-        "resamples": resamples,
-        "seed": seed,
-        "metrics": rows,
-    }
+    videos = video_numbers([result.annotation for result in sides[0].results[0]])
+    return _Measured(sides, tables, videos, resamples, seed)
 
 
 def _side(run: Path) -> _Side:

@@ -22,6 +22,7 @@ from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
+from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
 from cdn_tune.evaluation.literature import published_rows
 from cdn_tune.evaluation.predictions import export_predictions
 from cdn_tune.evaluation.queries import (
@@ -43,7 +44,6 @@ from cdn_tune.training.runs.files import json_text, write_bytes, write_text, wri
 from cdn_tune.training.runs.run_folder import changed_files, locked, read_manifest
 
 SCHEMA = 2
-EVALUATION, EVALUATION_PUBLISHED = "evaluation.json", "evaluation-published.json"
 PREDICTIONS_PUBLISHED = "predictions-published.jsonl"
 LOOKS = "looks.jsonl"
 PUBLISHED = "published protocol: the epoch was chosen on the test split itself, as the published code does"

@@ -1,31 +1,14 @@
-"""What a run's evaluation found and chose, read for an export or a retriever."""
+"""What a run's evaluation found and chose for one checkpoint, read for an export or a retriever."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import Nms
-from cdn_tune.data.files import brief, read_json
 from cdn_tune.errors import RunError
-from cdn_tune.evaluation.evaluate import EVALUATION
+from cdn_tune.evaluation.evaluation_file import EVALUATION, plain_metrics, read_evaluation
 from cdn_tune.training.runs.checkpoint import Checkpoint
 from cdn_tune.training.runs.run_folder import MANIFEST
-
-
-def read_evaluation(run: Path) -> dict[str, Any] | None:
-    """Returns the entries of a run's ``evaluation.json``, whichever version wrote it; None before the first evaluation.
-
-    Raises:
-        RunError: If it is damaged.
-    """
-    path = run / EVALUATION
-    try:
-        content = read_json(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({brief(error)}); evaluate the run again") from None
-    return content if isinstance(content, dict) else {}
 
 
 def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
@@ -45,7 +28,7 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
         return None, "the test split has not been evaluated"
     models = content.get("models")
     own = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else content
-    metrics = _numbers(own.get("metrics"))  # over seeds, `metrics` are their mean
+    metrics = plain_metrics(own.get("metrics"))  # over seeds, `metrics` are their mean
     if not metrics:
         return None, f"{EVALUATION} holds no metrics"
     measured = content.get("checkpoint")
@@ -58,7 +41,7 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
     beside = {
         name: found
         for name, value in (baselines.items() if isinstance(baselines, Mapping) else ())
-        if isinstance(value, Mapping) and (found := _numbers(value.get("metrics")))
+        if isinstance(value, Mapping) and (found := plain_metrics(value.get("metrics")))
     }
     return {**kept, "metrics": metrics, "baselines": beside}, ""
 
@@ -86,14 +69,3 @@ def chosen_nms(checkpoint: Checkpoint) -> Nms | None:
         return checkpoint.experiment.eval.with_suppression(chosen).suppression
     except (RunError, ValueError, KeyError, TypeError):  # damaged, or by an earlier version
         return None
-
-
-def _numbers(values: Any) -> dict[str, float]:
-    """Returns what is a number; of entries with an interval or a spread, their middle."""
-    found = {}
-    for name, value in values.items() if isinstance(values, Mapping) else ():
-        if isinstance(value, Mapping):
-            value = next((value[key] for key in ("value", "mean", "estimate") if key in value), None)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1:
-            found[str(name)] = float(value)
-    return found

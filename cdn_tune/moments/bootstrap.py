@@ -155,3 +155,21 @@ def sign_flip(difference: Floats, clusters: NDArray[np.int64], resamples: int = 
         signs = generator.integers(0, 2, size=(rows, len(sums))) * 2.0 - 1.0
         hits += (np.abs(signs @ sums) >= observed - _TOLERANCE).sum(axis=0)
     return (1 + hits) / (1 + resamples)
+
+
+def holm(p_values: Floats) -> Floats:
+    """Returns p-values corrected for how many there are, so that the chance of any false alarm is as of one test.
+
+    Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979): the smallest of C p-values is multiplied by
+    C, the next by C - 1 and so on; none falls below one before it, or exceeds 1. It holds however the tests depend.
+
+    Args:
+        p_values: Of the comparisons, along the first axis [C, ...]; other axes are corrected each for itself.
+    """
+    count = len(p_values)
+    factors = np.arange(count, 0, -1).reshape(-1, *[1] * (p_values.ndim - 1))
+    order = np.argsort(p_values, axis=0, kind="stable")
+    stepped = np.maximum.accumulate(factors * np.take_along_axis(p_values, order, axis=0), axis=0)
+    corrected = np.empty_like(stepped)
+    np.put_along_axis(corrected, order, np.minimum(stepped, 1.0), axis=0)
+    return corrected

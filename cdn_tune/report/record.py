@@ -1,6 +1,5 @@
 """What a run has recorded so far, read without changing anything."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,16 +11,15 @@ from optuna.trial import FrozenTrial, TrialState
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.data.files import brief, read_json
 from cdn_tune.errors import CdnTuneError
-from cdn_tune.evaluation.evaluate import EVALUATION, EVALUATION_PUBLISHED
+from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
 from cdn_tune.evaluation.queries import PREDICTIONS
 from cdn_tune.report import shapes
+from cdn_tune.training.runs.masking import masked_urls
 from cdn_tune.training.runs.records import METRICS, read_metrics
 from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, read_manifest
 from cdn_tune.tuning.layout import DATABASE, JOURNAL, TRIALS
 from cdn_tune.tuning.results.record import Record
 from cdn_tune.tuning.results.record import read_record as read_search
-
-_PASSWORD = re.compile(r"(://[^/@\s:]*):[^/@\s]*@")
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def hide_passwords(value: Any) -> Any:
         return {key: hide_passwords(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [hide_passwords(item) for item in value]
-    return _PASSWORD.sub(r"\1:***@", value) if isinstance(value, str) else value
+    return masked_urls(value) if isinstance(value, str) else value
 
 
 def _mapping(path: Path, notices: list[str]) -> dict[str, Any]:

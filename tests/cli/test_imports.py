@@ -29,6 +29,7 @@ def test_reading_a_search_imports_neither_torch_nor_ray_nor_a_database_library(
     reading = [["search", "status", run], ["search", "status", run, "--json"], ["search", "stop", run]]
     board = ["leaderboard", run]
     reading += [board, [*board, "--json"], [*board, "--csv"], [*board, "--importance"], [*board, "--config", "0"]]
+    reading += [["runs", str(Path(run).parent)], ["runs", run, "--json"], ["runs", run, "--sort", "val"]]
     commands = [*helps, ["schema", "space"], ["schema", "experiment"], *reading]
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, json.dumps(commands)], capture_output=True, text=True, env=os.environ.copy()

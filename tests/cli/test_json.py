@@ -21,6 +21,7 @@ WITHOUT = {
     "demo",
     "export",
     "report",
+    "report-bug",
     "schema",
     "import-weights",
     "search stop",

@@ -10,7 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cdn_tune.cli import app
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import load_split
 from cdn_tune.data.planted import plant
@@ -18,7 +20,7 @@ from cdn_tune.distributed.launch import run_tasks
 from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
 from cdn_tune.evaluation import evaluate as final
 from cdn_tune.evaluation.choose_checkpoint import choose_best
-from cdn_tune.evaluation.compare import NEEDED, compare_runs
+from cdn_tune.evaluation.compare import NEEDED, compare_many, compare_runs
 from cdn_tune.evaluation.evaluate import Request, evaluate_run, record_test_access
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import answers_of, read_query_results
@@ -512,3 +514,42 @@ def test_two_runs_compare_on_the_same_queries(trained: Path, tmp_path: Path) -> 
     (trained / "predictions.jsonl").write_text("".join(reversed(lines)))
     with pytest.raises(RunError, match="only runs measured on the same queries"):
         compare_runs(trained, other)
+
+
+def test_several_runs_compare_in_pairs(trained: Path, tmp_path: Path) -> None:
+    runs = [trained, tmp_path / "second", tmp_path / "third"]
+    for run in runs[1:]:
+        shutil.copytree(trained, run)
+    evaluate_run(trained, None, Request(resamples=20))
+    evaluate_run(runs[1], None, Request(seeds=1, resamples=20))
+    with pytest.raises(RunError, match="third: is not evaluated yet"):
+        compare_many(runs, 20)
+    evaluate_run(runs[2], None, Request(resamples=20))
+    found = compare_many(runs, 300)
+    assert [run["run"] for run in found["runs"]] == list(map(str, runs))
+    assert [(pair["first"], pair["second"]) for pair in found["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+    alone = compare_runs(trained, runs[1], 300)
+    for at, row in enumerate(alone["metrics"]):
+        mine, pairs = found["runs"][0]["metrics"][at], [pair["metrics"][at] for pair in found["pairs"]]
+        assert {"name": row["name"], **row["first"]} == mine
+        assert {key: row[key] for key in ("name", "difference", "interval", "p_value")}.items() <= pairs[0].items()
+        raw = sorted(pair["p_value"] for pair in pairs)
+        assert min(pair["p_holm"] for pair in pairs) == pytest.approx(min(1, 3 * raw[0]))
+        assert all(pair["p_value"] <= pair["p_holm"] <= 1 for pair in pairs)
+        assert (pairs[1]["difference"], pairs[1]["p_holm"]) == (0, 1)  # of equal runs
+    result = CliRunner().invoke(app, ["compare", *map(str, runs)])
+    assert result.exit_code == 0, result.output
+    for text in ("B - C", "p (Holm)", "corrected for 3 pairs", "C: ", "planted data"):
+        assert text in result.output
+    assert (
+        json.loads(CliRunner().invoke(app, ["compare", *map(str, runs), "--json"]).stdout)["queries"]
+        == found["queries"]
+    )
+    facts = json.loads((runs[2] / "evaluation.json").read_text())
+    (runs[2] / "evaluation.json").write_text(json.dumps({**facts, "dataset": "tacos"}))
+    refused = CliRunner().invoke(app, ["compare", *map(str, runs)])
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1)
+    assert "dataset is charades_sta there and tacos here" in refused.output
+    few = CliRunner().invoke(app, ["compare", str(trained)])
+    assert few.exit_code == 2
+    assert "name 2 to 26 runs" in few.output

@@ -47,6 +47,7 @@ from cdn_tune.data.vectors import word_table
 from cdn_tune.errors import DataError
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.predictions import score_predictions
+from cdn_tune.evaluation.runs import summarise_run
 from cdn_tune.training.kernels.card import Card
 from cdn_tune.training.kernels.store import read_choices
 from cdn_tune.training.reports import EpochReport
@@ -628,7 +629,8 @@ def damage_database(path: Path, rng: random.Random) -> None:
 
 
 def read_search(path: Path) -> None:
-    """Reads a search as `leaderboard`, its forms and `search status` do."""
+    """Reads a search as `runs`, `leaderboard`, its forms and `search status` do."""
+    json.dumps(summarise_run(path.parent), allow_nan=False)
     record = read_record(path.parent)
     rows = record.rows()
     json_text(rows), csv_text(rows)

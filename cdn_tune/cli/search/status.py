@@ -84,7 +84,7 @@ def _facts(status: Status) -> list[tuple[str, str]]:
 def _state(status: Status) -> str:
     if status.is_alive:
         return "running, asked to stop" if status.stop_asked else "running"
-    if status.asked is not None and status.ended >= status.asked and not status.running:
+    if status.is_finished:
         return "finished"
     waits = f"; {len(status.running)} unfinished trials are then taken up again" if status.running else ""
     return f"not running; the same command goes on{waits}"

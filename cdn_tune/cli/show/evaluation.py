@@ -14,6 +14,7 @@ from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.model.families import label_in
 from cdn_tune.training.runs.kept import CHECKPOINT
 
+_SURE = 0.05  # a corrected p-value below it is shown in colour
 _KINDS = {
     "length_share": "length of the moment, share of the video",
     "length_seconds": "length of the moment",
@@ -105,6 +106,30 @@ def comparison_table(result: Mapping[str, Any]) -> Stacked:
         style = "green" if low > 0 else "red" if high < 0 else ""
         difference = f"{100 * row['difference']:+.2f} {_ends(row['interval'], sign=True)}"
         table.add_row(row["name"], *sides, difference, f"{row['p_value']:.4f}", style=style)
+    return Stacked(table)
+
+
+def runs_metrics_table(result: Mapping[str, Any], labels: str) -> Stacked:
+    """Returns the metrics of several runs, a run per row, under the letters that `pairs_table` has for them."""
+    names = [each["name"] for each in result["runs"][0]["metrics"]]
+    table = _table(_title(result), names, narrowest=8)
+    for label, run in zip(labels, result["runs"], strict=False):
+        _add(table, label, {each["name"]: each["value"] for each in run["metrics"]}, names, "")
+        _add_intervals(table, {each["name"]: each["interval"] for each in run["metrics"]}, names)
+    return Stacked(table)
+
+
+def pairs_table(result: Mapping[str, Any], labels: str) -> Stacked:
+    """Returns the comparison of each of several runs with each other, by metric."""
+    table = _table("differences in pairs, in %, with 95 % intervals", ["difference", "p", "p (Holm)"], narrowest=8)
+    for at, name in enumerate(each["name"] for each in result["pairs"][0]["metrics"]):
+        table.add_row(name, style="bold")
+        for pair in result["pairs"]:
+            row = pair["metrics"][at]
+            label = f"  {labels[pair['first']]} - {labels[pair['second']]}"
+            difference = f"{100 * row['difference']:+.2f} {_ends(row['interval'], sign=True)}"
+            style = "" if row["p_holm"] >= _SURE else "green" if row["difference"] > 0 else "red"
+            table.add_row(label, difference, f"{row['p_value']:.4f}", f"{row['p_holm']:.4f}", style=style)
     return Stacked(table)
 
 

@@ -86,9 +86,14 @@ def print_text(text: str) -> None:
     out.file.write(visible(text))
 
 
+def log_text(text: str) -> str:
+    """Returns what a program has printed: without colours, and with lines in place of what was written over."""
+    return visible(re.sub("\r\n?", "\n", _COLOUR.sub("", text)))
+
+
 def print_log(text: str) -> None:
-    """Prints what a program has printed: without colours, and with lines in place of what was written over."""
-    print_text(re.sub("\r\n?", "\n", _COLOUR.sub("", text)))
+    """Prints what a program has printed; see `log_text`."""
+    print_text(log_text(text))
     out.file.flush()
 
 

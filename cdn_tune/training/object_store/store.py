@@ -201,6 +201,14 @@ class ObjectStore:
         found = self._retry(folder, lambda: self._files.get_file_info(selector))
         return {info.path[len(self._root) + 1 :]: _entry_of(info) for info in found if info.type == FileType.File}
 
+    def folders(self) -> list[str]:
+        """Returns the names of the folders in this one, sorted."""
+        from pyarrow.fs import FileSelector, FileType
+
+        selector = FileSelector(self._root, allow_not_found=True)
+        found = self._retry("", lambda: self._files.get_file_info(selector))
+        return sorted(info.base_name for info in found if info.type == FileType.Directory)
+
     def copy(self, name: str, target: str) -> None:
         """Copies an object of at most `COPIED_BYTES` within the store."""
         self._write(name, lambda: self._files.copy_file(self._path(name), self._path(target)))

@@ -24,7 +24,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 _FORM = re.compile(r"^\s*(?P<name>[^<>=!]+?)\s*(?P<sign><=|>=|==|!=|=|<|>)\s*(?P<value>.*?)\s*$", re.DOTALL)
 _EXAMPLE = "write it like 'val R1@0.5 >= 0.4' or 'state == complete'"
-_BEST_FIRST = ("value", "pareto")  # and val metrics: the greater the better
+_BEST_FIRST = ("value", "pareto", "val", "test")  # and val metrics: the greater the better
 
 
 @dataclass(frozen=True)

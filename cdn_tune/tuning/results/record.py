@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
+from cdn_tune.config.check import searched_families
 from cdn_tune.config.load import build
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import CdnTuneError, RunError
@@ -52,6 +53,11 @@ class Record:
         """The objectives' names and directions, in order."""
         names = self.attributes.get("objectives") or [each.metric for each in self.space.objectives] or [self.metric]
         return dict(zip(names, self.directions, strict=False))
+
+    @property
+    def families(self) -> list[str]:
+        """Names of the model families that are searched."""
+        return list(searched_families(self.space, self.base.model.name))
 
     @property
     def gpus(self) -> float:

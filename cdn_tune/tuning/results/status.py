@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cdn_tune.training.object_store.lease import is_leased, is_locked
 from cdn_tune.training.object_store.working_copy import place_of, shown, working_copy
@@ -16,6 +16,8 @@ from cdn_tune.tuning.layout import TRIALS, UNFIT, StopFile
 from cdn_tune.tuning.results.leaderboard import ENDED, HOUR, PAUSED, TRIED, Row, filled, objective_column
 from cdn_tune.tuning.results.record import Record, read_record
 from cdn_tune.tuning.study.ranking import trained
+
+State = Literal["running", "finished", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Status:
     name: str  # of the search space
     metric: str  # that ranks
     parameters: list[str]  # dotted keys that are searched
+    dataset: str  # name of the dataset
+    families: list[str]  # names of the model families that are searched
     planted: bool  # whether the data are planted
     is_alive: bool  # whether a process holds the run folder now
     stop_asked: bool  # whether a stop was requested
@@ -58,6 +62,20 @@ class Status:
     failures: dict[str, int]  # failed trials by kind of reason
     unfit_nodes: list[str]  # a line for each node that takes no trials; none if no process is alive
     notice: str | None = None  # as of the `Record`
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its last trial has ended."""
+        return not self.is_alive and self.asked is not None and self.ended >= self.asked and not self.running
+
+    @property
+    def state(self) -> State:
+        """How it stands, in a word: ``failed`` if every trial has, ``stopped`` if it ended before its last trial."""
+        if self.is_alive:
+            return "running"
+        if self.ended and self.counts.keys() <= {"failed", "refused", "copy", "learned"}:
+            return "failed"
+        return "finished" if self.is_finished else "stopped"
 
     def plain(self) -> dict[str, Any]:
         """Returns it as plain values, ready for JSON; rows without what they have no value for."""
@@ -91,6 +109,8 @@ def status_of(run: Path, storage: str | None = None) -> Status:
         name=record.space.name,
         metric=record.metric,
         parameters=list(record.space.parameters),
+        dataset=record.base.data.dataset,
+        families=record.families,
         planted=bool(record.attributes.get("planted", False)),
         is_alive=alive,
         stop_asked=StopFile(run).is_raised(),
