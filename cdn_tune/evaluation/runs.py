@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,29 +64,28 @@ def find_runs(folder: Path) -> list[Path]:
         return _on_store(url)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; name the one that holds your runs")
-    found, waiting, count = [], [(folder, 0)], 0
+    found, waiting, room = [], [(folder, 0)], _MOST_ENTRIES
     while waiting:
         path, depth = waiting.pop()
-        names, below = set(), []
         try:
-            for entry in os.scandir(path):
-                names.add(entry.name)
-                count += 1
-                if count > _MOST_ENTRIES:
-                    raise RunError(f"{folder}: holds more than {_MOST_ENTRIES:,} files; name the folder of your runs")
-                if entry.is_symlink():
-                    if any((path / entry.name / mark).is_file() for mark in _MARKS):
-                        found.append(path / entry.name)
-                elif entry.is_dir() and not entry.name.startswith("."):
-                    below.append((path / entry.name, depth + 1))
+            with os.scandir(path) as entries:
+                some = list(islice(entries, room))
         except OSError:
             if path == folder:
                 raise
-            names = set(_MARKS)  # it may be a run: why it cannot be opened is then its row's reason
-        if names & _MARKS:
+            found.append(path)  # it may be a run: why it cannot be opened is then its row's reason
+            continue
+        room -= len(some)
+        if not room:
+            raise RunError(f"{folder}: holds {_MOST_ENTRIES:,} files or more; name the folder of your runs")
+        if any(entry.name in _MARKS for entry in some):
             found.append(path)
-        elif depth < _DEEPEST:
-            waiting += below
+            continue
+        links = [path / entry.name for entry in some if entry.is_symlink()]
+        found += [link for link in links if any((link / mark).is_file() for mark in _MARKS)]
+        if depth < _DEEPEST:
+            below = [entry.name for entry in some if entry.is_dir(follow_symlinks=False)]
+            waiting += [(path / name, depth + 1) for name in below if not name.startswith(".")]
     return sorted(found)
 
 
@@ -202,11 +202,12 @@ def _files(run: Path) -> Iterator[tuple[Path, os.stat_result]]:
     while waiting:
         folder = waiting.pop()
         try:
-            for entry in os.scandir(folder):
-                with suppress(FileNotFoundError):
-                    yield Path(entry.path), entry.stat(follow_symlinks=False)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        yield Path(entry.path), entry.stat(follow_symlinks=False)
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(Path(entry.path))
         except FileNotFoundError:  # a running search deletes folders
             if folder == run:
                 raise RunError(f"{run}: no such run folder") from None

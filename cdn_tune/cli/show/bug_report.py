@@ -69,7 +69,8 @@ def bug_report(run: Path | None = None, masking: Masking | None = None) -> str:
             text = f"cannot be read: {brief(error, 300)}"
         except Exception as error:  # what is broken is what the report is about
             text = f"cannot be read: {type(error).__name__}: {brief(error, 300)}"
-        part = _fenced(title, _cut(masking.text(log_text(text)).strip("\n"), most, at_end))
+        title, text = (masking.text(log_text(each)) for each in (title, text))
+        part = _fenced(" ".join(title.split()), _cut(text.strip("\n"), most, at_end))
         if len(part) > room:
             found.append("(what would follow is left out: the report is long enough)\n")
             break
