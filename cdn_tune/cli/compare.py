@@ -16,15 +16,14 @@ _NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     epilog="Examples: cdn-tune compare runs/pool runs/conv; cdn-tune compare runs/pool runs/conv runs/snag runs/mmn"
 )
 def compare(
-    runs: Annotated[
-        list[Path], Argument(metavar="RUN_A RUN_B [RUN]...", help="Evaluated runs, on the same queries; two or more.")
-    ],
+    runs: Annotated[list[Path], Argument(metavar="RUN", help="Evaluated runs, two or more, on the same queries.")],
     json: Json = False,
 ) -> None:
     """Print by how much each run is better than each other on the test split, with intervals and p-values.
 
-    Of more than two runs, p-values are corrected for the number of pairs (Holm). Compares what evaluate has written;
-    the test split is not opened again.
+    Of more than two runs, p-values are also corrected for the number of pairs (Holm).
+
+    Compares what evaluate has written; the test split is not opened again.
     """
     from cdn_tune.cli.show.evaluation import comparison_table, pairs_table, print_planted, runs_metrics_table
     from cdn_tune.evaluation.compare import compare_many, compare_runs

@@ -18,9 +18,7 @@ from cdn_tune.errors import ConfigError
     epilog="Examples: cdn-tune report-bug runs/charades-quick --out bug.md; cdn-tune report-bug > bug.md",
 )
 def report_bug(
-    run: Annotated[
-        Path | None, Argument(metavar="[RUN]", help="Folder of the run that it is about, or its URL.")
-    ] = None,
+    run: Annotated[Path | None, Argument(metavar="RUN", help="Folder of the run that it is about, or its URL.")] = None,
     file: Annotated[
         Path | None,
         Option("--out", metavar="FILE", help="Write it there.", show_default="standard output"),
@@ -28,8 +26,7 @@ def report_bug(
 ) -> None:
     """Print what a bug report needs: versions, GPU, disks, and a run's manifest, configuration, log and errors.
 
-    Passwords, tokens and keys, the user's name and home folder are masked. Nothing is sent: read it, then add it to
-    your issue.
+    Secrets, the user's name and home folder are masked, and nothing is sent: read it, then add it to your issue.
     """
     from cdn_tune.cli.show.bug_report import bug_report
     from cdn_tune.training.runs.files import write_text

@@ -19,7 +19,7 @@ from cdn_tune.cli.show.output import err, out, print_json_text, print_line, prin
 def runs(
     folder: Annotated[
         Path,
-        Argument(metavar="[DIR]", help="Folder of runs, or its URL on an object store.", show_default="runs"),
+        Argument(metavar="DIR", help="Folder of runs, or its URL on an object store.", show_default="runs"),
     ] = Path("runs"),
     sort: Annotated[
         str | None,
@@ -42,7 +42,7 @@ def runs(
 ) -> None:
     """List the runs in DIR: what each is, how it stands, its best val and its test result, and its size on disk.
 
-    Nothing is written to a run, and none of its models is opened. A run that cannot be read is listed with the reason.
+    Nothing is written to a run, and no model is opened. A run that cannot be read is listed with the reason.
     """
     from cdn_tune.evaluation.runs import COLUMNS, find_runs, summarise_run
     from cdn_tune.tuning.results.filters import parse_filter, sort_rows
