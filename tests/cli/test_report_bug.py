@@ -3,8 +3,8 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial
@@ -16,7 +16,7 @@ from cdn_tune.config.yaml import dump
 
 Entry = Callable[..., FrozenTrial]
 MakeSearch = Callable[..., Path]
-SECRET = "Sesame-0pen"  # noqa: S105
+SECRET, KNOWN = "Sesame-0pen", "Abracadabra-9"
 
 
 def invoke(*arguments: object) -> Result:
@@ -76,50 +76,77 @@ def test_wrong_names_are_one_line(tmp_path: Path) -> None:
 
 
 SENTENCES = [
-    "postgresql://me:{}@host/db",
-    "postgresql://me:with {}@host/db",
-    "s3://bucket/x?token={}",
-    "token={}",
-    "password: {}",
-    "--api-key {}",
-    "Authorization: Bearer {}",
-    '{{"secret": "{}"}}',
-    "pass\x1b[31mword={}",
-    "plainly {}",
+    f"postgresql://me:{SECRET}@host/db",
+    f"postgresql://me:with {SECRET}@host/db",
+    f"s3://bucket/x?token={SECRET}",
+    f"token={SECRET}",
+    f"password: {SECRET}",
+    f"--api-key {SECRET}",
+    f"Authorization: Bearer {SECRET}",
+    f'{{"secret": "{SECRET}"}}',
+    f"pass\x1b[31mword={SECRET}",
+    f"plainly {KNOWN}",  # the value of a variable
 ]
 
 
-@pytest.mark.parametrize("place", ["manifest", "command", "experiment", "space", "log", "error", "name", "environment"])
-@pytest.mark.parametrize("sentence", SENTENCES)
-def test_no_planted_secret_gets_out(place: str, sentence: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLANTED_TOKEN", SECRET)  # so that it is known where nothing else shows it
-    monkeypatch.setattr(module, "_gpu", lambda: "none")  # which takes torch
-    told = sentence.format(SECRET)
-    manifest: dict[str, Any] = {"kind": "search"}
-    if place == "manifest":
-        manifest |= {"storage": told, "data": {"root": told}, told: told, "list": [[told]]}
-    elif place == "command":
-        manifest["command"] = ["cdn-tune", "search", told, "--password", SECRET]
-    elif place == "name":
-        (run / "trials" / f"x {SECRET}").mkdir()
-        (run / "trials" / f"x {SECRET}" / "error.txt").write_text("a failure\n")
-    elif place in ("experiment", "space"):
-        file = run / ("experiment.yaml" if place == "experiment" else "search_space.yaml")
-        file.write_text(file.read_text() + dump({"extra": {"key": told}}))
-    elif place in ("log", "error"):
-        file = run / ("ray.log" if place == "log" else "trials/0001/error.txt")
-        file.write_text(f"before\n{told}\nafter\n")
-    else:
-        monkeypatch.setenv("CDN_TUNE_STORAGE", told)
-        monkeypatch.setenv("RAY_AUTH_TOKEN", told)
-    (run / "manifest.json").write_text(json.dumps(manifest))
+def _in_manifest(run: Path) -> None:
+    whole = {str(number): {"root": text, text: [[text]]} for number, text in enumerate(SENTENCES)}
+    (run / "manifest.json").write_text(json.dumps({"kind": "search", "storage": SENTENCES[0], "data": whole}))
+
+
+def _in_command(run: Path) -> None:
+    command = ["cdn-tune", "search", *SENTENCES, "--password", SECRET]
+    (run / "manifest.json").write_text(json.dumps({"kind": "search", "command": command}))
+
+
+def _in_yaml(name: str, run: Path) -> None:
+    extra = {f"key {number}": text for number, text in enumerate(SENTENCES)}
+    (run / name).write_text((run / name).read_text() + dump({"extra": extra}))
+
+
+def _in_text(name: str, run: Path) -> None:
+    (run / name).write_text("before\n" + "\n".join(SENTENCES) + "\nafter\n")
+
+
+def _in_a_name(run: Path) -> None:
+    (run / "trials" / f"x {KNOWN}").mkdir()
+    (run / "trials" / f"x {KNOWN}" / "error.txt").write_text("a failure\n")
+
+
+PLACES: dict[str, Callable[[Path], None]] = {
+    "manifest": _in_manifest,
+    "command": _in_command,
+    "experiment": partial(_in_yaml, "experiment.yaml"),
+    "space": partial(_in_yaml, "search_space.yaml"),
+    "log": partial(_in_text, "ray.log"),
+    "error": partial(_in_text, "trials/0001/error.txt"),
+    "name": _in_a_name,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_planted_secret_gets_out(place: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_TOKEN", KNOWN)
+    PLACES[place](run)
     text = report_of(run)
     assert SECRET not in text
+    assert KNOWN not in text
     assert "***" in text
     assert "\x1b" not in text
     if place in ("log", "error"):
         assert "before\n" in text
         assert "after\n" in text
+        assert text.count("***") >= len(SENTENCES)
+
+
+def test_no_secret_of_the_environment_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", SECRET)
+    monkeypatch.setenv("CDN_TUNE_STORAGE", f"mysql://me:{KNOWN}@host/db")
+    monkeypatch.setenv("CDN_TUNE_MADE_UP", f"{SECRET} and {KNOWN}")
+    text = report_of()
+    assert "RAY_AUTH_TOKEN=***" in text
+    assert "mysql://me:***@host/db" in text
+    assert "CDN_TUNE_MADE_UP=*** and ***" in text
 
 
 def test_the_user_is_not_named(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

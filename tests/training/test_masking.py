@@ -43,6 +43,10 @@ MASKING = Masking({"HF_TOKEN": HUSH, "AWS_REGION": "eu-west-1", "PWD": "/tmp"}, 
         "-----BEGIN PRIVATE KEY-----\nhush",
         "hush\n-----END OPENSSH PRIVATE KEY-----\nrest",
         "hush" * 2000,
+        "pass\x1b[1;31mword=hush",
+        "pass\x1b[2K\x00\u200bword=hush",
+        "'pass\\x1b[31mword=hush' holds a control character",
+        "hu\x1b[0msh" + HUSH.removeprefix("hush"),
     ],
 )
 def test_secrets_of_any_form(text: str) -> None:

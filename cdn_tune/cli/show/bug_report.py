@@ -1,7 +1,7 @@
 """A bug report: versions, machine, and what a run has recorded of itself and of its failures, without secrets.
 
 A run may be a stranger's, and the report is made to be sent: no link is followed out of the run folder, each part has
-its most characters, and text is neutralised for terminals and masked before it is cut.
+its most characters, and text is masked before it is cut.
 """
 
 import os
@@ -69,7 +69,7 @@ def bug_report(run: Path | None = None, masking: Masking | None = None) -> str:
             text = f"cannot be read: {brief(error, 300)}"
         except Exception as error:  # what is broken is what the report is about
             text = f"cannot be read: {type(error).__name__}: {brief(error, 300)}"
-        title, text = (masking.text(log_text(each)) for each in (title, text))
+        title, text = (log_text(masking.text(each)) for each in (title, text))
         part = _fenced(" ".join(title.split()), _cut(text.strip("\n"), most, at_end))
         if len(part) > room:
             found.append("(what would follow is left out: the report is long enough)\n")

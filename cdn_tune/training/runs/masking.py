@@ -29,6 +29,11 @@ _SHORTEST = 4  # characters of a value of the environment that is looked for eve
 _LONGEST = 4000  # characters of a line; longer ones are no text for people
 _COMMON = frozenset(["root", "user", "users", "home", "ray", "data", "test", "train", "admin", "ubuntu"])
 
+# What a terminal obeys, as it is and as it is written down, and what is not seen: it may stand within a secret's name.
+_UNSEEN = re.compile(
+    r"(?:\x1b|\\(?:e|x1b|u001b|033))\[[0-?]*[ -/]*[@-~]"
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+)
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>`]+")
 # From a user's name to the last @ of the line, for a password may hold anything; a port is none.
 _PASSWORD = re.compile(r"(:/{1,2}[^\s/:@?#]*):(?!\d{1,5}(?:[/\s\"',;)\]}]|$))[^\n]{0,300}@")
@@ -70,7 +75,8 @@ class Masking:
         self._user = re.compile(rf"(?<![\w-]){re.escape(user)}(?![\w-])") if named and user is not None else None
 
     def text(self, text: str) -> str:
-        """Returns a text without secrets, and without lines of more than 4,000 characters."""
+        """Returns a text without secrets, control characters, and lines of more than 4,000 characters."""
+        text = _UNSEEN.sub("", text)
         text = _END_OF_KEY.sub(MASK, _WHOLE_KEY.sub(MASK, text))
         text = "\n".join(map(_line, text.split("\n")))
         for value in self._values:
