@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -21,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._against import Epochs, changed, real, simulated
+from benchmarks._first_step import STAMPS, stamped
 from benchmarks._measure import RESULTS, publish, table
 from benchmarks.curves import TABLES
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
+from cdn_tune.config.yaml import dump
 from cdn_tune.data.planted import plant
 from cdn_tune.data.planted.planting import preset
 from cdn_tune.distributed.cluster import connected
@@ -114,7 +118,7 @@ def start(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]:
     run = folder / "start"
     space = make_space("start", trials, sampler={"name": "random"}, early_stopping={"name": "none"})
     search(space, experiment, run, ignore, SearchOptions(train=stamped))
-    stamps = sorted(tuple(map(float, path.read_text().split())) for path in run.glob("trials/*/stamps"))
+    stamps = sorted(tuple(map(float, path.read_text().split())) for path in run.glob(f"trials/*/{STAMPS}"))
     gaps = []
     free: list[float] = []
     for began, stepped, ended in stamps:
@@ -127,18 +131,22 @@ def start(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]:
     return [[f"{len(gaps)} times", middle, f"{max(gaps):.2f} s", "<= 0.5 s"]]
 
 
-def stamped(experiment: Experiment, folder: Path, report: Report, **options: Any) -> None:
-    """Trains, and notes when it was called, when it made its first step, and when it ended."""
-    from cdn_tune.training.train_trial import train_in
-
-    moments = [time.time()]
-
-    def on_step(_: object) -> None:
-        if len(moments) == 1:
-            moments.append(time.time())
-
-    train_in(experiment, folder, report, on_step, **options)
-    (folder / "stamps").write_text(f"{moments[0]} {moments[1]} {time.time()}")
+def first_step(times: int) -> list[list[str]]:
+    """Returns the row of how long a search takes from its command, on a Ray of its own, to its first step."""
+    found = []
+    parameters = {"optim.lr": {"type": "float", "low": 1e-4, "high": 3e-2, "log": True}}
+    with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name:
+        data, space = Path(name) / "data", Path(name) / "space.yaml"
+        plant(data, videos=40, feature_size=64, seed=0)
+        space.write_text(dump({"name": "first", "experiment": "demo/small", "parameters": parameters, "trials": 2}))
+        command = [sys.executable, "-m", "benchmarks._first_step", str(space), f"data.root={data}", "train.epochs=1"]
+        for number in range(times):
+            run = Path(name) / f"run-{number}"
+            began = time.time()
+            subprocess.run([*command, "--run", str(run)], check=True, capture_output=True)
+            stamps = run.glob(f"trials/*/{STAMPS}")
+            found.append(min(float(path.read_text().split()[1]) for path in stamps) - began)
+    return [[f"{len(found)} times", f"{statistics.median(found):.1f} s", f"{max(found):.1f} s", "<= 10 s"]]
 
 
 class WatchedEngine(RayEngine):
@@ -355,6 +363,13 @@ def main() -> None:
         publish("search_real", ["## Search: for real", "", about, "", *table(heads, rows)])
     if set(options.part) <= {"simulate", "defaults", "real"}:
         return
+    if "start" in options.part:
+        lines += [
+            "",
+            "From the command to the first step of a demo-sized trial, on a Ray that the search starts.",
+            "",
+            *table(["measured", "median", "longest", "aim"], first_step(9)),
+        ]
     found = ["## Search: what it finds", "", "`python -m benchmarks.search --part budget`."]
     with tempfile.TemporaryDirectory(prefix="cdn-tune-bench-") as name, connected():
         folder = Path(name)
