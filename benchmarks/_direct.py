@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
 from cdn_tune.model.cdn.network import CDN
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.needed import Needed
 
 
@@ -24,15 +25,16 @@ class DirectDynamicConv2d(nn.Module):
         self.query, self.map, self.mix, self.dropout = ours.query, ours.map, ours.mix, ours.dropout
         self.mixture = ours.mixture
 
-    def forward(self, x: Tensor, query: Tensor, _: Needed | None = None) -> Tensor:
-        """Convolves maps [B, C, S, S] for queries [B, Q]."""
+    def forward(self, x: Tensor, query: Tensor, _: Needed | None = None, epilogue: Epilogue | None = None) -> Tensor:
+        """Convolves maps [B, C, S, S] for queries [B, Q], and ends the layer."""
         mixture = self.mixture(x, query)  # [B, E]
         batch, channels, *size = x.shape
         kernel = self.weight.shape[-1]
         kernels = (mixture @ self.weight.flatten(1)).view(batch * channels, channels, kernel, kernel)
         biases = (mixture @ self.bias).flatten()
-        x = x.reshape(1, batch * channels, *size)
-        return functional.conv2d(x, kernels, biases, padding=kernel // 2, groups=batch).view(batch, channels, *size)
+        one = x.reshape(1, batch * channels, *size)
+        out = functional.conv2d(one, kernels, biases, padding=kernel // 2, groups=batch).view(batch, channels, *size)
+        return out if epilogue is None else epilogue.after(out, x)
 
 
 class DirectStaticConv2d(nn.Conv2d):
@@ -45,9 +47,16 @@ class DirectStaticConv2d(nn.Conv2d):
             self.weight.copy_(ours.kernels[0])
             self.bias.copy_(ours.bias[0])
 
-    def forward(self, x: Tensor, *_: Tensor | Needed | None) -> Tensor:
-        """Convolves maps [B, C, S, S] whatever the query."""
-        return super().forward(x)
+    def forward(
+        self,
+        x: Tensor,
+        query: Tensor,  # noqa: ARG002
+        needed: Needed | None = None,  # noqa: ARG002
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        """Convolves maps [B, C, S, S] whatever the query, and ends the layer."""
+        out = super().forward(x)
+        return out if epilogue is None else epilogue.after(out, x)
 
 
 def direct(conv: StaticConv2d) -> nn.Module:

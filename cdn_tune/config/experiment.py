@@ -213,11 +213,11 @@ class TrainConfig(Frozen):
         "auto", description="of the forward pass; auto: bf16 on a GPU that has it, fp32 otherwise; fp16 scales the loss"
     )
     tf32: bool = Field(False, description="on a GPU, multiply and convolve float32 in TensorFloat-32")
-    kernels: Literal["auto", "published", "rows", "cudnn", "triton"] = Field(
+    kernels: Literal["auto", "published", "rows", "cudnn", "triton", "fused"] = Field(
         "auto",
         description="how a GPU convolves with a kernel per query: one grouped convolution as published, matrix "
-        "products of rows, a cuDNN call per query, Triton's kernels; auto: the fastest on the card, measured once; a "
-        "CPU takes auto alone",
+        "products of rows, a cuDNN call per query, Triton's kernels, the same with the end of the layer; auto: the "
+        "fastest on the card, measured once; a CPU takes auto alone",
     )
     cuda_graphs: bool = Field(
         True, description="on a GPU, record steps of equal shapes and replay them, where the model allows it"

@@ -15,6 +15,7 @@ from torch.nn import functional
 from triton.runtime import interpreter
 
 from cdn_tune.model.kernels import mixing, triton_launch
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.mixing import relative_error
 from cdn_tune.model.kernels.needed import Needed, needed
 from cdn_tune.model.kernels.products import PRODUCTS
@@ -30,18 +31,24 @@ CASES = {
     "K3, float16": (2, 4, 33, 3, 6, Tile(16, 64, 64, 4, 2), Tile(64, 64, 16, 4, 2), torch.float16),
 }
 LISTED = "K5, in two shares"  # once more with a list of the cells that are needed
+WITHOUT_RESIDUAL = "K9"
 MANY = "more samples than a program holds"
 
 
 def expected(x: Tensor, weight: Tensor, mixture: Tensor, grad: Tensor) -> list[Tensor]:
     """The convolved maps [B, C, S, S], and the gradients of maps, experts and mixture, in float64."""
     inputs = [tensor.double().requires_grad_() for tensor in (x, weight, mixture)]
-    kernel = round(len(weight) ** 0.5)
-    kernels = torch.einsum("be,teoi->boit", inputs[2], inputs[1]).unflatten(3, (kernel, kernel))
-    out = torch.cat(
-        [functional.conv2d(one[None], own, padding=kernel // 2) for one, own in zip(inputs[0], kernels, strict=True)]
-    )
+    out = formula(*inputs)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad.double())]
+
+
+def formula(x: Tensor, weight: Tensor, mixture: Tensor) -> Tensor:
+    """The convolved maps [B, C, S, S]."""
+    kernel = round(len(weight) ** 0.5)
+    kernels = torch.einsum("be,teoi->boit", mixture, weight).unflatten(3, (kernel, kernel))
+    return torch.cat(
+        [functional.conv2d(one[None], own, padding=kernel // 2) for one, own in zip(x, kernels, strict=True)]
+    )
 
 
 def drawn(batch: int, size: int, channels: int, kernel: int, experts: int, dtype: torch.dtype) -> list[Tensor]:
@@ -83,6 +90,29 @@ def errors(name: str, listed: bool = False) -> list[float]:
         *triton_launch.unmix(weight, mixture, kernels_grad, True),
     ]
     return [relative_error(*each) for each in zip(found, wanted, strict=True)]
+
+
+def errors_to_the_end(name: str, listed: bool = False) -> list[float]:
+    """Errors of a layer's result, and of the gradients of maps, experts, mixture and bias, through autograd.
+
+    The formula's gradients are compared where ReLU's argument is not so near 0 that rounding decides.
+    """
+    batch, size, channels, kernel, experts, tile, gradient_tile, dtype = CASES[name]
+    triton_launch.product_tile, triton_launch.gradient_tile = lambda *_: tile, lambda *_: gradient_tile
+    x, weight, mixture, grad = drawn(batch, size, channels, kernel, experts, torch.float32)
+    inputs = [x, weight / (kernel * channels**0.5), mixture, torch.randn(batch, channels)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    cells = upper(size, kernel) if listed else None
+    epilogue = Epilogue((torch.rand(size, size) - 0.2).relu(), residual=name != WITHOUT_RESIDUAL)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    before = formula(*exact[:3]) + exact[3][:, :, None, None] + (exact[0] if epilogue.residual else 0)
+    grad = grad * (before.abs() > 0.01) * (cells.mask if cells else 1)
+    wanted = before.relu() * epilogue.factors * (cells.mask if cells else 1)
+    with torch.autocast("cpu", torch.float16, enabled=dtype == torch.float16):
+        out = sample_conv(*inputs[:3], "fused", cells, inputs[3], epilogue)
+    found = [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+    expected = [wanted.detach(), *torch.autograd.grad(wanted, exact, grad.double())]
+    return [relative_error(*each) for each in zip(found, expected, strict=True)]
 
 
 def errors_of_many() -> list[float]:
@@ -128,6 +158,9 @@ def main() -> None:
     mixing.triton_fault = lambda _: None  # the interpreter is on a CPU
     found = {name: errors(name) for name in CASES} | {name: errors_of_product(name) for name in PRODUCTS}
     found[f"{LISTED}, listed"] = errors(LISTED, listed=True)
+    triton_launch.GATE_META |= {"ROWS": 16, "COLUMNS": 16}  # several programs
+    found |= {f"{name}, to the end": errors_to_the_end(name) for name in CASES}
+    found[f"{LISTED}, listed, to the end"] = errors_to_the_end(LISTED, listed=True)
     print(json.dumps(found | {MANY: errors_of_many()}))  # noqa: T201
 
 

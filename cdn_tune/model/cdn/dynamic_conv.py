@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn_tune.model.kernels.cell_conv import convolve
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.needed import Needed
 from cdn_tune.model.kernels.products import PUBLISHED, MixedShape
 
@@ -38,9 +39,15 @@ class StaticConv2d(nn.Module):
         size = math.isqrt(len(self.weight))
         return self.weight.permute(1, 2, 3, 0).reshape(*self.weight.shape[1:], size, size)
 
-    def forward(self, x: Tensor, query: Tensor, needed: Needed | None = None) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        x: Tensor,
+        query: Tensor,  # noqa: ARG002
+        needed: Needed | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
         """Convolves maps [B, C, S, S] whatever the query [B, Q]; see `DynamicConv2d`."""
-        return convolve(x, self.weight, self.bias, needed=needed)
+        return convolve(x, self.weight, self.bias, needed=needed, epilogue=epilogue)
 
 
 class DynamicConv2d(StaticConv2d):
@@ -82,10 +89,12 @@ class DynamicConv2d(StaticConv2d):
         weights: Tensor = self.dropout(self.mix(torch.tanh(sum(terms))).softmax(dim=1))
         return weights
 
-    def forward(self, x: Tensor, query: Tensor, needed: Needed | None = None) -> Tensor:
-        """Convolves each map [B, C, S, S] with the kernel mixed for it and its query [B, Q].
+    def forward(
+        self, x: Tensor, query: Tensor, needed: Needed | None = None, epilogue: Epilogue | None = None
+    ) -> Tensor:
+        """Convolves each map [B, C, S, S] with the kernel mixed for it and its query [B, Q], and ends the layer.
 
         Output cells that are not among the needed ones (by default all) are undefined.
         """
         product = self.products.get(x.shape[3], PUBLISHED)
-        return convolve(x, self.weight, self.bias, self.mixture(x, query), needed, product)
+        return convolve(x, self.weight, self.bias, self.mixture(x, query), needed, product, epilogue)

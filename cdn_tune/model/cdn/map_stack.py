@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdn_tune.model.cdn.config import MapConfig
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d, StaticConv2d
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.needed import Needed, needed
 from cdn_tune.model.layers.map_convs import count_under, neighbour_weights
 from cdn_tune.model.layers.norm import MapNorm
@@ -75,9 +76,7 @@ class MapStack(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         for index, conv in enumerate(self.convs):
             x = _norm(norms, index, x, mask)
-            out = conv(x, query, constants.needed(index))
-            out = out + x if self.residual else out
-            y = torch.relu(out * constants.weights[index])  # no weight is negative
+            y = conv(x, query, constants.needed(index), Epilogue(constants.weights[index], self.residual))
             x = y * torch.sigmoid(self.gates[index](x)) if len(self.gates) else y
         return _norm(norms, len(self.convs), x, mask)
 

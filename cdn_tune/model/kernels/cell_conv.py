@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.mixed_conv import mixed_conv
 from cdn_tune.model.kernels.needed import Needed
 from cdn_tune.model.kernels.products import PUBLISHED
@@ -32,8 +33,9 @@ def convolve(
     mixture: Tensor | None = None,
     needed: Needed | None = None,
     product: str = PUBLISHED,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
-    """Convolves maps, with zeros around them.
+    """Convolves maps, with zeros around them, and ends the layer.
 
     On a CPU, large convolutions run in tiles (see `mixed_conv`), others as a grouped convolution; on a GPU, those with
     mixed kernels run as `product` says (see `sample_conv`).
@@ -45,10 +47,19 @@ def convolve(
         mixture: Mixture weights per sample [B, E]; None where a single expert serves all samples.
         needed: Output cells that are needed; what others hold is undefined. All by default.
         product: How a GPU multiplies mixed kernels, a name in `products.PRODUCTS`.
+        epilogue: The end of the layer; none by default.
 
     Returns:
         Maps [B, C, S, S].
     """
+    if mixture is not None and x.device.type == "cuda":
+        return sample_conv(x, weight, mixture, product, needed, mixture @ bias, epilogue)
+    out = _convolved(x, weight, bias, mixture, needed)
+    return out if epilogue is None else epilogue.after(out, x)
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor, mixture: Tensor | None, needed: Needed | None) -> Tensor:
+    """Convolves with one kernel for all samples, or on a CPU."""
     kernel = math.isqrt(len(weight))
     out_bias = bias[0] if mixture is None else mixture @ bias  # [C] or [B, C]
     if _in_tiles(x, kernel):
@@ -63,9 +74,6 @@ def convolve(
     if mixture is None:
         taps = weight[:, 0].permute(1, 2, 0).reshape(*weight.shape[2:], kernel, kernel)  # [C, C, K, K]
         return functional.conv2d(x, taps, out_bias, padding=kernel // 2)
-    if x.device.type == "cuda":
-        out = sample_conv(x, weight, mixture, product, needed)
-        return out + out_bias[:, :, None, None].to(out.dtype)
     return _grouped(x, weight, out_bias, mixture, kernel)
 
 

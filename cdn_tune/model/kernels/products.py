@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.mixing import Order
 from cdn_tune.model.kernels.needed import Needed
 
@@ -42,6 +43,8 @@ class Product(NamedTuple):
         backward: Order of those that `gradients` reads.
         reverse: Whether it reads taps in reverse.
         whole: Whether training multiplies all samples at once and keeps their kernels.
+        ends: Multiplies and ends the layer (`Epilogue`) before its result is stored, which is float32: given the
+            arguments of `multiply`, a bias [B, C], the layer's maps and its end. None if it cannot.
     """
 
     multiply: Callable[[Tensor, Tensor, Needed | None], Tensor]
@@ -50,6 +53,7 @@ class Product(NamedTuple):
     backward: Order
     reverse: bool = False
     whole: bool = False
+    ends: Callable[[Tensor, Tensor, Needed | None, Tensor, Tensor, Epilogue], Tensor] | None = None
 
 
 def is_exact(dtype: torch.dtype) -> bool:
@@ -150,6 +154,34 @@ def _by_triton_gradients(
     return x_grad.permute(0, 3, 1, 2), kernels_grad
 
 
+def _by_triton_to_the_end(
+    x: Tensor, kernels: Tensor, needed: Needed | None, bias: Tensor, maps: Tensor, epilogue: Epilogue
+) -> Tensor:
+    """Multiplies as Triton's kernels do; adds, gates and scales cells that are in registers yet."""
+    from cdn_tune.model.kernels import triton_launch
+
+    outputs, _ = _listed(x, needed)
+    added = _channels_last(maps) if epilogue.residual else None
+    ending = triton_launch.Ending(bias.contiguous(), added, epilogue.factors)
+    out = triton_launch.convolve(_channels_last(x), kernels, is_exact(x.dtype), cells=outputs, ending=ending)
+    return out.permute(0, 3, 1, 2)
+
+
+def gate(grad: Tensor, out: Tensor, epilogue: Epilogue, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what `Product.ends` gets back: the gradient [B, C, S, S] of what is added, of the product, of the bias.
+
+    Args:
+        grad: Gradient of the result [B, C, S, S].
+        out: The result.
+        epilogue: The end.
+        dtype: The format in which the product is computed.
+    """
+    from cdn_tune.model.kernels import triton_launch
+
+    wide, rounded, bias_grad = triton_launch.gate(_channels_last(grad), _channels_last(out), epilogue.factors, dtype)
+    return wide.permute(0, 3, 1, 2), rounded.permute(0, 3, 1, 2), bias_grad
+
+
 def _listed(x: Tensor, needed: Needed | None) -> tuple[Tensor | None, Tensor | None]:
     """Returns the needed cells of output and input, each None where that is nearly all of them."""
     if needed is None:
@@ -164,10 +196,12 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-PUBLISHED, TRITON = "published", "triton"
+PUBLISHED, TRITON, FUSED = "published", "triton", "fused"
+OF_TRITON = (TRITON, FUSED)
 PRODUCTS = {
     PUBLISHED: Product(_grouped, _grouped_gradients, "torch", "torch", whole=True),
     "rows": Product(_of_rows, _of_rows_gradients, "out", "tap", reverse=True),
     "cudnn": Product(_one_by_one, _one_by_one_gradients, "out", "out"),
     TRITON: Product(_by_triton, _by_triton_gradients, "tap", "tap"),
+    FUSED: Product(_by_triton, _by_triton_gradients, "tap", "tap", ends=_by_triton_to_the_end),
 }

@@ -1,4 +1,4 @@
-"""Triton kernels of the convolution with a kernel per sample: mix, multiply, and both gradients.
+"""Triton kernels of the convolution with a kernel per sample: mix, multiply, end the layer, and the gradients.
 
 Imported only where Triton is installed. Mixing and its gradient read and write memory once and are bound by that; the
 products are matrix products whose operands are gathered from the map, cell by cell, without a copy of it in memory.
@@ -108,11 +108,16 @@ def convolve_kernel(
     out,
     listed,
     count,
+    bias,
+    added,
+    factors,
     SIDE: tl.constexpr,
     CHANNELS: tl.constexpr,
     KERNEL: tl.constexpr,
     BACKWARD: tl.constexpr,
     LISTED: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -124,7 +129,8 @@ def convolve_kernel(
     The sum over taps and channels is shared out among SPLIT programs s, whose parts are added afterwards. BACKWARD
     gives the gradient of the input instead: `maps` is that of the output, taps are taken in reverse, and kernels
     from their outputs to their inputs. If LISTED, only the `count` cells in `listed` are computed and written; else
-    `count` is their number, N.
+    `count` is their number, N. EPILOGUE, without shares, gives max(0, (out + bias[b, n] + added[b, cell, n])
+    factors[cell]), without `added` if not RESIDUAL.
     """
     cells: tl.constexpr = SIDE * SIDE
     taps: tl.constexpr = KERNEL * KERNEL
@@ -167,8 +173,56 @@ def convolve_kernel(
             taken = tl.load(to, mask=(channel < CHANNELS)[:, None] & (column < CHANNELS)[None, :], other=0.0)
         total = tl.dot(values, taken, total, input_precision=PRECISION)
     out += (share * tl.num_programs(1) + sample) * (cells * CHANNELS)
-    kept = (place < count)[:, None] & (column < CHANNELS)[None, :]
-    tl.store(out + cell[:, None] * CHANNELS + column[None, :], total.to(out.dtype.element_ty), mask=kept)
+    if EPILOGUE:
+        factor = tl.load(factors + cell, mask=place < count, other=0.0)[:, None]
+        # By halves of the columns: what is added to a whole tile of 256 finds no room in registers beside it.
+        left, right = tl.split(tl.permute(tl.reshape(total, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+        for half in tl.static_range(2):
+            found = left if half == 0 else right
+            where = tl.program_id(0) // row_tiles * COLUMNS + half * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
+            to = cell[:, None] * CHANNELS + where[None, :]
+            kept = (place < count)[:, None] & (where < CHANNELS)[None, :]
+            found += tl.load(bias + sample * CHANNELS + where, mask=where < CHANNELS, other=0.0).to(tl.float32)[None, :]
+            if RESIDUAL:
+                found += tl.load(added + sample * (cells * CHANNELS) + to, mask=kept, other=0.0).to(tl.float32)
+            tl.store(out + to, tl.maximum(found * factor, 0.0).to(out.dtype.element_ty), mask=kept)
+    else:
+        kept = (place < count)[:, None] & (column < CHANNELS)[None, :]
+        to = out + cell[:, None] * CHANNELS + column[None, :]
+        tl.store(to, total.to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def gate_kernel(
+    grad,
+    out,
+    factors,
+    gated,
+    rounded,
+    sums,
+    CELLS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Writes the gradient before an epilogue, of that after it: grad[b, cell, c] factors[cell] where out > 0, else 0.
+
+    It is written twice, if the types of `gated` and `rounded` differ. sums[b, p, c] = this program's part of its sum
+    over cells.
+    """
+    sample, program = tl.program_id(2).to(tl.int64), tl.program_id(0)
+    cell = program * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    kept = (cell < CELLS)[:, None] & (column < CHANNELS)[None, :]
+    at = sample * (CELLS * CHANNELS) + cell[:, None] * CHANNELS + column[None, :]
+    factor = tl.load(factors + cell, mask=cell < CELLS, other=0.0)[:, None]
+    found = tl.load(grad + at, mask=kept, other=0.0).to(tl.float32) * factor
+    found = tl.where(tl.load(out + at, mask=kept, other=0.0) > 0, found, 0.0)
+    tl.store(gated + at, found.to(gated.dtype.element_ty), mask=kept)
+    if rounded.dtype != gated.dtype:
+        tl.store(rounded + at, found.to(rounded.dtype.element_ty), mask=kept)
+    part = sums + (sample * tl.num_programs(0) + program) * CHANNELS + column
+    tl.store(part, tl.sum(found, axis=0), mask=column < CHANNELS)
 
 
 @triton.jit

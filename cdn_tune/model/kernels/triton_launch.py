@@ -1,4 +1,4 @@
-"""Launches the Triton kernels: mixing, the products and their gradients. Imported only where Triton is installed.
+"""Launches the Triton kernels: mixing, the products, their ends and gradients. Imported only where Triton is installed.
 
 Shape letters: as in `triton_kernels`; H shares that a sum was computed in.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cdn_tune.model.kernels.triton_kernels import (
     convolve_kernel,
+    gate_kernel,
     kernels_gradient_kernel,
     mix_kernel,
     unmix_kernel,
@@ -20,11 +21,26 @@ from cdn_tune.model.kernels.triton_kernels import (
 _HOPPER = (9, 0)
 # BLOCK: weights that a program holds of each expert. Fused multiply-adds are asked for, or Triton warns of its default.
 MIX_META: dict[str, Any] = {"BLOCK": 1024, "num_warps": 8, "enable_fp_fusion": True}
+GATE_META: dict[str, Any] = {"ROWS": 64, "COLUMNS": 64, "num_warps": 4, "enable_fp_fusion": True}
 UNMIX_ROWS = 32  # samples whose gradients a program of the mixture's gradient holds at once: what registers take
 # Products of float32 as the sum of six of bfloat16, which tensor cores compute; from this version of Triton on.
 EXACT = "bf16x6" if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5) else "ieee"
 _PLAIN_DEPTH = 16  # of a tile of float32 products without tensor cores: what registers take
 _SPLITS = (1, 2, 4)
+
+
+class Ending(NamedTuple):
+    """What a product adds and multiplies before it stores its result; then ReLU.
+
+    Attributes:
+        bias: Added to all cells [B, C].
+        added: Maps that are added [B, S, S, C], contiguous; None if nothing is.
+        factors: A factor per cell [S, S], float32, contiguous.
+    """
+
+    bias: Tensor
+    added: Tensor | None
+    factors: Tensor
 
 
 class Tile(NamedTuple):
@@ -112,6 +128,7 @@ def convolve(
     backward: bool = False,
     cells: Tensor | None = None,
     tile: Tile | None = None,
+    ending: Ending | None = None,
 ) -> Tensor:
     """Returns maps [B, S, S, C] convolved each with its own kernel; all contiguous.
 
@@ -122,12 +139,16 @@ def convolve(
         backward: Whether the gradient of the input is returned instead.
         cells: The cells to compute [n], row by row, int32; others are 0. All if None.
         tile: How to cut it; as `product_tile` chooses if None.
+        ending: What follows for these cells; the sum is not shared out then, and the result float32.
     """
     batch, side, _, channels = maps.shape
     count = side * side if cells is None else len(cells)
     tile = tile or product_tile(maps, count)
+    tile = tile if ending is None else tile._replace(split=1)
+    bias, added, factors = ending or (maps, None, maps)
+    wide = tile.split > 1 or ending is not None
     new = torch.empty if cells is None else torch.zeros
-    parts = new(tile.split, *maps.shape, dtype=torch.float32 if tile.split > 1 else maps.dtype, device=maps.device)
+    parts = new(tile.split, *maps.shape, dtype=torch.float32 if wide else maps.dtype, device=maps.device)
     tiles = triton.cdiv(count, tile.rows) * triton.cdiv(channels, tile.columns)
     with torch.cuda.device_of(maps):  # type: ignore[no-untyped-call]
         convolve_kernel[(tiles, batch, tile.split)](
@@ -136,15 +157,41 @@ def convolve(
             parts,
             maps if cells is None else cells,
             count,
+            bias,
+            maps if added is None else added,
+            factors,
             SIDE=side,
             CHANNELS=channels,
             KERNEL=math.isqrt(kernels.shape[1]),
             BACKWARD=backward,
             SPLIT=tile.split,
             LISTED=cells is not None,
+            EPILOGUE=ending is not None,
+            RESIDUAL=added is not None,
             **product_meta(tile, exact),
         )
     return parts[0] if tile.split == 1 else parts.sum(dim=0).to(maps.dtype)
+
+
+def gate(grad: Tensor, out: Tensor, factors: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradient before an ending, as float32 and in the format of products, and that of the bias [B, C].
+
+    Args:
+        grad: Gradient of the result [B, S, S, C], contiguous.
+        out: The result, float32, contiguous.
+        factors: As of the ending.
+        dtype: The format of products.
+    """
+    batch, side, _, channels = out.shape
+    gated = torch.empty_like(out)
+    rounded = gated if dtype == gated.dtype else torch.empty_like(out, dtype=dtype)
+    rows, columns = (triton.cdiv(size, GATE_META[name]) for size, name in ((side**2, "ROWS"), (channels, "COLUMNS")))
+    sums = torch.empty(batch, rows, channels, dtype=torch.float32, device=out.device)
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+        gate_kernel[(rows, columns, batch)](
+            grad, out, factors, gated, rounded, sums, CELLS=side**2, CHANNELS=channels, **GATE_META
+        )
+    return gated, rounded, sums.sum(dim=1)
 
 
 def kernels_gradient(

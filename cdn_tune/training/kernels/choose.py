@@ -14,7 +14,7 @@ from cdn_tune.config import TrainConfig
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.model.kernels.mixing import triton_fault
-from cdn_tune.model.kernels.products import PUBLISHED, TRITON, MixedShape
+from cdn_tune.model.kernels.products import OF_TRITON, PUBLISHED, TRITON, MixedShape
 from cdn_tune.training.kernels.card import Card, format_name, this_card, triton_version
 from cdn_tune.training.kernels.measure import Case, Timer, find_fault, measure, milliseconds
 from cdn_tune.training.kernels.store import Choice, Name, alone, keep_choices, read_choices
@@ -156,7 +156,7 @@ def _check(setting: str, world: World) -> None:
     fault = None
     if not is_gpu(world.device):
         fault = "says how a GPU multiplies, and there is none here; set train.kernels=auto"
-    elif setting == TRITON and (reason := triton_fault(world.device)) is not None:
+    elif setting in OF_TRITON and (reason := triton_fault(world.device)) is not None:
         fault = f"Triton cannot be used ({reason}); pip install 'cdn-tune[gpu]', or set train.kernels=auto"
     if (first := next(filter(None, world.gather(fault)), None)) is not None:
         raise ConfigError(f"train.kernels={setting}: {first}")
@@ -168,7 +168,7 @@ def _candidates(world: World) -> tuple[Name, ...]:
 
 
 def _names(with_triton: bool) -> tuple[Name, ...]:
-    return tuple(name for name in get_args(Name) if with_triton or name != TRITON)
+    return tuple(name for name in get_args(Name) if with_triton or name not in OF_TRITON)
 
 
 def _fixed(case: Case, name: Name, device: torch.device) -> Name:

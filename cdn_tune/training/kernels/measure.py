@@ -12,21 +12,24 @@ import torch
 from torch import Tensor
 
 from cdn_tune.data.files import brief
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.mixing import relative_error
 from cdn_tune.model.kernels.products import PUBLISHED, MixedShape
 from cdn_tune.model.kernels.sample_conv import sample_conv
 from cdn_tune.training.kernels.card import format_name
 from cdn_tune.training.memory.device import is_shortage
+from cdn_tune.training.step.batch_loss import autocast
 
 Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, float]]
 # The greatest error, of the result and of each gradient, relative to float64.
 LIMITS = {"fp32": 3e-6, "tf32": 1.5e-3, "fp16": 1e-2, "bf16": 1e-2}
 _CHECKED = 2  # samples
+_MARGIN = 0.05  # about 0, before ReLU: there rounding decides whether a gradient passes, and none is checked
 _WARM, _ROUNDS = 2, 7
 
 
 class Case(NamedTuple):
-    """What is measured: one layer, forward and backward."""
+    """What is measured: one layer to its end, forward and backward."""
 
     shape: MixedShape
     batch: int
@@ -87,7 +90,7 @@ def _measured(case: Case, names: Sequence[str], device: torch.device, timer: Tim
         raise
     faults = _faults(case, names, device)
     for name in names:
-        fault, step = faults.get(name), _step(inputs, grad, name)
+        fault, step = faults.get(name), _step(inputs, grad, name, case.dtype)
         if fault is None:
             try:
                 step()
@@ -134,8 +137,11 @@ def _faults(case: Case, names: Sequence[str], device: torch.device) -> dict[str,
         """Returns inputs, the gradient of the output, and the results expected; one that fails is tried again."""
         with _undrawn(device):
             inputs, grad = _drawn(case, min(_CHECKED, case.batch), device)
-        exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-        return inputs, grad, _results(exact, grad.double(), PUBLISHED)
+        x, weight, mixture, bias = exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        before = sample_conv(x, weight, mixture, PUBLISHED) + bias[:, :, None, None] + x
+        grad = grad * (before.abs() > _MARGIN)
+        out = before.relu() * _epilogue(x).factors
+        return inputs, grad, (out.detach(), *torch.autograd.grad(out, exact, grad.double()))
 
     faults: dict[str, _Fault] = {}
     limit = LIMITS[format_name(case.dtype)]
@@ -144,7 +150,7 @@ def _faults(case: Case, names: Sequence[str], device: torch.device) -> dict[str,
             continue
         try:
             inputs, grad, expected = checked()
-            found = _results(inputs, grad, name)
+            found = _results(inputs, grad, name, case.dtype)
             errors = [relative_error(mine, theirs) for mine, theirs in zip(found, expected, strict=True)]
         except Exception as error:  # of a compiler, a driver, a card that lacks something
             faults[name] = _Fault.of(error)
@@ -161,22 +167,31 @@ def _undrawn(device: torch.device) -> Any:
 
 
 def _drawn(case: Case, batch: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Draws maps, experts and mixture, and the gradient of the output; maps are channels last, as in the network."""
+    """Draws maps, experts, mixture and bias, and the gradient of the layer's result.
+
+    Maps are channels last and float32, as normalisation in the network leaves them.
+    """
     channels, kernel, experts, size = case.shape
-    maps = [
-        torch.randn(batch, size, size, channels, device=device, dtype=case.dtype).permute(0, 3, 1, 2) for _ in range(2)
-    ]
+    maps = [torch.randn(batch, size, size, channels, device=device).permute(0, 3, 1, 2) for _ in range(2)]
     weight = torch.randn(kernel**2, experts, channels, channels, device=device) / (kernel * channels**0.5)
     mixture = torch.randn(batch, experts, device=device).softmax(dim=1)
-    return [tensor.requires_grad_() for tensor in (maps[0], weight, mixture)], maps[1]
+    bias = torch.randn(batch, channels, device=device)
+    return [tensor.requires_grad_() for tensor in (maps[0], weight, mixture, bias)], maps[1]
 
 
-def _results(inputs: Sequence[Tensor], grad: Tensor, name: str) -> tuple[Tensor, ...]:
-    """Returns the convolved maps, and the gradients of maps, experts and mixture."""
-    x, weight, mixture = inputs
-    out = sample_conv(x, weight, mixture, name)
+def _epilogue(x: Tensor) -> Epilogue:
+    """Returns the end of a layer, for maps [B, C, S, S]."""
+    size = x.shape[3]
+    return Epilogue(torch.linspace(0.1, 1, size**2, device=x.device).view(size, size), residual=True)
+
+
+def _results(inputs: Sequence[Tensor], grad: Tensor, name: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Returns the layer's result, and the gradients of maps, experts, mixture and bias."""
+    x, weight, mixture, bias = inputs
+    with autocast(x.device, dtype):
+        out = sample_conv(x, weight, mixture, name, None, bias, _epilogue(x))
     return (out.detach(), *torch.autograd.grad(out, inputs, grad))
 
 
-def _step(inputs: Sequence[Tensor], grad: Tensor, name: str) -> Callable[[], object]:
-    return lambda: _results(inputs, grad, name)
+def _step(inputs: Sequence[Tensor], grad: Tensor, name: str, dtype: torch.dtype) -> Callable[[], object]:
+    return lambda: _results(inputs, grad, name, dtype)

@@ -17,7 +17,7 @@ from cdn_tune.training.kernels.card import Card
 _MOST = 1 << 20  # bytes of a file
 _WAIT = 120.0  # seconds for another process that measures
 _LOG = logging.getLogger(__name__)
-Name = Literal["published", "rows", "cudnn", "triton"]
+Name = Literal["published", "rows", "cudnn", "triton", "fused"]
 
 
 class Choice(BaseModel, frozen=True):
