@@ -1,4 +1,4 @@
-"""One dynamic layer, forward and backward, against the published formulation and a static convolution.
+"""One dynamic layer to its end, forward and backward, against the published formulation and a static convolution.
 
 ``python -m benchmarks.dynamic_conv [--rounds N]`` measures in one process, taking turns: (a) ours, (b) the published
 formulation, (c) a static convolution of the same shape, which is the limit. On a CPU that is the Charades-STA model's
@@ -19,6 +19,7 @@ from benchmarks._direct import DirectStaticConv2d, direct
 from benchmarks._measure import MIB, alternate, peak_memory, publish, table
 from cdn_tune.config import TrainConfig, load_experiment
 from cdn_tune.model.cdn.dynamic_conv import DynamicConv2d
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.needed import Needed
 from cdn_tune.model.kernels.products import PRODUCTS
 from cdn_tune.training.kernels.choose import choose_products
@@ -49,6 +50,7 @@ class Inputs(NamedTuple):
     x: Tensor
     query: Tensor
     needed: Needed
+    epilogue: Epilogue
     gradient: Tensor
 
 
@@ -60,7 +62,7 @@ def step(layer: nn.Module, inputs: Inputs, mode: Mode) -> Callable[[], None]:
         layer.zero_grad(set_to_none=True)
         inputs.x.grad = None
         with torch.autocast(inputs.x.device.type, mode.dtype, enabled=mode.dtype != torch.float32):
-            out = layer(inputs.x, inputs.query, inputs.needed)
+            out = layer(inputs.x, inputs.query, inputs.needed, inputs.epilogue)
         out.backward(inputs.gradient.to(out.dtype))
 
     return run
@@ -87,12 +89,11 @@ def candidates(layer: DynamicConv2d, inputs: Inputs, mode: Mode) -> dict[str, Ca
     return found
 
 
-def needed_in(name: str, device: torch.device) -> Needed:
-    """Returns the cells that training needs of the fourth layer of a published experiment."""
-    with torch.device("meta"):
-        model = build_model(load_experiment(name)).train()
-    cells: Needed = model.map.cells[0].needed(LAYER)
-    return Needed(*(each.to(device) for each in cells))
+def layer_of(name: str, device: torch.device) -> tuple[Needed, Epilogue]:
+    """Returns what a published experiment's fourth layer has for its map: cells that training needs, and its end."""
+    model = build_model(load_experiment(name, {"model.hidden": 1})).train()  # of any width
+    cells = model.map.cells[0].to(device)
+    return cells.needed(LAYER), Epilogue(cells.weights[LAYER], model.map.residual)
 
 
 def rows(name: str, batch: int, rounds: int, device: torch.device) -> list[list[str]]:
@@ -100,13 +101,13 @@ def rows(name: str, batch: int, rounds: int, device: torch.device) -> list[list[
     torch.manual_seed(0)
     ours = DynamicConv2d(CHANNELS, KERNEL, QUERY, EXPERTS).to(device)
     published, static = direct(ours).to(device), DirectStaticConv2d(ours).to(device)
-    needed = needed_in(name, device)
+    needed, epilogue = layer_of(name, device)
     size = len(needed.mask)
     x = torch.randn(batch, CHANNELS, size, size, device=device, requires_grad=True)
-    inputs = Inputs(x, torch.randn(batch, QUERY, device=device), needed, torch.randn_like(x) * needed.mask)
+    inputs = Inputs(x, torch.randn(batch, QUERY, device=device), needed, epilogue, torch.randn_like(x) * needed.mask)
     use_tf32(False)
     with torch.no_grad():
-        both = [layer(x, inputs.query, needed)[..., needed.mask] for layer in (ours, published)]
+        both = [layer(x, inputs.query, needed, epilogue)[..., needed.mask] for layer in (ours, published)]
     torch.testing.assert_close(*both, atol=1e-3, rtol=1e-3)
     work: dict[str, Callable[[], None]] = {}
     for kind, mode in MODES.items():
@@ -150,7 +151,8 @@ def main() -> None:
         [
             "## One dynamic layer",
             "",
-            f"`python -m benchmarks.dynamic_conv`: forward and backward of one layer on {device.type}, {CHANNELS} "
+            f"`python -m benchmarks.dynamic_conv`: forward and backward of one layer on {device.type}, from its "
+            f"convolution to ReLU, {CHANNELS} "
             f"channels, kernel {KERNEL}, {EXPERTS} experts, the cells that training needs of the published model's "
             f"fourth layer, medians of {arguments.rounds} rounds in turns. Speed and time are against the same format. "
             f"Aim on a CPU: at least {AIM}x the published formulation's speed, at most {AIM}x a static convolution's "

@@ -14,9 +14,10 @@ from optuna.trial import TrialState
 
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.model.kernels.cell_conv import convolve
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.mixing import triton_fault, triton_installed
 from cdn_tune.model.kernels.needed import needed
-from cdn_tune.model.kernels.products import PRODUCTS
+from cdn_tune.model.kernels.products import OF_TRITON, PRODUCTS
 from cdn_tune.training.kernels.card import this_card
 from cdn_tune.training.kernels.measure import LIMITS
 from cdn_tune.training.kernels.store import read_choices
@@ -84,7 +85,7 @@ def test_scores_are_those_of_a_cpu(tiny: Tiny) -> None:
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("kind", LIMITS)
 def test_a_kernel_per_sample_is_the_formula(size: int, product: str, kind: str) -> None:
-    if product == "triton" and not triton_installed():
+    if product in OF_TRITON and not triton_installed():
         pytest.skip("Triton is not installed")
     torch.manual_seed(0)
     use_tf32(kind == "tf32")
@@ -92,14 +93,15 @@ def test_a_kernel_per_sample_is_the_formula(size: int, product: str, kind: str) 
     x = torch.randn(5, 64, size, size, dtype=torch.float64)
     weight = torch.randn(25, 4, 64, 64, dtype=torch.float64) / 40
     mixture = torch.randn(5, 4, dtype=torch.float64).softmax(dim=1)
-    mask = torch.ones(size, size, dtype=torch.bool).triu(size // 2)
+    mask, factors = torch.ones(size, size, dtype=torch.bool).triu(size // 2), torch.rand(size, size)
     found, expected = [], []
     for results, device, exact in ((found, "cuda", torch.float32), (expected, "cpu", torch.float64)):
         inputs = [tensor.to(device, exact, copy=True).requires_grad_() for tensor in (x, weight, mixture)]
         with torch.autocast(device, dtype, enabled=device == "cuda" and dtype != torch.float32):
             bias = torch.zeros(4, 64, device=device, dtype=exact)
             cells = needed(mask.to(device), 5)
-            out = convolve(*inputs[:2], bias, inputs[2], cells, product) * cells.mask
+            epilogue = Epilogue(factors.to(device), residual=True)
+            out = convolve(*inputs[:2], bias, inputs[2], cells, product, epilogue) * cells.mask
         results += [out, *torch.autograd.grad(out.square().sum(), inputs)]
     for mine, theirs in zip(found, expected, strict=True):
         error = (mine.cpu().double() - theirs).square().mean().sqrt() / theirs.square().mean().sqrt()
@@ -115,7 +117,7 @@ def test_the_fastest_is_chosen_and_kept(tiny: Tiny, tmp_path: Path, monkeypatch:
     assert held["products"] == {"C8 K3 E2 S8": choice.product}
     assert "published" in choice.milliseconds
     assert not choice.dropped
-    assert set(choice.milliseconds) == {*PRODUCTS} - (set() if triton_installed() else {"triton"})
+    assert set(choice.milliseconds) == {*PRODUCTS} - (set() if triton_installed() else set(OF_TRITON))
 
 
 def test_triton_mixes_where_it_is() -> None:

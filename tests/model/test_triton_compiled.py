@@ -70,18 +70,19 @@ def compiled(name: str, types: dict[str, str], constants: dict[str, Any], warps:
 BF16, FP32 = "*bf16", "*fp32"
 TILES = {"small": (64, 64, 64, 4, 3), "two shares": (128, 128, 64, 8, 3, 2), "wide": (128, 256, 64, 8, 3)}
 EXACT = (128, 128, 32, 8, 3)
+ENDING = dict.fromkeys(("bias", "added", "factors"), FP32)
 
 
-def product(name: str, tile: tuple[int, ...], kind: str = BF16, **more: Any) -> Compiled:
+def product(name: str, tile: tuple[int, ...], kind: str = BF16, out: str | None = None, **more: Any) -> Compiled:
     """Compiles a product as it is launched, of 16-bit operands or of exact float32."""
     from cdn_tune.model.kernels.triton_launch import Tile, product_meta
 
     meta = product_meta(Tile(*tile), exact=kind == FP32)
     warps, stages, _ = (meta.pop(option) for option in ("num_warps", "num_stages", "enable_fp_fusion"))
     if name == "convolve_kernel":
-        meta["SPLIT"] = Tile(*tile).split
-    out = FP32 if Tile(*tile).split > 1 else kind
-    types = {"maps": kind, "kernels": kind, "grad": kind, "out": out, "listed": "*i32"}
+        meta |= {"SPLIT": Tile(*tile).split, "EPILOGUE": False, "RESIDUAL": False}
+    out = out or (FP32 if Tile(*tile).split > 1 else kind)
+    types = {"maps": kind, "kernels": kind, "grad": kind, "out": out, "listed": "*i32", **ENDING}
     return compiled(name, types, {**SHAPES, "LISTED": False, **meta, **more}, warps, stages)
 
 
@@ -92,6 +93,24 @@ def test_the_product_keeps_tensor_cores_busy(tile: str, backward: bool, listed: 
     assert found.spilled == 0
     assert "wgmma.mma_async" in found.ptx
     assert not SERIALISED.search(found.log), found.log
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_the_end_of_a_layer_finds_room_in_registers(tile: str) -> None:
+    ends = {"out": FP32, "BACKWARD": False, "LISTED": True, "EPILOGUE": True, "RESIDUAL": True}
+    found = product("convolve_kernel", TILES[tile][:5], **ends)
+    assert found.spilled == 0
+    assert "wgmma.mma_async" in found.ptx
+    assert not SERIALISED.search(found.log), found.log
+
+
+@pytest.mark.parametrize("kind", [BF16, FP32])
+def test_the_gradient_before_it_does_not_spill(kind: str) -> None:
+    from cdn_tune.model.kernels.triton_launch import GATE_META
+
+    constants = {"CELLS": SIDE * SIDE, "CHANNELS": CHANNELS, "ROWS": GATE_META["ROWS"], "COLUMNS": GATE_META["COLUMNS"]}
+    types = dict.fromkeys(("grad", "out", "factors", "gated", "sums"), FP32) | {"rounded": kind}
+    assert compiled("gate_kernel", types, constants, GATE_META["num_warps"]).spilled == 0
 
 
 @pytest.mark.parametrize("tile", ["small", "wide"])
@@ -107,6 +126,7 @@ def test_exact_products_are_made_of_those_of_bfloat16_without_spills() -> None:
     for name, more in (
         ("convolve_kernel", {"BACKWARD": False}),
         ("convolve_kernel", {"BACKWARD": True}),
+        ("convolve_kernel", {"BACKWARD": False, "LISTED": True, "EPILOGUE": True, "RESIDUAL": True}),
         ("kernels_gradient_kernel", {"TURNS": SIDE * SIDE // EXACT[2]}),
     ):
         found = product(name, EXACT, FP32, **more)

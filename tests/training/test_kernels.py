@@ -16,7 +16,8 @@ from torch import Tensor
 from cdn_tune.config import Experiment, TrainConfig
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.cdn import dynamic_conv
-from cdn_tune.model.kernels import products
+from cdn_tune.model.kernels import products, sample_conv
+from cdn_tune.model.kernels.epilogue import Epilogue
 from cdn_tune.model.kernels.needed import Needed
 from cdn_tune.model.kernels.products import PRODUCTS, MixedShape, Product
 from cdn_tune.training import loop
@@ -164,6 +165,30 @@ def test_what_fails_or_is_wrong_is_dropped_with_one_warning(
     (warning,) = caplog.records
     assert "rows is not used" in warning.getMessage()
     assert "\n" not in warning.getMessage()
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wrong", [None, "residual", "ReLU", "factors", "gate", "gradient of the bias"])
+def test_a_product_that_ends_the_layer_is_checked_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, wrong: str | None, dtype: torch.dtype
+) -> None:
+    rows = PRODUCTS["rows"]
+
+    def ends(x: Tensor, kernels: Tensor, needed: Needed | None, bias: Tensor, maps: Tensor, end: Epilogue) -> Tensor:
+        out = rows.multiply(x, kernels, needed) + bias[:, :, None, None] + (0 if wrong == "residual" else maps)
+        out = out if wrong == "ReLU" else out.relu()
+        return out if wrong == "factors" else out * end.factors
+
+    def gate(grad: Tensor, out: Tensor, end: Epilogue, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        before = grad * end.factors * (1 if wrong == "gate" else out > 0)
+        bias_grad = (out if wrong == "gradient of the bias" else before).sum(dim=(2, 3))
+        return before, before.to(dtype), bias_grad
+
+    monkeypatch.setattr(sample_conv, "gate", gate)
+    monkeypatch.setitem(products.PRODUCTS, "fused", rows._replace(ends=ends))
+    fault = find_fault(CASE._replace(dtype=dtype), "fused", CPU)
+    assert fault is None if wrong is None else fault is not None and "differs" in fault
 
 
 @pytest.mark.usefixtures("gpu")
