@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = importlib.util.find_spec("triton") is not None
 NAMES = ["K3", "K5, in two shares", "K7, in three shares", "K9", "K3, float16"]
 NAMES += ["K5, in two shares, listed"]
-NAMES += [f"{name}, to the end" for name in NAMES] + ["more samples than a program holds"]
+NAMES += [f"{name}, to the end" for name in NAMES] + ["NaN, to the end", "more samples than a program holds"]
 PRODUCTS = ["published", "rows", "cudnn", "triton", "fused"]
 
 

@@ -32,6 +32,7 @@ CASES = {
 }
 LISTED = "K5, in two shares"  # once more with a list of the cells that are needed
 WITHOUT_RESIDUAL = "K9"
+NAN = "NaN, to the end"
 MANY = "more samples than a program holds"
 
 
@@ -115,6 +116,14 @@ def errors_to_the_end(name: str, listed: bool = False) -> list[float]:
     return [relative_error(*each) for each in zip(found, expected, strict=True)]
 
 
+def errors_of_nan() -> list[float]:
+    """How many cells hold NaN where the formula does not, or the other way round; training stops by it."""
+    x, weight, mixture, _ = drawn(2, 5, 8, 3, 3, torch.float32)
+    x[0, 0, 1, 1] = torch.nan
+    out = sample_conv(x, weight, mixture, "fused", None, torch.zeros(2, 8), Epilogue(torch.ones(5, 5), True))
+    return [float((out.isnan() != (formula(x, weight, mixture) + x).isnan()).sum())]
+
+
 def errors_of_many() -> list[float]:
     """Errors of the mixture's gradients of more samples than a program holds at once."""
     batch = triton_launch.UNMIX_ROWS + 3
@@ -161,7 +170,7 @@ def main() -> None:
     triton_launch.GATE_META |= {"ROWS": 16, "COLUMNS": 16}  # several programs
     found |= {f"{name}, to the end": errors_to_the_end(name) for name in CASES}
     found[f"{LISTED}, listed, to the end"] = errors_to_the_end(LISTED, listed=True)
-    print(json.dumps(found | {MANY: errors_of_many()}))  # noqa: T201
+    print(json.dumps(found | {NAN: errors_of_nan(), MANY: errors_of_many()}))  # noqa: T201
 
 
 if __name__ == "__main__":

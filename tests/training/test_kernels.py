@@ -185,6 +185,7 @@ def test_a_product_that_ends_the_layer_is_checked_to_its_end(
         bias_grad = (out if wrong == "gradient of the bias" else before).sum(dim=(2, 3))
         return before, before.to(dtype), bias_grad
 
+    monkeypatch.setattr(sample_conv, "_AT_ONCE", 1)  # sample by sample
     monkeypatch.setattr(sample_conv, "gate", gate)
     monkeypatch.setitem(products.PRODUCTS, "fused", rows._replace(ends=ends))
     fault = find_fault(CASE._replace(dtype=dtype), "fused", CPU)
@@ -340,10 +341,11 @@ def test_a_fixed_product_is_checked_and_not_timed(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_triton_where_it_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", products.OF_TRITON)
+def test_triton_where_it_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch, name: Name) -> None:
     monkeypatch.setattr(choose, "triton_fault", lambda _: "it is not installed")
-    with pytest.raises(ConfigError, match=r"train.kernels=triton: .*not installed.*pip install 'cdn-tune\[gpu\]'"):
-        choose_products(TrainConfig(kernels="triton"), (SHAPE,), 3, torch.float32, World(device=CPU))
+    with pytest.raises(ConfigError, match=rf"train.kernels={name}: .*not installed.*pip install 'cdn-tune\[gpu\]'"):
+        choose_products(TrainConfig(kernels=name), (SHAPE,), 3, torch.float32, World(device=CPU))
 
 
 @pytest.mark.parametrize("name", PRODUCTS)

@@ -185,7 +185,8 @@ def convolve_kernel(
             found += tl.load(bias + sample * CHANNELS + where, mask=where < CHANNELS, other=0.0).to(tl.float32)[None, :]
             if RESIDUAL:
                 found += tl.load(added + sample * (cells * CHANNELS) + to, mask=kept, other=0.0).to(tl.float32)
-            tl.store(out + to, tl.maximum(found * factor, 0.0).to(out.dtype.element_ty), mask=kept)
+            found *= factor
+            tl.store(out + to, tl.where(found < 0, 0.0, found).to(out.dtype.element_ty), mask=kept)  # NaN stays
     else:
         kept = (place < count)[:, None] & (column < CHANNELS)[None, :]
         to = out + cell[:, None] * CHANNELS + column[None, :]
@@ -205,7 +206,7 @@ def gate_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Writes the gradient before an epilogue, of that after it: grad[b, cell, c] factors[cell] where out > 0, else 0.
+    """Writes the gradient before an epilogue, of that after it: 0 where out <= 0, else grad[b, cell, c] factors[cell].
 
     It is written twice, if the types of `gated` and `rounded` differ. sums[b, p, c] = this program's part of its sum
     over cells.
@@ -217,7 +218,7 @@ def gate_kernel(
     at = sample * (CELLS * CHANNELS) + cell[:, None] * CHANNELS + column[None, :]
     factor = tl.load(factors + cell, mask=cell < CELLS, other=0.0)[:, None]
     found = tl.load(grad + at, mask=kept, other=0.0).to(tl.float32) * factor
-    found = tl.where(tl.load(out + at, mask=kept, other=0.0) > 0, found, 0.0)
+    found = tl.where(tl.load(out + at, mask=kept, other=0.0) <= 0, 0.0, found)
     tl.store(gated + at, found.to(gated.dtype.element_ty), mask=kept)
     if rounded.dtype != gated.dtype:
         tl.store(rounded + at, found.to(rounded.dtype.element_ty), mask=kept)
