@@ -107,4 +107,4 @@ def toys() -> Iterator[None]:
             (tables.LAYOUTS, "tsv"),
             (tables.METRICS, "start@{iou}"),
         ):
-            del table[name]  # type: ignore[attr-defined]
+            del table[name]

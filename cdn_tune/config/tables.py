@@ -1,27 +1,38 @@
 """What an experiment or a search space can name: samplers, stopping rules, metrics, dataset layouts, schedules.
 
 One table of each. A row names what implements it as ``module:name``, imported once it is used, so that reading a file
-of settings imports neither torch nor Optuna. To add one, write its file and its row here; a program of your own adds
-one by `Table.add`, and may give the object itself in place of its name. Everything else (the values that a file may
-hold, its checks, the reference of keys, the JSON Schemas, errors) follows from the row.
+of settings imports neither torch nor Optuna. To add one, write its file and its row here; a package of your own names
+its row in an entry point of the table's group (`cdn_tune.plugins`), or a program adds it by `Table.add`, and may give
+the object itself in place of its name. Everything else (the values that a file may hold, its checks, the reference of
+keys, the JSON Schemas, errors) follows from the row.
 """
 
 import difflib
 import pkgutil
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+
+from cdn_tune import plugins
+from cdn_tune.errors import ConfigError
 
 Reference = str | Callable[..., Any] | Any  # "module:name", or the object itself
 
 
 def resolve(reference: Reference) -> Any:
-    """Returns the object that a row's reference names."""
-    return pkgutil.resolve_name(reference) if isinstance(reference, str) else reference
+    """Returns the object that a row's reference names; raises a `ConfigError` if it cannot be imported."""
+    if not isinstance(reference, str):
+        return reference
+    try:
+        return pkgutil.resolve_name(reference)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{reference}, which an entry point's row names, cannot be imported ({error}); mend it"
+        ) from error
 
 
 class _Row(Protocol):
@@ -32,26 +43,53 @@ class _Row(Protocol):
 R = TypeVar("R", bound=_Row)
 
 
-class Table(dict[str, R], Generic[R]):
+class Table(Mapping[str, R]):
     """Rows by name. As an annotation of a configuration's field, ``Annotated[str, TABLE]``, it allows its names only.
+
+    Its own rows come first; those of installed packages are imported when one of its own is not what is asked for.
 
     Args:
         kind: What errors call a row.
+        row: Its type.
         rows: The rows.
+        group: Of the entry points by which installed packages add rows.
     """
 
-    def __init__(self, kind: str, rows: dict[str, R]) -> None:
-        super().__init__(rows)
-        self.kind = kind
+    def __init__(self, kind: str, row: type[R], rows: Mapping[str, R], group: str) -> None:
+        self.kind, self.group = kind, group
+        self._type, self._rows = row, dict(rows)
 
-    __hash__ = object.__hash__  # type: ignore[assignment]  # pydantic and typing keep annotations in sets
+    def __getitem__(self, name: str) -> R:
+        return self._rows[name] if name in self._rows else self._installed()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from tuple(self._rows)
+        yield from tuple(self._installed())
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._installed())
+
+    __hash__ = object.__hash__  # pydantic and typing keep annotations in sets
+    __eq__ = object.__eq__
 
     def add(self, name: str, row: R) -> R:
         """Adds a row and returns it; raises a `ValueError` if the name is taken."""
         if name in self:
             raise ValueError(f"{self.kind} {name} exists already; choose another name")
-        self[name] = row
+        self._rows[name] = row
         return row
+
+    def __delitem__(self, name: str) -> None:
+        del self._rows[name]
+
+    def _installed(self) -> Mapping[str, R]:
+        return plugins.installed(self.group, self._rows, self._check_row)
+
+    def _check_row(self, name: str, row: Any) -> None:
+        if not isinstance(row, self._type):
+            raise TypeError(f"it is no cdn_tune.config.tables.{self._type.__name__}")
+        if not name.isprintable() or " " in name:
+            raise ValueError("the name has spaces or other characters that no file could write; choose another")
 
     def check(self, name: str) -> str:
         """Returns a name of the table; raises a `ValueError` that names the nearest, or all, for any other."""
@@ -101,8 +139,9 @@ class Sampler:
 
 
 _S = "cdn_tune.tuning.study.samplers:"
-SAMPLERS = Table[Sampler](
+SAMPLERS = Table(
     "sampler",
+    Sampler,
     {
         "tpe": Sampler(
             "multivariate tree-structured Parzen estimator",
@@ -121,6 +160,7 @@ SAMPLERS = Table[Sampler](
         "grid": Sampler("all points of a finite space", enumerates=True, conditions=False),
         "brute_force": Sampler("the same, conditions too", enumerates=True),
     },
+    "cdn_tune.samplers",
 )
 
 
@@ -129,8 +169,7 @@ class StoppingRule:
     """When a trial that lags behind is stopped. `tuning.study.stopping_rules` uses the rows.
 
     Attributes:
-        build: From `EarlyStoppingConfig` and the length of a trial in its unit (None if unknown) to Optuna's pruner;
-            None where none decides.
+        build: From `EarlyStoppingConfig` to Optuna's pruner; None where none decides.
         compares: What a report is compared with: other trials' ``reports`` as they are, each other trial's
             ``last report`` that is not later, or the ``queries`` of the best complete trial.
         brackets: ``one`` or ``all`` that fit into a trial, where trials are compared at the rungs of brackets; at a
@@ -144,8 +183,9 @@ class StoppingRule:
 
 
 _R = "cdn_tune.tuning.study.stopping_rules:"
-STOPPING_RULES = Table[StoppingRule](
+STOPPING_RULES = Table(
     "stopping rule",
+    StoppingRule,
     {
         "asha": StoppingRule("asynchronous successive halving", brackets="one"),
         "hyperband": StoppingRule("several of those", brackets="all"),
@@ -158,6 +198,7 @@ STOPPING_RULES = Table[StoppingRule](
         "patience": StoppingRule("no better for a while", f"{_R}build_patience"),
         "none": StoppingRule("every trial ends"),
     },
+    "cdn_tune.stopping_rules",
 )
 
 
@@ -170,8 +211,9 @@ class Schedule:
 
 
 _O = "cdn_tune.training.step.optimiser:"
-SCHEDULES = Table[Schedule](
+SCHEDULES = Table(
     "schedule",
+    Schedule,
     {
         "constant": Schedule("as it is", f"{_O}Constant"),
         "cosine": Schedule("to zero over all steps", f"{_O}Cosine"),
@@ -182,6 +224,7 @@ SCHEDULES = Table[Schedule](
             f"{_O}PlateauReversed",
         ),
     },
+    "cdn_tune.schedules",
 )
 
 
@@ -193,14 +236,16 @@ class Dataset:
     layout: Reference
 
 
-LAYOUTS = Table[Dataset](
+LAYOUTS = Table(
     "dataset layout",
+    Dataset,
     {
         "charades_sta": Dataset("Charades-STA", "cdn_tune.data.charades:LAYOUT"),
         "tacos": Dataset("TACoS", "cdn_tune.data.videos_json:TACOS"),
         "activitynet": Dataset("ActivityNet Captions", "cdn_tune.data.videos_json:ACTIVITYNET"),
         "jsonl": Dataset("your own data", "cdn_tune.data.jsonl:LAYOUT"),
     },
+    "cdn_tune.layouts",
 )
 
 
@@ -222,14 +267,16 @@ class Metric:
 
 _M = "cdn_tune.moments.metrics:"
 AP_MOMENTS = 10  # of QVHighlights' evaluation
-METRICS = Table[Metric](  # in the order of every table; names with {n} and {iou} stand for eval.recalls and eval.ious
+METRICS = Table(  # in the order of every table; names with {n} and {iou} stand for eval.recalls and eval.ious
     "metric",
+    Metric,
     {
         "R{n}@{iou}": Metric("share of queries with a moment of IoU above {iou} among the first {n}", f"{_M}recall"),
         "mIoU": Metric("IoU of the first moment", f"{_M}first_iou"),
         "mAP@{iou}": Metric("average precision at one IoU", f"{_M}average_precision", AP_MOMENTS, on_val=False),
         "mAP": Metric("its mean over IoU 0.5, 0.55 to 0.95", f"{_M}mean_average_precision", AP_MOMENTS, on_val=False),
     },
+    "cdn_tune.metrics",
 )
 
 

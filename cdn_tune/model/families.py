@@ -1,17 +1,19 @@
 """The table of model families. Imports no torch: an entry is imported when it is used.
 
-A family outside this package is added by the environment, which every process of a search on this machine inherits, and
-which ``cdn-tune cluster submit --env CDN_TUNE_FAMILIES`` hands over: ``CDN_TUNE_FAMILIES=NAME=MODULE:CLASS``, several
-separated by commas. The module must be importable there (installed, or on ``PYTHONPATH``). Configurations and
-checkpoints hold names alone, so that opening one imports nothing that is not named here.
+A family outside this package is registered by the package it is installed with, as an entry point of `GROUP`
+(`cdn_tune.plugins`) under its name. One that is not installed is added by the environment, which every process of a
+search on this machine inherits, and which ``cdn-tune cluster submit --env CDN_TUNE_FAMILIES`` hands over:
+``CDN_TUNE_FAMILIES=NAME=MODULE:CLASS``, several separated by commas, whose modules must be on ``PYTHONPATH``.
+Configurations and checkpoints hold names alone, so that opening one imports nothing that is not named here.
 """
 
 import difflib
-import importlib
 import os
+import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cdn_tune import plugins
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "cdn"  # of configurations that name none, written when there was no other
 ENVIRONMENT = "CDN_TUNE_FAMILIES"
+GROUP = "cdn_tune.families"
 FAMILIES = {
     "cdn": "cdn_tune.model.cdn.config:CDNConfig",
     "mmn": "cdn_tune.model.mmn.config:MMNConfig",
@@ -28,27 +31,47 @@ FAMILIES = {
 
 
 def known() -> dict[str, str]:
-    """Returns ``MODULE:CLASS`` of every family by name: of `FAMILIES`, then of the environment."""
+    """Returns ``MODULE:CLASS`` of every family by name: of `FAMILIES`, of installed packages, of the environment."""
+    found = plugins.installed(GROUP, FAMILIES, _check)
+    return {**FAMILIES, **{name: f"{each.__module__}:{each.__qualname__}" for name, each in found.items()}, **_added()}
+
+
+def _added() -> dict[str, str]:
+    """Returns the families that the environment adds."""
     added = {}
     for entry in filter(None, os.environ.get(ENVIRONMENT, "").split(",")):
         name, _, target = (part.strip() for part in entry.partition("="))
         if not name or ":" not in target:
             raise ConfigError(f"{ENVIRONMENT}: {entry!r} is no NAME=MODULE:CLASS; write it like toy=my_models.toy:Toy")
         added[name] = target
-    return {**FAMILIES, **added}
+    return added
+
+
+def _check(name: str, found: Any) -> None:
+    """Raises an error if what an entry point names is no family's configuration."""
+    from cdn_tune.config.family import ModelConfig
+
+    if not isinstance(found, type) or not issubclass(found, ModelConfig):
+        raise TypeError("it is no subclass of cdn_tune.config.ModelConfig")
+    if (own := found().name) != name:
+        raise ValueError(f"its class has name: {own!r}, and the entry point has to have the same")
+    found.loss()
+    if not isinstance(getattr(found, "label", None), str):
+        raise TypeError("its class has no label, the family's name in tables")
 
 
 def family(name: Any) -> "type[ModelConfig]":
     """Returns a family's configuration class; raises a `ConfigError` if it is unknown or cannot be imported."""
-    table = known()
+    table = {**FAMILIES, **_added()}
+    if not isinstance(name, str) or name not in table:
+        table = known()
     if not isinstance(name, str) or name not in table:
         near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
-        mend = f"did you mean {near[0]}?" if near else "use one of them"
+        mend = f"did you mean {near[0]}?" if near else "use one of them, or install the package that registers it"
         raise ConfigError(f"{name!r} is no model family; known are {', '.join(table)}; {mend}")
-    module, _, attribute = table[name].partition(":")
     try:
-        found: type[ModelConfig] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found: type[ModelConfig] = pkgutil.resolve_name(table[name])
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{name!r} cannot be imported ({error}); {ENVIRONMENT} names {table[name]}, put it on PYTHONPATH"
         ) from None
