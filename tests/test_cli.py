@@ -147,7 +147,7 @@ def test_our_mistakes_exit_1(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("cdn_tune.training.train_trial.train_in", fail)
+    monkeypatch.setattr("cdn_tune.distributed.train_run.train_in", fail)
     result = invoke("train", file, "--run", tmp_path / "run")
     assert result.exit_code == 1
     assert "internal error: ZeroDivisionError: oops" in result.output

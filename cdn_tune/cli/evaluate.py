@@ -116,33 +116,19 @@ def print_evaluation(
     run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None, json: bool = False
 ) -> None:
     """Evaluates a run, by default its best model on val, and prints the result; overrides may name its data's place."""
-    from cdn_tune.evaluation.evaluate import Request, evaluate_run
+    from cdn_tune.evaluation.evaluate import Request, evaluate_run, remarks
 
     request = request or Request()
     if request.protocol == "published":
         warn("--protocol published chooses the epoch on the test split: its numbers are no estimate of new queries")
     with err.status("evaluating") as status:
         result = evaluate_run(run, overrides or {}, request, lambda stage: status.update(stage))
-    _warn_of(run, result)
+    for line in remarks(run, result):
+        warn(line)
     if json:
         print_json(result)
     else:
         _print_result(run, result, request.score_maps)
-
-
-def _warn_of(run: Path, result: dict[str, Any]) -> None:
-    """Warns of what limits the meaning of a result."""
-    for line in result["damaged_checkpoints"]:
-        warn(line)
-    if result["data_changed"]:
-        warn(f"these are not the data of the run: {', '.join(result['data_changed'])} changed since")
-    if result["looks"] > 1:
-        first = run / "evaluation-look-1.json"
-        hint = f"; report the first look, {first}" if first.exists() and result["protocol"] == "honest" else ""
-        warn(f"the test split was opened {result['looks']} times for this run{hint}")
-    many = len(result["models"])
-    if many > 1:
-        warn(f"{many} models were measured; report the first, the best on val: to pick one here is to tune on test")
 
 
 def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:

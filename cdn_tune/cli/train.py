@@ -25,6 +25,7 @@ from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
     from cdn_tune.config import Experiment
+    from cdn_tune.distributed.train_run import TrainOptions
 
 
 @app.command(epilog="Example: cdn-tune train experiments/charades/CDN-16x16-K5L8-pool.yaml data.root=/data/charades")
@@ -69,7 +70,10 @@ def train(
         if plan:
             _print_plan(loaded, threads, json)
         else:
-            _train(loaded, workers, run or Path("runs") / loaded.name, start, threads, address)
+            from cdn_tune.distributed.train_run import TrainOptions
+
+            options = TrainOptions(workers, address, start, threads)
+            _train(loaded, run or Path("runs") / loaded.name, options)
 
 
 def _print_plan(experiment: Experiment, threads: int | None, as_json: bool) -> None:
@@ -87,68 +91,32 @@ def _print_plan(experiment: Experiment, threads: int | None, as_json: bool) -> N
         out.print(plan_table(plan, experiment))
 
 
-def _train(
-    experiment: Experiment, workers: int, run: Path, start: Path | None, threads: int | None, address: str | None
-) -> None:
+def _train(experiment: Experiment, run: Path, options: TrainOptions) -> None:
     from cdn_tune.cli.show.progress import TrainProgress, build_clips
     from cdn_tune.cli.show.tables import experiment_line, trained_table
-    from cdn_tune.data.fingerprint import fingerprint
-    from cdn_tune.training.begin import claim_training
-    from cdn_tune.training.object_store.sync import fetched, refresh
+    from cdn_tune.distributed.train_run import train_run
     from cdn_tune.training.object_store.working_copy import shown
     from cdn_tune.training.runs.checkpoint import BEST
     from cdn_tune.training.runs.records import read_metrics
-    from cdn_tune.training.runs.run_folder import describe_run, locked, read_manifest
-    from cdn_tune.training.state import epochs_in_all
-    from cdn_tune.training.step.threads import threads_for
-    from cdn_tune.training.train_trial import open_data, train_in
 
-    if address is not None and workers == 1:
-        raise ConfigError("--address ADDR: one worker trains on this machine; add --workers N, or drop --address")
-    run = fetched(run)
-    with locked(run):
-        build_clips(experiment)
-        # Errors of the data are raised before anything is written.
-        open_data(experiment.data, experiment.model.inputs.sequences)
-        facts = fingerprint(experiment.data)
-        manifest = describe_run("train", experiment, facts) | {"threads": threads or threads_for(experiment)}
-        resumed = claim_training(run, experiment, manifest, start)
-        if workers == 1:  # rounding depends on it
-            threads = threads or read_manifest(run).get("threads")
-        doing = "going on with" if resumed and _has_state(run) else "training"
-        print_note(f"{doing} {experiment.name} in {shown(run)}")
-        print_note(experiment_line(experiment) + (f", {threads} CPU threads" if threads else ""))
-        last = next(reversed(read_metrics(run)), None)
-        end = epochs_in_all(last["epoch"], last["best_epoch"], experiment.train) if last else None
-        if last and last["epoch"] == end and _has_state(run):
-            early = last["epoch"] < experiment.train.epochs
-            why = f"train.patience ended it after epoch {end}" if early else "a larger train.epochs makes it longer"
+    with train_run(experiment, run, options, build_clips) as trial:
+        run = trial.folder
+        print_note(f"{'going on with' if trial.goes_on else 'training'} {experiment.name} in {shown(run)}")
+        print_note(experiment_line(experiment) + (f", {trial.threads} CPU threads" if trial.threads else ""))
+        if trial.ended is not None:
+            early = trial.ended < experiment.train.epochs
+            why = (
+                f"train.patience ended it after epoch {trial.ended}"
+                if early
+                else "a larger train.epochs makes it longer"
+            )
             print_note(f"this run is finished: nothing to do ({why})")
         else:
             with TrainProgress(experiment.eval.metric, experiment.train.epochs) as progress, GracefulStop() as stop:
-                if workers == 1:
-                    train_in(experiment, run, progress.on_epoch, progress.on_step, threads, stop)
-                else:
-                    from cdn_tune.distributed.launch import train_on_workers
-
-                    if experiment.train.batch_size < workers:
-                        batch = f"train.batch_size={experiment.train.batch_size}"
-                        raise ConfigError(f"--workers {workers}: more workers than {batch}")
-                    report, on_step = progress.on_epoch, progress.on_step
-                    train_on_workers(experiment, run, workers, report, address, on_step, stop, threads)
-                    refresh(run)
-    planted, epochs = bool(facts["planted"]), read_metrics(run)
-    out.print(trained_table(experiment, epochs, run, planted))
+                trial.train(progress.on_epoch, progress.on_step, stop)
+    epochs = read_metrics(run)
+    out.print(trained_table(experiment, epochs, run, trial.planted))
     value = f"{epochs[-1]['best_value']:.4f} after epoch {epochs[-1]['best_epoch']}"
-    print_line(f"best val {experiment.eval.metric} {value}{' (planted data)' if planted else ''}")
+    print_line(f"best val {experiment.eval.metric} {value}{' (planted data)' if trial.planted else ''}")
     print_line(f"best checkpoint: {shown(run / BEST)}")
     print_line(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}")
-
-
-def _has_state(run: Path) -> bool:
-    """Returns whether a state exists to go on from, here or on the run's object store."""
-    from cdn_tune.training.object_store.working_copy import place_of
-    from cdn_tune.training.runs.checkpoint import LAST
-
-    place = place_of(run)
-    return (run / LAST).exists() or (place is not None and place.store.entry(str(LAST)) is not None)

@@ -1,6 +1,7 @@
 """From files and overrides to frozen configurations, with errors that name file, key, value and remedy."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -25,6 +26,8 @@ _TYPES = {  # what other tools call them
     "integer": "int", "real": "float", "double": "float", "number": "float", "uniform": "float",
     "loguniform": "float", "choice": "categorical", "enum": "categorical", "bool": "categorical",
 }  # fmt: skip
+# What an experiment is given as: itself, nested values, or the path of a YAML file or of a shipped one.
+ExperimentLike = Experiment | Mapping[str, Any] | str | os.PathLike[str]
 _COMMA = re.compile(r"[-+]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
 _TOLD = 5  # findings that are told at once
 _LONGEST = 200  # characters of overrides that errors name
@@ -86,14 +89,50 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Returns the experiment of a YAML file, or a shipped one below ``experiments/``, under dotted overrides.
+def load_experiment(source: ExperimentLike, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Returns an experiment under dotted overrides.
+
+    Args:
+        source: A YAML file, or a shipped one by its path below ``experiments/``; its nested values; or an experiment.
+        overrides: Dotted keys and their values, such as ``{"optim.lr": 3e-4}``; paths may be `Path`.
 
     Raises:
         ConfigError: If the file or an override is wrong.
     """
-    file = find(path, "experiments")
-    return override(read_mapping(file), overrides or {}, str(file))
+    if isinstance(source, Experiment):
+        return override(source.plain(), overrides or {}, source.name)
+    values, origin = read_values(source, "experiments", "an Experiment")
+    return override(values, overrides or {}, origin)
+
+
+def read_values(source: object, kind: str, instead: str) -> tuple[dict[str, Any], str]:
+    """Returns nested values, read from a YAML file unless given, and the origin that errors name.
+
+    Args:
+        source: The values, or the file's path, as `find` takes it.
+        kind: ``experiments`` or ``search_spaces``.
+        instead: What else a caller takes, in words.
+
+    Raises:
+        ConfigError: If the file is wrong, or `source` is anything else.
+    """
+    if isinstance(source, Mapping):
+        return written(source), kind[:-1].replace("_", " ")
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"{kind[:-1].replace('_', ' ')}: {shown(source)} is wrong: give the path of a YAML file, nested values as "
+            f"it would hold them, or {instead}"
+        )
+    file = find(os.fspath(source), kind)
+    return read_mapping(file), str(file)
+
+
+def written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested values as a file would hold them: paths as text."""
+    return {
+        key: written(value) if isinstance(value, Mapping) else os.fspath(value) if isinstance(value, Path) else value
+        for key, value in values.items()
+    }
 
 
 def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Experiment:
@@ -105,6 +144,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     Raises:
         ConfigError: If an override's key is unknown or the result is not a valid experiment.
     """
+    overrides = checked_overrides(overrides)
     merged = copied(values)
     if overrides.get("model.name", name := families.name_in(values)) != name:
         merged |= {"model": {}, "loss": {}}
@@ -115,6 +155,17 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
         set_key(merged, key, value)
     changes = beginning(" ".join(f"{key}={value}" for key, value in overrides.items()), _LONGEST)
     return build(Experiment, merged, f"{source} with {changes}" if changes else source)
+
+
+def checked_overrides(overrides: object, what: str = "overrides") -> dict[str, Any]:
+    """Returns overrides as a file would hold their values.
+
+    Raises:
+        ConfigError: If they are no mapping of dotted keys; names `what` was given.
+    """
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise ConfigError(f"{what}: {shown(overrides)} is wrong: give dotted keys with values, as {{'optim.lr': 3e-4}}")
+    return written(overrides)
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,7 @@
 """Loads a search space: its file, what is fixed for the whole search, and its own settings, checked together."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,58 +9,81 @@ from typing import Any
 from cdn_tune.config.check import FAMILY, check_key, check_space, most, searched_families
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.keys import dotted_keys, families_with, set_key, unknown_key
-from cdn_tune.config.load import build, find, load_experiment
+from cdn_tune.config.load import ExperimentLike, build, checked_overrides, load_experiment, read_values
 from cdn_tune.config.space import SearchSpace
-from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import ConfigError
 
+SpaceLike = SearchSpace | Mapping[str, Any] | str | os.PathLike[str]
 # What a search is; the other sections set how it is run.
 WRITTEN = ("name", "experiment", "overrides", "family_overrides", "parameters", "start_with")
 _UNSTOPPED = 0.4  # share of the shortest trial's epochs
 
 
 def load_space(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None
+    source: SpaceLike,
+    overrides: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    experiment: ExperimentLike | None = None,
 ) -> tuple[SearchSpace, Experiment]:
     """Returns a search space, checked and complete, and its base experiment; see `read_space`."""
-    space, experiment = read_space(path, overrides, changes)
-    return with_min_resource(space, experiment.train.epochs), experiment
+    space, base = read_space(source, overrides, changes, experiment)
+    return with_min_resource(space, base.train.epochs), base
 
 
 def read_space(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None
+    source: SpaceLike,
+    overrides: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    experiment: ExperimentLike | None = None,
 ) -> tuple[SearchSpace, Experiment]:
     """Returns a search space as it is written, checked, and its base experiment under all overrides.
 
     `with_min_resource` completes it.
 
     Args:
-        path: A YAML file, or a shipped one by its path below ``search_spaces/``.
+        source: A YAML file, or a shipped one by its path below ``search_spaces/``; its nested values; or a space.
         overrides: Dotted keys of the *experiment* fixed for the whole search.
         changes: Dotted keys of the space itself, as `override_space` takes them.
+        experiment: The base experiment, as `load_experiment` takes it, in place of the one that the space names.
 
     Raises:
         ConfigError: If a file, a parameter or an override is wrong.
     """
-    file = find(path, "search_spaces")
-    space = build(SearchSpace, read_mapping(file), str(file))
+    overrides = checked_overrides(overrides or {})
+    base = None if experiment is None else load_experiment(experiment)
+    space, origin, folder = _read(source, base)
     for key in space.overrides:
-        check_key(f"{file}: overrides", key)
-    fixed = {**space.overrides, **(overrides or {})}
+        check_key(f"{origin}: overrides", key)
+    fixed = {**space.overrides, **overrides}
     for key in fixed:
         if key in space.parameters:
             raise ConfigError(
-                f"override {key}={fixed[key]}: {file} searches over this key; "
+                f"override {key}={fixed[key]}: {origin} searches over this key; "
                 "drop the override, or remove the key from parameters"
             )
-    base = Path(space.experiment)
-    relative = file.parent / base
-    experiment = load_experiment(relative if relative.exists() else base, fixed)
-    space = _fixed_in_all(space, overrides or {}, experiment.model.name)
+    if base is None:
+        relative = folder / space.experiment
+        base = load_experiment(relative if relative.exists() else space.experiment, fixed)
+    else:
+        base = load_experiment(base, fixed)
+    space = _fixed_in_all(space, overrides, base.model.name)
     if changes:
-        return override_space(space, changes, experiment), experiment
-    check_space(space, experiment, str(file))
-    return space, experiment
+        return override_space(space, checked_overrides(changes, "settings"), base), base
+    check_space(space, base, origin)
+    return space, base
+
+
+def _read(source: SpaceLike, base: Experiment | None) -> tuple[SearchSpace, str, Path]:
+    """Returns a space, over `base` if one is given, its origin, and the folder from which it names its experiment."""
+    values: dict[str, Any]
+    if isinstance(source, SearchSpace):
+        values, origin = source.plain(), source.name
+    else:
+        values, origin = read_values(source, "search_spaces", "a SearchSpace")
+    if base is not None:
+        values["experiment"] = base.name
+    folder = Path() if isinstance(source, SearchSpace | Mapping) else Path(origin).parent
+    return build(SearchSpace, values, origin), origin, folder
 
 
 def with_min_resource(space: SearchSpace, epochs: int) -> SearchSpace:

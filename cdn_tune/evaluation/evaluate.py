@@ -7,7 +7,7 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -112,7 +112,7 @@ def evaluate_run(
     run: Path,
     overrides: Mapping[str, Any] | None = None,
     request: Request | None = None,
-    on_stage: Callable[[str], None] = lambda _: None,
+    on_stage: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Evaluates a run on the test split and writes ``evaluation.json`` and ``predictions.jsonl``.
 
@@ -152,7 +152,7 @@ class _Evaluation:
     """One evaluation under way."""
 
     def __init__(
-        self, run: Path, request: Request, choice: Choice, overrides: dict[str, Any], on_stage: Callable[[str], None]
+        self, run: Path, request: Request, choice: Choice, overrides: dict[str, Any], on_stage: Callable[[str], object]
     ) -> None:
         self.run, self.request, self.choice, self.on_stage = run, request, choice, on_stage
         self.published = request.protocol == "published"
@@ -318,6 +318,19 @@ class _Evaluation:
         text = results_text(results[0])
         result |= {PREDICTIONS_DIGEST: hashlib.sha256(text.encode()).hexdigest()}
         write_together({self.run / names[1]: text, self.run / names[0]: json_text(result)})
+
+
+def remarks(run: Path, result: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what limits the meaning of a result, a line each."""
+    yield from result["damaged_checkpoints"]
+    if result["data_changed"]:
+        yield f"these are not the data of the run: {', '.join(result['data_changed'])} changed since"
+    if result["looks"] > 1:
+        first = run / "evaluation-look-1.json"
+        hint = f"; report the first look, {first}" if first.exists() and result["protocol"] == "honest" else ""
+        yield f"the test split was opened {result['looks']} times for this run{hint}"
+    if (many := len(result["models"])) > 1:
+        yield f"{many} models were measured; report the first, the best on val: to pick one here is to tune on test"
 
 
 def _keep_before(run: Path, evaluation: str, predictions: str) -> None:

@@ -48,7 +48,7 @@ def retrain(
     mode: Mode,
     epochs: int,
     workers: Workers,
-    on_done: Callable[[int, int], None],
+    on_done: Callable[[int, int], object],
 ) -> list[Retrained]:
     """Trains the winner under other seeds, several at a time; what was finished before is not run again.
 
