@@ -94,17 +94,20 @@ class Background:
     def _wait(self, work: Callable[[], None]) -> None:
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(self._work, work), name="cdn-tune", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except KeyboardInterrupt:
+            self._interrupt()
         while not self._ended.is_set():
             try:
                 call = self._calls.get(timeout=_POLL_SECONDS)
                 if call is not None:
                     call()
             except Empty:
-                pass
+                if not thread.is_alive():  # the Ctrl-C came before it had begun
+                    break
             except KeyboardInterrupt:
                 self._interrupt()
-        thread.join()
 
     def _work(self, work: Callable[[], None]) -> None:
         try:

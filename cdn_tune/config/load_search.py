@@ -25,7 +25,17 @@ def load_space(
     changes: Mapping[str, Any] | None = None,
     experiment: ExperimentLike | None = None,
 ) -> tuple[SearchSpace, Experiment]:
-    """Returns a search space, checked and complete, and its base experiment; see `read_space`."""
+    """Returns a search space, checked and complete, and its base experiment under all overrides.
+
+    Args:
+        source: A YAML file, or a shipped one by its path below ``search_spaces/``; its nested values; or a space.
+        overrides: Dotted keys of the *experiment* fixed for the whole search.
+        changes: Dotted keys of the space itself, as `override_space` takes them.
+        experiment: The base experiment, as `load_experiment` takes it, in place of the one that the space names.
+
+    Raises:
+        ConfigError: If a file, a parameter or an override is wrong.
+    """
     space, base = read_space(source, overrides, changes, experiment)
     return with_min_resource(space, base.train.epochs), base
 
@@ -36,18 +46,9 @@ def read_space(
     changes: Mapping[str, Any] | None = None,
     experiment: ExperimentLike | None = None,
 ) -> tuple[SearchSpace, Experiment]:
-    """Returns a search space as it is written, checked, and its base experiment under all overrides.
+    """Returns a search space as it is written, checked, and its base experiment; `with_min_resource` completes it.
 
-    `with_min_resource` completes it.
-
-    Args:
-        source: A YAML file, or a shipped one by its path below ``search_spaces/``; its nested values; or a space.
-        overrides: Dotted keys of the *experiment* fixed for the whole search.
-        changes: Dotted keys of the space itself, as `override_space` takes them.
-        experiment: The base experiment, as `load_experiment` takes it, in place of the one that the space names.
-
-    Raises:
-        ConfigError: If a file, a parameter or an override is wrong.
+    Arguments and errors are those of `load_space`.
     """
     overrides = checked_overrides(overrides or {})
     base = None if experiment is None else load_experiment(experiment)
