@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": LEAVES | {"moments", "model", "data", "training", "distributed", "tuning"},
     "report": LEAVES | {"moments", "model", "data", "training", "tuning", "evaluation"},
     "cli": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "report"},
-    "api": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "cli"},  # of cli the shows alone
+    "api": LEAVES | {"data", "training", "distributed", "tuning", "evaluation"},  # and of cli what shows progress
     "__main__": {"cli"},
 }
 # The table of model families imports nothing but errors; configurations name the networks' type, and import none.
@@ -70,6 +70,8 @@ def test_imports_point_downward(path: Path) -> None:
     if part == "__init__":
         return
     names = {name for name in imported(path) if name.startswith("cdn_tune.") and not name.startswith(TABLES)}
+    if part == "api":
+        names -= {name for name in names if name.startswith("cdn_tune.cli.show.")}
     ours = {name.split(".")[1] for name in names} - {"__version__", part}
     assert ours <= ALLOWED[part], f"{part} imports {sorted(ours - ALLOWED[part])}"
 
