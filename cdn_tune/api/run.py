@@ -135,7 +135,7 @@ class Run:
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """What the last `evaluate` found, the content of ``evaluation.json``; None before the first."""
-        from cdn_tune.evaluation.test_result import read_evaluation
+        from cdn_tune.evaluation.evaluation_file import read_evaluation
 
         return read_evaluation(fetched(self._given))
 
