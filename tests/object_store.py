@@ -1,4 +1,4 @@
-"""An object store for tests of runs on one: a server process on loopback, one for the session."""
+"""An object store for tests of runs on one: moto's S3, checking signatures and policies, behind a proxy of faults."""
 
 from __future__ import annotations
 
@@ -10,13 +10,27 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-SERVER = Path(__file__).resolve().parent / "s3_server.py"
-KEY, SECRET = "test-key", "test-secret"
-BUCKET = "bucket"
+from tests.fault_proxy import FaultProxy
+
+BUCKET, DENIED = "bucket", "denied"
+POLICY = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Effect": "Allow", "Action": "s3:*", "Resource": "*"},
+        {"Effect": "Deny", "Action": "s3:*", "Resource": [f"arn:aws:s3:::{DENIED}", f"arn:aws:s3:::{DENIED}/*"]},
+    ],
+}
+SERVE = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()  # until its parent has ended
+"""
 
 
 @dataclass
@@ -24,13 +38,15 @@ class Store:
     """A running store.
 
     Attributes:
-        endpoint: HOST:PORT.
-        ours: Whether it is our own server, which counts requests and fails when asked to.
+        proxy: Before the server: counts requests, and fails when asked to.
+        key: Of a user who may do everything but in the bucket ``denied``.
+        secret: Their secret.
         runs: How many runs were given out.
     """
 
-    endpoint: str
-    ours: bool = True
+    proxy: FaultProxy
+    key: str
+    secret: str
     runs: int = field(default=0)
 
     def url(self, name: str = "run", bucket: str = BUCKET) -> str:
@@ -38,32 +54,43 @@ class Store:
         self.runs += 1
         return f"s3://{bucket}/tests-{os.getpid()}/{self.runs}/{name}"
 
-    def control(self, **asked: Any) -> dict[str, Any]:
-        """Asks our server to fail, to wait, or what it was asked for so far."""
-        if not self.ours:
-            pytest.skip("needs the tests' own server")
-        request = urllib.request.Request(f"http://{self.endpoint}/-control", json.dumps(asked).encode(), method="POST")
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            told: dict[str, Any] = json.loads(answer.read())
-            return told
-
 
 @pytest.fixture(scope="session")
 def store_server() -> Iterator[Store]:
-    """An S3 server; another one than ours if CDN_TUNE_TEST_S3 names its HOST:PORT, with a bucket named ``bucket``."""
-    other = os.environ.get("CDN_TUNE_TEST_S3")
-    if other:
-        yield Store(other, ours=False)
-        return
-    process = subprocess.Popen([sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """An S3 server in a process of its own, one for the session; skipped without moto."""
+    pytest.importorskip("moto")
+    pytest.importorskip("flask_cors", reason="moto's server needs it")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
     try:
         assert process.stdout is not None
-        store = Store(f"127.0.0.1:{int(process.stdout.readline())}")
-        store.control(bucket=BUCKET)
-        yield store
+        port = int(process.stdout.readline())
+        with FaultProxy(port) as proxy:
+            yield Store(proxy, *_set_up(f"http://127.0.0.1:{port}"))
     finally:
         process.kill()
         process.communicate()
+
+
+def _set_up(url: str) -> tuple[str, str]:
+    """Makes two buckets and a user, has the server check everything from then on, returns the user's key and secret."""
+    import boto3
+
+    anybody = {"region_name": "us-east-1", "aws_access_key_id": "any", "aws_secret_access_key": "any"}
+    session = boto3.Session(**anybody)
+    storage, users = (session.client(name, endpoint_url=url) for name in ("s3", "iam"))
+    for name in (BUCKET, DENIED):
+        storage.create_bucket(Bucket=name)
+    users.create_user(UserName="tests")
+    users.put_user_policy(UserName="tests", PolicyName="tests", PolicyDocument=json.dumps(POLICY))
+    made = users.create_access_key(UserName="tests")["AccessKey"]
+    strict = urllib.request.Request(  # noqa: S310
+        f"{url}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"}, method="POST"
+    )
+    urllib.request.urlopen(strict, timeout=10).close()  # noqa: S310
+    return made["AccessKeyId"], made["SecretAccessKey"]
 
 
 @pytest.fixture
@@ -73,15 +100,14 @@ def store(store_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{store_server.endpoint}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{store_server.proxy.endpoint}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", store_server.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", store_server.secret)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "cache"))
     open_store.cache_clear()
     yield store_server
-    if store_server.ours:
-        store_server.control(fail=0, delay=0.0)
+    store_server.proxy.heal()
     open_store.cache_clear()

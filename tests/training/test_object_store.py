@@ -21,7 +21,7 @@ from cdn_tune.training.object_store.working_copy import MARKER, place_of, portab
 from cdn_tune.training.runs import stop_flag as flag
 from cdn_tune.training.runs.run_folder import claim, locked, read_manifest
 from cdn_tune.training.runs.stop_flag import StopFlag
-from tests.object_store import SECRET, Store
+from tests.object_store import Store
 
 
 def home_of(url: str) -> ObjectStore:
@@ -93,15 +93,15 @@ def test_what_is_wrong_with_a_store_is_told_at_once(
         home_of(url).check()
     assert time.monotonic() - began < 60  # the default is minutes
     assert "\n" not in str(raised.value)
-    assert SECRET not in str(raised.value)
+    assert store.secret not in str(raised.value)
 
 
 def test_patience_has_an_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     home = ObjectStore(url_of(store.url()) or "", patience=1.0)
-    store.control(fail=10**6)
+    store.proxy.fail = 10**6
     with pytest.raises(RunError, match="the store does not answer"):
         home.write("a", b"b")
-    store.control(fail=0)
+    store.proxy.fail = 0
     home.write("a", b"b")
     assert home.read("a") == b"b"
 
@@ -126,7 +126,7 @@ def test_a_folder_is_found_again_on_another_machine(store: Store, tmp_path: Path
     folder = working_copy(f"{url}#trials/0003")
     text = portable(folder)
     assert shown(folder) == f"{url}/trials/0003"
-    assert SECRET not in text
+    assert store.secret not in text
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "other"))
     monkeypatch.delenv("AWS_ENDPOINT_URL")  # what the text says is enough
     there = working_copy(text)
@@ -172,9 +172,9 @@ def test_copies_agree(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     home = home_of(url)
     assert set(home.entries()) == {"manifest.json", "leaderboard.csv", *models}
     home.write("trials/0001/metrics.jsonl", b"{}")
-    before = len(store.control()["requests"])
+    before = len(store.proxy.requests)
     push_run(mine)
-    assert not [line for line in store.control()["requests"][before:] if line.startswith("PUT")]
+    assert not [line for line in store.proxy.requests[before:] if line.startswith("PUT")]
     monkeypatch.setenv("CDN_TUNE_CACHE", str(tmp_path / "other"))
     theirs = fetched(url)
     assert {path.name for path in theirs.iterdir()} == {"manifest.json", "leaderboard.csv"}

@@ -176,9 +176,9 @@ def test_what_this_machine_has_is_not_fetched_again(tiny: Tiny, store: Store) ->
     stop = StopAt(3)
     with pytest.raises(KeyboardInterrupt):
         train_in(experiment, folder, ignore, stop.on_step, stop=stop)
-    before = len(store.control()["requests"])
+    before = len(store.proxy.requests)
     train_in(experiment, folder, ignore)
-    asked = store.control()["requests"][before:]
+    asked = store.proxy.requests[before:]
     assert not [line for line in asked if line.startswith("GET") and line.endswith(".pt")]
 
 
@@ -277,7 +277,7 @@ def test_a_store_that_fails_for_a_while_is_waited_for(tiny: Tiny, store: Store, 
 
     def fail(step: StepReport) -> None:
         if (step.epoch, step.step) == (2, 1):
-            store.control(fail=7)  # more than the client tries by itself
+            store.proxy.fail = 7  # more than the client tries by itself
 
     train_in(tiny(), folder, ignore, fail)
     assert_same(folder, tmp_path / "whole")
