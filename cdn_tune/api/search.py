@@ -118,6 +118,11 @@ def search(
                         call(state)
 
             result = run_search(found, base, folder, on_change_of_state, options)
+        if result.tracked and not result.interrupted:
+            from cdn_tune.report.track import track_report
+
+            if (fault := track_report(base, folder)) is not None:
+                _LOG.warning("%s", fault)
         for note in result.notes:
             _LOG.info("%s", note)
         if result.audit is not None and not result.audit.is_clean:

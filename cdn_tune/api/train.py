@@ -82,11 +82,13 @@ def train(
             from cdn_tune.cli.show.progress import TrainProgress, build_clips
         options = TrainOptions(workers, address, checkpoint, threads)
         with train_run(loaded, folder, options, build_clips if progress else ignore) as trial, ExitStack() as stack:
-            if not progress or trial.ended is not None:
-                trial.train(report, step, background.stop)
-                return
-            shown = stack.enter_context(TrainProgress(loaded.eval.metric, loaded.train.epochs))
-            trial.train(_both(shown.on_epoch, report), _both(shown.on_step, step), background.stop)
+            each, every = report, step
+            if progress and trial.ended is None:
+                shown = stack.enter_context(TrainProgress(loaded.eval.metric, loaded.train.epochs))
+                each, every = _both(shown.on_epoch, report), _both(shown.on_step, step)
+            logged = trial.train(each, every, background.stop)
+        if logged is not None:
+            _LOG.info("%s", logged)
 
     background.run(work)
     return Run(folder)

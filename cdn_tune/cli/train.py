@@ -96,6 +96,7 @@ def _train(experiment: Experiment, run: Path, options: TrainOptions) -> None:
     from cdn_tune.cli.show.tables import experiment_line, trained_table
     from cdn_tune.distributed.train_run import train_run
     from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.training.reports import ignore
     from cdn_tune.training.runs.checkpoint import BEST
     from cdn_tune.training.runs.records import read_metrics
 
@@ -111,9 +112,12 @@ def _train(experiment: Experiment, run: Path, options: TrainOptions) -> None:
                 else "a larger train.epochs makes it longer"
             )
             print_note(f"this run is finished: nothing to do ({why})")
+            logged = trial.train(ignore)
         else:
             with TrainProgress(experiment.eval.metric, experiment.train.epochs) as progress, GracefulStop() as stop:
-                trial.train(progress.on_epoch, progress.on_step, stop)
+                logged = trial.train(progress.on_epoch, progress.on_step, stop)
+    if logged is not None:
+        print_note(logged)
     epochs = read_metrics(run)
     out.print(trained_table(experiment, epochs, run, trial.planted))
     value = f"{epochs[-1]['best_value']:.4f} after epoch {epochs[-1]['best_epoch']}"

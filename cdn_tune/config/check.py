@@ -20,7 +20,7 @@ SEQUENCE = "data.sequence."  # keys of no use to families that read no sequences
 # What every trial of a search must share: the data it is measured on, and the measure.
 COMPARED = (
     *("name", "eval.", "data.dataset", "data.root", "data.features", "data.feature_size"),
-    *("data.val_fraction", "train.eval_queries"),
+    *("data.val_fraction", "train.eval_queries", "tracking."),
 )
 _MOST = 2000  # combinations of values that are tried to mend one that does not fit alone
 _MOST_IN_ALL = 20_000  # combinations of values that are tried for a whole space: seconds

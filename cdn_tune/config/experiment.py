@@ -19,6 +19,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from cdn_tune.config.family import LossConfig, ModelConfig
 from cdn_tune.config.keys import Frozen, Positive
 from cdn_tune.config.tables import LAYOUTS, SCHEDULES, find_metric, metric_names
+from cdn_tune.config.tracking import TrackingConfig
 from cdn_tune.config.yaml import shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
@@ -36,8 +37,8 @@ Ranks = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1, max_le
 
 # Keys that say where data lie. What the data are is told by their content, so these never tell two runs apart.
 DATA_PATHS = ("data.root", "data.features", "data.word_vectors", "data.tokens")
-# Keys that say how a machine computes the same; a run may go on with others.
-COMPUTING = ("train.cuda_graphs",)
+# Keys that say how a machine computes the same, and where it is logged; a run may go on with others.
+COMPUTING = ("train.cuda_graphs", *(f"tracking.{key}" for key in TrackingConfig.model_fields))
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
@@ -346,6 +347,7 @@ class Experiment(Frozen):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = Field(TrackingConfig(), exclude=True)  # of this command: no record of a run holds it
 
     @field_validator("model", mode="wrap")
     @classmethod

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from cdn_tune.config.experiment import Experiment, renamed
 from cdn_tune.config.keys import copied, dotted_keys, set_key, unknown_key
+from cdn_tune.config.secrets import without_users
 from cdn_tune.config.space import Categorical, Float, Int
 from cdn_tune.config.yaml import beginning, fault_in, parse, read_mapping, shown
 from cdn_tune.errors import ConfigError
@@ -86,7 +87,7 @@ def build(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
         return model.model_validate(dict(values))
     except ValidationError as error:
         lines = _explain(model, error, families.name_in(values) if model is Experiment else None)
-        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+        raise ConfigError(without_users("\n".join(f"{source}: {line}" for line in lines))) from None
 
 
 def load_experiment(source: ExperimentLike, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -100,7 +101,7 @@ def load_experiment(source: ExperimentLike, overrides: Mapping[str, Any] | None 
         ConfigError: If the file or an override is wrong.
     """
     if isinstance(source, Experiment):
-        return override(source.plain(), overrides or {}, source.name)
+        return override(source.plain() | {"tracking": source.tracking.plain()}, overrides or {}, source.name)
     values, origin = read_values(source, "experiments", "an Experiment")
     return override(values, overrides or {}, origin)
 
@@ -151,7 +152,8 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any], source: st
     known = _known(*families.known().items()) if overrides else frozenset()  # loads all families
     for key, value in (renamed(*item) for item in overrides.items()):
         if key not in known:
-            raise ConfigError(f"{source}: override {key}={shown(value)}: {unknown_key(Experiment, key)}")
+            told = without_users(shown(value))
+            raise ConfigError(f"{source}: override {key}={told}: {unknown_key(Experiment, key)}")
         set_key(merged, key, value)
     changes = beginning(" ".join(f"{key}={value}" for key, value in overrides.items()), _LONGEST)
     return build(Experiment, merged, f"{source} with {changes}" if changes else source)

@@ -55,6 +55,9 @@ def read_space(
     space, origin, folder = _read(source, base)
     for key in space.overrides:
         check_key(f"{origin}: overrides", key)
+    changes = checked_overrides(changes or {}, "settings")
+    tracking = {f"tracking.{key}": value for key, value in space.tracking.model_dump(exclude_unset=True).items()}
+    tracking |= {key: changes.pop(key) for key in list(changes) if key.startswith("tracking.")}
     fixed = {**space.overrides, **overrides}
     for key in fixed:
         if key in space.parameters:
@@ -62,6 +65,7 @@ def read_space(
                 f"override {key}={fixed[key]}: {origin} searches over this key; "
                 "drop the override, or remove the key from parameters"
             )
+    fixed = {**tracking, **fixed}
     if base is None:
         relative = folder / space.experiment
         base = load_experiment(relative if relative.exists() else space.experiment, fixed)
@@ -69,7 +73,7 @@ def read_space(
         base = load_experiment(base, fixed)
     space = _fixed_in_all(space, overrides, base.model.name)
     if changes:
-        return override_space(space, checked_overrides(changes, "settings"), base), base
+        return override_space(space, changes, base), base
     check_space(space, base, origin)
     return space, base
 
@@ -78,7 +82,7 @@ def _read(source: SpaceLike, base: Experiment | None) -> tuple[SearchSpace, str,
     """Returns a space, over `base` if one is given, its origin, and the folder from which it names its experiment."""
     values: dict[str, Any]
     if isinstance(source, SearchSpace):
-        values, origin = source.plain(), source.name
+        values, origin = source.plain() | {"tracking": source.tracking.model_dump(exclude_unset=True)}, source.name
     else:
         values, origin = read_values(source, "search_spaces", "a SearchSpace")
     if base is not None:

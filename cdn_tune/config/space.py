@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from cdn_tune.config.expression import Expression, parse_expression
 from cdn_tune.config.keys import Frozen, Positive
 from cdn_tune.config.tables import SAMPLERS, STOPPING_RULES, Sampler, StoppingRule
+from cdn_tune.config.tracking import TrackingConfig
 from cdn_tune.config.yaml import GREATEST, shown
 from cdn_tune.model import families
 
@@ -352,6 +353,7 @@ class SearchSpace(Frozen):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         2, description="how often a trial is taken up again after its worker or node died"
     )
+    tracking: TrackingConfig = Field(TrackingConfig(), exclude=True)  # fixed in the base experiment by `read_space`
 
     @field_validator("objectives", mode="before")
     @classmethod

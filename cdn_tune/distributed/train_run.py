@@ -12,13 +12,15 @@ from cdn_tune.training.begin import claim_training
 from cdn_tune.training.loop import never
 from cdn_tune.training.object_store.sync import fetched, refresh
 from cdn_tune.training.object_store.working_copy import place_of
-from cdn_tune.training.reports import OnStep, Report, ignore
+from cdn_tune.training.reports import EpochReport, OnStep, Report, ignore
 from cdn_tune.training.runs.checkpoint import LAST
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.runs.run_folder import describe_run, locked, read_manifest
 from cdn_tune.training.state import epochs_in_all
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data, train_in
+
+_LEAVING_SECONDS = 5.0  # that a training which was interrupted waits for where it is logged
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class TrainRun:
     ended: int | None
     planted: bool
 
-    def train(self, report: Report, on_step: OnStep = ignore, stop: Callable[[], bool] = never) -> None:
+    def train(self, report: Report, on_step: OnStep = ignore, stop: Callable[[], bool] = never) -> str | None:
         """Trains to the last epoch; a run that has ended is left as it is.
 
         Args:
@@ -61,10 +63,35 @@ class TrainRun:
             on_step: Called after every step; with several workers a few times a second.
             stop: Called after every step; once it returns true the state is saved, and the training ends.
 
+        Returns:
+            A line that tells whether the training is logged where `tracking` says; None if it says nowhere.
+
         Raises:
             CdnTuneError: If data, cluster or training are at fault.
             KeyboardInterrupt: If `stop` returned true before the last epoch.
         """
+        if self.experiment.tracking.mlflow is None:
+            self._train(report, on_step, stop)
+            return None
+        from cdn_tune.training.tracking.train_tracking import TrainTracking
+
+        tracking = TrainTracking(self.experiment, self.folder)
+
+        def both(done: EpochReport) -> None:
+            report(done)
+            tracking.report(done)
+
+        try:
+            self._train(both, on_step, stop)
+        except KeyboardInterrupt:
+            tracking.close(_LEAVING_SECONDS)
+            raise
+        except BaseException:
+            tracking.abandon()
+            raise
+        return tracking.close()
+
+    def _train(self, report: Report, on_step: OnStep, stop: Callable[[], bool]) -> None:
         if self.ended is not None:
             return
         options = self.options

@@ -65,7 +65,7 @@ class Driver:
         self.space = study.space
         self.ended_by: str | None = None
         self.room = Room(0)
-        self.observer: Observer | None = None
+        self.observers: list[Observer] = []
         self._clock, self._stop, self._stop_flag = clock, stop, stop_flag
         self._largest, self._has_disk_budget = largest_checkpoint, self.space.disk_budget_gb is not None
         self._gpus = self.space.resources.workers * self.space.resources.gpus_per_worker
@@ -216,8 +216,8 @@ class Driver:
                 self._record_time()
         if self.is_stopping and not self._stop_flag():
             self._stop_flag.raise_it()
-        if self.observer is not None:
-            self.observer.poll()
+        for observer in self.observers:
+            observer.poll()
 
     def close(self) -> None:
         """Records how the search stands, and what ended it."""
@@ -257,8 +257,8 @@ class Driver:
         self._changed(trial_ended=True)
 
     def _changed(self, trial_ended: bool = False) -> None:
-        if self.observer is not None:
-            self.observer.changed(trial_ended)
+        for observer in self.observers:
+            observer.changed(trial_ended)
 
     def _record_time(self) -> None:
         self.study.note(searched_seconds=round(self.seconds, 1))

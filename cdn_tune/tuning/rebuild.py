@@ -12,10 +12,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace, build, load_experiment
+from cdn_tune.config.secrets import without_secrets
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.training.runs.files import write_json
-from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, locked, read_manifest, without_secrets
+from cdn_tune.training.runs.run_folder import EXPERIMENT, MANIFEST, SPACE, locked, read_manifest
 from cdn_tune.tuning.layout import DATABASE, JOURNAL, study_url
 from cdn_tune.tuning.results.folder import LOST, FolderTrials
 from cdn_tune.tuning.results.leaderboard import state_of

@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.config.secrets import without_secrets
 from cdn_tune.data.dataset import load_readings
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.splits import coarse
@@ -29,7 +30,6 @@ from cdn_tune.training.runs.run_folder import (
     describe_run,
     locked,
     read_manifest,
-    without_secrets,
 )
 from cdn_tune.training.train_trial import train_in
 from cdn_tune.tuning.checkpoints.checkpoint_files import CheckpointFiles
@@ -50,6 +50,7 @@ from cdn_tune.tuning.study.candidates import GB, Candidates
 from cdn_tune.tuning.study.ranking import ranking
 from cdn_tune.tuning.study.soundness import check_study
 from cdn_tune.tuning.study.study import Study
+from cdn_tune.tuning.tracking import SearchTracking
 from cdn_tune.tuning.warm_start import learn_from
 
 _LOG = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class SearchResult:
     ended_by: str | None = None  # the budget that ended it; None if all trials were run
     audit: Audit | None = None  # what it left behind on the cluster; None if nothing was run there
     notes: list[str] = field(default_factory=list)  # lines for the user
+    tracked: bool = False  # whether it is logged in MLflow, all of it
 
 
 def search(
@@ -122,7 +124,11 @@ def search(
             options.stop,
             largest_checkpoint=0 if budget is None else largest_checkpoint(study.candidates),
         )
-        progress = driver.observer = Progress(driver, run, experiment, on_change, engine.clock)
+        progress = Progress(driver, run, experiment, on_change, engine.clock)
+        driver.observers.append(progress)
+        tracking = None
+        if experiment.tracking.mlflow is not None:
+            driver.observers.append(tracking := SearchTracking(driver, run, experiment, engine.clock))
         was_finished = driver.is_finished
         try:
             if not was_finished:
@@ -133,6 +139,10 @@ def search(
                     )
                     driver.start()
                     engine.run(driver)
+        except BaseException:
+            if tracking is not None:
+                tracking.abandon()
+            raise
         finally:
             driver.close()
             kept = keep_best(run, study.entries(), *keeping)  # once more over everything
@@ -141,6 +151,9 @@ def search(
             stop_file.lower()
         rows = progress.rows()
         interrupted = not driver.is_finished and driver.ended_by is None
+        if tracking is not None:
+            state = "failed" if study.halted else "unfinished" if interrupted else "complete"
+            notes.append(tracking.close(state, kept))
         if (missing := len(study.unconfirmed())) and driver.ended_by is not None:
             notes.append(
                 f"{missing} of {space.confirm.trials} confirmations were not begun; the mean is over the others"
@@ -150,7 +163,8 @@ def search(
     if driver.is_finished and not ranking(study.trials()):
         reasons = "; ".join(sorted({str(row["reason"]) for row in rows}))
         raise SearchError(f"{run}: all {len(rows)} trials failed: {reasons}")
-    return SearchResult(rows, kept, was_finished, interrupted, driver.ended_by, engine.left_behind, notes)
+    tracked = tracking is not None and tracking.is_complete
+    return SearchResult(rows, kept, was_finished, interrupted, driver.ended_by, engine.left_behind, notes, tracked)
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from cdn_tune.cli.cluster.status import fault_lines, nodes_table, plain, room_fo
 from cdn_tune.cli.cluster.submit import Shipping, _data_root, as_job, check, entrypoint, parsed, run_job
 from cdn_tune.cli.show.output import facts_table
 from cdn_tune.config import ResourcesConfig
+from cdn_tune.config.secrets import without_secrets
 from cdn_tune.distributed import job_package as package
 from cdn_tune.distributed.job_package import pack, staged, unpacked
 from cdn_tune.distributed.jobs import Job
 from cdn_tune.distributed.node_info import NodeInfo
 from cdn_tune.errors import ConfigError
-from cdn_tune.training.runs.run_folder import describe_run, without_secrets
+from cdn_tune.training.runs.run_folder import describe_run
 
 OURS: dict[str, str | None] = {
     "python": "3.11.7",

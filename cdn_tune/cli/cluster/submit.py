@@ -134,7 +134,7 @@ def run_job(
 
 def check(arguments: Sequence[str], name: str, values: Mapping[str, Any]) -> None:
     """Raises `ConfigError` if a command is none for a job, its run folder would go with it, or it shows a password."""
-    from cdn_tune.training.runs.run_folder import without_secrets
+    from cdn_tune.config.secrets import without_secrets
 
     if not any(name == known or name.startswith(f"{known} ") for known in _COMMANDS):
         raise ConfigError(f"cluster submit -- {name}: runs here; jobs are {', '.join(_COMMANDS)}")

@@ -104,6 +104,8 @@ def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options:
         showing = SearchProgress(parameters, metric, space.objectives, space.budget)
         with showing as progress, GracefulStop("running trials save a checkpoint") as stop:
             result = search(space, experiment, run, progress.on_change, SearchOptions(**options, stop=stop))
+    if result.tracked and not result.interrupted:
+        _track_report(experiment, run)
     for note in result.notes:
         print_note(note)
     out.print(search_summary(result.rows, parameters, metric, several))
@@ -121,6 +123,15 @@ def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options:
     print_line(f"best checkpoint: {shown(result.kept[0]) if result.kept else 'none is left in the run folder'}")
     if result.kept:
         print_line(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}")
+
+
+def _track_report(experiment: Experiment, run: Path) -> None:
+    from cdn_tune.report.track import track_report
+
+    with err.status("building the report for MLflow"):
+        fault = track_report(experiment, run)
+    if fault is not None:
+        warn(fault)
 
 
 def _confirm_resume(run: Path) -> None:

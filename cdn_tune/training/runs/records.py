@@ -64,16 +64,8 @@ class Records:
             file.write(json.dumps(report.plain()) + "\n")
         if self._writer is None:
             return
-        scalars = {f"train/{name}": getattr(report, name) for name in _TRAIN}
-        scalars |= {f"train/{name}": value for name, value in report.losses.items()}
-        scalars["time/train_seconds"] = report.train_seconds
-        if report.peak_bytes:
-            scalars["train/peak_memory_mib"] = report.peak_bytes / _MIB
-        if report.val:
-            scalars["time/val_seconds"] = report.val_seconds
-            scalars |= {f"val/{name}": value for name, value in report.val.items()}
         with write_errors(self._events):
-            for name, value in scalars.items():
+            for name, value in scalars(report).items():
                 self._writer.add_scalar(name, value, report.epoch)
             self._writer.flush()
 
@@ -136,11 +128,29 @@ class Records:
             threading.excepthook = self._excepthook
 
 
+def scalars(report: EpochReport) -> dict[str, float]:
+    """Returns what TensorBoard and MLflow show of an epoch, by name."""
+    found = {f"train/{name}": getattr(report, name) for name in _TRAIN}
+    found |= {f"train/{name}": value for name, value in report.losses.items()}
+    found["time/train_seconds"] = report.train_seconds
+    if report.peak_bytes:
+        found["train/peak_memory_mib"] = report.peak_bytes / _MIB
+    if report.val:
+        found["time/val_seconds"] = report.val_seconds
+        found |= {f"val/{name}": value for name, value in report.val.items()}
+    return found
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Returns a trial's epochs as recorded, up to a line that was cut short by a crash or is no epoch's."""
     path = folder / METRICS
+    return parse_metrics(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
+
+
+def parse_metrics(text: str) -> list[dict[str, Any]]:
+    """Returns the epochs in the text of a metrics.jsonl, as `read_metrics` does."""
     entries: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in text.splitlines():
         try:
             entry = parse_json(line)
             report = EpochReport.read(entry)

@@ -1,7 +1,6 @@
 """A run folder: its lock, its configuration, and the manifest of what it was made of."""
 
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -18,6 +17,7 @@ from cdn_tune import __version__
 from cdn_tune.config import COMPUTING, DATA_PATHS, Experiment, SearchSpace, build, keys
 from cdn_tune.config.check import FAMILY
 from cdn_tune.config.load_search import WRITTEN
+from cdn_tune.config.secrets import without_secrets
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.files import brief, clear_left, read_json
 from cdn_tune.errors import ConfigError, RunError
@@ -32,8 +32,6 @@ SPACE = "search_space.yaml"
 SCHEMA = 1
 _SHOWN = 80  # characters of a value
 _PACKAGES = ("torch", "torchtext", "numpy", "h5py", "ray", "optuna")
-_VALUE = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#]*")
-PASSWORD = re.compile(r"((?:^|(?<==))[^:/?#=]+://[^:/?#@]*):(.*)@")
 
 
 @contextmanager
@@ -274,8 +272,3 @@ def record_in_manifest(folder: Path, key: str, value: Any) -> None:
     """Sets an entry of a run's manifest; a folder without one, such as a search's trial's, stays without."""
     if (folder / MANIFEST).exists():
         write_json(folder / MANIFEST, {**read_manifest(folder), key: value})
-
-
-def without_secrets(text: str) -> str:
-    """Returns a URL, or ``KEY=URL``, with passwords and tokens as ``***``, fit to be printed, logged and recorded."""
-    return _VALUE.sub(r"\1***", PASSWORD.sub(r"\1:***@", text)) if "://" in text else text

@@ -17,11 +17,12 @@ from optuna.trial import FrozenTrial
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.config.check import searched_families
 from cdn_tune.config.load import build
+from cdn_tune.config.secrets import without_secrets
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.training.object_store.sync import fetched
 from cdn_tune.training.object_store.working_copy import shown
-from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest, without_secrets
+from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
 from cdn_tune.tuning.results.folder import FolderTrials, to_directions
 from cdn_tune.tuning.results.leaderboard import Row, leaderboard
 from cdn_tune.tuning.storage.check import JOURNAL, SQLITE, UnusableStudy, one_line

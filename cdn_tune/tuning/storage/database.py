@@ -16,9 +16,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from cdn_tune.config.secrets import PASSWORD, without_secrets
 from cdn_tune.errors import CdnTuneError, ClusterError, ConfigError, RunError
 from cdn_tune.training.runs.files import write_new
-from cdn_tune.training.runs.run_folder import PASSWORD, without_secrets
 from cdn_tune.tuning.storage.check import ANOTHER, CONNECT_SECONDS, KINDS, SQLITE, UnusableStudy, one_line, storage_url
 from cdn_tune.tuning.storage.reconnect import ReconnectingStorage
 from cdn_tune.tuning.storage.reporting import ReportingStorage

@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdn_tune.config.secrets import without_secrets
 from cdn_tune.errors import RunError
-from cdn_tune.training.runs.run_folder import MANIFEST, read_manifest, without_secrets
+from cdn_tune.training.runs.run_folder import MANIFEST, read_manifest
 from cdn_tune.tuning.layout import study_url
 from cdn_tune.tuning.storage.check import JOURNAL, MEMORY, SQLITE, storage_url
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from cdn_tune.config.secrets import without_secrets
 from cdn_tune.errors import ConfigError, RunError
-from cdn_tune.training.runs.run_folder import without_secrets
 from cdn_tune.tuning.storage.check import ANOTHER, DRIVERS, KINDS, MEMORY, UnusableStudy, one_line
 from cdn_tune.tuning.storage.journal import RunJournal, is_journal
 from cdn_tune.tuning.storage.reporting import ReportingStorage

@@ -1,0 +1,17 @@
+"""Passwords and tokens in URLs: found, and left out of what is printed, logged and recorded."""
+
+import re
+
+PASSWORD = re.compile(r"((?:^|(?<==))[^:/?#=]+://[^:/?#@]*):(.*)@")
+_VALUE = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#]*")
+_USER = re.compile(r"(?i)(\bhttps?://)[^\s'\"]*@")
+
+
+def without_secrets(text: str) -> str:
+    """Returns a URL, or ``KEY=URL``, with passwords and tokens as ``***``, fit to be printed, logged and recorded."""
+    return _VALUE.sub(r"\1***", PASSWORD.sub(r"\1:***@", text)) if "://" in text else text
+
+
+def without_users(text: str) -> str:
+    """Returns a text in which web addresses have ``***`` in place of users and passwords."""
+    return _USER.sub(r"\1***@", text)

@@ -1,0 +1,1 @@
+"""Logging of runs to MLflow, beside their own folders."""
