@@ -1,0 +1,243 @@
+"""Runs logged to MLflow: each once, nothing lost while it is away, and a run that never waits for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdn_tune.config.tracking import TrackingConfig
+from cdn_tune.errors import ConfigError
+from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.runs.records import METRICS
+from cdn_tune.training.tracking import mlflow_store
+from cdn_tune.training.tracking.mlflow_store import MlflowStore
+from cdn_tune.training.tracking.tracked_run import STATUS, TrackedRun, points
+from cdn_tune.training.tracking.tracker import Tracker
+from tests.mlflow_server import Mlflow, mlflow_server
+
+__all__ = ["mlflow_server"]
+pytestmark = pytest.mark.filterwarnings("default")  # what MLflow warns of within
+LONG = 60.0
+
+
+def report(epoch: int, epochs: int = 4) -> EpochReport:
+    val = {"R1@0.5": epoch / 10, "mIoU": epoch / 20}
+    best = {"value": epoch / 10, "best_value": epoch / 10, "best_epoch": epoch}
+    loss = float("inf") if epoch == 1 else 1 / epoch
+    return EpochReport(epoch, epochs, loss, {"bce": 1 / epoch}, 1e-3, 1.0, 10.0, 2.0, 1.0, val, **best)
+
+
+def trial(folder: Path, epochs: int, state: str = "running", key: str = "trial 0") -> TrackedRun:
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps(report(epoch).plain()) for epoch in range(1, epochs + 1)]
+    (folder / METRICS).write_text("".join(f"{line}\n" for line in lines))
+    params = {"optim.lr": "0.003", "model.map.kernel_size": "[3, 5]"}
+    return TrackedRun(
+        key, key, state, STATUS[state], epochs, "R1@0.5", "search", {"data": "planted"}, params, 10_000, folder=folder
+    )
+
+
+def search(ended: int = 0, state: str = "running") -> TrackedRun:
+    return TrackedRun("search", "a search", state, STATUS[state], ended, "R1@0.5", values={"best/R1@0.5": 0.1 * ended})
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of MLflow's own in a file; to create it takes seconds."""
+    pytest.importorskip("mlflow")
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+@pytest.fixture
+def sqlite(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
+    """An experiment in that store."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in mlflow_store._SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    return TrackingConfig(mlflow=f"sqlite:///{database}", experiment=tmp_path.name)
+
+
+def client(config: TrackingConfig) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=config.mlflow)
+
+
+def logged(config: TrackingConfig) -> dict[str, Any]:
+    found = client(config).search_runs([client(config).get_experiment_by_name(config.experiment).experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def test_runs_are_logged_once_whoever_goes_on(sqlite: TrackingConfig, tmp_path: Path) -> None:
+    first = Tracker(sqlite, "abc")
+    first.offer([search(), trial(tmp_path / "0", 1)])
+    assert "MLflow: sqlite" in first.close([search(), trial(tmp_path / "0", 2)], {}, LONG)
+    ends = [search(2, "complete"), trial(tmp_path / "0", 4, "complete"), trial(tmp_path / "1", 1, "pruned", "trial 1")]
+    for _ in range(2):  # the second finds everything there
+        again = Tracker(sqlite, "abc")
+        again.close(ends, {"best/experiment.yaml": "a: 1\n", "gone.csv": tmp_path / "gone.csv"}, LONG)
+        assert again.is_complete
+    runs = logged(sqlite)
+    assert set(runs) == {"a search", "trial 0", "trial 1"}
+    parent, one, other = (runs[name] for name in ("a search", "trial 0", "trial 1"))
+    assert [run.info.status for run in (parent, one, other)] == ["FINISHED", "FINISHED", "KILLED"]
+    assert one.data.tags["mlflow.parentRunId"] == other.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert one.data.params == {"optim.lr": "0.003", "model.map.kernel_size": "[3, 5]"}
+    assert one.data.tags["data"] == "planted"
+    assert parent.data.metrics == {"best/R1_at_0.5": 0.2}
+    history = client(sqlite).get_metric_history(one.info.run_id, "val/R1_at_0.5")
+    assert [(each.step, each.value) for each in history] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    assert [each.timestamp for each in history] == [13_000, 16_000, 19_000, 22_000]
+    steps = [each.step for each in client(sqlite).get_metric_history(one.info.run_id, "train/loss")]
+    assert steps == [2, 3, 4], "what is not finite is left out"
+    assert [file.path for file in client(sqlite).list_artifacts(parent.info.run_id, "best")] == ["best/experiment.yaml"]
+    other_run = Tracker(sqlite, "def")
+    other_run.close([search()], {}, LONG)
+    assert len(client(sqlite).search_runs([parent.info.experiment_id])) == 4, "another run folder is another run"
+
+
+def test_a_deleted_experiment_is_told_and_the_run_goes_on(
+    sqlite: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = client(sqlite).create_experiment(sqlite.experiment)
+    client(sqlite).delete_experiment(number)
+    tracker = Tracker(sqlite, "abc")
+    assert "not everything is logged there" in tracker.close([search()], {}, LONG)
+    assert f"mlflow experiments restore --experiment-id {number}" in caplog.text
+    client(sqlite).restore_experiment(number)
+    tracker = Tracker(sqlite, "abc")
+    tracker.close([search()], {}, LONG)
+    assert tracker.is_complete
+
+
+class Absent:
+    """A store that is away for a while: what `MlflowStore` is to a tracker."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.asked = times, threading.Event()
+        self.log_of: list[str] = []
+
+    def __call__(self, *_: object) -> Any:
+        self.asked.set()
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError(f"{'<html>' * 10_000}")
+        return self
+
+    def log(self, run: TrackedRun, patient: bool) -> None:  # noqa: ARG002
+        self.log_of.append(f"{run.key} {run.steps}")
+
+    def add(self, *_: object) -> None:
+        """Takes files."""
+
+    def url(self, _: str) -> str:
+        return "there"
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdn_tune.training.tracking.tracker.check_installed", lambda: None)
+
+
+def test_what_was_offered_meanwhile_is_logged_once_it_answers(
+    installed: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdn_tune.training.tracking.tracker._FIRST_PAUSE", 0.01)
+    store = Absent(3)
+    tracker = Tracker(TrackingConfig(mlflow="http://host"), "abc", connect=store)
+    tracker.offer([search(0)])
+    assert store.asked.wait(LONG)
+    tracker.offer([search(1)])
+    until = time.monotonic() + LONG
+    while not store.log_of and time.monotonic() < until:
+        time.sleep(0.01)
+    assert tracker.close([search(2)], {}, LONG) == "MLflow: there"
+    assert store.log_of[-1] == "search 2"
+    warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(warnings) == 1, "it is said once"
+    assert len(warnings[0].getMessage()) < 400
+
+
+def test_nothing_waits_for_one_that_hangs(installed: None) -> None:
+    hanging, free = threading.Event(), threading.Event()
+
+    def connect(*_: object) -> Any:
+        hanging.set()
+        free.wait(LONG)
+        raise OSError("late")
+
+    tracker = Tracker(TrackingConfig(mlflow="http://host"), "abc", connect=connect)
+    for ended in range(1000):
+        tracker.offer([search(ended)])
+    assert hanging.wait(LONG)
+    assert "not everything is logged there; the same command" in tracker.close([search(2)], {}, 0.01)
+    free.set()
+    tracker._thread.join(LONG)
+    assert not tracker._thread.is_alive()
+
+
+def test_a_missing_client_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mlflow" else found(name))
+    with pytest.raises(ConfigError, match=r"pip install 'cdn-tune\[mlflow\]'"):
+        Tracker(TrackingConfig(mlflow="http://host"), "abc")
+
+
+def test_records_that_are_damaged_are_as_far_as_they_can_be_read(tmp_path: Path) -> None:
+    run = trial(tmp_path / "0", 3)
+    with (tmp_path / "0" / METRICS).open("a") as file:
+        file.write('{"epoch": 4, "loss"')
+    assert [point.step for point in points(run, 1)] == [2, 3]
+
+
+@pytest.mark.slow
+def test_a_server_that_fails_in_every_way(
+    mlflow_server: Mlflow, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the real one: refused, 500, a page in place of an answer, and too slow; then everything is there, once."""
+    for name, value in mlflow_store._SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setattr("cdn_tune.training.tracking.tracker._FIRST_PAUSE", 0.1)
+    config, proxy = TrackingConfig(mlflow=mlflow_server.uri), mlflow_server.proxy
+
+    def ended(state: str, epochs: int) -> bool:
+        tracker = Tracker(config, "abc")
+        runs = [search(epochs, state), trial(tmp_path / "0", epochs, state)]
+        tracker.offer(runs)
+        tracker.close(runs, {"a.txt": "b"}, LONG)
+        return tracker.is_complete
+
+    for answer in ((500, "text/plain", b"no"), (200, "text/html", b"<html>login</html>"), (401, "text/html", b"<p>")):
+        proxy.fail, proxy.answer = 10**6, answer
+        assert not ended("running", 1)
+    proxy.heal()
+    proxy.delay = 8.0
+    assert not ended("running", 2)
+    proxy.heal()
+    mlflow_server.server.stop()
+    assert not ended("running", 2)
+    assert "does not answer" in caplog.text
+    mlflow_server.server.start()
+    proxy.share = 0.2
+    for _ in range(50):
+        if ended("complete", 4):
+            break
+    proxy.heal()
+    runs = mlflow_server.runs()
+    assert set(runs) == {"a search", "trial 0"}
+    history = mlflow_server.client().get_metric_history(runs["trial 0"].info.run_id, "val/R1_at_0.5")
+    assert [(each.step, each.value) for each in history] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    assert runs["trial 0"].info.status == "FINISHED"
+    store = MlflowStore(config, "abc")
+    assert store.url("search") == f"{config.mlflow}/#/experiments/{runs['a search'].info.experiment_id}/runs/" + (
+        runs["a search"].info.run_id
+    )
