@@ -185,8 +185,8 @@ def convolve_kernel(
             found += tl.load(bias + sample * CHANNELS + where, mask=where < CHANNELS, other=0.0).to(tl.float32)[None, :]
             if RESIDUAL:
                 found += tl.load(added + sample * (cells * CHANNELS) + to, mask=kept, other=0.0).to(tl.float32)
-            found *= factor
-            tl.store(out + to, tl.where(found < 0, 0.0, found).to(out.dtype.element_ty), mask=kept)  # NaN stays
+            found = tl.maximum(found * factor, 0.0, propagate_nan=tl.PropagateNan.ALL)  # training stops by NaN
+            tl.store(out + to, found.to(out.dtype.element_ty), mask=kept)
     else:
         kept = (place < count)[:, None] & (column < CHANNELS)[None, :]
         to = out + cell[:, None] * CHANNELS + column[None, :]
