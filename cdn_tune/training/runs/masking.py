@@ -1,7 +1,7 @@
 """Text without secrets, fit to be shown to strangers: passwords, tokens and keys, and the user's name and home folder.
 
-`run_folder.without_secrets` masks one URL, such as a storage's, before it is recorded. Here are texts of any kind, such
-as logs, in which a secret may stand anywhere. Rather too much is masked than too little.
+`config.secrets.without_secrets` masks one URL, such as a storage's, before it is recorded. Here are texts of any kind,
+such as logs, in which a secret may stand anywhere. Rather too much is masked than too little.
 """
 
 import getpass
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from cdn_tune.training.runs.run_folder import without_secrets
+from cdn_tune.config.secrets import without_secrets
 
 MASK = "***"
 # Names of what is secret. Not `tokens`, `tokenizer` and `keys`, which are words of this field.
