@@ -19,6 +19,7 @@ _LOG = logging.getLogger(__name__)
 _LOCK = threading.RLock()
 _REASON = 200  # characters of an error
 _found: dict[str, dict[str, Any]] = {}  # by group
+_packages: dict[str, str] = {}  # the versions of those that have added something
 
 
 def installed(group: str, taken: Collection[str], check: Callable[[str, Any], None]) -> Mapping[str, Any]:
@@ -48,10 +49,18 @@ def installed(group: str, taken: Collection[str], check: Callable[[str, Any], No
                     )
                 else:
                     found[entry.name] = value
+                    if entry.dist is not None:
+                        _packages[entry.dist.name] = entry.dist.version
         return _found[group]
+
+
+def packages() -> dict[str, str]:
+    """Returns the versions of the packages that have added something in this process, by name."""
+    return dict(_packages)
 
 
 def forget() -> None:
     """Has the next use of each table read the entry points anew, such as after a package was installed."""
     with _LOCK:
         _found.clear()
+        _packages.clear()

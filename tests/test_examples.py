@@ -43,7 +43,6 @@ def test_train_and_predict(folder: Path) -> None:
     assert "best val R1@0.5 " in out
     out = run(folder, EXAMPLES / "predict.py")
     assert out.count(", score ") >= 2
-    assert "best.pt" in run(folder, EXAMPLES / "train.py")  # finished: the same script again is quick
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
 from cdn_tune.training.runs.records import read_metrics
+from cdn_tune.training.runs.run_folder import describe_run
 from cdn_tune.tuning.results.record import read_record
 from tests.packages import install
 from tests.tuning.virtual_search import VirtualSearch, make_space
@@ -76,6 +77,7 @@ def test_files_may_name_what_is_installed(tiny: Tiny, tmp_path: Path) -> None:
     experiment = load_experiment(tiny(), {**PARTS, "model.parts": 4, "loss.sharpness": 2.0})
     assert experiment.model.plain() == {"name": "parts", "parts": 4, "width": 32}
     assert "start@0.3" in experiment.eval.metrics
+    assert describe_run("train", experiment, {})["packages"]["own-parts"] == "1.0"
     (tmp_path / "experiment.yaml").write_text(dump(experiment.plain()))
     assert load_experiment(tmp_path / "experiment.yaml") == experiment
     values = {

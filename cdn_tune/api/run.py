@@ -205,6 +205,7 @@ class Run:
 
         Every call opens the test split and is counted (``looks``), also when a notebook's cell is run again; what the
         last one found is in `evaluation`. It writes ``evaluation.json`` and ``predictions.jsonl`` into the folder.
+        After an interruption the same call does what is left.
 
         Args:
             overrides: Where the data are now, such as ``{"data.root": "elsewhere"}``; nothing that changes the model.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field, ValidationError
 
-from cdn_tune import __version__
+from cdn_tune import __version__, plugins
 from cdn_tune.config import COMPUTING, DATA_PATHS, Experiment, SearchSpace, build, keys
 from cdn_tune.config.check import FAMILY
 from cdn_tune.config.load_search import WRITTEN
@@ -189,7 +189,7 @@ def describe_run(kind: str, experiment: Experiment, data: dict[str, Any]) -> dic
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: metadata.version(name) for name in _PACKAGES} | plugins.packages(),
         "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],
         "seed": experiment.seed,
         "experiment": experiment.plain(),
