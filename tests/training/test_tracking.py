@@ -14,6 +14,7 @@ import pytest
 
 from cdn_tune.config.tracking import TrackingConfig
 from cdn_tune.errors import ConfigError
+from cdn_tune.training.object_store.working_copy import place_of, working_copy
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.records import METRICS
 from cdn_tune.training.tracking import mlflow_store
@@ -21,6 +22,7 @@ from cdn_tune.training.tracking.mlflow_store import MlflowStore
 from cdn_tune.training.tracking.tracked_run import STATUS, TrackedRun, points
 from cdn_tune.training.tracking.tracker import Tracker
 from tests.mlflow_server import Mlflow, mlflow_server
+from tests.object_store import Store
 
 __all__ = ["mlflow_server"]
 pytestmark = pytest.mark.filterwarnings("default")  # what MLflow warns of within
@@ -241,3 +243,13 @@ def test_a_server_that_fails_in_every_way(
     assert store.url("search") == f"{config.mlflow}/#/experiments/{runs['a search'].info.experiment_id}/runs/" + (
         runs["a search"].info.run_id
     )
+
+
+def test_records_of_a_trial_on_an_object_store_are_read_there(store: Store, tmp_path: Path) -> None:
+    folder = working_copy(f"{store.url()}#trials/0003")
+    assert mlflow_store._records(folder) == []
+    place = place_of(folder)
+    assert place is not None
+    trial(tmp_path / "0", 2)
+    place.store.write(f"trials/0003/{METRICS}", (tmp_path / "0" / METRICS).read_bytes())
+    assert [epoch["epoch"] for epoch in mlflow_store._records(folder)] == [1, 2]

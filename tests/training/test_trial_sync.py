@@ -283,6 +283,15 @@ def test_a_store_that_fails_for_a_while_is_waited_for(tiny: Tiny, store: Store, 
     assert_same(folder, tmp_path / "whole")
 
 
+def test_a_store_of_which_some_requests_fail(tiny: Tiny, store: Store, tmp_path: Path) -> None:
+    folder = working_copy(store.url())
+    train_in(tiny(), tmp_path / "whole", ignore)
+    store.proxy.share = 0.1
+    train_in(tiny(), folder, ignore)
+    store.proxy.heal()
+    assert_same(folder, tmp_path / "whole")
+
+
 def test_other_trials_checkpoints_leave_the_machine(tiny: Tiny, store: Store) -> None:
     url = store.url()
     first, second = (working_copy(f"{url}#trials/000{number}") for number in range(2))
