@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from cdn_tune import __version__
 from cdn_tune.cli.show.output import one_line_errors, print_line, print_note
 from cdn_tune.compat import check_versions
 from cdn_tune.errors import RunError
+from cdn_tune.resources import DOCS
 
 _ORDER = (
     *("demo", "train", "search", "simulate", "runs", "leaderboard", "evaluate", "compare"),
     *("report", "predict", "export", "import-weights", "schema", "doctor", "report-bug"),
-    *("cluster", "status", "submit", "jobs", "logs", "stop", "fetch"),
+    *("cluster", "init", "status", "submit", "jobs", "logs", "stop", "fetch"),
     *("data", "doctor", "convert", "text", "plant"),
 )
 START = "start"
@@ -127,6 +129,7 @@ class Commands(typer.Typer):
 
 app = Commands(
     help="Hyperparameter search for CDN video moment retrieval, on a laptop or on a Ray cluster.",
+    epilog=f"Documentation: {escape(str(DOCS))}",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -18,10 +18,10 @@ from cdn_tune.config.space import Categorical, Float, Int
 from cdn_tune.config.yaml import beginning, fault_in, parse, read_mapping, shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
+from cdn_tune.resources import ROOT
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 _KINDS: dict[str, type[BaseModel]] = {"float": Float, "int": Int, "categorical": Categorical}
 _TYPES = {  # what other tools call them
     "integer": "int", "real": "float", "double": "float", "number": "float", "uniform": "float",
@@ -34,11 +34,6 @@ _TOLD = 5  # findings that are told at once
 _LONGEST = 200  # characters of overrides that errors name
 
 
-def roots() -> list[Path]:
-    """Returns the folders that hold ``experiments/`` and ``search_spaces/``: a checkout, or in an installed wheel."""
-    return [root for root in (_PACKAGE.parent, _PACKAGE / "shipped") if (root / "experiments").is_dir()]
-
-
 def find(path: str | Path, kind: str) -> Path:
     """Returns the path of a configuration file: as given, else among the shipped ones.
 
@@ -49,13 +44,13 @@ def find(path: str | Path, kind: str) -> Path:
     Raises:
         ConfigError: If there is no such file, naming what is shipped.
     """
-    for base in (Path(), *roots(), *(root / kind for root in roots())):
+    for base in (Path(), ROOT, ROOT / kind):
         for candidate in (base / path, base / f"{path}.yaml"):
             if candidate.is_file():
                 return candidate
     if Path(path).is_dir():
         raise ConfigError(f"{path}: is a folder; name the YAML file in it")
-    shipped = sorted({str(file.relative_to(root)) for root in roots() for file in (root / kind).rglob("*.yaml")})
+    shipped = sorted(str(file.relative_to(ROOT)) for file in (ROOT / kind).rglob("*.yaml"))
     raise ConfigError(f"{path}: no such file; shipped are {', '.join(shipped) or 'none'}")
 
 

@@ -4,7 +4,6 @@ They are shipped beside the files they describe: ``python -m cdn_tune.config.sch
 """
 
 import json
-from pathlib import Path
 from typing import Any, Union
 
 from pydantic import create_model
@@ -13,9 +12,9 @@ from cdn_tune.config.check import COMPARED
 from cdn_tune.config.experiment import Experiment
 from cdn_tune.config.family import LossConfig, ModelConfig
 from cdn_tune.config.keys import leaf_keys
-from cdn_tune.config.load import roots
 from cdn_tune.config.space import SearchSpace
 from cdn_tune.model import families
+from cdn_tune.resources import ROOT
 
 FILE = "schema.json"
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -98,4 +97,4 @@ def _meaning(leaf: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for folder, kind in (("experiments", "experiment"), ("search_spaces", "space")):
-        (Path(roots()[0]) / folder / FILE).write_text(schema_text(kind), encoding="utf-8")
+        (ROOT / folder / FILE).write_text(schema_text(kind), encoding="utf-8")
