@@ -123,9 +123,10 @@ class Slurm:
 
     def stop(self) -> list[str]:
         """Ends every job, then the daemons; returns the command lines of processes that live on, and kills them."""
-        with contextlib.suppress(subprocess.SubprocessError):
+        with contextlib.suppress(subprocess.SubprocessError, AssertionError):  # a daemon is gone, or a job stays
             self.ask("scancel", "--user", getpass.getuser())
-            self.wait_until(lambda: not self.ask("squeue", "--noheader"), seconds=45)
+            self.wait_until(lambda: not self.ask("squeue", "--noheader"))
+            self.wait_until(lambda: not [each for each in self.processes() if each not in self._pids()])
         for daemon in reversed(self._daemons.values()):
             daemon.terminate()
         for daemon in self._daemons.values():
@@ -172,6 +173,10 @@ class Slurm:
         """Returns the processes on this machine that belong to it or to its jobs."""
         mark = f"SLURM_CONF={self.folder}/".encode()
         return [process for process in _processes() if mark in _read(process, "environ")]
+
+    def _pids(self) -> set[int]:
+        """Returns the processes of the daemons."""
+        return {process for daemon in self._daemons.values() for process in (daemon.pid, *_below(daemon.pid))}
 
     def _of_node(self, node: str) -> list[int]:
         """Returns the processes of the steps that run on a node, those that manage them included."""

@@ -31,6 +31,7 @@ SEARCH = ROOT / "cluster" / "slurm" / "search.sbatch"
 TRAIN = ROOT / "cluster" / "slurm" / "train.sbatch"
 # No GPUs, and less of all else than a real node has.
 SMALL = ("--gpus-per-node=0", "--mem=0", "--cpus-per-task=1", "--time=30")
+LONG = 900.0  # seconds that a wait may take on a machine with much else to do
 Tiny = Callable[..., Experiment]
 
 
@@ -301,7 +302,7 @@ def states(run: Path) -> dict[int, TrialState]:
 def start_search(slurm: Slurm, folder: Path, *options: str) -> tuple[Job, Path]:
     """Submits the search in a folder; returns the job, and its run folder."""
     run = folder / "run"
-    settings = {"PYTHONPATH": str(ROOT), "CDN_TUNE_VENV": sys.prefix, "CDN_TUNE_JOIN_SECONDS": "240"}
+    settings = {"PYTHONPATH": str(ROOT), "CDN_TUNE_VENV": sys.prefix, "CDN_TUNE_JOIN_SECONDS": "600"}
     space = str(folder / "space.yaml")
     return slurm.submit(SEARCH, space, "--run", str(run), options=(*SMALL, *options), **settings), run
 
@@ -321,18 +322,18 @@ def check_nothing_is_left(slurm: Slurm, job: Job, run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_requeued_it_goes_on_and_cancelled_it_leaves_checkpoints(
     slurm: Slurm, tiny: Tiny, tmp_path: Path, ray_start: None
 ) -> None:
     """A search over two nodes: put back by an operator, asked to save, cancelled, submitted again, fetched."""
-    write_space(tmp_path, tiny(**{"train.epochs": 250}))
+    write_space(tmp_path, tiny(**{"train.epochs": 120}))
     job, run = start_search(slurm, tmp_path)
-    job.wait_until(lambda: len(epochs(run)) == 2 and min(epochs(run).values()) >= 2, seconds=240)
+    job.wait_until(lambda: len(epochs(run)) == 2 and min(epochs(run).values()) >= 2, seconds=LONG)
     assert "2 of 2 machines have joined" in job.log
     job.requeue()
     before = epochs(run)
-    job.wait_until(lambda: job.facts["Restarts"] == "1" and min(epochs(run).values()) > max(before.values()), 240)
+    job.wait_until(lambda: job.facts["Restarts"] == "1" and min(epochs(run).values()) > max(before.values()), LONG)
     job.cancel("--batch", "--signal=TERM")
     job.wait_until(lambda: "back into the queue" in job.log)
     job.cancel()
@@ -340,13 +341,13 @@ def test_requeued_it_goes_on_and_cancelled_it_leaves_checkpoints(
     check_nothing_is_left(slurm, job, run)
     assert "the same command goes on" in job.log
     before = epochs(run)
-    assert all(2 <= done < 250 for done in before.values()), before
+    assert all(2 <= done < 120 for done in before.values()), before
     assert all(list((run / "trials" / f"{number:04d}").rglob("last.pt")) for number in before)
 
     again, _ = start_search(slurm, tmp_path)
-    again.wait_for("COMPLETED", seconds=400)
+    again.wait_for("COMPLETED", seconds=LONG)
     assert states(run) == dict.fromkeys(before, TrialState.COMPLETE), again.log
-    assert epochs(run) == dict.fromkeys(before, 250)
+    assert epochs(run) == dict.fromkeys(before, 120)
     check_nothing_is_left(slurm, again, run)
 
     fetched = tmp_path / "elsewhere" / "run"  # as scp or rsync bring it
@@ -359,25 +360,25 @@ def test_requeued_it_goes_on_and_cancelled_it_leaves_checkpoints(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_lost_machine_costs_its_trial_nothing(slurm: Slurm, tiny: Tiny, tmp_path: Path, ray_start: None) -> None:
     """The second machine dies; the job, its search and both trials go on on the first."""
-    write_space(tmp_path, tiny(**{"train.epochs": 150}))
+    write_space(tmp_path, tiny(**{"train.epochs": 80}))
     job, run = start_search(slurm, tmp_path)
-    job.wait_until(lambda: len(epochs(run)) == 2 and min(epochs(run).values()) >= 2, seconds=240)
+    job.wait_until(lambda: len(epochs(run)) == 2 and min(epochs(run).values()) >= 2, seconds=LONG)
     slurm.kill_node("n1")
     try:
-        job.wait_for("COMPLETED", seconds=400)
+        job.wait_for("COMPLETED", seconds=LONG)
     finally:
         slurm.start_node("n1")
         slurm.wait_until(lambda: slurm.node_states()["n1"].startswith("IDLE"))
     assert job.facts["Restarts"] == "0"
     assert states(run) == dict.fromkeys(range(2), TrialState.COMPLETE)
-    assert epochs(run) == dict.fromkeys(range(2), 150)
+    assert epochs(run) == dict.fromkeys(range(2), 80)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_an_array_of_trainings(slurm: Slurm, tiny: Tiny, tmp_path: Path) -> None:
     """Two seeds as two tasks, one of them put back into the queue in its middle."""
     experiment = tmp_path / "experiment.yaml"
@@ -389,7 +390,7 @@ def test_an_array_of_trainings(slurm: Slurm, tiny: Tiny, tmp_path: Path) -> None
     job.task(1).wait_until(lambda: first.exists() and len(first.read_text().splitlines()) >= 2)
     job.task(1).cancel("--batch", "--signal=TERM")
     for number in (1, 2):
-        job.task(number).wait_for("COMPLETED", seconds=240)
+        job.task(number).wait_for("COMPLETED", seconds=LONG)
         lines = (tmp_path / f"run-{number}" / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == 60
     assert "start number 1" in job.task(1).log
@@ -397,12 +398,12 @@ def test_an_array_of_trainings(slurm: Slurm, tiny: Tiny, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_strangers_cannot_use_its_ray(slurm: Slurm, tiny: Tiny, tmp_path: Path, ray_start: None) -> None:
     """Who brings no token, or a wrong one, is not let in; who brings the right one is."""
     write_space(tmp_path, tiny(**{"train.epochs": 100_000}))
     job, run = start_search(slurm, tmp_path)
-    job.wait_until(lambda: epochs(run), seconds=240)
+    job.wait_until(lambda: epochs(run), seconds=LONG)
     port = 20000 + int(job.number) % 4000 * 10
     join = f"import ray; ray.init(address='127.0.0.2:{port}', logging_level='ERROR'); print('let in')"
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
