@@ -9,7 +9,7 @@ from cdn_tune.errors import RunError
 from cdn_tune.training.object_store.working_copy import place_of, portable, shown, working_copy
 from cdn_tune.training.runs.files import write_errors
 
-_SECONDS = 60.0  # for all nodes together
+_SECONDS = 180.0  # for all nodes together; the first import from a shared file system can take a minute and more
 
 
 def check_shared_folder(run: Path) -> None:
