@@ -1,4 +1,4 @@
-"""The reference of all keys, as docs/configuration.md shows it: ``python -m cdn_tune.config.reference``."""
+"""The reference of all keys, as docs/reference/configuration.md shows it: ``python -m cdn_tune.config.reference``."""
 
 import sys
 from collections.abc import Iterator

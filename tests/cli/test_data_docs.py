@@ -1,4 +1,4 @@
-"""The walk-throughs of docs/data.md, executed as they are written."""
+"""The walk-throughs of docs/how-to/data.md, executed as they are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cdn_tune.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
-PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "data.md").read_text(encoding="utf-8")
 
 
 def blocks(heading: str) -> list[tuple[str, str]]:
@@ -46,7 +46,7 @@ def test_your_own_data(tmp_path: Path) -> None:
         if language == "sh":
             printed += run(text)
         elif language == "python":
-            exec(compile(text, "docs/data.md", "exec"), {})  # noqa: S102
+            exec(compile(text, "docs/how-to/data.md", "exec"), {})  # noqa: S102
         elif language == "yaml":
             (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
     assert "ready to train" in printed

@@ -1,4 +1,4 @@
-"""`cdn-tune predict` and `export`, and docs/predict.md executed as it is written."""
+"""`cdn-tune predict` and `export`, and docs/how-to/predict.md executed as it is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cdn_tune.training.runs.checkpoint import BEST, build_model, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "predict.md").read_text(encoding="utf-8")
 SENTENCE = "a person opens the door"
 
 
@@ -218,7 +218,7 @@ def test_the_page_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     shown = re.search(r"^P0001: .* s \(from the annotations in", PAGE, flags=re.MULTILINE)
     assert shown is not None
     assert shown[0] in printed
-    examples = doctest.testfile(str(ROOT / "docs" / "predict.md"), module_relative=False, encoding="utf-8")
+    examples = doctest.testfile(str(ROOT / "docs" / "how-to" / "predict.md"), module_relative=False, encoding="utf-8")
     assert examples.failed == 0
     assert examples.attempted >= 10
 

@@ -1,4 +1,4 @@
-"""docs/cluster.md says what the files and the command lines do."""
+"""docs/how-to/clusters.md says what the files and the command lines do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "cluster.md").read_text()
+TEXT = (ROOT / "docs" / "how-to" / "clusters.md").read_text()
 FILES = [file for file in (ROOT / "cluster").rglob("*") if file.is_file()]
 HEADINGS = [
     "A workstation, or a few machines",

@@ -1,4 +1,4 @@
-"""docs/search.md: its example loads, its tables are complete."""
+"""docs/how-to/search.md: its example loads, its tables are complete."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from cdn_tune.config.tables import SAMPLERS, STOPPING_RULES
 from cdn_tune.config.yaml import dump, parse
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs/search.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/how-to/search.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""docs/evaluation.md names every key and option there is."""
+"""docs/how-to/evaluate.md names every key and option there is."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from cdn_tune.evaluation.evaluate import CHANGEABLE, Request, evaluate_run
 from cdn_tune.evaluation.scoring import GRID
 from cdn_tune.moments.bootstrap import RESAMPLES
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs/how-to/evaluate.md").read_text(encoding="utf-8")
 
 
 def table(heading: str) -> str:
