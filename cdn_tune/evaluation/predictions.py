@@ -66,7 +66,7 @@ def score_predictions(
         resamples: Of intervals and tests.
 
     Returns:
-        The keys of ``evaluation.json`` that need no model (see docs/how-to/evaluate.md), and ``predictions``, the file.
+        The keys of ``evaluation.json`` that need no model (see docs/reference/run-folder.md), and ``predictions``, the file.
 
     Raises:
         DataError: If annotations or predictions are wrong.

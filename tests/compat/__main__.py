@@ -1,7 +1,8 @@
 """`make compat`: runs the tests marked `compat` with the oldest and the newest supported versions.
 
-Each corner has a virtual environment under `.compat`. The result is written to `docs/reference/compatibility.md`. Which builds of
-torch can be had differs between machines, so its version is given: TORCH_OLDEST and TORCH_NEWEST in the environment.
+Each corner has a virtual environment under `.compat`. The result is written to `docs/reference/compatibility.md`. Which
+builds of torch can be had differs between machines, so its version is given: TORCH_OLDEST and TORCH_NEWEST in the
+environment.
 """
 
 import os
