@@ -31,7 +31,7 @@ def _rows(model: type[BaseModel], prefix: str, of: str = "") -> Iterator[str]:
 
 def _meaning(field: FieldInfo) -> str:
     tables = [item.describe() for item in field.metadata if isinstance(item, Table)]
-    return field.description or "".join(tables)
+    return (field.description or "".join(tables)).replace("<", "&lt;")
 
 
 def _default(field: FieldInfo) -> str:
