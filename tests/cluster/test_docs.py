@@ -10,9 +10,20 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("clusters", "workstation", "slurm", "kubernetes", "cloud", "jobs", "object-storage", "nodes", "cluster-security")
+NAMES = (
+    "clusters",
+    "workstation",
+    "slurm",
+    "kubernetes",
+    "cloud",
+    "jobs",
+    "object-storage",
+    "nodes",
+    "cluster-security",
+)
 TEXT = "\n".join((ROOT / "docs" / "how-to" / f"{name}.md").read_text() for name in NAMES)
 FILES = [file for file in (ROOT / "cluster").rglob("*") if file.is_file()]
+
 
 def code() -> list[str]:
     """Everything set as code, blocks line by line."""

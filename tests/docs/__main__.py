@@ -1,15 +1,17 @@
 """`make docs`: builds the documentation site from docs/ into site/, without a network.
 
-`docs/reference/commands.md` is written anew from the commands themselves. A dead link, a missing anchor and a page that is not
-in the navigation end it with exit code 1, each with its page and line.
+`docs/reference/commands.md` is written anew from the commands themselves. A dead link, a missing anchor and a page that
+is not in the navigation end it with exit code 1, each with its page and line.
 """
 
+import re
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "zensical.toml"
@@ -42,13 +44,24 @@ def build(config: Path = CONFIG) -> int:
     if wrong := strangers(config):
         sys.stderr.write("\n".join(wrong) + "\n")
         return 1
-    typer = [sys.executable, "-m", "typer", "cdn_tune.cli", "utils", "docs", "--name", "cdn-tune", "--title", "Commands"]
+    typer = [
+        sys.executable,
+        "-m",
+        "typer",
+        "cdn_tune.cli",
+        "utils",
+        "docs",
+        "--name",
+        "cdn-tune",
+        "--title",
+        "Commands",
+    ]
     written = config.parent / "docs" / COMMANDS
     written.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run([*typer, "--output", written], check=True, stdout=subprocess.DEVNULL)
     zensical = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(zensical, cwd=config.parent, check=False, capture_output=True, text=True)
-    said = done.stdout + done.stderr
+    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
     if done.returncode:
         sys.stderr.write(said.partition("Traceback (most recent call last)")[0])
         return 1

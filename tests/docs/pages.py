@@ -28,7 +28,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md")), *sorted((DOCS / "how-to").glob("*.md"))]
 LONGEST = 900  # seconds that a block may take
@@ -42,13 +43,14 @@ _PART = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it begins, its language, the file it is to be written to, why it is not run."""
+    """A fenced block, or a hidden one: its line, language and text, the file it is written to, why it is not run."""
 
     line: int
     language: str
     text: str
     title: str = ""
     reason: str = ""
+    hidden: bool = False
 
     @property
     def command(self) -> bool:
@@ -78,15 +80,16 @@ def read_page(path: Path) -> Page:
         elif part["words"]:
             words |= dict(word.split("=", 1) for word in shlex.split(part["words"]))
         elif part["before"]:
-            blocks.append(Block(line, "sh", part["before"]))
+            blocks.append(Block(line, "sh", part["before"], hidden=True))
         else:
             language, _, rest = part["head"].partition(" ")
             title = re.search(r'title="([^"]+)"', rest)
             text = re.sub(f"^{part['indent']}", "", part["text"], flags=re.MULTILINE)
-            near = not source[ended : part.start()].strip()
-            blocks.append(Block(line, language, text, title[1] if title else "", reason if near else ""))
+            near = reason if not source[ended : part.start()].strip() else ""
+            blocks.append(Block(line, language, text, title[1] if title else "", near))
             reason = ""
-    return Page(path.relative_to(ROOT).as_posix(), tuple(blocks), words)
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    return Page(name, tuple(blocks), words)
 
 
 def run_page(page: Page, folder: Path) -> str:
