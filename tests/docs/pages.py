@@ -3,7 +3,7 @@
 A page's blocks run in order, in an empty folder:
 
 - ``sh`` by bash, which stops at the first command that fails;
-- ``python`` as a script; with ``>>>`` as a doctest, whose names the page's later doctests know;
+- ``python`` as a script, one with those that follow it; with ``>>>`` as a doctest, whose names later doctests know;
 - a block with ``title="FILE"``, of whatever language, is written to FILE;
 - all others are only shown.
 
@@ -58,6 +58,9 @@ class Block:
         return self.language in ("sh", "python") and not self.title
 
 
+_END = Block(0, "sh", "true")
+
+
 @dataclass(frozen=True)
 class Page:
     """A page's blocks in order; the words that stand for something, and for what."""
@@ -98,23 +101,26 @@ def run_page(page: Page, folder: Path) -> str:
     Raises:
         AssertionError: With page, line and output, if a block fails.
     """
-    printed, names = "", dict[str, object]()
-    for block in page.blocks:
+    printed, script, names = "", "", dict[str, object]()
+    for block in (*page.blocks, _END):
         place = f"{page.name}:{block.line}"
         text = block.text
         for word, meaning in page.words.items():
             text = re.sub(rf"(?<![\w$]){word}(?!\w)", meaning, text)
+        runs = block.command and not block.reason
+        if runs and block.language == "python" and ">>>" not in text:
+            script += "\n" * (block.line - script.count("\n")) + text  # so that a traceback has the page's lines
+            continue
+        if script and (runs or block.title):
+            printed += _run([sys.executable, "-c", script], folder, page.name)
+            script = ""
         if block.title:
             (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.title).write_text(text, encoding="utf-8")
-        elif not block.command or block.reason:
-            continue
-        elif ">>>" in text:
+        elif runs and ">>>" in text:
             _doctest(text, names, place)
-        elif block.language == "sh":
+        elif runs:
             printed += _run(["bash", "-euo", "pipefail", "-c", text], folder, place)
-        else:
-            printed += _run([sys.executable, "-c", text], folder, place)
     return printed
 
 

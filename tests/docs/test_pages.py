@@ -12,9 +12,10 @@ from tests.docs.pages import PAGES, Page, read_page, run_page
 
 SHOWN = {"", "json", "text", "yaml"}  # languages of blocks that are no commands; none: a drawing or what was printed
 COMMAND = re.compile(r"^(?:\$ |cdn-tune |pip |python3? |ray |make )", flags=re.MULTILINE)
-SAMPLE = "docs/tutorials/own-data.md"  # run by `make test`; all others by `make test-all`
+SAMPLE = "docs/how-to/data.md"  # run by `make test`; all others by `make test-all`
 PRINTED = {  # what a page shows of its commands' output, as far as it does not vary
     "docs/how-to/predict.md": "P0001: 37.01 s (from the annotations in ",
+    "docs/how-to/data.md": "ready to train",
     "docs/tutorials/own-data.md": "ready to train",
 }
 
