@@ -106,7 +106,7 @@ def run_page(page: Page, folder: Path) -> str:
         place = f"{page.name}:{block.line}"
         text = block.text
         for word, meaning in page.words.items():
-            text = re.sub(rf"(?<![\w$]){word}(?!\w)", meaning, text)
+            text = re.sub(rf"(?<![\w$]){re.escape(word)}(?!\w)", meaning, text)
         runs = block.command and not block.reason
         if runs and block.language == "python" and ">>>" not in text:
             script += "\n" * (block.line - script.count("\n")) + text  # so that a traceback has the page's lines

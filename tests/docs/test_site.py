@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_builds_and_no_page_is_empty(site: Path) -> None:
     assert strangers(ROOT / "zensical.toml") == []
     assert "cdn-tune search start" in (site / "reference" / "commands.html").read_text(encoding="utf-8")
-    assert "cdn_tune.evaluation.retriever.load" in (site / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "cdn_tune.load" in (site / "reference" / "python.html").read_text(encoding="utf-8")
     outside = [path for path in site.rglob("*.html") if 'src="http' in path.read_text(encoding="utf-8")]
     assert outside == []
 
