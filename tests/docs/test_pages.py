@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, Page, read_page, run_page
 
-SHOWN = {"", "json", "text", "toml", "yaml"}  # languages of blocks that are no commands; none: a drawing or what was printed
+SHOWN = {"", "json", "text", "toml", "yaml"}  # languages of blocks that are no commands; none: what was printed
 COMMAND = re.compile(r"^(?:\$ |cdn-tune |pip |python3? |ray |make )", flags=re.MULTILINE)
 SAMPLE = "docs/how-to/data.md"  # run by `make test`; all others by `make test-all`
 PRINTED = {  # what a page shows of its commands' output, as far as it does not vary
