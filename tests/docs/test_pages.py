@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click import ClickException, Context
+from typer.main import get_command
 
+from cdn_tune.cli import app
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, Page, read_page, run_page
 
@@ -38,6 +44,29 @@ def test_every_command_block_is_run_or_says_why_not(path: Path) -> None:
         place = f"{page.name}:{block.line}"
         assert block.command or block.title or block.language in SHOWN, f"{place}: {block.language}"
         assert block.command or block.language == "text" or not COMMAND.search(block.text), f"{place}: not run"
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each cdn-tune command of a block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.strip().startswith("cdn-tune "):
+            yield shlex.split(line, comments=True)[1:]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_command_and_option_exists(path: Path) -> None:
+    """Those of blocks that are not run, too."""
+    page = read_page(path)
+    for block in page.blocks:
+        for words in commands(block.text) if block.language == "sh" else ():
+            command: Any = get_command(app)
+            while hasattr(command, "commands"):
+                name = words[0] if words[0] in command.commands else "start"
+                command, words = command.commands[name], words[words[0] == name :]
+            try:
+                command.make_parser(Context(command)).parse_args(list(words))
+            except ClickException as error:
+                pytest.fail(f"{page.name}:{block.line}: {error.format_message()}")
 
 
 def test_every_tutorial_is_run() -> None:
