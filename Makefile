@@ -54,13 +54,13 @@ clean:          ## Remove the environment and caches; runs and data stay
 	rm -rf .venv .compat .pytest_cache .mypy_cache .ruff_cache .cache site
 
 $(USER_STAMP): pyproject.toml constraints.txt
-	@echo "Installing cdn-tune into .venv: some 100 packages, 1.9 GB with torch for CPUs; minutes, once"
+	@echo "Installing cdn-tune into .venv: some 100 packages, 1.9 GB with torch for CPUs; 2 minutes or so, once"
 	@test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv .venv
 	@$(PIP) -e .
 	@touch $(USER_STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Installing cdn-tune, and what tests, checks and documentation need, into .venv: 2.7 GB with torch for CPUs; minutes, once"
+	@echo "Installing cdn-tune, and what tests, checks and documentation need, into .venv: 2.8 GB with torch for CPUs; 3 minutes or so, once"
 	@test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv .venv
 	@$(PIP) -e ".[dev]"
 	@touch $(STAMP)
