@@ -1,4 +1,4 @@
-"""CITATION.cff, CONTRIBUTING.md, the issue templates and docs/runs.md say what is so."""
+"""CITATION.cff, CONTRIBUTING.md, the issue templates and docs/how-to/runs.md say what is so."""
 
 import re
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_no_address_is_named_that_may_not_exist(path: Path) -> None:
     assert "://" not in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/runs.md", "docs/dependencies.md"])
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/how-to/runs.md", "docs/reference/dependencies.md"])
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
@@ -82,6 +82,6 @@ def test_make_targets_that_are_named_exist() -> None:
 
 
 def test_the_page_has_every_key() -> None:
-    page = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/how-to/runs.md").read_text(encoding="utf-8")
     table = "".join(line for line in page.splitlines(keepends=True) if line.startswith("| `"))
     assert set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines()))) == set(COLUMNS)

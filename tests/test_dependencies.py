@@ -1,4 +1,4 @@
-"""docs/dependencies.md: each dependency has its row, and nothing else; licences are those that the packages state."""
+"""docs/reference/dependencies.md: each dependency has its row, and nothing else; licences are those that the packages state."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ if sys.version_info < (3, 11):
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/reference/dependencies.md").read_text(encoding="utf-8")
 FAMILIES = {  # what of a licence's name tells which one it is
     "MIT": r"\bMIT\b",
     "BSD": r"\bBSD\b",

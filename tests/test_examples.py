@@ -1,4 +1,4 @@
-"""The scripts of examples/ and the code of docs/python.md run, on planted data."""
+"""The scripts of examples/ and the code of docs/how-to/python.md run, on planted data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.packages import install
 from tests.test_plugins import OWN, ROOT, entry_points
 
 EXAMPLES = ROOT / "examples"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.M | re.S)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/how-to/python.md").read_text(encoding="utf-8"), re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,6 @@ def test_the_page_s_code_is_python_and_names_what_there_is() -> None:
 
     assert len(BLOCKS) >= 5
     for block in BLOCKS:
-        compile(block, "docs/python.md", "exec")
+        compile(block, "docs/how-to/python.md", "exec")
         for name in re.findall(r"\bcdn_tune\.(\w+)", block):
             assert name in cdn_tune.__all__ or (ROOT / "cdn_tune" / name).exists(), name

@@ -94,7 +94,7 @@ def _read(source: SpaceLike, base: Experiment | None) -> tuple[SearchSpace, str,
 def with_min_resource(space: SearchSpace, epochs: int) -> SearchSpace:
     """Returns a space that says what every trial gets before any is stopped; unset, it is a share of the epochs.
 
-    Over the first epochs learning curves cross (docs/search.md has the figures).
+    Over the first epochs learning curves cross (docs/explanation/search-figures.md has the figures).
     """
     stopping = space.early_stopping
     if stopping.min_resource is not None or stopping.unit != "epoch" or stopping.name == "none":

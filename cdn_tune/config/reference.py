@@ -1,4 +1,4 @@
-"""The reference of all keys, as docs/configuration.md shows it: ``python -m cdn_tune.config.reference``."""
+"""The reference of all keys, as docs/reference/configuration.md shows it: ``python -m cdn_tune.config.reference``."""
 
 import sys
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def _rows(model: type[BaseModel], prefix: str, of: str = "") -> Iterator[str]:
 
 def _meaning(field: FieldInfo) -> str:
     tables = [item.describe() for item in field.metadata if isinstance(item, Table)]
-    return field.description or "".join(tables)
+    return (field.description or "".join(tables)).replace("<", "&lt;")
 
 
 def _default(field: FieldInfo) -> str:

@@ -16,7 +16,7 @@ from cdn_tune.data.files import parse_json, read_text
 from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
 
-REMEDY = "check data.root, or write your annotations there (docs/data.md shows how)"
+REMEDY = "check data.root, or write your annotations there (docs/tutorials/own-data.md shows how)"
 WINDOWS_ENTRY = '{"qid": 1, "query": "...", "vid": "a", "duration": 150, "relevant_windows": [[2, 10], [40, 62]]}'
 MOST_WINDOWS = 100  # of a query
 ENTRY = '{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5, "query": "a person opens the door"}'

@@ -1,6 +1,6 @@
 """The evaluation of a run: its best checkpoint on the test split, once, beside what needs no model.
 
-``evaluation.json`` holds what was found and all that it rests on (docs/evaluation.md describes each key);
+``evaluation.json`` holds what was found and all that it rests on (docs/reference/run-folder.md describes each key);
 ``looks.jsonl`` has a line for every opening of the test split, written before it is opened.
 """
 

@@ -66,7 +66,8 @@ def score_predictions(
         resamples: Of intervals and tests.
 
     Returns:
-        The keys of ``evaluation.json`` that need no model (see docs/evaluation.md), and ``predictions``, the file.
+        The keys of ``evaluation.json`` that need no model (docs/reference/run-folder.md describes them), and
+        ``predictions``, the file.
 
     Raises:
         DataError: If annotations or predictions are wrong.

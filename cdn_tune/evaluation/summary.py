@@ -43,7 +43,7 @@ def summarise(
 
     Returns:
         Ready for JSON: ``metrics``, ``intervals``, ``models`` (the same of each by name), ``groups``, ``baselines``,
-        ``advantage`` (over the query-blind list), ``bootstrap``. docs/evaluation.md describes each.
+        ``advantage`` (over the query-blind list), ``bootstrap``. docs/reference/run-folder.md describes each.
     """
     first = next(iter(models.values()))
     videos = video_numbers(annotations)

@@ -1,63 +1,27 @@
-"""The walk-throughs of docs/data.md, executed as they are written."""
+"""docs/how-to/data.md: its block that needs annotations of others, where they are; its table of layouts."""
 
 from __future__ import annotations
 
-import re
-import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from cdn_tune.cli import app
+from tests.conftest import ROOT, SHARED
+from tests.docs.pages import read_page, run_page
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared"
-PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+PATH = ROOT / "docs" / "how-to" / "data.md"
 
 
-def blocks(heading: str) -> list[tuple[str, str]]:
-    """The fenced blocks below a heading: language and text."""
-    section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
-    (text,) = (part for part in section if part.startswith(heading))
-    return re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def run(script: str, **names: str) -> str:
-    """Runs the commands of a block; returns what they print."""
-    printed = ""
-    for line in script.strip().splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "cdn-tune"
-        result = CliRunner().invoke(app, [names.get(argument, argument) for argument in arguments])
-        assert result.exit_code == 0, f"{line}\n{result.output}"
-        printed += result.output
-    return printed
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def test_your_own_data(tmp_path: Path) -> None:
-    printed = ""
-    for language, text in blocks("Your own data"):
-        if language == "sh":
-            printed += run(text)
-        elif language == "python":
-            exec(compile(text, "docs/data.md", "exec"), {})  # noqa: S102
-        elif language == "yaml":
-            (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
-    assert "ready to train" in printed
-    assert (tmp_path / "runs" / "own" / "evaluation.json").is_file()
-
-
+@pytest.mark.slow
 def test_activitynet(tmp_path: Path) -> None:
     annotations = SHARED / "data" / "activitynet"
     if not annotations.is_dir():
         pytest.skip(f"{annotations} is absent")
-    printed = "".join(run(text, ANNOTATIONS=str(annotations)) for _, text in blocks("ActivityNet Captions"))
+    page = read_page(PATH)
+    (block,) = (block for block in page.blocks if "ANNOTATIONS" in block.text and block.reason)
+    words = {"ANNOTATIONS": str(annotations)}
+    printed = run_page(replace(page, blocks=(replace(block, reason=""),), words=words), tmp_path)
     assert "ready to train" in printed
     assert "best val R1@0.5" in printed
 
@@ -67,5 +31,5 @@ def test_the_table_of_layouts_is_complete() -> None:
     from cdn_tune.data.layouts import layout_of
 
     for name in LAYOUTS:
-        (row,) = (line for line in PAGE.splitlines() if line.startswith(f"| `{name}`"))
+        (row,) = (line for line in PATH.read_text("utf-8").splitlines() if line.startswith(f"| `{name}`"))
         assert all(f"`{file}`" in row for file in layout_of(name).features)

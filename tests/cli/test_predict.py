@@ -1,11 +1,9 @@
-"""`cdn-tune predict` and `export`, and docs/predict.md executed as it is written."""
+"""`cdn-tune predict` and `export`, and their pages."""
 
 from __future__ import annotations
 
-import doctest
 import json
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from cdn_tune.training.runs.checkpoint import BEST, build_model, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+PAGES = ROOT / "docs" / "how-to"
 SENTENCE = "a person opens the door"
 
 
@@ -203,29 +201,9 @@ def test_an_export_takes_no_length_from_what_lies_nearby(
     assert "give --duration" in result.stderr
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of its export
-def test_the_page_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    printed = ""
-    for language, text in re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL):
-        if language == "sh":
-            for line in text.strip().splitlines():
-                program, *arguments = shlex.split(line)
-                assert program == "cdn-tune"
-                result = invoke(*arguments)
-                assert result.exit_code == 0, f"{line}\n{result.output}"
-                printed += result.stdout
-    shown = re.search(r"^P0001: .* s \(from the annotations in", PAGE, flags=re.MULTILINE)
-    assert shown is not None
-    assert shown[0] in printed
-    examples = doctest.testfile(str(ROOT / "docs" / "predict.md"), module_relative=False, encoding="utf-8")
-    assert examples.failed == 0
-    assert examples.attempted >= 10
-
-
 def test_the_page_names_every_option() -> None:
     for command in ("predict", "export"):
-        section = PAGE.partition(f"## `cdn-tune {command}")[2]
+        section = (PAGES / f"{command}.md").read_text("utf-8")
         options = set(re.findall(r"--[a-z][a-z-]+", invoke(command, "--help").stdout)) - {"--help", "--out"}
         assert options
         assert not [option for option in options if option not in section]

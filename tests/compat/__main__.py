@@ -1,7 +1,8 @@
 """`make compat`: runs the tests marked `compat` with the oldest and the newest supported versions.
 
-Each corner has a virtual environment under `.compat`. The result is written to `docs/compatibility.md`. Which builds of
-torch can be had differs between machines, so its version is given: TORCH_OLDEST and TORCH_NEWEST in the environment.
+Each corner has a virtual environment under `.compat`. The result is written to `docs/reference/compatibility.md`. Which
+builds of torch can be had differs between machines, so its version is given: TORCH_OLDEST and TORCH_NEWEST in the
+environment.
 """
 
 import os
@@ -16,7 +17,7 @@ from cdn_tune.compat import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".compat"
-TABLE = ROOT / "docs" / "compatibility.md"
+TABLE = ROOT / "docs" / "reference" / "compatibility.md"
 TORCH = "2.13.0"
 # Older versions of Ray leave processes of theirs to objects that warn of it when they are collected.
 QUIET = ("-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisableExceptionWarning")

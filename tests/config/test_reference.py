@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.reference import reference
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/configuration.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/reference/configuration.md"
 
 
 @pytest.mark.parametrize("model", [Experiment, SearchSpace])

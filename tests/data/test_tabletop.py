@@ -162,7 +162,7 @@ def test_order_is_planted_only_where_it_decides() -> None:
     assert np.linalg.norm(meaning(one, 64, 0, ordered=True)) == pytest.approx(1)
 
 
-# What answers can reach that ignore one thing. docs/planted.md prints these numbers.
+# What answers can reach that ignore one thing. docs/explanation/planted.md prints these numbers.
 
 
 def answers_by(scenes: list[Scene], key: Callable[[str], object]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""docs/evaluation.md names every key and option there is."""
+"""The pages about evaluation name every key and option there is."""
 
 import json
 import re
@@ -11,7 +11,9 @@ from cdn_tune.evaluation.evaluate import CHANGEABLE, Request, evaluate_run
 from cdn_tune.evaluation.scoring import GRID
 from cdn_tune.moments.bootstrap import RESAMPLES
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
+PAGES = ("how-to/evaluate.md", "explanation/protocol.md", "reference/run-folder.md")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
 
 
 def table(heading: str) -> str:
@@ -38,7 +40,8 @@ def test_the_example_line_has_the_keys_of_the_file(trained: Path) -> None:
 
 def test_options_and_figures() -> None:
     shown = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
-    for option in set(re.findall(r"--[a-z][a-z-]+", PAGE)) - {"--json"}:
+    page = re.sub(r"<!--.*?-->", "", (DOCS / PAGES[0]).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for option in set(re.findall(r"--[a-z][a-z-]+", page)) - {"--json"}:
         assert option in shown, option
     for key in CHANGEABLE:
         assert f"`{key}" in PAGE or f"{key}=" in PAGE

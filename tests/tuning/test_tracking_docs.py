@@ -1,4 +1,4 @@
-"""docs/tracking.md, executed as it is written."""
+"""docs/how-to/tracking.md, executed as it is written."""
 
 from __future__ import annotations
 

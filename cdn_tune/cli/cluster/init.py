@@ -10,11 +10,7 @@ from cdn_tune.cli.app import cluster_app
 from cdn_tune.cli.show.output import print_line, print_note, warn
 from cdn_tune.resources import DOCS
 
-_SECTIONS = {
-    "slurm": "A Slurm cluster",
-    "kubernetes": "A Kubernetes cluster",
-    "on-premise": "A workstation, or a few machines",
-}
+_PAGES = {"slurm": "slurm", "kubernetes": "kubernetes", "on-premise": "workstation"}  # other kinds: cloud
 
 
 @cluster_app.command(epilog="Example: cdn-tune cluster init slurm cluster")
@@ -51,4 +47,4 @@ def init(
             warn("this cdn-tune was not installed from there; --wheel FILE has them install one that you have built")
     for path, names in blanks(files).items():
         print_note(f"fill in {', '.join(names)} in {path}")
-    print_note(f'how to go on: "{_SECTIONS.get(kind, "A cloud account")}" in {DOCS / "cluster.md"}')
+    print_note(f"how to go on: {DOCS / 'how-to' / _PAGES.get(kind, 'cloud')}.md")

@@ -64,7 +64,7 @@ def examine(
     found = [dataset] if dataset else recognise(root)
     if not found:
         what = f"{root}: no annotation files of a known layout ({', '.join(LAYOUTS)})"
-        remedy = "put them there (docs/data.md lists their names), or write data with: cdn-tune data plant"
+        remedy = "put them there (docs/how-to/data.md lists their names), or write data with: cdn-tune data plant"
         findings = [Finding("error", "folder", what, remedy)]
         return Report(str(root), None, None, marker is not None, quick, findings=tuple(findings))
     layout = layout_of(found[0])
