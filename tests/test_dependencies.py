@@ -1,4 +1,4 @@
-"""docs/reference/dependencies.md: each dependency has its row, and nothing else; licences are those that the packages state."""
+"""The page on dependencies: each has its row, and nothing else; licences are those that the packages state."""
 
 import ast
 import re

@@ -13,6 +13,8 @@ from typing import Any
 
 import tomllib
 
+from cdn_tune.resources import DOCS
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "zensical.toml"
 COMMANDS = Path("reference") / "commands.md"
@@ -59,6 +61,8 @@ def build(config: Path = CONFIG) -> int:
     written = config.parent / "docs" / COMMANDS
     written.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run([*typer, "--output", written], check=True, stdout=subprocess.DEVNULL)
+    text = written.read_text(encoding="utf-8")
+    written.write_text(text.replace(f"Documentation: {DOCS}", ""), encoding="utf-8")  # a path of this machine
     zensical = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(zensical, cwd=config.parent, check=False, capture_output=True, text=True)
     said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)

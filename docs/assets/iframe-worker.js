@@ -1,5 +1,6 @@
 // Search runs in a worker, and browsers start none for a page that is opened from a folder. There, a hidden frame stands
-// for one: it runs the same script, and what either side posts arrives at the other.
+// for one: it runs the same script, and what either side posts arrives at the other. By this file's name the site's builder
+// knows that it need not have one fetched from the network.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     onmessage = null
