@@ -79,6 +79,7 @@ class Slurm:
         self.folder = folder
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SLURM", "SBATCH_"))}
         self.environment = {**kept, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf"), "HOME": str(folder)}
+        self.environment["RAY_worker_niceness"] = "0"  # or trials starve beside other tests
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
