@@ -2,7 +2,6 @@
 
 import contextvars
 import logging
-import signal
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -77,7 +76,6 @@ class Background:
             KeyboardInterrupt: If a Ctrl-C stopped it.
             Exception: What a callback, or the work itself, raised.
         """
-        before = signal.getsignal(signal.SIGTERM)
         try:
             if self._is_here:
                 self._work(work)
@@ -85,8 +83,6 @@ class Background:
                 self._wait(work)
         finally:
             self._stop.set()  # of a thread that is left behind
-            if not self._is_here and before is not None:
-                signal.signal(signal.SIGTERM, before)  # a Ray that was started has put one in place that prints a stack
         for error in (self._fault, self._outcome):
             if isinstance(error, Exception):
                 raise error
