@@ -61,8 +61,6 @@ class _Keeper(threading.Thread):
             _start(self._address, self._head)
             self._mode = ray.remote(num_cpus=0)(lambda: os.environ.get(AUTH_MODE, "")).remote()
             import_module("cdn_tune.distributed.ray_libraries")  # while a worker process starts
-            for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-                logging.getLogger(name).setLevel(logging.ERROR)
         except BaseException as error:  # raised where it is waited for
             self._error = error
         self._is_up.set()
@@ -123,13 +121,11 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
     global _coming
     keeper, _coming = _coming, None
     with ray_output_logged():
+        if keeper is None and not ray.is_initialized():
+            keeper = _Keeper(address, None if address is None else check_join(address))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                if keeper is None and not ray.is_initialized():
-                    keeper = _Keeper(address, None if address is None else check_join(address))
-                if keeper is not None:
-                    keeper.wait()
+            if keeper is not None:
+                keeper.wait()
             yield dict(ray.cluster_resources())
         finally:
             if keeper is not None:
@@ -144,27 +140,31 @@ def _start(address: str | None, head: str | None) -> None:
             f"cdn_tune.distributed.address.prepare({address!r}) before Ray is imported"
         )
     before = children()
-    try:
-        if head is None:
-            ensure_token()
-        ray.init(
-            address=head or "local",
-            runtime_env=_runtime_env(),
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **({"include_dashboard": False} if head is None else {}),
-        )
-    except Exception as error:  # Ray raises plain ones too, of a node that does not come up in time
-        reason = " ".join(str(error).split())
-        if address is None:
-            raise ClusterError(f"Ray cannot be started here ({reason[:200]})") from None
-        versions = _VERSIONS.findall(reason)
-        if len(versions) == 2:
-            raise other_version(
-                address, dict(zip(("Ray", "Python"), zip(*versions, strict=True), strict=True))
-            ) from None
-        raise ClusterError(f"--address {address}: no Ray cluster answers there ({reason[:200]})") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if head is None:
+                ensure_token()
+            ray.init(
+                address=head or "local",
+                runtime_env=_runtime_env(),
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **({"include_dashboard": False} if head is None else {}),
+            )
+        except Exception as error:  # Ray raises plain ones too, of a node that does not come up in time
+            reason = " ".join(str(error).split())
+            if address is None:
+                raise ClusterError(f"Ray cannot be started here ({reason[:200]})") from None
+            versions = _VERSIONS.findall(reason)
+            if len(versions) == 2:
+                raise other_version(
+                    address, dict(zip(("Ray", "Python"), zip(*versions, strict=True), strict=True))
+                ) from None
+            raise ClusterError(f"--address {address}: no Ray cluster answers there ({reason[:200]})") from None
     record_started(children() - before if head is None else None)
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _runtime_env() -> dict[str, str]:

@@ -165,7 +165,7 @@ def test_a_token_for_a_cluster_without_one_is_told(mode: str, ray_session, monke
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setattr(cluster.ray, "get", lambda *_, **__: mode)
     with pytest.raises(ClusterError, match=r"^--address a:1: RAY_AUTH_MODE=token here.*; set RAY_AUTH_MODE=disabled"):
-        cluster._check_workers("a:1", None)
+        cluster._check_workers("a:1")
 
 
 @pytest.mark.slow
