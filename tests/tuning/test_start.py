@@ -24,7 +24,7 @@ def ends_alone(driver: Driver, family: set[int]) -> None:
     while driver.process.poll() is None:
         family.update(descendants(driver.process.pid))
         time.sleep(0.02)
-    deadline = time.monotonic() + 90  # agents of a node that had to be killed wait a minute for it
+    deadline = time.monotonic() + 30  # Ray's workers and agents end when its node has
     while any(map(is_alive, family)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not {pid: title(pid) for pid in family if is_alive(pid)}
