@@ -20,7 +20,7 @@ import numpy as np
 
 from cdn_tune.config import Categorical, Experiment, Float, Parameter, SearchSpace, override
 from cdn_tune.data.dataset import load_splits
-from cdn_tune.distributed.ray_libraries import tune
+from cdn_tune.distributed.ray import tune
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.loop import train
 from cdn_tune.training.reports import EpochReport

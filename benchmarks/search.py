@@ -211,7 +211,7 @@ def groups(folder: Path, experiment: Experiment, trials: int) -> list[list[str]]
 
 def plain_groups(folder: Path, trials: int) -> list[list[str]]:
     """Returns the row of Ray's own way to nest: `TorchTrainer.fit` in a Tune function, two workers that do nothing."""
-    from cdn_tune.distributed.ray_libraries import tune
+    from cdn_tune.distributed.ray import tune
 
     ends: list[float] = []
 

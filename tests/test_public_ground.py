@@ -23,9 +23,9 @@ def is_private(name: str) -> bool:
 
 
 def is_foreign(module: str) -> bool:
-    """Whether a module is a dependency's. Names from `distributed.ray` and `ray_libraries` are Ray's."""
+    """Whether a module is a dependency's. Names from `distributed.ray` are Ray's."""
     top = module.partition(".")[0]
-    return module.startswith("cdn_tune.distributed.ray") or (top != "cdn_tune" and top not in sys.stdlib_module_names)
+    return module == "cdn_tune.distributed.ray" or (top != "cdn_tune" and top not in sys.stdlib_module_names)
 
 
 def private_uses(source: str) -> Iterator[tuple[int, str]]:

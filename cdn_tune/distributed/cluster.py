@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 from cdn_tune.config import ResourcesConfig
@@ -60,7 +59,6 @@ class _Keeper(threading.Thread):
         try:
             _start(self._address, self._head)
             self._mode = ray.remote(num_cpus=0)(lambda: os.environ.get(AUTH_MODE, "")).remote()
-            import_module("cdn_tune.distributed.ray_libraries")  # while a worker process starts
         except BaseException as error:  # raised where it is waited for
             self._error = error
         self._is_up.set()
@@ -89,8 +87,7 @@ _coming: _Keeper | None = None  # a Ray that no block of `connected` has waited 
 def coming_up() -> Iterator[None]:
     """Has a Ray come up here while the block begins; the first ``connected()`` in it waits for it, raising its errors.
 
-    It ends with that one's block, or with this. Until `connected` nothing else may import from Ray: of two threads that
-    import modules which import each other, one finds them half made.
+    It ends with that one's block, or with this.
     """
     global _coming
     if ray.is_initialized():

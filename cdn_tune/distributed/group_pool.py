@@ -15,14 +15,17 @@ from cdn_tune.config import ResourcesConfig
 from cdn_tune.distributed.group_coordinator import DIED, NODE, WORKER, Coordinator, RunStatus
 from cdn_tune.distributed.nodes import alive_nodes, node_was_lost, off_nodes, pinned, reason_of, this_node
 from cdn_tune.distributed.ray import (
+    FailureConfig,
     PlacementGroup,
     RayActorError,
     RayError,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
     placement_group_table,
     ray,
     remove_placement_group,
 )
-from cdn_tune.distributed.ray_libraries import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from cdn_tune.training.object_store.working_copy import delete_remote, place_of, portable
 
 _POLL_SECONDS = 0.3

@@ -1,7 +1,6 @@
-"""The parts of Ray's core used under `distributed` and `tuning`, imported without warnings, in a fitting environment.
+"""The parts of Ray used under `distributed` and `tuning`, imported once, without warnings, in a fitting environment.
 
-All are public, or for developers, by Ray's documentation; `cdn_tune.compat` has what is not. Ray Tune and Ray Train,
-which take longer to import, are in `ray_libraries`.
+All are public, or for developers, by Ray's documentation; `cdn_tune.compat` has what is not.
 """
 
 import os
@@ -41,6 +40,7 @@ ON_LOOPBACK = os.environ.get(_address.LOOPBACK) == "0"  # whether Ray takes 127.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ray
+    from ray import tune
     from ray.exceptions import (
         ActorUnavailableError,
         ActorUnschedulableError,
@@ -49,10 +49,14 @@ with warnings.catch_warnings():
         RayActorError,
         RayError,
     )
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
     from ray.util import placement_group, placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-__all__ = ["ON_LOOPBACK", "ActorUnavailableError", "ActorUnschedulableError", "AuthenticationError", "GetTimeoutError"]
-__all__ += ["NodeAffinitySchedulingStrategy", "PlacementGroup", "RayActorError", "RayError", "placement_group"]
-__all__ += ["placement_group_table", "ray", "remove_placement_group"]
+__all__ = ["ON_LOOPBACK", "ActorUnavailableError", "ActorUnschedulableError", "AuthenticationError", "FIFOScheduler"]
+__all__ += ["FailureConfig", "GetTimeoutError", "NodeAffinitySchedulingStrategy", "PlacementGroup", "RayActorError"]
+__all__ += ["RayError", "RunConfig", "ScalingConfig", "Searcher", "TrialScheduler", "UserCallback", "placement_group"]
+__all__ += ["placement_group_table", "ray", "remove_placement_group", "tune"]

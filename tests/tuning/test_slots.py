@@ -15,9 +15,9 @@ from cdn_tune.distributed.ray import ActorUnavailableError, RayActorError
 from cdn_tune.errors import NodeUnfit
 from cdn_tune.tuning.engine.door import Room
 from cdn_tune.tuning.engine.ray import node_checks, slots
+from cdn_tune.tuning.engine.ray.engine import loss_of
 from cdn_tune.tuning.engine.ray.node_checks import NodeChecks
 from cdn_tune.tuning.engine.ray.slots import Demand, Slots
-from cdn_tune.tuning.engine.ray.tuner import loss_of
 
 Tiny = Callable[..., Experiment]
 NODE = RayActorError(error_msg="The actor died because its node has died. Node Id: 12")

@@ -78,9 +78,10 @@ class Audit:
 
 
 def snapshot() -> Snapshot:
-    """Returns what exists now; taken before a run, as a rule in the state in which `audit` will be called.
+    """Returns what exists now; taken before a run, in the state in which `audit` will be called.
 
-    A Ray that is started for the run and ended with it may be up before, too: afterwards its processes count.
+    Where Ray is started for the run and ended with it, both are called without a Ray: then its processes and its
+    memory count. Where a Ray is joined, both are called connected to it.
     """
     connected = ray.is_initialized()
     return Snapshot(

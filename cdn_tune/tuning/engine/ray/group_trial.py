@@ -11,8 +11,7 @@ from typing import Any
 
 from cdn_tune.config import override
 from cdn_tune.distributed.group_coordinator import DIED, FAILED, LOST, REPORT, STOPPED, News
-from cdn_tune.distributed.ray import RayActorError, ray
-from cdn_tune.distributed.ray_libraries import tune
+from cdn_tune.distributed.ray import RayActorError, ray, tune
 from cdn_tune.errors import CdnTuneError, FolderHeld, NodeUnfit
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.tuning.engine.door import Loss

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.config import override
-from cdn_tune.distributed.ray_libraries import tune
+from cdn_tune.distributed.ray import tune
 from cdn_tune.errors import CdnTuneError, DataError, FolderHeld, NodeUnfit, RunError
 from cdn_tune.training.memory.device import release_memory
 from cdn_tune.training.object_store.working_copy import place_of, working_copy

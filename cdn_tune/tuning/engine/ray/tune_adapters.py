@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.distributed.ray import ray
-from cdn_tune.distributed.ray_libraries import FIFOScheduler, Searcher, TrialScheduler, tune
+from cdn_tune.distributed.ray import FIFOScheduler, Searcher, TrialScheduler, ray, tune
 from cdn_tune.tuning.engine.door import Answer, Assignment, Decision, Ending, EngineDriver, Loss, Room, TrialReport
 from cdn_tune.tuning.engine.ray.results import (
     AVOID,
