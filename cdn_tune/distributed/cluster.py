@@ -28,78 +28,9 @@ from cdn_tune.distributed.ray import ON_LOOPBACK, GetTimeoutError, RayError, ray
 from cdn_tune.errors import ClusterError
 
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # of the cluster, then of this process
-_WORKER_SECONDS, _POLL_SECONDS = 60.0, 0.5
+_WORKER_SECONDS = 60.0
 _RAY_THREADS = "ray_"  # the names of the threads in which Ray prints what a cluster reports begin so
 _inside = threading.local()  # `logs` while a thread logs: a handler may itself write to a terminal
-
-
-class _Keeper(threading.Thread):
-    """Starts or joins a Ray, keeps it, and ends or leaves it, in a thread of its own.
-
-    Linux ends Ray's processes with the thread that started them. They inherit that SIGHUP is blocked, so that trials
-    save a checkpoint when a terminal is lost; the main thread handles signals as before, for only there would Ray put
-    its own handler of SIGTERM in place, which prints a stack and exits.
-
-    Args:
-        address: As of `connected`.
-        head: ``HOST:PORT`` of the cluster to join; None starts one here.
-    """
-
-    def __init__(self, address: str | None, head: str | None) -> None:
-        super().__init__(name="cdn-tune-ray")
-        self._address, self._head = address, head
-        self._mode: Any = None  # a task that is on its way
-        self._error: BaseException | None = None
-        self._is_up, self._is_over = threading.Event(), threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """Starts or joins Ray, and ends or leaves it once that is asked for, or the main thread has gone."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        try:
-            _start(self._address, self._head)
-            self._mode = ray.remote(num_cpus=0)(lambda: os.environ.get(AUTH_MODE, "")).remote()
-        except BaseException as error:  # raised where it is waited for
-            self._error = error
-        self._is_up.set()
-        while not self._is_over.wait(_POLL_SECONDS) and threading.main_thread().is_alive():
-            pass
-        record_started(None)
-        ray.shutdown()
-
-    def wait(self) -> None:
-        """Returns when Ray is up and runs tasks; raises `ClusterError` if it does not."""
-        self._is_up.wait()
-        if self._error is not None:
-            raise self._error
-        _check_workers(self._address, self._mode)
-
-    def end(self) -> None:
-        """Ends what was started, also what is still coming up; safe to call more than once."""
-        self._is_over.set()
-        self.join()
-
-
-_coming: _Keeper | None = None  # a Ray that no block of `connected` has waited for yet
-
-
-@contextmanager
-def coming_up() -> Iterator[None]:
-    """Has a Ray come up here while the block begins; the first ``connected()`` in it waits for it, raising its errors.
-
-    It ends with that one's block, or with this.
-    """
-    global _coming
-    if ray.is_initialized():
-        yield
-        return
-    with ray_output_logged():
-        _coming = keeper = _Keeper(None, None)
-        try:
-            yield
-        finally:
-            _coming = None
-            keeper.end()
 
 
 @contextmanager
@@ -115,21 +46,42 @@ def connected(address: str | None = None) -> Iterator[dict[str, float]]:
     Raises:
         ClusterError: If the cluster cannot be reached or refuses the token, or runs another Ray or Python.
     """
-    global _coming
-    keeper, _coming = _coming, None
-    with ray_output_logged():
-        if keeper is None and not ray.is_initialized():
-            keeper = _Keeper(address, None if address is None else check_join(address))
-        try:
-            if keeper is not None:
-                keeper.wait()
+    started = not ray.is_initialized()
+    if started:
+        with _signals_kept():
+            _start(address)
+    try:
+        with ray_output_logged():
+            if started:
+                _check_workers(address)
             yield dict(ray.cluster_resources())
-        finally:
-            if keeper is not None:
-                keeper.end()
+    finally:
+        if started:
+            record_started(None)
+            ray.shutdown()
 
 
-def _start(address: str | None, head: str | None) -> None:
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Starts Ray in the block: its processes ignore SIGHUP, so that trials save a checkpoint when a terminal is lost.
+
+    Afterwards this process handles signals as before: Ray puts its own handler of SIGTERM in place, which prints a
+    stack and exits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is ignored stays so in the processes that are started
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _start(address: str | None) -> None:
+    head = None if address is None else check_join(address)
     if (head is None or is_on_loopback(head)) != ON_LOOPBACK:
         raise ClusterError(
             f"{'a Ray started here' if address is None else f'--address {address}'}: Ray was imported for another "
@@ -170,17 +122,13 @@ def _runtime_env() -> dict[str, str]:
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
-def _check_workers(address: str | None, sent: Any) -> None:
+def _check_workers(address: str | None) -> None:
     """Raises if no worker process starts (another Python, a broken environment): Ray would wait for ever.
 
     Raises too if workers send no token and this process asks for one: tasks run, but actors die before they start.
-
-    Args:
-        address: As of `connected`.
-        sent: A task that returns the worker's RAY_AUTH_MODE.
     """
     try:
-        mode = ray.get(sent, timeout=_WORKER_SECONDS)
+        mode = ray.get(ray.remote(num_cpus=0)(lambda: os.environ.get(AUTH_MODE, "")).remote(), timeout=_WORKER_SECONDS)
     except (GetTimeoutError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,17 +92,14 @@ def run_search(space: SearchSpace, experiment: Experiment, run: Path, **options:
     """Runs a search and prints its end; raises `KeyboardInterrupt` if the user stopped it before its last trial."""
     from cdn_tune.cli.show.live import SearchProgress
     from cdn_tune.cli.show.tables import search_summary
-    from cdn_tune.distributed.cluster import coming_up
     from cdn_tune.training.object_store.working_copy import shown
+    from cdn_tune.tuning.search import SearchOptions, search
 
     parameters, metric = list(space.parameters), experiment.eval.metric
     several = [objective.metric for objective in space.objectives] if len(space.objectives) > 1 else []
     showing = SearchProgress(parameters, metric, space.objectives, space.budget)
-    with nullcontext() if options.get("address") else coming_up():
-        from cdn_tune.tuning.search import SearchOptions, search  # takes as long as Ray does
-
-        with showing as progress, GracefulStop("running trials save a checkpoint") as stop:
-            result = search(space, experiment, run, progress.on_change, SearchOptions(**options, stop=stop))
+    with showing as progress, GracefulStop("running trials save a checkpoint") as stop:
+        result = search(space, experiment, run, progress.on_change, SearchOptions(**options, stop=stop))
     if result.tracked and not result.interrupted:
         _track_report(experiment, run)
     for note in result.notes:

@@ -67,13 +67,14 @@ class RayEngine:
             ClusterError: If the cluster does not answer.
             RunError: If a node does not see the run folder.
         """
+        before = snapshot()
         with connected(self._address):
-            before = snapshot()  # without the processes of a Ray that was started here
+            before = snapshot() if before.in_ray or self._address is not None else before
             check_shared_folder(self._run)
             nodes = node_resources()
             with self._groups(nodes):
                 yield nodes
-            self.left_behind = None if was_started_here() else audit(before)
+            self.left_behind = audit(before) if before.in_ray else None
         self.left_behind = self.left_behind or audit(before)
 
     @contextlib.contextmanager
