@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": LEAVES | {"moments", "model", "data", "training", "distributed", "tuning"},
     "report": LEAVES | {"moments", "model", "data", "training", "tuning", "evaluation"},
     "cli": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "report"},
-    "api": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "report"},  # and of cli what shows progress
+    "api": LEAVES | {"data", "training", "distributed", "tuning", "evaluation", "report"},  # of cli: progress
     "__main__": {"cli"},
 }
 # The table of model families imports nothing but errors; configurations name the networks' type, and import none.
