@@ -188,32 +188,31 @@ def test_three_programs_show_the_studys_numbers(mlflow_server: Mlflow, tiny: Tin
         assert f"trial {trial.number}" in shown
         assert any(_is_close(number, value_of(trial)) for number in _numbers(shown)), shown
         assert trial.params["model.proposals"] in shown
-    page.goto(f"{mlflow_server.uri}/#/experiments/{parent.experiment_id}")
-    page.get_by_text("tiny", exact=True).first.wait_for()
+    page.goto(f"{mlflow_server.uri}/#/experiments/{parent.experiment_id}/runs")
+    wait_for(lambda: f"{len(trials) + 1} matching runs" in texts(page), SECONDS)
 
     port = free_port()
-    dashboard = [sys.executable, "-c", "import sys; from optuna_dashboard._cli import main; main()"]
-    dashboard += [str(run / "study.journal"), "--host", "127.0.0.1", "--port", str(port)]
-    with served(dashboard, port, tmp_path / "dashboard.log") as url:
-        page.goto(f"{url}/dashboard/studies/0/trials")
-        page.get_by_text(f"Trial {best.number}").first.wait_for()
-        page.goto(f"{url}/dashboard/studies/0/trials?numbers={best.number}")
-        page.get_by_text("optim.lr").first.wait_for()
-        shown = texts(page)
-        assert any(_is_close(number, value_of(best)) for number in _numbers(shown)), shown
-        assert any(_is_close(number, best.params["optim.lr"]) for number in _numbers(shown)), shown
-
-    port = free_port()
-    board = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run / "trials"), "--port", str(port)]
-    board += ["--host", "127.0.0.1", "--load_fast", "false"]
-    with served(board, port, tmp_path / "tensorboard.log") as url:
-        page.goto(f"{url}/#hparams")
-        frame = page.frame_locator("iframe").first if page.locator("iframe").count() else page
-        frame.get_by_text(re.compile(r"hparam/R1@0\.5")).first.wait_for()
+    dashboard = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()", str(run / "study.journal")]
+    with served([*dashboard, "--host", "127.0.0.1", "--port", str(port)], port, tmp_path / "dashboard.log") as url:
         for trial in trials:
-            name = trial_folder(run, trial.number).name
-            assert f"{name}/tensorboard" in texts(page)
-        assert any(_is_close(number, value_of(best)) for number in _numbers(texts(page))), texts(page)
+            page.goto(f"{url}/dashboard/studies/0/trials?numbers={trial.number}")
+            wait_for(lambda of=trial: f"Trial {of.number} (trial_id" in texts(page), SECONDS)
+            shown = texts(page)
+            assert f"Value {value_of(trial)} " in shown
+            assert f"optim.lr {trial.params['optim.lr']} " in shown
+            curve = " ".join(f"{step} {value}" for step, value in trial.intermediate_values.items())
+            assert f"Intermediate Values {curve} " in shown
+
+    port = free_port()
+    board = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run / "trials"), "--host", "127.0.0.1"]
+    with served([*board, "--port", str(port), "--load_fast", "false"], port, tmp_path / "board.log") as url:
+        page.goto(f"{url}/#hparams")
+        page.get_by_text("hparam/R1@0.5").last.wait_for()
+        for trial in trials:  # in five digits
+            page.get_by_text(f"{value_of(trial):#.5g}", exact=True).first.wait_for()
+        page.goto(f"{url}/#timeseries")
+        for trial in trials:
+            page.get_by_text(f"{trial_folder(run, trial.number).name}/tensorboard").first.wait_for()
 
 
 def _numbers(text: str) -> list[float]:
