@@ -198,9 +198,9 @@ def test_three_programs_show_the_studys_numbers(mlflow_server: Mlflow, tiny: Tin
             page.goto(f"{url}/dashboard/studies/0/trials?numbers={trial.number}")
             wait_for(lambda of=trial: f"Trial {of.number} (trial_id" in texts(page), SECONDS)
             shown = texts(page)
-            assert f"Value {value_of(trial)} " in shown
-            assert f"optim.lr {trial.params['optim.lr']} " in shown
-            curve = " ".join(f"{step} {value}" for step, value in trial.intermediate_values.items())
+            assert f"Value {_in_full(value_of(trial))} " in shown
+            assert f"optim.lr {_in_full(trial.params['optim.lr'])} " in shown
+            curve = " ".join(f"{step} {_in_full(value)}" for step, value in trial.intermediate_values.items())
             assert f"Intermediate Values {curve} " in shown
 
     port = free_port()
@@ -217,6 +217,11 @@ def test_three_programs_show_the_studys_numbers(mlflow_server: Mlflow, tiny: Tin
 
 def _numbers(text: str) -> list[float]:
     return [float(found) for found in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])", text)]
+
+
+def _in_full(value: float | None) -> str:
+    """Returns a number as JavaScript writes it."""
+    return str(value).removesuffix(".0")
 
 
 def _is_close(shown: float, value: float | None) -> bool:
