@@ -21,6 +21,7 @@ FAMILIES = {  # what of a licence's name tells which one it is
     "Apache": r"\bApache\b",
     "MPL": r"\bMPL\b|Mozilla",
     "LGPL": r"\bLGPL\b",
+    "ISC": r"\bISC\b",
 }
 
 

@@ -265,7 +265,7 @@ def room_for(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_no_half_a_file(tmp_path: Path) -> None:
-    with room_for(5000):  # constraints.txt fits
+    with room_for(6000):  # constraints.txt fits
         result = init("aws", tmp_path)
     assert "aws.yaml: cannot be written (File too large); make room there" in the_error(result)
     assert [path.name for path in tmp_path.iterdir()] == ["constraints.txt"]

@@ -15,7 +15,7 @@ from cdn_tune.config.tracking import TrackingConfig
 from cdn_tune.training.tracking.mlflow_store import _SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "tracking.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 
