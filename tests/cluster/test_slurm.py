@@ -356,7 +356,9 @@ def test_requeued_it_goes_on_and_cancelled_it_leaves_checkpoints(
     shutil.copytree(run, fetched)
     shutil.move(run, tmp_path / "gone")
     for command in (["leaderboard", str(fetched)], ["evaluate", str(fetched)]):
-        done = subprocess.run([sys.executable, "-m", "cdn_tune", *command], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-m", "cdn_tune", *command], capture_output=True, text=True, timeout=LONG
+        )
         assert done.returncode == 0, done.stderr
     assert (fetched / "evaluation.json").exists()
 
