@@ -207,12 +207,13 @@ def test_three_programs_show_the_studys_numbers(mlflow_server: Mlflow, tiny: Tin
     board = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run / "trials"), "--host", "127.0.0.1"]
     with served([*board, "--port", str(port), "--load_fast", "false"], port, tmp_path / "board.log") as url:
         page.goto(f"{url}/#hparams")
-        page.get_by_text("hparam/R1@0.5").last.wait_for()
+        page.get_by_text("hparam/R1@0.5").filter(visible=True).first.wait_for()
         for trial in trials:  # in five digits
-            page.get_by_text(f"{value_of(trial):#.5g}", exact=True).first.wait_for()
+            page.get_by_text(f"{value_of(trial):#.5g}", exact=True).filter(visible=True).first.wait_for()
         page.goto(f"{url}/#timeseries")
         for trial in trials:
-            page.get_by_text(f"{trial_folder(run, trial.number).name}/tensorboard").first.wait_for()
+            name = f"{trial_folder(run, trial.number).name}/tensorboard"
+            page.get_by_text(name).filter(visible=True).first.wait_for()
 
 
 def _numbers(text: str) -> list[float]:
