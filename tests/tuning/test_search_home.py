@@ -65,7 +65,7 @@ def test_a_search_on_nodes_that_share_nothing(
     more: dict[str, Any] = {"early_stopping": {"name": "none"}}
     if workers > 1:
         more["resources"] = {"workers": workers, "cpus_per_worker": 1}
-    space = write_space(tmp_path, tiny(**{"train.epochs": 20}), trials=4, keep=2, **more)
+    space = write_space(tmp_path, tiny(**{"train.epochs": 20, "train.checkpoint": "epoch"}), trials=4, keep=2, **more)
     url = store.url()
     home = home_of(url)
     store.proxy.share = 0.05 if workers == 1 else 0.0  # of the requests fail, or are answered late
