@@ -30,7 +30,7 @@ WITHOUT = {
     "data plant",
     "data text",
 }
-WITHOUT |= {"cluster submit", "cluster logs", "cluster stop", "cluster fetch"}
+WITHOUT |= {"cluster init", "cluster submit", "cluster logs", "cluster stop", "cluster fetch"}
 
 
 def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
