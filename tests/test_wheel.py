@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from cdn_tune import __version__
 from cdn_tune.config.schema import schema_text
 from cdn_tune.distributed.cluster_files import KINDS
+from tests.docs.pages import read_page, run_page
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("cluster", "docs", "experiments", "search_spaces")
@@ -164,7 +165,7 @@ def test_without_the_repository_it_writes_cluster_files_that_install_this_wheel(
     for kind in KINDS:
         done = call(installed, tmp_path, "cluster", "init", kind, kind)
         assert all((tmp_path / line).is_file() for line in done.stdout.splitlines())
-        docs = Path(done.stderr.rpartition(" in ")[2].strip())
+        docs = Path(done.stderr.rpartition("how to go on: ")[2].strip())
         assert docs.is_file()
         assert docs.is_relative_to(installed.parent)
         if kind != "slurm":
@@ -179,3 +180,14 @@ def test_without_the_repository_the_demo_runs(installed: Path, tmp_path: Path) -
     for name in ("study.journal", "leaderboard.csv", "evaluation.json", "report/index.html"):
         assert (tmp_path / "runs" / "demo" / name).is_file()
     assert list((tmp_path / "runs" / "demo" / "best").glob("*/checkpoint.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_without_the_repository_the_first_tutorial_is_walked(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    page = read_page(ROOT / "docs" / "tutorials" / "first-search.md")
+    run_page(page, tmp_path, programs=installed)
+    assert (tmp_path / "runs" / "demo" / "report" / "index.html").is_file()

@@ -33,6 +33,7 @@ from tests.conftest import ROOT
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorials").glob("*.md")), *sorted((DOCS / "how-to").glob("*.md"))]
 LONGEST = 900  # seconds that a block may take
+PROGRAMS = Path(sys.executable).parent  # of the environment of the tests
 
 _PART = re.compile(
     r"^(?P<indent> *)```(?P<head>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```$"
@@ -95,8 +96,8 @@ def read_page(path: Path) -> Page:
     return Page(name, tuple(blocks), words)
 
 
-def run_page(page: Page, folder: Path) -> str:
-    """Runs a page's blocks in a folder; returns all that was printed.
+def run_page(page: Page, folder: Path, programs: Path = PROGRAMS) -> str:
+    """Runs a page's blocks in a folder, with the programs of an environment; returns all that was printed.
 
     Raises:
         AssertionError: With page, line and output, if a block fails.
@@ -112,7 +113,7 @@ def run_page(page: Page, folder: Path) -> str:
             script += "\n" * (block.line - script.count("\n")) + text  # so that a traceback has the page's lines
             continue
         if script and (runs or block.title):
-            printed += _run([sys.executable, "-c", script], folder, page.name)
+            printed += _run(["python", "-c", script], folder, page.name, programs)
             script = ""
         if block.title:
             (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def run_page(page: Page, folder: Path) -> str:
         elif runs and ">>>" in text:
             _doctest(text, names, place)
         elif runs:
-            printed += _run(["bash", "-euo", "pipefail", "-c", text], folder, place)
+            printed += _run(["bash", "-euo", "pipefail", "-c", text], folder, place, programs)
     return printed
 
 
@@ -132,8 +133,8 @@ def _doctest(text: str, names: dict[str, object], place: str) -> None:
     assert not failed, f"{place}\n{''.join(said)}"
 
 
-def _run(command: list[str], folder: Path, place: str) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def _run(command: list[str], folder: Path, place: str, programs: Path) -> str:
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "COLUMNS": "160", "TERM": "dumb"}
     process = subprocess.Popen(
         command,
