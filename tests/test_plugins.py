@@ -185,7 +185,7 @@ def test_what_is_wrong_is_named_once_and_left_out(
         assert line.startswith(f"entry point {name} = {value} (cdn_tune.samplers) of the package mine is left out: ")
         assert reason in line
         assert "\n" not in line
-    with pytest.raises(ConfigError, match=r"mine\.nowhere:build, which .* cannot be imported"):
+    with pytest.raises(ConfigError, match=r"mine\.nowhere:build cannot be imported"):
         resolve(SAMPLERS["good"].build)
 
 

@@ -56,6 +56,9 @@ def read_space(
     for key in space.overrides:
         check_key(f"{origin}: overrides", key)
     changes = checked_overrides(changes or {}, "settings")
+    if isinstance(section := changes.get("tracking"), Mapping):
+        del changes["tracking"]
+        changes |= {f"tracking.{key}": value for key, value in section.items()}
     tracking = {f"tracking.{key}": value for key, value in space.tracking.model_dump(exclude_unset=True).items()}
     tracking |= {key: changes.pop(key) for key in list(changes) if key.startswith("tracking.")}
     fixed = {**space.overrides, **overrides}

@@ -3,8 +3,9 @@
 import re
 
 PASSWORD = re.compile(r"((?:^|(?<==))[^:/?#=]+://[^:/?#@]*):(.*)@")
-_VALUE = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#]*")
-_USER = re.compile(r"(?i)(\bhttps?://)[^\s'\"]*@")
+_VALUE = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key|sig)[^=&;]*=)[^&;#]*")
+# A password may hold anything; a port is none.
+_USER = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)(?:[^\s/@:'\"]*:(?!\d{1,5}(?:[\s/'\",;)\]}]|$))[^\n@]*|[^\s/@'\"]*)@")
 
 
 def without_secrets(text: str) -> str:
@@ -13,5 +14,5 @@ def without_secrets(text: str) -> str:
 
 
 def without_users(text: str) -> str:
-    """Returns a text in which web addresses have ``***`` in place of users and passwords."""
+    """Returns a text in which URLs have ``***`` in place of users and passwords."""
     return _USER.sub(r"\1***@", text)

@@ -30,9 +30,7 @@ def resolve(reference: Reference) -> Any:
     try:
         return pkgutil.resolve_name(reference)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{reference}, which an entry point's row names, cannot be imported ({error}); mend it"
-        ) from error
+        raise ConfigError(f"{reference} cannot be imported ({error}); mend it, or install what it needs") from error
 
 
 class _Row(Protocol):

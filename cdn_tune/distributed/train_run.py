@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.fingerprint import fingerprint
-from cdn_tune.errors import ConfigError
+from cdn_tune.errors import CdnTuneError, ConfigError
 from cdn_tune.training.begin import claim_training
 from cdn_tune.training.loop import never
 from cdn_tune.training.object_store.sync import fetched, refresh
@@ -56,7 +56,7 @@ class TrainRun:
     planted: bool
 
     def train(self, report: Report, on_step: OnStep = ignore, stop: Callable[[], bool] = never) -> str | None:
-        """Trains to the last epoch; a run that has ended is left as it is.
+        """Trains to the last epoch; of a run that has ended the epochs are reported.
 
         Args:
             report: Called after every epoch; first, of a run that goes on, with the epochs that it has.
@@ -86,6 +86,9 @@ class TrainRun:
         except KeyboardInterrupt:
             tracking.close(_LEAVING_SECONDS)
             raise
+        except CdnTuneError:
+            tracking.close(_LEAVING_SECONDS, failed=True)
+            raise
         except BaseException:
             tracking.abandon()
             raise
@@ -93,6 +96,8 @@ class TrainRun:
 
     def _train(self, report: Report, on_step: OnStep, stop: Callable[[], bool]) -> None:
         if self.ended is not None:
+            for epoch in read_metrics(self.folder):
+                report(EpochReport.read(epoch))
             return
         options = self.options
         if options.workers == 1:

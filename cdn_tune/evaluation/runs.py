@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.config import load_experiment
+from cdn_tune.config import Experiment, build
+from cdn_tune.config.yaml import read_mapping
 from cdn_tune.data.files import brief
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.evaluation.evaluation_file import plain_metrics, read_evaluation
@@ -146,7 +147,8 @@ def _search(folder: Path) -> Row:
 
 
 def _training(folder: Path, manifest: dict[str, Any]) -> Row:
-    experiment = load_experiment(folder / EXPERIMENT)
+    path = folder / EXPERIMENT
+    experiment = build(Experiment, read_mapping(path), str(path))
     last = next(reversed(read_metrics(folder)), None)
     ended = last is not None and last["epoch"] >= last["epochs"]
     state = "finished" if ended else "imported" if "imported_from" in manifest else "stopped"

@@ -72,9 +72,8 @@ def family(name: Any) -> "type[ModelConfig]":
     try:
         found: type[ModelConfig] = pkgutil.resolve_name(table[name])
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{name!r} cannot be imported ({error}); {ENVIRONMENT} names {table[name]}, put it on PYTHONPATH"
-        ) from None
+        told = f"{ENVIRONMENT} names {table[name]}, put it on PYTHONPATH" if name in _added() else f"mend {table[name]}"
+        raise ConfigError(f"{name!r} cannot be imported ({error}); {told}") from None
     return found
 
 

@@ -73,9 +73,9 @@ class Progress:
         state = SearchState(
             rows, driver.limit, room.slots, driver.is_finished, driver.seconds, gpu_hours(rows), halted, room.lines
         )
-        self._on_change(state)
+        self._show_pause = max(_SHOW_SECONDS, _SHARE * (self._clock() - began))
+        self._on_change(state)  # may wait for a function of the user's, which is no reason to show less
         self._shown = self._clock()
-        self._show_pause = max(_SHOW_SECONDS, _SHARE * (self._shown - began))
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the leaderboard."""

@@ -152,7 +152,8 @@ def search(
         rows = progress.rows()
         interrupted = not driver.is_finished and driver.ended_by is None
         if tracking is not None:
-            state = "failed" if study.halted else "unfinished" if interrupted else "complete"
+            failed = study.halted or (driver.is_finished and not ranking(study.trials()))
+            state = "failed" if failed else "unfinished" if interrupted else "complete"
             notes.append(tracking.close(state, kept))
         if (missing := len(study.unconfirmed())) and driver.ended_by is not None:
             notes.append(

@@ -257,13 +257,14 @@ def test_tasks_of_an_array_train_apart(slurm: Slurm, stand_ins: str) -> None:
     for number, task in tasks.items():
         task.wait_until(lambda task=task: "called with" in task.log)
         assert f"called with train e seed={number} --run run-{number}\n" in task.log
-    tasks[3].cancel("--batch", "--signal=TERM")
-    tasks[3].wait_for("COMPLETED")
-    assert tasks[3].log.count("called with") == 2
-    assert "start number 1" in tasks[3].log
-    tasks[4].cancel()
-    slurm.wait_until(lambda: tasks[4].state == "CANCELLED" and "stopped by Slurm" in tasks[4].log)
-    shared = slurm.submit(TRAIN, "e", options=(*SMALL, "--array=1"), CDN_TUNE_VENV=stand_ins).task(1)
+    tasks[4].cancel("--batch", "--signal=TERM")  # the last one, whose number is the whole array's
+    tasks[4].wait_for("COMPLETED")
+    assert tasks[4].log.count("called with") == 2
+    assert "start number 1" in tasks[4].log
+    assert tasks[3].log.count("called with") == 1
+    tasks[3].cancel()
+    slurm.wait_until(lambda: tasks[3].state == "CANCELLED" and "stopped by Slurm" in tasks[3].log)
+    shared = slurm.submit(TRAIN, "e", "seed=%a", options=(*SMALL, "--array=1"), CDN_TUNE_VENV=stand_ins).task(1)
     shared.wait_for("FAILED")
     assert "all tasks would train in one run folder" in shared.log
 

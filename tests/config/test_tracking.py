@@ -80,3 +80,17 @@ def test_it_is_nothing_to_search_over(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(dump(plain))
     with pytest.raises(ConfigError, match=r"tracking\.checkpoints"):
         load_space(tmp_path / "space.yaml")
+
+
+@pytest.mark.parametrize("settings", [{"tracking.mlflow": "http://h:1"}, {"tracking": {"mlflow": "http://h:1"}}])
+def test_a_setting_of_the_space_is_the_search_s(settings: dict[str, object]) -> None:
+    assert load_space("quick", None, settings)[1].tracking.mlflow == "http://h:1"
+
+
+@pytest.mark.parametrize(
+    "uri", ["postgresql://me:hush@h/d", "https://me:h'ush@h", "https://me:my hush@h", "ftp://hush@h"]
+)
+def test_what_is_refused_is_shown_without_its_password(uri: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("demo/small", {"tracking.mlflow": uri})
+    assert "ush" not in str(caught.value)

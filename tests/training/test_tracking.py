@@ -19,7 +19,7 @@ from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.records import METRICS
 from cdn_tune.training.tracking import mlflow_store
 from cdn_tune.training.tracking.mlflow_store import MlflowStore
-from cdn_tune.training.tracking.tracked_run import STATUS, TrackedRun, points
+from cdn_tune.training.tracking.tracked_run import STATUS, Point, TrackedRun, points
 from cdn_tune.training.tracking.tracker import Tracker
 from tests.mlflow_server import Mlflow, mlflow_server
 from tests.object_store import Store
@@ -34,6 +34,15 @@ def report(epoch: int, epochs: int = 4) -> EpochReport:
     best = {"value": epoch / 10, "best_value": epoch / 10, "best_epoch": epoch}
     loss = float("inf") if epoch == 1 else 1 / epoch
     return EpochReport(epoch, epochs, loss, {"bce": 1 / epoch}, 1e-3, 1.0, 10.0, 2.0, 1.0, val, **best)
+
+
+def test_a_request_holds_what_mlflow_takes_at_once() -> None:
+    """Or its client would make several, the tag that tells how far it is logged with the first."""
+    found = [Point(step, None, dict.fromkeys(map(str, range(9 if step % 2 else 25)), 0.5)) for step in range(200)]
+    batches = list(mlflow_store._batches(found))
+    assert [point for batch in batches for point in batch] == found
+    assert max(sum(len(point.values) for point in batch) for batch in batches) < 1000
+    assert len(batches) == 4
 
 
 def trial(folder: Path, epochs: int, state: str = "running", key: str = "trial 0") -> TrackedRun:

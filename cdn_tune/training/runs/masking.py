@@ -19,7 +19,7 @@ MASK = "***"
 # Names of what is secret. Not `tokens`, `tokenizer` and `keys`, which are words of this field.
 _SECRET_NAME = re.compile(
     r"(?i)(^aws_|pass(word|wd|phrase|code)|secret|credential|token($|[^si])|authorization|cookie"
-    r"|(api|access|private|account|shared)[_-]?key|(^|[_.-])(pass|pwd|auth|key|sas)$)"
+    r"|(api|access|private|account|shared)[_-]?key|(^|[_.-])(pass|pwd|auth|key|sas|sig|signature)$)"
 )
 # Of a cloud's variables, those that tell where and not who.
 _HARMLESS = re.compile(r"(?i)AWS_((DEFAULT_)?(REGION|PROFILE|OUTPUT)|EC2_METADATA_DISABLED|ENDPOINT_URL(_S3)?)$")
@@ -37,7 +37,11 @@ _UNSEEN = re.compile(
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>`]+")
 # From a user's name to the last @ of the line, for a password may hold anything; a port is none.
 _PASSWORD = re.compile(r"(:/{1,2}[^\s/:@?#]*):(?!\d{1,5}(?:[/\s\"',;)\]}]|$))[^\n]{0,300}@")
-_NAME = re.compile(r"(?<![\w.-])(?P<name>(?:--)?[A-Za-z_][\w.-]*)[\"']?(?P<sign>[ \t]*[=:][ \t]*|[ \t]+)")
+_TOKEN = re.compile(r"(://)[^\s/:@'\"]+@")  # in the place of a user without a password
+_NAME = re.compile(
+    r"(?<![\w.-])(?P<name>(?:--)?[A-Za-z_][\w.-]*)(?:\\*[\"'])?"
+    r"(?P<sign>[ \t]*[=:][ \t]*|(?<=[\"'])[ \t]*,[ \t]*|[ \t]+)"
+)
 _QUOTED = r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'"
 _WORD, _REST = re.compile(rf"{_QUOTED}|[\"'][^\n]*|\S+"), re.compile(rf"{_QUOTED}|\S[^\n]*")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
@@ -106,7 +110,8 @@ class Masking:
 
 def masked_urls(text: str) -> str:
     """Returns a text in which the passwords and tokens of URLs are masked."""
-    return _URL.sub(lambda found: without_secrets(found[0]), _PASSWORD.sub(rf"\1:{MASK}@", text))
+    text = _TOKEN.sub(rf"\1{MASK}@", _PASSWORD.sub(rf"\1:{MASK}@", text))
+    return _URL.sub(lambda found: without_secrets(found[0]), text)
 
 
 def is_secret(name: str) -> bool:

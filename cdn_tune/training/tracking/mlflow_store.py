@@ -7,7 +7,7 @@ remembered here: whoever goes on, another process or another machine, finds it t
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,7 @@ _SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_METRICS, _PARAMS = 1000, 100  # that MLflow takes in one request
+_ENTITIES, _PARAMS = 1000, 100  # metrics and tags, and parameters, that MLflow takes in one request
 _LONGEST = 500  # characters of a value
 _PAGE = 1000
 
@@ -102,7 +102,7 @@ class MlflowStore:
             logged.steps = 0
         if logged.steps < run.steps and (patient or logged.seen < run.steps):
             logged.seen = run.steps
-            for some in _parts(points(run, logged.steps, _records), _epochs_at_once):
+            for some in _batches(points(run, logged.steps, _records)):
                 self._batch(logged.id, points=some, tags={STEPS: str(some[-1].step)})
                 logged.steps = some[-1].step
         if logged.state != run.state:
@@ -186,13 +186,20 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return parse_metrics((place.store.read(name) or b"").decode("utf-8", errors="replace"))
 
 
-def _epochs_at_once(point: Point) -> int:
-    return max(1, _METRICS // max(1, len(point.values)))
+def _batches(found: Iterable[Point]) -> Iterator[list[Point]]:
+    """Yields epochs in lists that MLflow takes whole, with a tag: of more it makes several requests, tags first."""
+    batch: list[Point] = []
+    for point in found:
+        if batch and sum(len(each.values) for each in (*batch, point)) >= _ENTITIES:
+            yield batch
+            batch = []
+        batch.append(point)
+    if batch:
+        yield batch
 
 
-def _parts(items: Iterable[Item], most: int | Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Yields items in lists of at most so many; how many may depend on the first of each list."""
+def _parts(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """Yields items in lists of at most so many."""
     rest = iter(items)
     for first in rest:
-        count = most if isinstance(most, int) else most(first)
-        yield [first, *islice(rest, count - 1)]
+        yield [first, *islice(rest, most - 1)]

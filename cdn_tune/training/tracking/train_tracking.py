@@ -34,13 +34,13 @@ class TrainTracking:
         """Offers the training after an epoch."""
         self._tracker.offer([self._tracked("running", done.epoch)])
 
-    def close(self, seconds: float = CLOSING_SECONDS) -> str:
+    def close(self, seconds: float = CLOSING_SECONDS, failed: bool = False) -> str:
         """Offers its end, and its results; returns a line that tells whether they are logged."""
         files: dict[str, Path | str] = {EXPERIMENT: self._run / EXPERIMENT}
         if self._experiment.tracking.checkpoints:
             files[str(BEST)] = self._run / BEST
         last = next(reversed(read_metrics(self._run)), {"epoch": 0, "epochs": 1})
-        state = "complete" if last["epoch"] >= last["epochs"] else "unfinished"
+        state = "failed" if failed else "complete" if last["epoch"] >= last["epochs"] else "unfinished"
         return self._tracker.close([self._tracked(state, last["epoch"])], files, seconds)
 
     def abandon(self) -> None:
