@@ -1,4 +1,4 @@
-"""The scripts of examples/ and the code of docs/how-to/python.md run, on planted data."""
+"""The scripts of examples/ run, on planted data; `tests/docs` runs the page on them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: object, installed: bool = True) -> str:
-    path = os.pathsep.join(map(str, (*((folder / "installed",) if installed else ()), OWN, ROOT)))
+def run(folder: Path, *arguments: object) -> str:
+    path = os.pathsep.join(map(str, (folder / "installed", OWN, ROOT)))
     command = [sys.executable, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": ""}
     done = subprocess.run(
@@ -58,13 +58,6 @@ def test_search_and_open_run(folder: Path) -> None:
 @pytest.mark.slow
 def test_own_parts(folder: Path) -> None:
     assert "val start@0.1" in run(folder, OWN / "demo.py")
-
-
-@pytest.mark.slow
-def test_the_page_s_code_runs_from_top_to_bottom(folder: Path) -> None:
-    script = folder / "page.py"
-    script.write_text("\n".join(BLOCKS))
-    run(folder, script, installed=False)  # it adds by itself what the package registers
 
 
 def test_the_page_s_code_is_python_and_names_what_there_is() -> None:
