@@ -57,7 +57,7 @@ def test_search_and_open_run(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_own_parts(folder: Path) -> None:
-    assert "val start@0.1" in run(folder, OWN / "demo.py")
+    assert "best val start@0.1 " in run(folder, OWN / "demo.py")
 
 
 def test_the_page_s_code_is_python_and_names_what_there_is() -> None:

@@ -24,4 +24,4 @@ space = {
 }
 fixed = {"data.root": data, "model.name": "parts", "eval.metric": "start@0.1", "train.epochs": 2}
 run = cdn_tune.search(space, fixed, experiment="demo/small", run="runs/example-own-parts")
-print(run.leaderboard())
+print(f"best val {run.best.metric} {run.best.value:.4f}, by {dict(run.best.params or {})}")
