@@ -1,16 +1,15 @@
 """A search's record as an Optuna study, for Optuna's own analyses and plots; it cannot be written to."""
 
-import copy
-from collections.abc import Container
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from cdn_tune.errors import RunError
 from cdn_tune.tuning.results.record import Record, quiet
-from cdn_tune.tuning.storage.delegate import DelegatingStorage
+from cdn_tune.tuning.storage.delegate import ShowingStorage
 
 _WRITES = ("create_", "delete_", "set_")
 
@@ -21,7 +20,7 @@ def recorded_study(record: Record) -> optuna.Study:
         return optuna.load_study(study_name=record.space.name, storage=_RecordedStorage(record))
 
 
-class _RecordedStorage(DelegatingStorage):
+class _RecordedStorage(ShowingStorage):
     """The entries of a record; of the study in memory behind it only directions and attributes are read."""
 
     def __init__(self, record: Record) -> None:
@@ -37,12 +36,6 @@ class _RecordedStorage(DelegatingStorage):
             raise RunError(f"{self._run}: its study is for reading; a search of this run folder goes on with it")
         return super().call(name, *arguments, **options)
 
-    def get_all_trials(
-        self,
-        study_id: int,  # noqa: ARG002
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
-    ) -> list[FrozenTrial]:
+    def shown(self) -> Sequence[FrozenTrial]:
         """Returns the entries."""
-        trials = [trial for trial in self._entries if states is None or trial.state in states]
-        return copy.deepcopy(trials) if deepcopy else trials
+        return self._entries

@@ -1,9 +1,12 @@
 """A storage that passes its calls on to another one: the base of this package's storages, which alter a few calls."""
 
-from collections.abc import Callable
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
 
 
 def _passed_on(name: str) -> Callable[..., Any]:
@@ -28,3 +31,21 @@ class DelegatingStorage(_Delegate):  # type: ignore[misc]
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
         """Calls a method of the storage behind and returns its result."""
         return getattr(self.behind, name)(*arguments, **options)
+
+
+class ShowingStorage(DelegatingStorage):
+    """A storage that shows trials of its own choice in place of those behind it."""
+
+    @abstractmethod
+    def shown(self) -> Sequence[FrozenTrial]:
+        """Returns the trials to show."""
+
+    def get_all_trials(
+        self,
+        study_id: int,  # noqa: ARG002
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """Returns the trials that are shown."""
+        trials = [trial for trial in self.shown() if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials

@@ -1,7 +1,6 @@
 """An Optuna study with its storage, and views of it for samplers and pruners: chosen trials, chosen directions."""
 
-import copy
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, cast
@@ -11,9 +10,9 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from cdn_tune.tuning.storage.delegate import DelegatingStorage
+from cdn_tune.tuning.storage.delegate import ShowingStorage
 
 CONSTRAINT = "constraints:"  # prefix of the attributes in which Optuna 5 keeps constraints
 Show = Callable[[list[FrozenTrial]], list[FrozenTrial]]
@@ -109,7 +108,7 @@ def altered(trial: FrozenTrial, **attributes: Any) -> FrozenTrial:
     return changed
 
 
-class _FilteredStorage(DelegatingStorage):
+class _FilteredStorage(ShowingStorage):
     """A storage that shows chosen trials. Optuna's samplers and pruners read all they need through it."""
 
     def __init__(self, study: StoredStudy, show: Show, directions: list[StudyDirection]) -> None:
@@ -120,14 +119,8 @@ class _FilteredStorage(DelegatingStorage):
     def _trials(self) -> list[FrozenTrial]:
         return self._show(self._study.get_trials(deepcopy=False))
 
+    def shown(self) -> list[FrozenTrial]:
+        return self._trials
+
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:  # noqa: ARG002
         return self._directions
-
-    def get_all_trials(
-        self,
-        study_id: int,  # noqa: ARG002
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
-    ) -> list[FrozenTrial]:
-        trials = [trial for trial in self._trials if states is None or trial.state in states]
-        return copy.deepcopy(trials) if deepcopy else trials
