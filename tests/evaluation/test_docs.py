@@ -11,7 +11,7 @@ from cdn_tune.evaluation.evaluate import CHANGEABLE, Request, evaluate_run
 from cdn_tune.evaluation.scoring import GRID
 from cdn_tune.moments.bootstrap import RESAMPLES
 
-PAGES = ("how-to/evaluate.md", "explanation/protocol.md", "reference/run-folder.md")
+PAGES = ("how-to/evaluation.md", "explanation/protocol.md", "reference/run-folder.md")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in PAGES)
 
