@@ -93,13 +93,7 @@ def test_the_tested_versions_satisfy_what_it_and_its_extras_require(built: Path)
     metadata = email.message_from_bytes(contents(built / WHEEL)[f"cdn_tune-{__version__}.dist-info/METADATA"])
     wanted = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     assert len(wanted) > 30
-    unpinned = {each.name for each in wanted if canonicalize_name(each.name) not in tested}
-    assert unpinned == {"s3fs", "triton"}, "not installed where tests run"
-    refused = [
-        str(each)
-        for each in wanted
-        if each.name not in unpinned and not each.specifier.contains(tested[canonicalize_name(each.name)])
-    ]
+    refused = [str(each) for each in wanted if not each.specifier.contains(tested[canonicalize_name(each.name)])]
     assert refused == []
 
 

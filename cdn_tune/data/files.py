@@ -110,7 +110,9 @@ def remote_file(url: str, key: str) -> Path:
 
     try:
         path = UPath(url)
-        found = path.is_file()
+        found = path.fs.info(path.path)["type"] == "file"  # is_file() takes what is denied for absent
+    except FileNotFoundError:
+        found = False
     except Exception as error:  # every store has errors of its own
         raise DataError(f"{key}={url}: cannot be reached ({brief(error)}); mend that") from None
     if not found:

@@ -10,6 +10,9 @@ from hypothesis import settings
 
 from cdn_tune.config import DataConfig
 from cdn_tune.data.planted import plant
+from tests.object_store import store, store_server
+
+__all__ = ["store", "store_server"]
 
 settings.register_profile("data", deadline=None)
 settings.load_profile("data")
