@@ -14,6 +14,7 @@ _TITLES = {
     "seeds": "over seeds",
     "groups": "by kind of query",
     "published": "published results",
+    "rejection": "sentences that are not in the video",
     "length_share": "length, share of the video",
     "length_seconds": "length in seconds",
     "query_words": "words of the query",
@@ -121,8 +122,10 @@ def tables(evaluation: Mapping[str, Any]) -> list[Table]:
 
 def _parts(evaluation: Mapping[str, Any]) -> list[Table]:
     """Returns the parts of the split, each with what the query-blind list reaches there, and the gaps between them."""
-    parts = [part for part in evaluation.get("parts") or () if isinstance(part, Mapping)]
-    gaps = [gap for gap in evaluation.get("gaps") or () if isinstance(gap, Mapping)]
+    parts, gaps = (
+        [each for each in evaluation[key] if isinstance(each, Mapping)] if isinstance(evaluation.get(key), list) else []
+        for key in ("parts", "gaps")
+    )
     entries: list[tuple[str, Mapping[str, Any]]] = []
     for part in parts:
         label = str(part.get("label", ""))

@@ -134,6 +134,8 @@ def test_rejection_of_sentences_of_other_videos(run: Path) -> None:
     for name, value in found["metrics"].items():
         low, high = found["intervals"][name]
         assert 0 <= low <= value <= high <= 1
+    (table,) = [table for table in tables(result) if table.title == "sentences that are not in the video"]
+    assert table.heads == ["auroc", "balanced_accuracy", "rejected", "wrongly_rejected"]
     checkpoint = load(run)
     assert checkpoint.threshold == found["threshold"]
     present = read_query_results(run / PREDICTIONS)
@@ -149,6 +151,25 @@ def test_rejection_of_sentences_of_other_videos(run: Path) -> None:
     assert not load(run).rejects([])
 
 
+def test_predict_says_what_is_probably_absent(run: Path, data: Path) -> None:
+    features = data / "vgg_rgb_features.hdf5"
+    asked = ["predict", str(run), "--features", str(features), "--video", "v20", "--query", SENTENCES[0]]
+    assert "probably not in this video" not in CliRunner().invoke(app, asked).output
+    result = evaluate_run(run, None, Request(resamples=20, reject=True))
+    for threshold, rejected in ((2.0, True), (0.0, False)):  # above all scores, and below
+        (run / "evaluation.json").write_text(
+            json.dumps({**result, "rejection": {**result["rejection"], "threshold": threshold}})
+        )
+        shown = CliRunner().invoke(app, asked)
+        assert shown.exit_code == 0, shown.output
+        assert ("probably not in this video: its best score is below 2" in shown.output) == rejected
+        found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+        assert found["queries"][0]["probably_absent"] == rejected
+    (run / "evaluation.json").write_text(json.dumps({**result, "rejection": {"threshold": "high"}}))
+    assert load(run).threshold is None
+
+
+@pytest.mark.slow
 def test_rejection_is_the_same_by_several_workers(run: Path, ray_session: None) -> None:
     alone = evaluate_run(run, None, Request(resamples=20, reject=True))["rejection"]
     assert evaluate_run(run, None, Request(resamples=20, reject=True, workers=Workers(2)))["rejection"] == alone
