@@ -197,6 +197,7 @@ class Run:
         workers: int = 1,
         address: str | None = None,
         score_maps: bool = False,
+        reject: bool = False,
         formats: Sequence[str] = (),
         other_data: bool = False,
         on_stage: Callable[[str], object] | None = None,
@@ -220,6 +221,7 @@ class Run:
             workers: Ray tasks at a time; the numbers stay the same.
             address: Ray cluster to join for these.
             score_maps: Whether ``score_maps.hdf5`` is written.
+            reject: Whether it is measured how the winner rejects sentences that are not in the video.
             formats: Further formats of the predictions: ``qvhighlights``, ``charades_sta``.
             other_data: Whether data that have changed since the run may be used.
             on_stage: Called with the name of each stage as it begins.
@@ -260,6 +262,7 @@ class Run:
             protocol=protocol,
             workers=Workers(workers, address),
             score_maps=score_maps,
+            reject=reject,
             formats=tuple(formats),
             other_data=other_data,
         )

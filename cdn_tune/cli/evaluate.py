@@ -53,6 +53,9 @@ def evaluate(
     workers: Annotated[int, Option(min=1, help="Ray tasks at a time; the numbers stay the same.")] = 1,
     address: Address = None,
     score_maps: Annotated[bool, Option("--score-maps", help="Write RUN/score_maps.hdf5.")] = False,
+    reject: Annotated[
+        bool, Option("--reject", help="Measure too how it rejects sentences that are not in the video.")
+    ] = False,
     export_format: Annotated[
         list[Format] | None, Option(help="Write the predictions in this format too; may be repeated.")
     ] = None,
@@ -106,6 +109,7 @@ def evaluate(
             protocol=protocol,
             workers=tasks,
             score_maps=score_maps,
+            reject=reject,
             formats=formats,
             other_data=other_data,
         )
@@ -132,7 +136,7 @@ def print_evaluation(
 
 
 def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
-    from cdn_tune.cli.show.evaluation import headline, print_evaluation_tables, print_planted
+    from cdn_tune.cli.show.evaluation import headline, print_evaluation_tables, print_planted, rejection_lines
     from cdn_tune.config import Nms
     from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
     from cdn_tune.evaluation.queries import PREDICTIONS
@@ -156,6 +160,8 @@ def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:
             seeds = len(found["seeds"])
             how += f" of trial {found['trial']}'s {seeds} confirmations, whose mean is {found['mean']:.4f}"
         print_line(f"{result['checkpoint']}, epoch {result['epoch']}, {how}")
+    for line in rejection_lines(result):
+        print_line(line)
     print_line(f"predictions: {shown(run / ('predictions-published.jsonl' if published else PREDICTIONS))}")
     if score_maps:
         print_line(f"score maps: {shown(run / SCORE_MAPS)}")

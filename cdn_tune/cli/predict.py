@@ -84,7 +84,12 @@ def predict(
             _plain(retriever, source.video, encoded)
             | {
                 "queries": [
-                    {"query": sentence, "unknown_words": list(words), "moments": [asdict(moment) for moment in moments]}
+                    {
+                        "query": sentence,
+                        "unknown_words": list(words),
+                        "probably_absent": retriever.rejects(moments),
+                        "moments": [asdict(moment) for moment in moments],
+                    }
                     for sentence, words, moments in zip(sentences, unknown, found, strict=True)
                 ]
             }
@@ -95,6 +100,8 @@ def predict(
         print_line("a model trained on planted data: its answers say nothing about real videos", "yellow")
     for sentence, moments in zip(sentences, found, strict=True):
         print_line(f"\n{sentence}", "bold")
+        if retriever.rejects(moments):
+            print_line(f"probably not in this video: its best score is below {retriever.threshold:.4g}", "yellow")
         out.print(_moments_table(moments))
 
 

@@ -300,7 +300,9 @@ class EvalConfig(Frozen):
     recalls: Ranks = Field((1, 5), description="n of R@n")
     ious: Fractions = Field((0.5, 0.7), description="IoU thresholds")
     metric: str = Field(
-        "R1@0.5", description="val metric that chooses epochs and trials: R<n>@<iou>, mIoU, mAP@<iou> or mAP"
+        "R1@0.5",
+        description="val metric that chooses epochs and trials: R<n>@<iou>, mIoU, dR<n>@<iou>, allR<n>@<iou>, "
+        "mAP@<iou> or mAP",
     )
     closed: bool = Field(
         False, description="an IoU equal to the threshold is a hit too, as the published code of MMN and SnAG counts"
@@ -328,10 +330,12 @@ class EvalConfig(Frozen):
         """Names of the metrics that val is measured by, in table order."""
         return tuple(dict.fromkeys((*metric_names(self.recalls, self.ious, on_val=True), self.metric)))
 
-    @property
-    def test_metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that the test split is measured by: all there are, in table order."""
-        return tuple(dict.fromkeys((*metric_names(self.recalls, self.ious), self.metric)))
+    def test_metrics(self, several: bool = True) -> tuple[str, ...]:
+        """Returns the names of the metrics that the test split is measured by, in table order.
+
+        These are all there are; unless queries have `several` true moments, without those that tell nothing then.
+        """
+        return tuple(dict.fromkeys((*metric_names(self.recalls, self.ious, several=several), self.metric)))
 
 
 class Experiment(Frozen):

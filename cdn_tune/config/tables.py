@@ -241,6 +241,8 @@ LAYOUTS = Table(
         "charades_sta": Dataset("Charades-STA", "cdn_tune.data.charades:LAYOUT"),
         "tacos": Dataset("TACoS", "cdn_tune.data.videos_json:TACOS"),
         "activitynet": Dataset("ActivityNet Captions", "cdn_tune.data.videos_json:ACTIVITYNET"),
+        "charades_cd": Dataset("Charades-CD", "cdn_tune.data.changing_distributions:CHARADES"),
+        "activitynet_cd": Dataset("ActivityNet-CD", "cdn_tune.data.changing_distributions:ACTIVITYNET"),
         "jsonl": Dataset("your own data", "cdn_tune.data.jsonl:LAYOUT"),
     },
     "cdn_tune.layouts",
@@ -255,12 +257,16 @@ class Metric:
         per_query: From `moments.metrics.Answers`, and ``n`` and ``iou`` if the name has them, to float64 [Q].
         depth: Moments per query that it reads; n, if the name has it.
         on_val: Whether val is measured by it in any case; eval.metric always is.
+        several: Whether it repeats another one where no query has several true moments; it is then left out.
+        table: Title of the table of its own in which an evaluation has it; "": in the first one.
     """
 
     meaning: str
     per_query: Reference
     depth: int = 1
     on_val: bool = True
+    several: bool = False
+    table: str = ""
 
 
 _M = "cdn_tune.moments.metrics:"
@@ -271,8 +277,33 @@ METRICS = Table(  # in the order of every table; names with {n} and {iou} stand 
     {
         "R{n}@{iou}": Metric("share of queries with a moment of IoU above {iou} among the first {n}", f"{_M}recall"),
         "mIoU": Metric("IoU of the first moment", f"{_M}first_iou"),
-        "mAP@{iou}": Metric("average precision at one IoU", f"{_M}average_precision", AP_MOMENTS, on_val=False),
-        "mAP": Metric("its mean over IoU 0.5, 0.55 to 0.95", f"{_M}mean_average_precision", AP_MOMENTS, on_val=False),
+        "dR{n}@{iou}": Metric(
+            "the same recall, each hit discounted by how far its ends are off",
+            f"{_M}discounted_recall",
+            on_val=False,
+            table="discounted recall",
+        ),
+        "allR{n}@{iou}": Metric(
+            "share of a query's true moments with an IoU above {iou} with one of the first {n}",
+            f"{_M}recall_of_all",
+            on_val=False,
+            several=True,
+            table="recall of all true moments",
+        ),
+        "mAP@{iou}": Metric(
+            "average precision at one IoU",
+            f"{_M}average_precision",
+            AP_MOMENTS,
+            on_val=False,
+            table="average precision",
+        ),
+        "mAP": Metric(
+            "its mean over IoU 0.5, 0.55 to 0.95",
+            f"{_M}mean_average_precision",
+            AP_MOMENTS,
+            on_val=False,
+            table="average precision",
+        ),
     },
     "cdn_tune.metrics",
 )
@@ -289,6 +320,14 @@ class NamedMetric:
     def depth(self) -> int:
         """Moments per query that it reads."""
         return int(self.settings.get("n", self.row.depth))
+
+
+def table_of(name: str) -> str:
+    """Returns the title of the table of its own in which an evaluation has a metric; "" if it is in the first one."""
+    try:
+        return find_metric(name).row.table
+    except ValueError:  # of a package that is not installed here
+        return ""
 
 
 def find_metric(name: str) -> NamedMetric:
@@ -308,9 +347,18 @@ def find_metric(name: str) -> NamedMetric:
     raise ValueError(f"metric {name!r} is unknown; write one such as {', '.join(known)}")
 
 
-def metric_names(recalls: Sequence[int], ious: Sequence[float], on_val: bool = False) -> tuple[str, ...]:
-    """Returns the names of all metrics at these n and IoUs, in table order; with `on_val`, of those measured on val."""
-    wanted = [template for template, row in METRICS.items() if row.on_val or not on_val]
+def metric_names(
+    recalls: Sequence[int], ious: Sequence[float], on_val: bool = False, several: bool = True
+) -> tuple[str, ...]:
+    """Returns the names of metrics at these n and IoUs, in table order.
+
+    Args:
+        recalls: The n.
+        ious: IoU thresholds.
+        on_val: Only those that val is measured by.
+        several: Whether a query has several true moments; if not, without those that tell nothing then.
+    """
+    wanted = [name for name, row in METRICS.items() if (row.on_val or not on_val) and (several or not row.several)]
     return tuple(dict.fromkeys(_filled(template, n, iou) for template in wanted for n in recalls for iou in ious))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ class Annotation:
         others: Start and end of the query's further moments.
         qid: What the file calls the query, if it does.
         overrun: Seconds by which the end as written passes the video's.
+        part: The part of the test split that the query is of, where it has parts (``iid``, ``ood``).
     """
 
     id: str
@@ -41,6 +42,7 @@ class Annotation:
     others: tuple[tuple[float, float], ...] = ()
     qid: int | str | None = None
     overrun: float = field(default=0.0, compare=False)
+    part: str | None = field(default=None, compare=False)
 
     @property
     def moments(self) -> tuple[tuple[float, float], ...]:
@@ -52,11 +54,13 @@ class Annotation:
 class Skipped:
     """An annotation whose moment is none, and why: it is read, and nothing is trained on it.
 
-    `query` is the annotation with an empty moment, which no answer overlaps.
+    `query` is the annotation with an empty moment, which no answer overlaps. `absent`: it is meant so, for what the
+    sentence says is not in the video; no answer is right then, and only `evaluate --reject` asks.
     """
 
     query: Annotation
     reason: str
+    absent: bool = False
 
     @property
     def id(self) -> str:
@@ -91,13 +95,19 @@ class Loaded:
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """The entries without one."""
-        return tuple(item for item in self.entries if isinstance(item, Skipped))
+        """The entries that should have one and have none."""
+        return tuple(item for item in self.entries if isinstance(item, Skipped) and not item.absent)
+
+    @property
+    def absent(self) -> tuple[Annotation, ...]:
+        """The sentences that are marked as not in their video."""
+        return tuple(item.query for item in self.entries if isinstance(item, Skipped) and item.absent)
 
     @property
     def queries(self) -> tuple[Annotation, ...]:
-        """All entries: to measure on, where a query without a moment counts as a miss whatever the answer."""
-        return tuple(item.query if isinstance(item, Skipped) else item for item in self.entries)
+        """The entries to measure on, where a query that lacks its moment counts as a miss whatever the answer."""
+        kept = (item for item in self.entries if not (isinstance(item, Skipped) and item.absent))
+        return tuple(item.query if isinstance(item, Skipped) else item for item in kept)
 
 
 def annotate(
@@ -162,6 +172,11 @@ def annotate(
     return Annotation(
         f"{path.name}:{entry}", video, duration, start, min(end, duration), query.strip(), overrun=overrun
     )
+
+
+def absent(item: Annotation) -> Skipped:
+    """Returns an annotation as one whose sentence is marked as not in the video."""
+    return Skipped(replace(item, start=0.0, end=0.0, others=()), "the sentence is not in the video", absent=True)
 
 
 def true_moments(annotations: Sequence[Annotation]) -> npt.NDArray[np.float64]:

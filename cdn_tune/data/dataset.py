@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +119,7 @@ class MomentDataset:
         skipped: Entries of the split's files without a moment.
         vocabulary: Covers the queries' words, or has their token features.
         features: Has the queries' videos.
+        absent: Sentences that are marked as not in their video, none of the queries.
 
     Attributes:
         keeps_last: Whether an epoch ends with a batch of what is left, if that is less than a whole one.
@@ -132,8 +133,9 @@ class MomentDataset:
         skipped: Sequence[Skipped],
         vocabulary: Vocabulary | TokenFeatures,
         features: FeatureStore,
+        absent: Sequence[Annotation] = (),
     ) -> None:
-        self.annotations, self.skipped = tuple(annotations), tuple(skipped)
+        self.annotations, self.skipped, self.absent = tuple(annotations), tuple(skipped), tuple(absent)
         self.vocabulary, self.features = vocabulary, features
         self._durations = torch.tensor([item.duration for item in self.annotations], dtype=torch.float64)
         self._moments = torch.from_numpy(true_moments(self.annotations))
@@ -207,6 +209,10 @@ class MomentDataset:
         rows = None if self._rows is None else self._rows[at]
         return self.features.gather([self.annotations[i].video for i in at.tolist()], rows)
 
+    def asking(self, queries: Sequence[Annotation]) -> Self:
+        """Returns a dataset of other queries about the same videos, which have words of this one's only."""
+        return type(self)(queries, (), self.vocabulary, self.features)
+
     def describe(self) -> dict[str, Any]:
         """Returns the split's sizes and what is missing in it, ready for JSON."""
         return {
@@ -225,6 +231,7 @@ class SequenceDataset(MomentDataset):
         skipped: As of `MomentDataset`.
         vocabulary: As of `MomentDataset`.
         features: Has the queries' videos.
+        absent: As of `MomentDataset`.
     """
 
     keeps_last = False
@@ -236,8 +243,9 @@ class SequenceDataset(MomentDataset):
         skipped: Sequence[Skipped],
         vocabulary: Vocabulary | TokenFeatures,
         features: SequenceStore,
+        absent: Sequence[Annotation] = (),
     ) -> None:
-        super().__init__(annotations, skipped, vocabulary, features)
+        super().__init__(annotations, skipped, vocabulary, features, absent)
         found = {item.video: features.timed(item.video, item.duration) for item in reversed(self.annotations)}
         self._timed = [found[item.video] for item in self.annotations]
 
@@ -363,7 +371,8 @@ def load_readings(
     loaded = {split: split_annotations(config, split) for split in wanted}
     # What is only measured on counts every query of its file.
     queries = {split: part.queries if split == "test" else part.annotations for split, part in loaded.items()}
-    everything = [item for split in wanted for item in queries[split]]
+    absent = {split: part.absent if split != "train" else () for split, part in loaded.items()}
+    everything = [item for split in wanted for item in (*queries[split], *absent[split])]
     path, member = features_path(config), layout_of(config.dataset).member
     stores = {
         sequences: SequenceStore(path, config.sequence, config.feature_size, member)
@@ -382,8 +391,8 @@ def load_readings(
     def dataset(split: Split, features: FeatureStore) -> MomentDataset:
         items, skipped = queries[split], loaded[split].skipped
         if isinstance(features, SequenceStore):
-            return SequenceDataset(items, skipped, vocabulary, features)
-        return MomentDataset(items, skipped, vocabulary, features)
+            return SequenceDataset(items, skipped, vocabulary, features, absent[split])
+        return MomentDataset(items, skipped, vocabulary, features, absent[split])
 
     return {each: {split: dataset(split, features) for split in wanted} for each, features in stores.items()}
 

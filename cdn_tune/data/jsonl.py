@@ -2,8 +2,9 @@
 
 A line is one query: ``{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5, "query": "a person opens the door"}``,
 times in seconds. Further keys are ignored. A query that several moments answer is written as in QVHighlights:
-``{"qid": 1, "query": "...", "vid": "a", "duration": 150, "relevant_windows": [[2, 10], [40, 62]]}``. Without
-`val.jsonl`, val is carved from train by video.
+``{"qid": 1, "query": "...", "vid": "a", "duration": 150, "relevant_windows": [[2, 10], [40, 62]]}``; an empty list
+says that the sentence is not in the video. ``"part"`` names the part of test that a query is of, if test has parts that
+are to be measured each for itself. Without `val.jsonl`, val is carved from train by video.
 """
 
 import json
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from cdn_tune.data.annotations import Annotation, Scanned, Skipped, Split, annotate
+from cdn_tune.data.annotations import Annotation, Scanned, Skipped, Split, absent, annotate
 from cdn_tune.data.files import parse_json, read_text
 from cdn_tune.data.layouts import Layout
 from cdn_tune.errors import DataError
@@ -19,6 +20,7 @@ from cdn_tune.errors import DataError
 REMEDY = "check data.root, or write your annotations there (docs/tutorials/own-data.md shows how)"
 WINDOWS_ENTRY = '{"qid": 1, "query": "...", "vid": "a", "duration": 150, "relevant_windows": [[2, 10], [40, 62]]}'
 MOST_WINDOWS = 100  # of a query
+MOST_PARTS, MOST_NAME = 20, 40  # of a split; characters of a part's name
 ENTRY = '{"video": "a", "duration": 31.5, "start": 2.0, "end": 9.5, "query": "a person opens the door"}'
 
 
@@ -37,10 +39,15 @@ def scan(root: Path, split: Split) -> Iterator[Scanned]:
     path = root / f"{split}.jsonl"
     text = read_text(path, REMEDY)
     _check_is_lines(text, path)
+    parts: set[str | None] = {None}
     for count, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield _annotation(line, path, count)
+                item = _annotation(line, path, count)
+                parts.add((item.query if isinstance(item, Skipped) else item).part)
+                if len(parts) - 1 > MOST_PARTS:
+                    raise DataError(f"{path}:{count}: a part beyond {MOST_PARTS}; name fewer parts of the split")
+                yield item
             except DataError as error:
                 yield error
 
@@ -84,27 +91,36 @@ def _annotation(line: str, path: Path, count: int) -> Annotation | Skipped:
         if not (_is_number(value) if kind is float else isinstance(value, kind)):
             raise DataError(f"{where}: {key} is {value!r:.80}; write a {kinds[kind]}")
     windows = entry["relevant_windows"] if several else [[entry["start"], entry["end"]]]
-    if not 1 <= len(windows) <= MOST_WINDOWS:
-        raise DataError(f"{where}: {len(windows)} relevant_windows; write 1 to {MOST_WINDOWS}, or remove the line")
+    if len(windows) > MOST_WINDOWS:
+        raise DataError(f"{where}: {len(windows)} relevant_windows; write at most {MOST_WINDOWS}, or remove the line")
+    part = entry.get("part")
+    if part is not None and not (
+        isinstance(part, str) and part.strip() and len(part) <= MOST_NAME and part.isprintable()
+    ):
+        raise DataError(f"{where}: part is {part!r:.80}; write a name of at most {MOST_NAME} characters")
     for window in windows:
         if not (isinstance(window, list) and len(window) == 2 and all(map(_is_number, window))):
             raise DataError(f"{where}: a relevant window is {window!r:.80}; write [start, end] in seconds")
     try:
-        duration, spans = float(entry["duration"]), [(float(start), float(end)) for start, end in windows]
+        duration = float(entry["duration"])
+        spans = [(float(start), float(end)) for start, end in windows] or [(0.0, duration)]  # of an absent one, checked
     except OverflowError:
         raise DataError(f"{where}: a time is too large for a number; correct or remove the line") from None
     found = [annotate(path, str(count), entry[video], duration, *span, entry["query"]) for span in spans]
     usable = [item for item in found if isinstance(item, Annotation)]
     if not usable:
-        return found[0]
+        (none,) = found[:1]
+        return replace(none, query=replace(none.query, part=part)) if isinstance(none, Skipped) else none
     others = tuple((item.start, item.end) for item in usable[1:])
     qid = entry.get("qid") if several else None
-    return replace(
+    item = replace(
         usable[0],
         others=others,
         qid=qid if isinstance(qid, int | str) else None,
         overrun=max(item.overrun for item in usable),
+        part=part,
     )
+    return item if windows else absent(item)
 
 
 def _is_number(value: object) -> bool:

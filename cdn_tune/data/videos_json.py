@@ -30,13 +30,23 @@ def annotation_files(root: Path, split: Split) -> tuple[Path, ...]:
 def restrict(root: Path, split: Split, kept: frozenset[str]) -> dict[str, str]:
     """Returns the file of `split` with the entries of some videos only: name to text."""
     (path,) = annotation_files(root, split)
+    return {path.name: restrict_file(path, kept)}
+
+
+def restrict_file(path: Path, kept: frozenset[str]) -> str:
+    """Returns the text of a file with the entries of some videos only."""
     videos = {video: entry for video, entry in parse_json(read_text(path)).items() if video in kept}
-    return {path.name: json.dumps(videos) + "\n"}
+    return json.dumps(videos) + "\n"
 
 
-def scan(
-    root: Path,
-    split: Split,
+def scan(root: Path, split: Split, **reading: Any) -> Iterator[Scanned]:
+    """Yields the moments of `split`, wrong entries as errors; see `scan_file`."""
+    (path,) = annotation_files(root, split)
+    yield from scan_file(path, **reading)
+
+
+def scan_file(
+    path: Path,
     *,
     dataset: str,
     keys: Collection[str],
@@ -45,11 +55,10 @@ def scan(
     timing: Callable[..., tuple[float, float]],
     known_faults: Collection[tuple[str, float, float]] = (),
 ) -> Iterator[Scanned]:
-    """Yields the moments in the file of `split`, times converted to seconds, wrong entries as errors.
+    """Yields the moments in a file, times converted to seconds, wrong entries as errors.
 
     Args:
-        root: The data folder.
-        split: The split.
+        path: The file.
         dataset: Name of the dataset, for errors.
         keys: Keys that a video's entry must have besides `timestamps` and `sentences`; positive numbers.
         unit: Unit of the times, for errors.
@@ -60,7 +69,6 @@ def scan(
     Raises:
         DataError: If the file is missing, empty, no JSON, or its top level is no object.
     """
-    (path,) = annotation_files(root, split)
     try:
         videos = parse_json(read_text(path, f"check data.root, or download the {dataset} annotations into it"))
     except json.JSONDecodeError as error:

@@ -186,7 +186,7 @@ def _measure(runs: Sequence[Path], resamples: int, seed: int) -> _Measured:
     if not recalls or not ious:
         named = " and ".join(map(str, runs))
         raise RunError(f"{named}: report no R@n or no IoU in common; evaluate one with eval.ious=[...]")
-    names = metric_names(recalls, ious)
+    names = metric_names(recalls, ious, several=any(each.others for each in sides[0].results[0]))
     tables = []
     for side in sides:
         answers = [

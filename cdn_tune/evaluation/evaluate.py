@@ -32,6 +32,7 @@ from cdn_tune.evaluation.queries import (
     results_text,
     write_query_results,
 )
+from cdn_tune.evaluation.rejection import Rejection, choose_rejection
 from cdn_tune.evaluation.retrain import Mode, Retrained, retrain
 from cdn_tune.evaluation.score_maps import SCORE_MAPS
 from cdn_tune.evaluation.scoring import NmsChoice, Retrieved, Workers, choose_nms, open_split, retrieve
@@ -66,6 +67,7 @@ class Request:
         protocol: ``honest``, or ``published``: the epoch chosen on test.
         workers: Who computes.
         score_maps: Whether to write the score maps.
+        reject: Whether it is measured how the winner rejects sentences that are not in the video.
         formats: Further formats of the predictions, of `predictions.FORMATS`.
         other_data: Whether data that have changed since the run may be used.
         resamples: Of intervals and tests.
@@ -81,6 +83,7 @@ class Request:
     protocol: Literal["honest", "published"] = "honest"
     workers: Workers = field(default_factory=Workers)
     score_maps: bool = False
+    reject: bool = False
     formats: tuple[str, ...] = ()
     other_data: bool = False
     resamples: int = RESAMPLES
@@ -98,6 +101,7 @@ class Request:
             "--choose-nms-kind": self.choose_nms_kind,
             "--train-on": self.train_on != "train",
             "--score-maps": self.score_maps,
+            "--reject": self.reject,
             "--export-format": bool(self.formats),  # those files have no place for the label
         }
         for flag in [flag for flag, given in excluded.items() if given and self.protocol == "published"]:
@@ -177,17 +181,22 @@ class _Evaluation:
             open_split(self.experiment.data, split, self.experiment.model.inputs.sequences)
         retrained = self._retrain()
         nms = self._choose_nms()
+        rejection = self._choose_rejection(nms)
         mine = [] if self.published else list(zip([model.path for model in self.models], self.experiments, strict=True))
         models = [*mine, *((trial.checkpoint, trial.experiment) for trial in retrained)]
         facts = {"protocol": request.protocol, "models": [str(path) for path, _ in models]}
         looks = record_test_access(self.run, facts)
         self.on_stage("evaluating on the test split")
-        limit = metrics_depth(self.experiment.eval.test_metrics)
+        limit = metrics_depth(self.experiment.eval.test_metrics())
         maps = self.run / SCORE_MAPS if request.score_maps else None
         found = retrieve(models, "test", [nms.nms], limit, request.workers, maps)
         tops = [each[nms.nms] for each in found]
+        rejected = None
+        if rejection is not None:
+            self.on_stage("asking for what is not in the videos of the test split")
+            rejected = rejection.measure(tops[0], request.resamples)
         self.on_stage("resampling")
-        result = self._result(nms, retrained, looks, tops)
+        result = self._result(nms, retrained, looks, tops) | {"rejection": rejected}
         self._write(result, retrained, tops)
         return result
 
@@ -219,6 +228,12 @@ class _Evaluation:
         self.on_stage("choosing the suppression of overlaps on val")
         return choose_nms(self.winner.path, self.experiment, own, request.choose_nms_kind, request.workers)
 
+    def _choose_rejection(self, nms: NmsChoice) -> Rejection | None:
+        if not self.request.reject:
+            return None
+        self.on_stage("choosing on val the score below which a sentence is rejected")
+        return choose_rejection(self.winner.path, self.experiment, nms.nms, self.request.workers)
+
     def _name(self, path: Path) -> str:
         """Returns a path as the result names it: relative to the run folder, if it is in it."""
         return str(path.relative_to(self.run)) if path.is_relative_to(self.run) else str(path)
@@ -231,7 +246,8 @@ class _Evaluation:
         settings = experiment.eval
         test = open_split(experiment.data, "test", experiment.model.inputs.sequences)
         chosen = () if published else self.models
-        measures = [measure(each.answers(test, settings.closed), settings.test_metrics) for each in tops]
+        answers = [each.answers(test, settings.closed) for each in tops]
+        measures = [measure(each, settings.test_metrics(each.several)) for each in answers]
         models = dict(zip([self._name(model.path) for model in chosen], measures, strict=False))
         seeds = dict(zip([f"seed {trial.seed}" for trial in retrained], measures[len(chosen) :], strict=True))
         every = {"mean": mean_measures(list(seeds.values())), **models, **seeds} if seeds else models

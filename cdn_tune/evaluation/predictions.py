@@ -86,7 +86,7 @@ def score_predictions(
     train = split_annotations(config, "train").annotations
     thresholds = tuple(ious or layout_of(name).ious)
     listed = read_predictions(path, annotations)
-    names = metric_names(recalls, thresholds)
+    names = metric_names(recalls, thresholds, several=any(item.others for item in annotations))
     answers = answers_of(listed, annotations, metrics_depth(names))
     summary = summarise({path.name: measure(answers, names)}, annotations, train, thresholds, seed, resamples)
     summary.pop("models")

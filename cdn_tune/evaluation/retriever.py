@@ -24,7 +24,7 @@ from cdn_tune.data.sequence_store import sequence_of, timed
 from cdn_tune.errors import DataError, TrainingError
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint, fetch_model
 from cdn_tune.evaluation.export import is_exported, read_exported
-from cdn_tune.evaluation.test_result import chosen_nms
+from cdn_tune.evaluation.test_result import chosen_nms, chosen_threshold
 from cdn_tune.model.family import MomentModel, Spans
 from cdn_tune.moments.spans import sliding_windows
 from cdn_tune.training.object_store.working_copy import url_of
@@ -89,6 +89,7 @@ class Retriever:
         source: The file it came from.
         device: Where it computes; a GPU if there is one and None is given.
         nms: How overlapping moments are suppressed; as the experiment's `eval` has it if None.
+        threshold: Score of the best moment below which a sentence is probably not in the video, if one was chosen.
     """
 
     def __init__(
@@ -100,12 +101,21 @@ class Retriever:
         source: Path,
         device: torch.device | str | None = None,
         nms: Nms | None = None,
+        threshold: float | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.experiment, self.reader, self.planted, self.source = experiment, reader, planted, source
         self.nms = self.model.complete(nms or experiment.eval.suppression)
+        self.threshold = threshold
         self._dtype = resolve_precision(experiment.train.precision, self.device)
+
+    def rejects(self, moments: Sequence[Moment]) -> bool:
+        """Returns whether a sentence with these best moments is probably not in the video.
+
+        By the score that the run's evaluation chose on val (``evaluate --reject``); without one, none is rejected.
+        """
+        return self.threshold is not None and (not moments or moments[0].score < self.threshold)
 
     @property
     def nms_threshold(self) -> float:
@@ -311,7 +321,7 @@ def load(
         raise DataError(f"nms_threshold={nms_threshold}: is not within [0, 1]")
     path = Path(path).expanduser() if url_of(path) is None else fetch_model(path)
     vectors = None if word_vectors is None else Path(word_vectors).expanduser()
-    held = nms = None
+    held = nms = threshold = None
     if is_exported(path):
         checkpoint, held = read_exported(path)
     else:
@@ -319,9 +329,11 @@ def load(
         for line in choice.damaged:
             _LOG.warning("%s", line)
         checkpoint = choice.checkpoint
-        nms = chosen_nms(checkpoint)
+        nms, threshold = chosen_nms(checkpoint), chosen_threshold(checkpoint)
     if nms_threshold is not None:
         nms = checkpoint.experiment.eval.suppression._replace(threshold=nms_threshold, kind="hard")
     language = None if text_model is None else str(text_model)
     reader = open_reader(checkpoint.experiment.data, vectors, language, held)
-    return Retriever(checkpoint.model, checkpoint.experiment, reader, checkpoint.planted, checkpoint.path, device, nms)
+    return Retriever(
+        checkpoint.model, checkpoint.experiment, reader, checkpoint.planted, checkpoint.path, device, nms, threshold
+    )

@@ -18,7 +18,7 @@ import torch
 
 from cdn_tune.config import DataConfig, Experiment, Nms, build, recall_name
 from cdn_tune.config.tables import metrics_depth
-from cdn_tune.data.annotations import Split
+from cdn_tune.data.annotations import Annotation, Split
 from cdn_tune.data.batches import evaluation_batches
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
@@ -83,6 +83,7 @@ def retrieve(
     limit: int,
     workers: Workers,
     maps: Path | None = None,
+    asking: Sequence[Annotation] | None = None,
 ) -> list[dict[Nms, Retrieved]]:
     """Retrieves moments for all queries of a split with some checkpoints.
 
@@ -95,6 +96,7 @@ def retrieve(
         limit: Moments per query n.
         workers: Who computes.
         maps: HDF5 file to write the first checkpoint's score maps to.
+        asking: Other queries about the split's videos instead of its own (`MomentDataset.asking`).
 
     Returns:
         For each checkpoint, what is retrieved by way of suppression.
@@ -107,13 +109,15 @@ def retrieve(
     for number, (file, experiment) in enumerate(models):
         for rank in range(workers.count):
             target = None if maps is None or number else f"{beside}.{rank}.{os.getpid()}.tmp"  # as `aside` has it
-            inputs.append((str(file), experiment.plain(), split, tuple(ways), limit, rank, workers.count, target))
+            inputs.append(
+                (str(file), experiment.plain(), split, tuple(ways), limit, rank, workers.count, target, asking)
+            )
     found: list[_Part] = [[] for _ in models]
     for position, part in workers.run(retrieve_part, inputs):
         found[position // workers.count] += part
     if maps is not None:
         dataset = open_split(models[0][1].data, split, models[0][1].model.inputs.sequences)
-        merge_score_maps(maps, [Path(each[-1]) for each in inputs if each[-1]], dataset.annotations, split)
+        merge_score_maps(maps, [Path(each[7]) for each in inputs if each[7]], dataset.annotations, split)
     return [_assemble(part, ways) for part in found]
 
 
@@ -126,10 +130,12 @@ def retrieve_part(
     rank: int,
     parts: int,
     maps: str | None = None,
+    asking: Sequence[Annotation] | None = None,
 ) -> _Part:
     """Retrieves moments for the queries of every `parts`-th batch from `rank`; module-level, so that it pickles."""
     settings = build(Experiment, experiment, file)
     dataset = open_split(settings.data, split, settings.model.inputs.sequences)
+    dataset = dataset if asking is None else dataset.asking(asking)
     device = this_world().device
     checkpoint = load_checkpoint(Path(file))
     model = checkpoint.model.to(device)

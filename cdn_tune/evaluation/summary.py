@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cdn_tune.config import recall_name
 from cdn_tune.config.tables import find_metric, metrics_depth
@@ -14,6 +15,8 @@ from cdn_tune.evaluation.queries import video_numbers
 from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top, constant_top, random_top
 from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, compare_paired, interval
 from cdn_tune.moments.metrics import Answers, Measures, measure, query_groups
+
+Mask = NDArray[np.bool_]
 
 LEVEL = 0.95
 BLIND = "query_blind"
@@ -42,35 +45,52 @@ def summarise(
         closed: Whether an IoU equal to a threshold is a hit, in `models` and so in the baselines.
 
     Returns:
-        Ready for JSON: ``metrics``, ``intervals``, ``models`` (the same of each by name), ``groups``, ``baselines``,
-        ``advantage`` (over the query-blind list), ``bootstrap``. docs/reference/run-folder.md describes each.
+        Ready for JSON: ``metrics``, ``intervals``, ``models`` (the same of each by name), ``parts`` of the split and
+        ``gaps`` between them, ``groups``, ``baselines``, ``advantage`` (over the query-blind list), ``bootstrap``.
+        docs/reference/run-folder.md describes each.
     """
     first = next(iter(models.values()))
     videos = video_numbers(annotations)
     answers, facts = _baselines(annotations, train, first.names, ious, seed, closed)
     groups = query_groups(*_times(annotations), [len(words(item.query)) for item in annotations])
+    parts = parts_of(annotations)
     columns = {f"model {name}": each for name, each in models.items()}
     columns |= {f"baseline {name}": each for name, each in answers.items()}
     for kind, masks in groups.items():
         for label, mask in masks.items():
-            values = np.where(mask.numpy()[:, None], first.values, np.nan)
-            columns[f"group {kind} {label}"] = Measures(first.names, values)
-    ends = _intervals(columns, videos, seed, resamples)
+            columns[f"group {kind} {label}"] = first.within(mask.numpy())
+    for label, mask in parts.items():
+        columns[f"part {label}"] = first.within(mask)
+        columns[f"blind {label}"] = answers[BLIND].within(mask)
+    pairs = [(f"part {one}", f"part {other}") for one, other in _gaps(parts)]
+    ends = _intervals(columns, videos, seed, resamples, pairs)
     reported = {name: {"metrics": each.means, "intervals": ends[f"model {name}"]} for name, each in models.items()}
     blind = answers[BLIND].only(first.names)
     paired = compare_paired(first.values, blind.values, videos, resamples, seed)
     return {
         **next(iter(reported.values())),
         "models": reported,
+        "parts": [
+            {
+                **_group(label, mask, videos, first, ends[f"part {label}"]),
+                BLIND: {"metrics": answers[BLIND].of(mask).means, "intervals": ends[f"blind {label}"]},
+            }
+            for label, mask in parts.items()
+        ],
+        "gaps": [
+            {
+                "of": one,
+                "minus": other,
+                "difference": _named(
+                    first.names, first.of(parts[one]).values.mean(axis=0) - first.of(parts[other]).values.mean(axis=0)
+                ),
+                "intervals": ends[f"part {one} - part {other}"],
+            }
+            for one, other in _gaps(parts)
+        ],
         "groups": {
             kind: [
-                {
-                    "label": label,
-                    "queries": int(mask.sum()),
-                    "videos": len(np.unique(videos[mask.numpy()])),
-                    "metrics": Measures(first.names, first.values[mask.numpy()]).means,
-                    "intervals": ends[f"group {kind} {label}"],
-                }
+                _group(label, mask.numpy(), videos, first, ends[f"group {kind} {label}"])
                 for label, mask in masks.items()
             ]
             for kind, masks in groups.items()
@@ -92,21 +112,57 @@ def summarise(
     }
 
 
+def parts_of(annotations: Sequence[Annotation]) -> dict[str, Mask]:
+    """Returns a mask [Q] for each part of a split, in the order in which they come; a query may be of none."""
+    labels = dict.fromkeys(item.part for item in annotations if item.part is not None)
+    return {label: np.array([item.part == label for item in annotations]) for label in labels}
+
+
+def _gaps(parts: Mapping[str, Mask]) -> list[tuple[str, str]]:
+    """Returns the pairs of parts whose difference is reported: the first with each other one."""
+    first, *others = parts or [""]
+    return [(first, other) for other in others]
+
+
+def _group(
+    label: str, mask: Mask, videos: NDArray[np.int64], measures: Measures, intervals: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what is reported of some queries."""
+    return {
+        "label": label,
+        "queries": int(mask.sum()),
+        "videos": len(np.unique(videos[mask])),
+        "metrics": measures.of(mask).means,
+        "intervals": intervals,
+    }
+
+
 def _intervals(
-    columns: Mapping[str, Measures], videos: Any, seed: int, resamples: int
+    columns: Mapping[str, Measures],
+    videos: NDArray[np.int64],
+    seed: int,
+    resamples: int,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> dict[str, dict[str, list[float] | None]]:
-    """Returns intervals by model and metric, all from the same resamples; None where no resample holds a query."""
+    """Returns intervals by model and metric, all from the same resamples; None where no resample holds a query.
+
+    Of `pairs` of them, those of the difference, as ``ONE - OTHER``: one resample of the videos gives both, so that it
+    does not matter whether the two share videos.
+    """
     values = np.concatenate([each.values for each in columns.values()], axis=1)
-    low, high = interval(cluster_means(values, videos, resamples, seed), LEVEL)
-    at = 0
-    found: dict[str, dict[str, list[float] | None]] = {}
-    for title, each in columns.items():
-        ends = zip(low[at : at + len(each.names)].tolist(), high[at : at + len(each.names)].tolist(), strict=True)
-        found[title] = {
-            name: None if np.isnan(start) else [start, end] for name, (start, end) in zip(each.names, ends, strict=True)
-        }
-        at += len(each.names)
+    drawn = cluster_means(values, videos, resamples, seed)  # [R, M of all]
+    ends = np.cumsum([len(each.names) for each in columns.values()])[:-1]
+    means = dict(zip(columns, np.split(drawn, ends, axis=1), strict=True))
+    found = {title: _ends(columns[title].names, each) for title, each in means.items()}
+    for one, other in pairs:
+        found[f"{one} - {other}"] = _ends(columns[one].names, means[one] - means[other])
     return found
+
+
+def _ends(names: Sequence[str], means: NDArray[np.float64]) -> dict[str, list[float] | None]:
+    low, high = interval(means, LEVEL)
+    ends = zip(low.tolist(), high.tolist(), strict=True)
+    return {name: None if np.isnan(start) else [start, end] for name, (start, end) in zip(names, ends, strict=True)}
 
 
 def _baselines(

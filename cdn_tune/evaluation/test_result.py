@@ -1,5 +1,6 @@
 """What a run's evaluation found and chose for one checkpoint, read for an export or a retriever."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,13 @@ def chosen_nms(checkpoint: Checkpoint) -> Nms | None:
 
     A checkpoint that was not read from its place in the run folder has no evaluation.
     """
-    path = checkpoint.path.absolute()
-    run = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
-    if run is None:
-        return None
     try:
-        content = read_evaluation(run)
+        content, name = _evaluation_of(checkpoint)
         if content is None:
             return None
         nms, seeds = content["nms"], content["seeds"] or {"runs": []}
         measured = [each["checkpoint"] for each in (*content["models"], *seeds["runs"])]
-        if nms["chosen_on"] != "val" or str(path.relative_to(run)) not in measured:
+        if nms["chosen_on"] != "val" or name not in measured:
             return None
         own = checkpoint.model.complete(checkpoint.experiment.eval.suppression)
         # An earlier version chose the threshold alone.
@@ -69,3 +66,30 @@ def chosen_nms(checkpoint: Checkpoint) -> Nms | None:
         return checkpoint.experiment.eval.with_suppression(chosen).suppression
     except (RunError, ValueError, KeyError, TypeError):  # damaged, or by an earlier version
         return None
+
+
+def chosen_threshold(checkpoint: Checkpoint) -> float | None:
+    """Returns the score below which a sentence is probably not in the video, as chosen on val for a checkpoint.
+
+    None unless the run's last evaluation chose one for it (``evaluate --reject``).
+    """
+    try:
+        content, name = _evaluation_of(checkpoint)
+        found = (content or {}).get("rejection")
+        if not isinstance(found, dict) or (content or {}).get("checkpoint") != name:
+            return None
+        threshold = found.get("threshold")
+        return float(threshold) if isinstance(threshold, int | float) and math.isfinite(threshold) else None
+    except (RunError, OverflowError):  # damaged
+        return None
+
+
+def _evaluation_of(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
+    """Returns the evaluation of a checkpoint's run, None if there is none, and what it calls the checkpoint.
+
+    Raises:
+        RunError: If it is damaged.
+    """
+    path = checkpoint.path.absolute()
+    run = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
+    return (None, "") if run is None else (read_evaluation(run), str(path.relative_to(run)))

@@ -42,7 +42,7 @@ def cluster_means(values: Floats, clusters: NDArray[np.int64], resamples: int = 
     column = column.reshape(-1)
     weights = np.concatenate([sums, distinct], axis=1)
     means = np.empty((resamples, sums.shape[1]))
-    for first, drawn in _draws(len(sums), resamples, seed):
+    for first, drawn in draws(len(sums), resamples, seed):
         total = drawn @ weights
         size = total[:, sums.shape[1] :][:, column]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -86,7 +86,7 @@ def cluster_sums(values: Floats, clusters: NDArray[np.int64]) -> tuple[Floats, F
     return sums, counts
 
 
-def _draws(videos: int, resamples: int, seed: int) -> Iterator[tuple[int, Floats]]:
+def draws(videos: int, resamples: int, seed: int) -> Iterator[tuple[int, Floats]]:
     """Yields (first resample, how often each of some resamples holds each video [some, V])."""
     generator = np.random.Generator(np.random.PCG64(seed))
     step = max(1, _CHUNK_DRAWS // videos)

@@ -41,7 +41,9 @@ class Answers:
         durations: Of the videos in seconds, float64 [Q].
         overlaps: IoU of each span with each true one, 0 where there is none, float64 [Q, n, K].
         overlap: IoU of each span with the true one that fits it best, float64 [Q, n].
+        true: Where there is a true span, bool [Q, K].
         closed: Whether an IoU equal to a threshold is a hit, as SnAG counts; by default it is none.
+        several: Whether a query has more than one true span.
 
     Raises:
         ValueError: If there is no query, or the shapes do not fit.
@@ -65,7 +67,13 @@ class Answers:
         self.scores = -ranks.expand(queries, -1) if scores is None else _cpu64(scores)
         self.overlaps = iou_of(self.top[:, :, None], self.moments[:, None]).nan_to_num(nan=0.0)
         self.overlap = self.overlaps.amax(dim=-1)
+        self.true = self.moments.isfinite().all(dim=-1)
+        self.several = bool((self.true.sum(dim=1) > 1).any())
         self._ranks: dict[float, Tensor] = {}
+
+    def hits(self, overlaps: Tensor, iou: float) -> Tensor:
+        """Returns where an IoU is above a threshold, or with `closed` equal to it: bool, of the shape of `overlaps`."""
+        return overlaps >= iou if self.closed else overlaps > iou
 
     def rank(self, iou: float) -> Tensor:
         """Returns the rank, from 1, of the first moment whose IoU is above a threshold, else 0: int64 [Q].
@@ -73,16 +81,45 @@ class Answers:
         Strictly above, unless `closed`.
         """
         if iou not in self._ranks:
-            hits = self.overlap >= iou if self.closed else self.overlap > iou  # [Q, n]
+            hits = self.hits(self.overlap, iou)  # [Q, n]
             first = hits.double().argmax(dim=1) + 1  # argmax is the first of equals
             self._ranks[iou] = torch.where(hits.any(dim=1), first, 0)
         return self._ranks[iou]
 
 
 def recall(answers: Answers, n: int, iou: float) -> Tensor:
-    """Returns R@n: 1 where one of the first n moments has an IoU above the threshold, else 0, [Q]."""
+    """Returns R@n: 1 where one of the first n moments has an IoU above the threshold, else 0, [Q].
+
+    Of several true moments any will do.
+    """
     rank = answers.rank(iou)
     return ((rank > 0) & (rank <= n)).double()
+
+
+def recall_of_all(answers: Answers, n: int, iou: float) -> Tensor:
+    """Returns the share of a query's true moments that one of the first n moments hits, [Q].
+
+    A true moment is hit where the IoU is above the threshold; one answer may hit several that overlap. R@n is 1 where
+    this is above 0; with one true moment the two are equal. Of K true moments that lie apart, n < K answers hit at most
+    n.
+    """
+    hit = answers.hits(answers.overlaps[:, :n], iou) & answers.true[:, None]  # [Q, n, K]
+    return hit.any(dim=1).sum(dim=1) / answers.true.sum(dim=1)
+
+
+def discounted_recall(answers: Answers, n: int, iou: float) -> Tensor:
+    """Returns dR@n: R@n with each hit discounted by how far its ends lie from the true ones, [Q].
+
+    Yuan et al., A Closer Look at Temporal Sentence Grounding in Videos, 2021: a hit counts (1 - |s' - s| / T)
+    (1 - |e' - e| / T), where s' and e' are its ends, s and e the true ones, and T is the video's duration. So a long
+    answer that is above the threshold by its length alone is worth less. The paper speaks of the hit; where several of
+    the first n moments, or several true ones, make hits, the pair that counts most is taken. So dR@n never falls with n
+    and never exceeds R@n.
+    """
+    hit = answers.hits(answers.overlaps[:, :n], iou) & answers.true[:, None]  # [Q, n, K]
+    off = (answers.top[:, :n, None] - answers.moments[:, None]).abs() / answers.durations[:, None, None, None]
+    worth = (1 - off).clamp(min=0).prod(dim=-1)  # [Q, n, K]
+    return worth.where(hit, 0.0).amax(dim=(1, 2))
 
 
 def first_iou(answers: Answers) -> Tensor:
@@ -97,19 +134,18 @@ def average_precision(answers: Answers, iou: float) -> Tensor:
     moment_detr): the area under the interpolated precision-recall curve of each query, up to 10 moments. Each retrieved
     moment, best first, takes the true moment that fits it best among those not taken yet, and is right if their IoU is
     above the threshold. With one true moment that is one over the rank of the first moment above the threshold. One
-    difference: an IoU equal to the threshold is no hit here, as in the recall of this field.
+    difference: an IoU equal to the threshold is no hit here, as in the recall of this field; with `closed` it is.
     """
     overlaps = answers.overlaps[:, :AP_MOMENTS]  # [Q, n, K]
-    true = answers.moments.isfinite().all(dim=-1)  # [Q, K]
-    free = true.clone()
+    free = answers.true.clone()
     hits = torch.zeros(overlaps.shape[:2], dtype=torch.bool)
     for rank in range(hits.shape[1]):
         best, which = overlaps[:, rank].where(free, -1.0).max(dim=1)
-        hits[:, rank] = best > iou
+        hits[:, rank] = answers.hits(best, iou)
         free[hits[:, rank], which[hits[:, rank]]] = False
     precision = hits.cumsum(dim=1) / torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
     ceiling = precision.flip(1).cummax(dim=1).values.flip(1)  # the highest precision at this recall or above
-    return (ceiling * hits).sum(dim=1) / true.sum(dim=1)
+    return (ceiling * hits).sum(dim=1) / answers.true.sum(dim=1)
 
 
 def mean_average_precision(answers: Answers) -> Tensor:
@@ -138,6 +174,14 @@ class Measures:
         """Returns some of the metrics."""
         kept = [index for index, name in enumerate(self.names) if name in names]
         return Measures(tuple(self.names[index] for index in kept), self.values[:, kept])
+
+    def of(self, mask: NDArray[np.bool_]) -> Measures:
+        """Returns what some of the queries add, under a mask [Q]."""
+        return Measures(self.names, self.values[mask])
+
+    def within(self, mask: NDArray[np.bool_]) -> Measures:
+        """Returns the same queries, NaN where the mask [Q] leaves one out."""
+        return Measures(self.names, np.where(mask[:, None], self.values, np.nan))
 
 
 def measure(answers: Answers, names: Sequence[str]) -> Measures:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cdn_tune.config.tables import table_of
 from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.model.families import label_in
 from cdn_tune.report.figures import is_share, is_usual, number
@@ -13,6 +14,7 @@ _TITLES = {
     "seeds": "over seeds",
     "groups": "by kind of query",
     "published": "published results",
+    "rejection": "sentences that are not in the video",
     "length_share": "length, share of the video",
     "length_seconds": "length in seconds",
     "query_words": "words of the query",
@@ -20,7 +22,20 @@ _TITLES = {
 _COUNTS = ("queries", "videos", "parameters", "features", "note")
 _LABELS = ("label", "method", "checkpoint", "name", "title", "trial")
 # Shown elsewhere, or no result.
-_APART = {"metrics", "intervals", "std", "val", "experiment", "data", "chosen_by", "baselines", "advantage", "nms"}
+_APART = {
+    "metrics",
+    "intervals",
+    "std",
+    "val",
+    "experiment",
+    "data",
+    "chosen_by",
+    "baselines",
+    "advantage",
+    "nms",
+    "parts",
+    "gaps",
+}
 
 
 class Cell(NamedTuple):
@@ -48,10 +63,10 @@ class Table(NamedTuple):
 
 
 def cards(evaluation: Mapping[str, Any]) -> list[Card]:
-    """Returns the test metrics with their intervals, and their deviation over seeds; mAP is in the table only."""
+    """Returns the test metrics of the first table with their intervals, and their deviation over seeds."""
     found = []
     for name, value in (evaluation.get("metrics") or {}).items():
-        if name.startswith("mAP"):
+        if table_of(name):
             continue
         deviation = (evaluation.get("std") or {}).get(name)
         text = number(value, name) + ("" if deviation is None else f" ± {number(deviation, name)}")
@@ -94,6 +109,7 @@ def tables(evaluation: Mapping[str, Any]) -> list[Table]:
         model = f"{family}, published protocol"
     baselines = evaluation.get("baselines") or {}
     found = [_table("", [(model, evaluation), *((_title(name), entry) for name, entry in baselines.items())])]
+    found += _parts(evaluation)
     found += _advantage(evaluation.get("advantage"))
     planted = bool(evaluation.get("planted"))
     for key, part in evaluation.items():
@@ -102,6 +118,24 @@ def tables(evaluation: Mapping[str, Any]) -> list[Table]:
         if key not in _APART and not (planted and key.startswith("published")):
             found += list(_tables(_title(key), part))
     return [table for table in found if table.heads]
+
+
+def _parts(evaluation: Mapping[str, Any]) -> list[Table]:
+    """Returns the parts of the split, each with what the query-blind list reaches there, and the gaps between them."""
+    parts, gaps = (
+        [each for each in evaluation[key] if isinstance(each, Mapping)] if isinstance(evaluation.get(key), list) else []
+        for key in ("parts", "gaps")
+    )
+    entries: list[tuple[str, Mapping[str, Any]]] = []
+    for part in parts:
+        label = str(part.get("label", ""))
+        entries.append((label, part))
+        if isinstance(blind := part.get("query_blind"), Mapping):
+            entries.append((f"{label}, {_title('query_blind')}", blind))
+    for gap in gaps:
+        label = f"{gap.get('of', '')} - {gap.get('minus', '')}"
+        entries.append((label, {"metrics": gap.get("difference"), "intervals": gap.get("intervals")}))
+    return [_table("by part of the test split", entries)] if entries else []
 
 
 def _advantage(part: Any) -> list[Table]:

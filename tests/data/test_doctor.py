@@ -48,7 +48,12 @@ def test_healthy_planted_data(planted_root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dataset", "variant"),
-    [("charades_sta", "12 408/3 720"), ("tacos", "9 790/4 436/4 001"), ("activitynet", "37 417/17 505/17 031")],
+    [
+        ("charades_sta", "12 408/3 720"),
+        ("tacos", "9 790/4 436/4 001"),
+        ("activitynet", "37 417/17 505/17 031"),
+        ("charades_cd", "11 071/859/823 + 3 375"),
+    ],
 )
 def test_real_annotations_are_recognised(real: Real, dataset: str, variant: str) -> None:
     report = examine(real(dataset))

@@ -93,11 +93,30 @@ def test_a_query_that_several_moments_answer(tmp_path: Path) -> None:
     np.testing.assert_array_equal(true_moments(loaded.annotations), [[[2, 4], [19, 20]], [[1.5, 4], [np.nan, np.nan]]])
 
 
+def test_a_sentence_that_is_not_in_the_video_and_parts(tmp_path: Path) -> None:
+    write(tmp_path, {**WINDOWS, "part": "near"}, {**LINE, "part": "far"}, {**WINDOWS, "relevant_windows": []}, LINE)
+    loaded = jsonl.LAYOUT.load(tmp_path, "train")
+    assert [item.part for item in loaded.queries] == ["near", "far", None]
+    assert loaded.queries == loaded.annotations
+    assert loaded.skipped == ()
+    (absent,) = loaded.absent
+    assert (absent.id, absent.video, absent.query, absent.moments) == ("train.jsonl:3", "a", "a door", ((0, 0),))
+
+
+def test_too_many_parts_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, *({**LINE, "part": f"part {number}"} for number in range(21)))
+    with pytest.raises(DataError, match=r"train\.jsonl:21: a part beyond 20; name fewer parts"):
+        jsonl.LAYOUT.load(tmp_path, "train")
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"relevant_windows": []}, "0 relevant_windows; write 1 to 100"),
-        ({"relevant_windows": [[1, 2]] * 101}, "101 relevant_windows"),
+        ({"relevant_windows": [[1, 2]] * 101}, "101 relevant_windows; write at most 100"),
+        ({"relevant_windows": [], "duration": 0}, "duration 0 s of video a is not positive"),
+        ({"part": ""}, "part is ''; write a name of at most 40 characters"),
+        ({"part": "a\nb"}, "write a name of at most 40 characters"),
+        ({"part": 3}, "part is 3; write a name"),
         ({"relevant_windows": {}}, "relevant_windows is {}; write a list"),
         ({"relevant_windows": [[1, 2], [3]]}, "a relevant window is [3]; write [start, end]"),
         ({"relevant_windows": [[1, 2], [5, 3]]}, "lies before start"),

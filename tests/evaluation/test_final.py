@@ -48,7 +48,8 @@ def test_evaluation_of_a_train_run(trained: Path) -> None:
     assert result["queries"] == len(test)
     alone = evaluate_split(checkpoint.model, test, checkpoint.experiment.eval).metrics
     assert {name: result["metrics"][name] for name in alone} == alone  # as on val: bit for bit
-    assert set(result["metrics"]) - set(alone) == {"mAP@0.3", "mAP@0.5", "mAP"}
+    discounted = {f"dR{n}@{iou}" for n in (1, 5) for iou in (0.3, 0.5)}
+    assert set(result["metrics"]) - set(alone) == {*discounted, "mAP@0.3", "mAP@0.5", "mAP"}
     assert set(result["baselines"]) == {"best_constant", "query_blind", "random"}
     assert 0 <= result["baselines"]["best_constant"]["metrics"]["R1@0.5"] <= 1
     assert result["chosen_by"]["split"] == "val"

@@ -6,17 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cdn_tune.config.tables import metric_names, table_of
 from cdn_tune.moments.baselines import best_constant, best_constant_list, constant_list_top
 from cdn_tune.moments.metrics import (
     AP_IOUS,
     Answers,
     average_precision,
+    discounted_recall,
     first_iou,
     mean_average_precision,
     measure,
     query_groups,
     recall,
+    recall_of_all,
 )
 from cdn_tune.moments.spans import iou
 
@@ -110,12 +115,74 @@ def test_several_true_moments_by_hand() -> None:
     assert recall(Answers(top.flip(1), truth, torch.tensor([30.0])), 1, 0.7).item() == 1  # the best true moment counts
 
 
-def test_an_iou_equal_to_the_threshold_is_a_hit_only_if_closed() -> None:
-    top, truth = torch.tensor([[[0.0, 4.0]]]), torch.tensor([[0.0, 2.0]])
-    found = {
-        closed: Answers(top, truth, torch.tensor([8.0]), closed=closed).rank(0.5).item() for closed in (False, True)
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_iou_equal_to_the_threshold_is_a_hit_only_if_closed(closed: bool) -> None:
+    found = Answers(torch.tensor([[[0.0, 4.0]]]), torch.tensor([[0.0, 2.0]]), torch.tensor([8.0]), closed=closed)
+    assert found.rank(0.5).item() == closed
+    assert recall_of_all(found, 1, 0.5).item() == closed
+    assert discounted_recall(found, 1, 0.5).item() == closed * 0.75
+    assert average_precision(found, 0.5).item() == closed  # with closed, QVHighlights' own
+
+
+def test_discounted_recall_by_hand() -> None:
+    top = torch.tensor([[[0.0, 10.0], [1.0, 8.0], [2.0, 8.0]]])
+    found = Answers(top, torch.tensor([[2.0, 8.0]]), torch.tensor([10.0]))
+    assert discounted_recall(found, 1, 0.5).item() == pytest.approx(0.8 * 0.8)  # IoU 0.6, both ends 2 s off of 10
+    assert discounted_recall(found, 1, 0.7).item() == 0  # no hit
+    assert discounted_recall(found, 2, 0.5).item() == pytest.approx(0.9)  # the better of two hits
+    assert discounted_recall(found, 3, 0.5).item() == 1  # as annotated
+    several = Answers(top, torch.tensor([[[0.0, 10.0], [2.0, 8.0]]]), torch.tensor([10.0]))
+    assert discounted_recall(several, 1, 0.5).item() == 1  # the true moment with which the answer counts most
+
+
+def test_recall_of_all_by_hand() -> None:
+    truth = torch.tensor([[[0.0, 10.0], [20.0, 30.0], [21.0, 30.0]]])
+    top = torch.tensor([[[20.0, 30.0], [50.0, 60.0], [1.0, 10.0]]])
+    found = Answers(top, truth, torch.tensor([60.0]))
+    assert found.several
+    shares = [recall_of_all(found, n, 0.7).item() for n in (1, 2, 3)]
+    assert shares == pytest.approx([2 / 3, 2 / 3, 1])  # one answer hits two that overlap
+    assert [recall(found, n, 0.7).item() for n in (1, 2, 3)] == [1, 1, 1]
+    assert discounted_recall(found, 1, 0.7).item() == 1
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([0.1, 0.3, 0.5]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_recalls_bound_one_another(seed: int, most: int, threshold: float, closed: bool) -> None:
+    top, _, durations = random_queries(20, 6, seed)
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.rand(20, most, 2, generator=generator, dtype=torch.float64).sort(dim=-1).values
+    truth = truth * durations[:, None, None]
+    truth[torch.arange(most) >= (torch.arange(20) % most + 1)[:, None]] = torch.nan
+    found = Answers(top, truth, durations, closed=closed)
+    assert found.several == (most > 1)
+    before = torch.zeros(20, dtype=torch.float64)
+    for n in (1, 3, 6):
+        some, every, worth = (kind(found, n, threshold) for kind in (recall, recall_of_all, discounted_recall))
+        assert torch.equal(some, (every > 0).double())
+        assert bool((every <= some).all())
+        assert bool((worth <= some).all())
+        assert torch.equal(some > 0, worth > 0)
+        assert bool((worth >= before).all())  # never falls with n
+        single = found.true.sum(dim=1) == 1
+        assert torch.equal(every[single], some[single])
+        before = worth
+
+
+def test_names_of_metrics_that_need_several_true_moments() -> None:
+    names = metric_names([1, 5], [0.5])
+    assert names == ("R1@0.5", "R5@0.5", "mIoU", "dR1@0.5", "dR5@0.5", "allR1@0.5", "allR5@0.5", "mAP@0.5", "mAP")
+    assert set(names) - set(metric_names([1, 5], [0.5], several=False)) == {"allR1@0.5", "allR5@0.5"}
+    assert metric_names([1], [0.5], on_val=True) == ("R1@0.5", "mIoU")
+    top, truth, durations = random_queries(30, 10, 7)
+    found = measure(Answers(top, truth, durations), names)
+    assert np.array_equal(found.only(["allR5@0.5"]).values, found.only(["R5@0.5"]).values)
+    assert {name: table_of(name) for name in ("R1@0.5", "dR5@0.7", "allR1@0.3", "of@another package")} == {
+        "R1@0.5": "",
+        "dR5@0.7": "discounted recall",
+        "allR1@0.3": "recall of all true moments",
+        "of@another package": "",
     }
-    assert found == {False: 0, True: 1}
 
 
 def test_metrics_are_those_of_a_loop() -> None:

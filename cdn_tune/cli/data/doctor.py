@@ -104,7 +104,9 @@ def fact_lines(report: Report) -> Iterator[str]:
     yield f"{report.dataset}{edition}{' (planted data)' if report.planted else ''} in {report.root}"
     for split, counts in report.splits.items():
         skipped = f", {counts['skipped']} not used" if counts["skipped"] else ""
-        yield f"  {split:<5} {counts['queries']} queries of {counts['videos']} videos{skipped}"
+        absent = f", {counts['absent']} sentences not in their video" if counts["absent"] else ""
+        parts = "".join(f", {queries} of {part}" for part, queries in counts["parts"].items())
+        yield f"  {split:<5} {counts['queries']} queries of {counts['videos']} videos{parts}{skipped}{absent}"
     facts = report.features
     if "size" in facts:
         yield (

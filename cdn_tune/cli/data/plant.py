@@ -24,7 +24,7 @@ def plant(
         str | None,
         Option(
             help="generated or tabletop (our own sentences; the latter of long videos), or the real ones in "
-            "--source: charades_sta, tacos, activitynet, jsonl.",
+            "--source: charades_sta, tacos, activitynet, charades_cd, activitynet_cd, jsonl.",
             show_default="generated",
         ),
     ] = None,

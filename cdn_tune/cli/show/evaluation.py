@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cdn_tune.cli.show.output import out, print_line
 from cdn_tune.cli.show.tables import Stacked
+from cdn_tune.config.tables import table_of
 from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.model.families import label_in
 from cdn_tune.training.runs.kept import CHECKPOINT
@@ -25,11 +26,12 @@ _KINDS = {
 
 def print_evaluation_tables(result: Mapping[str, Any]) -> None:
     """Prints the result beside what needs no model, with intervals, what matters most last: groups, mAP, recalls."""
-    precision = [name for name in result["metrics"] if name.startswith("mAP")]
-    recall = [name for name in result["metrics"] if name not in precision]
+    tables: dict[str, list[str]] = {}
+    for name in result["metrics"]:
+        tables.setdefault(table_of(name), []).append(name)
     out.print(_groups(result))
-    out.print(_evaluation(result, precision, "average precision, in %, with 95 % intervals"))
-    out.print(_evaluation(result, recall, _title(result)))
+    for title, names in reversed(tables.items()):
+        out.print(_evaluation(result, names, f"{title}, in %, with 95 % intervals" if title else _title(result)))
     for query in result["without_moment"]:
         print_line(f"{query['id']} counts as a miss: {query['reason']}")
 
@@ -38,9 +40,36 @@ def headline(result: Mapping[str, Any]) -> str:
     """Returns R@1 and mIoU with their intervals, in one line."""
     names = [name for name in result["metrics"] if name.startswith("R1@") or name == "mIoU"]
     numbers = [f"{name} {_percent(result, name)}" for name in names]
+    for part in result.get("parts", []):
+        values = ", ".join(f"{name} {100 * part['metrics'][name]:.1f}" for name in names)
+        numbers[-1] += f"; {part['label']} {values}"
+    for gap in result.get("gaps", []):
+        values = ", ".join(
+            f"{name} {100 * gap['difference'][name]:+.1f} {_ends(gap['intervals'][name], 1, sign=True)}".strip()
+            for name in names
+        )
+        numbers[-1] += f"; {_gap_label(gap)} {values}"
     return f"{_label(result)}, on {result['dataset']}, {result['split']} split: {', '.join(numbers)}".replace(
         "\n ", ","
     )
+
+
+def rejection_lines(result: Mapping[str, Any]) -> list[str]:
+    """Returns how sentences that are not in the video are rejected, if that was measured."""
+    found = result.get("rejection")
+    if found is None:
+        return []
+    shares = {name: _percent(found, name) for name in found["metrics"]}
+    return [
+        f"sentences that are not in the video ({found['absent_queries']} {found['absent']}): "
+        f"AUROC {shares['auroc']}, {shares['balanced_accuracy']} % right of either kind",
+        f"below a score of {found['threshold']:.4g}, chosen on val, {shares['rejected']} % of them are rejected, and "
+        f"{shares['wrongly_rejected']} % of those that are",
+    ]
+
+
+def _gap_label(gap: Mapping[str, Any]) -> str:
+    return f"{gap['of']} - {gap['minus']}"
 
 
 def _percent(entry: Mapping[str, Any], name: str) -> str:
@@ -54,6 +83,7 @@ def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Stac
     if result.get("std"):
         cells = (f"±{100 * result['std'][name]:.2f}" for name in names)
         table.add_row("  std over seeds", *cells, style="green")
+    _add_parts(table, result, names)
     models = result.get("models", [])
     for model in models if result.get("seeds") else models[1:]:
         _add(table, _model_label(model), model["metrics"], names, "")
@@ -66,6 +96,18 @@ def _evaluation(result: Mapping[str, Any], names: list[str], title: str) -> Stac
         if any(name in names for name in row["metrics"]):
             _add(table, f"{row['method']} ({row['features']}, {row['note']})", row["metrics"], names, "magenta")
     return Stacked(table)
+
+
+def _add_parts(table: Table, result: Mapping[str, Any], names: list[str]) -> None:
+    """Adds the parts of the split, each with what the query-blind list reaches there, and the gaps between them."""
+    blind = result["advantage"]["over"]
+    for part in result.get("parts", []):
+        _add(table, f"  {part['label']}, {part['queries']} queries", part["metrics"], names, "bold")
+        _add_intervals(table, part["intervals"], names)
+        _add(table, f"    {BASELINES[blind]}", part[blind]["metrics"], names, "dim")
+    for gap in result.get("gaps", []):
+        _add(table, f"  {_gap_label(gap)}", gap["difference"], names, "cyan", sign=True)
+        _add_intervals(table, gap["intervals"], names)
 
 
 def _model_label(model: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def check_overlap(layout: Layout, usable: dict[Split, list[Annotation]]) -> list
 
 def _remarks(usable: dict[Split, list[Annotation]], skipped: dict[Split, list[Skipped]]) -> list[Finding]:
     findings = []
-    if left_out := [item for items in skipped.values() for item in items]:
+    if left_out := [item for items in skipped.values() for item in items if not item.absent]:
         examples = tuple(Path(item.id).name for item in left_out[:EXAMPLES])
         what = f"not trained on, in test a miss: {left_out[0].reason}"
         findings.append(Finding("info", "annotations", what, count=len(left_out), examples=examples))

@@ -1,5 +1,6 @@
 """The examination of a data folder, from its layout to its last video."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def examine(
     if len(found) > 1:
         what = f"annotation files of more than one layout ({', '.join(found)}); examined as {found[0]}"
         findings.append(Finding("warning", "folder", what, "keep each dataset in a folder of its own"))
-    items = [item for some in usable.values() for item in some]
+    absent = {split: [item.query for item in some if item.absent] for split, some in skipped.items()}
+    skipped = {split: [item for item in some if not item.absent] for split, some in skipped.items()}
+    items = [item for some in (usable, absent) for queries in some.values() for item in queries]
     durations = {item.video: item.duration for item in items}
     sizes, left_out = ({split: len(part) for split, part in some.items()} for some in (usable, skipped))
     variant = _edition(layout, sizes, left_out)
@@ -124,6 +127,8 @@ def examine(
                 "queries": sizes[split],
                 "videos": len({item.video for item in usable[split]}),
                 "skipped": left_out[split],
+                "absent": len(absent[split]),
+                "parts": dict(Counter(item.part for item in usable[split] if item.part is not None)),
             }
             for split in usable
         },

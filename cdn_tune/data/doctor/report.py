@@ -41,7 +41,8 @@ class Report:
         variant: Which edition of the dataset it is, if that is known.
         planted: Whether it is planted data.
         quick: Whether features were sampled.
-        splits: Per split, numbers of queries, videos and skipped entries.
+        splits: Per split, numbers of queries, videos, skipped entries and sentences marked as not in their video
+            (absent), and the queries of each part that it has (parts).
         features: File, videos, videos checked, size, type, rows per second.
         words: File, size, coverage, and the unknown words with how often each occurs, most frequent first; or file,
             model and size of token features, and how many queries have some.
@@ -53,7 +54,7 @@ class Report:
     variant: str | None
     planted: bool
     quick: bool
-    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     features: dict[str, Any] = field(default_factory=dict)
     words: dict[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()

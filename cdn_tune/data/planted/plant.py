@@ -158,10 +158,11 @@ def _write(
     splits = [split for split in SPLITS if layout.files(staging, split)]
     loaded = [layout.load(staging, split) for split in splits]
     items = [item for part in loaded for item in part.annotations]
-    durations = {item.video: item.duration for part in loaded for item in part.skipped}
+    absent = [item for part in loaded for item in part.absent]
+    durations = {item.video: item.duration for part in loaded for item in (*part.skipped, *part.absent)}
     durations |= {item.video: item.duration for item in items}
     vectors, features = f"glove.planted.{planting.word_size}d.txt", layout.features[0]
-    _write_vectors(staging / vectors, items, planting)
+    _write_vectors(staging / vectors, [*items, *absent], planting)
     if not (staging / features).is_file():
         _write_features(staging / features, durations, items, planting, layout.member, progress)
     files = [*texts, vectors, features]
