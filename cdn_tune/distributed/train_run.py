@@ -1,5 +1,6 @@
 """A train run: one trial in a run folder of its own, trained on this machine or on several workers of a cluster."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,7 +143,10 @@ def train_run(
         # Errors of the data are raised before anything is written.
         open_data(experiment.data, experiment.model.inputs.sequences)
         facts, threads = fingerprint(experiment.data), options.threads
-        manifest = describe_run("train", experiment, facts) | {"threads": threads or threads_for(experiment)}
+        manifest = describe_run("train", experiment, facts) | {
+            "threads": threads or threads_for(experiment),
+            "run_id": secrets.token_hex(8),  # with the manifest, so that whoever goes on has the same one
+        }
         resumed = claim_training(run, experiment, manifest, options.start)
         if options.workers == 1:  # rounding depends on it
             threads = threads or read_manifest(run).get("threads")

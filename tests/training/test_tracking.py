@@ -7,20 +7,26 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cdn_tune.config import Experiment
 from cdn_tune.config.tracking import TrackingConfig
+from cdn_tune.distributed.train_run import train_run
 from cdn_tune.errors import ConfigError
 from cdn_tune.training.object_store.working_copy import place_of, working_copy
 from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.runs.files import write_json
 from cdn_tune.training.runs.records import METRICS
+from cdn_tune.training.runs.run_folder import read_manifest
 from cdn_tune.training.tracking import mlflow_store
 from cdn_tune.training.tracking.mlflow_store import MlflowStore
 from cdn_tune.training.tracking.tracked_run import STATUS, Point, TrackedRun, points
 from cdn_tune.training.tracking.tracker import Tracker
+from cdn_tune.training.tracking.train_tracking import TrainTracking
 from tests.mlflow_server import Mlflow, mlflow_server
 from tests.object_store import Store
 
@@ -262,3 +268,23 @@ def test_records_of_a_trial_on_an_object_store_are_read_there(store: Store, tmp_
     trial(tmp_path / "0", 2)
     place.store.write(f"trials/0003/{METRICS}", (tmp_path / "0" / METRICS).read_bytes())
     assert [epoch["epoch"] for epoch in mlflow_store._records(folder)] == [1, 2]
+
+
+@pytest.mark.parametrize("begun_before", [False, True])
+def test_the_id_of_a_training_is_on_the_store_before_it_is_logged(
+    begun_before: bool, store: Store, tiny: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever goes on with one that was killed, on another machine too, logs it as the same run."""
+    named: list[str] = []
+    monkeypatch.setattr(Tracker, "__init__", lambda _, config, run_id: named.append(run_id))  # noqa: ARG005
+    url, experiment = store.url(), tiny(**{"tracking.mlflow": "http://host"})
+    if begun_before:  # by a version that gave no id to trainings that were not logged
+        with train_run(experiment, Path(url)) as run:
+            manifest = read_manifest(run.folder)
+            del manifest["run_id"]
+            write_json(run.folder / "manifest.json", manifest)
+    with train_run(experiment, Path(url)) as run:
+        place = place_of(run.folder)
+        assert place is not None
+        TrainTracking(experiment, run.folder)
+        assert json.loads(place.store.read("manifest.json") or b"")["run_id"] == named[0]
