@@ -21,8 +21,6 @@ from cdn_tune.training.state import epochs_in_all
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data, train_in
 
-_LEAVING_SECONDS = 5.0  # that a training which was interrupted waits for where it is logged
-
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -74,6 +72,7 @@ class TrainRun:
         if self.experiment.tracking.mlflow is None:
             self._train(report, on_step, stop)
             return None
+        from cdn_tune.training.tracking.tracker import LEAVING_SECONDS
         from cdn_tune.training.tracking.train_tracking import TrainTracking
 
         tracking = TrainTracking(self.experiment, self.folder)
@@ -85,10 +84,10 @@ class TrainRun:
         try:
             self._train(both, on_step, stop)
         except KeyboardInterrupt:
-            tracking.close(_LEAVING_SECONDS)
+            tracking.close(LEAVING_SECONDS)
             raise
         except CdnTuneError:
-            tracking.close(_LEAVING_SECONDS, failed=True)
+            tracking.close(LEAVING_SECONDS, failed=True)
             raise
         except BaseException:
             tracking.abandon()
