@@ -1,5 +1,6 @@
 """The arguments of the Python API: their types are checked, and errors name them as they are called there."""
 
+import errno
 import functools
 import inspect
 import os
@@ -13,7 +14,6 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from cdn_tune.config.yaml import shown
 from cdn_tune.errors import CdnTuneError, ConfigError
-from cdn_tune.training.object_store.working_copy import url_of
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -58,6 +58,10 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         except CdnTuneError as error:
             error.args = tuple(in_python(each, names) if isinstance(each, str) else each for each in error.args)
             raise
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise ConfigError(f"{str(error.filename)[:200]}: {error.strerror}; give another path") from None
 
     return call
 
@@ -69,12 +73,8 @@ def path_of(path: str | os.PathLike[str], name: str) -> Path:
         found = Path(path).expanduser()
         if not os.fspath(path) or "\0" in os.fspath(path):
             raise ConfigError(f"{told} is wrong: give a path")
-        if url_of(found) is None:
-            found.exists()
     except RuntimeError:
         raise ConfigError(f"{told} begins with the name of no user; write the path out") from None
-    except OSError as error:
-        raise ConfigError(f"{told} is wrong: {(error.strerror or 'no path').lower()}; give another path") from None
     return found
 
 

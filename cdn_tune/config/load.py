@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from cdn_tune.config.experiment import Experiment, renamed
 from cdn_tune.config.keys import copied, dotted_keys, set_key, unknown_key
+from cdn_tune.config.parameters import Categorical, Float, Int
 from cdn_tune.config.secrets import without_users
-from cdn_tune.config.space import Categorical, Float, Int
 from cdn_tune.config.yaml import beginning, fault_in, parse, read_mapping, shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
@@ -117,7 +117,7 @@ def read_values(source: object, kind: str, instead: str) -> tuple[dict[str, Any]
     """
     if isinstance(source, Mapping):
         return written(source), kind[:-1].replace("_", " ")
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise ConfigError(
             f"{kind[:-1].replace('_', ' ')}: {shown(source)} is wrong: give the path of a YAML file, nested values as "
             f"it would hold them, or {instead}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,7 @@ def test_what_fits_comes_as_it_was_given() -> None:
     ("arguments", "told"),
     [
         ({"path": 5}, "path=5 is wrong: give a path"),
-        ({"path": "x" * 300}, "is wrong: file name too long; give another path"),
+        ({"path": "~no-such-user"}, "path='~no-such-user' begins with the name of no user"),
         ({"count": 0}, "count=0 is wrong: give a whole number from 1"),
         ({"count": True}, "count=True is wrong: give a whole number from 1"),
         ({"paths": "a"}, "paths='a' is wrong: give a list of run folders"),
@@ -84,6 +85,11 @@ def test_errors_of_the_function_name_its_arguments() -> None:
     with pytest.raises(RunError) as refused:
         function("x", overrides=RunError("--count 3 of --path; leave --text out, see --other"))
     assert str(refused.value) == "count=3 of path; leave text out, see --other"
+    with pytest.raises(ConfigError) as long:
+        function("x", overrides=OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000))
+    assert str(long.value) == f"{'x' * 200}: File name too long; give another path"
+    with pytest.raises(OSError, match="No space left"):
+        function("x", overrides=OSError(errno.ENOSPC, "No space left", "x"))
     with pytest.raises(NodeUnfit) as caught:
         function("x", overrides=NodeUnfit("id", "has no data"))
     assert (caught.value.node, str(caught.value)) == ("id", "has no data")
@@ -92,7 +98,7 @@ def test_errors_of_the_function_name_its_arguments() -> None:
 def test_a_model_is_loaded_from_a_path_alone() -> None:
     for arguments, told in (
         ({"path": 5}, "path=5 is wrong: give a path"),
-        ({"path": "x" * 300}, "file name too long"),
+        ({"path": "x" * 300}, "xx: File name too long; give another path"),
         ({"path": ".", "word_vectors": 5}, "word_vectors=5 is wrong: give a path"),
         ({"path": ".", "nms_threshold": "x"}, "nms_threshold='x' is wrong: give a number"),
     ):

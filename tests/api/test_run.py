@@ -160,7 +160,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, make_search: MakeSearch, entr
         (tmp_path / "nowhere", "no such run folder"),
         (tmp_path, "is not a run folder"),
         (3, "path=3 is wrong: give a path"),
-        ("x" * 5000, "is wrong: file name too long; give another path"),
+        ("x" * 5000, "xx: File name too long; give another path"),
         ("s3://bucket", "names no folder in a bucket"),
     ):
         with pytest.raises(CdnTuneError, match=told):

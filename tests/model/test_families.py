@@ -102,6 +102,7 @@ def test_its_page_shows_the_example() -> None:
     ours = {line.partition("  # ")[0] for line in code.splitlines()}
     absent = {line for line in lines if line.strip() and line not in ours}
     assert absent == {
+        "from typing import Literal",
         "from cdn_tune.config import LossConfig, ModelConfig",
         "    def build(self, data, loss):",
         "print(PartsConfig(parts=4).plain())",
@@ -186,9 +187,9 @@ def test_another_family_leaves_the_values_of_the_base_behind(tiny: Tiny) -> None
     [
         (
             {"model.name": "part"},
-            "model.name: 'part' is no model family; known are cdn, mmn, parts, snag, tan; did you mean parts?",
+            "model.name: 'part' is no model family; known are cdn, mmn, snag, tan, parts; did you mean parts?",
         ),
-        ({"model.name": 3}, "model.name: 3 is no model family; known are cdn, mmn, parts, snag, tan; use one of them"),
+        ({"model.name": 3}, "model.name: 3 is no model family; known are cdn, mmn, snag, tan, parts; use one of them"),
         ({"model.width": 3}, "model.width: unknown key of the family cdn; with model.name=parts it exists"),
         (
             {"model.name": "parts", "loss.min_iou": 0.1},
@@ -247,7 +248,7 @@ def test_schema_and_reference_know_all_families(tiny: Tiny, tmp_path: Path) -> N
         ),
         (
             {"model.name": {**NAMES, "choices": ["cdn", "part"]}},
-            "'part' is no model family; known are cdn, mmn, parts, snag, tan; did you",
+            "'part' is no model family; known are cdn, mmn, snag, tan, parts; did you",
         ),
         ({**BOTH, "model.width": {**WIDTH, "when": {"model.name": "part"}}}, "'part' is never sampled"),
         ({**BOTH, "model.widht": WIDTH}, "parameters.model.widht: unknown key; did you mean model.width?"),
@@ -265,7 +266,7 @@ def test_wrong_spaces(tiny: Tiny, tmp_path: Path, parameters: dict[str, Any], wo
 def test_an_unknown_family_in_the_overrides_of_a_space(tiny: Tiny, tmp_path: Path) -> None:
     parameters = {"optim.lr": {"type": "float", "low": 1e-3, "high": 1e-2}}
     path = write_space(tmp_path, tiny(), parameters, overrides={"model.name": "part"})
-    assert "'part' is no model family; known are cdn, mmn, parts, snag, tan; did you mean parts?" in refused(path)
+    assert "'part' is no model family; known are cdn, mmn, snag, tan, parts; did you mean parts?" in refused(path)
     assert "did you mean cdn" in refused(path, {"model.name": "cdm"})
     assert load_space(path, {"model.name": "parts"})[1].model.name == "parts"
 
