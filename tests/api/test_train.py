@@ -112,7 +112,7 @@ def test_a_faulty_callback_is_raised_and_the_run_can_go_on(tiny: Tiny, tmp_path:
         ({"overrides": {"data.root": Path("/nowhere")}}, "/nowhere"),
         ({"experiment": 3}, "experiment: 3 is wrong: give the path of a YAML file, nested values"),
         ({"experiment": "nowhere.yaml"}, "nowhere.yaml: no such file; shipped are experiments/"),
-        ({"experiment": "x" * 300}, "xxx: cannot be read (File name too long); name a file"),
+        ({"experiment": "x" * 300}, "x …: cannot be read (File name too long); name a file"),
         ({"experiment": {"name": "x"}}, "experiment: data: missing; add it"),
     ],
 )
