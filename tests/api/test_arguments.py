@@ -103,4 +103,4 @@ def test_a_model_is_loaded_from_a_path_alone() -> None:
         ({"path": ".", "nms_threshold": "x"}, "nms_threshold='x' is wrong: give a number"),
     ):
         with pytest.raises(ConfigError, match=told):
-            load(**arguments)  # type: ignore[arg-type]
+            load(**arguments)

@@ -80,7 +80,7 @@ def test_a_ray_that_is_there_is_used_and_stays(tiny: Tiny, tmp_path: Path, capfd
         ({"warm_start": [5]}, "warm_start=[5] is wrong: give a list of run folders"),
         ({"warm_start": ["nowhere"]}, "nowhere: no such run folder"),
         ({"storage": 5}, "storage=5 is wrong: give a text"),
-        ({"storage": "nonsense://x"}, "storage=nonsense://: not known; use"),
+        ({"storage": "nonsense://x"}, "storage nonsense://x: no such kind; write sqlite:///PATH"),
         ({"resume": True}, "holds no search; check run, or leave resume out"),
         ({"storage": "nonsense"}, "nonsense"),
     ],

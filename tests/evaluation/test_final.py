@@ -58,8 +58,9 @@ def test_evaluation_of_a_train_run(trained: Path) -> None:
 
 
 def test_a_run_on_an_object_store_is_evaluated_on_one_machine() -> None:
+    run = working_copy("s3://bucket/run?endpoint_override=127.0.0.1:9&region=eu-west-1&scheme=http")
     with pytest.raises(ConfigError, match="--address ADDR: a run on an object store is evaluated on one machine"):
-        evaluate_run(working_copy("s3://bucket/run"), request=Request(workers=Workers(2, "auto")))
+        evaluate_run(run, request=Request(workers=Workers(2, "auto")))
 
 
 def test_a_result_chosen_on_test_is_told_as_such(tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def test_training_stops_and_goes_on_exactly(tiny: Tiny, run: Path, tmp_path: Pat
 
 
 def test_memory_of_a_family_without_an_estimate_is_measured(tiny: Tiny) -> None:
-    experiment = tiny(**{"model.name": "parts"})
+    experiment = tiny(**{"model.name": "parts", "model.parts": 4, "model.width": 8})
     state = torch.get_rng_state()
     need = estimate(experiment, torch.float32, CPU)
     assert torch.equal(torch.get_rng_state(), state)
