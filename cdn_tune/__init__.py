@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cdn_tune import errors
+    from cdn_tune.api.load import load
     from cdn_tune.api.run import Best, Run, open_run
     from cdn_tune.api.search import search
     from cdn_tune.api.train import train
     from cdn_tune.config import Experiment, SearchSpace, load_experiment, load_space
-    from cdn_tune.evaluation.retriever import Moment, Retriever, Video, load
+    from cdn_tune.evaluation.retriever import Moment, Retriever, Video
     from cdn_tune.training.reports import EpochReport, StepReport
     from cdn_tune.tuning.progress import SearchState
 
@@ -24,11 +25,12 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
+    "api.load": ("load",),
     "api.run": ("Best", "Run", "open_run"),
     "api.search": ("search",),
     "api.train": ("train",),
     "config": ("Experiment", "SearchSpace", "load_experiment", "load_space"),
-    "evaluation.retriever": ("Moment", "Retriever", "Video", "load"),
+    "evaluation.retriever": ("Moment", "Retriever", "Video"),
     "training.reports": ("EpochReport", "StepReport"),
     "tuning.progress": ("SearchState",),
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdn_tune.api.arguments import PathLike, check_callbacks, check_choice, check_counts, path_of
+from cdn_tune.api.arguments import Count, CountOrNone, PathLike, checked, path_of
 from cdn_tune.config import Experiment, SearchSpace, build
 from cdn_tune.config.load import checked_overrides
 from cdn_tune.config.yaml import read_mapping
@@ -70,6 +70,7 @@ class Run:
         CdnTuneError: If it is no run folder.
     """
 
+    @checked
     def __init__(self, path: PathLike, storage: str | None = None) -> None:
         given = path_of(path, "path")
         self._given, self._storage = given, storage
@@ -153,7 +154,8 @@ class Run:
         rows = self._record().rows()
         return _table([filled(row) for row in rows], list(rows[0]) if rows else [])
 
-    def epochs(self, trial: int | None = None) -> Any:
+    @checked
+    def epochs(self, trial: CountOrNone | None = None) -> Any:
         """Returns what was recorded of each epoch, in order: losses, rates, seconds, ``val METRIC``.
 
         Args:
@@ -169,7 +171,6 @@ class Run:
         if self.kind == "search":
             from cdn_tune.tuning.layout import trial_folder
 
-            check_counts(0, trial=trial)
             if trial is None:
                 raise ConfigError(f"{shown(self.path)}: is a search; name one of its trials, as epochs(trial=0)")
             self._record().entry(trial)  # raises if there is none
@@ -182,23 +183,24 @@ class Run:
             rows.append(plain | {f"val {name}": value for name, value in epoch["val"].items()})
         return _table(rows, list(dict.fromkeys(name for row in rows for name in row)))
 
+    @checked
     def evaluate(
         self,
         overrides: Mapping[str, Any] | None = None,
         *,
-        top: int = 1,
+        top: Count = 1,
         checkpoint: PathLike | None = None,
         front: bool = False,
-        seeds: int = 0,
+        seeds: CountOrNone = 0,
         train_on: Literal["train", "train+val"] = "train",
         choose_nms: bool = False,
         choose_nms_kind: bool = False,
         protocol: Literal["honest", "published"] = "honest",
-        workers: int = 1,
+        workers: Count = 1,
         address: str | None = None,
         score_maps: bool = False,
         reject: bool = False,
-        formats: Sequence[str] = (),
+        formats: Sequence[Literal["qvhighlights", "charades_sta"]] = (),
         other_data: bool = False,
         on_stage: Callable[[str], object] | None = None,
     ) -> dict[str, Any]:
@@ -232,24 +234,16 @@ class Run:
         Raises:
             CdnTuneError: If run, checkpoint, data, training or cluster are at fault.
         """
-        check_counts(top=top, workers=workers)
-        check_counts(0, seeds=seeds)
-        check_choice(("train", "train+val"), train_on=train_on)
-        check_choice(("honest", "published"), protocol=protocol)
-        check_callbacks(on_stage=on_stage)
         given = checked_overrides(overrides or {})
         if address is not None:
             from cdn_tune.distributed.address import prepare
 
             prepare(address)
         from cdn_tune.evaluation.evaluate import Request, evaluate_run, remarks
-        from cdn_tune.evaluation.predictions import FORMATS
         from cdn_tune.evaluation.scoring import Workers
         from cdn_tune.training.object_store.sync import fetched_file
         from cdn_tune.tuning.results.record import front_trials
 
-        for form in formats:
-            check_choice(tuple(FORMATS), formats=form)
         folder = fetched(self._given, models=True)
         request = Request(
             top=top,
@@ -298,6 +292,7 @@ class Run:
         last = epochs[-1]
         return Best(experiment.eval.metric, last["best_value"], last["best_epoch"], folder / BEST, experiment)
 
+    @checked
     def _record(self) -> Record:
         from cdn_tune.tuning.results.record import read_record
 

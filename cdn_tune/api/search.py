@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cdn_tune.api.arguments import PathLike, check_callbacks, check_counts, path_of
+from cdn_tune.api.arguments import Count, PathLike, Paths, checked, path_of
 from cdn_tune.api.background import Background
 from cdn_tune.api.run import Run
 from cdn_tune.compat import check_versions
@@ -17,14 +17,12 @@ from cdn_tune.config.check import without_effect
 from cdn_tune.config.load import ExperimentLike
 from cdn_tune.config.load_search import SpaceLike
 from cdn_tune.distributed.address import prepare
-from cdn_tune.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cdn_tune.tuning.progress import SearchState
+from cdn_tune.tuning.progress import SearchState
 
 _LOG = logging.getLogger(__name__)
 
 
+@checked
 def search(
     space: SpaceLike,
     overrides: Mapping[str, Any] | None = None,
@@ -32,11 +30,11 @@ def search(
     experiment: ExperimentLike | None = None,
     settings: Mapping[str, Any] | None = None,
     run: PathLike | None = None,
-    trials: int | None = None,
-    add_trials: int | None = None,
+    trials: Count | None = None,
+    add_trials: Count | None = None,
     resume: bool = False,
     retry_failed: bool = False,
-    warm_start: Iterable[PathLike] = (),
+    warm_start: Paths = (),
     storage: str | None = None,
     address: str | None = None,
     on_trial: Callable[[dict[str, Any]], object] | None = None,
@@ -76,12 +74,8 @@ def search(
         KeyboardInterrupt: If it was interrupted; the same call goes on.
     """
     check_versions()
-    check_counts(trials=trials, add_trials=add_trials)
-    check_callbacks(on_trial=on_trial, on_change=on_change)
     found, base = load_space(space, overrides, settings, experiment)
     folder = Path("runs") / found.name if run is None else path_of(run, "run")
-    if isinstance(warm_start, str | Path):
-        raise ConfigError(f"warm_start={str(warm_start)!r} is wrong: give a list of run folders")
     warm = tuple(path_of(each, "warm_start") for each in warm_start)
     if idle := without_effect(base, found):
         _LOG.warning("%s", idle)

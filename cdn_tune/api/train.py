@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cdn_tune.api.arguments import PathLike, check_callbacks, check_counts, path_of
+from cdn_tune.api.arguments import Count, PathLike, checked, path_of
 from cdn_tune.api.background import Background
 from cdn_tune.api.run import Run
 from cdn_tune.compat import check_versions
@@ -23,15 +23,16 @@ from cdn_tune.training.reports import EpochReport, StepReport, ignore
 _LOG = logging.getLogger(__name__)
 
 
+@checked
 def train(
     experiment: ExperimentLike,
     overrides: Mapping[str, Any] | None = None,
     *,
     run: PathLike | None = None,
-    workers: int = 1,
+    workers: Count = 1,
     address: str | None = None,
     start: PathLike | None = None,
-    threads: int | None = None,
+    threads: Count | None = None,
     on_epoch: Callable[[EpochReport], object] | None = None,
     on_step: Callable[[StepReport], object] | None = None,
     progress: bool = False,
@@ -65,8 +66,6 @@ def train(
         KeyboardInterrupt: If it was interrupted; its state is saved.
     """
     check_versions()
-    check_counts(workers=workers, threads=threads)
-    check_callbacks(on_epoch=on_epoch, on_step=on_step)
     loaded = load_experiment(experiment, overrides)
     folder = Path("runs") / loaded.name if run is None else path_of(run, "run")
     checkpoint = None if start is None else fetched_file(path_of(start, "start"))

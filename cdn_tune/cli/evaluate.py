@@ -77,7 +77,6 @@ def evaluate(
     from cdn_tune.evaluation.evaluate import Request
     from cdn_tune.evaluation.scoring import Workers
     from cdn_tune.training.object_store.sync import fetched_file
-    from cdn_tune.training.object_store.working_copy import url_of
 
     if predictions is not None:
         # without a run, the first override stands in its place
@@ -87,8 +86,6 @@ def evaluate(
     with terminable("the same command does what is left of it"):
         if run is None:
             raise ConfigError("name a run folder, or a file of predictions with --predictions FILE")
-        if url_of(run) is not None and address is not None:
-            raise ConfigError("--address ADDR: a run on an object store is evaluated on one machine; leave it out")
         changes = parse_overrides(overrides or [])
         run = local_run(run, models=True)
         trials = None
@@ -123,8 +120,6 @@ def print_evaluation(
     from cdn_tune.evaluation.evaluate import Request, evaluate_run, remarks
 
     request = request or Request()
-    if request.protocol == "published":
-        warn("--protocol published chooses the epoch on the test split: its numbers are no estimate of new queries")
     with err.status("evaluating") as status:
         result = evaluate_run(run, overrides or {}, request, lambda stage: status.update(stage))
     for line in remarks(run, result):

@@ -15,13 +15,10 @@ from cdn_tune.config.experiment import (
 from cdn_tune.config.family import Inputs, LossConfig, ModelConfig
 from cdn_tune.config.load import build, load_experiment, override, parse_overrides
 from cdn_tune.config.load_search import load_space, override_space
+from cdn_tune.config.parameters import Categorical, Float, Int, Parameter
 from cdn_tune.config.space import (
     BudgetConfig,
-    Categorical,
     EarlyStoppingConfig,
-    Float,
-    Int,
-    Parameter,
     ResourcesConfig,
     SamplerConfig,
     SearchSpace,

@@ -9,7 +9,8 @@ from cdn_tune.config.experiment import Experiment, SequenceConfig
 from cdn_tune.config.expression import COSTS, Expression
 from cdn_tune.config.keys import dotted_keys, families_with, get_key, leaf_keys, unknown_key
 from cdn_tune.config.load import of_family, override
-from cdn_tune.config.space import MEASURED_COSTS, Parameter, SearchSpace
+from cdn_tune.config.parameters import Parameter
+from cdn_tune.config.space import MEASURED_COSTS, SearchSpace
 from cdn_tune.config.yaml import flow, shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from cdn_tune.config.experiment import Experiment, renamed
 from cdn_tune.config.keys import copied, dotted_keys, set_key, unknown_key
+from cdn_tune.config.parameters import Categorical, Float, Int
 from cdn_tune.config.secrets import without_users
-from cdn_tune.config.space import Categorical, Float, Int
 from cdn_tune.config.yaml import beginning, fault_in, parse, read_mapping, shown
 from cdn_tune.errors import ConfigError
 from cdn_tune.model import families
@@ -31,7 +31,7 @@ _TYPES = {  # what other tools call them
 ExperimentLike = Experiment | Mapping[str, Any] | str | os.PathLike[str]
 _COMMA = re.compile(r"[-+]?\d+,\d+(e[-+]?\d+)?", re.IGNORECASE)
 _TOLD = 5  # findings that are told at once
-_LONGEST = 200  # characters of overrides that errors name
+_LONGEST = 200  # characters of overrides, or of a path, that errors name
 
 
 def find(path: str | Path, kind: str) -> Path:
@@ -44,12 +44,15 @@ def find(path: str | Path, kind: str) -> Path:
     Raises:
         ConfigError: If there is no such file, naming what is shipped.
     """
-    for base in (Path(), ROOT, ROOT / kind):
-        for candidate in (base / path, base / f"{path}.yaml"):
-            if candidate.is_file():
-                return candidate
-    if Path(path).is_dir():
-        raise ConfigError(f"{path}: is a folder; name the YAML file in it")
+    try:
+        for base in (Path(), ROOT, ROOT / kind):
+            for candidate in (base / path, base / f"{path}.yaml"):
+                if candidate.is_file():
+                    return candidate
+        if Path(path).is_dir():
+            raise ConfigError(f"{path}: is a folder; name the YAML file in it")
+    except OSError as error:  # such as a name that is too long
+        raise ConfigError(f"{beginning(str(path), _LONGEST)}: cannot be read ({error.strerror}); name a file") from None
     shipped = sorted(str(file.relative_to(ROOT)) for file in (ROOT / kind).rglob("*.yaml"))
     raise ConfigError(f"{path}: no such file; shipped are {', '.join(shipped) or 'none'}")
 
@@ -114,7 +117,7 @@ def read_values(source: object, kind: str, instead: str) -> tuple[dict[str, Any]
     """
     if isinstance(source, Mapping):
         return written(source), kind[:-1].replace("_", " ")
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise ConfigError(
             f"{kind[:-1].replace('_', ' ')}: {shown(source)} is wrong: give the path of a YAML file, nested values as "
             f"it would hold them, or {instead}"

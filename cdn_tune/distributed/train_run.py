@@ -1,5 +1,6 @@
 """A train run: one trial in a run folder of its own, trained on this machine or on several workers of a cluster."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,6 @@ from cdn_tune.training.runs.run_folder import describe_run, locked, read_manifes
 from cdn_tune.training.state import epochs_in_all
 from cdn_tune.training.step.threads import threads_for
 from cdn_tune.training.train_trial import open_data, train_in
-
-_LEAVING_SECONDS = 5.0  # that a training which was interrupted waits for where it is logged
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class TrainRun:
         if self.experiment.tracking.mlflow is None:
             self._train(report, on_step, stop)
             return None
+        from cdn_tune.training.tracking.tracker import LEAVING_SECONDS
         from cdn_tune.training.tracking.train_tracking import TrainTracking
 
         tracking = TrainTracking(self.experiment, self.folder)
@@ -84,10 +84,10 @@ class TrainRun:
         try:
             self._train(both, on_step, stop)
         except KeyboardInterrupt:
-            tracking.close(_LEAVING_SECONDS)
+            tracking.close(LEAVING_SECONDS)
             raise
         except CdnTuneError:
-            tracking.close(_LEAVING_SECONDS, failed=True)
+            tracking.close(LEAVING_SECONDS, failed=True)
             raise
         except BaseException:
             tracking.abandon()
@@ -142,7 +142,10 @@ def train_run(
         # Errors of the data are raised before anything is written.
         open_data(experiment.data, experiment.model.inputs.sequences)
         facts, threads = fingerprint(experiment.data), options.threads
-        manifest = describe_run("train", experiment, facts) | {"threads": threads or threads_for(experiment)}
+        manifest = describe_run("train", experiment, facts) | {
+            "threads": threads or threads_for(experiment),
+            "run_id": secrets.token_hex(8),  # with the manifest, so that whoever goes on has the same one
+        }
         resumed = claim_training(run, experiment, manifest, options.start)
         if options.workers == 1:  # rounding depends on it
             threads = threads or read_manifest(run).get("threads")

@@ -41,6 +41,7 @@ from cdn_tune.moments.bootstrap import RESAMPLES
 from cdn_tune.moments.metrics import mean_measures, measure
 from cdn_tune.training.memory.estimate import count_parameters
 from cdn_tune.training.object_store.sync import push_run
+from cdn_tune.training.object_store.working_copy import place_of
 from cdn_tune.training.runs.files import json_text, write_bytes, write_text, write_together
 from cdn_tune.training.runs.run_folder import changed_files, locked, read_manifest
 
@@ -139,6 +140,8 @@ def evaluate_run(
     request = request or Request()
     request.check()
     run = run.absolute()
+    if request.workers.address is not None and place_of(run) is not None:
+        raise ConfigError("--address ADDR: a run on an object store is evaluated on one machine; leave it out")
     choice = choose_best(run, request.top, request.checkpoint, request.trials)
     if not choice.is_best:
         raise CheckpointError(
@@ -338,6 +341,8 @@ class _Evaluation:
 
 def remarks(run: Path, result: Mapping[str, Any]) -> Iterator[str]:
     """Yields what limits the meaning of a result, a line each."""
+    if result["protocol"] == "published":
+        yield "protocol published: the epoch was chosen on the test split; these numbers are no estimate of new queries"
     yield from result["damaged_checkpoints"]
     if result["data_changed"]:
         yield f"these are not the data of the run: {', '.join(result['data_changed'])} changed since"

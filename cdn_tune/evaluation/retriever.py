@@ -5,7 +5,7 @@ Shape letters: N frames, D feature size, V windows, T frame features and S clips
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from cdn_tune.config import Experiment, Nms
+from cdn_tune.config.yaml import shown
 from cdn_tune.data.clips import to_fixed_length
 from cdn_tune.data.features import Frames
+from cdn_tune.data.files import brief
 from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.lexicon import QueryReader, open_reader
 from cdn_tune.data.sequence_store import sequence_of, timed
-from cdn_tune.errors import DataError, TrainingError
+from cdn_tune.errors import ConfigError, DataError, TrainingError
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint, fetch_model
 from cdn_tune.evaluation.export import is_exported, read_exported
 from cdn_tune.evaluation.test_result import chosen_nms, chosen_threshold
@@ -103,8 +105,11 @@ class Retriever:
         nms: Nms | None = None,
         threshold: float | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.model = model.to(self.device).eval().requires_grad_(False)
+        except (RuntimeError, AssertionError) as error:  # no such device, here or at all
+            raise ConfigError(f"device={device}: {brief(error)}; name another, or leave it out") from None
         self.experiment, self.reader, self.planted, self.source = experiment, reader, planted, source
         self.nms = self.model.complete(nms or experiment.eval.suppression)
         self.threshold = threshold
@@ -174,6 +179,9 @@ class Retriever:
             DataError: If features, duration, window or stride cannot be used.
         """
         frames = self._frames(features)
+        for name, seconds in (("duration", duration), ("window", window or 0), ("stride", stride or 0)):
+            if not hasattr(seconds, "__float__"):  # a number, also one of NumPy's or torch's
+                raise DataError(f"{name}={shown(seconds)}: must be a number of seconds")
         if not (math.isfinite(duration) and duration > 0):
             raise DataError(f"duration={duration}: must be a positive, finite number of seconds")
         windows = [(0, len(frames))]
@@ -208,10 +216,13 @@ class Retriever:
             DataError: If a query is empty, has no word with a vector or no token features, or `top` is not positive.
             TrainingError: If scores or spans are not finite.
         """
-        if top < 1:
-            raise DataError(f"top={top}: must be at least 1")
+        if not isinstance(top, int) or top < 1:
+            raise DataError(f"top={shown(top)}: must be a whole number, at least 1")
         if isinstance(queries, str):
             raise DataError(f"queries={queries!r}: is one string; give a list of them")
+        queries = [*queries] if isinstance(queries, Iterable) else [queries]
+        if not all(isinstance(query, str) for query in queries):
+            raise DataError(f"queries={shown(queries)}: give a list of sentences")
         words = []
         for query in queries:
             vectors, unknown = self.reader.encode(query)

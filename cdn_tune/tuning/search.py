@@ -130,31 +130,28 @@ def search(
         if experiment.tracking.mlflow is not None:
             driver.observers.append(tracking := SearchTracking(driver, run, experiment, engine.clock))
         was_finished = driver.is_finished
-        try:
-            if not was_finished:
+        with tracking or nullcontext():
+            try:
+                if not was_finished:
+                    stop_file.lower()
+                    with engine.started() as nodes:
+                        notes += preflight(
+                            space, study.candidates, run, storage_of(run, options.storage), nodes, options.train, limit
+                        )
+                        driver.start()
+                        engine.run(driver)
+            finally:
+                driver.close()
+                kept = keep_best(run, study.entries(), *keeping)  # once more over everything
+                progress.write()
+                progress.show()
                 stop_file.lower()
-                with engine.started() as nodes:
-                    notes += preflight(
-                        space, study.candidates, run, storage_of(run, options.storage), nodes, options.train, limit
-                    )
-                    driver.start()
-                    engine.run(driver)
-        except BaseException:
+            rows = progress.rows()
+            interrupted = not driver.is_finished and driver.ended_by is None
             if tracking is not None:
-                tracking.abandon()
-            raise
-        finally:
-            driver.close()
-            kept = keep_best(run, study.entries(), *keeping)  # once more over everything
-            progress.write()
-            progress.show()
-            stop_file.lower()
-        rows = progress.rows()
-        interrupted = not driver.is_finished and driver.ended_by is None
-        if tracking is not None:
-            failed = study.halted or (driver.is_finished and not ranking(study.trials()))
-            state = "failed" if failed else "unfinished" if interrupted else "complete"
-            notes.append(tracking.close(state, kept))
+                failed = study.halted or (driver.is_finished and not ranking(study.trials()))
+                state = "failed" if failed else "unfinished" if interrupted else "complete"
+                notes.append(tracking.close(state, kept))
         if (missing := len(study.unconfirmed())) and driver.ended_by is not None:
             notes.append(
                 f"{missing} of {space.confirm.trials} confirmations were not begun; the mean is over the others"

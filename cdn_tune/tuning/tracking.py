@@ -1,6 +1,7 @@
 """A search as MLflow is offered it: one run for the search, and one below it for each trial."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
 from cdn_tune.training.tracking.tracked_run import STATUS, TrackedRun, experiment_tags
-from cdn_tune.training.tracking.tracker import Tracker
+from cdn_tune.training.tracking.tracker import LEAVING_SECONDS, Tracker
 from cdn_tune.tuning.driver import Driver
 from cdn_tune.tuning.layout import trial_folder
 from cdn_tune.tuning.results.leaderboard import LEADERBOARD, LEADERBOARD_JSON, UNFINISHED, state_of
@@ -24,6 +25,8 @@ _SHARE = 50.0  # offering takes at most one part in so many of the driver's time
 
 class SearchTracking:
     """Offers a search's trials to a tracker whenever they have changed, a long search's less often.
+
+    A context manager: an error that leaves the block is logged as the search's end, which it is until it goes on.
 
     Args:
         driver: The search.
@@ -39,6 +42,17 @@ class SearchTracking:
         self._planted = bool(manifest.get("data", {}).get("planted"))
         self._sampled: dict[int, dict[str, Any]] = {}
         self._offered, self._pause, self._has_changed = float("-inf"), _SECONDS, True
+
+    def __enter__(self) -> None:
+        """Has nothing to do."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Logs that the search has failed, if it has; waits for that no longer than a user does who has seen it."""
+        if isinstance(error, Exception):
+            with suppress(Exception):  # the first error is reported; it may be of the study, which is read here
+                self._tracker.close(self._runs("failed"), {}, LEAVING_SECONDS)
+        if error is not None:
+            self._tracker.abandon()
 
     def changed(self, trial_ended: bool) -> None:  # noqa: ARG002 - as observers are called
         """Records that there is something new."""
@@ -73,10 +87,6 @@ class SearchTracking:
     def is_complete(self) -> bool:
         """Whether everything is logged, once it is closed."""
         return self._tracker.is_complete
-
-    def abandon(self) -> None:
-        """Ends it, whether everything is logged or not."""
-        self._tracker.abandon()
 
     def _runs(self, state: str) -> list[TrackedRun]:
         entries = self._driver.study.entries()

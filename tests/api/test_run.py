@@ -134,11 +134,17 @@ def test_evaluation_and_predictions(trained: Path, caplog: pytest.LogCaptureFixt
         ({"seeds": -1}, "seeds=-1 is wrong: give a whole number from 0"),
         ({"protocol": "nice"}, "protocol='nice' is wrong: give honest or published"),
         ({"train_on": "val"}, "train_on='val' is wrong: give train or train+val"),
-        ({"formats": ["csv"]}, "formats='csv' is wrong: give "),
-        ({"train_on": "train+val"}, "--train-on train+val: nothing is trained again without --seeds N"),
+        ({"formats": ["csv"]}, "formats=['csv'] is wrong: give a list of qvhighlights or charades_sta"),
+        ({"formats": 5}, "formats=5 is wrong: give a list of qvhighlights or charades_sta"),
+        ({"front": "yes"}, "front='yes' is wrong: give True or False"),
+        ({"address": 5}, "address=5 is wrong: give a text"),
+        ({"checkpoint": 5}, "checkpoint=5 is wrong: give a path"),
+        ({"train_on": "train+val"}, "train_on=train+val: nothing is trained again without seeds=N; add"),
         ({"overrides": {"model.hidden": 9}}, "override model.hidden=9: after training only data.root"),
         ({"overrides": "data.root=x"}, "overrides: 'data.root=x' is wrong"),
-        ({"checkpoint": "nowhere.pt"}, "--checkpoint nowhere.pt: no such file"),
+        ({"checkpoint": "nowhere.pt"}, "checkpoint=nowhere.pt: no such file"),
+        ({"protocol": "published", "top": 2}, "top does not go with protocol published, which chooses on test"),
+        ({"choose_nms": True, "protocol": "published"}, "choose_nms does not go with protocol published"),
         ({"front": True}, "is a train run"),
     ],
 )
@@ -154,6 +160,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, make_search: MakeSearch, entr
         (tmp_path / "nowhere", "no such run folder"),
         (tmp_path, "is not a run folder"),
         (3, "path=3 is wrong: give a path"),
+        ("x" * 5000, "xx: File name too long; give another path"),
         ("s3://bucket", "names no folder in a bucket"),
     ):
         with pytest.raises(CdnTuneError, match=told):

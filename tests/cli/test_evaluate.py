@@ -69,7 +69,7 @@ def test_evaluate_says_all_of_it(run: Path) -> None:
 def test_the_published_protocol_is_labelled(run: Path) -> None:
     result = invoke("evaluate", run, "--protocol", "published")
     assert result.exit_code == 0, result.output
-    assert "warning: --protocol published chooses the epoch on the test split" in result.output
+    assert "warning: protocol published: the epoch was chosen on the test split" in result.output
     assert "published protocol: the epoch was chosen on the test split itself" in result.output
     assert "CDN, best on test" in result.output
     assert "evaluation-published.json" in result.output

@@ -124,6 +124,13 @@ def raising(error: BaseException) -> None:
         raise error
 
 
+def test_the_home_of_no_user_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exit) as left, output.one_line_errors():
+        Path("~no-such-user/x").expanduser()
+    assert left.value.exit_code == 2
+    assert capsys.readouterr().err == "error: a path begins with ~ and the name of no user; write it out\n"
+
+
 PRINTED: dict[str, Callable[[], object]] = {
     "line": lambda: output.print_line(EVIL),
     "note": lambda: output.print_note(EVIL),

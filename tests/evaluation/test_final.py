@@ -21,13 +21,14 @@ from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, T
 from cdn_tune.evaluation import evaluate as final
 from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.evaluation.compare import NEEDED, compare_many, compare_runs
-from cdn_tune.evaluation.evaluate import Request, evaluate_run, record_test_access
+from cdn_tune.evaluation.evaluate import Request, evaluate_run, record_test_access, remarks
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import answers_of, read_query_results
 from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.moments.metrics import measure
 from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.training.evaluate.evaluation import evaluate_split
+from cdn_tune.training.object_store.working_copy import working_copy
 from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
 
@@ -55,6 +56,20 @@ def test_evaluation_of_a_train_run(trained: Path) -> None:
     assert result["chosen_by"]["split"] == "val"
     assert result["looks"] == 1
     assert evaluate_run(trained)["looks"] == 2
+
+
+def test_a_run_on_an_object_store_is_evaluated_on_one_machine() -> None:
+    run = working_copy("s3://bucket/run?endpoint_override=127.0.0.1:9&region=eu-west-1&scheme=http")
+    with pytest.raises(ConfigError, match="--address ADDR: a run on an object store is evaluated on one machine"):
+        evaluate_run(run, request=Request(workers=Workers(2, "auto")))
+
+
+def test_a_result_chosen_on_test_is_told_as_such(tmp_path: Path) -> None:
+    result = {"protocol": "published", "damaged_checkpoints": [], "data_changed": [], "looks": 1, "models": ["a"]}
+    assert list(remarks(tmp_path, result)) == [
+        "protocol published: the epoch was chosen on the test split; these numbers are no estimate of new queries"
+    ]
+    assert list(remarks(tmp_path, {**result, "protocol": "honest"})) == []
 
 
 def test_metrics_do_not_depend_on_the_batch_size(trained: Path) -> None:

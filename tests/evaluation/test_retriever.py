@@ -21,7 +21,7 @@ from cdn_tune import Moment, Retriever, load
 from cdn_tune.config import Experiment, Nms
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.data.fingerprint import fingerprint
-from cdn_tune.errors import CheckpointError, DataError, NotFinite, RunError, TrainingError
+from cdn_tune.errors import CheckpointError, ConfigError, DataError, NotFinite, RunError, TrainingError
 from cdn_tune.evaluation.evaluate import Request, evaluate_run
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import read_query_results
@@ -215,6 +215,11 @@ BAD: dict[str, tuple[Any, Any, Any, dict[str, Any], str]] = {
     "empty query": (np.ones((9, 16)), 9.0, [SENTENCE, " "], {}, "query ' ': has no words"),
     "a string": (np.ones((9, 16)), 9.0, SENTENCE, {}, "is one string; give a list"),
     "top": (np.ones((9, 16)), 9.0, [SENTENCE], {"top": 0}, "top=0"),
+    "top in words": (np.ones((9, 16)), 9.0, [SENTENCE], {"top": "2"}, "top='2': must be a whole number"),
+    "no query": (np.ones((9, 16)), 9.0, 5, {}, "5]: give a list of sentences"),
+    "number": (np.ones((9, 16)), 9.0, [SENTENCE, 5], {}, "5]: give a list of sentences"),
+    "duration in words": (np.ones((9, 16)), "9", [SENTENCE], {}, "duration='9': must be a number of seconds"),
+    "window in words": (np.ones((9, 16)), 9.0, [SENTENCE], {"window": "3"}, "window='3': must be a number of seconds"),
     "window": (np.ones((9, 16)), 9.0, [SENTENCE], {"window": -1.0}, "window=-1 s must be positive"),
     "gaps": (np.ones((9, 16)), 9.0, [SENTENCE], {"window": 2.0, "stride": 3.0}, "stride=3 s must be"),
     "stride alone": (np.ones((9, 16)), 9.0, [SENTENCE], {"stride": 3.0}, "without a window"),
@@ -229,6 +234,12 @@ def test_bad_input_is_one_line(
     with pytest.raises(DataError, match=message) as raised:
         retriever.retrieve(features, duration, queries, **more)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("device", ["gpu7", "meta:x", "xpu:99"])
+def test_a_device_that_is_not_there_is_one_line(device: str, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^device={device}: .*; name another, or leave it out$"):
+        load(untrained(tiny, tmp_path / "c.pt"), device=device)
 
 
 def test_every_kind_of_path_loads(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Families: a toy in one file is trained, searched against CDN, evaluated, exported and reported through the door."""
+"""Families: one from outside is trained, searched against CDN, evaluated, exported and reported through the door."""
 
 from __future__ import annotations
 
@@ -37,34 +37,35 @@ from cdn_tune.tuning.planning.random_points import count_points, draw
 from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.study.candidates import Candidates
 
-ROOT, HERE = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
+OWN = ROOT / "examples/own_parts"
 Tiny = Callable[..., Experiment]
 CPU = torch.device("cpu")
-NAMES = {"type": "categorical", "choices": ["cdn", "toy"]}
-WIDTH = {"type": "int", "low": 4, "high": 16, "when": {"model.name": "toy"}}
+NAMES = {"type": "categorical", "choices": ["cdn", "parts"]}
+WIDTH = {"type": "int", "low": 4, "high": 16, "when": {"model.name": "parts"}}
 LAYERS = {"type": "int", "low": 1, "high": 2, "when": {"model.name": "cdn"}}
 KERNELS = {"type": "categorical", "choices": [3, 5], "per_layer": True, "when": {"model.name": "cdn"}}
 BOTH: dict[str, Any] = {"model.name": NAMES, "model.width": WIDTH, "model.map.layers": LAYERS}
 
 
 @pytest.fixture(autouse=True)
-def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy family, added as a user adds one."""
-    monkeypatch.setenv(families.ENVIRONMENT, "toy=toy_family:Toy")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(ROOT)]))
-    monkeypatch.syspath_prepend(str(HERE))
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example's family, added as a user adds one who has no package."""
+    monkeypatch.setenv(families.ENVIRONMENT, "parts=own_parts.family:PartsConfig")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(OWN), str(ROOT)]))
+    monkeypatch.syspath_prepend(str(OWN))
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("toy") / "run"
+    return tmp_path_factory.mktemp("parts") / "run"
 
 
 @pytest.fixture
 def run(tiny: Tiny, finished: Path, tmp_path: Path) -> Path:
-    """A finished train run of the toy."""
+    """A finished train run of the family."""
     if not finished.exists():
-        experiment = tiny(**{"model.name": "toy"})
+        experiment = tiny(**{"model.name": "parts"})
         with locked(finished):
             manifest = describe_run("train", experiment, fingerprint(experiment.data))
             claim(finished, manifest, {"experiment.yaml": experiment.plain()})
@@ -92,6 +93,22 @@ def refused(path: Path, overrides: dict[str, Any] | None = None) -> str:
     return str(caught.value)
 
 
+def test_its_page_shows_the_example() -> None:
+    page = (ROOT / "docs/how-to/own-family.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(python|toml)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    files = ("own_parts/family.py", "own_parts/network.py", "pyproject.toml")
+    code = "".join((OWN / name).read_text(encoding="utf-8") for name in files)
+    lines = [line for _, block in blocks for line in re.sub(r'"""[^"]*"""|  # .*', "", block).splitlines()]
+    ours = {line.partition("  # ")[0] for line in code.splitlines()}
+    absent = {line for line in lines if line.strip() and line not in ours}
+    assert absent == {
+        "from typing import Literal",
+        "from cdn_tune.config import LossConfig, ModelConfig",
+        "    def build(self, data, loss):",
+        "print(PartsConfig(parts=4).plain())",
+    }
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -107,18 +124,21 @@ def test_configurations_are_read_without_torch() -> None:
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ("toy", "'toy' is no NAME=MODULE:CLASS; write it like toy=my_models.toy:Toy"),
+        ("parts", "'parts' is no NAME=MODULE:CLASS; write it like toy=my_models.toy:Toy"),
         (
-            "toy=toy_famly:Toy",
-            "'toy' cannot be imported (No module named 'toy_famly'); CDN_TUNE_FAMILIES names toy_famly",
+            "parts=own_prats.family:PartsConfig",
+            "'parts' cannot be imported (No module named 'own_prats'); CDN_TUNE_FAMILIES names own_prats",
         ),
-        ("toy=toy_family:Toi", "CDN_TUNE_FAMILIES names toy_family:Toi, put it on PYTHONPATH"),
+        (
+            "parts=own_parts.family:PartConfig",
+            "CDN_TUNE_FAMILIES names own_parts.family:PartConfig, put it on PYTHONPATH",
+        ),
     ],
 )
 def test_a_wrong_entry_of_the_environment(monkeypatch: pytest.MonkeyPatch, entry: str, words: str) -> None:
     monkeypatch.setenv(families.ENVIRONMENT, entry)
     with pytest.raises(ConfigError, match=re.escape(words)):
-        families.family("toy")
+        families.family("parts")
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -154,26 +174,26 @@ def test_an_old_run_and_its_checkpoints_are_gone_on_with(tiny: Tiny, tmp_path: P
 
 def test_another_family_leaves_the_values_of_the_base_behind(tiny: Tiny) -> None:
     base = tiny(**{"loss.min_iou": 0.3})
-    toy = override(base.plain(), {"model.name": "toy", "model.width": 5, "loss.sharpness": 2.0}, "x")
-    assert toy.model.plain() == {"name": "toy", "parts": 4, "width": 5}
-    assert toy.loss.plain() == {"sharpness": 2.0}
+    own = override(base.plain(), {"model.name": "parts", "model.width": 5, "loss.sharpness": 2.0}, "x")
+    assert own.model.plain() == {"name": "parts", "parts": 8, "width": 5}
+    assert own.loss.plain() == {"sharpness": 2.0}
     assert override(base.plain(), {"model.name": "cdn"}, "x") == base
-    assert build(Experiment, toy.plain(), "x") == toy
-    assert override(toy.plain(), {"model.name": "cdn"}, "x").loss.plain()["min_iou"] == 0.5
+    assert build(Experiment, own.plain(), "x") == own
+    assert override(own.plain(), {"model.name": "cdn"}, "x").loss.plain()["min_iou"] == 0.5
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (
-            {"model.name": "toi"},
-            "model.name: 'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you mean toy?",
+            {"model.name": "part"},
+            "model.name: 'part' is no model family; known are cdn, mmn, snag, tan, parts; did you mean parts?",
         ),
-        ({"model.name": 3}, "model.name: 3 is no model family; known are cdn, mmn, snag, tan, toy; use one of them"),
-        ({"model.width": 3}, "model.width: unknown key of the family cdn; with model.name=toy it exists"),
+        ({"model.name": 3}, "model.name: 3 is no model family; known are cdn, mmn, snag, tan, parts; use one of them"),
+        ({"model.width": 3}, "model.width: unknown key of the family cdn; with model.name=parts it exists"),
         (
-            {"model.name": "toy", "loss.min_iou": 0.1},
-            "loss.min_iou: unknown key of the family toy; with model.name=cdn",
+            {"model.name": "parts", "loss.min_iou": 0.1},
+            "loss.min_iou: unknown key of the family parts; with model.name=cdn",
         ),
         ({"model.wdth": 3}, "model.wdth: unknown key; did you mean model.width?"),
     ],
@@ -186,12 +206,12 @@ def test_wrong_experiments(tiny: Tiny, overrides: dict[str, Any], words: str) ->
 
 def test_schema_and_reference_know_all_families(tiny: Tiny, tmp_path: Path) -> None:
     table = reference(Experiment)
-    assert "| `model.width` | `8` | *toy*: size in which" in table
+    assert "| `model.width` | `32` | *parts*: size in which" in table
     assert "| `model.clips` | `16` | *cdn*: clips" in table
     schema = jsonschema.Draft202012Validator(experiment_schema())
-    for experiment in (tiny(), tiny(**{"model.name": "toy"})):
+    for experiment in (tiny(), tiny(**{"model.name": "parts"})):
         assert list(schema.iter_errors(experiment.plain())) == []
-        assert list(schema.iter_errors({**experiment.plain(), "model": {"name": "toi"}}))
+        assert list(schema.iter_errors({**experiment.plain(), "model": {"name": "part"}}))
     space = read_mapping(write_space(tmp_path, tiny(), BOTH))
     checker = jsonschema.Draft202012Validator(space_schema())
     assert list(checker.iter_errors(space)) == []
@@ -206,33 +226,33 @@ def test_schema_and_reference_know_all_families(tiny: Tiny, tmp_path: Path) -> N
     [
         (
             {"model.name": NAMES, "model.width": {**WIDTH, "when": {}}},
-            "parameters.model.width: is a key of toy, but sampled where model.name is cdn; add to it: when: "
-            "{model.name: toy}",
+            "parameters.model.width: is a key of parts, but sampled where model.name is cdn; add to it: when: "
+            "{model.name: parts}",
         ),
         (
             {"model.name": NAMES, "model.attention_steps": {"type": "int", "low": 1, "high": 2, "when": {"seed": 0}}},
             "add to it: when: {model.name: cdn, seed: 0}",
         ),
         (
-            {"model.name": NAMES, "model.width": {**WIDTH, "when": {"model.name": ["cdn", "toy"]}}},
-            "but sampled where model.name is cdn; add to it: when: {model.name: toy}",
+            {"model.name": NAMES, "model.width": {**WIDTH, "when": {"model.name": ["cdn", "parts"]}}},
+            "but sampled where model.name is cdn; add to it: when: {model.name: parts}",
         ),
         (
             {"model.name": NAMES, "model.offsets": {"type": "categorical", "choices": ["none", "diou"], "when": {}}},
-            "is a key of cdn and tan, but sampled where model.name is toy; add to it: when: {model.name: cdn}",
+            "is a key of cdn and tan, but sampled where model.name is parts; add to it: when: {model.name: cdn}",
         ),
         (
             {"model.width": {**WIDTH, "when": {}}},
-            "add to it: when: {model.name: toy}, and to parameters: model.name: {type: categorical, "
-            "choices: [cdn, toy]}",
+            "add to it: when: {model.name: parts}, and to parameters: model.name: {type: categorical, "
+            "choices: [cdn, parts]}",
         ),
         (
-            {"model.name": {**NAMES, "choices": ["cdn", "toi"]}},
-            "'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you",
+            {"model.name": {**NAMES, "choices": ["cdn", "part"]}},
+            "'part' is no model family; known are cdn, mmn, snag, tan, parts; did you",
         ),
-        ({**BOTH, "model.width": {**WIDTH, "when": {"model.name": "toi"}}}, "'toi' is never sampled"),
+        ({**BOTH, "model.width": {**WIDTH, "when": {"model.name": "part"}}}, "'part' is never sampled"),
         ({**BOTH, "model.widht": WIDTH}, "parameters.model.widht: unknown key; did you mean model.width?"),
-        ({**BOTH, "model.width": {**WIDTH, "low": 0}}, "with model.name=toy model.width=0: model.width: 0 is wrong"),
+        ({**BOTH, "model.width": {**WIDTH, "low": 0}}, "with model.name=parts model.width=0: model.width: 0 is wrong"),
         (
             {**BOTH, "model.map.kernel_size": {**KERNELS, "when": {}}},
             "needs model.map.layers in every trial, and that has a `when`",
@@ -245,10 +265,10 @@ def test_wrong_spaces(tiny: Tiny, tmp_path: Path, parameters: dict[str, Any], wo
 
 def test_an_unknown_family_in_the_overrides_of_a_space(tiny: Tiny, tmp_path: Path) -> None:
     parameters = {"optim.lr": {"type": "float", "low": 1e-3, "high": 1e-2}}
-    path = write_space(tmp_path, tiny(), parameters, overrides={"model.name": "toi"})
-    assert "'toi' is no model family; known are cdn, mmn, snag, tan, toy; did you mean toy?" in refused(path)
+    path = write_space(tmp_path, tiny(), parameters, overrides={"model.name": "part"})
+    assert "'part' is no model family; known are cdn, mmn, snag, tan, parts; did you mean parts?" in refused(path)
     assert "did you mean cdn" in refused(path, {"model.name": "cdm"})
-    assert load_space(path, {"model.name": "toy"})[1].model.name == "toy"
+    assert load_space(path, {"model.name": "parts"})[1].model.name == "parts"
 
 
 def test_conditions_reach_into_families(tiny: Tiny, tmp_path: Path) -> None:
@@ -265,18 +285,18 @@ def test_conditions_reach_into_families(tiny: Tiny, tmp_path: Path) -> None:
         name = point.params["model.name"]
         seen.add((name, point.verdict.reason is None))
         own = {key.partition("[")[0] for key in point.params}
-        assert own <= ({"model.name", "model.width", "model.parts"} if name == "toy" else {*parameters})
-        assert ("model.parts" in own) == (name == "toy" and point.params["model.width"] <= 6)
+        assert own <= ({"model.name", "model.width", "model.parts"} if name == "parts" else {*parameters})
+        assert ("model.parts" in own) == (name == "parts" and point.params["model.width"] <= 6)
         if point.experiment is not None:
             assert point.experiment.model.name == name
-    assert seen == {("cdn", True), ("toy", True), ("toy", False)}  # width <= 10 does not concern a cdn
+    assert seen == {("cdn", True), ("parts", True), ("parts", False)}  # width <= 10 does not concern a cdn
     assert override_space(space, {"trials": 3}, base).trials == 3
 
 
 def test_a_condition_on_a_fixed_key_of_another_family(tiny: Tiny, tmp_path: Path) -> None:
-    parameters = {**BOTH, "model.width": {**WIDTH, "when": {"model.name": "toy", "model.parts": 4}}}
+    parameters = {**BOTH, "model.width": {**WIDTH, "when": {"model.name": "parts", "model.parts": 4}}}
     candidates = Candidates(*load_space(write_space(tmp_path, tiny(), parameters)))
-    assert candidates.names("model.width", {"model.name": "toy"}) == ["model.width"]
+    assert candidates.names("model.width", {"model.name": "parts"}) == ["model.width"]
     assert candidates.names("model.width", {"model.name": "cdn"}) == []
 
 
@@ -300,15 +320,15 @@ def test_training_stops_and_goes_on_exactly(tiny: Tiny, run: Path, tmp_path: Pat
     reports: list[EpochReport] = []
     calls = iter(range(100))
     with pytest.raises(KeyboardInterrupt):
-        train_in(tiny(**{"model.name": "toy"}), folder, ignore, stop=lambda: next(calls) > 3)
+        train_in(tiny(**{"model.name": "parts"}), folder, ignore, stop=lambda: next(calls) > 3)
     assert read_checkpoint(folder / LAST)["within"] is not None
-    train_in(tiny(**{"model.name": "toy"}), folder, reports.append)
+    train_in(tiny(**{"model.name": "parts"}), folder, reports.append)
     values = [(epoch["loss"], epoch["overlap"], epoch["val"]) for epoch in read_metrics(run)]
     assert [(report.loss, report.losses["overlap"], report.val) for report in reports] == values
 
 
 def test_memory_of_a_family_without_an_estimate_is_measured(tiny: Tiny) -> None:
-    experiment = tiny(**{"model.name": "toy"})
+    experiment = tiny(**{"model.name": "parts", "model.parts": 4, "model.width": 8})
     state = torch.get_rng_state()
     need = estimate(experiment, torch.float32, CPU)
     assert torch.equal(torch.get_rng_state(), state)
@@ -321,22 +341,22 @@ def test_memory_of_a_family_without_an_estimate_is_measured(tiny: Tiny) -> None:
 
 
 def test_evaluate_predict_export_load_report(run: Path, planted: Path, tmp_path: Path) -> None:
-    assert "--score-maps: model.name=toy has no score maps" in invoke("evaluate", run, "--score-maps", code=2).output
+    assert "--score-maps: model.name=parts has no score maps" in invoke("evaluate", run, "--score-maps", code=2).output
     assert not (run / "evaluation.json").exists()
-    assert "Toy, best on val" in invoke("evaluate", run, "--choose-nms").output
+    assert "Parts, best on val" in invoke("evaluate", run, "--choose-nms").output
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["models"][0]["parameters"] == sum(
         weight.numel() for weight in build_model(build(Experiment, evaluation["experiment"], "x")).parameters()
     )
     source = ("--features", planted / "vgg_rgb_features.hdf5", "--video", next(iter(_videos(planted))))
     told = json.loads(invoke("predict", run, *source, "--query", "a person opens the door", "--json").stdout)
-    assert len(told["queries"][0]["moments"]) == 4
+    assert len(told["queries"][0]["moments"]) == 5  # the best of its 8 parts
     assert "a clip is" not in invoke("predict", run, *source, "--query", "a person opens the door").stdout
 
     out = tmp_path / "exported"
-    assert "model.name=toy has no graph" in invoke("export", run, "--out", out, "--torch-export", code=2).output
+    assert "model.name=parts has no graph" in invoke("export", run, "--out", out, "--torch-export", code=2).output
     invoke("export", run, "--out", out)
-    assert "A Toy model (`model.name: toy`)" in (out / "README.md").read_text()
+    assert "A Parts model (`model.name: parts`)" in (out / "README.md").read_text()
     assert "clips" not in (out / "README.md").read_text().partition("## Limits")[2]
     features = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
     for window in (None, 10.0):
@@ -349,7 +369,7 @@ def test_evaluate_predict_export_load_report(run: Path, planted: Path, tmp_path:
     shown = invoke("report", run)
     assert "not shown" not in shown.output  # it has no score map, which is no fault
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
-    assert "Toy, chosen on val" in page
+    assert "Parts, chosen on val" in page
 
 
 def _videos(planted: Path) -> list[str]:
@@ -362,20 +382,20 @@ def _videos(planted: Path) -> list[str]:
 def test_a_checkpoint_of_a_family_that_is_not_here(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(families.ENVIRONMENT)
     line = invoke("evaluate", run, code=2).output
-    assert "model.name: 'toy' is no model family; known are cdn" in " ".join(line.split())
+    assert "model.name: 'parts' is no model family; known are cdn" in " ".join(line.split())
 
 
 def test_searched_against_cdn(tiny: Tiny, tmp_path: Path) -> None:
-    """On real Ray: worker processes find the toy by the environment that they inherit; SnAG reads sequences."""
+    """On real Ray: worker processes find the family by the environment that they inherit; SnAG reads sequences."""
     points = [
         {"model.name": "cdn", "model.map.layers": 1},
-        {"model.name": "toy", "model.width": 6},
+        {"model.name": "parts", "model.width": 6},
         {"model.name": "snag", "model.video.hidden": 8},
     ]
     plan = {"trials": 3, "keep": 3, "start_with": points, "early_stopping": {"name": "none"}}
     base = tiny(**{"train.epochs": 1, "model.map.dynamic_layers": 0, "data.sequence.length": 32})
     hidden = {"type": "categorical", "choices": [8, 16], "when": {"model.name": "snag"}}
-    three = {**BOTH, "model.name": {**NAMES, "choices": ["cdn", "toy", "snag"]}, "model.video.hidden": hidden}
+    three = {**BOTH, "model.name": {**NAMES, "choices": ["cdn", "parts", "snag"]}, "model.video.hidden": hidden}
     space, run = write_space(tmp_path, base, three, **plan), tmp_path / "run"
     SearchSpace.model_validate(read_mapping(space), strict=False)
     command = [sys.executable, "-m", "cdn_tune", "search", str(space), "--run", str(run)]
@@ -384,16 +404,16 @@ def test_searched_against_cdn(tiny: Tiny, tmp_path: Path) -> None:
     entries = read_record(run).entries
     assert [(entry.params["model.name"], entry.state.name) for entry in entries] == [
         ("cdn", "COMPLETE"),
-        ("toy", "COMPLETE"),
+        ("parts", "COMPLETE"),
         ("snag", "COMPLETE"),
     ]
     kept = {load_checkpoint(path).experiment.model.name for path in (run / "best").glob("*/checkpoint.pt")}
-    assert kept == {"cdn", "toy", "snag"}
+    assert kept == {"cdn", "parts", "snag"}
     assert "width" in invoke("leaderboard", run).output
     invoke("report", run)
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("parts")
 def test_batches_of_videos_need_a_family_that_knows_them(tiny: Tiny) -> None:
-    with pytest.raises(ConfigError, match=r"train\.batch_of=videos: model\.name=toy does not tell which queries"):
-        tiny(**{"model.name": "toy", "train.batch_of": "videos"})
+    with pytest.raises(ConfigError, match=r"train\.batch_of=videos: model\.name=parts does not tell which queries"):
+        tiny(**{"model.name": "parts", "train.batch_of": "videos"})

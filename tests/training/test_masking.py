@@ -45,6 +45,15 @@ MASKING = Masking({"HF_TOKEN": HUSH, "AWS_REGION": "eu-west-1", "PWD": "/tmp"}, 
         "got Bearer hushhushhush.hush",
         f"it said {HUSH} and went on",
         "it said hush%2FHush%2B99",
+        "token: |\n  hush\n\n  hush",
+        "  my_token: >-  # folded\r\n   hush\r\n     hush",
+        "- 'api_key': |2\n    hush\n   hush",
+        "INFO: read password: |+\n hush",
+        "password:\n  hush",
+        "password: 'a\n  hush'",
+        "credentials:\n  user:\n    name: hush",
+        "passwords:\n- hush\n- hush",
+        "token: |\n  " + "x" * 5000 + "\n  hush",
         "-----BEGIN RSA PRIVATE KEY-----\nhush\n-----END RSA PRIVATE KEY-----",
         "-----BEGIN PRIVATE KEY-----\nhush",
         "hush\n-----END OPENSSH PRIVATE KEY-----\nrest",
@@ -93,6 +102,13 @@ def test_secrets_that_show_by_their_form_alone(secret: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert MASKING.text(text) == text
+
+
+def test_what_follows_a_secret_of_several_lines_stays() -> None:
+    text = "a: |\n  text\n- token: |\n    hush\n\n      hush\n  user: me\n- token: x\npasswords:\n- hush\nb: 1"
+    assert MASKING.text(text) == (
+        "a: |\n  text\n- token: ***\n    ***\n\n      ***\n  user: me\n- token: ***\npasswords:\n***\nb: 1"
+    )
 
 
 def test_the_user_and_the_home_folder() -> None:
@@ -150,7 +166,21 @@ def test_urls_alone() -> None:
 
 def test_long_lines_are_left_out_and_odd_ones_come_to_an_end() -> None:
     assert MASKING.text("x" * 5000 + "\nshort") == "(a line of 5,000 characters)\nshort"
-    for odd in ("=a://:", "--a-a-a", "password:", "://a:", "eyJ-", "'\"", "a=", "-----BEGIN PRIVATE KEY", "/home/"):
+    for odd in (
+        "=a://:",
+        "--a-a-a",
+        "password:",
+        "://a:",
+        "eyJ-",
+        "'\"",
+        "a=",
+        "-----BEGIN PRIVATE KEY",
+        "/home/",
+        "- ",
+        " ",
+        "token: |",
+        "- token: |\n ",
+    ):
         MASKING.text((odd * 4000)[:4000] + "\n" + odd * 100)  # the time limit of tests is the check
 
 

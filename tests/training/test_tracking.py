@@ -5,22 +5,30 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cdn_tune.config import Experiment
 from cdn_tune.config.tracking import TrackingConfig
+from cdn_tune.distributed.train_run import train_run
 from cdn_tune.errors import ConfigError
 from cdn_tune.training.object_store.working_copy import place_of, working_copy
 from cdn_tune.training.reports import EpochReport
+from cdn_tune.training.runs.files import write_json
 from cdn_tune.training.runs.records import METRICS
+from cdn_tune.training.runs.run_folder import read_manifest
 from cdn_tune.training.tracking import mlflow_store
+from cdn_tune.training.tracking.client_settings import SETTINGS, client_settings
 from cdn_tune.training.tracking.mlflow_store import MlflowStore
 from cdn_tune.training.tracking.tracked_run import STATUS, Point, TrackedRun, points
 from cdn_tune.training.tracking.tracker import Tracker
+from cdn_tune.training.tracking.train_tracking import TrainTracking
 from tests.mlflow_server import Mlflow, mlflow_server
 from tests.object_store import Store
 
@@ -70,7 +78,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sqlite(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingConfig:
     """An experiment in that store."""
     monkeypatch.chdir(tmp_path)
-    for name, value in mlflow_store._SETTINGS.items():
+    for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
     return TrackingConfig(mlflow=f"sqlite:///{database}", experiment=tmp_path.name)
 
@@ -91,6 +99,9 @@ def test_runs_are_logged_once_whoever_goes_on(sqlite: TrackingConfig, tmp_path: 
     first = Tracker(sqlite, "abc")
     first.offer([search(), trial(tmp_path / "0", 1)])
     assert "MLflow: sqlite" in first.close([search(), trial(tmp_path / "0", 2)], {}, LONG)
+    for state, status in (("failed", "FAILED"), ("running", "RUNNING")):  # it goes on
+        Tracker(sqlite, "abc").close([search(1, state)], {}, LONG)
+        assert logged(sqlite)["a search"].info.status == status
     ends = [search(2, "complete"), trial(tmp_path / "0", 4, "complete"), trial(tmp_path / "1", 1, "pruned", "trial 1")]
     for _ in range(2):  # the second finds everything there
         again = Tracker(sqlite, "abc")
@@ -177,6 +188,32 @@ def test_what_was_offered_meanwhile_is_logged_once_it_answers(
     assert len(warnings[0].getMessage()) < 400
 
 
+def test_the_process_has_its_own_settings_again(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook that uses MLflow for itself: its variables, and the levels of its loggers."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    before, loggers = dict(os.environ), [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    levels = [logger.level for logger in loggers]
+    seen: list[dict[str, str]] = []
+
+    def connect(*_: object) -> Any:
+        client_settings.silence()
+        seen.append(dict(os.environ))
+        assert [logger.level for logger in loggers] == [logging.ERROR] * 2
+        return Absent(0)
+
+    with client_settings:  # of another tracker
+        tracker = Tracker(TrackingConfig(mlflow="http://host"), "abc", connect=connect)
+        tracker.close([search()], {}, LONG)
+        tracker._thread.join(LONG)
+        assert dict(os.environ) == seen[0], "the other one is at work"
+    assert tracker.is_complete
+    assert seen[0] == {**SETTINGS, **before}
+    assert dict(os.environ) == before
+    assert [logger.level for logger in loggers] == levels
+
+
 def test_nothing_waits_for_one_that_hangs(installed: None) -> None:
     hanging, free = threading.Event(), threading.Event()
 
@@ -214,7 +251,7 @@ def test_a_server_that_fails_in_every_way(
     mlflow_server: Mlflow, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the real one: refused, 500, a page in place of an answer, and too slow; then everything is there, once."""
-    for name, value in mlflow_store._SETTINGS.items():
+    for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     monkeypatch.setattr("cdn_tune.training.tracking.tracker._FIRST_PAUSE", 0.1)
@@ -262,3 +299,23 @@ def test_records_of_a_trial_on_an_object_store_are_read_there(store: Store, tmp_
     trial(tmp_path / "0", 2)
     place.store.write(f"trials/0003/{METRICS}", (tmp_path / "0" / METRICS).read_bytes())
     assert [epoch["epoch"] for epoch in mlflow_store._records(folder)] == [1, 2]
+
+
+@pytest.mark.parametrize("begun_before", [False, True])
+def test_the_id_of_a_training_is_on_the_store_before_it_is_logged(
+    begun_before: bool, store: Store, tiny: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever goes on with one that was killed, on another machine too, logs it as the same run."""
+    named: list[str] = []
+    monkeypatch.setattr(Tracker, "__init__", lambda _, config, run_id: named.append(run_id))  # noqa: ARG005
+    url, experiment = store.url(), tiny(**{"tracking.mlflow": "http://host"})
+    if begun_before:  # by a version that gave no id to trainings that were not logged
+        with train_run(experiment, Path(url)) as run:
+            manifest = read_manifest(run.folder)
+            del manifest["run_id"]
+            write_json(run.folder / "manifest.json", manifest)
+    with train_run(experiment, Path(url)) as run:
+        place = place_of(run.folder)
+        assert place is not None
+        TrainTracking(experiment, run.folder)
+        assert json.loads(place.store.read("manifest.json") or b"")["run_id"] == named[0]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cdn_tune.config.tracking import TrackingConfig
-from cdn_tune.training.tracking.mlflow_store import _SETTINGS
+from cdn_tune.training.tracking.client_settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "how-to" / "tracking.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_its_section_is_one() -> None:
 
 
 def test_settings_are_as_told() -> None:
-    assert f"`MLFLOW_HTTP_REQUEST_TIMEOUT` ({_SETTINGS['MLFLOW_HTTP_REQUEST_TIMEOUT']} seconds here)" in PAGE
+    assert f"`MLFLOW_HTTP_REQUEST_TIMEOUT` ({SETTINGS['MLFLOW_HTTP_REQUEST_TIMEOUT']} seconds here)" in PAGE
     programs = {shlex.split(line)[0] for line in LINES}
     assert programs == {"pip", "cdn-tune", "mlflow", "tensorboard", "optuna-dashboard"}
 

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from cdn_tune.errors import CdnTuneError
 
+_NO_HOME = "Could not determine home directory"  # what pathlib says of ~no-such-user
 _MENDABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS, errno.ENOSPC}
 _LONGEST = 1000  # characters of an error's line, which may name a value of any length
 _FILE_WIDTH = 140  # of output that goes to no terminal
@@ -138,6 +139,11 @@ def one_line_errors() -> Iterator[None]:
             _internal(error)
         name = str(error.filename)[:200]
         print_note(f"error: {name}: {error.strerror}; give another path, or mend its permissions", "red")
+        raise typer.Exit(2) from None
+    except RuntimeError as error:
+        if not str(error).startswith(_NO_HOME):
+            _internal(error)
+        print_note("error: a path begins with ~ and the name of no user; write it out", "red")
         raise typer.Exit(2) from None
     except Exception as error:
         _internal(error)

@@ -7,7 +7,7 @@ such as logs, in which a secret may stand anywhere. Rather too much is masked th
 import getpass
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,10 @@ _NAME = re.compile(
 )
 _QUOTED = r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'"
 _WORD, _REST = re.compile(rf"{_QUOTED}|[\"'][^\n]*|\S+"), re.compile(rf"{_QUOTED}|\S[^\n]*")
+# A line of YAML that begins with a key, the value of which goes on in the lines that are indented more; a line of any
+# text that ends as one does whose value begins in the next line.
+_KEY = re.compile(r"(?P<lead>[ \t]*(?:-[ \t]+)*)[\"']?(?P<name>[A-Za-z_][\w.-]*)[\"']?[ \t]*:(?:\s|$)")
+_OPENS = re.compile(r":[ \t]+[|>][-+\d]{0,2}[ \t]*(?:#.*)?\r?$")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 # What shows by its form: keys of clouds and of hosts of code and of models, signed tokens.
 _FORMS = re.compile(
@@ -82,7 +86,7 @@ class Masking:
         """Returns a text without secrets, control characters, and lines of more than 4,000 characters."""
         text = _UNSEEN.sub("", text)
         text = _END_OF_KEY.sub(MASK, _WHOLE_KEY.sub(MASK, text))
-        text = "\n".join(map(_line, text.split("\n")))
+        text = "\n".join(map(_line, _masked_blocks(text.split("\n"))))
         for value in self._values:
             text = text.replace(value, MASK)
         text = masked_urls(text)
@@ -121,6 +125,29 @@ def is_secret(name: str) -> bool:
 
 def _line(line: str) -> str:
     return line if len(line) <= _LONGEST else f"(a line of {len(line):,} characters)"
+
+
+def _masked_blocks(lines: Iterable[str]) -> Iterator[str]:
+    """Yields lines; masked are those in which a secret's value in YAML goes on, be it a text, a list or a mapping."""
+    secret = None  # indentation of the key
+    for line in lines:
+        rest = line.lstrip(" \t")
+        indent = len(line) - len(rest)
+        if secret is not None and (not rest.strip() or indent > secret or (indent == secret and rest.startswith("- "))):
+            yield line[:indent] + MASK if rest.strip() else ""
+            continue
+        yield line
+        secret = _secret_indent(line[:_LONGEST])
+
+
+def _secret_indent(line: str) -> int | None:
+    """Returns the indentation of a secret's name whose value may go on in the next lines; None if there is none."""
+    key = _KEY.match(line)
+    if key is not None and is_secret(key["name"]):
+        return len(key["lead"])
+    if _OPENS.search(line) and any(is_secret(found["name"]) for found in _NAME.finditer(line)):  # after a log's prefix
+        return len(line) - len(line.lstrip(" \t"))
+    return None
 
 
 def _masked_pairs(text: str) -> str:

@@ -5,8 +5,6 @@ remembered here: whoever goes on, another process or another machine, finds it t
 """
 
 import importlib.util
-import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +15,7 @@ from cdn_tune.config.tracking import TrackingConfig
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.object_store.working_copy import place_of
 from cdn_tune.training.runs.records import METRICS, parse_metrics, read_metrics
+from cdn_tune.training.tracking.client_settings import client_settings
 from cdn_tune.training.tracking.tracked_run import Point, TrackedRun, plain_name, points
 
 if TYPE_CHECKING:
@@ -24,15 +23,6 @@ if TYPE_CHECKING:
 
 RUN, KEY, STEPS, STATE = "cdn_tune.run", "cdn_tune.key", "cdn_tune.steps", "cdn_tune.state"
 _PARENT = "mlflow.parentRunId"
-# Of the client, unless the environment has others: it gives up early, for it is asked again; it reports to nobody.
-_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_FILE_STORE": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 _ENTITIES, _PARAMS = 1000, 100  # metrics and tags, and parameters, that MLflow takes in one request
 _LONGEST = 500  # characters of a value
 _PAGE = 1000
@@ -57,7 +47,7 @@ class _Logged:
 
 
 class MlflowStore:
-    """The runs of one run folder in an experiment of MLflow's.
+    """The runs of one run folder in an experiment of MLflow's; is made and used under `client_settings`.
 
     Args:
         config: Where.
@@ -162,12 +152,9 @@ class MlflowStore:
 
 
 def _client(uri: str) -> "MlflowClient":
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    client_settings.silence()
     return MlflowClient(tracking_uri=uri)
 
 

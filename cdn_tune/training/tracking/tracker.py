@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cdn_tune.config.tracking import TrackingConfig
 from cdn_tune.data.files import brief
+from cdn_tune.training.tracking.client_settings import client_settings
 from cdn_tune.training.tracking.mlflow_store import MlflowStore, check_installed
 from cdn_tune.training.tracking.tracked_run import TrackedRun
 
@@ -16,6 +17,7 @@ _AWAY = re.compile("Max retries exceeded|timed out|Connection (refused|reset|abo
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts
 CLOSING_SECONDS = 60.0  # that the end of a run waits for what is missing
+LEAVING_SECONDS = 5.0  # the same of a run that was interrupted or has failed
 _TOLD = 3  # how often it is told that MLflow is away
 
 
@@ -81,6 +83,10 @@ class Tracker:
         self._offered.set()
 
     def _work(self) -> None:
+        with client_settings:
+            self._log()
+
+    def _log(self) -> None:
         store, pause = None, 0.0
         while True:
             if pause:
@@ -118,7 +124,8 @@ class Tracker:
 def add_files(config: TrackingConfig, run_id: str, key: str, files: Mapping[str, Path | str]) -> str | None:
     """Uploads files to a run that is logged; returns a line that tells why not, if so."""
     try:
-        MlflowStore(config, run_id).add(key, files)
+        with client_settings:
+            MlflowStore(config, run_id).add(key, files)
     except Exception as error:  # as above
         return f"{_fault(config, error)}; not there: {', '.join(files)}"
     return None

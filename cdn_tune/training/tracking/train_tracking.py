@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cdn_tune.config import Experiment, keys
+from cdn_tune.training.object_store.sync import push_run
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import BEST
 from cdn_tune.training.runs.records import read_metrics
@@ -25,10 +26,11 @@ class TrainTracking:
 
     def __init__(self, experiment: Experiment, run: Path) -> None:
         self._experiment, self._run = experiment, run
+        if read_manifest(run).get("run_id") is None:  # begun by an earlier version
+            record_in_manifest(run, "run_id", secrets.token_hex(8))
+            push_run(run)
         self._manifest = read_manifest(run)
-        run_id = str(self._manifest.get("run_id") or secrets.token_hex(8))
-        record_in_manifest(run, "run_id", run_id)
-        self._tracker = Tracker(experiment.tracking, run_id)
+        self._tracker = Tracker(experiment.tracking, self._manifest["run_id"])
 
     def report(self, done: EpochReport) -> None:
         """Offers the training after an epoch."""

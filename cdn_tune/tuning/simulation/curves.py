@@ -20,7 +20,7 @@ from pydantic import Field
 
 from cdn_tune.config import Parameter, build
 from cdn_tune.config.keys import Frozen
-from cdn_tune.config.space import Choice
+from cdn_tune.config.parameters import Choice
 from cdn_tune.data.files import parse_json, written_whole
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.runs.records import read_metrics
