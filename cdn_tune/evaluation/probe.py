@@ -168,8 +168,8 @@ def _result(
         counted = np.isfinite(passes[name])
         columns += [np.where(counted, own, np.nan), np.where(counted, blind, np.nan), passes[name]]
     values = np.concatenate(columns, axis=1)
-    with np.errstate(invalid="ignore"):
-        whole = np.nansum(values, axis=0) / np.isfinite(values).sum(axis=0)
+    counting = [column[np.isfinite(column)] for column in values.T]
+    whole = np.array([column.mean() if len(column) else np.nan for column in counting])
     means = np.concatenate([whole[None], cluster_means(values, videos, resamples, seed)])
     parts = np.split(means, len(columns), axis=1)
     probes = {

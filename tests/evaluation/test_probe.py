@@ -1,4 +1,4 @@
-"""Probes of trained models: one that ignores the frames is warned of wherever it is shown, one that sees them is not."""
+"""Probes of trained models: one that ignores frames is warned of wherever it is shown, one that sees them is not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import cdn_tune
 from cdn_tune.cli import app
 from cdn_tune.config import Experiment, override
+from cdn_tune.data.dataset import load_split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.probes import PROBES
 from cdn_tune.errors import RunError
@@ -26,10 +27,12 @@ from cdn_tune.evaluation.probe import probe_run
 from cdn_tune.evaluation.probe_file import TITLES, VERDICTS, ProbeFile, read_probe
 from cdn_tune.model import families
 from cdn_tune.report.page import Builder
+from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.reports import ignore
-from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
+from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, describe_run, locked
 from cdn_tune.training.train_trial import train_in
+from tests.report.test_families import CASES
 
 Tiny = Callable[..., Experiment]
 WORDS = ("opens", "closes", "lifts", "drops")
@@ -149,6 +152,23 @@ def test_a_model_that_sees_is_not(run: Callable[[str], Path], tmp_path: Path) ->
     assert "> **probe" not in card
 
 
+@pytest.mark.parametrize("family", ["cdn", "tan", "mmn", "snag"])
+def test_every_family_is_probed(tiny: Tiny, tmp_path: Path, family: str) -> None:
+    experiment, run = tiny(**CASES[family][0]), tmp_path / "run"
+    with locked(run):
+        claim(run, describe_run("train", experiment, fingerprint(experiment.data)), {})
+    content = {"model": build_model(experiment).state_dict(), "epoch": 1, "val": {"R1@0.5": 0.0}, "planted": True}
+    save_checkpoint(run / BEST, experiment, content)
+    found = probe_run(run, None, Request(resamples=50))
+    val = load_split(experiment.data, "val", experiment.model.inputs.sequences)
+    wanted = evaluate_split(load_checkpoint(run / BEST).model, val, experiment.eval).metrics
+    assert found["metrics"] == {name: wanted[name] for name in found["metrics"]} != {}
+    for probe, each in found["probes"].items():
+        assert set(each["metrics"]) == set(found["metrics"])
+        assert (each["queries"] == len(val)) or probe == "time_shifted"
+    assert len({each["metrics"]["mIoU"] for each in found["probes"].values()}) > 1
+
+
 def test_a_model_that_knows_nothing_has_nothing_to_lose(run: Callable[[str], Path]) -> None:
     folder = run("seeing")
     experiment = override(cdn_tune.open_run(folder).experiment.plain(), {}, "x")
@@ -156,7 +176,7 @@ def test_a_model_that_knows_nothing_has_nothing_to_lose(run: Callable[[str], Pat
     save_checkpoint(folder / "checkpoints" / "best.pt", experiment, content)
     found = ProbeFile.model_validate(probe_run(folder))
     assert {each.verdict for name, each in found.probes.items() if name != "time_shifted"} == {"none"}
-    assert list(found.warnings())[0].startswith("probe: val R1@0.5 is not surely above the query-blind list (")
+    assert next(iter(found.warnings())).startswith("probe: val R1@0.5 is not surely above the query-blind list (")
 
 
 def test_the_numbers_are_those_of_the_evaluation_and_the_same_each_time(run: Callable[[str], Path]) -> None:
