@@ -84,6 +84,8 @@ class ProbeFile(_Entries):
 
     def warnings(self) -> Iterator[str]:
         """Yields what to beware of, a line each."""
+        if self.data_changed:
+            yield f"probe: not on the data of the run: {', '.join(self.data_changed)} changed since"
         ends = self.advantage.intervals.get(self.metric)
         if ends is None or ends[0] <= 0:
             yield f"probe: val {self.metric} is not surely above the query-blind list{_range(ends, sign=True)}"
