@@ -69,7 +69,7 @@ class ProbeFile(_Entries):
 
     checkpoint: str
     epoch: int
-    metric: str
+    metric: Annotated[str, Field(pattern=r"^\S{1,100}$")]
     queries: int
     videos: int
     metrics: dict[str, Number]
