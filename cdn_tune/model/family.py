@@ -207,7 +207,7 @@ class MomentModel(nn.Module):
         return Pictures()
 
     def rows(self, output: Any, *inputs: Tensor) -> tuple[Rows, ...]:  # noqa: ARG002 - for families that have some
-        """Returns what the report draws along the timeline, of the output of these inputs of `forward`; none by default.
+        """Returns what the report draws along the timeline, for the output of these inputs; none by default.
 
         Frame attention, which `pictures` has, is drawn without this.
         """

@@ -12,11 +12,12 @@ from urllib.parse import quote
 from cdn_tune.data.video_names import match_names
 from cdn_tune.errors import CdnTuneError, ConfigError, DataError
 
-FRAMES = 12  # of a video
+FRAMES = 8  # of a video
 VIDEOS = 60  # whose frames are shown, at most
 BYTES = 3_000_000  # of all frames as JPEG, at most
 _HEIGHT, _WIDTHS = 72, (40, 160)  # pixels of a frame: its height; the narrowest and the widest
 _QUALITY = 60  # of the JPEG
+_PLAYED = (".mp4", ".m4v", ".webm")  # containers that browsers know; whether they know the codec is another matter
 _NAMED = 5  # unreadable videos that are named, at most
 _APART = 0.1  # of the annotated duration: a video that is longer or shorter is another one
 
@@ -66,8 +67,8 @@ def collect_footage(folder: Path, durations: Mapping[str, float], wanted: Sequen
     from cdn_tune.data.videos.decode import find_videos
 
     stems: dict[str, Path] = {}
-    for path in find_videos([str(folder)]):
-        stems.setdefault(path.stem, path)  # of one stem the first, in the order of their names
+    for path in sorted(find_videos([str(folder)]), key=lambda path: path.suffix.lower() not in _PLAYED):
+        stems.setdefault(path.stem, path)  # of one stem the first that plays, in the order of their names
     others = match_names(durations, stems)
     files = {name: stems.get(name) or stems.get(others.get(name, "")) for name in durations}
     paths = {name: path for name, path in files.items() if path is not None}

@@ -55,6 +55,12 @@ def test_names_may_differ_in_case_and_suffix(tmp_path: Path) -> None:
     assert list(found.paths) == ["s13-d21.avi"]
 
 
+def test_of_one_name_the_file_that_browsers_play(tmp_path: Path) -> None:
+    for suffix in (".avi", ".webm", ".wmv"):
+        (tmp_path / f"a{suffix}").write_bytes(b"")
+    assert collect_footage(tmp_path, {"a": 2.0}, [], 60.0).paths == {"a": tmp_path / "a.webm"}
+
+
 def test_what_cannot_be_shown_is_told_in_few_lines(tmp_path: Path) -> None:
     for number in range(9):
         (tmp_path / f"bad{number}.mp4").write_bytes(b"not a video" * 99)
