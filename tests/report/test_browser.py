@@ -45,17 +45,23 @@ def file(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def filmed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of the same run, with a video that plays, one that does not, and others that are missing."""
+def films(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of the run that plays and one that does not; others are missing."""
     pytest.importorskip("av")
     folder = tmp_path_factory.mktemp("films <&> é")
     shown = {query.video: query.duration for query in recorded_predictions(run / "predictions.jsonl").queries}
     plays, broken = list(shown)[:2]
     write_clip(folder / f"{plays}.mp4", shown[plays], rate=4)
     (folder / f"{broken}.avi").write_bytes(b"not a video" * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def filmed(run: Path, films: Path) -> Path:
+    """The page of the same run with its videos."""
     path = run / "filmed" / "index.html"
     path.parent.mkdir()
-    path.write_text(Builder(run, videos=folder, place=path.parent).build(1.78e9).html, encoding="utf-8")
+    path.write_text(Builder(run, videos=films, place=path.parent).build(1.78e9).html, encoding="utf-8")
     return path
 
 
@@ -236,6 +242,23 @@ def test_a_moment_is_played_and_a_frame_leads_there(opened: Opened, filmed: Path
     assert not page.evaluate(f"{VIDEO}.ended")
     assert opened.faults == []
     assert {url.partition(":")[0] for url in opened.requests} <= {"file", "data", "blob"}
+
+
+def test_a_served_page_plays_its_videos(opened: Opened, run: Path, films: Path) -> None:
+    with open_server(LiveReport(run, views=0, videos=films)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            page = opened.go(f"http://127.0.0.1:{server.server_address[1]}/")
+            page.locator("#query-list button").nth(2).click()
+            wait_for(lambda: page.evaluate(f"{VIDEO}.readyState >= 2 && {NOW} > 1"), 60)
+            late = 0.8 * page.evaluate(f"{VIDEO}.duration")
+            page.evaluate(f"{NOW} = {late}")  # needs a part of the file
+            wait_for(lambda: page.evaluate(f"!{VIDEO}.seeking && {NOW} >= {late - 0.3}"), 60)
+            assert opened.faults == []
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_video_that_does_not_play_says_so(opened: Opened, filmed: Path) -> None:

@@ -108,6 +108,24 @@ def test_what_people_wrote_is_text(html: str) -> None:
     assert "hush" not in html
 
 
+def test_a_hostile_query_among_the_mistakes_is_text(make_run: MakeRun, tiny: Tiny) -> None:
+    run = make_run(tiny(), trials=3, queries=5)
+    path = run / "predictions.jsonl"
+    first, *rest = path.read_text(encoding="utf-8").split("\n")
+    moments = [[0, 0.001, 0.99]]
+    path.write_text("\n".join([json.dumps({**json.loads(first), "moments": moments}), *rest]), encoding="utf-8")
+    html = Builder(run, views=0).build(NOW).html
+    assert '<a href="#query" data-at="0">&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;' in html
+    assert html.count("<script") == 3
+
+
+def test_a_folder_without_videos_leaves_the_rest(make_run: MakeRun, tiny: Tiny, tmp_path: Path) -> None:
+    page = Builder(make_run(tiny(), trials=3, queries=5), views=0, videos=tmp_path).build(NOW)
+    assert [notice for notice in page.notices if notice.startswith("videos are not shown: ")] == list(page.notices)
+    assert len(data_of(page.html)["queries"]["id"]) == 5
+    assert "media-src" not in page.html
+
+
 def test_scripts_are_those_of_the_policy(html: str) -> None:
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy
@@ -115,6 +133,7 @@ def test_scripts_are_those_of_the_policy(html: str) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"sha256-{digest}" in policy[1].replace("&#43;", "+")
     assert "connect-src &#39;none&#39;" in policy[1]
+    assert "media-src" not in policy[1]  # there are no videos
     assert not re.search(r'(?:src|href)="(?:https?:)?//', html)
 
 

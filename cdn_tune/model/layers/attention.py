@@ -79,7 +79,7 @@ class Attention(nn.Module):
         each = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)  # values that tell the keys apart
         values = each.repeat(1, self.heads).expand(len(keys), -1, -1)  # [B, S, H S], the same of every head
         mixed = global_attention(queries, keys, values, key_mask, self.heads)  # [B, T, H S]
-        return mixed.unflatten(2, (self.heads, -1)).mean(dim=2)
+        return mixed.reshape(*mixed.shape[:2], self.heads, -1).mean(dim=2)
 
 
 def global_attention(

@@ -207,7 +207,7 @@ class SnAG(MomentModel):
         sizes = [size - 1 for size in pyramid.sizes]
         weights = self.fusion.weights(pyramid.features, pyramid.mask, text, text_mask)[:, : sizes[0]]  # [N, P_0, L']
         weights = weights * pyramid.mask[:, : sizes[0], None]
-        scores = (torch.sigmoid(output.logits.float()) * output.mask).split(sizes, dim=1)
+        scores = torch.split(torch.sigmoid(output.logits.float()) * output.mask, sizes, dim=1)
         begin, step = output.times.unbind(1)
         seconds = torch.stack([begin, begin + sizes[0] * self.config.video.stride * step], dim=1)
         levels = tuple(f"level {level + 1}" for level in range(len(sizes)))

@@ -29,8 +29,8 @@ function makePlayer(data, at) {
   const tell = () => {
     const now = video.currentTime;
     if (stop !== null && now >= stop) {
+      if (now < stop + 2) video.pause(); // else somebody has gone on to a later time
       stop = null;
-      video.pause();
     }
     const inside = [within(now, truth) && "the annotated moment", first && within(now, first) && "answer #1"].filter(Boolean);
     told.textContent = `${clock(now)}${inside.length ? ` · in ${inside.join(" and ")}` : ""}`;
