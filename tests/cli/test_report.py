@@ -51,6 +51,8 @@ def test_out_names_the_file(run: Path, tmp_path: Path) -> None:
         (["--out", "."], "is a folder"),
         (["--serve", "--out", "x.html"], "drop --out"),
         (["--port", "8000"], "add --serve"),
+        (["--videos", "absent"], "--videos absent: is no folder"),
+        (["--videos", "thesis.html"], "--videos thesis.html: is no folder"),
     ],
 )
 def test_bad_arguments_write_nothing(

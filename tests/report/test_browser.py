@@ -12,10 +12,12 @@ import pytest
 
 from cdn_tune.config import override
 from cdn_tune.report import serve
+from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.report.page import Builder
 from cdn_tune.report.serve import LiveReport, open_server
 from tests.browser import CHROMIUM, browsing
 from tests.conftest import TINY
+from tests.report.clips import write_clip
 from tests.tuning.clusters import wait_for
 
 pytest.importorskip("playwright.sync_api")
@@ -39,6 +41,27 @@ def run(make_run: Any, planted: Path) -> Path:
 def file(run: Path) -> Path:
     path = run / "report.html"
     path.write_text(Builder(run).build(1.78e9).html, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def films(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of the run that plays and one that does not; others are missing."""
+    pytest.importorskip("av")
+    folder = tmp_path_factory.mktemp("films <&> é")
+    shown = {query.video: query.duration for query in recorded_predictions(run / "predictions.jsonl").queries}
+    plays, broken = list(shown)[:2]
+    write_clip(folder / f"{plays}.mp4", shown[plays], rate=4)
+    (folder / f"{broken}.avi").write_bytes(b"not a video" * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def filmed(run: Path, films: Path) -> Path:
+    """The page of the same run with its videos."""
+    path = run / "filmed" / "index.html"
+    path.parent.mkdir()
+    path.write_text(Builder(run, videos=films, place=path.parent).build(1.78e9).html, encoding="utf-8")
     return path
 
 
@@ -194,6 +217,68 @@ def test_a_hostile_query_is_only_text(opened: Opened, file: Path) -> None:
     assert opened.faults == []
 
 
+VIDEO = "document.querySelector('#query video')"
+NOW = f"{VIDEO}.currentTime"
+
+
+def test_a_moment_is_played_and_a_frame_leads_there(opened: Opened, filmed: Path) -> None:
+    page = opened.go(filmed.as_uri())
+    page.locator("#query-list button").nth(2).click()
+    wait_for(lambda: page.evaluate(f"{VIDEO}.readyState >= 2"), 60)
+    told = page.locator("#query .lanes .told").nth(2).inner_text()  # after those of the frames and the truth
+    start, end = told.partition(" s ")[0].split(" \u2013 ")
+    first = float(start), float(end)
+    wait_for(lambda: page.evaluate(NOW) == pytest.approx(first[0], abs=0.06), 60)  # there it begins
+    frames = page.locator("#query .frames button")
+    assert frames.count() == 8
+    frames.nth(7).click()
+    assert page.evaluate(NOW) > 0.9 * page.evaluate(f"{VIDEO}.duration")
+    frames.nth(7).press("ArrowLeft")
+    assert frames.nth(6).evaluate("frame => frame === document.activeElement")
+    page.locator("#query .lanes button.name").nth(1).press("Enter")  # plays the first answer
+    wait_for(lambda: page.evaluate(f"!{VIDEO}.paused"), 60)
+    page.evaluate(f"{VIDEO}.currentTime = {first[1] + 0.05}")
+    wait_for(lambda: page.evaluate(f"{VIDEO}.paused"), 60)  # at its end
+    assert not page.evaluate(f"{VIDEO}.ended")
+    assert opened.faults == []
+    assert {url.partition(":")[0] for url in opened.requests} <= {"file", "data", "blob"}
+
+
+def test_a_served_page_plays_its_videos(opened: Opened, run: Path, films: Path) -> None:
+    with open_server(LiveReport(run, views=0, videos=films)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            page = opened.go(f"http://127.0.0.1:{server.server_address[1]}/")
+            page.locator("#query-list button").nth(2).click()
+            wait_for(lambda: page.evaluate(f"{VIDEO}.readyState >= 2 && {NOW} > 1"), 60)
+            late = 0.8 * page.evaluate(f"{VIDEO}.duration")
+            page.evaluate(f"{NOW} = {late}")  # needs a part of the file
+            wait_for(lambda: page.evaluate(f"!{VIDEO}.seeking && {NOW} >= {late - 0.3}"), 60)
+            assert opened.faults == []
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_video_that_does_not_play_says_so(opened: Opened, filmed: Path) -> None:
+    page = opened.go(filmed.as_uri())
+    videos = page.locator("#query-list .about").all_inner_texts()
+    other = next(at for at, text in enumerate(videos) if text.split(" · ")[0] != videos[0].split(" · ")[0])
+    page.locator("#query-list button").nth(other).click()
+    page.locator("#query .player p", has_text="does not play here").wait_for()
+    assert page.locator("#query .lanes button:enabled").count() == 0
+    assert page.locator("#query .lanes .span").count() == 6
+
+
+def test_a_mistake_leads_to_its_query(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    link = page.locator(".mistakes a").nth(3)
+    link.press("Enter")
+    assert page.locator("#query h3").inner_text() == link.inner_text()
+    assert page.locator(".mistakes ol").first.locator("li").count() == 10
+
+
 def test_the_theme_follows_the_system_and_the_button(opened: Opened, file: Path) -> None:
     page = opened.go(file.as_uri())
     ground = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
@@ -224,10 +309,11 @@ def test_a_figures_views_are_switched(opened: Opened, file: Path) -> None:
     [pytest.param("light", None, marks=pytest.mark.slow), ("dark", ["color-contrast"])],
     ids=["everything", "dark colours"],
 )
-def test_axe_finds_nothing_serious(opened: Opened, file: Path, scheme: str, rules: list[str] | None) -> None:
+def test_axe_finds_nothing_serious(opened: Opened, filmed: Path, scheme: str, rules: list[str] | None) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     opened.page.emulate_media(color_scheme=scheme)
-    page = opened.go(file.as_uri())
+    page = opened.go(filmed.as_uri())
+    assert page.locator("#query .frames button").count() == 8
     if rules is None:
         draw_all(page)
     page.locator("details").first.evaluate("details => { details.open = true; }")

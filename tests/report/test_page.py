@@ -19,8 +19,7 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import DataError, RunError
-from cdn_tune.evaluation.queries import QueryResult
-from cdn_tune.report.answers import choose_cases, recorded_predictions
+from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.report.page import Builder, check_target
 from tests.epochs import epoch_line
 
@@ -109,6 +108,24 @@ def test_what_people_wrote_is_text(html: str) -> None:
     assert "hush" not in html
 
 
+def test_a_hostile_query_among_the_mistakes_is_text(make_run: MakeRun, tiny: Tiny) -> None:
+    run = make_run(tiny(), trials=3, queries=5)
+    path = run / "predictions.jsonl"
+    first, *rest = path.read_text(encoding="utf-8").split("\n")
+    moments = [[0, 0.001, 0.99]]
+    path.write_text("\n".join([json.dumps({**json.loads(first), "moments": moments}), *rest]), encoding="utf-8")
+    html = Builder(run, views=0).build(NOW).html
+    assert '<a href="#query" data-at="0">&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;' in html
+    assert html.count("<script") == 3
+
+
+def test_a_folder_without_videos_leaves_the_rest(make_run: MakeRun, tiny: Tiny, tmp_path: Path) -> None:
+    page = Builder(make_run(tiny(), trials=3, queries=5), views=0, videos=tmp_path).build(NOW)
+    assert [notice for notice in page.notices if notice.startswith("videos are not shown: ")] == list(page.notices)
+    assert len(data_of(page.html)["queries"]["id"]) == 5
+    assert "media-src" not in page.html
+
+
 def test_scripts_are_those_of_the_policy(html: str) -> None:
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy
@@ -116,6 +133,7 @@ def test_scripts_are_those_of_the_policy(html: str) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"sha256-{digest}" in policy[1].replace("&#43;", "+")
     assert "connect-src &#39;none&#39;" in policy[1]
+    assert "media-src" not in policy[1]  # there are no videos
     assert not re.search(r'(?:src|href)="(?:https?:)?//', html)
 
 
@@ -129,7 +147,9 @@ def test_score_maps_are_the_models(run: Path, html: str, tiny: Tiny) -> None:
         scores = np.frombuffer(base64.b64decode(view["scores"]), dtype=np.uint8)
         assert scores.shape == (36,)
         assert scores.max() == 255
-        assert len(base64.b64decode(view["attention"])) == 2 * 16  # two steps over 16 frames
+        (attention,) = view["strips"]
+        assert (attention["title"], attention["names"]) == ("Frame attention", ["step 1", "step 2"])
+        assert [len(base64.b64decode(row)) for row in attention["rows"]] == [16, 16]  # frames
 
 
 def test_the_published_protocol_is_labelled(make_run: MakeRun, tiny: Tiny) -> None:
@@ -231,19 +251,6 @@ def test_predictions_are_read_as_written(run: Path) -> None:
     assert len(found.queries) == 30
     assert found.queries[0].moments[0][:2] == pytest.approx(found.queries[0].truth)
     assert all(len(query.moments) == 5 for query in found.queries)
-
-
-def test_cases_are_the_best_the_worst_and_those_in_the_middle() -> None:
-    ious = [0.1, 0.9, 0.5, 0.4, 0.6, 0.0, 1.0]
-    answer = ((0.0, 1.0, 0.5),)
-    queries = [QueryResult(str(at), "v", "q", 10.0, (0, 1), answer, iou, "test") for at, iou in enumerate(ious)]
-    cases = choose_cases(queries, 2, seed=0)
-    assert cases.best == [6, 1]
-    assert cases.worst == [5, 0]
-    assert cases.typical == [2, 3]  # the median is 0.5
-    assert len(set(cases.sample)) == 2
-    assert cases == choose_cases(queries, 2, seed=0)
-    assert cases.positions()[:3] == [5, 6, 2]
 
 
 def test_nothing_but_a_report_is_replaced(tmp_path: Path, html: str) -> None:
