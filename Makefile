@@ -26,6 +26,7 @@ test: $(STAMP)  ## Run the tests (minutes)
 
 test-all: $(STAMP)  ## Run all tests, the slow ones too (hours)
 	$(TEST)
+	CDN_TUNE_EXAMPLES=1000 $(PYTHON) -m pytest tests/tuning/test_virtual_search.py
 	$(PYTHON) -m pytest -m slow
 
 compat: $(STAMP)  ## Run selected tests with the oldest and the newest supported Ray and Optuna; writes a table

@@ -74,17 +74,17 @@ class StopAt:
 @pytest.mark.parametrize(
     "changes", [{}, EVERYTHING, {"train.precision": "bf16", "train.micro_batch": 3}, AUGMENTED, OF_VIDEOS]
 )
-@pytest.mark.parametrize("step", [1, 3, 7])
-def test_stopped_between_steps(tiny: Tiny, tmp_path: Path, step: int, changes: dict[str, Any]) -> None:
+def test_stopped_between_steps(tiny: Tiny, tmp_path: Path, changes: dict[str, Any]) -> None:
     experiment = tiny(**changes)
     train_in(experiment, tmp_path / "whole", ignore)
-    stop = StopAt(step)
-    with pytest.raises(KeyboardInterrupt):
-        train_in(experiment, tmp_path / "broken", ignore, stop.on_step, stop=stop)
-    told: list[int] = []
-    train_in(experiment, tmp_path / "broken", lambda report: told.append(report.epoch))
-    assert told == [1, 2, 3]
-    assert_same(tmp_path / "broken", tmp_path / "whole")
+    for step in (1, 3, 7):
+        folder, stop = tmp_path / f"stopped after {step}", StopAt(step)
+        with pytest.raises(KeyboardInterrupt):
+            train_in(experiment, folder, ignore, stop.on_step, stop=stop)
+        told: list[int] = []
+        train_in(experiment, folder, lambda report, told=told: told.append(report.epoch))
+        assert told == [1, 2, 3]
+        assert_same(folder, tmp_path / "whole")
 
 
 def test_discarded_between_steps(tiny: Tiny, tmp_path: Path) -> None:

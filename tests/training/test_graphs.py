@@ -31,7 +31,8 @@ Tiny = Callable[..., Experiment]
 GPU = World(device=torch.device("cuda", 0))
 # A rate, and shares of it while it rises, that float32 holds exactly, as graphs have them.
 EXACT = {"optim.lr": 2**-8, "optim.warmup_steps": 8, "train.batch_size": 5}
-TAN = {"model.name": "tan", "model.query": {"hidden": 8, "layers": 1}, "model.map": {"layers": 2, "kernel_size": 3}}
+SMALL = {"model.clips": 8, "model.hidden": 8, "model.map": {"layers": 2, "kernel_size": 3}}
+TAN = {"model.name": "tan", **SMALL, "model.query": {"hidden": 8, "layers": 1}}
 SWITCHES = {
     "model.cross_attention": {"layers": 1, "stem": 1, "heads": 2},
     "model.ends": "concat",
@@ -300,7 +301,7 @@ def test_padding_changes_nothing_where_steps_are_static(tiny: Tiny, name: str) -
         ({"train.batch_of": "videos"}, GPU, torch.float32, None),
         ({"model.contrastive": True}, GPU, torch.float32, None),
         ({"model.query": {"bidirectional": True, "read_padding": True}}, GPU, torch.float32, None),
-        ({"model.name": "mmn", "model.map": {"layers": 2, "kernel_size": 3}}, GPU, torch.float32, None),
+        ({"model.name": "mmn", **SMALL}, GPU, torch.float32, None),
     ],
     ids=["cpu", "workers", "fp16", "parts", "compiled", "off", "videos", "contrastive", "padding", "mmn"],
 )

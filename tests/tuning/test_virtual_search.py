@@ -50,7 +50,7 @@ RULES: list[dict[str, Any]] = [
 PAUSING = [rule for rule in RULES if "mode" in rule]
 KINDS = ("worker", "worker", "node", "unfit", "add", "recall", "fail", "vanish", "halt")
 FAULTS = st.builds(Fault, at=st.floats(0.0, 12.0), kind=st.sampled_from(KINDS), which=st.integers(0, 3))
-EXAMPLES = int(os.environ.get("CDN_TUNE_EXAMPLES", "1000"))  # scripts of each of the two random tests
+EXAMPLES = int(os.environ.get("CDN_TUNE_EXAMPLES", "300"))  # scripts of each of the three random tests
 MANY = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
