@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cdn_tune.data.mark import Mark
 from cdn_tune.errors import DataError
 
 Level = Literal["error", "warning", "info"]
@@ -39,7 +40,7 @@ class Report:
         root: The folder.
         dataset: Name of its layout; None if it is unknown.
         variant: Which edition of the dataset it is, if that is known.
-        planted: Whether it is planted data.
+        planted: Whether it is planted data, or drawn videos.
         quick: Whether features were sampled.
         splits: Per split, numbers of queries, videos and skipped entries.
         features: File, videos, videos checked, size, type, rows per second.
@@ -51,7 +52,7 @@ class Report:
     root: str
     dataset: str | None
     variant: str | None
-    planted: bool
+    planted: Mark
     quick: bool
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     features: dict[str, Any] = field(default_factory=dict)
