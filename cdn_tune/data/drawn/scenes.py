@@ -15,7 +15,7 @@ EVENTS = 5  # in a video
 FPS = 8  # frames per second; all times are whole frames
 LENGTH = (2.5, 5.0)  # seconds of an event
 PAUSE = (0.6, 2.0)  # seconds before, between and after events
-REPEATED = 0.4  # how often an event is one that the video has had already, so that only the order tells them apart
+AGAIN = 0.6  # how often what has happened before happens again where it can, so that only the order tells them apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +101,17 @@ def after(what: Happening, there: frozenset[Thing]) -> frozenset[Thing]:
 
 
 def _happenings(things: tuple[Thing, ...], there: frozenset[Thing], generator: np.random.Generator) -> list[Happening]:
+    """Returns what happens in order: all of it different, but for one that may happen again after something else."""
     found: list[Happening] = []
     while len(found) < EVENTS:
-        options = {verb: each for verb, each in possible(things, there).items() if each}
-        known = [what for each in options.values() for what in each if what in found[:-1] and what != found[-1]]
-        if known and generator.random() < REPEATED:
-            options = {"known": known}
-        choices = options[list(options)[int(generator.integers(len(options)))]]
-        what = choices[int(generator.integers(len(choices)))]
-        if not found or what != found[-1]:
-            found.append(what)
-            there = after(what, there)
+        next_ = possible(things, there).values()
+        again = [what for each in next_ for what in each if what in found[:-1]]
+        if again and len(set(found)) == len(found) and generator.random() < AGAIN:
+            options = [again]
+        else:
+            new = ([what for what in each if what not in found] for each in next_)
+            options = [each for each in new if each]  # never none: there are too few events for that
+        choices = options[int(generator.integers(len(options)))]
+        found.append(choices[int(generator.integers(len(choices)))])
+        there = after(found[-1], there)
     return found

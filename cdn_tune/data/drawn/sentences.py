@@ -43,7 +43,7 @@ def answers(sentence: Sentence, scene: Scene) -> list[Event]:
 
 
 def ask(scene: Scene, generator: np.random.Generator) -> list[tuple[Sentence, Event]]:
-    """Returns a sentence for each event that one can tell from the scene's others, with the event: its one answer."""
+    """Returns a sentence for each event of a scene, with the event: its one answer."""
     happenings = {event.what for event in scene.events}
     once = sorted((what for what in happenings if len(scene.times(what)) == 1), key=str)
     asked = []
@@ -52,6 +52,5 @@ def ask(scene: Scene, generator: np.random.Generator) -> list[tuple[Sentence, Ev
         if event.what in once and generator.random() < PLAIN:
             options = [Sentence(event.what)]
         options = [option for option in options if answers(option, scene) == [event]]
-        if options:
-            asked.append((options[int(generator.integers(len(options)))], event))
+        asked.append((options[int(generator.integers(len(options)))], event))
     return asked
