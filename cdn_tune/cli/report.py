@@ -21,8 +21,11 @@ def report(
         Path | None, Option(metavar="FILE", help="File to write.", show_default="RUN/report/index.html")
     ] = None,
     views: Annotated[
-        int, Option(min=0, help="Queries shown with score map and frame attention; 0: leave the model alone.")
+        int, Option(min=0, help="Queries shown with score map and attention; 0: leave the model alone.")
     ] = 60,
+    videos: Annotated[
+        Path | None, Option(metavar="DIR", help="Folder with the videos: to play them, frames along the timeline.")
+    ] = None,
     serve: Annotated[bool, Option("--serve", help="Serve it to this machine, kept live; Ctrl-C ends.")] = False,
     port: Annotated[
         int | None, Option(min=0, max=65535, help="Port of --serve; 0: any free one.", show_default=str(_PORT))
@@ -34,17 +37,26 @@ def report(
         raise ConfigError("--serve writes no file; drop --out FILE, or --serve")
     if not serve and port is not None:
         raise ConfigError("--port PORT is where --serve serves; add --serve, or drop --port")
+    if videos is not None and not videos.is_dir():
+        raise ConfigError(f"--videos {videos}: is no folder; name the one with the videos")
     run = local_run(run, models=views > 0, trials=True)
     if serve:
-        _serve(run, views, _PORT if port is None else port, open_)
+        _serve(run, views, _PORT if port is None else port, open_, videos)
         return
-    path = write_report(run, out, views)
+    path = write_report(run, out, views, videos)
     if open_:
         webbrowser.open(path.absolute().as_uri())
 
 
-def write_report(run: Path, file: Path | None = None, views: int | None = None) -> Path:
-    """Writes a run's report, to ``RUN/report/index.html`` if no file is given, prints its path, and returns it."""
+def write_report(run: Path, file: Path | None = None, views: int | None = None, videos: Path | None = None) -> Path:
+    """Writes a run's report, to ``RUN/report/index.html`` if no file is given, prints its path, and returns it.
+
+    Args:
+        run: The run folder.
+        file: Where it is written.
+        views: Queries shown with score map and attention; None: as many as by default.
+        videos: Folder with the videos, if they are at hand.
+    """
     from cdn_tune.report.page import REPORT, VIEWS, Builder, check_target
     from cdn_tune.training.object_store.lease import is_locked
     from cdn_tune.training.object_store.sync import push_run
@@ -54,7 +66,7 @@ def write_report(run: Path, file: Path | None = None, views: int | None = None) 
     path = file or run / REPORT
     check_target(path)
     with err.status("building the report"):
-        page = Builder(run, VIEWS if views is None else views).build()
+        page = Builder(run, VIEWS if views is None else views, videos=videos, place=path.parent).build()
     write_text(path, page.html)
     if file is None and not is_locked(run):
         push_run(path)
@@ -64,11 +76,11 @@ def write_report(run: Path, file: Path | None = None, views: int | None = None) 
     return path
 
 
-def _serve(run: Path, views: int, port: int, open_it: bool) -> None:
+def _serve(run: Path, views: int, port: int, open_it: bool, videos: Path | None) -> None:
     from cdn_tune.report.serve import HOST, LiveReport, open_server
 
     with err.status("building the report"):
-        report = LiveReport(run, views, warn)
+        report = LiveReport(run, views, warn, videos)
     with open_server(report, port) as server:
         url = f"http://{HOST}:{server.server_address[1]}/"
         print_line(f"report: {url}")

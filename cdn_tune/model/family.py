@@ -73,6 +73,23 @@ class Pictures(NamedTuple):
     attention: Tensor | None = None  # weights of the frames in every attention step [B, J, T]
 
 
+class Rows(NamedTuple):
+    """Values over the time of B queries' videos, a row of cells above the next: how an answer came about.
+
+    Attributes:
+        title: What they are, in a few words.
+        values: Per row, at least 0, of equal parts of the time [B, steps of the row]; what lies past a video's end is
+            left out.
+        names: Of the first rows; those after them are the query's words, in order.
+        seconds: Where the rows begin and end, float64 [B, 2]; None: with the video.
+    """
+
+    title: str
+    values: tuple[Tensor, ...]
+    names: tuple[str, ...] = ()
+    seconds: Tensor | None = None
+
+
 class Memory(NamedTuple):
     """Bytes that training takes beside weights and what the backward pass keeps.
 
@@ -188,6 +205,13 @@ class MomentModel(nn.Module):
     def pictures(self, output: Any) -> Pictures:  # noqa: ARG002 - for families that have some
         """Returns the pictures of an output; none by default."""
         return Pictures()
+
+    def rows(self, output: Any, *inputs: Tensor) -> tuple[Rows, ...]:  # noqa: ARG002 - for families that have some
+        """Returns what the report draws along the timeline, of the output of these inputs of `forward`; none by default.
+
+        Frame attention, which `pictures` has, is drawn without this.
+        """
+        return ()
 
     def encode(self, *video: Tensor) -> Any:
         """Returns encodings of V windows that `answer` takes, computed once for any number of queries.

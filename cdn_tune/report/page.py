@@ -9,6 +9,7 @@ import hashlib
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
 from importlib import resources
@@ -27,6 +28,7 @@ from cdn_tune.errors import RunError
 from cdn_tune.report.answers import Answers, base64_of, collect_answers
 from cdn_tune.report.course import course, sparkline
 from cdn_tune.report.figures import duration, number
+from cdn_tune.report.footage import Footage
 from cdn_tune.report.landscape import landscape
 from cdn_tune.report.record import RunRecord, read_record, stamp
 from cdn_tune.report.results import cards, tables
@@ -38,8 +40,9 @@ from cdn_tune.tuning.study.ranking import confirmed, ranking, trained, value_of
 
 REPORT = Path("report") / "index.html"
 GENERATOR = '<meta name="generator" content="cdn-tune'
-SCRIPTS = ("base.js", "table.js", "figures.js", "queries.js", "live.js")
+SCRIPTS = ("base.js", "table.js", "figures.js", "queries.js", "player.js", "live.js")
 VIEWS = 60
+VIDEO = "video/"  # URLs of a served page's videos begin so
 
 
 class Page(NamedTuple):
@@ -48,6 +51,7 @@ class Page(NamedTuple):
     html: str
     stamp: str  # of the record that it shows; see `record.stamp`
     notices: tuple[str, ...]  # what is missing in it, one line each
+    videos: tuple[Path, ...] = ()  # that a served page plays: `VIDEO` and their position here
 
 
 class Builder:
@@ -57,13 +61,25 @@ class Builder:
 
     Args:
         run: Folder of a train or search run.
-        views: Queries whose score map and frame attention are shown, at most; with 0 the model is not run.
-        seconds: That answering queries may take, and that the views may take; a notice names what is left out.
-        live: Whether the page polls its server for changes.
+        views: Queries whose score map and attention are shown, at most; with 0 the model is not run.
+        seconds: That each of answering queries, the views, and the frames of videos may take; a notice names what is
+            left out.
+        live: Whether the page polls its server for changes, and has the videos from there.
+        videos: Folder with the videos; None: they are not at hand.
+        place: Folder where the page will lie, from which it finds the videos; by default RUN/report.
     """
 
-    def __init__(self, run: Path, views: int = VIEWS, seconds: float = 30.0, live: bool = False) -> None:
+    def __init__(
+        self,
+        run: Path,
+        views: int = VIEWS,
+        seconds: float = 30.0,
+        live: bool = False,
+        videos: Path | None = None,
+        place: Path | None = None,
+    ) -> None:
         self._run, self._views, self._seconds, self._live = run, views, seconds, live
+        self._videos, self._place = videos, place or (run / REPORT).parent
         self._answers: tuple[str, Answers] | None = None
 
     def build(self, now: float | None = None) -> Page:
@@ -80,10 +96,15 @@ class Builder:
         record = read_record(self._run)
         key = "\n".join(line for line in stamp(self._run).splitlines() if line.startswith(("best", "pred", "eval")))
         if self._answers is None or self._answers[0] != key:
-            self._answers = key, collect_answers(record, self._views, self._seconds)
+            self._answers = key, collect_answers(record, self._views, self._seconds, self._videos)
         answers = self._answers[1]
         notices = (*record.notices, *answers.notices)
-        return Page(_render(record, answers, notices, now, state if self._live else None), state, notices)
+        footage = answers.footage or Footage()
+        links = footage.links(self._place)
+        if self._live:
+            links = {name: f"{VIDEO}{number}" for number, name in enumerate(footage.paths)}
+        html = _render(record, answers, links, notices, now, state if self._live else None)
+        return Page(html, state, notices, tuple(footage.paths.values()))
 
 
 def check_target(path: Path) -> None:
@@ -100,14 +121,21 @@ def check_target(path: Path) -> None:
                 raise RunError(f"{path}: exists and is no report of cdn-tune; choose another --out FILE")
 
 
-def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: float, state: str | None) -> str:
+def _render(
+    record: RunRecord,
+    answers: Answers,
+    links: Mapping[str, str],
+    notices: tuple[str, ...],
+    now: float,
+    state: str | None,
+) -> str:
     figures, parameters = course(record, now), landscape(record)
     scripts = "\n".join(_asset(name) for name in SCRIPTS)
     plotly, source = _plotly() if figures or parameters else ("", "")
     drawn = {
         each.id: {"views": each.views, "height": each.height, "width": each.width} for each in figures + parameters
     }
-    data = {"figures": drawn, "palette": base64_of(COLOURS), "queries": answers.plain()}
+    data = {"figures": drawn, "palette": base64_of(COLOURS), "queries": answers.plain(links)}
     counts: dict[str, int] = {}
     for trial in record.trials:
         counts[state_of(trial)] = counts.get(state_of(trial), 0) + 1
@@ -146,7 +174,7 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         space_name=SPACE,
         style=Markup(_asset("report.css")),  # noqa: S704  # our own file
         script=Markup(scripts),  # noqa: S704  # our own files
-        policy=_policy(scripts, source, live=state is not None),
+        policy=_policy(scripts, source, live=state is not None, plays=bool(links)),
         data=_packed(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)),
         plotly=plotly,
         state=state and hashlib.sha256(state.encode()).hexdigest(),
@@ -177,13 +205,20 @@ def _plotly() -> tuple[str, str]:
     return _packed(source), source
 
 
-def _policy(*scripts: str, live: bool) -> str:
-    """Returns the page's content security policy: its own scripts, by their hashes, and no request to other places."""
+def _policy(*scripts: str, live: bool, plays: bool) -> str:
+    """Returns the page's content security policy: its own scripts, by their hashes, and no request to other places.
+
+    Args:
+        scripts: As the page has them.
+        live: Whether it asks its server for changes.
+        plays: Whether it plays videos, from its server or from files.
+    """
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts if text]
     sources = " ".join(f"'sha256-{digest}'" for digest in hashes)
     connect = "'self'" if live else "'none'"
+    media = "" if not plays else "media-src 'self'; " if live else "media-src file:; "
     return (
-        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; {media}"
         f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
 

@@ -1,6 +1,12 @@
-"""A report that stays up to date while its run goes on: served to this machine only, built when it is requested."""
+"""A report that stays up to date while its run goes on: served to this machine only, built when it is requested.
+
+Of its videos, those on the page are served, by number; nothing else of the disk is.
+"""
 
 import hashlib
+import mimetypes
+import os
+import re
 import sys
 import threading
 import time
@@ -11,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from cdn_tune.errors import CdnTuneError, RunError
-from cdn_tune.report.page import VIEWS, Builder, Page
+from cdn_tune.report.page import VIDEO, VIEWS, Builder, Page
 from cdn_tune.report.record import stamp
 
 HOST = "127.0.0.1"
 _PAUSE = 2.0  # seconds between two builds, at least; more where building takes longer
 _SHARE = 4  # of the time that building may take: a quarter
 _ROOM = 32  # connections at a time
+_BLOCK = 1 << 18  # bytes of a video read at once
 _SECONDS = 20.0  # that a client may be silent
 
 
@@ -27,15 +34,22 @@ class LiveReport:
     Args:
         run: Folder of a train or search run.
         views: As for `Builder`.
+        videos: As for `Builder`.
         on_notice: Called with one line when the record could not be read; the page before is shown meanwhile.
 
     Raises:
         CdnTuneError: If the folder is no run.
     """
 
-    def __init__(self, run: Path, views: int = VIEWS, on_notice: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        views: int = VIEWS,
+        on_notice: Callable[[str], None] = lambda _: None,
+        videos: Path | None = None,
+    ) -> None:
         self._run, self.notice = run, on_notice
-        self._builder = Builder(run, views, live=True)
+        self._builder = Builder(run, views, live=True, videos=videos)
         self._lock = threading.Lock()
         self._took, self._built = 0.0, 0.0
         self._page = self._build()
@@ -50,6 +64,11 @@ class LiveReport:
                     self._built = time.monotonic()
                     self.notice(str(error).splitlines()[0])
             return self._page.html
+
+    def video(self, number: str) -> Path | None:
+        """Returns the file of a video by its number on the page; None: there is none."""
+        files = self._page.videos
+        return files[int(number)] if re.fullmatch("[0-9]{1,9}", number) and int(number) < len(files) else None
 
     def stamp(self) -> str:
         """Returns a digest that differs from the page's own once it is worth loading anew."""
@@ -113,7 +132,7 @@ class _Server(ThreadingHTTPServer):
 
 def _handler(report: LiveReport) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        """Serves the page and its stamp; anything else is not found."""
+        """Serves the page, its stamp and its videos; anything else is not found."""
 
         timeout = _SECONDS
 
@@ -125,17 +144,48 @@ def _handler(report: LiveReport) -> type[BaseHTTPRequestHandler]:
             path, port = self.path.partition("?")[0], self.connection.getsockname()[1]
             if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
                 self.send_error(HTTPStatus.FORBIDDEN, "served to this machine only")  # a foreign name led here
-            elif path not in contents:
-                self.send_error(HTTPStatus.NOT_FOUND)
-            else:
+            elif path in contents:
                 kind, content = contents[path]
                 body = content().encode()
-                self.send_response(HTTPStatus.OK)
-                headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
-                for name, value in {**headers, "X-Content-Type-Options": "nosniff"}.items():
-                    self.send_header(name, value)
-                self.end_headers()
+                self._begin(HTTPStatus.OK, {"Content-Type": kind, "Content-Length": str(len(body))})
                 self.wfile.write(body)
+            elif (video := report.video(path.removeprefix(f"/{VIDEO}"))) is not None:
+                self._send_video(video)
+            else:
+                self.send_error(HTTPStatus.NOT_FOUND)
+
+        def _begin(self, status: HTTPStatus, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def _send_video(self, path: Path) -> None:
+            """Sends a video, or the part of it that a player asks for."""
+            try:
+                file = path.open("rb")
+            except OSError:  # gone since the page was built
+                self.send_error(HTTPStatus.NOT_FOUND)
+                return
+            with file:
+                size = file.seek(0, os.SEEK_END)
+                asked = re.fullmatch("bytes=([0-9]{1,18})-([0-9]{0,18})", self.headers.get("Range") or "")
+                first = int(asked[1]) if asked else 0
+                last = min(int(asked[2]), size - 1) if asked and asked[2] else size - 1
+                if first > last:
+                    self.send_error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+                    return
+                guess = mimetypes.guess_type(path.name)[0] or ""
+                kind = guess if guess.startswith("video/") else "application/octet-stream"
+                headers = {"Content-Type": kind, "Content-Length": str(last - first + 1), "Accept-Ranges": "bytes"}
+                if asked:
+                    headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+                self._begin(HTTPStatus.PARTIAL_CONTENT if asked else HTTPStatus.OK, headers)
+                file.seek(first)
+                left = last - first + 1
+                while left and (block := file.read(min(left, _BLOCK))):
+                    self.wfile.write(block)
+                    left -= len(block)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's name
             """Logs nothing: a line per request would bury what matters."""

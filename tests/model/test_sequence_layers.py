@@ -44,6 +44,26 @@ def test_padded_keys_are_not_attended_to() -> None:
     torch.testing.assert_close(nothing, value[:, :1].expand(1, 5, 8))
 
 
+def test_weights_are_what_the_attended_is_made_of() -> None:
+    """Of one head, the attended is the output layer of the weighted values."""
+    torch.manual_seed(0)
+    layer = Attention(8, 1, key_channels=6)
+    query, key, mask = torch.randn(2, 5, 8), torch.randn(2, 4, 6), lengths_mask([4, 2], 4)
+    weights = layer.weights(query, key, mask)
+    torch.testing.assert_close(weights.sum(dim=2), torch.ones(2, 5))
+    assert weights[1, :, 2:].abs().max() == 0
+    torch.testing.assert_close(layer.out(weights @ layer.value(key)), layer(query, key, key, mask))
+
+
+def test_weights_are_the_mean_of_heads() -> None:
+    torch.manual_seed(0)
+    layer = Attention(8, 2)
+    query, key, mask = torch.randn(2, 5, 8), torch.randn(2, 4, 8), lengths_mask([4, 3], 4)
+    parts = [each.unflatten(2, (2, 4)).transpose(1, 2) for each in (layer.query(query), layer.key(key))]
+    scores = (parts[0] @ parts[1].transpose(2, 3) / 2).masked_fill(~mask[:, None, None], -torch.inf)
+    torch.testing.assert_close(layer.weights(query, key, mask), scores.softmax(dim=3).mean(dim=1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"), [({"heads": 3}, "3 heads do not divide 8"), ({"heads": 2, "window": 4}, "use 3 or 5")]
 )

@@ -124,6 +124,28 @@ def test_long_queries_are_cut_in_training_alone() -> None:
     assert model(*video(torch.randn(1, 16, 5)), words, mask).logits.isfinite().all()
 
 
+def test_rows_are_the_scores_of_each_level_and_the_words_attended_to() -> None:
+    model = small()
+    given = batch()
+    frames = torch.arange(16) < torch.tensor([[16], [16], [9]])
+    rows = torch.tensor([2, 0, 2])
+    inputs = (given[0], frames, *given[2:])
+    with torch.no_grad():
+        output = model(*inputs, rows)
+        levels, words = model.rows(output, *inputs, rows)
+    assert [each.shape for each in levels.values] == [(3, 16), (3, 8), (3, 4)]
+    assert levels.names == ("level 1", "level 2", "level 3")
+    torch.testing.assert_close(torch.cat(levels.values, dim=1), output.logits.sigmoid() * output.mask)
+    assert levels.values[0][0, 9:].abs().max() == 0  # after the end of the third video, the first query's
+    assert levels.seconds is not None
+    assert levels.seconds.tolist() == [[1.0, 33.0]] * 3  # steps of two seconds
+    attended = torch.stack(words.values, dim=2)  # [N, T, L']
+    assert attended.shape == (3, 16, len(words.names) + 4)
+    real = frames[rows]
+    torch.testing.assert_close(attended.sum(dim=2)[real], torch.ones(int(real.sum())))
+    assert attended[~real].abs().max() == 0
+
+
 def test_gradients_reach_every_parameter() -> None:
     model = small().train()
     model.loss(model(*batch()), truth()).total.backward()

@@ -97,6 +97,22 @@ def build(family: str = "cdn", **changes: Any) -> FusedMapModel:
     return TAN(TANConfig.model_validate({**FAMILIES["tan"], **changes}), 6, 5)
 
 
+def test_rows_are_the_words_that_clips_attend_to() -> None:
+    model = build(cross_attention={"layers": 2, "heads": 2}).eval()
+    with torch.no_grad():
+        (words,) = model.rows(model(*inputs()), *inputs())
+        attended = torch.stack(words.values, dim=2)  # [B, S, L]
+        assert model.cross_attention is not None
+        model.cross_attention.layers[1].attention.query.weight.mul_(2)
+        (others,) = model.rows(None, *inputs())
+    assert attended.shape == (3, 8, 6)
+    assert words.seconds is None
+    torch.testing.assert_close(attended.sum(dim=2), torch.ones(3, 8))
+    assert attended[1, :, 3:].abs().max() == 0  # behind its three words
+    assert not torch.allclose(torch.stack(others.values, dim=2), attended)  # all layers count
+    assert build().rows(None, *inputs()) == ()
+
+
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     mask = torch.arange(6) < torch.tensor([[6], [3], [4]])

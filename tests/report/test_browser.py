@@ -12,10 +12,12 @@ import pytest
 
 from cdn_tune.config import override
 from cdn_tune.report import serve
+from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.report.page import Builder
 from cdn_tune.report.serve import LiveReport, open_server
 from tests.browser import CHROMIUM, browsing
 from tests.conftest import TINY
+from tests.report.clips import write_clip
 from tests.tuning.clusters import wait_for
 
 pytest.importorskip("playwright.sync_api")
@@ -39,6 +41,21 @@ def run(make_run: Any, planted: Path) -> Path:
 def file(run: Path) -> Path:
     path = run / "report.html"
     path.write_text(Builder(run).build(1.78e9).html, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def filmed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the same run, with a video that plays, one that does not, and others that are missing."""
+    pytest.importorskip("av")
+    folder = tmp_path_factory.mktemp("films <&> é")
+    shown = {query.video: query.duration for query in recorded_predictions(run / "predictions.jsonl").queries}
+    plays, broken = list(shown)[:2]
+    write_clip(folder / f"{plays}.mp4", shown[plays], rate=4)
+    (folder / f"{broken}.avi").write_bytes(b"not a video" * 100)
+    path = run / "filmed" / "index.html"
+    path.parent.mkdir()
+    path.write_text(Builder(run, videos=folder, place=path.parent).build(1.78e9).html, encoding="utf-8")
     return path
 
 
@@ -194,6 +211,49 @@ def test_a_hostile_query_is_only_text(opened: Opened, file: Path) -> None:
     assert opened.faults == []
 
 
+SHOWN = "(document.querySelector('#query video') ?? {readyState: 0}).readyState >= 2"
+NOW = "document.querySelector('#query video').currentTime"
+
+
+def test_a_moment_is_played_and_a_frame_leads_there(opened: Opened, filmed: Path) -> None:
+    page = opened.go(filmed.as_uri())
+    page.locator("#query-list button").nth(2).click()
+    wait_for(lambda: page.evaluate(SHOWN), 60)
+    start, end = page.evaluate("document.querySelectorAll('#query .lanes .told')[2].textContent").split("–")
+    first = float(start), float(end.split()[0])
+    wait_for(lambda: page.evaluate(NOW) == pytest.approx(first[0], abs=0.06), 60)  # there it begins
+    frames = page.locator("#query .frames button")
+    assert frames.count() == 12
+    frames.nth(11).click()
+    assert page.evaluate(NOW) > 0.9 * page.evaluate("document.querySelector('#query video').duration")
+    frames.nth(11).press("ArrowLeft")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == frames.nth(10).get_attribute("aria-label")
+    page.evaluate("document.querySelector('#query video').playbackRate = 8")
+    page.locator("#query .lanes button.name").nth(1).press("Enter")  # plays the first answer
+    wait_for(lambda: page.evaluate(NOW) >= first[1] and page.evaluate("document.querySelector('#query video').paused"), 60)
+    assert page.evaluate(NOW) < first[1] + 3.0  # and stops at its end
+    assert opened.faults == []
+    assert {url.partition(":")[0] for url in opened.requests} <= {"file", "data", "blob"}
+
+
+def test_a_video_that_does_not_play_says_so(opened: Opened, filmed: Path) -> None:
+    page = opened.go(filmed.as_uri())
+    videos = page.locator("#query-list .about").all_inner_texts()
+    other = next(at for at, text in enumerate(videos) if text.split(" · ")[0] != videos[0].split(" · ")[0])
+    page.locator("#query-list button").nth(other).click()
+    page.locator("#query .player p", has_text="does not play here").wait_for()
+    assert page.locator("#query .lanes button:enabled").count() == 0
+    assert page.locator("#query .lanes .span").count() == 6
+
+
+def test_a_mistake_leads_to_its_query(opened: Opened, file: Path) -> None:
+    page = opened.go(file.as_uri())
+    link = page.locator(".mistakes a").nth(3)
+    link.press("Enter")
+    assert page.locator("#query h3").inner_text() == link.inner_text()
+    assert page.locator(".mistakes ol").first.locator("li").count() == 10
+
+
 def test_the_theme_follows_the_system_and_the_button(opened: Opened, file: Path) -> None:
     page = opened.go(file.as_uri())
     ground = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
@@ -224,10 +284,11 @@ def test_a_figures_views_are_switched(opened: Opened, file: Path) -> None:
     [pytest.param("light", None, marks=pytest.mark.slow), ("dark", ["color-contrast"])],
     ids=["everything", "dark colours"],
 )
-def test_axe_finds_nothing_serious(opened: Opened, file: Path, scheme: str, rules: list[str] | None) -> None:
+def test_axe_finds_nothing_serious(opened: Opened, filmed: Path, scheme: str, rules: list[str] | None) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     opened.page.emulate_media(color_scheme=scheme)
-    page = opened.go(file.as_uri())
+    page = opened.go(filmed.as_uri())
+    assert page.locator("#query .frames button").count() == 12
     if rules is None:
         draw_all(page)
     page.locator("details").first.evaluate("details => { details.open = true; }")

@@ -34,11 +34,12 @@ SNAG: dict[str, Any] = {
     "data.sequence.length": 32,
     "train.batch_size": 4,
 }
+ROWS = {"attention": "frame attention", "levels": "scores of the levels", "words": "attention to the words"}
 CASES: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {  # settings, parts of the loss, pictures
     "cdn": ({}, {"moment_loss", "attention_loss"}, {"scores", "attention"}),
     "tan": (TAN, {"moment_loss"}, {"scores"}),
     "mmn": (MMN, {"loss_iou", "loss_vid", "loss_sent"}, {"scores"}),
-    "snag": (SNAG, {"score_loss", "span_loss"}, set()),
+    "snag": (SNAG, {"score_loss", "span_loss"}, {"levels", "words"}),
 }
 SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {  # settings, more parts of the loss
     "offsets": ({"model.offsets": "diou"}, {"offset_loss"}),
@@ -51,7 +52,12 @@ SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {  # settings, more parts
 }
 for _switch, (_changes, _parts) in SWITCHES.items():
     _, _losses, _pictures = CASES["cdn"]
-    CASES[f"cdn-{_switch}"] = _changes, _losses | _parts, _pictures - ({"attention"} if _switch == "mean" else set())
+    _pictures = _pictures - ({"attention"} if _switch == "mean" else set())
+    CASES[f"cdn-{_switch}"] = (
+        _changes,
+        _losses | _parts,
+        _pictures | ({"words"} if _switch == "cross_attention" else set()),
+    )
 
 
 def call(*arguments: object) -> str:
@@ -74,7 +80,7 @@ def test_everything_that_there_is_and_nothing_else(tiny: Tiny, tmp_path: Path, c
     events.Reload()
     tags = events.Tags()
     assert {f"train/{name}" for name in losses | {"loss"}} <= set(tags["scalars"])
-    assert {tag.partition("/")[0] for tag in tags["images"]} == pictures
+    assert {tag.partition("/")[0] for tag in tags["images"]} == pictures & {"scores", "attention"}
 
     html = (run / "report" / "index.html").read_text(encoding="utf-8")
     data = data_of(html)
@@ -83,10 +89,10 @@ def test_everything_that_there_is_and_nothing_else(tiny: Tiny, tmp_path: Path, c
     assert all(value is not None for values in drawn.values() for value in values)
     views = data["queries"]["views"]
     assert data["queries"]["split"] == ("test" if "-" not in case else "val")
-    assert (views is not None) == ("scores" in pictures)
     text = html.partition('id="browser"')[0]
-    assert ("Score maps" in text) == ("scores" in pictures)
-    assert ("and frame attention of" in text) == ("attention" in pictures)
-    for view in (views or {"of": {}})["of"].values():
-        assert view["scores"]
-        assert (view["attention"] is not None) == ("attention" in pictures)
+    assert ("score map" in text) == ("scores" in pictures)
+    assert {name for name, title in ROWS.items() if title in text} == pictures - {"scores"}
+    for view in views["of"].values():
+        assert (view["scores"] is not None) == ("scores" in pictures)
+        assert [strip["title"].lower() for strip in view["strips"]] == [ROWS[name] for name in ROWS if name in pictures]
+        assert all(len(strip["names"]) == len(strip["rows"]) > 0 for strip in view["strips"])

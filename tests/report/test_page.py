@@ -19,8 +19,7 @@ import pytest
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.errors import DataError, RunError
-from cdn_tune.evaluation.queries import QueryResult
-from cdn_tune.report.answers import choose_cases, recorded_predictions
+from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.report.page import Builder, check_target
 from tests.epochs import epoch_line
 
@@ -129,7 +128,9 @@ def test_score_maps_are_the_models(run: Path, html: str, tiny: Tiny) -> None:
         scores = np.frombuffer(base64.b64decode(view["scores"]), dtype=np.uint8)
         assert scores.shape == (36,)
         assert scores.max() == 255
-        assert len(base64.b64decode(view["attention"])) == 2 * 16  # two steps over 16 frames
+        (attention,) = view["strips"]
+        assert (attention["title"], attention["names"]) == ("Frame attention", ["step 1", "step 2"])
+        assert [len(base64.b64decode(row)) for row in attention["rows"]] == [16, 16]  # frames
 
 
 def test_the_published_protocol_is_labelled(make_run: MakeRun, tiny: Tiny) -> None:
@@ -231,19 +232,6 @@ def test_predictions_are_read_as_written(run: Path) -> None:
     assert len(found.queries) == 30
     assert found.queries[0].moments[0][:2] == pytest.approx(found.queries[0].truth)
     assert all(len(query.moments) == 5 for query in found.queries)
-
-
-def test_cases_are_the_best_the_worst_and_those_in_the_middle() -> None:
-    ious = [0.1, 0.9, 0.5, 0.4, 0.6, 0.0, 1.0]
-    answer = ((0.0, 1.0, 0.5),)
-    queries = [QueryResult(str(at), "v", "q", 10.0, (0, 1), answer, iou, "test") for at, iou in enumerate(ious)]
-    cases = choose_cases(queries, 2, seed=0)
-    assert cases.best == [6, 1]
-    assert cases.worst == [5, 0]
-    assert cases.typical == [2, 3]  # the median is 0.5
-    assert len(set(cases.sample)) == 2
-    assert cases == choose_cases(queries, 2, seed=0)
-    assert cases.positions()[:3] == [5, 6, 2]
 
 
 def test_nothing_but_a_report_is_replaced(tmp_path: Path, html: str) -> None:

@@ -8,13 +8,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.errors import RunError
 from cdn_tune.report import serve
+from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.report.serve import LiveReport, open_server
+from tests.report.test_page import data_of
 
 MakeRun = Callable[..., Path]
 
@@ -27,8 +30,8 @@ def run(make_run: MakeRun, tiny: Callable[..., Experiment], monkeypatch: pytest.
 
 
 @contextmanager
-def serving(run: Path) -> Iterator[int]:
-    server = open_server(LiveReport(run, views=0))
+def serving(run: Path, videos: Path | None = None) -> Iterator[int]:
+    server = open_server(LiveReport(run, views=0, videos=videos))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -72,6 +75,39 @@ def test_nothing_else_is_served(port: int) -> None:
     assert get(port, "/study.db")[0] == 404
     assert get(port, "/../manifest.json")[0] == 404
     assert get(port, "/stamp/?x=1")[0] == 404
+
+
+def part(port: int, path: str, wanted: str) -> tuple[int, str | None, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", path, headers={"Range": wanted})
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, answer.getheader("Content-Range"), body
+
+
+def test_the_pages_videos_are_served_in_parts_and_nothing_beside_them(
+    make_run: MakeRun, tiny: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    run = make_run(tiny(), trials=3, queries=5)
+    name = recorded_predictions(run / "predictions.jsonl").queries[0].video
+    content = bytes(range(256)) * 2000
+    (tmp_path / f"{name}.mp4").write_bytes(content)
+    (tmp_path / "secret.mp4").write_bytes(b"of no query")
+    with serving(run, tmp_path) as port:
+        page = get(port, "/")[1]
+        assert "media-src &#39;self&#39;" in page
+        assert data_of(page)["queries"]["links"] == {"0": "video/0"}
+        assert part(port, "/video/0", "") == (200, None, content)
+        assert part(port, "/video/0", "bytes=5-9") == (206, "bytes 5-9/512000", content[5:10])
+        assert part(port, "/video/0", "bytes=511990-") == (206, "bytes 511990-511999/512000", content[-10:])
+        assert part(port, "/video/0", "bytes=9-9999999")[2] == content[9:]
+        assert part(port, "/video/0", "bytes=512000-")[0] == 416
+        for path in ("/video/1", "/video/-1", "/video/0/../1", "/video/secret.mp4", "/video/", "/video/\u0660"):
+            assert get(port, quote(path, safe="/."))[0] == 404
+        assert get(port, "/video/0", host="evil.example")[0] == 403
+        (tmp_path / f"{name}.mp4").unlink()
+        assert get(port, "/video/0")[0] == 404
 
 
 def test_a_query_is_no_other_page(port: int) -> None:

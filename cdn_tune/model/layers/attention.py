@@ -71,6 +71,18 @@ class Attention(nn.Module):
         return attended
 
 
+    def weights(self, query: Tensor, key: Tensor, key_mask: Tensor) -> Tensor:
+        """Returns how much each query step attends to each key, mean of the heads [B, T, S]; without a window.
+
+        The arguments are those of `forward`.
+        """
+        queries, keys = self.query(query), self.key(key)
+        each = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)  # values that tell the keys apart
+        values = each.repeat(1, self.heads).expand(len(keys), -1, -1)  # [B, S, H S], the same of every head
+        mixed = global_attention(queries, keys, values, key_mask, self.heads)  # [B, T, H S]
+        return mixed.unflatten(2, (self.heads, -1)).mean(dim=2)
+
+
 def global_attention(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor, heads: int, dropout: float = 0.0
 ) -> Tensor:

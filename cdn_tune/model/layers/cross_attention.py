@@ -4,8 +4,9 @@ Shape letters: N queries, P time steps, C channels, L words, E size of a word's 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -64,12 +65,8 @@ class CrossAttentionLayer(nn.Module):
             groups: Numbers of steps that stochastic depth drops together; all of them if empty.
         """
         x = x * mask[..., None]
-        query = self.video_norm(x)
-        if self.conv is not None and self.conv_norm is not None:
-            query, _ = self.conv(query, mask)
-            query = self.conv_norm(query)
         words = self.text_norm(text)
-        attended = self.attention(query, words, words, text_mask)  # [N, P, 2C]
+        attended = self.attention(self._query(x, mask), words, words, text_mask)  # [N, P, 2C]
         scale, shift = attended.chunk(2, dim=2)
         if self.normalised:
             x = functional.layer_norm(x, x.shape[2:])
@@ -77,6 +74,17 @@ class CrossAttentionLayer(nn.Module):
         branch = self.feed_forward(self.feed_forward_norm(x)) * mask[..., None]
         added: Tensor = x + self.feed_forward_scale(branch, groups)
         return added
+
+    def weights(self, x: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Returns how much each step attends to each word, mean of the heads [N, P, L]; arguments as of `forward`."""
+        return self.attention.weights(self._query(x * mask[..., None], mask), self.text_norm(text), text_mask)
+
+    def _query(self, x: Tensor, mask: Tensor) -> Tensor:
+        query: Tensor = self.video_norm(x)
+        if self.conv is not None and self.conv_norm is not None:
+            query, _ = self.conv(query, mask)
+            query = self.conv_norm(query)
+        return query
 
 
 class CrossAttention(nn.Module):
@@ -100,3 +108,11 @@ class CrossAttention(nn.Module):
             x = layer(x, mask, text, text_mask, groups)
         normalised: Tensor = self.norm(x)
         return normalised
+
+    def weights(self, x: Tensor, mask: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Returns how much each step attends to each word, mean of layers and heads [N, P, L]; arguments as above."""
+        found = []
+        for layer in self.layers:
+            found.append(cast(CrossAttentionLayer, layer).weights(x, mask, text, text_mask))
+            x = layer(x, mask, text, text_mask)
+        return torch.stack(found).mean(dim=0)

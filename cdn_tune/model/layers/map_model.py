@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdn_tune.errors import ConfigError
-from cdn_tune.model.family import Graph, Losses, Memory, MomentModel, Pictures, ScoreMap, Spans
+from cdn_tune.model.family import Graph, Losses, Memory, MomentModel, Pictures, Rows, ScoreMap, Spans
 from cdn_tune.model.layers.clip_attention import ClipStem
 from cdn_tune.model.layers.contrast import Matching, MutualMatching, contrastive_losses, distinct
 from cdn_tune.model.layers.cross_attention import CrossAttention
@@ -202,9 +202,7 @@ class FusedMapModel(MapModel):
         """
         before = clips  # what a moment is matched by knows no query
         if self.cross_attention is not None:
-            x = clips.transpose(1, 2).expand(len(query.words), -1, -1)
-            mask = x.new_ones(x.shape[:2], dtype=torch.bool)
-            clips = self.cross_attention(x, mask, query.words, query.word_mask).transpose(1, 2)  # [B, H, S]
+            clips = self.cross_attention(*_attending(clips, query)).transpose(1, 2)  # [B, H, S]
         outputs = []
         for scale, proposals in enumerate(self._all_proposals()):
             coarse = functional.avg_pool1d(clips, 2**scale) if scale else clips
@@ -344,6 +342,20 @@ class FusedMapModel(MapModel):
         """Returns score map and frame attention."""
         attention = None if output.attention is None else output.attention.float().flatten(1, 2).transpose(1, 2)
         return Pictures(self.score_map(output), attention)
+
+    def rows(self, output: MapOutput, *inputs: Tensor) -> tuple[Rows, ...]:  # noqa: ARG002 - what it does not keep
+        """Returns how much clips attend to each word, where there is cross-attention."""
+        if self.cross_attention is None:
+            return ()
+        visual, words, word_mask = inputs[:3]
+        weights = self.cross_attention.weights(*_attending(self.pool(visual)[0], self.read(words, word_mask)))
+        return (Rows("Attention to the words", weights.float().unbind(2)),)
+
+
+def _attending(clips: Tensor, query: EncodedQuery) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns what `CrossAttention` takes, of clips [B, H, S] or [1, H, S] and B queries."""
+    x = clips.transpose(1, 2).expand(len(query.words), -1, -1)
+    return x, x.new_ones(x.shape[:2], dtype=torch.bool), query.words, query.word_mask
 
 
 def build_proposals(config: MapModelConfig, first: bool = True) -> Proposals:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cdn_tune.model.family import Batch, Losses, Memory, MomentModel, Spans
+from cdn_tune.model.family import Batch, Losses, Memory, MomentModel, Rows, Spans
 from cdn_tune.model.layers.cross_attention import CrossAttention
 from cdn_tune.model.layers.span_loss import span_loss
 from cdn_tune.model.snag.config import SnAGConfig, SnAGLoss
@@ -196,6 +196,26 @@ class SnAG(MomentModel):
         begin, step = output.times[:, None, :1], output.times[:, None, 1:]
         seconds = begin + found.spans.double() * self.config.video.stride * step
         return Spans(seconds.clamp(min=0).minimum(durations.double()[:, None, None]), found.scores)
+
+    def rows(self, output: SnAGOutput, *inputs: Tensor) -> tuple[Rows, ...]:
+        """Returns the scores of the points, level by level, and how much those of the first attend to each word."""
+        sequence, sequence_mask, times, words, word_mask, *rest = inputs
+        encoded = self.encode(sequence, sequence_mask, times)
+        encoded = _rows(encoded, rest[0]) if rest else encoded
+        text, text_mask = self.text(words, word_mask.bool())
+        pyramid = encoded.pyramid
+        sizes = [size - 1 for size in pyramid.sizes]
+        weights = self.fusion.weights(pyramid.features, pyramid.mask, text, text_mask)[:, : sizes[0]]  # [N, P_0, L']
+        weights = weights * pyramid.mask[:, : sizes[0], None]
+        scores = (torch.sigmoid(output.logits.float()) * output.mask).split(sizes, dim=1)
+        begin, step = output.times.unbind(1)
+        seconds = torch.stack([begin, begin + sizes[0] * self.config.video.stride * step], dim=1)
+        levels = tuple(f"level {level + 1}" for level in range(len(sizes)))
+        background = ("background",) if self.config.text.background else ()
+        return (
+            Rows("Scores of the levels", scores, levels, seconds),
+            Rows("Attention to the words", weights.float().unbind(2), background, seconds),
+        )
 
     @property
     def suppression(self) -> Suppression:

@@ -1,4 +1,4 @@
-// The browser of queries: a list to search, and for the chosen query its timeline, score map and frame attention.
+// The browser of queries: a list to search, and for the chosen query its video, timeline and pictures.
 
 const PAGE = 100;
 
@@ -17,7 +17,7 @@ function startQueries(data, palette) {
     button.append(
       element("span", "text", data.query[at]),
       element("span", "iou", data.iou[at].toFixed(2)),
-      element("span", "about", `${data.videos[data.video[at]]}${data.views?.of[at] ? " · with score map" : ""}`),
+      element("span", "about", `${data.videos[data.video[at]]}${data.views?.of[at] ? " · with pictures" : ""}`),
     );
     button.querySelector(".iou").title = "IoU of the first answer";
     if (at === current) button.setAttribute("aria-current", "true");
@@ -47,6 +47,7 @@ function startQueries(data, palette) {
   }
 
   function choose(at) {
+    byId("query").querySelector("video")?.pause();
     current = at;
     for (const button of list.querySelectorAll("button")) {
       if (Number(button.dataset.at) !== at) { button.removeAttribute("aria-current"); continue; }
@@ -72,6 +73,9 @@ function startQueries(data, palette) {
   search.addEventListener("input", refresh);
   kinds.forEach((radio) => radio.addEventListener("change", refresh));
   more.addEventListener("click", extend);
+  for (const link of document.querySelectorAll(".mistakes a")) {
+    link.addEventListener("click", () => choose(Number(link.dataset.at))); // and it leads to the query
+  }
   search.value = recall("query-search") || "";
   const kind = recall("query-kind");
   kinds.forEach((radio) => { if (radio.value === kind) radio.checked = true; });
@@ -92,17 +96,19 @@ function overlapOf([a, b], [c, d]) {
 function drawQuery(data, palette, at) {
   const view = data.views?.of[at];
   const video = data.videos[data.video[at]];
+  const player = makePlayer(data, at);
   const made = [
     element("h3", "", data.query[at]),
     element("p", "about", `${video}, ${clock(data.duration[at])} · ${data.id[at]} · ${data.split} split`),
-    drawLanes(data, palette, at, view),
+    ...(player ? [player.figure] : []),
+    drawLanes(data, palette, at, view, player),
   ];
-  if (view) made.push(element("h4", "", "Score map"), drawMap(data, palette, at, view));
-  else if (data.views) made.push(element("p", "about", "Score maps were computed for chosen queries only: see Best, Typical, Worst and Sample."));
+  if (view?.scores) made.push(element("h4", "", "Score map"), drawMap(data, palette, at, view));
+  else if (data.views && !view) made.push(element("p", "about", "Pictures were computed for chosen queries only: see Best, Typical, Worst and Sample."));
   return made;
 }
 
-function drawLanes(data, palette, at, view) {
+function drawLanes(data, palette, at, view, player) {
   const duration = data.duration[at], truth = data.truth[at];
   const lanes = element("div", "lanes");
   const percent = (seconds) => `${(100 * Math.min(1, Math.max(0, seconds / duration))).toFixed(3)}%`;
@@ -112,14 +118,41 @@ function drawLanes(data, palette, at, view) {
     span.style.width = `calc(${percent(end)} - ${percent(start)})`;
     return span;
   }
+  // The name of a moment plays it, where there is a player.
+  function nameOf(name, span) {
+    if (!player) return element("span", "name", name);
+    const button = element("button", "name", name);
+    button.type = "button";
+    button.setAttribute("aria-label", `Play ${name}, ${clock(span[0])} to ${clock(span[1])}`);
+    button.addEventListener("click", () => player.play(span));
+    return button;
+  }
   function lane(kind, name, span, told) {
     const track = element("div", `track ${kind}`);
     if (kind !== "truth") track.append(place(element("span", "shadow"), truth));
     const wrapped = element("div", kind);
     track.append(place(element("span", "span"), span));
     wrapped.append(track);
-    lanes.append(element("span", "name", name), wrapped, element("span", "told", told));
+    lanes.append(nameOf(name, span), wrapped, element("span", "told", told));
   }
+  function strip({ title, names, rows, seconds }) {
+    lanes.append(element("span", "title", title));
+    rows.forEach((row, order) => {
+      const track = element("div", "track fine"), cells = bytesOf(row);
+      const canvas = paint(cells.length, 1, (cell) => cells[cell], palette);
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", `${title}, ${names[order]}`);
+      const [begin, end] = seconds || [0, duration];
+      Object.assign(canvas.style, { left: `${(100 * begin) / duration}%`, width: `${(100 * (end - begin)) / duration}%` });
+      track.append(canvas, place(element("span", "shadow"), truth));
+      const name = element("span", "name", names[order]);
+      name.title = names[order];
+      lanes.append(name, track, element("span", "told", ""));
+    });
+  }
+
+  const frames = drawFrames(data, at, player);
+  if (frames) lanes.append(element("span", "name", "frames"), frames, element("span", "told", ""));
 
   lane("truth", "truth", truth, `${clock(truth[0])} – ${clock(truth[1])}`);
   data.moments[at].forEach((moment, place_) => {
@@ -127,17 +160,7 @@ function drawLanes(data, palette, at, view) {
     lane(place_ ? "rest" : "first", `#${place_ + 1}`, moment, told);
     lanes.lastElementChild.title = `score ${moment[2].toFixed(3)}`;
   });
-  if (view?.attention) {
-    const weights = bytesOf(view.attention), frames = weights.length / view.steps;
-    for (let step = 0; step < view.steps; step++) {
-      const track = element("div", "track");
-      const canvas = paint(frames, 1, (frame) => weights[step * frames + frame], palette);
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `Frame attention, step ${step + 1}`);
-      track.append(canvas);
-      lanes.append(element("span", "name", `att. ${step + 1}`), track, element("span", "told", step ? "" : "frame attention"));
-    }
-  }
+  (view?.strips ?? []).forEach(strip);
   const axis = element("div", "axis");
   for (let tick = 0; tick <= 4; tick++) {
     const label = element("span", "", clock((duration * tick) / 4));
@@ -145,6 +168,17 @@ function drawLanes(data, palette, at, view) {
     axis.append(label);
   }
   lanes.append(element("span", "blank"), axis, element("span", "blank"));
+  if (player) {
+    lanes.classList.add("with-player");
+    player.onTime.push((now) => lanes.style.setProperty("--now", percent(now)));
+    player.onError.push(() => lanes.querySelectorAll("button").forEach((button) => { button.disabled = true; }));
+    lanes.addEventListener("click", (event) => { // with a pointer anywhere; the player's own controls do it by key
+      const track = event.target.closest(".track:not(.frames)");
+      if (!track) return;
+      const box = track.getBoundingClientRect();
+      player.go(((event.clientX - box.left) / box.width) * duration);
+    });
+  }
   if (matchMedia("(max-width: 760px)").matches) lanes.querySelectorAll(".blank")[0].style.display = "block";
   return lanes;
 }
