@@ -12,9 +12,6 @@ from cdn_tune.cli.show.output import out, print_note, terminable, warn
 from cdn_tune.cli.show.progress import counted
 from cdn_tune.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
-
 _SPACE, _DRAWN_SPACE = "quick.yaml", "drawn.yaml"
 _BACKBONE, _FPS = "efficientnet_lite0", 2.0
 
@@ -41,7 +38,11 @@ def demo(
     refuse_url(run, "--run")
     with terminable():
         data = run.parent / f"{run.name}-data"
-        folder = _draw(data, videos) if video else _plant(data)
+        folder = None
+        if video:
+            folder = _draw(data, videos)
+        else:
+            _plant(data)
         made, steps = (2, 5) if video else (1, 4)
         print_note(f"{made + 1}/{steps} searching")
         space, experiment = load_space(_DRAWN_SPACE if video else _SPACE, {"data.root": str(data)})
@@ -49,7 +50,7 @@ def demo(
         print_note(f"{made + 2}/{steps} evaluating the winner on the test split")
         print_evaluation(run)
         print_note(f"{made + 3}/{steps} building the report")
-        write_report(run)
+        write_report(run, videos=folder)
         for name, what in (
             (str(REPORT), "all of it as one page: open it in a browser"),
             ("leaderboard.csv", "every trial: parameters, state, val metrics, cost"),
@@ -76,6 +77,7 @@ def _draw(data: Path, videos: int | None) -> Path:
     from cdn_tune.data.videos.decode import find_videos
     from cdn_tune.data.videos.extract import extract
 
+    """Draws videos and extracts their features; returns the folder of the videos."""
     print_note(f"1/5 drawing videos in {data}")
     with counted("drawing") as progress:
         drawn = draw(data, VIDEOS if videos is None else videos, progress=progress)

@@ -186,5 +186,3 @@ def recorded_predictions(path: Path, evaluation: Mapping[str, Any] | None = None
     """
     results = read_query_results(path, evaluation)
     return Predictions(results[0].split, results, len(results), path.name)
-
-

@@ -227,10 +227,14 @@ def test_a_moment_is_played_and_a_frame_leads_there(opened: Opened, filmed: Path
     frames.nth(11).click()
     assert page.evaluate(NOW) > 0.9 * page.evaluate("document.querySelector('#query video').duration")
     frames.nth(11).press("ArrowLeft")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == frames.nth(10).get_attribute("aria-label")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == frames.nth(10).get_attribute(
+        "aria-label"
+    )
     page.evaluate("document.querySelector('#query video').playbackRate = 8")
     page.locator("#query .lanes button.name").nth(1).press("Enter")  # plays the first answer
-    wait_for(lambda: page.evaluate(NOW) >= first[1] and page.evaluate("document.querySelector('#query video').paused"), 60)
+    wait_for(
+        lambda: page.evaluate(NOW) >= first[1] and page.evaluate("document.querySelector('#query video').paused"), 60
+    )
     assert page.evaluate(NOW) < first[1] + 3.0  # and stops at its end
     assert opened.faults == []
     assert {url.partition(":")[0] for url in opened.requests} <= {"file", "data", "blob"}

@@ -121,7 +121,7 @@ def _shadow() -> Image.Image:
 def _sprite(thing: Thing, angle: float) -> Image.Image:
     """Returns a thing on nothing, turned clockwise by `angle` degrees, RGBA."""
     large = _large(thing)
-    turned = large.rotate(-angle, Image.Resampling.BICUBIC) if angle % 360 else large
+    turned = large.rotate(-angle, Image.Resampling.BILINEAR) if angle % 360 else large
     return turned.resize((large.width // SMOOTH, large.height // SMOOTH), Image.Resampling.BOX)
 
 

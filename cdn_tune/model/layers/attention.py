@@ -70,7 +70,6 @@ class Attention(nn.Module):
         attended: Tensor = self.dropout(self.out(mixed))
         return attended
 
-
     def weights(self, query: Tensor, key: Tensor, key_mask: Tensor) -> Tensor:
         """Returns how much each query step attends to each key, mean of the heads [B, T, S]; without a window.
 
