@@ -34,7 +34,9 @@ def file(tiny: Tiny, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["search"], ["evaluate"], ["demo"], ["data"], ["data", "plant"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["search"], ["evaluate"], ["demo"], ["data"], ["data", "plant"], ["data", "draw"]]
+)
 def test_help(command: list[str]) -> None:
     result = invoke(*command, "--help")
     assert result.exit_code == 0

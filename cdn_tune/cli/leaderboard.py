@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Json, SearchRun, Storage
 from cdn_tune.cli.show.output import head_table, out, print_json_text, print_line, print_note, print_text, warn
+from cdn_tune.data.mark import marked
 from cdn_tune.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def config_text(record: Record, number: int, file: Path | None = None) -> str:
         f"From the search {record.space.name} in {record.run}: {what}, {state}.",
     ]
     if value is not None:
-        planted = ", planted data" if record.attributes.get("planted") else ""
+        planted = f", {marked(record.attributes['planted'])}" if record.attributes.get("planted") else ""
         epoch = trial.user_attrs.get("best_epoch")
         lines.append(f"val {record.metric} {value:.4f}" + (f" after epoch {epoch}" if epoch else "") + planted)
     if (seed := seed_of(trial)) is not None:
@@ -200,7 +201,7 @@ def _print_table(record: Record, rows: list[Row], chosen: list[Row], limit: int,
         out.print(_plain_table(chosen[:limit], ["trial", "state", "value", "copy_of", "learned_from", "reason"]))
     if len(chosen) > limit:
         print_note(f"{len(chosen) - limit} more rows; --top N shows them")
-    planted = "; planted data" if record.attributes.get("planted") else ""
+    planted = f"; {marked(record.attributes['planted'])}" if record.attributes.get("planted") else ""
     print_note(counts_line(rows) + planted, "dim")
     if len(chosen) == len([row for row in rows if row["state"] in TRIED]):
         for line in failure_lines(rows):

@@ -14,6 +14,7 @@ from typer import Argument, Option
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Json
 from cdn_tune.cli.show.output import head_table, out, print_json, print_line, warn
+from cdn_tune.data.mark import marked
 from cdn_tune.errors import DataError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def predict(
     unknown = [retriever.unknown_words(sentence) for sentence in sentences]
     found = retriever.answer(encoded, sentences, top)
     if retriever.planted != source.planted and source.planted:
-        warn(f"{features}: these features are planted, but the model was not trained on planted data")
+        warn(f"{features}: features of {marked(source.planted)}, but the model was not trained on such")
     if json:
         print_json(
             _plain(retriever, source.video, encoded)
@@ -97,7 +98,9 @@ def predict(
         return
     print_line(_about(retriever, source.video, encoded, origin))
     if retriever.planted:
-        print_line("a model trained on planted data: its answers say nothing about real videos", "yellow")
+        print_line(
+            f"a model trained on {marked(retriever.planted)}: its answers say nothing about real videos", "yellow"
+        )
     for sentence, moments in zip(sentences, found, strict=True):
         print_line(f"\n{sentence}", "bold")
         if retriever.rejects(moments):

@@ -12,6 +12,7 @@ from typer import Argument, Option
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Json, Overrides, local_run
 from cdn_tune.cli.show.output import duration_text, facts_table, head_table, out, print_json, print_line, warn
+from cdn_tune.data.mark import marked
 
 _QUANTILES = {"q10": "10 %", "q50": "median", "q90": "90 %"}
 
@@ -66,7 +67,9 @@ def simulate(
         if rows := result[f"best_by_{what}"]:
             out.print(_best_table(rows, what, title, result["metric"]))
     if result["curves"]["planted"]:
-        print_line("planted data: the numbers say how searches compare, nothing about real videos")
+        print_line(
+            f"{marked(result['curves']['planted'])}: the numbers say how searches compare, nothing about real videos"
+        )
     for note in result["notes"]:
         warn(note)
 

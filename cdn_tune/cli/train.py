@@ -21,6 +21,7 @@ from cdn_tune.cli.show.output import (
     terminable,
     warn,
 )
+from cdn_tune.data.mark import marked
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -121,6 +122,6 @@ def _train(experiment: Experiment, run: Path, options: TrainOptions) -> None:
     epochs = read_metrics(run)
     out.print(trained_table(experiment, epochs, run, trial.planted))
     value = f"{epochs[-1]['best_value']:.4f} after epoch {epochs[-1]['best_epoch']}"
-    print_line(f"best val {experiment.eval.metric} {value}{' (planted data)' if trial.planted else ''}")
+    print_line(f"best val {experiment.eval.metric} {value}{f' ({marked(trial.planted)})' if trial.planted else ''}")
     print_line(f"best checkpoint: {shown(run / BEST)}")
     print_line(f"test split: cdn-tune evaluate {shlex.quote(shown(run))}")

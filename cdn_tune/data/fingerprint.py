@@ -5,17 +5,18 @@ from typing import Any
 
 from cdn_tune.config import DataConfig
 from cdn_tune.data.annotations import SPLITS
-from cdn_tune.data.files import sampled_sha256, sha256
+from cdn_tune.data.files import read_json, sampled_sha256, sha256
 from cdn_tune.data.hdf5 import open_features
 from cdn_tune.data.layouts import features_path, layout_of, root_of, text_path
+from cdn_tune.data.mark import Mark, to_mark
 from cdn_tune.data.splits import split_annotations
 
 PLANTED_MARKER = "planted.json"
 PLANTED_ATTRIBUTE = "cdn_tune_planted"
 
 
-def is_planted(config: DataConfig) -> bool:
-    """Returns whether the features or what queries are read with are planted.
+def is_planted(config: DataConfig) -> Mark:
+    """Returns whether the features or what queries are read with are planted, or of drawn videos.
 
     They are with a `planted.json` beside them or in root, or if the feature file has the attribute of planted ones (it
     keeps that when it is moved).
@@ -24,11 +25,26 @@ def is_planted(config: DataConfig) -> bool:
         DataError: If a file is missing.
     """
     features = features_path(config)
-    folders = {root_of(config), features.parent, text_path(config).parent}
-    if any((folder / PLANTED_MARKER).exists() for folder in folders):
-        return True
+    for folder in (root_of(config), features.parent, text_path(config).parent):
+        if (folder / PLANTED_MARKER).exists():
+            return mark_of(folder / PLANTED_MARKER)
     with open_features(features) as file:
-        return PLANTED_ATTRIBUTE in file.attrs
+        return to_mark(file.attrs.get(PLANTED_ATTRIBUTE))
+
+
+def mark_of(marker: Path) -> Mark:
+    """Returns the mark in a `planted.json`; a damaged one marks data as planted."""
+    try:
+        content = read_json(marker)
+    except (OSError, ValueError):
+        return True
+    return to_mark(content.get("planted", True) if isinstance(content, dict) else True) or True
+
+
+def mark_beside(video: Path) -> Mark:
+    """Returns the mark of the videos in a file's folder: by a `planted.json` there, or in the folder around it."""
+    markers = (folder / PLANTED_MARKER for folder in video.absolute().parents[:2])
+    return next((mark_of(marker) for marker in markers if marker.is_file()), False)
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:

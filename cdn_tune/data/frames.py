@@ -15,6 +15,7 @@ from cdn_tune.data.features import Frames
 from cdn_tune.data.files import brief
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
+from cdn_tune.data.mark import Mark, to_mark
 from cdn_tune.errors import DataError
 
 _SHOWN = 3
@@ -26,12 +27,12 @@ class VideoFrames(NamedTuple):
     Attributes:
         video: Its name there; of a ``.npy`` file, the name of the file.
         frames: Features [N, D].
-        planted: Whether the file labels them as planted.
+        planted: Whether the file labels them as planted, or of drawn videos.
     """
 
     video: str
     frames: npt.NDArray[Any]
-    planted: bool
+    planted: Mark
 
 
 def read_frames(path: Path, video: str | None = None, member: str | None = None, *, feature_size: int) -> VideoFrames:
@@ -68,7 +69,7 @@ def read_frames(path: Path, video: str | None = None, member: str | None = None,
                 entry = find(entry, inside, where)
             check_dataset(entry, where)
             _check_kind(entry, feature_size, where)
-            return VideoFrames(name, entry[()], PLANTED_ATTRIBUTE in file.attrs)
+            return VideoFrames(name, entry[()], to_mark(file.attrs.get(PLANTED_ATTRIBUTE)))
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({brief(error)}); copy or convert it again") from None
 

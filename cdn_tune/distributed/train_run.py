@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cdn_tune.config import Experiment
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.mark import Mark, to_mark
 from cdn_tune.errors import CdnTuneError, ConfigError
 from cdn_tune.training.begin import claim_training
 from cdn_tune.training.loop import never
@@ -52,7 +53,7 @@ class TrainRun:
     threads: int | None
     goes_on: bool
     ended: int | None
-    planted: bool
+    planted: Mark
 
     def train(self, report: Report, on_step: OnStep = ignore, stop: Callable[[], bool] = never) -> str | None:
         """Trains to the last epoch; of a run that has ended the epochs are reported.
@@ -153,7 +154,7 @@ def train_run(
         last = next(reversed(read_metrics(run)), None)
         end = epochs_in_all(last["epoch"], last["best_epoch"], experiment.train) if last else None
         ended = end if last and last["epoch"] == end and has_state else None
-        yield TrainRun(run, experiment, options, threads, resumed and has_state, ended, bool(facts["planted"]))
+        yield TrainRun(run, experiment, options, threads, resumed and has_state, ended, to_mark(facts["planted"]))
 
 
 def _has_state(run: Path) -> bool:

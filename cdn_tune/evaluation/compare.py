@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdn_tune.config.tables import metric_names, metrics_depth
+from cdn_tune.data.mark import is_mark, to_mark
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluation_file import EVALUATION, read_evaluation
 from cdn_tune.evaluation.queries import (
@@ -50,7 +51,7 @@ class _Measured(NamedTuple):
         facts = self.sides[0].facts
         return {
             "dataset": facts["dataset"],
-            "planted": any(side.facts["planted"] for side in self.sides),
+            "planted": to_mark(self.sides[0].facts["planted"]),
             "split": facts["split"],
             "queries": len(self.videos),
             "videos": int(self.videos.max()) + 1,
@@ -235,7 +236,7 @@ def _are_runs(seeds: Any) -> bool:
 NEEDED: dict[str, Callable[[Any], bool]] = {
     "schema": lambda value: type(value) is int,
     "dataset": lambda value: isinstance(value, str),
-    "planted": lambda value: isinstance(value, bool),
+    "planted": is_mark,
     "split": lambda value: isinstance(value, str),
     "looks": lambda value: type(value) is int,
     "reported": lambda value: isinstance(value, str),

@@ -19,6 +19,7 @@ from cdn_tune.config import DATA_PATHS, override
 from cdn_tune.config.tables import metrics_depth
 from cdn_tune.data.files import brief, parse_json
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.mark import to_mark
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
@@ -286,7 +287,7 @@ class _Evaluation:
             "protocol": self.request.protocol,
             "label": PUBLISHED if published else None,
             "dataset": experiment.data.dataset,
-            "planted": bool(self.facts["planted"]) or winner.planted,
+            "planted": to_mark(self.facts["planted"]) or winner.planted,
             "split": "test",
             "looks": looks,
             "queries": len(test),

@@ -6,6 +6,7 @@ from typing import Any
 
 from cdn_tune import __version__
 from cdn_tune.config import Nms
+from cdn_tune.data.mark import DRAWN, Mark, marked
 from cdn_tune.evaluation import graph
 from cdn_tune.evaluation.probe_file import TITLES, VERDICTS, ProbeFile, share
 from cdn_tune.training.runs.checkpoint import Checkpoint
@@ -40,7 +41,7 @@ def model_card(facts: Facts, files: Sequence[str]) -> str:
     """Returns the card as Markdown; `files` names those of the folder besides the card and ``config.json``."""
     experiment = facts.checkpoint.experiment
     parts = [
-        [f"# {experiment.name}", *([_PLANTED] if facts.checkpoint.planted else []), _summary(facts)],
+        [f"# {experiment.name}", *_planted(facts.checkpoint.planted), _summary(facts)],
         ["## Use", _USE.format(size=experiment.data.feature_size), *_text_model(facts)],
         ["## Training data", _data(facts)],
         ["## Protocol", _protocol(facts)],
@@ -67,10 +68,16 @@ moments = retriever.retrieve(features, duration, ["a person opens the door"], to
 `features` are frame features `[frames, {size}]` at equal distances over the whole video, `duration` is its length in
 seconds. Each moment has a start and an end in seconds and a score in [0, 1]."""
 
-_PLANTED = (
-    "> **Planted data.** This model was trained on synthetic features. Its numbers say that the tool works, "
-    "nothing about real videos; never put them beside published ones."
-)
+
+def _planted(mark: Mark) -> list[str]:
+    if not mark:
+        return []
+    made = "features of drawn videos" if mark == DRAWN else "synthetic features"
+    return [
+        f"> **{marked(mark).capitalize()}.** This model was trained on {made}. Its numbers say that the tool works, "
+        "nothing about real videos; never put them beside published ones."
+    ]
+
 
 _INTENDED = """\
 Research on video moment retrieval: given a sentence and a video, propose where the sentence happens. Answers are ranked
@@ -113,10 +120,8 @@ def _data(facts: Facts) -> str:
     words += "words count as unknown."
     if facts.text_model is not None:
         words = f"token features of size {data.word_size} of `{facts.text_model}`."
-    return (
-        f"Dataset `{data.dataset}`{', planted' if facts.checkpoint.planted else ''}. Frame features of size "
-        f"{data.feature_size}, {read}; {words}"
-    )
+    about = f", {marked(facts.checkpoint.planted)}" if facts.checkpoint.planted else ""
+    return f"Dataset `{data.dataset}`{about}. Frame features of size {data.feature_size}, {read}; {words}"
 
 
 def _protocol(facts: Facts) -> str:
@@ -134,7 +139,7 @@ def _protocol(facts: Facts) -> str:
 
 
 def _results(facts: Facts) -> list[str]:
-    label = "planted data, in %" if facts.checkpoint.planted else "in %"
+    label = f"{marked(facts.checkpoint.planted)}, in %" if facts.checkpoint.planted else "in %"
     rows = {"val (chosen on)": dict(facts.checkpoint.val)} if facts.checkpoint.val else {}
     if facts.test is not None:
         rows["test"] = facts.test["metrics"]

@@ -22,6 +22,7 @@ from cdn_tune.data.files import brief
 from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.lexicon import QueryReader, open_reader
+from cdn_tune.data.mark import Mark
 from cdn_tune.data.sequence_store import sequence_of, timed
 from cdn_tune.errors import ConfigError, DataError, TrainingError
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint, fetch_model
@@ -99,7 +100,7 @@ class Retriever:
         model: MomentModel,
         experiment: Experiment,
         reader: QueryReader,
-        planted: bool,
+        planted: Mark,
         source: Path,
         device: torch.device | str | None = None,
         nms: Nms | None = None,

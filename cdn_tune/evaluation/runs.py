@@ -16,6 +16,7 @@ from typing import Any
 from cdn_tune.config import Experiment, build
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.data.files import brief
+from cdn_tune.data.mark import is_mark, to_mark
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.evaluation.evaluation_file import plain_metrics, read_evaluation
 from cdn_tune.training.object_store.store import open_store
@@ -110,7 +111,7 @@ def summarise_run(run: Path) -> Row:
         row["size"] = size if place is None else sum(entry.size for entry in place.store.entries().values())
         manifest = read_manifest(folder)
         row |= {"kind": manifest["kind"], "created": _time(manifest.get("created"))}
-        planted = bool(manifest.get("data", {}).get("planted"))
+        planted = to_mark(manifest.get("data", {}).get("planted"))
         row |= _search(folder) if manifest["kind"] == "search" else _training(folder, manifest)
         row |= {"planted": row["planted"] or planted}
         row |= _test(folder, row["metric"])
@@ -165,7 +166,8 @@ def _training(folder: Path, manifest: dict[str, Any]) -> Row:
 def _test(folder: Path, metric: str) -> Row:
     content = read_evaluation(folder) or {}
     value = plain_metrics(content.get("metrics")).get(metric)
-    planted = {"planted": True} if content.get("planted") is True else {}
+    mark = content.get("planted")
+    planted = {"planted": mark} if mark and is_mark(mark) else {}
     return planted if value is None else {**planted, "test": round(value, 4)}
 
 

@@ -23,6 +23,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from cdn_tune import __version__
 from cdn_tune.config.yaml import dump
+from cdn_tune.data.mark import marked
 from cdn_tune.errors import RunError
 from cdn_tune.report.answers import Answers, base64_of, collect_answers
 from cdn_tune.report.course import course, sparkline
@@ -141,6 +142,7 @@ def _render(
     evaluation, published = record.evaluation or {}, record.published or {}
     return _template().render(
         record=record,
+        marked=marked,
         version=__version__,
         built=datetime.fromtimestamp(now, timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         notices=notices,

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.data.files import brief, read_json
+from cdn_tune.data.mark import Mark, to_mark
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
 from cdn_tune.evaluation.probe_file import PROBE, ProbeFile, read_probe
@@ -76,10 +77,10 @@ class RunRecord:
         return str(self.attributes.get("dataset") or self.experiment.get("data", {}).get("dataset") or "unknown data")
 
     @property
-    def planted(self) -> bool:
-        """Whether any number of this run comes from planted data."""
+    def planted(self) -> Mark:
+        """Whether any number of this run comes from planted data, or drawn videos."""
         sources = (self.attributes, self.manifest.get("data", {}), self.evaluation or {})
-        return any(bool(facts.get("planted")) for facts in sources)
+        return next((mark for facts in sources if (mark := to_mark(facts.get("planted")))), False)
 
 
 def read_record(run: Path) -> RunRecord:

@@ -10,6 +10,7 @@ import torch
 from cdn_tune.config import Experiment, override
 from cdn_tune.data.files import sha256
 from cdn_tune.data.fingerprint import is_planted
+from cdn_tune.data.mark import Mark
 from cdn_tune.errors import CdnTuneError, CheckpointError, RunError
 from cdn_tune.model.published import import_state
 from cdn_tune.training.runs.checkpoint import BEST, build_model, save_checkpoint
@@ -87,7 +88,7 @@ def read_state(path: Path) -> dict[str, Any]:
     return found
 
 
-def _planted(experiment: Experiment) -> bool:
+def _planted(experiment: Experiment) -> Mark:
     """Returns whether the experiment's data are planted; weights may be imported without data."""
     try:
         return is_planted(experiment.data)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cdn_tune.config import Experiment
 from cdn_tune.data.annotations import Split
 from cdn_tune.data.dataset import MomentDataset
+from cdn_tune.data.mark import Mark
 from cdn_tune.errors import ConfigError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.model.kernels.sample_conv import compiled
@@ -59,7 +60,7 @@ def train(
     report: Report,
     splits: Mapping[Split, MomentDataset],
     on_step: OnStep = ignore,
-    planted: bool = False,
+    planted: Mark = False,
     stop: Callable[[], bool | Stop] = never,
     saving: Saving | None = None,
     decisions: Decisions | None = None,

@@ -12,6 +12,7 @@ import torch
 
 from cdn_tune.config import DATA_PATHS, Experiment, TrainConfig, build
 from cdn_tune.data.files import brief
+from cdn_tune.data.mark import Mark
 from cdn_tune.errors import CheckpointError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.kernels.choose import Chosen
@@ -147,7 +148,7 @@ class TrialState:
     scaler: torch.amp.GradScaler
     ema: Ema | None  # running mean of the weights, if wanted
     world: World
-    planted: bool  # whether the data are planted; recorded in the checkpoints
+    planted: Mark  # whether the data are planted; recorded in the checkpoints
     saving: Saving | None = None  # called around every checkpoint
     kernels: Chosen | None = None  # how its dynamic layers are multiplied, where there was a choice
     snapshots: Snapshots = field(default_factory=Snapshots)  # memory for copies

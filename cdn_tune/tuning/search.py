@@ -16,6 +16,7 @@ from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.secrets import without_secrets
 from cdn_tune.data.dataset import load_readings
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.mark import to_mark
 from cdn_tune.data.splits import coarse
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.loop import never
@@ -239,7 +240,7 @@ def open_study(
         metric=experiment.eval.metric,
         objectives=list(study.objectives.names),
         dataset=experiment.data.dataset,
-        planted=bool(data["planted"]),
+        planted=to_mark(data["planted"]),
         unit=space.early_stopping.unit,
         gpus_per_trial=space.resources.workers * space.resources.gpus_per_worker,
     )

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
+from cdn_tune.data.mark import to_mark
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
 from cdn_tune.training.tracking.tracked_run import STATUS, TrackedRun, experiment_tags
 from cdn_tune.training.tracking.tracker import LEAVING_SECONDS, Tracker
@@ -39,7 +40,7 @@ class SearchTracking:
         self._driver, self._run, self._base, self._clock = driver, run, base, clock
         manifest = read_manifest(run)
         self._tracker = Tracker(base.tracking, str(manifest.get("run_id")))
-        self._planted = bool(manifest.get("data", {}).get("planted"))
+        self._planted = to_mark(manifest.get("data", {}).get("planted"))
         self._sampled: dict[int, dict[str, Any]] = {}
         self._offered, self._pause, self._has_changed = float("-inf"), _SECONDS, True
 

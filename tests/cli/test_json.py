@@ -28,6 +28,7 @@ WITHOUT = {
     "search rebuild",
     "data convert",
     "data plant",
+    "data draw",
     "data text",
 }
 WITHOUT |= {"cluster init", "cluster submit", "cluster logs", "cluster stop", "cluster fetch"}

@@ -5,8 +5,12 @@ import json
 import os
 from pathlib import Path
 
+import h5py
+import pytest
+
 from cdn_tune.data.files import sampled_sha256
-from cdn_tune.data.fingerprint import fingerprint, is_planted
+from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, PLANTED_MARKER, fingerprint, is_planted
+from cdn_tune.data.mark import DRAWN, Mark
 
 from .conftest import Small, config_of
 
@@ -40,6 +44,31 @@ def test_planted_features_keep_their_label_where_they_go(small: Small, planted_r
     moved.write_bytes((planted_root / "vgg_rgb_features.hdf5").read_bytes())
     assert is_planted(small.config(features=moved.name))
     assert is_planted(small.config(word_vectors=str(planted_root / "glove.planted.50d.txt")))
+
+
+@pytest.mark.parametrize(
+    ("content", "mark"),
+    [
+        ('{"planted": "drawn videos"}', DRAWN),
+        ('{"planted": true}', True),
+        ('{"planted": "anything"}', True),
+        ('{"planted": false}', True),
+        ("[]", True),
+        ("{", True),
+        ("\\x00", True),
+    ],
+)
+def test_the_label_tells_drawn_videos_from_planted_features(small: Small, content: str, mark: Mark) -> None:
+    (small.root / PLANTED_MARKER).write_text(content)
+    assert is_planted(small.config()) == mark
+    assert fingerprint(small.config())["planted"] == mark
+
+
+@pytest.mark.parametrize(("value", "mark"), [(DRAWN, DRAWN), (2, True)])
+def test_the_attribute_of_features_does_too(small: Small, value: str | int, mark: Mark) -> None:
+    with h5py.File(small.root / "vgg_rgb_features.hdf5", "a") as file:
+        file.attrs[PLANTED_ATTRIBUTE] = value
+    assert is_planted(small.config()) == mark
 
 
 def test_the_sampled_digest_notices_size_ends_and_middle(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cdn_tune import load
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import load_split
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.mark import DRAWN, Mark
 from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, DataError, RunError
 from cdn_tune.evaluation import export as exported
 from cdn_tune.evaluation import graph
@@ -30,7 +31,7 @@ Tiny = Callable[..., Experiment]
 SENTENCE = "a person opens the door"
 
 
-def make_run(folder: Path, experiment: Experiment, planted: bool = True) -> Path:
+def make_run(folder: Path, experiment: Experiment, planted: Mark = True) -> Path:
     """A train run whose best checkpoint is an untrained model's: what the weights are does not matter."""
     with locked(folder):
         facts = fingerprint(experiment.data)
@@ -153,6 +154,14 @@ def test_real_data_are_not_labelled_planted(tiny: Tiny, tmp_path: Path) -> None:
     export_run(make_run(tmp_path / "run", tiny(), planted=False), tmp_path / "out")
     assert "lanted" not in (tmp_path / "out" / exported.CARD).read_text()
     assert not load(tmp_path / "out").planted
+
+
+def test_drawn_videos_are_labelled_so(tiny: Tiny, tmp_path: Path) -> None:
+    export_run(make_run(tmp_path / "run", tiny(), planted=DRAWN), tmp_path / "out")
+    card = (tmp_path / "out" / exported.CARD).read_text()
+    assert "**Drawn videos.** This model was trained on features of drawn videos." in card
+    assert "lanted" not in card
+    assert load(tmp_path / "out").planted == DRAWN
 
 
 @pytest.mark.parametrize("name", exported.NEEDED)

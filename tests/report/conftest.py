@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
 from cdn_tune.data.dataset import load_split
+from cdn_tune.data.mark import Mark
 from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
 
 HOSTILE = "<script>alert('x')</script> </script><img src=x onerror=alert(1)> opens a \u2028 door & \"quotes\""
@@ -88,7 +89,7 @@ def made_trial(number: int, objectives: int = 1) -> FrozenTrial:
     return trial
 
 
-def made_evaluation(checkpoint: str | None, planted: bool) -> dict[str, Any]:
+def made_evaluation(checkpoint: str | None, planted: Mark) -> dict[str, Any]:
     """An evaluation with everything that the report may meet."""
     metrics = {"R1@0.3": 0.7123, "R1@0.5": 0.6011, "mIoU": 0.5004}
     intervals = {name: [value - 0.05, value + 0.05] for name, value in metrics.items()}
@@ -161,7 +162,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         evaluated: bool = False,
         checkpoint: bool = False,
         objectives: int = 1,
-        planted: bool = True,
+        planted: Mark = True,
     ) -> Path:
         run = tmp_path_factory.mktemp("run <i>of") / "a & b"
         run.mkdir()

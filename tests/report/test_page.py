@@ -18,6 +18,7 @@ import pytest
 
 from cdn_tune.config import Experiment
 from cdn_tune.config.yaml import dump
+from cdn_tune.data.mark import DRAWN
 from cdn_tune.errors import DataError, RunError
 from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.report.page import Builder, check_target
@@ -60,6 +61,14 @@ def test_everything_is_there(html: str) -> None:
     assert "2D-TAN" not in html  # a published result, and these are planted data
     assert "opened 2 times" in html
     assert len(data["queries"]["id"]) == 30
+
+
+def test_drawn_videos_are_labelled_so(make_run: MakeRun, tiny: Tiny) -> None:
+    page = Builder(make_run(tiny(), queries=3, evaluated=True, planted=DRAWN), views=0).build(NOW).html
+    assert "<strong>Drawn videos.</strong> These numbers say" in page
+    assert '<span class="badge planted">drawn videos</span>' in page
+    assert "planted data" not in page
+    assert "2D-TAN" not in page  # a published result
 
 
 def test_the_page_is_the_same_each_time(run: Path, html: str) -> None:

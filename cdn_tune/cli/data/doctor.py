@@ -17,6 +17,7 @@ from cdn_tune.cli.app import data_app
 from cdn_tune.cli.options import Json
 from cdn_tune.cli.show.output import out, print_json, print_line
 from cdn_tune.cli.show.progress import counted
+from cdn_tune.data.mark import marked
 from cdn_tune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def fact_lines(report: Report) -> Iterator[str]:
     if report.dataset is None:
         return
     edition = f", {report.variant}" if report.variant else ""
-    yield f"{report.dataset}{edition}{' (planted data)' if report.planted else ''} in {report.root}"
+    yield f"{report.dataset}{edition}{f' ({marked(report.planted)})' if report.planted else ''} in {report.root}"
     for split, counts in report.splits.items():
         skipped = f", {counts['skipped']} not used" if counts["skipped"] else ""
         absent = f", {counts['absent']} sentences not in their video" if counts["absent"] else ""

@@ -10,6 +10,7 @@ from rich.table import Table
 from cdn_tune.cli.app import search_app
 from cdn_tune.cli.options import Json, SearchRun, Storage
 from cdn_tune.cli.show.output import UNKNOWN, facts_table, out, print_json, warn
+from cdn_tune.data.mark import marked
 
 if TYPE_CHECKING:
     from cdn_tune.tuning.results.status import Status
@@ -61,7 +62,7 @@ def _facts(status: Status) -> list[tuple[str, str]]:
     asked = "" if status.asked is None else f" of {status.asked}"
     shown = {"running": "running" if status.is_alive else UNFINISHED}
     states = [f"{status.counts[state]} {shown.get(state, state)}" for state in STATE_ORDER if state in status.counts]
-    planted = " (planted data)" if status.planted else ""
+    planted = f" ({marked(status.planted)})" if status.planted else ""
     failures = (f"{count} {MEANING.get(kind, kind)}" for kind, count in status.failures.items())
     rates = (status.trials_per_hour, status.samples_per_second)
     units = zip(rates, ("trials/h", "queries/s"), strict=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from cdn_tune.cli.show.output import out, print_line
 from cdn_tune.cli.show.tables import Stacked
 from cdn_tune.config.tables import table_of
+from cdn_tune.data.mark import marked
 from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.model.families import label_in
 from cdn_tune.training.runs.kept import CHECKPOINT
@@ -178,11 +179,13 @@ def pairs_table(result: Mapping[str, Any], labels: str) -> Stacked:
 def print_planted(result: Mapping[str, Any]) -> None:
     """Prints that the data are planted, if they are."""
     if result["planted"]:
-        print_line("planted data: these numbers say that the tool works, nothing about real videos", "yellow")
+        print_line(
+            f"{marked(result['planted'])}: these numbers say that the tool works, nothing about real videos", "yellow"
+        )
 
 
 def _title(result: Mapping[str, Any]) -> str:
-    about = "" if "planted" not in result else " (planted data)" if result["planted"] else " (real data)"
+    about = f" ({marked(result['planted'])})" if "planted" in result else ""
     title = f"{result['dataset']}{about}, {result['split']} split, {result['queries']} queries of {result['videos']} "
     title += "videos, in %, with 95 % intervals"
     return f"{title}\n{result['label']}" if result.get("label") else title

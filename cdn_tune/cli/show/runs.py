@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cdn_tune.cli.show.output import size_text
 from cdn_tune.cli.show.tables import Stacked, number
+from cdn_tune.data.mark import marked
 from cdn_tune.tuning.results.leaderboard import Row
 
 _STYLES = {"running": "cyan", "failed": "red", "unreadable": "red", "stopped": "yellow"}
@@ -39,7 +40,7 @@ def _cell(row: Row, head: str, metric: str) -> str:
     if head == "begun":
         return str(row["created"])[:16].replace("T", " ")
     if head == "dataset":
-        return f"{value} (planted)" if row["planted"] else str(value)
+        return f"{value} ({marked(row['planted']).removesuffix(' data')})" if row["planted"] else str(value)
     if value == "":
         return ""
     if head in ("val", "test"):

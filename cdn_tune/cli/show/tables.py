@@ -16,6 +16,7 @@ from rich.text import Text
 
 from cdn_tune.cli.show.output import UNKNOWN, duration_text, size_text
 from cdn_tune.config import Experiment
+from cdn_tune.data.mark import Mark, marked
 from cdn_tune.tuning.results.leaderboard import (
     PAUSED,
     TRIED,
@@ -275,13 +276,13 @@ def experiment_line(experiment: Experiment) -> str:
     return f"{model}, batch {experiment.train.batch_size}, lr {experiment.optim.lr:g}"
 
 
-def trained_table(experiment: Experiment, epochs: Sequence[Row], run: Path, planted: bool) -> Stacked:
+def trained_table(experiment: Experiment, epochs: Sequence[Row], run: Path, planted: Mark) -> Stacked:
     """Returns the best epoch's val metrics in %, and the trial's time, memory and disk use, of its recorded epochs."""
     from cdn_tune.training.memory.estimate import occupied_bytes  # torch, which the other tables do not need
 
     last = epochs[-1]
     best = epochs[last["best_epoch"] - 1]
-    label = "planted data" if planted else "real data"
+    label = marked(planted)
     title = f"{experiment.data.dataset} ({label}), val split, epoch {best['epoch']} of {last['epoch']}, in %"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("")

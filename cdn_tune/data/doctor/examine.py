@@ -18,7 +18,7 @@ from cdn_tune.data.doctor.checks import (
 from cdn_tune.data.doctor.features import check_features
 from cdn_tune.data.doctor.report import Finding, Report
 from cdn_tune.data.files import Progress, is_remote, locate, read_json, remote_file
-from cdn_tune.data.fingerprint import PLANTED_MARKER
+from cdn_tune.data.fingerprint import PLANTED_MARKER, mark_of
 from cdn_tune.data.layouts import Layout, layout_of, recognise
 from cdn_tune.data.splits import coarse, held_out
 from cdn_tune.errors import DataError
@@ -120,7 +120,7 @@ def examine(
         root=str(root),
         dataset=found[0],
         variant=variant,
-        planted=marker is not None,
+        planted=False if marker is None else mark_of(root / PLANTED_MARKER),
         quick=quick,
         splits={
             split: {

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cdn_tune.data.mark import Mark
 from cdn_tune.errors import DataError
 
 Level = Literal["error", "warning", "info"]
@@ -39,7 +40,7 @@ class Report:
         root: The folder.
         dataset: Name of its layout; None if it is unknown.
         variant: Which edition of the dataset it is, if that is known.
-        planted: Whether it is planted data.
+        planted: Whether it is planted data, or drawn videos.
         quick: Whether features were sampled.
         splits: Per split, numbers of queries, videos, skipped entries and sentences marked as not in their video
             (absent), and the queries of each part that it has (parts).
@@ -52,7 +53,7 @@ class Report:
     root: str
     dataset: str | None
     variant: str | None
-    planted: bool
+    planted: Mark
     quick: bool
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     features: dict[str, Any] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ def _write(
     durations = {item.video: item.duration for part in loaded for item in part.skipped}
     durations |= {item.video: item.duration for item in (*absent, *items)}
     vectors, features = f"glove.planted.{planting.word_size}d.txt", layout.features[0]
-    _write_vectors(staging / vectors, [*items, *absent], planting)
+    write_vectors(staging / vectors, (item.query for item in (*items, *absent)), planting.word_size, planting.seed)
     if not (staging / features).is_file():
         _write_features(staging / features, durations, items, planting, layout.member, progress)
     files = [*texts, vectors, features]
@@ -201,11 +201,12 @@ def _write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _write_vectors(path: Path, items: list[Annotation], planting: Planting) -> None:
-    vocabulary = sorted({token for item in items for token in words(item.query)})
+def write_vectors(path: Path, queries: Iterable[str], word_size: int, seed: int) -> None:
+    """Writes a word-vector file with a vector for each word of some queries (see `signal.word_vector`)."""
+    vocabulary = sorted({token for query in queries for token in words(query)})
     with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         for token in vocabulary:
-            values = word_vector(token, planting.word_size, planting.seed)
+            values = word_vector(token, word_size, seed)
             file.write(f"{token} {' '.join(f'{value:.5f}' for value in values)}\n")
 
 

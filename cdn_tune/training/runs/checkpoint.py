@@ -15,6 +15,7 @@ from cdn_tune import __version__
 from cdn_tune.config import Experiment, build
 from cdn_tune.config.yaml import beginning
 from cdn_tune.data.files import brief
+from cdn_tune.data.mark import Mark, is_mark
 from cdn_tune.errors import CheckpointError, ConfigError
 from cdn_tune.model.family import MomentModel
 from cdn_tune.training.runs.files import write_atomic
@@ -37,7 +38,7 @@ class Checkpoint:
     model: MomentModel  # the rebuilt model, in eval mode, on the CPU
     epoch: int  # after which epoch it was saved, from 1
     val: dict[str, float]  # its metrics on the val split
-    planted: bool  # whether it was trained on planted data
+    planted: Mark  # whether it was trained on planted data
     kernels: Any = None  # how a GPU multiplied in its dynamic layers, as `training.kernels.choose` reads it
 
     @property
@@ -177,7 +178,7 @@ ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model": ("tensors by name", lambda value: _maps(value, lambda item: isinstance(item, torch.Tensor))),
     "epoch": ("a number of epochs", lambda value: type(value) is int and value >= 0),
     "val": ("metrics by name", lambda value: _maps(value, _is_number)),
-    "planted": ("true or false", lambda value: isinstance(value, bool)),
+    "planted": ("true, false or drawn videos", is_mark),
 }
 
 

@@ -20,6 +20,7 @@ from cdn_tune.config.load_search import WRITTEN
 from cdn_tune.config.secrets import without_secrets
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.files import brief, clear_left, read_json
+from cdn_tune.data.mark import Mark
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.object_store.lease import LOCK, Lease
 from cdn_tune.training.object_store.sync import MANIFEST, RunSync, push_run
@@ -225,7 +226,7 @@ class _Files(BaseModel):
 
 class _Data(BaseModel):
     files: _Files | None = None
-    planted: bool = False
+    planted: Mark = False
 
 
 class _Manifest(BaseModel):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cdn_tune.config import Experiment
+from cdn_tune.data.mark import Mark
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.records import read_metrics, scalars
 
@@ -95,12 +96,12 @@ def _named(values: Mapping[str, float]) -> dict[str, float]:
     return {plain_name(name): value for name, value in values.items() if math.isfinite(value)}
 
 
-def experiment_tags(experiment: Experiment, planted: bool, kind: str) -> dict[str, str]:
+def experiment_tags(experiment: Experiment, planted: Mark, kind: str) -> dict[str, str]:
     """Returns the tags of an experiment's run: what kind of run it is, and on which data."""
     return {
         "kind": kind,
         "dataset": experiment.data.dataset,
-        "data": "planted" if planted else "real",
+        "data": "planted" if planted is True else planted or "real",
         "family": experiment.model.name,
         "seed": str(experiment.seed),
     }

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cdn_tune.config import Experiment, keys
+from cdn_tune.data.mark import to_mark
 from cdn_tune.training.object_store.sync import push_run
 from cdn_tune.training.reports import EpochReport
 from cdn_tune.training.runs.checkpoint import BEST
@@ -51,7 +52,7 @@ class TrainTracking:
 
     def _tracked(self, state: str, epochs: int) -> TrackedRun:
         experiment, began = self._experiment, datetime.fromisoformat(self._manifest["created"])
-        planted = bool(self._manifest.get("data", {}).get("planted"))
+        planted = to_mark(self._manifest.get("data", {}).get("planted"))
         return TrackedRun(
             key=TRAIN,
             name=experiment.name,

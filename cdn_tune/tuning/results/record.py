@@ -19,6 +19,7 @@ from cdn_tune.config.check import searched_families
 from cdn_tune.config.load import build
 from cdn_tune.config.secrets import without_secrets
 from cdn_tune.config.yaml import read_mapping
+from cdn_tune.data.mark import to_mark
 from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.training.object_store.sync import fetched
 from cdn_tune.training.object_store.working_copy import shown
@@ -117,7 +118,7 @@ def read_record(run: Path, storage: str | None = None) -> Record:
     base = load_experiment(run / EXPERIMENT)
     url = storage_of(run, storage)
     folder = FolderTrials.read(run)
-    planted = {"planted": bool(_data(manifest).get("planted"))}
+    planted = {"planted": to_mark(_data(manifest).get("planted"))}
     try:
         if storage is None and not is_there(url) and (unknown := folder.unknown([])):
             raise RunError(unknown_fault(run, unknown))

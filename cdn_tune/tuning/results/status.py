@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cdn_tune.data.mark import Mark, to_mark
 from cdn_tune.training.object_store.lease import is_leased, is_locked
 from cdn_tune.training.object_store.working_copy import place_of, shown, working_copy
 from cdn_tune.training.runs.records import METRICS
@@ -43,7 +44,7 @@ class Status:
     parameters: list[str]  # dotted keys that are searched
     dataset: str  # name of the dataset
     families: list[str]  # names of the model families that are searched
-    planted: bool  # whether the data are planted
+    planted: Mark  # whether the data are planted
     is_alive: bool  # whether a process holds the run folder now
     stop_asked: bool  # whether a stop was requested
     asked: int | None  # trials in all
@@ -111,7 +112,7 @@ def status_of(run: Path, storage: str | None = None) -> Status:
         parameters=list(record.space.parameters),
         dataset=record.base.data.dataset,
         families=record.families,
-        planted=bool(record.attributes.get("planted", False)),
+        planted=to_mark(record.attributes.get("planted")),
         is_alive=alive,
         stop_asked=StopFile(run).is_raised(),
         asked=asked,

@@ -22,6 +22,7 @@ from cdn_tune.config import Parameter, build
 from cdn_tune.config.keys import Frozen
 from cdn_tune.config.parameters import Choice
 from cdn_tune.data.files import parse_json, written_whole
+from cdn_tune.data.mark import Mark, to_mark
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.runs.records import read_metrics
 from cdn_tune.training.runs.run_folder import MANIFEST
@@ -51,7 +52,7 @@ class Header(Frozen):
     format: Literal["cdn-tune curves"] = FORMAT
     version: Literal[1] = 1
     about: Annotated[str, Field(max_length=2000)] = Field(description="what was recorded, and by which command")
-    planted: bool = Field(description="whether the data were planted")
+    planted: Mark = Field(description="whether the data were planted")
     metric: Metric = Field(description="the val metric by which the recorded trainings chose their best epoch")
     epochs: Annotated[int, Field(ge=1, le=_LONGEST)] = Field(description="of every curve")
     parameters: Annotated[dict[str, Parameter], Field(min_length=1, max_length=200)] = Field(description="what varied")
@@ -169,7 +170,7 @@ def curves_of(record: Record) -> Curves:
     whole = [_whole(each, epochs) for each in whole]
     header = Header(
         about=f"the search {record.space.name} in {record.run}",
-        planted=bool(record.attributes.get("planted")),
+        planted=to_mark(record.attributes.get("planted")),
         metric=metric,
         epochs=epochs,
         parameters=record.space.parameters,
