@@ -20,6 +20,7 @@ from cdn_tune.config.tables import metrics_depth
 from cdn_tune.data.files import brief, parse_json
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.splits import split_annotations
+from cdn_tune.data.videos.making import from_plain
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
@@ -162,7 +163,8 @@ class _Evaluation:
         if request.score_maps and not self.experiment.model.has_score_map:
             raise ConfigError(f"--score-maps: model.name={self.experiment.model.name} has no score maps; drop it")
         self.facts = fingerprint(self.experiment.data)
-        self.changed = changed_files(read_manifest(run).get("data", {}), self.facts)
+        self.held = read_manifest(run).get("data", {})
+        self.changed = changed_files(self.held, self.facts)
 
     def run_it(self) -> dict[str, Any]:
         """Chooses, opens the test split, measures, and writes."""
@@ -171,6 +173,12 @@ class _Evaluation:
             raise RunError(
                 f"{self.run}: its data have changed since the run ({', '.join(self.changed)}); name the old ones with "
                 "data.root=DIR, or evaluate on these with --other-data"
+            )
+        then, now = (facts.get("making") for facts in (self.held, self.facts))
+        if then and now and (differs := from_plain(then).differences(from_plain(now))):
+            raise RunError(
+                f"{self.run}: was trained on features that were made otherwise than these ({differs} here); extract "
+                "the videos as then, or name features that were"
             )
         read_looks(self.run)
         for split in ("val", "test"):  # faults of features or words are raised before anything is done
