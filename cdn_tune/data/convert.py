@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from cdn_tune.data.files import Progress, available_cpus, brief, written_whole
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.data.video_names import annotated_videos, match_names
+from cdn_tune.data.videos.making import Making, read_making, write_making
 from cdn_tune.errors import DataError
 
 Rows = npt.NDArray[np.float32]
@@ -311,7 +312,7 @@ def _rewrite(
                 progress(done, len(videos))
             return _hdf5_rows(file, videos[video], f"{source}: video {videos[video]!r}")
 
-        return Converted(out, len(videos), 0, _assemble(videos, rows_of, out, feature_size))
+        return Converted(out, len(videos), 0, _assemble(videos, rows_of, out, feature_size, read_making(source)))
 
 
 def _hdf5_rows(file: Any, video: str, where: str) -> Rows:
@@ -337,7 +338,13 @@ def _hdf5_rows(file: Any, video: str, where: str) -> Rows:
     return rows
 
 
-def _assemble(videos: Iterable[str], read: Callable[[str], Rows], out: Path, feature_size: int | None) -> int:
+def _assemble(
+    videos: Iterable[str],
+    read: Callable[[str], Rows],
+    out: Path,
+    feature_size: int | None,
+    making: Making | None = None,
+) -> int:
     """Writes the HDF5 file, verifies it, and names it; returns the feature size."""
     size = feature_size or 0
 
@@ -347,6 +354,8 @@ def _assemble(videos: Iterable[str], read: Callable[[str], Rows], out: Path, fea
 
     with written_whole(out) as partial:
         with h5py.File(partial, "w", libver="earliest") as file:
+            if making is not None:
+                write_making(file, making)
             for video in videos:
                 rows = rows_of(video)
                 if size and rows.shape[1] != size:

@@ -10,6 +10,7 @@ from cdn_tune.data.hdf5 import open_features
 from cdn_tune.data.layouts import features_path, layout_of, root_of, text_path
 from cdn_tune.data.mark import Mark, to_mark
 from cdn_tune.data.splits import split_annotations
+from cdn_tune.data.videos.making import read_making
 
 PLANTED_MARKER = "planted.json"
 PLANTED_ATTRIBUTE = "cdn_tune_planted"
@@ -56,13 +57,14 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         queries and videos of train, val and test; `skipped`: per split, the entries not used, with the reason.
 
     Raises:
-        DataError: If a file is missing or wrong.
+        DataError: If a file is missing or wrong, or features of different making are mixed in one.
     """
     root, layout = root_of(config), layout_of(config.dataset)
     loaded = {split: split_annotations(config, split) for split in SPLITS}
     annotations = [path for split in SPLITS for path in layout.files(root, split)]
     text = "tokens" if config.text == "tokens" else "word_vectors"
     big = {"features": features_path(config), text: text_path(config)}
+    making = read_making(big["features"])
     return {
         "dataset": config.dataset,
         "root": str(root.resolve()),
@@ -78,6 +80,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         "skipped": {
             split: [{"id": item.id, "reason": item.reason} for item in items.skipped] for split, items in loaded.items()
         },
+        **({} if making is None else {"making": making.plain()}),
     }
 
 

@@ -21,6 +21,7 @@ from cdn_tune.data.files import brief, parse_json
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.mark import to_mark
 from cdn_tune.data.splits import split_annotations
+from cdn_tune.data.videos.making import from_plain
 from cdn_tune.errors import CheckpointError, ConfigError, RunError
 from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
@@ -171,9 +172,16 @@ def find_changes(run: Path, facts: dict[str, Any], other_data: bool) -> list[str
     """Returns the names of the data files that have changed since the run, given the fingerprint of those of now.
 
     Raises:
-        RunError: If there are any, unless `other_data`.
+        RunError: If there are any, unless `other_data`; or if features were made otherwise than those of the run.
     """
-    changed = changed_files(read_manifest(run).get("data", {}), facts)
+    held = read_manifest(run).get("data", {})
+    then, now = (each.get("making") for each in (held, facts))
+    if then and now and (differs := from_plain(then).differences(from_plain(now))):
+        raise RunError(
+            f"{run}: was trained on features that were made otherwise than these ({differs} here); extract the videos "
+            "as then, or name features that were"
+        )
+    changed = changed_files(held, facts)
     if changed and not other_data:
         raise RunError(
             f"{run}: its data have changed since the run ({', '.join(changed)}); name the old ones with "

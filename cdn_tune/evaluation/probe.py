@@ -17,6 +17,7 @@ from cdn_tune.config.tables import find_metric, metrics_depth
 from cdn_tune.data.batches import Source, evaluation_batches
 from cdn_tune.data.dataset import Indices, MomentDataset, grouped
 from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.mark import to_mark
 from cdn_tune.data.probes import PROBES, Probed
 from cdn_tune.data.splits import split_annotations
 from cdn_tune.evaluation.evaluate import Request, choose_models, find_changes
@@ -75,7 +76,7 @@ def probe_run(
             "schema": SCHEMA,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "dataset": experiment.data.dataset,
-            "planted": bool(facts["planted"]) or checkpoint.planted,
+            "planted": to_mark(facts["planted"]) or checkpoint.planted,
             "split": "val",
             "queries": len(chosen),
             "of": len(val),

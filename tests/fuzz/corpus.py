@@ -44,6 +44,8 @@ from cdn_tune.data.doctor import examine
 from cdn_tune.data.planted import plant
 from cdn_tune.data.tokens import LanguageModel, write_tokens
 from cdn_tune.data.vectors import word_table
+from cdn_tune.data.videos.decode import VideoFile
+from cdn_tune.data.videos.rows import row_times
 from cdn_tune.errors import DataError
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.predictions import score_predictions
@@ -63,6 +65,7 @@ from cdn_tune.tuning.results.record import read_record
 from cdn_tune.tuning.results.status import status_of
 from cdn_tune.tuning.simulation.curves import Header, Recorded, line_of, read_table
 from cdn_tune.tuning.simulation.landscape import Landscape
+from tests.data.videos.clips import write_video
 
 MANY_LINES = 6  # an experiment's findings, and how many there are besides
 LONGEST = 1500  # characters of a line
@@ -655,6 +658,11 @@ def make_curves(folder: Path) -> Path:
     return path
 
 
+def make_video(folder: Path) -> Path:
+    """Makes a small video, its index in front, so that one that is cut can be opened."""
+    return write_video(folder / "video.mp4", [0.0, 0.1, 0.2, 0.5, 0.6, 1.5, 1.6, 2.0], fast_start=True)
+
+
 CARD = Card(name="A", capability="9.0", driver="1", torch="2", cuda="13", cudnn="9", triton="3", source="0")
 
 
@@ -705,6 +713,13 @@ def read_curves(path: Path) -> None:
     landscape = Landscape(curves, [curves.header.metric])
     landscape.predict(dict(curves.records[0].parameters), np.random.default_rng(0))
     landscape.rank_correlation()
+
+
+def read_video(path: Path) -> None:
+    """Decodes a video at some times."""
+    with VideoFile(path) as video:
+        for _ in video.frames(row_times(video.duration, 4)[:, 0].tolist()[:100], size=24):
+            pass
 
 
 def make_checkpoint(folder: Path) -> Path:
@@ -793,6 +808,7 @@ FORMATS = {
     "probe": Format(make_probe, read_probe_file, damage_json),
     "curves": Format(make_curves, read_curves, damage_json_lines),
     "checkpoint": Format(make_checkpoint, read_model, damage_checkpoint),
+    "video": Format(make_video, read_video, damage_bytes),
     "export": Format(make_export, read_export, damage_export),
 }
 

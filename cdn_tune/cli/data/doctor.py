@@ -114,6 +114,10 @@ def fact_lines(report: Report) -> Iterator[str]:
             f"  features {facts['file']}: {facts['videos']} videos, size {facts['size']}, {facts['type']}, "
             f"{facts['rows_per_second']:g} rows a second; {facts['checked']} read"
         )
+    if "making" in facts:
+        from cdn_tune.data.videos.making import from_plain
+
+        yield f"  made by {from_plain(facts['making'])}"
     facts = report.words
     if "model" in facts:
         yield (

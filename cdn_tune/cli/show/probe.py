@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cdn_tune.cli.show.tables import Stacked
+from cdn_tune.data.mark import marked
 from cdn_tune.evaluation.probe_file import TITLES, VERDICTS, ProbeFile, share
 from cdn_tune.evaluation.summary import BASELINES, BLIND
 
@@ -16,7 +17,8 @@ def probe_table(result: Mapping[str, Any]) -> Stacked:
     """Returns the content of ``probe.json`` as a table: by probe each metric, and the share of the advantage kept."""
     names, metric = list(result["metrics"]), result["metric"]
     of = f" of {result['of']}" if result["of"] > result["queries"] else ""
-    title = f"{result['dataset']}{' (planted data)' if result['planted'] else ''}, val split, {result['queries']}{of} "
+    about = f" ({marked(result['planted'])})" if result["planted"] else ""
+    title = f"{result['dataset']}{about}, val split, {result['queries']}{of} "
     title += f"queries of {result['videos']} videos, in %, with 95 % intervals"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("", overflow="fold", min_width=26)

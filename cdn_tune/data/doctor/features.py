@@ -13,6 +13,7 @@ from cdn_tune.data.features import FeatureStore, Seen
 from cdn_tune.data.files import Progress, brief
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.data.video_names import match_names
+from cdn_tune.data.videos.making import makings_in, read_making
 from cdn_tune.errors import DataError
 
 SAMPLE = 64  # videos whose features a quick examination reads
@@ -48,7 +49,8 @@ def check_features(
         return {"file": str(path)}, [Finding("error", "features", what, "copy or convert it again")]
     except DataError as error:
         return {"file": str(path)}, grouped("features", [(path.name, error)])
-    findings = _presence(path, root, durations, present)
+    made, wrong_making = _making(path, quick)
+    findings = [*_presence(path, root, durations, present), *wrong_making]
     if turned is not None:
         what = f"{path.name}: features are transposed, such as {list(turned)}; expected [frames, {size}]"
         remedy = f"rewrite the file with: cdn-tune data convert {path} NEW.hdf5 --form hdf5 --feature-size {size}"
@@ -74,6 +76,7 @@ def check_features(
         "checked": len(chosen),
         "type": kind,
         "rows_per_second": round(rate, 4),
+        **made,
     }
     return facts | ({} if size is None else {"size": size}), [
         *findings,
@@ -113,6 +116,32 @@ def _odd(seen: Mapping[str, Seen], rates: Mapping[str, float], rate: float) -> l
         for videos, what, remedy in kinds
         if videos
     ]
+
+
+def _making(path: Path, quick: bool) -> tuple[dict[str, Any], list[Finding]]:
+    """Returns how the features were made, if the file tells, and what is wrong with that; of a sample if `quick`."""
+    remedy = "extract them all alike, with cdn-tune data extract"
+    try:
+        making = read_making(path)
+        if quick or making is None:
+            return {} if making is None else {"making": making.plain()}, []
+        others = {each: videos for each, videos in makings_in(path).items() if each != making}
+    except DataError as error:
+        return {}, grouped("features", [(path.name, error)])
+    findings = [
+        Finding(
+            "warning" if each is None else "error",
+            "features",
+            f"{path.name}: videos whose features were made otherwise ({making.differences(each)})"
+            if each is not None
+            else f"{path.name}: videos that do not tell how their features were made, unlike the others",
+            remedy,
+            len(videos),
+            tuple(videos[:EXAMPLES]),
+        )
+        for each, videos in others.items()
+    ]
+    return {"making": making.plain()}, findings
 
 
 def _presence(path: Path, root: Path, durations: Iterable[str], present: frozenset[str]) -> list[Finding]:

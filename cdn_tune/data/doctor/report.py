@@ -44,7 +44,7 @@ class Report:
         quick: Whether features were sampled.
         splits: Per split, numbers of queries, videos, skipped entries and sentences marked as not in their video
             (absent), and the queries of each part that it has (parts).
-        features: File, videos, videos checked, size, type, rows per second.
+        features: File, videos, videos checked, size, type, rows per second; how they were made, where the file tells.
         words: File, size, coverage, and the unknown words with how often each occurs, most frequent first; or file,
             model and size of token features, and how many queries have some.
         findings: Errors first.

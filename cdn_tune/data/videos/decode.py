@@ -274,7 +274,10 @@ class VideoFile:
         """Checks that the last frame lasts until the video ends, or until a time if that is earlier."""
         began, frame = last
         ends = began + max(float((frame.duration or 0) * (frame.time_base or 0)), self._step)
-        late = min(_LATE, max(self.duration / 10, 3 * self._step))
+        if self._stream.duration:
+            late = min(_LATE, max(self.duration / 10, 3 * self._step))
+        else:  # the end is that of the longest stream, such as sound
+            late = max(_LATE, self.duration / 10)
         if ends + late < min(self._ends, time + self._step):
             raise DataError(f"{self.path}: breaks off after {ends:.1f} s of {self._ends:.1f} s; copy it again")
 

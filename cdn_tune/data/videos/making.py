@@ -12,12 +12,13 @@ from typing import Any
 
 import h5py
 
-from cdn_tune.data.files import brief, parse_json
+from cdn_tune.data.files import brief, is_remote, parse_json
 from cdn_tune.data.hdf5 import UNREADABLE, find, open_features
 from cdn_tune.errors import DataError
 
 ATTRIBUTE = "cdn_tune_making"
 _LONGEST = 8192  # characters of the attribute
+_ASKED = 64  # videos of a file
 
 
 @dataclass(frozen=True)
@@ -110,32 +111,51 @@ def making_of(entry: Any, where: str) -> Making | None:
 
 
 def read_making(path: Path) -> Making | None:
-    """Returns how the features of a file were made, as the file as a whole says; None if it does not say.
+    """Returns how the features of a file were made; None if it does not say.
+
+    Of a local file, some videos that are spread over it are asked, too.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If it cannot be read, or holds features of different making.
     """
     with open_features(path) as file:
-        return making_of(file, str(path))
+        makings = _makings(file, path, 0 if is_remote(path) else _ASKED)
+    said = [making for making in makings if making is not None]
+    if len(said) > 1:
+        raise DataError(
+            f"{path}: video {makings[said[1]][0]!r} has features of another making ({said[0].differences(said[1])}), "
+            "and no model can learn from a mixture; extract them all alike"
+        )
+    return said[0] if said else None
 
 
 def makings_in(path: Path) -> dict[Making | None, list[str]]:
     """Returns how the videos of a file were made, each making with its videos; what a video says goes before the file.
 
-    Opens every video of the file.
-
     Raises:
-        DataError: If a file cannot be read.
+        DataError: If it cannot be read.
     """
-    found: dict[Making | None, list[str]] = {}
     with open_features(path) as file:
-        whole = making_of(file, str(path))
-        for video in file:
-            where = f"{path}: video {video!r}"
-            try:
-                entry = find(file, video, where)
-            except UNREADABLE:
-                continue  # what is wrong with it is told where it is read
-            said = making_of(entry, where) if isinstance(entry, h5py.Dataset) else None
-            found.setdefault(said or whole, []).append(video)
+        return _makings(file, path, None)
+
+
+def _makings(file: Any, path: Path, most: int | None) -> dict[Making | None, list[str]]:
+    """Returns what `makings_in` does, of about `most` videos; of the file as a whole first."""
+    whole = making_of(file, str(path))
+    try:
+        videos = list(file)
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be listed ({brief(error)}); copy or convert it again") from None
+    found: dict[Making | None, list[str]] = {}
+    if most is not None:
+        found[whole] = []
+        videos = videos[:: max(1, len(videos) // most)] if most else []
+    for video in videos:
+        where = f"{path}: video {video!r}"
+        try:
+            entry = find(file, video, where)
+        except UNREADABLE:
+            continue  # what is wrong with it is told where it is read
+        said = making_of(entry, where) if isinstance(entry, h5py.Dataset) else None
+        found.setdefault(said or whole, []).append(video)
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from cdn_tune import __version__, plugins
 from cdn_tune.config import COMPUTING, DATA_PATHS, Experiment, SearchSpace, build, keys
@@ -21,6 +21,7 @@ from cdn_tune.config.secrets import without_secrets
 from cdn_tune.config.yaml import dump, read_mapping
 from cdn_tune.data.files import brief, clear_left, read_json
 from cdn_tune.data.mark import Mark
+from cdn_tune.data.videos.making import from_plain
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.training.object_store.lease import LOCK, Lease
 from cdn_tune.training.object_store.sync import MANIFEST, RunSync, push_run
@@ -224,9 +225,15 @@ class _Files(BaseModel):
     tokens: dict[str, Any] = {}
 
 
+def _is_making(said: dict[str, Any]) -> dict[str, Any]:
+    from_plain(said)
+    return said
+
+
 class _Data(BaseModel):
     files: _Files | None = None
     planted: Mark = False
+    making: Annotated[dict[str, Any], AfterValidator(_is_making)] | None = None
 
 
 class _Manifest(BaseModel):
