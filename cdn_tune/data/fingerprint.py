@@ -9,6 +9,7 @@ from cdn_tune.data.files import sampled_sha256, sha256
 from cdn_tune.data.hdf5 import open_features
 from cdn_tune.data.layouts import features_path, layout_of, root_of, text_path
 from cdn_tune.data.splits import split_annotations
+from cdn_tune.data.videos.making import read_making
 
 PLANTED_MARKER = "planted.json"
 PLANTED_ATTRIBUTE = "cdn_tune_planted"
@@ -37,7 +38,8 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     Returns:
         `dataset`, `root` (absolute), `planted`; `files`: by role and name, size and either `sha256` (annotations) or
         `mtime` and `sampled_sha256` (features, word vectors or token features; see `files.sampled_sha256`); `splits`:
-        queries and videos of train, val and test; `skipped`: per split, the entries not used, with the reason.
+        queries and videos of train, val and test; `skipped`: per split, the entries not used, with the reason;
+        `making`: how the features were made, None if their file does not say it.
 
     Raises:
         DataError: If a file is missing or wrong.
@@ -45,6 +47,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     root, layout = root_of(config), layout_of(config.dataset)
     loaded = {split: split_annotations(config, split) for split in SPLITS}
     annotations = [path for split in SPLITS for path in layout.files(root, split)]
+    making = read_making(features_path(config))
     text = "tokens" if config.text == "tokens" else "word_vectors"
     big = {"features": features_path(config), text: text_path(config)}
     return {
@@ -62,6 +65,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
         "skipped": {
             split: [{"id": item.id, "reason": item.reason} for item in items.skipped] for split, items in loaded.items()
         },
+        "making": None if making is None else making.plain(),
     }
 
 
