@@ -156,6 +156,7 @@ def _answer(
         colour = _BEST if rank == 1 else _OTHER
         draw.rounded_rectangle((_MARGIN, top, _WIDTH - _MARGIN, top + _BAR), 4, _GROUND)
         left, right = (_MARGIN + _place(video, time) * (_WIDTH - 2 * _MARGIN) for time in (start, end))
+        left = min(left, _WIDTH - _MARGIN - 4)  # so that a moment of no length is seen
         draw.rounded_rectangle((left, top, max(right, left + 4), top + _BAR), 4, colour)
         text = f"{rank}.  {time_text(start)} to {time_text(end)}   score {score:.3f}"
         _label(draw, text, left, right, top, small, _PAPER if rank == 1 else _INK)
