@@ -78,7 +78,7 @@ def find_source(retriever: Retriever, features: Path | None, video: str | None, 
         name = None if features.suffix == ".npy" else _name_of(file, features)
     found = read_frames(features, name, layout_of(data.dataset).member, feature_size=data.feature_size)
     frames = check_frames(found.frames, data.feature_size, f"{features}: video {found.video!r}")
-    return Source(found.video, frames, str(features), found.planted, file, duration)
+    return Source(found.video, frames, str(features), planted=found.planted, file=file, duration=duration)
 
 
 def _video_file(video: str) -> Path | None:
