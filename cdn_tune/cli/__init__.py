@@ -10,7 +10,7 @@ from cdn_tune.cli import simulate as simulate
 from cdn_tune.cli import train as train
 from cdn_tune.cli.app import app as app
 from cdn_tune.cli.cluster import fetch, init, jobs, logs, status, stop, submit
-from cdn_tune.cli.data import convert, doctor, plant, text
+from cdn_tune.cli.data import convert, doctor, extract, plant, text
 from cdn_tune.cli.search import rebuild, start
 from cdn_tune.cli.search import status as search_status
 from cdn_tune.cli.search import stop as search_stop

@@ -22,7 +22,7 @@ _ORDER = (
     *("demo", "train", "search", "simulate", "runs", "leaderboard", "evaluate", "compare"),
     *("report", "predict", "export", "import-weights", "schema", "doctor", "report-bug"),
     *("cluster", "init", "status", "submit", "jobs", "logs", "stop", "fetch"),
-    *("data", "doctor", "convert", "text", "plant"),
+    *("data", "doctor", "extract", "convert", "text", "plant"),
 )
 START = "start"
 
@@ -140,7 +140,7 @@ cluster_app = Commands(
     help="See what a Ray cluster has; run searches on it as jobs, and fetch what they found.", no_args_is_help=True
 )
 data_app = Commands(
-    help="Look after data: examine a folder, convert features, encode queries, plant a synthetic dataset.",
+    help="Look after data: examine a folder, extract or convert features, encode queries, plant a synthetic dataset.",
     no_args_is_help=True,
 )
 for _name, _group in (("search", search_app), ("cluster", cluster_app), ("data", data_app)):

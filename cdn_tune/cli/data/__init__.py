@@ -1,1 +1,1 @@
-"""`cdn-tune data`: a folder examined, features converted, queries encoded, a synthetic dataset planted."""
+"""`cdn-tune data`: a folder examined, features extracted or converted, queries encoded, a synthetic dataset planted."""

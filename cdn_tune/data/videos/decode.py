@@ -55,6 +55,7 @@ class VideoFile:
 
     Args:
         path: A local file, or one of an object store (see `files.remote_file`).
+        threads: That decode; one per core if None.
 
     Attributes:
         duration: Seconds, as a player shows it (sound may last longer than the frames).
@@ -67,10 +68,10 @@ class VideoFile:
         DataError: If it is no video, has fewer than two frames, or ones that are too large.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int | None = None) -> None:
         if importlib.util.find_spec("av") is None:
             raise ConfigError("reading videos needs PyAV; install with: pip install 'cdn-tune[video]'")
-        self.path = path
+        self.path, self._threads = path, threads
         self._file: Any = None
         self._container: Any = None
         self._is_seekable = True
@@ -160,7 +161,8 @@ class VideoFile:
             if coder.width * coder.height > _THREADED_PIXELS:
                 coder.thread_count = 1
             else:
-                self._stream.thread_type = "AUTO"
+                coder.thread_count = self._threads or 0  # 0: one per core
+                coder.thread_type = "AUTO"
         except (av.error.FFmpegError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 raise DataError(f"{self.path}: no such video; correct the path") from None

@@ -6,7 +6,7 @@ that others distribute have none, and nothing is said about them.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _LONGEST = 8192  # characters of the attribute
 
 @dataclass(frozen=True)
 class Making:
-    """How features were made. Features whose making differs in anything but `versions` do not belong together.
+    """How features were made. Makings are equal, and their features belong together, whatever the `versions`.
 
     Attributes:
         backbone: Name, such as ``efficientnet_lite0``.
@@ -40,7 +40,7 @@ class Making:
     window: int
     stride: float
     size: int
-    versions: Mapping[str, str]
+    versions: Mapping[str, str] = field(compare=False)
 
     def __str__(self) -> str:
         window = f" of {self.window} frames, {self.stride:g} s apart," if self.window > 1 else ""
@@ -52,7 +52,7 @@ class Making:
 
     def differences(self, other: "Making") -> str:
         """Returns in what another one differs, such as ``fps 2 is 1``; empty if features of both belong together."""
-        names = [field.name for field in fields(self) if field.name != "versions"]
+        names = [each.name for each in fields(self) if each.compare]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return ", ".join(f"{name} {mine} is {theirs}" for name, mine, theirs in pairs if mine != theirs)
 
@@ -122,7 +122,7 @@ def read_making(path: Path) -> Making | None:
 def makings_in(path: Path) -> dict[Making | None, list[str]]:
     """Returns how the videos of a file were made, each making with its videos; what a video says goes before the file.
 
-    Versions are left out. Opens every video of the file.
+    Opens every video of the file.
 
     Raises:
         DataError: If a file cannot be read.
@@ -137,7 +137,5 @@ def makings_in(path: Path) -> dict[Making | None, list[str]]:
             except UNREADABLE:
                 continue  # what is wrong with it is told where it is read
             said = making_of(entry, where) if isinstance(entry, h5py.Dataset) else None
-            making = said or whole
-            kept = next((each for each in found if each and making and not each.differences(making)), making)
-            found.setdefault(kept, []).append(video)
+            found.setdefault(said or whole, []).append(video)
     return found

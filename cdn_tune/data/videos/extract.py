@@ -1,0 +1,305 @@
+"""Extraction: the features of videos as one HDF5 file, which the loaders read and which tells how they were made.
+
+Each video's rows are written to a file of their own, under ``.NAME.extracting`` beside the target; then all of them,
+with the videos that the target had, to a new one. An extraction goes on from the files that a killed one leaves behind.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from cdn_tune.data.features import Frames
+from cdn_tune.data.files import Progress, available_cpus, brief, written_whole
+from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
+from cdn_tune.data.videos.backbones import Backbone, open_backbone
+from cdn_tune.data.videos.making import Making, making_of, write_making
+from cdn_tune.data.videos.rows import compute_rows
+from cdn_tune.data.videos.workers import Recipe, run_workers
+from cdn_tune.errors import ConfigError, DataError
+
+FPS = 2.0
+MOST_FPS = 120.0
+_READERS = 8  # threads that decode for a GPU, at most
+_PARTS = 1000  # of a video, in which progress is counted
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A finished extraction.
+
+    Attributes:
+        path: The HDF5 file; it exists if it holds any video.
+        making: How its features were made.
+        videos: How many it holds.
+        computed: How many of them were computed now.
+        size: Feature size D; 0 without videos.
+        failed: Of each video that has no features, in one line, why.
+    """
+
+    path: Path
+    making: Making
+    videos: int
+    computed: int
+    size: int
+    failed: tuple[str, ...]
+
+
+def making_with(backbone: Backbone, fps: float) -> Making:
+    """Returns how a backbone makes features, at some rows a second."""
+    return Making(
+        backbone.name, backbone.digest, float(fps), backbone.window, backbone.stride, backbone.size, backbone.versions
+    )
+
+
+def extract_features(
+    video: Path, making: Making, weights: Path | None = None, device: torch.device | str | None = None
+) -> Frames:
+    """Returns the features of a video, float32 [N, D], made as others were.
+
+    Args:
+        video: The video.
+        making: How the others were made.
+        weights: A file of the backbone's weights; those of its library if None.
+        device: Where they are computed; a GPU if there is one and None is given.
+
+    Raises:
+        ConfigError: If there is no such backbone, or its library is missing.
+        DataError: If the weights are not those of `making`, or the video cannot be used.
+    """
+    backbone = open_backbone(making.backbone, weights, device, making.window)
+    if differs := making.differences(making_with(backbone, making.fps)):
+        raise DataError(
+            f"{weights or making.backbone}: features would be made otherwise ({differs} here); name the file of the "
+            "weights that they were extracted with: --weights FILE"
+        )
+    found: list[Frames | str] = []
+    left = iter([video])
+    compute_rows(backbone, making.fps, lambda: next(left, None), lambda *_: None, lambda _, rows: found.append(rows))
+    if isinstance(found[0], str):
+        raise DataError(found[0])
+    return found[0]
+
+
+def extract(
+    videos: Sequence[Path],
+    out: Path,
+    backbone: str,
+    *,
+    weights: Path | None = None,
+    fps: float = FPS,
+    window: int | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Extracted:
+    """Writes the features of videos as one HDF5 file with a dataset [N, D] of float32 per video, named as its file is.
+
+    Videos that the file has already, of the same making, stay as they are and are not computed again. A video that
+    cannot be used is left out, with the reason in the result. The file appears, or changes, when all else is there.
+
+    Args:
+        videos: The videos (see `decode.find_videos`).
+        out: The file.
+        backbone: Name (see `open_backbone`).
+        weights: A file of its weights.
+        fps: Rows a second.
+        window: Frames of a row, for backbones that see windows.
+        device: Where to compute; ``cuda`` stands for all GPUs, and is chosen if there is one and None is given.
+        workers: Processes; the CPU cores if None, or the GPUs.
+        progress: Called with (parts done, parts).
+
+    Raises:
+        ConfigError: If an argument is wrong, or a library is missing.
+        DataError: If the file holds features of another making, or cannot be written; the weights cannot be used.
+    """
+    out = Path(out).expanduser()
+    if not 0 < fps <= MOST_FPS:
+        raise ConfigError(f"--fps {fps:g}: must be above 0 and at most {MOST_FPS:g}")
+    named, failed = _named(videos)
+    devices = _devices(device, workers, len(named))
+    opened = open_backbone(backbone, weights, devices[0] if len(devices) == 1 else "cpu", window)
+    making = making_with(opened, fps)
+    staging = out.with_name(f".{out.name}.extracting")
+    with _writing(out):
+        held = _held(out, making)
+        staging.mkdir(parents=True, exist_ok=True)
+        with FileLock(staging / ".lock", timeout=0):
+            held = _held(out, making)  # another process may have written it meanwhile
+            parts = {path: _part(staging, path, making) for name, path in named.items() if name not in held}
+            left = [path for path, part in parts.items() if not part.is_file()]
+            share = dict.fromkeys(left, 0.0)
+
+            def computed(path: Path, done: float) -> None:
+                share[path] = done
+                if progress is not None:
+                    progress(round(_PARTS * (len(named) - len(left) + sum(share.values()))), _PARTS * len(named))
+
+            def is_lost(path: Path, reason: str) -> None:
+                failed[path] = reason
+                computed(path, 1.0)
+
+            keep = partial(_keep, parts)
+            if left and len(devices) == 1:
+                remaining = iter(left)
+                readers, decoders = _reading(devices)
+                finished = _finishing(keep, computed, is_lost)
+                compute_rows(opened, fps, lambda: next(remaining, None), computed, finished, readers, decoders)
+            elif left:
+                del opened
+                threads = max(1, available_cpus() // len(devices))
+                recipe = Recipe(backbone, weights, making.window, fps, threads, *_reading(devices))
+                run_workers(left, recipe, devices[: len(left)], keep, computed, is_lost)
+            done = {path.stem: part for path, part in parts.items() if part.is_file()}
+            size = _assemble(out, held, done, making)
+        shutil.rmtree(staging)
+    reasons = tuple(failed[path] for path in sorted(failed, key=str))
+    return Extracted(out, making, len(held) + len(done), sum(path not in failed for path in left), size, reasons)
+
+
+def _named(videos: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Returns videos by the names that they get, and those that cannot get one, each with the reason."""
+    counts = Counter(path.stem for path in videos)
+    first = {path.stem: path for path in reversed(videos)}
+    failed = {}
+    for path in videos:
+        if counts[path.stem] > 1:
+            other = next(each for each in videos if each.stem == path.stem and each != path)
+            failed[path] = f"{path}: has the same name as {other}; rename one of them, as features are named by videos"
+        elif path.stem.strip(".") == "":
+            failed[path] = f"{path}: has no name that a dataset could have; rename it"
+    return {name: path for name, path in first.items() if path not in failed}, failed
+
+
+def _devices(device: str | None, workers: int | None, videos: int) -> list[torch.device]:
+    """Returns the device of each process: one per GPU, or one per core, and no more than there are videos."""
+    try:
+        asked = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ConfigError(f"--device {device}: no such device; name cpu, cuda or cuda:0") from None
+    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs here; name another device")
+    if str(asked) == "cuda":
+        cards = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    else:
+        cards = [asked]
+    usual = len(cards) if asked.type == "cuda" else available_cpus()
+    count = max(1, min(workers or usual, videos))
+    return [cards[number % len(cards)] for number in range(count)]
+
+
+def _reading(devices: Sequence[torch.device]) -> tuple[int, int | None]:
+    """Returns how many threads of each process read videos, and how many threads each of their decoders has."""
+    if devices[0].type == "cuda":  # a GPU computes faster than one decoder reads
+        return min(_READERS, max(1, available_cpus() // len(devices))), 1
+    return 1, None if len(devices) == 1 else 1
+
+
+def _finishing(keep: Any, computed: Any, failed: Any) -> Any:
+    """Returns what is called with the rows of a video, or with the reason why it has none."""
+
+    def finished(path: Path, found: Frames | str) -> None:
+        if isinstance(found, str):
+            failed(path, found)
+        else:
+            keep(path, found)
+            computed(path, 1.0)
+
+    return finished
+
+
+def _keep(parts: dict[Path, Path], path: Path, rows: Frames) -> None:
+    """Stores the rows of a video as a file of their own."""
+    with written_whole(parts[path]) as unnamed, unnamed.open("wb") as file:
+        np.save(file, rows)
+
+
+def _part(staging: Path, path: Path, making: Making) -> Path:
+    """Returns the path of a video's rows; another one when the video or the making changes."""
+    stat = path.stat()
+    facts = [path.stem, stat.st_size, stat.st_mtime, replace(making, versions={}).plain()]
+    return staging / f"{hashlib.sha256(json.dumps(facts).encode(errors='surrogateescape')).hexdigest()[:32]}.npy"
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raises what goes wrong with a file that is written as a `DataError`."""
+    try:
+        yield
+    except Timeout:
+        raise DataError(f"{out}: another process is extracting to it; wait for it") from None
+    except OSError as error:
+        fault = error.strerror or brief(error)
+        raise DataError(f"{out}: cannot be written ({fault}); mend that and run the same command again") from None
+
+
+def _held(out: Path, making: Making) -> frozenset[str]:
+    """Returns the videos that a file has already; raises `DataError` if they are of another making."""
+    if not out.exists():
+        return frozenset()
+    with open_features(out) as file:
+        held = making_of(file, str(out))
+        if held is None:
+            raise DataError(f"{out}: does not tell how its features were made; name a new file, not to mix them")
+        if differs := held.differences(making):
+            raise DataError(
+                f"{out}: its features were made otherwise ({differs} here); name a new file, not to mix them"
+            )
+        return frozenset(file)
+
+
+def _assemble(out: Path, held: frozenset[str], parts: dict[str, Path], making: Making) -> int:
+    """Writes the HDF5 file of the videos that it had and of new ones, verified; returns the feature size."""
+    sizes: set[int] = set()
+    if not parts:
+        return _size_of(out, held)
+    try:
+        with written_whole(out) as unnamed:
+            with h5py.File(unnamed, "w", libver="earliest") as file:
+                write_making(file, making)
+                if held:
+                    with open_features(out) as before:
+                        for video in held:
+                            where = f"{out}: video {video!r}"
+                            check_dataset(find(before, video, where), where)
+                            before.copy(video, file)
+                for video, part in parts.items():
+                    rows = np.load(part, allow_pickle=False)
+                    sizes.add(rows.shape[1])
+                    dataset = file.create_dataset(video, data=rows, track_times=False)
+                    write_making(dataset, making)
+            with h5py.File(unnamed, "r") as file:
+                for video, part in parts.items():
+                    if not np.array_equal(file[video][()], np.load(part, mmap_mode="r")):
+                        raise DataError(
+                            f"{out}: video {video!r} reads back otherwise than it was written; check the disk, "
+                            "run it again"
+                        )
+    except OSError:
+        raise
+    except UNREADABLE as error:
+        raise DataError(f"{out}: cannot be written ({brief(error)}); run the same command again") from None
+    return sizes.pop()
+
+
+def _size_of(out: Path, held: frozenset[str]) -> int:
+    """Returns the feature size of a file that may have videos."""
+    if not held:
+        return 0
+    with open_features(out) as file:
+        video = min(held)
+        where = f"{out}: video {video!r}"
+        entry = find(file, video, where)
+        check_dataset(entry, where)
+        return int(entry.shape[-1])
