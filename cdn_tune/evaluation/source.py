@@ -68,9 +68,10 @@ def find_source(retriever: Retriever, features: Path | None, video: str | None, 
         try:
             features = _run_features(retriever)
         except DataError as error:
-            raise DataError(
-                f"--video {video}: no such file, nor are the run's features here ({error}); {_ASK}"
-            ) from None
+            why = f"no such file, nor are the run's features here ({error})"
+            raise DataError(f"--video {video}: {why}; {_ASK}") from None
+        if not _is_of_run(retriever, video or ""):
+            raise DataError(f"--video {video}: no such file, nor has {features} a video of this name; {_ASK}")
     name, duration = video, None
     if file is not None:
         with VideoFile(file) as opened:

@@ -170,7 +170,7 @@ def test_a_clip_that_cannot_be_written_is_told_and_the_rest_goes_on(
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing": ((), "no video: give --video FILE"),
     "no such file": (("--video", "./gone.mp4"), "gone.mp4: no such file"),
-    "no such name": (("--video", "gone"), "has no video 'gone'; it has P0000"),
+    "no such name": (("--video", "gone.mp4"), "--video gone.mp4: no such file, nor has "),
     "a file and a name": (("--video", "P0001"), "is a file here, and a video of the run's features; write ./P0001"),
     "URL": (("--video", "https://example.com/a.mp4"), "is no file of an object store"),
     "text": (("--video", "text.mp4"), "cannot be opened as a video"),
