@@ -54,7 +54,8 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     Returns:
         `dataset`, `root` (absolute), `planted`; `files`: by role and name, size and either `sha256` (annotations) or
         `mtime` and `sampled_sha256` (features, word vectors or token features; see `files.sampled_sha256`); `splits`:
-        queries and videos of train, val and test; `skipped`: per split, the entries not used, with the reason.
+        queries and videos of train, val and test; `skipped`: per split, the entries not used, with the reason;
+        `making`: how the features were made, None if their file does not say it.
 
     Raises:
         DataError: If a file is missing or wrong, or features of different making are mixed in one.

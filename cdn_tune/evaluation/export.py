@@ -27,9 +27,11 @@ from cdn_tune.data.splits import split_annotations
 from cdn_tune.data.tokenizer import tokenizer_of
 from cdn_tune.data.tokens import LanguageModel, TokenFeatures
 from cdn_tune.data.vectors import pieces
+from cdn_tune.data.videos.making import Making
 from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, DataError, RunError
 from cdn_tune.evaluation import graph
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint
+from cdn_tune.evaluation.making import read_said, trained_making
 from cdn_tune.evaluation.model_card import Facts, model_card
 from cdn_tune.evaluation.test_result import chosen_nms, probe_of, read_test_result
 from cdn_tune.training.runs.checkpoint import ENTRIES, Checkpoint, build_model, load_weights
@@ -41,6 +43,7 @@ WORDS, WORD_VECTORS, CARD = "words.json", "word_vectors.safetensors", "README.md
 GRAPH, ONNX = "model.pt2", "model.onnx"
 NEEDED = (EXPERIMENT, WEIGHTS, WORDS, WORD_VECTORS)
 TEXT_MODEL = "text_model"  # key of `CONFIG`, in place of the files of words
+MAKING = "making"  # key of `CONFIG`: how the features were made that the model was trained on, if that is known
 # What its files raise that hold something else than they should, a model of more weights than fit among it.
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, RuntimeError, TypeError)
 _UNREADABLE += (ArithmeticError, MemoryError, safetensors.SafetensorError)
@@ -101,6 +104,7 @@ def export_run(
     data = override(checkpoint.experiment.plain(), overrides or {}, str(checkpoint.path)).data
     text = _words(data, all_words) if data.text == "words" else TokenFeatures(tokens_path(data), data.word_size).model
     nms = chosen_nms(checkpoint)
+    making = trained_making(checkpoint.path, data)
     with _whole(out) as folder, write_errors(out):
         about = {"format": FORMAT, "cdn_tune": __version__}
         weights = {name: value.detach().cpu().clone() for name, value in checkpoint.model.state_dict().items()}
@@ -139,6 +143,7 @@ def export_run(
             "val": checkpoint.val,
             "test": test,
             **read,
+            **({} if making is None else {MAKING: making.plain()}),
             "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -230,6 +235,17 @@ def read_exported(folder: Path) -> tuple[Checkpoint, Lexicon | LanguageModel]:
         raise CheckpointError(f"{folder}: cannot be read ({brief(error)}); {_AGAIN}") from None
     facts = [config[name] for name in ("epoch", "val", "planted")]
     return Checkpoint(folder / WEIGHTS, experiment, model.eval(), *facts), text
+
+
+def exported_making(folder: Path) -> Making | None:
+    """Returns how the features were made that an exported model was trained on, None if the folder does not say it.
+
+    Raises:
+        CheckpointError: If the folder's configuration is missing or damaged.
+        DataError: If what it says of the features is.
+    """
+    said = _read_config(folder).get(MAKING)
+    return None if said is None else read_said(said, folder / CONFIG)
 
 
 def _read_words(folder: Path, data: DataConfig) -> Lexicon:

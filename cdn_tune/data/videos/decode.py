@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from cdn_tune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.container import InputContainer
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -34,6 +35,7 @@ VIDEO_SUFFIXES = (
 _CONTAINERS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg,rm,nut,gif,ivf,dv,mxf,wtv"
 _OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "memory")
 _MOST_PIXELS = 8192 * 8192
+_LIMITS = {"max_pixels": str(_MOST_PIXELS)}  # of a decoder
 _THREADED_PIXELS = 4096 * 2304  # larger frames are decoded by one thread, as each would hold some of them
 _NARROWEST = 32  # width by height, or the reverse
 _LONGEST = 24 * 3600.0  # seconds of a video
@@ -59,6 +61,7 @@ class VideoFile:
         duration: Seconds, as a player shows it (sound may last longer than the frames).
         width: Of an upright frame, in pixels.
         height: The same.
+        rate: Frames a second, on average, as the file says.
 
     Raises:
         ConfigError: If PyAV is not installed.
@@ -74,7 +77,8 @@ class VideoFile:
         self._is_seekable = True
         try:
             self._open()
-            self._step = float(1 / (self._stream.average_rate or self._stream.guessed_rate or Fraction(25)))
+            self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+            self._step = float(1 / self.rate)
             self._start = self._zero()
             self.duration, self._ends = self._lasts()
             some = [frame for _, (_, frame) in zip(range(2), self._decoded(), strict=False)]
@@ -139,15 +143,7 @@ class VideoFile:
         self.close()
         try:
             self._file = self.path.open("rb")
-            limits = {"max_pixels": str(_MOST_PIXELS)}
-            self._container = av.open(
-                self._file,
-                mode="r",
-                options=limits,
-                container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
-                metadata_errors="replace",
-                buffer_size=_BLOCK,
-            )
+            self._container = open_container(self._file)
             found = [s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not found:
                 raise DataError(f"{self.path}: has no video stream; name a video")
@@ -157,7 +153,7 @@ class VideoFile:
                 raise DataError(
                     f"{self.path}: its video is coded in a way that FFmpeg does not know; convert it to H.264"
                 )
-            coder.options = limits
+            coder.options = _LIMITS
             if coder.width * coder.height > _MOST_PIXELS:
                 raise DataError(
                     f"{self.path}: has frames of {coder.width} x {coder.height} pixels; scale it down to 8K"
@@ -290,6 +286,24 @@ class VideoFile:
             width, height = max(size, round(width * scale)), max(size, round(height * scale))
         rgb = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, _quarters(frame)))
+
+
+def open_container(file: BinaryIO) -> "InputContainer":
+    """Returns the open container of a video file; what it names besides itself is not opened.
+
+    Raises:
+        av.error.FFmpegError: If it is none of those that are read.
+    """
+    import av
+
+    return av.open(
+        file,
+        mode="r",
+        options=_LIMITS,
+        container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"},
+        metadata_errors="replace",
+        buffer_size=_BLOCK,
+    )
 
 
 def _quarters(frame: "VideoFrame") -> int:
