@@ -81,11 +81,13 @@ class VideoFile:
             self._step = float(1 / self.rate)
             self._start = self._zero()
             self.duration, self._ends = self._lasts()
-            some = [frame for _, (_, frame) in zip(range(2), self._decoded(), strict=False)]
-            if len(some) < 2:
-                what = "holds a single frame, as a still image does" if some else "has no frame that can be decoded"
-                raise DataError(f"{path}: {what}; name a video")
-            self.height, self.width = _upright(some[0])
+            some = [each for _, each in zip(range(2), self._decoded(), strict=False)]
+            if not some:
+                raise DataError(f"{path}: has no frame that can be decoded; copy it again, or name a video")
+            if len(some) == 1:
+                self._check_end(some[0], self._ends)
+                raise DataError(f"{path}: holds a single frame, as a still image does; name a video")
+            self.height, self.width = _upright(some[0][1])
             _check_shape(path, self.width, self.height)
         except BaseException:
             self.close()
