@@ -36,11 +36,8 @@ def test_a_dozen_videos_are_drawn_extracted_trained_on_and_measured(root: Path, 
     assert is_planted(experiment.data) == DRAWN
     with h5py.File(data / "features.hdf5") as file:
         assert file.attrs[PLANTED_ATTRIBUTE] == DRAWN  # it keeps its label where it goes
-    assert {split: len(part) for split, part in load_splits(experiment.data, ("train", "val", "test"))} == {
-        "train": 40,
-        "val": 10,
-        "test": 10,
-    }
+    splits = load_splits(experiment.data, ("train", "val", "test"))
+    assert {split: len(part) for split, part in splits.items()} == {"train": 40, "val": 10, "test": 10}
     small = ["train.epochs=1", "model.hidden=8", "model.map.layers=2"]
     trained = CliRunner().invoke(app, ["train", "demo/drawn", f"data.root={data}", *small, "--run", str(run)])
     assert trained.exit_code == 0, trained.output
