@@ -59,9 +59,9 @@ def summarise(
     for kind, masks in groups.items():
         for label, mask in masks.items():
             columns[f"group {kind} {label}"] = first.within(mask.numpy())
-    for label, mask in parts.items():
-        columns[f"part {label}"] = first.within(mask)
-        columns[f"blind {label}"] = answers[BLIND].within(mask)
+    for label, own in parts.items():
+        columns[f"part {label}"] = first.within(own)
+        columns[f"blind {label}"] = answers[BLIND].within(own)
     pairs = [(f"part {one}", f"part {other}") for one, other in _gaps(parts)]
     ends = _intervals(columns, videos, seed, resamples, pairs)
     reported = {name: {"metrics": each.means, "intervals": ends[f"model {name}"]} for name, each in models.items()}

@@ -159,8 +159,8 @@ def _write(
     loaded = [layout.load(staging, split) for split in splits]
     items = [item for part in loaded for item in part.annotations]
     absent = [item for part in loaded for item in part.absent]
-    durations = {item.video: item.duration for part in loaded for item in (*part.skipped, *part.absent)}
-    durations |= {item.video: item.duration for item in items}
+    durations = {item.video: item.duration for part in loaded for item in part.skipped}
+    durations |= {item.video: item.duration for item in (*absent, *items)}
     vectors, features = f"glove.planted.{planting.word_size}d.txt", layout.features[0]
     _write_vectors(staging / vectors, [*items, *absent], planting)
     if not (staging / features).is_file():
