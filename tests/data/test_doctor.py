@@ -87,7 +87,7 @@ def test_a_folder_of_nothing(tmp_path: Path) -> None:
 def test_no_folder_and_no_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         examine(tmp_path / "absent")
-    with pytest.raises(DataError, match="is unknown; choose one of charades_sta, tacos, activitynet, jsonl"):
+    with pytest.raises(DataError, match="is unknown; choose one of charades_sta, tacos, activitynet, charades_cd"):
         examine(tmp_path, dataset="didemo")
 
 
