@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -209,7 +209,7 @@ class MomentDataset:
         rows = None if self._rows is None else self._rows[at]
         return self.features.gather([self.annotations[i].video for i in at.tolist()], rows)
 
-    def asking(self, queries: Sequence[Annotation]) -> Self:
+    def asking(self, queries: Sequence[Annotation]) -> MomentDataset:
         """Returns a dataset of other queries about the same videos, which have words of this one's only."""
         return type(self)(queries, (), self.vocabulary, self.features)
 

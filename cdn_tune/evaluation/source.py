@@ -8,6 +8,7 @@ from cdn_tune.data.files import is_remote
 from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.hdf5 import open_features
 from cdn_tune.data.layouts import features_path, layout_of
+from cdn_tune.data.mark import Mark
 from cdn_tune.data.videos.decode import VideoFile, find_videos
 from cdn_tune.data.videos.making import Making
 from cdn_tune.errors import DataError
@@ -26,7 +27,7 @@ class Source:
         name: The video's name: in the feature file, else the stem of its own.
         frames: Features [N, D].
         origin: The feature file, or what made the features, in words.
-        planted: Whether the features are planted.
+        planted: Whether the features are planted, or of drawn videos.
         extracted: Whether they were made just now.
         file: The video itself, where it was given.
         duration: Its length in seconds, where it was given.
@@ -35,7 +36,7 @@ class Source:
     name: str
     frames: Frames
     origin: str
-    planted: bool = False
+    planted: Mark = False
     extracted: bool = False
     file: Path | None = None
     duration: float | None = None

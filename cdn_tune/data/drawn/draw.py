@@ -76,7 +76,7 @@ def draw(out: Path, videos: int = VIDEOS, seed: int = 0, progress: Progress | No
     scenes = [draw_scene(f"D{number:04d}", seed) for number in range(videos)]
     texts = _annotation_files(scenes, seed)
     queries = [json.loads(line)["query"] for text in texts.values() for line in text.splitlines()]
-    marker = {
+    marker: dict[str, Any] = {
         "planted": DRAWN,
         "options": {"drawn": VERSION, "videos": videos, "seed": seed},
         "dataset": "jsonl",

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +93,7 @@ class VideoFile:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "VideoFile":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -298,7 +298,7 @@ def open_container(file: BinaryIO) -> "InputContainer":
     """
     import av
 
-    return av.open(
+    container: InputContainer = av.open(
         file,
         mode="r",
         options=_LIMITS,
@@ -306,11 +306,13 @@ def open_container(file: BinaryIO) -> "InputContainer":
         metadata_errors="replace",
         buffer_size=_BLOCK,
     )
+    return container
 
 
 def _quarters(frame: "VideoFrame") -> int:
     """Returns by how many quarters of a turn, counterclockwise, a frame is shown."""
-    return round(frame.rotation / 90) % 4
+    turns: int = round(frame.rotation / 90) % 4
+    return turns
 
 
 def _upright(frame: "VideoFrame") -> tuple[int, int]:

@@ -164,7 +164,8 @@ def extract(
                 recipe = Recipe(backbone, weights, making.window, fps, threads, *_reading(devices))
                 run_workers(left, recipe, devices[: len(left)], keep, computed, is_lost)
             done = {path.stem: part for path, part in parts.items() if part.is_file()}
-            mark = next(filter(None, (mark_beside(path) for path in named.values() if not is_remote(path))), False)
+            marks = (mark_beside(path) for path in named.values() if not is_remote(path))
+            mark: Mark = next((each for each in marks if each), False)
             size = _assemble(out, held, done, making, mark)
         shutil.rmtree(staging)
     reasons = tuple(failed[path] for path in sorted(failed, key=str))
