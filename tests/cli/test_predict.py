@@ -109,7 +109,7 @@ def test_planted_features_for_another_model_are_told(
 ) -> None:
     run = make_run(tmp_path / "real", tiny(), planted=False)
     more = ("--features", features, "--video", "P0001", "--query", SENTENCE)
-    assert "these features are planted" in invoke("predict", run, *more).stderr
+    assert "features of planted data, but the model was not trained on such" in invoke("predict", run, *more).stderr
 
 
 GOOD = ("--duration", "9", "--query", SENTENCE)

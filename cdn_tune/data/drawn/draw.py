@@ -1,7 +1,7 @@
 """Drawing: writes videos with known moments as a folder of mp4 files, annotations and word vectors, always labelled."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,9 @@ def draw(out: Path, videos: int = VIDEOS, seed: int = 0, progress: Progress | No
         if value < least:
             raise DataError(f"{name}={value}: must be at least {least}")
     scenes = [draw_scene(f"D{number:04d}", seed) for number in range(videos)]
-    texts = _annotation_files(scenes, seed)
-    queries = [json.loads(line)["query"] for text in texts.values() for line in text.splitlines()]
+    entries = _annotations(scenes, seed)
+    texts = {name: "".join(json.dumps(entry) + "\n" for entry in listed) for name, listed in entries.items()}
+    queries = [entry["query"] for listed in entries.values() for entry in listed]
     marker: dict[str, Any] = {
         "planted": DRAWN,
         "options": {"drawn": VERSION, "videos": videos, "seed": seed},
@@ -157,19 +158,20 @@ def _claim(out: Path, marker: dict[str, Any]) -> None:
         raise DataError(f"{out}: is not empty and holds no drawn videos; choose another folder, nothing was touched")
 
 
-def _annotation_files(scenes: list[Scene], seed: int) -> dict[str, str]:
+def _annotations(scenes: list[Scene], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Returns the lines of each annotation file."""
     val, test = (max(1, round(share * len(scenes))) for share in (VAL_SHARE, TEST_SHARE))
     parts = (scenes[: -val - test], scenes[-val - test : -test], scenes[-test:])
     return {
-        f"{split}.jsonl": "".join(line for scene in part for line in _lines(scene, seed))
+        f"{split}.jsonl": [entry for scene in part for entry in _asked(scene, seed)]
         for split, part in zip(SPLITS, parts, strict=True)
     }
 
 
-def _lines(scene: Scene, seed: int) -> Iterable[str]:
+def _asked(scene: Scene, seed: int) -> Iterator[dict[str, Any]]:
     for sentence, event in ask(scene, generator_for(seed, "sentences", scene.video)):
-        entry = {"video": scene.video, "duration": scene.duration, "start": event.start, "end": event.end}
-        yield json.dumps({**entry, "query": f"{sentence}."}) + "\n"
+        times = {"duration": scene.duration, "start": event.start, "end": event.end}
+        yield {"video": scene.video, **times, "query": f"{sentence}."}
 
 
 def _write_text(path: Path, text: str) -> None:
