@@ -58,18 +58,39 @@ TINY: dict[str, Any] = {
 }
 
 
-LONGEST = (  # files, of half a minute and more
-    *("test_search.py", "test_browser.py", "test_cluster_jobs.py", "test_cluster_join.py"),
-    *("test_virtual_search.py", "test_shipped_experiments.py"),
+# What is run first, so that nothing long runs alone in the end. The files of a line run in one process, which starts
+# their Ray, their head node or their object store once.
+FIRST = (
+    "tuning/test_search api/test_search test_old_runs tuning/test_audit "
+    "distributed/test_group_pool distributed/test_cluster_output distributed/test_ray",
+    "report/test_browser",
+    "distributed/test_cluster_jobs distributed/test_cluster_join",
+    "training/test_object_store training/test_trial_sync training/test_tracking "
+    "data/test_remote tuning/test_remote_checkpoints cli/test_runs",
+    "tuning/test_virtual_search",
 )
+PLACES = {f"tests/{file}.py": place for place, files in enumerate(FIRST) for file in files.split()}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first, so that none runs alone in the end; records what tests marked `compat` show."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """Puts the longest files first; records what tests marked `compat` show."""
+    items.sort(key=lambda item: PLACES.get(item.nodeid.partition("::")[0], len(FIRST)))
     for item in items:
         for marker in item.iter_markers("compat"):
             item.user_properties.append(("compat", marker.args[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distributes files, those of a line of `FIRST` together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Lines(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return FIRST[PLACES[file]] if file in PLACES else file
+
+    return Lines(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,11 @@
-"""Joining a cluster: what an address, a token, a version are told to be wrong with; who may reach a Ray of ours."""
+"""Joining a cluster: what an address, a token, a version are told to be wrong with."""
 
-import contextlib
-import ipaddress
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -24,11 +21,10 @@ from cdn_tune.distributed.address import (
     job_server,
     token_fault,
 )
-from cdn_tune.distributed.node_info import clock_offset, differences, here, node_info
+from cdn_tune.distributed.node_info import clock_offset
 from cdn_tune.errors import ClusterError
-from tests.distributed.conftest import family_of, running_head
+from tests.distributed.conftest import running_head
 
-LISTEN = "0A"
 OTHER_VERSIONS = """
 import json
 from cdn_tune.distributed.address import prepare
@@ -158,16 +154,6 @@ def test_a_cluster_refuses_who_has_no_token(head, token, command, told) -> None:
     assert "wrong-token" not in result.stderr
 
 
-@pytest.mark.parametrize("mode", ["", "disabled"])
-def test_a_token_for_a_cluster_without_one_is_told(mode: str, ray_session, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cdn_tune.distributed import cluster
-
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setattr(cluster.ray, "get", lambda *_, **__: mode)
-    with pytest.raises(ClusterError, match=r"^--address a:1: RAY_AUTH_MODE=token here.*; set RAY_AUTH_MODE=disabled"):
-        cluster._check_workers("a:1")
-
-
 @pytest.mark.slow
 def test_a_cluster_without_a_token_is_joined_without_one_only(ray_start: None) -> None:
     with running_head(token=None) as head:
@@ -208,58 +194,9 @@ def test_status_tells_nodes_versions_and_room(head) -> None:
     assert (told["trials_now"], told["trials_at_most"]) == (2, 2)
 
 
-@pytest.mark.compat("a Ray of ours listens on loopback and asks for a token")
-def test_a_ray_of_ours_listens_on_loopback_only_and_asks_for_a_token(ray_session) -> None:
-    from ray._raylet import AuthenticationMode, get_authentication_mode
-
-    listening = list(listeners(os.getpid()))
-    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
-    for name, address in listening:
-        assert (getattr(address, "ipv4_mapped", None) or address).is_loopback, (name, address)
-    assert get_authentication_mode() == AuthenticationMode.TOKEN
-
-
-def test_nodes_answer_for_themselves(ray_session) -> None:
-    [node] = node_info()
-    assert node.is_head
-    assert node.fault == ""
-    assert node.clock == 0.0
-    assert differences(node, here()) == {}
-    assert differences(node, here() | {"torch": "1.0"}) == {"torch": (node.versions["torch"], "1.0")}
-
-
-def test_a_node_that_does_not_answer_is_told(ray_session) -> None:
-    [node] = node_info(seconds=0.0)
-    assert node.versions is None
-    assert node.clock is None
-    assert node.fault == "did not answer within 0 s"
-
-
 @pytest.mark.parametrize(("there", "offset"), [(100.0, 0.0), (101.9, 0.0), (222.0, 120.0), (40.0, -60.0)])
 def test_a_clock_is_off_only_if_no_delay_explains_it(there: float, offset: float) -> None:
     assert clock_offset(there, sent=100.0, received=102.0) == pytest.approx(offset)
-
-
-def listeners(pid: int) -> Iterator[tuple[str, ipaddress.IPv4Address | ipaddress.IPv6Address]]:
-    """Names of a process and its descendants, with the addresses they listen at."""
-    owners = {}
-    for each in family_of(pid):
-        with contextlib.suppress(OSError):
-            name = Path(f"/proc/{each}/comm").read_text().strip()
-            owners |= {link.readlink().name: name for link in Path(f"/proc/{each}/fd").iterdir() if link.is_symlink()}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            owner = owners.get(f"socket:[{fields[9]}]")
-            if fields[3] == LISTEN and owner is not None:
-                words = [bytes.fromhex(fields[1].split(":")[0])[start : start + 4] for start in range(0, 16, 4)]
-                yield owner, ipaddress.ip_address(b"".join(word[::-1] for word in words))
-
-
-def test_listeners_are_found() -> None:
-    with socket.create_server(("", 0)), socket.create_server(("::1", 0), family=socket.AF_INET6):
-        found = {address for _, address in listeners(os.getpid())}
-    assert {ipaddress.ip_address(0), ipaddress.ip_address("::1")} <= found
 
 
 @pytest.mark.parametrize(
