@@ -6,7 +6,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cdn_tune.cli import app
 from cdn_tune.data.features import FeatureStore
 from cdn_tune.data.videos import extract as module
 from cdn_tune.data.videos import rows
@@ -143,6 +145,22 @@ def test_what_an_interrupted_extraction_has_computed_is_not_computed_again(
         extract(videos, out, "timm/grey", workers=1)
     with h5py.File(out) as file:
         assert sorted(file) == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("grey")
+def test_the_command_writes_what_it_can_and_lists_the_rest(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", TIMES)
+    (tmp_path / "b.mp4").write_text("no video")
+    command = ["data", "extract", str(tmp_path), str(tmp_path / "out.hdf5"), "--backbone", "timm/grey"]
+    result = CliRunner().invoke(app, [*command, "--workers", "1"])
+    assert result.exit_code == 2
+    assert "out.hdf5: 1 videos, size 3, 1 of them computed now" in result.stdout
+    assert "made by timm/grey (weights " in result.stdout
+    assert "error: 1 of 2 videos have no features" in result.stderr
+    lost = [line for line in "".join(result.stderr.split("\n")).split("left out: ") if "b.mp4" in line]
+    assert len(lost) == 1
+    result = CliRunner().invoke(app, [*command, "--fps", "0"])
+    assert (result.exit_code, "--fps 0: must be above 0" in result.stderr) == (2, True)
 
 
 def test_efficientnet_lite0_and_its_weights(tmp_path: Path) -> None:
