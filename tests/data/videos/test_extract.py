@@ -1,5 +1,7 @@
 """Extraction: what is written, what stays, what is left out, and what a killed one leaves to the next."""
 
+import os
+import shutil
 from pathlib import Path
 
 import h5py
@@ -90,9 +92,11 @@ def test_what_is_there_stays_and_what_cannot_be_used_is_left_out(tmp_path: Path)
     same = write_video(tmp_path / "same.mp4", TIMES)
     other = write_video(tmp_path / "same.mkv", TIMES)
     second = write_video(tmp_path / "zweites Vidéo.mkv", TIMES)
-    result = extract([first, broken, same, other, second], out, "timm/grey", workers=1)
+    odd = second.rename(tmp_path / os.fsdecode(b"no \xff UTF-8.mkv"))
+    shutil.copy(odd, second)
+    result = extract([first, broken, odd, same, other, second], out, "timm/grey", workers=1)
     assert (result.videos, result.computed) == (2, 1)
-    assert [reason.split(": ")[0] for reason in result.failed] == [str(broken), str(other), str(same)]
+    assert [reason.split(": ")[0] for reason in result.failed] == [str(broken), str(odd), str(other), str(same)]
     with h5py.File(out) as file:
         assert sorted(file) == ["first", "zweites Vidéo"]
         np.testing.assert_array_equal(file["first"][()], before)
