@@ -29,7 +29,7 @@ from cdn_tune.data.videos.rows import FRAMES_AT_ONCE, compute_rows, row_times
 BACKBONE = "efficientnet_lite0"
 FPS = 2.0
 AIM = 0.9  # speed, of the bare loop
-LONG, LONG_RATE, LONG_FPS = 7200, 4, 0.05  # seconds, frames a second, rows a second
+LONG, LONG_RATE, LONG_FPS = 7200, 2, 0.05  # seconds, frames a second, rows a second
 ROUNDS = 3
 
 

@@ -16,6 +16,7 @@ from cdn_tune.cli import app
 from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import load_split
 from cdn_tune.data.planted import plant
+from cdn_tune.data.videos.making import Making, write_making
 from cdn_tune.distributed.launch import run_tasks
 from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
 from cdn_tune.evaluation import evaluate as final
@@ -30,7 +31,7 @@ from cdn_tune.report.answers import recorded_predictions
 from cdn_tune.training.evaluate.evaluation import evaluate_split
 from cdn_tune.training.object_store.working_copy import working_copy
 from cdn_tune.training.runs.checkpoint import BEST, build_model, load_checkpoint, save_checkpoint
-from cdn_tune.training.runs.run_folder import claim, locked
+from cdn_tune.training.runs.run_folder import claim, locked, read_manifest, record_in_manifest
 
 Tiny = Callable[..., Experiment]
 
@@ -209,6 +210,23 @@ def test_other_data_are_refused_unless_asked_for(trained: Path, tmp_path: Path) 
     result = evaluate_run(trained, overrides, Request(other_data=True, resamples=20))
     assert "charades_sta_test.txt" in result["data_changed"]
     assert "vgg_rgb_features.hdf5" in result["data_changed"]
+
+
+def test_features_of_another_making_are_refused_even_as_other_data(
+    trained: Path, planted: Path, tmp_path: Path
+) -> None:
+    making = Making("efficientnet_lite0", "0123456789abcdef", 2.0, 1, 0.0, 224, {})
+    record_in_manifest(trained, "data", read_manifest(trained)["data"] | {"making": making.plain()})
+    shutil.copytree(planted, tmp_path / "other")
+    overrides, request = {"data.root": str(tmp_path / "other")}, Request(other_data=True, resamples=20)
+    with h5py.File(tmp_path / "other" / "vgg_rgb_features.hdf5", "r+") as file:
+        write_making(file, dataclasses.replace(making, fps=4.0))
+    with pytest.raises(RunError, match=r"features that were made otherwise than these \(fps 2.0 is 4.0 here\)"):
+        evaluate_run(trained, overrides, request)
+    assert not (trained / "looks.jsonl").exists()
+    with h5py.File(tmp_path / "other" / "vgg_rgb_features.hdf5", "r+") as file:
+        write_making(file, dataclasses.replace(making, versions={"av": "19"}))
+    assert evaluate_run(trained, overrides, request)["looks"] == 1
 
 
 @pytest.mark.parametrize("fault", ["missing", "nan"])

@@ -181,8 +181,8 @@ def _named(videos: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
         if counts[path.stem] > 1:
             other = next(each for each in videos if each.stem == path.stem and each != path)
             failed[path] = f"{path}: has the same name as {other}; rename one of them, as features are named by videos"
-        elif path.stem.strip(".") == "":
-            failed[path] = f"{path}: has no name that a dataset could have; rename it"
+        elif not path.stem.strip(".") or not path.stem.isprintable():
+            failed[path] = f"{path}: has a name that no dataset could have; rename it"
     return {name: path for name, path in first.items() if path not in failed}, failed
 
 

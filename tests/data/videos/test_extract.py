@@ -1,12 +1,16 @@
 """Extraction: what is written, what stays, what is left out, and what a killed one leaves to the next."""
 
+import os
+import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cdn_tune.cli import app
 from cdn_tune.data.features import FeatureStore
 from cdn_tune.data.videos import extract as module
 from cdn_tune.data.videos import rows
@@ -88,9 +92,11 @@ def test_what_is_there_stays_and_what_cannot_be_used_is_left_out(tmp_path: Path)
     same = write_video(tmp_path / "same.mp4", TIMES)
     other = write_video(tmp_path / "same.mkv", TIMES)
     second = write_video(tmp_path / "zweites Vidéo.mkv", TIMES)
-    result = extract([first, broken, same, other, second], out, "timm/grey", workers=1)
+    odd = second.rename(tmp_path / os.fsdecode(b"no \xff UTF-8.mkv"))
+    shutil.copy(odd, second)
+    result = extract([first, broken, odd, same, other, second], out, "timm/grey", workers=1)
     assert (result.videos, result.computed) == (2, 1)
-    assert [reason.split(": ")[0] for reason in result.failed] == [str(broken), str(other), str(same)]
+    assert [reason.split(": ")[0] for reason in result.failed] == [str(broken), str(odd), str(other), str(same)]
     with h5py.File(out) as file:
         assert sorted(file) == ["first", "zweites Vidéo"]
         np.testing.assert_array_equal(file["first"][()], before)
@@ -143,6 +149,22 @@ def test_what_an_interrupted_extraction_has_computed_is_not_computed_again(
         extract(videos, out, "timm/grey", workers=1)
     with h5py.File(out) as file:
         assert sorted(file) == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("grey")
+def test_the_command_writes_what_it_can_and_lists_the_rest(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", TIMES)
+    (tmp_path / "b.mp4").write_text("no video")
+    command = ["data", "extract", str(tmp_path), str(tmp_path / "out.hdf5"), "--backbone", "timm/grey"]
+    result = CliRunner().invoke(app, [*command, "--workers", "1"])
+    assert result.exit_code == 2
+    assert "out.hdf5: 1 videos, size 3, 1 of them computed now" in result.stdout
+    assert "made by timm/grey (weights " in result.stdout
+    assert "error: 1 of 2 videos have no features" in result.stderr
+    lost = [line for line in "".join(result.stderr.split("\n")).split("left out: ") if "b.mp4" in line]
+    assert len(lost) == 1
+    result = CliRunner().invoke(app, [*command, "--fps", "0"])
+    assert (result.exit_code, "--fps 0: must be above 0" in result.stderr) == (2, True)
 
 
 def test_efficientnet_lite0_and_its_weights(tmp_path: Path) -> None:
