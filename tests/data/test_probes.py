@@ -36,11 +36,12 @@ def split(request: pytest.FixtureRequest, planted_root: Path, tmp_path: Path) ->
         return load_split(
             config_of(planted_root, text="tokens", tokens=str(tmp_path / "tokens.hdf5"), word_size=5), "val"
         )
-    form = {"whole sequences": {"form": "variable"}, "resized sequences": {"length": 20}}.get(request.param)
     config = config_of(planted_root)
-    if form is None:
+    if request.param == "clips":
         return load_split(config, "val")
-    return load_split(config.model_copy(update={"sequence": SequenceConfig(**form)}), "val", sequences=True)
+    whole = request.param == "whole sequences"
+    sequence = SequenceConfig(form="variable") if whole else SequenceConfig(length=20)
+    return load_split(config.model_copy(update={"sequence": sequence}), "val", sequences=True)
 
 
 def videos_of(batch: Batch) -> list[torch.Tensor]:
