@@ -56,7 +56,7 @@ class Best:
 class Run:
     """A run folder of `train` or `search`, finished or under way.
 
-    Everything is read anew when it is asked for. Nothing is written to the folder but by `evaluate`.
+    Everything is read anew when it is asked for. Nothing is written to the folder but by `evaluate` and `probe`.
 
     Args:
         path: The folder, or its URL on an object store.
@@ -268,6 +268,29 @@ class Run:
         )
         result = evaluate_run(folder, given, request, on_stage or ignore)
         for line in remarks(folder, result):
+            _LOG.warning("%s", line)
+        return result
+
+    def probe(self, overrides: Mapping[str, Any] | None = None, *, other_data: bool = False) -> dict[str, Any]:
+        """Probes the best model on val with its inputs changed, as `cdn-tune evaluate --probe` does; test stays closed.
+
+        Args:
+            overrides: As of `evaluate`.
+            other_data: Whether data that have changed since the run may be used.
+
+        Returns:
+            The content of ``probe.json``, which is written into the folder.
+
+        Raises:
+            CdnTuneError: If run, checkpoint or data are at fault.
+        """
+        from cdn_tune.evaluation.evaluate import Request
+        from cdn_tune.evaluation.probe import probe_run
+        from cdn_tune.evaluation.probe_file import ProbeFile
+
+        given = checked_overrides(overrides or {})
+        result = probe_run(fetched(self._given, models=True), given, Request(other_data=other_data))
+        for line in ProbeFile.model_validate(result).warnings():
             _LOG.warning("%s", line)
         return result
 

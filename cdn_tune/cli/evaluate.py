@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from cdn_tune.cli.app import app
 from cdn_tune.cli.options import Address, Json, Overrides, local_run
-from cdn_tune.cli.show.output import err, print_json, print_line, terminable, warn
+from cdn_tune.cli.show.output import err, out, print_json, print_line, terminable, warn
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def evaluate(
         list[Format] | None, Option(help="Write the predictions in this format too; may be repeated.")
     ] = None,
     other_data: Annotated[bool, Option("--other-data", help="Go on if the data have changed.")] = False,
+    probe: Annotated[
+        bool, Option("--probe", help="Instead: does it look at the video? On val, with inputs changed; RUN/probe.json.")
+    ] = False,
     predictions: Annotated[
         Path | None, Option(metavar="FILE", help="Score these predictions instead of a run.")
     ] = None,
@@ -79,6 +82,24 @@ def evaluate(
     from cdn_tune.training.object_store.sync import fetched_file
     from cdn_tune.training.object_store.working_copy import url_of
 
+    if probe:
+        others = {
+            "--top": top > 1,
+            "--front": front,
+            "--seeds": seeds > 0,
+            "--train-on": train_on != "train",
+            "--choose-nms": choose_nms,
+            "--choose-nms-kind": choose_nms_kind,
+            "--protocol": protocol != "honest",
+            "--workers": workers > 1,
+            "--address": address is not None,
+            "--score-maps": score_maps,
+            "--reject": reject,
+            "--export-format": export_format is not None,
+            "--predictions": predictions is not None,
+        }
+        for flag in [flag for flag, given in others.items() if given]:
+            raise ConfigError(f"{flag} does not go with --probe, which asks one checkpoint on val; drop one")
     if predictions is not None:
         # without a run, the first override stands in its place
         given = parse_overrides([*([] if run is None else [str(run)]), *(overrides or [])])
@@ -97,6 +118,9 @@ def evaluate(
 
             trials = tuple(front_trials(run))
         file = None if checkpoint is None else fetched_file(checkpoint)
+        if probe:
+            print_probe(run, changes, Request(checkpoint=file, other_data=other_data), json)
+            return
         tasks, formats = Workers(workers, address), tuple(each.value for each in export_format or ())
         request = Request(
             top=top,
@@ -133,6 +157,29 @@ def print_evaluation(
         print_json(result)
     else:
         _print_result(run, result, request.score_maps)
+
+
+def print_probe(run: Path, overrides: dict[str, Any], request: Request, json: bool = False) -> None:
+    """Probes a run's checkpoint on val, and prints what remains of its score, and what to beware of."""
+    from cdn_tune.cli.show.evaluation import print_planted
+    from cdn_tune.cli.show.probe import probe_headline, probe_table
+    from cdn_tune.evaluation.probe import probe_run
+    from cdn_tune.evaluation.probe_file import PROBE, ProbeFile
+    from cdn_tune.training.object_store.working_copy import shown
+
+    with err.status("probing") as status:
+        result = probe_run(run, overrides, request, lambda stage: status.update(stage))
+    found = ProbeFile.model_validate(result)
+    for line in (*result["damaged_checkpoints"], *found.warnings()):
+        warn(line)
+    if json:
+        print_json(result)
+        return
+    out.print(probe_table(result))
+    print_planted(result)
+    print_line(f"{found.checkpoint}, epoch {found.epoch}; test was not opened")
+    print_line(f"probe: {shown(run / PROBE)}")
+    print_line(probe_headline(found), "bold green")
 
 
 def _print_result(run: Path, result: dict[str, Any], score_maps: bool) -> None:

@@ -25,6 +25,7 @@ from cdn_tune.evaluation.choose_checkpoint import Choice, choose_best
 from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
 from cdn_tune.evaluation.literature import published_rows
 from cdn_tune.evaluation.predictions import export_predictions
+from cdn_tune.evaluation.probe_file import probe_warnings
 from cdn_tune.evaluation.queries import (
     PREDICTIONS,
     PREDICTIONS_DIGEST,
@@ -139,17 +140,42 @@ def evaluate_run(
     request = request or Request()
     request.check()
     run = run.absolute()
+    choice = choose_models(run, request, overrides or {})
+    with locked(run):
+        return _Evaluation(run, request, choice, dict(overrides or {}), on_stage).run_it()
+
+
+def choose_models(run: Path, request: Request, overrides: Mapping[str, Any]) -> Choice:
+    """Loads the checkpoints that a request names, and checks the overrides.
+
+    Raises:
+        CdnTuneError: If the run has none, the best is damaged, or an override would change the model or the choice.
+    """
     choice = choose_best(run, request.top, request.checkpoint, request.trials)
     if not choice.is_best:
         raise CheckpointError(
             f"{choice.damaged[0]}; this is of the best trial: put it back, or measure the best that is left: "
             f"--checkpoint {shlex.quote(str(choice.checkpoint.path))}"
         )
-    for key, value in (overrides or {}).items():
+    for key, value in overrides.items():
         if key not in CHANGEABLE:
             raise ConfigError(f"override {key}={value}: after training only {', '.join(CHANGEABLE)} can change")
-    with locked(run):
-        return _Evaluation(run, request, choice, dict(overrides or {}), on_stage).run_it()
+    return choice
+
+
+def find_changes(run: Path, facts: dict[str, Any], other_data: bool) -> list[str]:
+    """Returns the names of the data files that have changed since the run, given the fingerprint of those of now.
+
+    Raises:
+        RunError: If there are any, unless `other_data`.
+    """
+    changed = changed_files(read_manifest(run).get("data", {}), facts)
+    if changed and not other_data:
+        raise RunError(
+            f"{run}: its data have changed since the run ({', '.join(changed)}); name the old ones with "
+            "data.root=DIR, or evaluate on these with --other-data"
+        )
+    return changed
 
 
 class _Evaluation:
@@ -166,16 +192,11 @@ class _Evaluation:
         if request.score_maps and not self.experiment.model.has_score_map:
             raise ConfigError(f"--score-maps: model.name={self.experiment.model.name} has no score maps; drop it")
         self.facts = fingerprint(self.experiment.data)
-        self.changed = changed_files(read_manifest(run).get("data", {}), self.facts)
+        self.changed = find_changes(run, self.facts, request.other_data)
 
     def run_it(self) -> dict[str, Any]:
         """Chooses, opens the test split, measures, and writes."""
         request = self.request
-        if self.changed and not request.other_data:
-            raise RunError(
-                f"{self.run}: its data have changed since the run ({', '.join(self.changed)}); name the old ones with "
-                "data.root=DIR, or evaluate on these with --other-data"
-            )
         read_looks(self.run)
         for split in ("val", "test"):  # faults of features or words are raised before anything is done
             open_split(self.experiment.data, split, self.experiment.model.inputs.sequences)
@@ -347,6 +368,7 @@ def remarks(run: Path, result: Mapping[str, Any]) -> Iterator[str]:
         yield f"the test split was opened {result['looks']} times for this run{hint}"
     if (many := len(result["models"])) > 1:
         yield f"{many} models were measured; report the first, the best on val: to pick one here is to tune on test"
+    yield from probe_warnings(run.absolute(), result["checkpoint"], result["epoch"])
 
 
 def _keep_before(run: Path, evaluation: str, predictions: str) -> None:

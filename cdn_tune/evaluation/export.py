@@ -31,7 +31,7 @@ from cdn_tune.errors import CdnTuneError, CheckpointError, ConfigError, DataErro
 from cdn_tune.evaluation import graph
 from cdn_tune.evaluation.choose_checkpoint import choose_checkpoint
 from cdn_tune.evaluation.model_card import Facts, model_card
-from cdn_tune.evaluation.test_result import chosen_nms, read_test_result
+from cdn_tune.evaluation.test_result import chosen_nms, probe_of, read_test_result
 from cdn_tune.training.runs.checkpoint import ENTRIES, Checkpoint, build_model, load_weights
 from cdn_tune.training.runs.files import write_errors
 
@@ -121,7 +121,9 @@ def export_run(
             if onnx:
                 graph.save_onnx(program, folder / ONNX, checkpoint.model, data)
         test, why_not = read_test_result(run, checkpoint)
-        facts = Facts(run.resolve().name, checkpoint, test, why_not, count, all_words, nms, name)
+        facts = Facts(
+            run.resolve().name, checkpoint, test, why_not, count, all_words, nms, probe_of(run, checkpoint), name
+        )
         names = sorted(path.name for path in folder.iterdir())
         (folder / CARD).write_text(model_card(facts, names), encoding="utf-8")
         base = run if run.is_dir() else run.parent

@@ -7,6 +7,7 @@ from typing import Any
 from cdn_tune import __version__
 from cdn_tune.config import Nms
 from cdn_tune.evaluation import graph
+from cdn_tune.evaluation.probe_file import TITLES, VERDICTS, ProbeFile, share
 from cdn_tune.training.runs.checkpoint import Checkpoint
 
 _FILES = {
@@ -31,6 +32,7 @@ class Facts:
     words: int  # how many have a vector in the folder
     all_words: bool  # whether these are all of the vectors file, not only those of the dataset
     nms: Nms | None = None  # suppression of overlaps, chosen on val; None: the experiment's
+    probe: ProbeFile | None = None  # the last probe, if it was of this checkpoint
     text_model: str | None = None  # the language model whose token features it reads, in place of words
 
 
@@ -43,6 +45,7 @@ def model_card(facts: Facts, files: Sequence[str]) -> str:
         ["## Training data", _data(facts)],
         ["## Protocol", _protocol(facts)],
         ["## Results", *_results(facts)],
+        *([["## Does it look at the video?", *_probe(facts.probe)]] if facts.probe else []),
         ["## Intended use", _INTENDED],
         ["## Limits", _limits(facts)],
         ["## Licence", _LICENCE],
@@ -149,6 +152,18 @@ def _results(facts: Facts) -> list[str]:
     if isinstance(looks, int):
         text += f" The test split was opened {looks} time{'' if looks == 1 else 's'} for this run."
     return [*parts, text.strip()] if text else parts
+
+
+def _probe(probe: ProbeFile) -> list[str]:
+    rows = [
+        f"| {TITLES[name]} | {VERDICTS[found.verdict]} | {share(found, probe.metric)} |"
+        for name, found in probe.known.items()
+    ]
+    return [
+        f"Probed on {probe.queries} val queries, with its inputs changed. What it keeps:",
+        "\n".join(["| probe | verdict | kept |", "|---|---|---|", *rows]),
+        *(f"> **{warning}.**" for warning in probe.warnings()),
+    ]
 
 
 def _limits(facts: Facts) -> str:

@@ -22,10 +22,11 @@ from cdn_tune.data.annotations import Annotation, Split
 from cdn_tune.data.batches import evaluation_batches
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.evaluation.score_maps import ScoreMaps, merge_score_maps
+from cdn_tune.model.family import MomentModel
 from cdn_tune.moments.metrics import Answers, measure
 from cdn_tune.training.evaluate.evaluation import score_batches
 from cdn_tune.training.kernels.choose import use_held
-from cdn_tune.training.runs.checkpoint import load_checkpoint
+from cdn_tune.training.runs.checkpoint import Checkpoint, load_checkpoint
 from cdn_tune.training.step.batch_loss import resolve_precision, use_tf32
 from cdn_tune.training.step.process_group import this_world
 
@@ -136,12 +137,7 @@ def retrieve_part(
     settings = build(Experiment, experiment, file)
     dataset = open_split(settings.data, split, settings.model.inputs.sequences)
     dataset = dataset if asking is None else dataset.asking(asking)
-    device = this_world().device
-    checkpoint = load_checkpoint(Path(file))
-    model = checkpoint.model.to(device)
-    dtype = resolve_precision(settings.train.precision, device)
-    use_tf32(settings.train.tf32)
-    use_held(model, checkpoint.kernels, dtype, device)
+    model, device, dtype = ready(load_checkpoint(Path(file)), settings)
     batches = evaluation_batches(dataset, np.arange(len(dataset)), settings.eval.batch_size)[rank::parts]
     found: _Part = []
     with ExitStack() as stack:
@@ -156,6 +152,16 @@ def retrieve_part(
             if writer is not None and shown is not None:
                 writer.add(scored.indices, shown.scores, shown.mask)
     return found
+
+
+def ready(checkpoint: Checkpoint, settings: Experiment) -> tuple[MomentModel, torch.device, torch.dtype]:
+    """Returns a checkpoint's model on this process's device, which, and the format in which it computes there."""
+    device = this_world().device
+    model = checkpoint.model.to(device)
+    dtype = resolve_precision(settings.train.precision, device)
+    use_tf32(settings.train.tf32)
+    use_held(model, checkpoint.kernels, dtype, device)
+    return model, device, dtype
 
 
 def _assemble(part: _Part, ways: Sequence[Nms]) -> dict[Nms, Retrieved]:

@@ -174,11 +174,11 @@ def _baselines(
     closed: bool,
 ) -> tuple[dict[str, Measures], dict[str, dict[str, Any]]]:
     """Measures what needs no model: the best constant answer, the best constant list, chance."""
-    iou = 0.5 if 0.5 in ious else ious[len(ious) // 2]
+    iou = _constant_iou(ious)
     count = metrics_depth(names)
     durations, moments = _times(annotations)[0], true_moments(annotations)
     answer = best_constant(*_times(train), iou)
-    listed = best_constant_list(*_times(train), iou, count)
+    listed = blind_list(train, ious, count)
     generator = torch.Generator().manual_seed(seed)
     tops = {
         "best_constant": constant_top(durations, answer),
@@ -195,6 +195,18 @@ def _baselines(
         BLIND: {"answers": [list(each) for each in listed], "chosen_for": f"coverage@{iou:g}"},
         "random": {},
     }
+
+
+def blind_list(
+    train: Sequence[Annotation], ious: Sequence[float], count: int
+) -> tuple[tuple[float, float, float], ...]:
+    """Returns the query-blind list of so many answers, as `best_constant_list` does, chosen on train."""
+    return best_constant_list(*_times(train), _constant_iou(ious), count)
+
+
+def _constant_iou(ious: Sequence[float]) -> float:
+    """Returns the threshold at which constant answers are chosen: 0.5, or the middle one."""
+    return 0.5 if 0.5 in ious else ious[len(ious) // 2]
 
 
 def _times(annotations: Sequence[Annotation]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from cdn_tune.config import Nms
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation.evaluation_file import EVALUATION, plain_metrics, read_evaluation
+from cdn_tune.evaluation.probe_file import ProbeFile, read_probe
 from cdn_tune.training.runs.checkpoint import Checkpoint
 from cdn_tune.training.runs.run_folder import MANIFEST
 
@@ -93,3 +94,14 @@ def _evaluation_of(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
     path = checkpoint.path.absolute()
     run = next((folder for folder in path.parents if (folder / MANIFEST).is_file()), None)
     return (None, "") if run is None else (read_evaluation(run), str(path.relative_to(run)))
+
+
+def probe_of(run: Path, checkpoint: Checkpoint) -> ProbeFile | None:
+    """Returns the last probe of a run if it was of this checkpoint, by the metric that chose it; None if it was not."""
+    try:
+        found = read_probe(run)
+    except RunError:
+        return None
+    own = str(checkpoint.path.relative_to(run)) if checkpoint.path.is_relative_to(run) else str(checkpoint.path)
+    known = (own, checkpoint.epoch, checkpoint.experiment.eval.metric)
+    return found if found is not None and (found.checkpoint, found.epoch, found.metric) == known else None

@@ -28,7 +28,7 @@ from cdn_tune.report.course import course, sparkline
 from cdn_tune.report.figures import duration, number
 from cdn_tune.report.landscape import landscape
 from cdn_tune.report.record import RunRecord, read_record, stamp
-from cdn_tune.report.results import cards, tables
+from cdn_tune.report.results import cards, probe_table, tables
 from cdn_tune.report.trials import failures, front, leaderboard, parameters_of, spending
 from cdn_tune.training.evaluate.pictures import COLOURS
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE
@@ -122,6 +122,7 @@ def _render(record: RunRecord, answers: Answers, notices: tuple[str, ...], now: 
         counts=counts,
         cards=cards(evaluation),
         tables=tables(evaluation),
+        probe=record.probe and probe_table(record.probe),
         published_tables=tables(published)[:1],
         published_label=published.get("label") or "the epoch was chosen on the test split",
         # Without published results where its own are those of planted data.

@@ -10,8 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cdn_tune.config.yaml import read_mapping
 from cdn_tune.data.files import brief, read_json
-from cdn_tune.errors import CdnTuneError
+from cdn_tune.errors import CdnTuneError, RunError
 from cdn_tune.evaluation.evaluation_file import EVALUATION, EVALUATION_PUBLISHED
+from cdn_tune.evaluation.probe_file import PROBE, ProbeFile, read_probe
 from cdn_tune.evaluation.queries import PREDICTIONS
 from cdn_tune.report import shapes
 from cdn_tune.training.runs.masking import masked_urls
@@ -34,6 +35,7 @@ class RunRecord:
     curves: dict[int | None, list[dict[str, Any]]]  # epochs: by trial number, or under None those of a train run
     evaluation: dict[str, Any] | None  # content of ``evaluation.json``; None before the first evaluation
     published: dict[str, Any] | None  # the same of ``evaluation-published.json``, whose epoch was chosen on test
+    probe: ProbeFile | None  # content of ``probe.json``; None before the first probe
     notices: tuple[str, ...]  # what could not be read, one line each
 
     @property
@@ -109,6 +111,7 @@ def read_record(run: Path) -> RunRecord:
         curves=curves,
         evaluation=_evaluation(run / EVALUATION, notices),
         published=_evaluation(run / EVALUATION_PUBLISHED, notices),
+        probe=_probe(run, notices),
         notices=tuple(notices),
     )
 
@@ -116,6 +119,7 @@ def read_record(run: Path) -> RunRecord:
 def stamp(run: Path) -> str:
     """Returns a text that differs once anything that the report shows has changed on disk."""
     names = (MANIFEST, JOURNAL, DATABASE, f"{DATABASE}-wal", EVALUATION, PREDICTIONS, METRICS, EVALUATION_PUBLISHED)
+    names += (PROBE,)
     paths = [run / name for name in names]
     paths += sorted(run.glob(f"{TRIALS}/*/{METRICS}")) + sorted(run.glob("best/*/checkpoint.pt"))
     found = []
@@ -174,3 +178,11 @@ def _evaluation(path: Path, notices: list[str]) -> dict[str, Any] | None:
         notices.append(f"{path}: is not shown ({wrong}); cdn-tune evaluate writes it anew")
         return None
     return dict(hide_passwords(found))
+
+
+def _probe(run: Path, notices: list[str]) -> ProbeFile | None:
+    try:
+        return read_probe(run)
+    except RunError as error:
+        notices.append(str(error))
+        return None

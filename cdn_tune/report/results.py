@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cdn_tune.config.tables import table_of
+from cdn_tune.evaluation.probe_file import TITLES, VERDICTS, ProbeFile
 from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.model.families import label_in
 from cdn_tune.report.figures import is_share, is_usual, number
@@ -136,6 +137,19 @@ def _parts(evaluation: Mapping[str, Any]) -> list[Table]:
         label = f"{gap.get('of', '')} - {gap.get('minus', '')}"
         entries.append((label, {"metrics": gap.get("difference"), "intervals": gap.get("intervals")}))
     return [_table("by part of the test split", entries)] if entries else []
+
+
+def probe_table(probe: ProbeFile) -> Table:
+    """Returns what remains of the model's val metrics with its inputs changed, and the verdicts."""
+    names = list(probe.metrics)
+    rows = [("the model", [Cell(number(probe.metrics[name], name)) for name in names] + [Cell(""), Cell("")])]
+    for name, found in probe.known.items():
+        cells = [Cell(number(found.metrics[each], each)) if each in found.metrics else Cell("") for each in names]
+        kept, ends = found.kept.get(probe.metric), found.kept_intervals.get(probe.metric)
+        share = "" if kept is None else f"{100 * kept:.0f}"
+        between = "" if ends is None else f"{100 * ends[0]:.0f}\u2009\u2013\u2009{100 * ends[1]:.0f}"
+        rows.append((TITLES[name], [*cells, Cell(share, between), Cell(VERDICTS[found.verdict])]))
+    return Table("Does it look at the video?", [*names, f"{probe.metric} kept", ""], rows)
 
 
 def _advantage(part: Any) -> list[Table]:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from cdn_tune.cli import app
 from cdn_tune.evaluation.evaluate import CHANGEABLE, Request, evaluate_run
+from cdn_tune.evaluation.probe import MOST_QUERIES, probe_run
 from cdn_tune.evaluation.scoring import GRID
 from cdn_tune.moments.bootstrap import RESAMPLES
 
@@ -29,6 +30,17 @@ def test_every_key_is_described(trained: Path) -> None:
     assert not missing
     first = [line.split("|")[1] for line in table("evaluation.json").splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", " ".join(first))) == set(result)
+
+
+def test_every_key_of_a_probe_is_described(trained: Path) -> None:
+    result = probe_run(trained, None, Request(resamples=20))
+    described = set(re.findall(r"`([a-z0-9_]+)`", table("probe.json")))
+    parts = [result, result["advantage"], result["bootstrap"], result["baselines"], result["probes"]]
+    parts += [*result["baselines"].values(), *result["probes"].values()]
+    assert not {key for part in parts for key in part} - described
+    first = [line.split("|")[1] for line in table("probe.json").splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", " ".join(first))) == set(result)
+    assert f"more than\n{MOST_QUERIES:,} queries".replace(",", " ") in PAGE
 
 
 def test_the_example_line_has_the_keys_of_the_file(trained: Path) -> None:

@@ -47,6 +47,7 @@ from cdn_tune.data.vectors import word_table
 from cdn_tune.errors import DataError
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.predictions import score_predictions
+from cdn_tune.evaluation.probe_file import PROBE, TITLES, read_probe, share
 from cdn_tune.evaluation.runs import summarise_run
 from cdn_tune.training.kernels.card import Card
 from cdn_tune.training.kernels.store import read_choices
@@ -677,6 +678,27 @@ def read_kernels(path: Path) -> None:
         print_line(line)
 
 
+def make_probe(folder: Path) -> Path:
+    """Makes a ``probe.json``."""
+    names, ends = ("R1@0.5", "mIoU"), [0.2, 0.4]
+    values, intervals = dict.fromkeys(names, 0.3), dict.fromkeys(names, ends)
+    left = {"queries": 9, "metrics": values, "kept": values, "kept_intervals": intervals, "verdict": "lost"}
+    content = {"checkpoint": "checkpoints/best.pt", "epoch": 2, "metric": "R1@0.5", "queries": 9, "videos": 3}
+    content |= {"metrics": values, "advantage": {"difference": values, "intervals": intervals}, "data_changed": []}
+    path = folder / PROBE
+    path.write_text(json.dumps(content | {"probes": dict.fromkeys(TITLES, left)}))
+    return path
+
+
+def read_probe_file(path: Path) -> None:
+    """Reads what a run was found to rest on, and prints what to beware of."""
+    found = read_probe(path.parent)
+    for line in (
+        () if found is None else (*found.warnings(), *(share(each, found.metric) for each in found.known.values()))
+    ):
+        print_line(line)
+
+
 def read_curves(path: Path) -> None:
     """Reads a table, and predicts from it."""
     curves = read_table(path)
@@ -768,6 +790,7 @@ FORMATS = {
     "records": Format(make_records, read_search, damage_records),
     "database": Format(make_database, read_search, damage_database),
     "kernels": Format(make_kernels, read_kernels, damage_json),
+    "probe": Format(make_probe, read_probe_file, damage_json),
     "curves": Format(make_curves, read_curves, damage_json_lines),
     "checkpoint": Format(make_checkpoint, read_model, damage_checkpoint),
     "export": Format(make_export, read_export, damage_export),

@@ -10,7 +10,7 @@ import torch
 
 from cdn_tune.config import EvalConfig
 from cdn_tune.config.tables import metrics_depth
-from cdn_tune.data.batches import Samples, evaluation_batches, prefetch
+from cdn_tune.data.batches import Samples, Source, evaluation_batches, prefetch
 from cdn_tune.data.dataset import Batch, MomentDataset
 from cdn_tune.errors import NotFinite
 from cdn_tune.model.family import MomentModel, Spans
@@ -36,6 +36,7 @@ def score_batches(
     batches: Samples,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    source: Source | None = None,
 ) -> Generator[ScoredBatch, None, None]:
     """Yields the candidates of some batches of a split, in order; the model is in eval mode meanwhile.
 
@@ -45,15 +46,17 @@ def score_batches(
         batches: Positions in the dataset; empty ones are left out.
         device: Where the model computes.
         dtype: Format in which it computes.
+        source: Assembles the batches; the dataset itself if None.
 
     Raises:
         NotFinite: If scores or spans are not finite; names the weights or the queries at fault.
     """
+    chosen = [np.asarray(each) for each in batches if len(each)]
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for loaded in prefetch(dataset, [np.asarray(each) for each in batches if len(each)], device.type == "cuda"):
+            for loaded in prefetch(source or dataset, chosen, device.type == "cuda"):
                 batch = loaded.to(device)
                 with autocast(device, dtype):
                     output = model(*model.inputs_of(batch))
