@@ -93,6 +93,7 @@ def evaluate(
             "--workers": workers > 1,
             "--address": address is not None,
             "--score-maps": score_maps,
+            "--reject": reject,
             "--export-format": export_format is not None,
             "--predictions": predictions is not None,
         }

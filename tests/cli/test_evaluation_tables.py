@@ -14,7 +14,7 @@ from cdn_tune.evaluation.summary import BASELINES
 from cdn_tune.report.results import tables as page_tables
 from cdn_tune.tuning.results.leaderboard import Shape, columns_of
 
-NAMES = [*(f"R{n}@{iou}" for n in (1, 5) for iou in (0.3, 0.5, 0.7)), "mIoU", "mAP@0.5", "mAP"]
+NAMES = [*(f"R{n}@{iou}" for n in (1, 5) for iou in (0.3, 0.5, 0.7)), "mIoU", "dR1@0.5", "allR5@0.5", "mAP@0.5", "mAP"]
 
 
 def entry(first: float, **more: Any) -> dict[str, Any]:
@@ -40,6 +40,11 @@ def result() -> dict[str, Any]:
         predictions={"file": "theirs.jsonl"},
         groups={"position": [entry(0.61, label="first third", queries=1000, videos=500)]},
         baselines={name: entry(0.21 + at / 10) for at, name in enumerate(BASELINES)},
+        parts=[
+            entry(0.52, label="iid", queries=823, videos=333, query_blind=entry(0.33)),
+            entry(0.38, label="ood", queries=3375, videos=1442, query_blind=entry(0.04)),
+        ],
+        gaps=[{"of": "iid", "minus": "ood", "difference": gain["metrics"], "intervals": gain["intervals"]}],
         advantage={"over": "query_blind", "difference": gain["metrics"], "intervals": gain["intervals"]},
     )
 
@@ -57,12 +62,19 @@ def test_no_number_is_cut(monkeypatch: pytest.MonkeyPatch, capsys: Any, result: 
     printed = text.getvalue()
     assert max(map(len, printed.splitlines())) <= width
     assert "…" not in printed
-    for part in (result, *result["baselines"].values()):
+    for part in (
+        result,
+        *result["baselines"].values(),
+        *result["parts"],
+        *(each["query_blind"] for each in result["parts"]),
+    ):
         for name in NAMES:
             assert f"{100 * part['metrics'][name]:.2f}" in printed
     for name in NAMES:
         assert name in printed
         assert f"({100 * result['intervals'][name][0]:.1f}-{100 * result['intervals'][name][1]:.1f})" in printed
+    assert "iid, 823 queries" in printed
+    assert "iid - ood" in printed
     (group,) = result["groups"]["position"]
     assert f"{100 * group['metrics']['mIoU']:.1f} ({100 * group['intervals']['mIoU'][0]:.1f}-" in printed
     assert "charades_sta_test.txt:7 counts as a miss" in capsys.readouterr().out
