@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def cut_clip(video: VideoFile, start: float, end: float, path: Path, title: str)
             streams = [_video(video, start, end, target)]
             if source.streams.audio and source.streams.audio[0].codec_context is not None:
                 streams.append(_audio(source, start, end, target))
-            for packet in heapq.merge(*streams, key=lambda each: each.dts * each.time_base):
+            for packet in heapq.merge(*streams, key=lambda each: (each.dts or 0) * each.time_base):
                 target.mux(packet)
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or brief(error)
@@ -107,21 +107,23 @@ def _rate(video: VideoFile) -> Fraction:
     return min(max(rate, Fraction(least)), Fraction(most))
 
 
-def _video(video: VideoFile, start: float, end: float, target: "av.container.OutputContainer") -> "Iterator[av.Packet]":
+def _video(
+    video: VideoFile, start: float, end: float, target: "av.container.OutputContainer"
+) -> "Iterator[av.Packet[Any]]":
     """Yields the packets of a clip's pictures, as the video shows them at the clip's own times."""
     import av
 
     rate = _rate(video)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    stream = target.add_stream(
-        codec, rate=rate, options={"crf": "20", "preset": "veryfast"} if codec == "libx264" else {}
-    )
+    options = {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {}
+    stream = cast("av.VideoStream", target.add_stream(codec, rate=rate, options=options))
     stream.width, stream.height = (max(side // 2 * 2, 2) for side in (video.width, video.height))  # halved for colours
     stream.pix_fmt = "yuv420p"  # which every player knows
     count = max(round((end - start) * rate), 1)
     times = [start + float(at / rate) for at in range(count)]
     for at, pixels in enumerate(video.frames(times)):
-        frame = av.VideoFrame.from_ndarray(pixels[: stream.height, : stream.width], format="rgb24")
+        even: Any = np.ascontiguousarray(pixels[: stream.height, : stream.width])
+        frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         frame.pts, frame.time_base = at, 1 / rate
         yield from stream.encode(frame)
     yield from stream.encode(None)
@@ -129,7 +131,7 @@ def _video(video: VideoFile, start: float, end: float, target: "av.container.Out
 
 def _audio(
     source: "av.container.InputContainer", start: float, end: float, target: "av.container.OutputContainer"
-) -> "Iterator[av.Packet]":
+) -> "Iterator[av.Packet[Any]]":
     """Yields the packets of a clip's sound, as far as it can be decoded."""
     import av
 
@@ -155,7 +157,9 @@ def _sound(source: "av.container.InputContainer", start: float, end: float) -> "
             if last <= 0:
                 return
             if first < frame.samples:
-                samples = np.ascontiguousarray(frame.to_ndarray()[:, max(first, 0) : last])  # [channels, samples]
+                samples = np.ascontiguousarray(
+                    frame.to_ndarray()[:, max(first, 0) : last], np.float32
+                )  # [channels, samples]
                 part = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
                 part.sample_rate, part.time_base, part.pts = _AUDIO_RATE, Fraction(1, _AUDIO_RATE), max(-first, 0)
                 yield part
