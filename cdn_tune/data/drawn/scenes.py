@@ -13,8 +13,9 @@ VERBS = ("enters", "leaves", "turns", "sits on")
 THINGS = 3  # in a video; each has a place on the floor, from left to right
 EVENTS = 5  # in a video
 FPS = 8  # frames per second; all times are whole frames
-LENGTH = (2.5, 5.0)  # seconds of an event
-PAUSE = (0.6, 2.0)  # seconds before, between and after events
+# Uneven enough that where the events of a video lie cannot be guessed.
+LENGTH = (2.5, 5.5)  # seconds of an event
+PAUSE = (0.4, 3.5)  # seconds before, between and after events
 AGAIN = 0.6  # how often what has happened before happens again where it can, so that only the order tells them apart
 
 

@@ -56,7 +56,7 @@ def test_events_follow_one_another_within_the_video() -> None:
         assert all(PAUSE[0] - 0.1 <= start - end <= PAUSE[1] + 0.1 for end, start in zip(ends, starts, strict=True))
         assert all(LENGTH[0] <= event.end - event.start <= LENGTH[1] for event in scene.events)
         assert all((time * FPS).is_integer() for time in (*ends, *starts))
-        assert 15 <= scene.duration <= 40
+        assert 15 <= scene.duration <= 45
 
 
 def test_only_what_can_happen_happens() -> None:
