@@ -228,7 +228,9 @@ def test_two_packages_with_one_name(path: Path, caplog: pytest.LogCaptureFixture
 @pytest.mark.usefixtures("own")
 def test_metrics_are_found_by_their_templates() -> None:
     assert find_metric("start@0.25").settings == {"iou": 0.25}
-    with pytest.raises(ValueError, match=r"write one such as R1@0\.5, mIoU, mAP@0\.5, mAP, start@0\.5"):
+    with pytest.raises(
+        ValueError, match=r"write one such as R1@0\.5, mIoU, dR1@0\.5, allR1@0\.5, mAP@0\.5, mAP, start@0\.5"
+    ):
         find_metric("strat@0.5")
 
 
