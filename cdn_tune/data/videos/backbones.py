@@ -76,6 +76,7 @@ class Backbone:
         size: S.
         shorter: Pixels of the shorter side of the frames that `prepare` expects.
         versions: Of this package and the libraries that take part.
+        device: Where it computes.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Backbone:
         self.digest = _digest(network.weights())
         self.versions = {"cdn-tune": __version__, **{each: version(each) for each in ("torch", "av", *libraries)}}
         self._squash, self._sees_windows = network.squash, network.window is not None
-        self._device = device
+        self.device = device
         module = network.module.eval().requires_grad_(False).to(device)
         self._forward = network.forward or module
         self._mean, self._std = (
@@ -110,7 +111,7 @@ class Backbone:
         Raises:
             DataError: If a value is not finite.
         """
-        pixels = torch.from_numpy(np.stack([np.stack(window) for window in windows])).to(self._device)
+        pixels = torch.from_numpy(np.stack([np.stack(window) for window in windows])).to(self.device)
         images = (pixels.permute(0, 1, 4, 2, 3).float() - self._mean) / self._std  # [B, T, 3, S, S]
         images = images.transpose(1, 2) if self._sees_windows else images[:, 0]
         try:

@@ -19,7 +19,8 @@ from cdn_tune.data.videos.backbones import Backbone
 from cdn_tune.data.videos.decode import Pixels, VideoFile
 from cdn_tune.errors import DataError
 
-FRAMES_AT_ONCE = 64  # that a backbone computes
+FRAMES_AT_ONCE = 16  # that a backbone computes on a CPU, which more do not speed up, but need memory
+_GPU_TIMES = 4  # as many on a GPU
 MOST_ROWS = 1 << 20  # of a video
 _TICK = 0.1  # seconds between two looks whether reading is to end
 
@@ -96,7 +97,8 @@ def compute_rows(
         readers: Threads that decode, a video each.
         threads: That each decoder may use of its own.
     """
-    windows_at_once = max(1, FRAMES_AT_ONCE // backbone.window)
+    frames_at_once = FRAMES_AT_ONCE * (1 if backbone.device.type == "cpu" else _GPU_TIMES)
+    windows_at_once = max(1, frames_at_once // backbone.window)
     coming: queue.Queue[tuple[Path | None, Window | str | int]] = queue.Queue(2 * windows_at_once)
     is_over = threading.Event()
     readers_left, counts = readers, dict[Path, int]()
