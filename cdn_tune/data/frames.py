@@ -16,6 +16,7 @@ from cdn_tune.data.files import brief
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.data.mark import Mark, to_mark
+from cdn_tune.data.videos.making import Making, making_of
 from cdn_tune.errors import DataError
 
 _SHOWN = 3
@@ -28,11 +29,13 @@ class VideoFrames(NamedTuple):
         video: Its name there; of a ``.npy`` file, the name of the file.
         frames: Features [N, D].
         planted: Whether the file labels them as planted, or of drawn videos.
+        making: How they were made, where the file tells it.
     """
 
     video: str
     frames: npt.NDArray[Any]
     planted: Mark
+    making: Making | None = None
 
 
 def read_frames(path: Path, video: str | None = None, member: str | None = None, *, feature_size: int) -> VideoFrames:
@@ -69,7 +72,8 @@ def read_frames(path: Path, video: str | None = None, member: str | None = None,
                 entry = find(entry, inside, where)
             check_dataset(entry, where)
             _check_kind(entry, feature_size, where)
-            return VideoFrames(name, entry[()], to_mark(file.attrs.get(PLANTED_ATTRIBUTE)))
+            making = making_of(entry, where) or making_of(file, str(path))
+            return VideoFrames(name, entry[()], to_mark(file.attrs.get(PLANTED_ATTRIBUTE)), making)
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({brief(error)}); copy or convert it again") from None
 

@@ -79,6 +79,12 @@ def find_source(retriever: Retriever, features: Path | None, video: str | None, 
             duration = opened.duration
         name = None if features.suffix == ".npy" else _name_of(file, features)
     found = read_frames(features, name, layout_of(data.dataset).member, feature_size=data.feature_size)
+    trained = None if found.making is None else _trained_making(retriever)
+    if found.making and trained and (differs := trained.differences(found.making)):
+        raise DataError(
+            f"{features}: was made otherwise than the features that this model was trained on ({differs} here); give "
+            "the video itself with --video FILE, or features that were made as those"
+        )
     frames = check_frames(found.frames, data.feature_size, f"{features}: video {found.video!r}")
     return Source(found.video, frames, str(features), planted=found.planted, file=file, duration=duration)
 
@@ -139,16 +145,20 @@ def _is_of_run(retriever: Retriever, video: str) -> bool:
         return False
 
 
+def _trained_making(retriever: Retriever) -> Making | None:
+    """Returns how the features were made that the model was trained on, None if nothing says it."""
+    if _is_exported(retriever):
+        return exported_making(retriever.source.parent)
+    return trained_making(retriever.source, retriever.experiment.data)
+
+
 def _making(retriever: Retriever) -> Making:
     """Returns how the run's features were made.
 
     Raises:
         DataError: If nothing says it.
     """
-    if _is_exported(retriever):
-        making = exported_making(retriever.source.parent)
-    else:
-        making = trained_making(retriever.source, retriever.experiment.data)
+    making = _trained_making(retriever)
     if making is None:
         raise DataError(
             f"{retriever.source}: nothing says how the features were made that this model was trained on; give the "

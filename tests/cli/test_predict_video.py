@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,17 @@ def test_features_of_another_size_are_refused(
     assert "features of size 3, but this model was trained on size 16" in result.stderr
 
 
+def test_given_features_of_another_making_are_refused(run: Path, data: Path, tmp_path: Path) -> None:
+    other = shutil.copy(data / "vgg_rgb_features.hdf5", tmp_path / "other.hdf5")
+    asked = ("--features", other, "--video", "P0001")
+    assert ask(run, *asked)["queries"]
+    with h5py.File(other, "r+") as file:
+        write_making(file["P0001"], replace(MAKING, fps=7.0))  # what a video says goes before the file
+    result = invoke(run, *asked, "--query", SENTENCE)
+    assert result.exit_code == 2
+    assert "was made otherwise than the features that this model was trained on (fps" in result.stderr
+
+
 def test_a_damaged_record_of_the_making_is_one_line(run: Path, video: Path, extracted: list[Any]) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["data"]["making"] = {"backbone": 7}
@@ -249,4 +261,5 @@ def test_a_damaged_record_of_the_making_is_one_line(run: Path, video: Path, extr
     result = invoke(run, "--video", video, "--query", SENTENCE)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
-    assert "manifest.json: does not tell how the features were made" in line
+    assert "manifest.json: is not a cdn-tune manifest" in line
+    assert "it does not name backbone" in line
