@@ -19,6 +19,7 @@ from cdn_tune.data.charades import LAYOUT
 # Commands that print no data: they write files, change something, or print JSON anyway (schema).
 WITHOUT = {
     "demo",
+    "data extract",
     "export",
     "report",
     "report-bug",

@@ -67,6 +67,7 @@ def test_a_run_on_an_object_store_is_evaluated_on_one_machine() -> None:
 
 def test_a_result_chosen_on_test_is_told_as_such(tmp_path: Path) -> None:
     result = {"protocol": "published", "damaged_checkpoints": [], "data_changed": [], "looks": 1, "models": ["a"]}
+    result |= {"checkpoint": "a", "epoch": 1}
     assert list(remarks(tmp_path, result)) == [
         "protocol published: the epoch was chosen on the test split; these numbers are no estimate of new queries"
     ]

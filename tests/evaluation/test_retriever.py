@@ -269,7 +269,7 @@ def test_every_kind_of_path_loads(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_word_vectors_may_have_moved(tiny: Tiny, planted: Path, tmp_path: Path) -> None:
     path = untrained(tiny, tmp_path / "c.pt", **{"data.root": str(tmp_path / "gone")})
-    with pytest.raises(DataError, match=r"--word-vectors FILE"):
+    with pytest.raises(DataError, match=r"word_vectors=FILE"):
         load(path)
     vectors = planted / "glove.planted.12d.txt"
     assert load(path, word_vectors=vectors).unknown_words(SENTENCE) == ()

@@ -294,7 +294,7 @@ def test_conditions_reach_into_families(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_condition_on_a_fixed_key_of_another_family(tiny: Tiny, tmp_path: Path) -> None:
-    parameters = {**BOTH, "model.width": {**WIDTH, "when": {"model.name": "parts", "model.parts": 4}}}
+    parameters = {**BOTH, "model.width": {**WIDTH, "when": {"model.name": "parts", "model.parts": 8}}}
     candidates = Candidates(*load_space(write_space(tmp_path, tiny(), parameters)))
     assert candidates.names("model.width", {"model.name": "parts"}) == ["model.width"]
     assert candidates.names("model.width", {"model.name": "cdn"}) == []

@@ -26,7 +26,6 @@ from cdn_tune.data.files import brief
 from cdn_tune.data.videos.decode import Pixels
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage
 
-INSTALL = "install with: pip install 'cdn-tune[video]'"
 _CLIP_STRIDE = 1 / 15  # seconds: torchvision's video models are trained and measured on 15 frames a second
 _WINDOWS = {"swin3d": 32}  # frames of a window as those models were trained, by the beginning of a name; else 16
 _SHOWN = 3  # names of weights that an error names
@@ -148,7 +147,10 @@ def open_backbone(
         for package in row.packages:
             _imported(package)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--backbone {name} needs {error.name}; {INSTALL}") from None
+        extra = "backbones" if row.has_models else "video"
+        raise ConfigError(
+            f"--backbone {name} needs {error.name}; install with: pip install 'cdn-tune[{extra}]'"
+        ) from None
     except (ImportError, RuntimeError, OSError) as error:  # built for another version of torch
         raise ConfigError(
             f"--backbone {name}: {package} does not work beside torch {torch.__version__} ({brief(error, 80)}); "

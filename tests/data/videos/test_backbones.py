@@ -1,5 +1,9 @@
 """Backbones of timm and torchvision, with weights from a file: their features are those of the network itself."""
 
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,22 @@ from cdn_tune.errors import ConfigError, DataError
 pytestmark = pytest.mark.slow
 
 
+CONSTRAINTS = Path(__file__).parents[3] / "constraints.txt"
+
+
 @pytest.fixture(scope="module")
-def libraries() -> tuple[Any, Any]:
-    """Returns timm and torchvision; declares the operators that a torchvision for another torch does not bring."""
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    """Yields timm and torchvision, installed for these tests alone where they are not.
+
+    Declares the operators that a torchvision for another build of torch does not bring. Where it cannot be imported it
+    disturbs transformers, so it is no part of what other tests run with.
+    """
+    folder = str(tmp_path_factory.mktemp("libraries"))
+    if not all(map(importlib.util.find_spec, ("timm", "torchvision"))):
+        install = ("install", "--quiet", "--no-deps", "--target", folder, "-c", str(CONSTRAINTS), "timm", "torchvision")
+        if subprocess.run([sys.executable, "-m", "pip", *install], check=False, timeout=250).returncode:
+            pytest.skip("timm and torchvision are not installed, and cannot be")
+    sys.path.append(folder)
     definitions = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
@@ -23,7 +40,10 @@ def libraries() -> tuple[Any, Any]:
     import timm
     import torchvision
 
-    return timm, torchvision
+    yield timm, torchvision
+    sys.path.remove(folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("timm", "torchvision")]:
+        del sys.modules[name]
 
 
 def test_an_image_model_of_timm(libraries: tuple[Any, Any], tmp_path: Path) -> None:
