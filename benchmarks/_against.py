@@ -22,7 +22,8 @@ from benchmarks.curves import EPOCHS, PARAMETERS, PRESETS
 from cdn_tune.config import Experiment, SearchSpace, load_experiment
 from cdn_tune.config.load_search import with_min_resource
 from cdn_tune.data.planted import plant
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import evaluate_run
+from cdn_tune.evaluation.request import Request
 from cdn_tune.tuning.progress import SearchState
 from cdn_tune.tuning.search import SearchOptions, search
 from cdn_tune.tuning.simulation.curves import Curves, read_table

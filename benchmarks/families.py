@@ -20,8 +20,9 @@ from cdn_tune.data.planted import plant
 from cdn_tune.data.planted.planting import preset
 from cdn_tune.distributed.cluster import connected
 from cdn_tune.evaluation.choose_checkpoint import choose_best
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.evaluation.evaluation_file import EVALUATION
+from cdn_tune.evaluation.request import Request
 from cdn_tune.model.layers.map_config import FusedMapConfig
 from cdn_tune.tuning.results.leaderboard import HOUR
 from cdn_tune.tuning.results.record import read_record

@@ -24,7 +24,8 @@ from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.layouts import layout_of
 from cdn_tune.data.planted import plant
 from cdn_tune.errors import ConfigError
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import evaluate_run
+from cdn_tune.evaluation.request import Request
 from cdn_tune.report.page import Builder
 from cdn_tune.report.results import tables as evaluation_tables
 from cdn_tune.training.reports import EpochReport

@@ -239,7 +239,8 @@ class Run:
             from cdn_tune.distributed.address import prepare
 
             prepare(address)
-        from cdn_tune.evaluation.evaluate import Request, evaluate_run, remarks
+        from cdn_tune.evaluation.evaluate import evaluate_run, remarks
+        from cdn_tune.evaluation.request import Request
         from cdn_tune.evaluation.scoring import Workers
         from cdn_tune.training.object_store.sync import fetched_file
         from cdn_tune.tuning.results.record import front_trials
@@ -278,9 +279,9 @@ class Run:
         Raises:
             CdnTuneError: If run, checkpoint or data are at fault.
         """
-        from cdn_tune.evaluation.evaluate import Request
         from cdn_tune.evaluation.probe import probe_run
         from cdn_tune.evaluation.probe_file import ProbeFile
+        from cdn_tune.evaluation.request import Request
 
         given = checked_overrides(overrides or {})
         result = probe_run(fetched(self._given, models=True), given, Request(other_data=other_data))

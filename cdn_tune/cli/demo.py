@@ -72,12 +72,12 @@ def _plant(data: Path) -> None:
 
 
 def _draw(data: Path, videos: int | None) -> Path:
+    """Draws videos and extracts their features; returns the folder of the videos."""
     from cdn_tune.data.drawn import draw
     from cdn_tune.data.drawn.draw import VIDEOS
     from cdn_tune.data.videos.decode import find_videos
     from cdn_tune.data.videos.extract import extract
 
-    """Draws videos and extracts their features; returns the folder of the videos."""
     print_note(f"1/5 drawing videos in {data}")
     with counted("drawing") as progress:
         drawn = draw(data, VIDEOS if videos is None else videos, progress=progress)

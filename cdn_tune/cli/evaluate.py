@@ -14,7 +14,7 @@ from cdn_tune.cli.show.output import err, out, print_json, print_line, terminabl
 from cdn_tune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cdn_tune.evaluation.evaluate import Request
+    from cdn_tune.evaluation.request import Request
 
 Split = Literal["test", "val", "train"]
 
@@ -77,7 +77,7 @@ def evaluate(
     Overrides may name where the data are now (data.root=DIR); how often the test split was opened is counted.
     """
     from cdn_tune.config import parse_overrides
-    from cdn_tune.evaluation.evaluate import Request
+    from cdn_tune.evaluation.request import Request
     from cdn_tune.evaluation.scoring import Workers
     from cdn_tune.training.object_store.sync import fetched_file
 
@@ -141,7 +141,8 @@ def print_evaluation(
     run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None, json: bool = False
 ) -> None:
     """Evaluates a run, by default its best model on val, and prints the result; overrides may name its data's place."""
-    from cdn_tune.evaluation.evaluate import Request, evaluate_run, remarks
+    from cdn_tune.evaluation.evaluate import evaluate_run, remarks
+    from cdn_tune.evaluation.request import Request
 
     request = request or Request()
     with err.status("evaluating") as status:

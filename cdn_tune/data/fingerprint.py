@@ -85,6 +85,12 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     }
 
 
+def are_features_of(facts: dict[str, Any], features: Path) -> bool:
+    """Returns whether a feature file is the one of a fingerprint, by its content; False if that does not tell it."""
+    held, here = (facts.get("files") or {}).get("features", {}), _summary(features)
+    return all(held.get(key) == here[key] for key in ("size", "sampled_sha256"))
+
+
 def _summary(path: Path) -> dict[str, Any]:
     stat = path.stat()
     return {"name": path.name, "size": stat.st_size, "mtime": stat.st_mtime, "sampled_sha256": sampled_sha256(path)}

@@ -8,10 +8,9 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -36,11 +35,11 @@ from cdn_tune.evaluation.queries import (
     write_query_results,
 )
 from cdn_tune.evaluation.rejection import Rejection, choose_rejection
+from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.retrain import Mode, Retrained, retrain
 from cdn_tune.evaluation.score_maps import SCORE_MAPS
-from cdn_tune.evaluation.scoring import NmsChoice, Retrieved, Workers, choose_nms, open_split, retrieve
+from cdn_tune.evaluation.scoring import NmsChoice, Retrieved, choose_nms, open_split, retrieve
 from cdn_tune.evaluation.summary import summarise
-from cdn_tune.moments.bootstrap import RESAMPLES
 from cdn_tune.moments.metrics import mean_measures, measure
 from cdn_tune.training.memory.estimate import count_parameters
 from cdn_tune.training.object_store.sync import push_run
@@ -54,66 +53,6 @@ LOOKS = "looks.jsonl"
 PUBLISHED = "published protocol: the epoch was chosen on the test split itself, as the published code does"
 # Where the data lie and what is reported; anything else would be another model, another choice, or other data.
 CHANGEABLE = (*DATA_PATHS, "eval.batch_size", "eval.recalls", "eval.ious")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be evaluated, and how.
-
-    Attributes:
-        top: How many of the search's best models.
-        checkpoint: This file instead.
-        trials: The models of these trials instead (the Pareto front).
-        seeds: Under how many other seeds the winner is trained again; 0: not at all.
-        train_on: On what; ``train+val`` for the epochs that the winner took on val.
-        choose_nms: Whether the NMS threshold is chosen on val (of soft NMS: sigma).
-        choose_nms_kind: Whether hard or soft NMS and voting are chosen with it.
-        protocol: ``honest``, or ``published``: the epoch chosen on test.
-        workers: Who computes.
-        score_maps: Whether to write the score maps.
-        reject: Whether it is measured how the winner rejects sentences that are not in the video.
-        formats: Further formats of the predictions, of `predictions.FORMATS`.
-        other_data: Whether data that have changed since the run may be used.
-        resamples: Of intervals and tests.
-    """
-
-    top: int = 1
-    checkpoint: Path | None = None
-    trials: tuple[int, ...] | None = None
-    seeds: int = 0
-    train_on: Literal["train", "train+val"] = "train"
-    choose_nms: bool = False
-    choose_nms_kind: bool = False
-    protocol: Literal["honest", "published"] = "honest"
-    workers: Workers = field(default_factory=Workers)
-    score_maps: bool = False
-    reject: bool = False
-    formats: tuple[str, ...] = ()
-    other_data: bool = False
-    resamples: int = RESAMPLES
-
-    def check(self) -> None:
-        """Refuses options that exclude each other.
-
-        Raises:
-            ConfigError: Naming the option.
-        """
-        excluded = {
-            "--top": self.top > 1,
-            "--front": self.trials is not None,
-            "--choose-nms": self.choose_nms,
-            "--choose-nms-kind": self.choose_nms_kind,
-            "--train-on": self.train_on != "train",
-            "--score-maps": self.score_maps,
-            "--reject": self.reject,
-            "--export-format": bool(self.formats),  # those files have no place for the label
-        }
-        for flag in [flag for flag, given in excluded.items() if given and self.protocol == "published"]:
-            raise ConfigError(f"{flag} does not go with --protocol published, which chooses on test; drop one")
-        if self.train_on != "train" and not self.seeds:
-            raise ConfigError(f"--train-on {self.train_on}: nothing is trained again without --seeds N; add it")
-        if sum([self.top > 1, self.checkpoint is not None, self.trials is not None]) > 1:
-            raise ConfigError("--top, --checkpoint and --front each say what to evaluate; give one of them")
 
 
 def evaluate_run(

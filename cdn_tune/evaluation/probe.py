@@ -20,8 +20,9 @@ from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.mark import to_mark
 from cdn_tune.data.probes import PROBES, Probed
 from cdn_tune.data.splits import split_annotations
-from cdn_tune.evaluation.evaluate import Request, choose_models, find_changes
+from cdn_tune.evaluation.evaluate import choose_models, find_changes
 from cdn_tune.evaluation.probe_file import HALF, PROBE, Verdict
+from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.scoring import open_split, ready
 from cdn_tune.evaluation.summary import BLIND, LEVEL, blind_list
 from cdn_tune.moments.baselines import constant_list_top

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cdn_tune.data.features import Frames
 from cdn_tune.data.files import is_remote
+from cdn_tune.data.fingerprint import mark_beside
 from cdn_tune.data.frames import check_frames, read_frames
 from cdn_tune.data.hdf5 import open_features
 from cdn_tune.data.layouts import features_path, layout_of
@@ -134,7 +135,8 @@ def _extracted(retriever: Retriever, file: Path, video: str, weights: Path | Non
     frames = check_frames(
         extract_features(file, making, weights, retriever.device), retriever.experiment.data.feature_size, str(file)
     )
-    return Source(file.stem, frames, f"extracted by {making}", extracted=True, file=file, duration=duration)
+    planted = False if is_remote(file) else mark_beside(file)
+    return Source(file.stem, frames, f"extracted by {making}", planted, extracted=True, file=file, duration=duration)
 
 
 def _is_of_run(retriever: Retriever, video: str) -> bool:

@@ -125,11 +125,11 @@ def _frames(path: Path, duration: float, until: float) -> tuple[Frames, float]:
     """
     from PIL import Image, ImageOps
 
+    from cdn_tune.data.videos.contact_sheet import middles
     from cdn_tune.data.videos.decode import VideoFile
 
     with VideoFile(path) as video:
-        times = [(part + 0.5) / FRAMES * duration for part in range(FRAMES)]
-        times = [each for each in times if each < video.duration] or [0.0]
+        times = [each for each in middles(0.0, duration, FRAMES) if each < video.duration] or [0.0]
         width = min(max(round(_HEIGHT * video.width / video.height), _WIDTHS[0]), _WIDTHS[1])
         strip = Image.new("RGB", (FRAMES * width, _HEIGHT))
         for part, picture in enumerate(video.frames(times, _HEIGHT)):

@@ -18,6 +18,7 @@ from cdn_tune.data.dataset import load_readings
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.mark import to_mark
 from cdn_tune.data.splits import coarse
+from cdn_tune.data.videos.making import from_plain
 from cdn_tune.errors import ConfigError, RunError, SearchError
 from cdn_tune.training.loop import never
 from cdn_tune.training.object_store.sync import fetched
@@ -231,7 +232,7 @@ def open_study(
         )
     notes = []
     if owner is None:
-        notes += learn_from(options.warm_start, study)
+        notes += learn_from(options.warm_start, study, from_plain(data["making"]) if "making" in data else None)
         study.begin()
     elif options.warm_start:
         raise ConfigError(f"--warm-start: {run} has begun already; results are learned from at the first start only")

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cdn_tune.config import COMPUTING, DATA_PATHS, Experiment, SearchSpace, build, override
 from cdn_tune.config.keys import flatten, get_keys
 from cdn_tune.config.yaml import read_mapping
+from cdn_tune.data.videos.making import Making, from_plain
 from cdn_tune.errors import ConfigError, RunError
 from cdn_tune.model.families import layers_key
 from cdn_tune.training.runs.run_folder import EXPERIMENT, SPACE, read_manifest
@@ -52,7 +53,7 @@ class _Point:
     fault: str | None = None
 
 
-def learn_from(runs: Sequence[Path], study: Study) -> list[str]:
+def learn_from(runs: Sequence[Path], study: Study, making: Making | None = None) -> list[str]:
     """Adds the results of other runs' trials to a study that has not begun; returns a line for each run.
 
     All runs are checked before anything is added. A result is learned from if it is of the same data and measure, and
@@ -61,13 +62,19 @@ def learn_from(runs: Sequence[Path], study: Study) -> list[str]:
     What the other run searched and this one fixes may be at another value; not where the sampler goes through all
     points, as it would leave those out.
 
+    Args:
+        runs: Folders of searches.
+        study: With no trial yet.
+        making: How the features of this search were made, if that is known.
+
     Raises:
-        RunError: If a run is no search, is of other data, was measured otherwise, or lacks an objective.
+        RunError: If a run is no search, is of other data or of features that were made otherwise, was measured
+            otherwise, or lacks an objective.
     """
-    return [_learn(each, study) for each in [_read(run, study) for run in runs]]
+    return [_learn(each, study) for each in [_read(run, study, making) for run in runs]]
 
 
-def _read(run: Path, study: Study) -> _Earlier:
+def _read(run: Path, study: Study, making: Making | None) -> _Earlier:
     other = Path(run).absolute()
     manifest = read_manifest(other)
     if manifest["kind"] != "search":
@@ -78,6 +85,12 @@ def _read(run: Path, study: Study) -> _Earlier:
         raise RunError(
             f"--warm-start {run}: its trials are chosen by {theirs.eval.metric} on {theirs.data.dataset}, "
             f"this search's by {base.eval.metric} on {base.data.dataset}; results of another measure say nothing"
+        )
+    said = manifest.get("data", {}).get("making")
+    if making and said and (differs := from_plain(said).differences(making)):
+        raise RunError(
+            f"--warm-start {run}: searched on features that were made otherwise ({differs} here); leave the run out, "
+            "or name features that were made as those"
         )
     space = build(SearchSpace, read_mapping(other / SPACE), str(other / SPACE))
     trials = [trial for trial in own(read_record(other).entries) if trial.state in VALUED]

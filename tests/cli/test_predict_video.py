@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from cdn_tune.cli import app
 from cdn_tune.config import Experiment
-from cdn_tune.data.fingerprint import fingerprint
+from cdn_tune.data.fingerprint import PLANTED_MARKER, fingerprint
+from cdn_tune.data.mark import DRAWN
 from cdn_tune.data.videos.making import Making, write_making
 from cdn_tune.training.runs.checkpoint import BEST, build_model, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
@@ -95,11 +96,33 @@ def test_features_are_made_as_those_of_the_run(run: Path, data: Path, video: Pat
 def test_the_feature_file_tells_where_the_run_does_not(
     tiny: Callable[..., Experiment], data: Path, video: Path, tmp_path: Path, extracted: list[Any]
 ) -> None:
-    run = make_run(tmp_path / "old", tiny(**{"data.root": str(data)}), {})
+    experiment = tiny(**{"data.root": str(data)})
+    facts = {key: value for key, value in fingerprint(experiment.data).items() if key != "making"}
+    run = make_run(tmp_path / "old", experiment, facts)
     table = invoke(run, "--video", video, "--query", SENTENCE)
     assert f"features: extracted by {MAKING}\n" in table.stdout, table.output
     assert f"({'from'} {video})" in table.stdout.replace("\n", "")
     assert extracted[0][1] == MAKING
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_feature_file_that_is_not_known_to_be_the_runs_tells_nothing(
+    tiny: Callable[..., Experiment], planted: Path, data: Path, video: Path, extracted: list[Any], recorded: bool
+) -> None:
+    """It came to the run's path later, or the run did not record its own."""
+    experiment = tiny(**{"data.root": str(data)})
+    then = fingerprint(experiment.data.model_copy(update={"root": planted})) if recorded else {}
+    result = invoke(make_run(data.parent / "old", experiment, then), "--video", video, "--query", SENTENCE)
+    assert result.exit_code == 2
+    assert "nothing says how the features were made" in result.stderr
+    assert not extracted
+
+
+def test_a_drawn_video_is_told_from_a_real_one(run: Path, video: Path, extracted: list[Any]) -> None:
+    asked = (run, "--video", video, "--query", SENTENCE)
+    assert "drawn videos" not in invoke(*asked).stderr
+    (video.parent / PLANTED_MARKER).write_text(json.dumps({"planted": DRAWN}))
+    assert "features of drawn videos, but the model was not trained on such" in invoke(*asked).stderr
 
 
 def test_an_export_carries_how_features_were_made(

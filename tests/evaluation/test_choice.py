@@ -11,8 +11,9 @@ from optuna.storages.journal import JournalFileBackend
 from cdn_tune.config import Experiment
 from cdn_tune.errors import CheckpointError, RunError
 from cdn_tune.evaluation.choose_checkpoint import choose_best, choose_checkpoint
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.evaluation.export import export_run
+from cdn_tune.evaluation.request import Request
 from cdn_tune.training.runs.checkpoint import build_model, save_checkpoint
 from cdn_tune.training.runs.files import write_json
 from cdn_tune.training.runs.kept import CHECKPOINT, kept_folder

@@ -7,8 +7,9 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from cdn_tune.cli import app
-from cdn_tune.evaluation.evaluate import CHANGEABLE, Request, evaluate_run
+from cdn_tune.evaluation.evaluate import CHANGEABLE, evaluate_run
 from cdn_tune.evaluation.probe import MOST_QUERIES, probe_run
+from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.scoring import GRID
 from cdn_tune.moments.bootstrap import RESAMPLES
 

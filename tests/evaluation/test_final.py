@@ -22,9 +22,10 @@ from cdn_tune.errors import CheckpointError, ConfigError, DataError, RunError, T
 from cdn_tune.evaluation import evaluate as final
 from cdn_tune.evaluation.choose_checkpoint import choose_best
 from cdn_tune.evaluation.compare import NEEDED, compare_many, compare_runs
-from cdn_tune.evaluation.evaluate import Request, evaluate_run, record_test_access, remarks
+from cdn_tune.evaluation.evaluate import evaluate_run, record_test_access, remarks
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import answers_of, read_query_results
+from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.moments.metrics import measure
 from cdn_tune.report.answers import recorded_predictions

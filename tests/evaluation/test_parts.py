@@ -22,10 +22,11 @@ from cdn_tune.data.planted import plant
 from cdn_tune.errors import ConfigError, DataError
 from cdn_tune.evaluation import rejection
 from cdn_tune.evaluation.compare import compare_runs
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.evaluation.predictions import score_predictions
 from cdn_tune.evaluation.queries import PREDICTIONS, read_query_results
 from cdn_tune.evaluation.rejection import MARKED, PAIRED, foreign_sentences
+from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.retriever import load
 from cdn_tune.evaluation.scoring import Workers
 from cdn_tune.report.results import tables

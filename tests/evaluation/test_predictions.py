@@ -168,7 +168,8 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_scored_alone_a_run_has_the_same_metrics(trained: Path, planted: Path, tiny: Callable[..., Any]) -> None:
-    from cdn_tune.evaluation.evaluate import Request, evaluate_run
+    from cdn_tune.evaluation.evaluate import evaluate_run
+    from cdn_tune.evaluation.request import Request
 
     request = Request(formats=("qvhighlights", "charades_sta"), resamples=50)
     own = evaluate_run(trained, None, request)
@@ -187,7 +188,8 @@ def test_scored_alone_a_run_has_the_same_metrics(trained: Path, planted: Path, t
 
 def test_every_query_of_the_file_counts(trained: Path, planted: Path, tmp_path: Path) -> None:
     """One whose moment is empty is a miss; predictions for the whole file are scored, and positions are the file's."""
-    from cdn_tune.evaluation.evaluate import Request, evaluate_run
+    from cdn_tune.evaluation.evaluate import evaluate_run
+    from cdn_tune.evaluation.request import Request
 
     data, file = tmp_path / "data", "charades_sta_test.txt"
     shutil.copytree(planted, data)

@@ -21,10 +21,11 @@ from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.probes import PROBES
 from cdn_tune.errors import RunError
 from cdn_tune.evaluation import probe as probes
-from cdn_tune.evaluation.evaluate import Request, evaluate_run, remarks
+from cdn_tune.evaluation.evaluate import evaluate_run, remarks
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.probe import probe_run
 from cdn_tune.evaluation.probe_file import TITLES, VERDICTS, ProbeFile, read_probe
+from cdn_tune.evaluation.request import Request
 from cdn_tune.model import families
 from cdn_tune.report.page import Builder
 from cdn_tune.training.evaluate.evaluation import evaluate_split

@@ -22,9 +22,10 @@ from cdn_tune.config import Experiment, Nms
 from cdn_tune.data.dataset import MomentDataset, load_split
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.errors import CheckpointError, ConfigError, DataError, NotFinite, RunError, TrainingError
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import read_query_results
+from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.scoring import NmsChoice
 from cdn_tune.model.family import Spans
 from cdn_tune.training.evaluate.evaluation import evaluate_split

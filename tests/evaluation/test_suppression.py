@@ -20,9 +20,10 @@ from cdn_tune.config.yaml import dump
 from cdn_tune.data.dataset import load_split
 from cdn_tune.errors import ConfigError
 from cdn_tune.evaluation import scoring
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.evaluation.export import export_run
 from cdn_tune.evaluation.queries import read_query_results
+from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.scoring import NmsChoice
 from cdn_tune.model.cdn.config import CDNConfig
 from cdn_tune.model.family import Spans

@@ -16,9 +16,10 @@ from cdn_tune.config import Experiment
 from cdn_tune.data.dataset import load_split, load_splits
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.planted import plant
-from cdn_tune.evaluation.evaluate import Request, evaluate_run
+from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.evaluation.predictions import export_predictions, score_predictions
 from cdn_tune.evaluation.queries import PREDICTIONS, read_query_results
+from cdn_tune.evaluation.request import Request
 from cdn_tune.moments.temporal_map import iou_map, iou_maps
 from cdn_tune.training.plan import make_plan
 from cdn_tune.training.reports import ignore

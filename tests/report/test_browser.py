@@ -17,7 +17,7 @@ from cdn_tune.report.page import Builder
 from cdn_tune.report.serve import LiveReport, open_server
 from tests.browser import CHROMIUM, browsing
 from tests.conftest import TINY
-from tests.report.clips import write_clip
+from tests.data.videos.clips import write_fade
 from tests.tuning.clusters import wait_for
 
 pytest.importorskip("playwright.sync_api")
@@ -51,7 +51,7 @@ def films(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("films <&> é")
     shown = {query.video: query.duration for query in recorded_predictions(run / "predictions.jsonl").queries}
     plays, broken = list(shown)[:2]
-    write_clip(folder / f"{plays}.mp4", shown[plays], rate=4)
+    write_fade(folder / f"{plays}.mp4", shown[plays], rate=4)
     (folder / f"{broken}.avi").write_bytes(b"not a video" * 100)
     return folder
 

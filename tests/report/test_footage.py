@@ -17,7 +17,7 @@ from PIL import Image
 from cdn_tune.errors import DataError
 from cdn_tune.report import footage
 from cdn_tune.report.footage import FRAMES, collect_footage
-from tests.report.clips import write_clip
+from tests.data.videos.clips import write_fade
 
 pytest.importorskip("av")
 MakeClip = Callable[..., Path]
@@ -29,7 +29,7 @@ def pixels(frames: footage.Frames) -> np.ndarray:
 
 
 def test_frames_are_those_of_their_times(tmp_path: Path) -> None:
-    write_clip(tmp_path / "in" / "a.mp4", 24.0)
+    write_fade(tmp_path / "in" / "a.mp4", 24.0)
     found = collect_footage(tmp_path, {"a": 24.0}, ["a"], 60.0)
     assert found.notices == ()
     frames = found.frames["a"]
@@ -41,7 +41,7 @@ def test_frames_are_those_of_their_times(tmp_path: Path) -> None:
 
 def test_links_lead_from_the_page_to_the_video(tmp_path: Path) -> None:
     name = 'a b"<#?%> é'
-    file = write_clip(tmp_path / "videos" / f"{name}.mp4", 2.0)
+    file = write_fade(tmp_path / "videos" / f"{name}.mp4", 2.0)
     found = collect_footage(tmp_path / "videos", {name: 2.0}, [], 60.0)
     page = tmp_path / "runs" / "one" / "report" / "index.html"
     (link,) = found.links(page.parent).values()
@@ -50,7 +50,7 @@ def test_links_lead_from_the_page_to_the_video(tmp_path: Path) -> None:
 
 
 def test_names_may_differ_in_case_and_suffix(tmp_path: Path) -> None:
-    write_clip(tmp_path / "S13-D21.mp4", 2.0)
+    write_fade(tmp_path / "S13-D21.mp4", 2.0)
     found = collect_footage(tmp_path, {"s13-d21.avi": 2.0}, [], 60.0)
     assert list(found.paths) == ["s13-d21.avi"]
 
@@ -64,7 +64,7 @@ def test_of_one_name_the_file_that_browsers_play(tmp_path: Path) -> None:
 def test_what_cannot_be_shown_is_told_in_few_lines(tmp_path: Path) -> None:
     for number in range(9):
         (tmp_path / f"bad{number}.mp4").write_bytes(b"not a video" * 99)
-    write_clip(tmp_path / "long.mp4", 8.0)
+    write_fade(tmp_path / "long.mp4", 8.0)
     names = {f"bad{number}": 9.0 for number in range(9)} | {f"gone{number}": 9.0 for number in range(5)} | {"long": 2.0}
     found = collect_footage(tmp_path, names, list(names), 60.0)
     assert list(found.frames) == ["long"]
@@ -81,7 +81,7 @@ def test_what_cannot_be_shown_is_told_in_few_lines(tmp_path: Path) -> None:
 def test_frames_are_few_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {f"v{number}": 2.0 for number in range(4)}
     for name in names:
-        write_clip(tmp_path / f"{name}.mp4", 2.0)
+        write_fade(tmp_path / f"{name}.mp4", 2.0)
     monkeypatch.setattr(footage, "VIDEOS", 3)
     found = collect_footage(tmp_path, names, ["v3", "v1", "v3", "v0", "v2"], 60.0)
     assert list(found.frames) == ["v3", "v1", "v0"]
@@ -100,7 +100,7 @@ def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_decoder_videos_are_played_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_clip(tmp_path / "a.mp4", 2.0)
+    write_fade(tmp_path / "a.mp4", 2.0)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     found = collect_footage(tmp_path, {"a": 2.0}, ["a"], 60.0)
     assert list(found.paths) == ["a"]

@@ -5,9 +5,12 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -15,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from cdn_tune.config import Experiment, SearchSpace
+from cdn_tune.data.videos.making import Making, write_making
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage, RunError, SearchError
 from cdn_tune.training.runs.run_folder import LOCK
 from cdn_tune.tuning.checkpoints.retention import Retention
@@ -362,6 +366,24 @@ def test_another_space_learns_from_the_run(tiny: Tiny, tmp_path: Path) -> None:
         run_search(tiny, run, wider)
     result = run_search(tiny, tmp_path / "wider", wider, trials=1, warm_start=(run,))
     assert "learned from 2 of the 2 results" in result.notes[0]
+
+
+def test_results_on_features_of_another_making_are_not_learned_from(tiny: Tiny, planted: Path, tmp_path: Path) -> None:
+    first, data = tmp_path / "first", tmp_path / "data"
+    shutil.copytree(planted, data)
+    making = Making("efficientnet_lite0", "0123456789abcdef", 2.0, 1, 0.0, 224, {})
+
+    def here(fps: float) -> Tiny:
+        with h5py.File(data / "vgg_rgb_features.hdf5", "r+") as file:
+            write_making(file, replace(making, fps=fps))
+        return partial(tiny, **{"data.root": str(data)})
+
+    run_search(here(2.0), first, make_space(trials=1))
+    with pytest.raises(RunError, match=r"--warm-start .*first: searched on .* made otherwise \(fps 2.0 is 4.0 here\)"):
+        run_search(here(4.0), tmp_path / "other", make_space(name="other"), warm_start=(first,))
+    for name, there in (("alike", here(2.0)), ("unknown", tiny)):
+        result = run_search(there, tmp_path / name, make_space(name=name, trials=1), warm_start=(first,))
+        assert result.notes[0].startswith("learned from 1 of the 1 results")
 
 
 def test_runs_of_other_spaces_are_learned_from_and_what_is_left_out_is_told(tiny: Tiny, tmp_path: Path) -> None:

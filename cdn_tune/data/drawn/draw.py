@@ -1,13 +1,12 @@
 """Drawing: writes videos with known moments as a folder of mp4 files, annotations and word vectors, always labelled."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from cdn_tune.data.annotations import SPLITS
@@ -19,6 +18,7 @@ from cdn_tune.data.fingerprint import PLANTED_MARKER
 from cdn_tune.data.mark import DRAWN
 from cdn_tune.data.planted.plant import write_vectors
 from cdn_tune.data.planted.signal import generator_for
+from cdn_tune.data.videos.encode import encode_frames, written_mp4
 from cdn_tune.errors import DataError
 
 VERSION = 1
@@ -29,8 +29,7 @@ FEATURES = "features.hdf5"
 WORD_SIZE = 50
 WORD_VECTORS = f"glove.drawn.{WORD_SIZE}d.txt"
 LOCK = ".drawing.lock"
-CODEC = "libx264"
-CODEC_OPTIONS = {"preset": "veryfast", "crf": "20", "threads": "1"}  # one thread: the same frames give the same bytes
+_REMEDY = "free space or choose another folder"
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ def draw(out: Path, videos: int = VIDEOS, seed: int = 0, progress: Progress | No
         progress: Called with (videos written, videos) after each video.
 
     Raises:
+        ConfigError: If PyAV is not installed.
         DataError: If an option is wrong, `out` holds anything else or is being written to, or videos cannot be encoded.
     """
     out = Path(out).expanduser()
@@ -99,8 +99,7 @@ def draw(out: Path, videos: int = VIDEOS, seed: int = 0, progress: Progress | No
                 for done, scene in enumerate(scenes, start=1):
                     path = out / FOLDER / f"{scene.video}.mp4"
                     if not path.is_file():
-                        with written_whole(path) as partial:
-                            encode(partial, frames(scene))
+                        _write_video(path, scene)
                     if progress is not None:
                         progress(done, videos)
                 write_vectors(out / WORD_VECTORS, queries, WORD_SIZE, seed)
@@ -110,31 +109,8 @@ def draw(out: Path, videos: int = VIDEOS, seed: int = 0, progress: Progress | No
         raise DataError(f"{out}: another process is drawing here; wait for it or choose another folder") from None
     except OSError as error:
         fault = error.strerror or brief(error)
-        raise DataError(f"{out}: cannot be written ({fault}); free space or choose another folder") from None
+        raise DataError(f"{out}: cannot be written ({fault}); {_REMEDY}") from None
     return Drawn(out, out / FOLDER, out / FEATURES, videos, len(queries), written)
-
-
-def encode(path: Path, pictures: Iterable[npt.NDArray[np.uint8]]) -> None:
-    """Writes frames, each uint8 [SIZE, SIZE, 3], as an H.264 mp4 of `FPS` frames a second.
-
-    Raises:
-        DataError: If PyAV is absent or cannot encode this.
-        OSError: If the file cannot be written.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise DataError(f"drawing videos: {brief(error)}; install with: pip install 'cdn-tune[video]'") from None
-    try:
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(CODEC, rate=FPS, options=CODEC_OPTIONS)
-            stream.width = stream.height = SIZE
-            stream.pix_fmt = "yuv420p"
-            for picture in pictures:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-    except av.codec.codec.UnknownCodecError:
-        raise DataError(f"{path.name}: this PyAV has no encoder {CODEC}; install av from PyPI") from None
 
 
 def _claim(out: Path, marker: dict[str, Any]) -> None:
@@ -172,6 +148,13 @@ def _asked(scene: Scene, seed: int) -> Iterator[dict[str, Any]]:
     for sentence, event in ask(scene, generator_for(seed, "sentences", scene.video)):
         times = {"duration": scene.duration, "start": event.start, "end": event.end}
         yield {"video": scene.video, **times, "query": f"{sentence}."}
+
+
+def _write_video(path: Path, scene: Scene) -> None:
+    with written_mp4(path, _REMEDY) as container:
+        # One thread: the same frames give the same bytes.
+        for packet in encode_frames(container, frames(scene), Fraction(FPS), SIZE, SIZE, threads=1):
+            container.mux(packet)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdn_tune.data.files import brief, written_whole
 from cdn_tune.data.videos.decode import VideoFile, open_container
+from cdn_tune.data.videos.encode import encode_frames, written_mp4
 from cdn_tune.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,29 +64,23 @@ def cut_clip(video: VideoFile, start: float, end: float, path: Path, title: str)
     Raises:
         DataError: If another file has this name, or the video cannot be decoded, or the clip not be encoded or written.
     """
-    import av
-
     start, end = min(max(start, 0.0), video.duration), min(end, video.duration)
     if (path.exists() or path.is_symlink()) and not _is_clip(path):
         raise DataError(f"{path}: exists and was not cut by cdn-tune; move it, or choose another --cut folder")
-    try:
-        with (
-            video.path.open("rb") as file,
-            open_container(file) as source,
-            written_whole(path) as partial,
-            # Absolute: what is before a colon would be a protocol.
-            av.open(str(partial.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as target,
-        ):
-            about = {"title": title, "comment": f"{_CUT} from {video.path.name}"}
-            target.metadata.update({key: text.encode(errors="replace").decode() for key, text in about.items()})
-            streams = [_video(video, start, end, target)]
-            if source.streams.audio and source.streams.audio[0].codec_context is not None:
-                streams.append(_audio(source, start, end, target))
-            for packet in heapq.merge(*streams, key=lambda each: (each.dts or 0) * each.time_base):
-                target.mux(packet)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or brief(error)
-        raise DataError(f"{path}: the clip cannot be written ({reason}); choose another --cut folder") from None
+    with (
+        written_mp4(path, "choose another --cut folder") as target,
+        video.path.open("rb") as file,
+        open_container(file) as source,
+    ):
+        about = {"title": title, "comment": f"{_CUT} from {video.path.name}"}
+        target.metadata.update({key: text.encode(errors="replace").decode() for key, text in about.items()})
+        rate = _rate(video)
+        times = [start + float(at / rate) for at in range(max(round((end - start) * rate), 1))]  # of the clip's frames
+        streams = [encode_frames(target, video.frames(times), rate, video.width, video.height)]
+        if source.streams.audio and source.streams.audio[0].codec_context is not None:
+            streams.append(_audio(source, start, end, target))
+        for packet in heapq.merge(*streams, key=lambda each: (each.dts or 0) * each.time_base):
+            target.mux(packet)
 
 
 def _is_clip(path: Path) -> bool:
@@ -105,28 +99,6 @@ def _rate(video: VideoFile) -> Fraction:
     least, most = _RATES
     rate = Fraction(video.rate).limit_denominator(1001)
     return min(max(rate, Fraction(least)), Fraction(most))
-
-
-def _video(
-    video: VideoFile, start: float, end: float, target: "av.container.OutputContainer"
-) -> "Iterator[av.Packet[Any]]":
-    """Yields the packets of a clip's pictures, as the video shows them at the clip's own times."""
-    import av
-
-    rate = _rate(video)
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    options = {"crf": "20", "preset": "veryfast"} if codec == "libx264" else {}
-    stream = cast("av.VideoStream", target.add_stream(codec, rate=rate, options=options))
-    stream.width, stream.height = (max(side // 2 * 2, 2) for side in (video.width, video.height))  # halved for colours
-    stream.pix_fmt = "yuv420p"  # which every player knows
-    count = max(round((end - start) * rate), 1)
-    times = [start + float(at / rate) for at in range(count)]
-    for at, pixels in enumerate(video.frames(times)):
-        even: Any = np.ascontiguousarray(pixels[: stream.height, : stream.width])
-        frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-        frame.pts, frame.time_base = at, 1 / rate
-        yield from stream.encode(frame)
-    yield from stream.encode(None)
 
 
 def _audio(

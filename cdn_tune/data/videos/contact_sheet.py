@@ -73,8 +73,8 @@ def write_sheet(video: VideoFile, answers: Sequence[Answers], path: Path) -> Non
     Raises:
         DataError: If the video cannot be decoded, or the file cannot be written.
     """
-    strips = [_times(0.0, video.duration)]
-    strips += [_times(*each.moments[0][:2]) if each.moments else [] for each in answers]
+    strips = [middles(0.0, video.duration, _FRAMES)]
+    strips += [middles(*each.moments[0][:2], _FRAMES) if each.moments else [] for each in answers]
     frames = _decode(video, sorted({time for strip in strips for time in strip}))
     sections = [_overview(video, strips[0], frames)]
     sections += [_answer(video, each, strip, frames) for each, strip in zip(answers, strips[1:], strict=True)]
@@ -94,6 +94,11 @@ def write_sheet(video: VideoFile, answers: Sequence[Answers], path: Path) -> Non
         ) from None
 
 
+def middles(start: float, end: float, count: int) -> list[float]:
+    """Returns the times of a strip's frames: the middles of equal parts, so that each stands for the part under it."""
+    return [start + (end - start) * (part + 0.5) / count for part in range(count)]
+
+
 def time_text(seconds: float) -> str:
     """Returns a place in a video as people write it: ``7.5 s``, ``1:07.5``, ``1:02:07.5``."""
     tenths = round(max(seconds, 0.0) * 10)
@@ -102,11 +107,6 @@ def time_text(seconds: float) -> str:
         return f"{rest / 10:.1f} s"
     hours, minutes = divmod(minutes, 60)
     return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{rest / 10:04.1f}"
-
-
-def _times(start: float, end: float) -> list[float]:
-    """Returns the times of a strip's frames: the middles of equal parts, so that each stands for the part under it."""
-    return [start + (end - start) * (at + 0.5) / _FRAMES for at in range(_FRAMES)]
 
 
 def _decode(video: VideoFile, times: Sequence[float]) -> dict[float, Image.Image]:

@@ -16,7 +16,7 @@ import pytest
 
 from cdn_tune.data.annotations import SPLITS
 from cdn_tune.data.drawn import draw
-from cdn_tune.data.drawn.draw import WORD_VECTORS, encode
+from cdn_tune.data.drawn.draw import WORD_VECTORS
 from cdn_tune.data.drawn.pictures import frames
 from cdn_tune.data.drawn.scenes import FPS, draw_scene
 from cdn_tune.data.fingerprint import PLANTED_MARKER, mark_of
@@ -24,7 +24,7 @@ from cdn_tune.data.jsonl import LAYOUT
 from cdn_tune.data.mark import DRAWN
 from cdn_tune.data.planted import plant
 from cdn_tune.data.tokenizer import words
-from cdn_tune.errors import DataError
+from cdn_tune.errors import ConfigError, DataError
 
 av = pytest.importorskip("av")
 
@@ -136,5 +136,11 @@ def test_options_are_checked(options: dict[str, int], fault: str, tmp_path: Path
 
 def test_without_pyav_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(DataError, match=r"pip install 'cdn-tune\[video\]'"):
-        encode(tmp_path / "a.mp4", [])
+    with pytest.raises(ConfigError, match=r"pip install 'cdn-tune\[video\]'"):
+        draw(tmp_path / "out", 3)
+
+
+def test_a_folder_may_have_a_colon(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(Path("dr:1/x"), 3)
+    assert digests(tmp_path / "dr:1" / "x")["videos/D0000.mp4"] == digests(root)["videos/D0000.mp4"]

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from cdn_tune.data.features import Frames
+from cdn_tune.data.videos.encode import encode_frames, written_mp4
 
 
 def sample(name: str) -> Path:
@@ -51,6 +52,17 @@ def write_video(
             frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def write_fade(path: Path, seconds: float, rate: int = 8) -> Path:
+    """Writes a video of grey frames, whose level is the share of its time, as browsers play it; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, width, height = round(seconds * rate), 96, 64
+    levels = (np.full((height, width, 3), round(255 * (at + 0.5) / count), np.uint8) for at in range(count))
+    with written_mp4(path, "") as container:
+        for packet in encode_frames(container, levels, Fraction(rate), width, height):
+            container.mux(packet)
     return path
 
 

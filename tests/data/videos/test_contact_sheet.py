@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdn_tune.data.videos.contact_sheet import Answers, check_sheet, time_text, write_sheet
+from cdn_tune.data.videos.contact_sheet import Answers, check_sheet, middles, time_text, write_sheet
 from cdn_tune.data.videos.decode import VideoFile
 from cdn_tune.errors import DataError
 from tests.data.videos.clips import write_video
@@ -61,6 +61,11 @@ def test_frames_stand_above_their_times(video: Path, tmp_path: Path) -> None:
         wanted = [int(pixels[-1, -1].mean()) for pixels in opened.frames(times)]
     assert shown == pytest.approx(wanted, abs=3)
     assert len(set(shown)) > 4
+
+
+def test_each_frame_is_from_the_middle_of_its_part() -> None:
+    assert middles(2.0, 6.0, 4) == [2.5, 3.5, 4.5, 5.5]
+    assert middles(3.0, 3.0, 2) == [3.0, 3.0]
 
 
 @pytest.mark.parametrize(
