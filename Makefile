@@ -41,7 +41,7 @@ check: $(STAMP)  ## Format, lint, types, tests: what must be clean before a comm
 docs: $(STAMP)  ## Build the documentation site into site/ (a minute at most, no network)
 	$(PYTHON) -m tests.docs
 
-screenshots: $(STAMP)  ## Make docs/images anew, from a real search (minutes)
+screenshots: $(STAMP)  ## Make docs/images anew, from real searches (a quarter of an hour)
 	$(PYTHON) -m tests.docs.screenshots
 
 format: $(STAMP)  ## Format the code and mend what ruff can mend

@@ -21,7 +21,7 @@ def demo(
     run: RunOption = None,
     trials: Annotated[int | None, Option(min=1, help="Trials in all.", show_default="as the space says")] = None,
     video: Annotated[
-        bool, Option("--video", help="From pixels: draw videos and extract features first. Some 15 minutes.")
+        bool, Option("--video", help="From pixels: draw videos and extract features first. Some 7 minutes.")
     ] = False,
     videos: Annotated[int | None, Option(min=3, help="Videos that --video draws.", show_default="150")] = None,
 ) -> None:

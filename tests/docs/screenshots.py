@@ -1,6 +1,6 @@
-"""`make screenshots`: makes docs/images anew from a real search, that of `cdn-tune demo`, and prints what it printed.
+"""`make screenshots`: makes docs/images anew from real searches, those of `cdn-tune demo`, and prints what they printed.
 
-The end of what it prints is README's sample output: after a run, the one is to be taken over with the other.
+README's sample output is the end of what the first prints: after a run, the one is to be taken over with the other.
 """
 
 import io
@@ -25,19 +25,34 @@ def shoot(page: Any, name: str) -> None:
     sys.stdout.write(f"{IMAGES / name}.png\n")
 
 
+def open_report(browser: Any, run: Path) -> Any:
+    """Opens a run's report."""
+    page = browser.new_page(viewport=SIZE, color_scheme="light")
+    page.goto((run / "report" / "index.html").absolute().as_uri())
+    page.wait_for_selector("html[data-ready]")
+    return page
+
+
+def shoot_queries(page: Any, name: str) -> None:
+    """Saves the report's query browser, with one of the best answers."""
+    page.evaluate("document.querySelector('#queries').scrollIntoView()")
+    page.locator("#query-kind label", has_text="Best").click()
+    page.locator("#query-list button").nth(1).click()
+    page.locator(".score-map, canvas").first.wait_for()
+    page.wait_for_timeout(1000)  # a video shows its first frame a while later
+    shoot(page, name)
+
+
 def main() -> None:
-    """Searches, opens the report, and saves its top and its queries."""
+    """Searches, on planted data and on drawn videos, and saves what the reports show."""
     with tempfile.TemporaryDirectory() as folder, browsing() as browser:
-        subprocess.run([sys.executable, "-m", "cdn_tune", "demo"], cwd=folder, check=True)
-        page = browser.new_page(viewport=SIZE, color_scheme="light")
-        page.goto((Path(folder) / "runs" / "demo" / "report" / "index.html").as_uri())
-        page.wait_for_selector("html[data-ready]")
+        for options in ((), ("--video",)):
+            subprocess.run([sys.executable, "-m", "cdn_tune", "demo", *options], cwd=folder, check=True)
+        runs = Path(folder) / "runs"
+        page = open_report(browser, runs / "demo")
         shoot(page, "report-top")
-        page.evaluate("document.querySelector('#queries').scrollIntoView()")
-        page.locator("#query-kind label", has_text="Best").click()
-        page.locator("#query-list button").nth(1).click()
-        page.locator(".score-map, canvas").first.wait_for()
-        shoot(page, "report-queries")
+        shoot_queries(page, "report-queries")
+        shoot_queries(open_report(browser, runs / "demo-video"), "report-videos")
 
 
 if __name__ == "__main__":
