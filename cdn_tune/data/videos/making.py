@@ -18,7 +18,6 @@ from cdn_tune.errors import DataError
 
 ATTRIBUTE = "cdn_tune_making"
 _LONGEST = 8192  # characters of the attribute
-_ASKED = 64  # videos of a file
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,13 @@ def making_of(entry: Any, where: str) -> Making | None:
 def read_making(path: Path) -> Making | None:
     """Returns how the features of a file were made; None if it does not say.
 
-    Of a local file, some videos that are spread over it are asked, too.
+    Of a local file, every video is asked, too; those that do not say are taken to be made as the others.
 
     Raises:
         DataError: If it cannot be read, or holds features of different making.
     """
     with open_features(path) as file:
-        makings = _makings(file, path, 0 if is_remote(path) else _ASKED)
+        makings = {making_of(file, str(path)): [], **({} if is_remote(path) else _makings(file, path))}
     said = [making for making in makings if making is not None]
     if len(said) > 1:
         raise DataError(
@@ -136,25 +135,22 @@ def makings_in(path: Path) -> dict[Making | None, list[str]]:
         DataError: If it cannot be read.
     """
     with open_features(path) as file:
-        return _makings(file, path, None)
+        return _makings(file, path)
 
 
-def _makings(file: Any, path: Path, most: int | None) -> dict[Making | None, list[str]]:
-    """Returns what `makings_in` does, of about `most` videos; of the file as a whole first."""
+def _makings(file: Any, path: Path) -> dict[Making | None, list[str]]:
+    """Returns what `makings_in` does."""
     whole = making_of(file, str(path))
     try:
         videos = list(file)
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be listed ({brief(error)}); copy or convert it again") from None
     found: dict[Making | None, list[str]] = {}
-    if most is not None:
-        found[whole] = []
-        videos = videos[:: max(1, len(videos) // most)] if most else []
     for video in videos:
         where = f"{path}: video {video!r}"
         try:
             entry = find(file, video, where)
-        except UNREADABLE:
+        except (*UNREADABLE, DataError):
             continue  # what is wrong with it is told where it is read
         said = making_of(entry, where) if isinstance(entry, h5py.Dataset) else None
         found.setdefault(said or whole, []).append(video)
