@@ -67,7 +67,10 @@ def extract(
     for reason in result.failed:
         print_note(f"left out: {reason}", "red")
     if result.videos:
-        print_line(f"{result.path}: {result.videos} videos, size {result.size}, {result.computed} of them computed now")
+        print_line(
+            f"{result.path}: {result.videos} videos, size {result.size}, {result.computed} of them computed now, "
+            f"{result.held} there already"
+        )
         print_line(f"made by {result.making}")
         print_line(f"train with: data.feature_size={result.size}")
     if result.failed:

@@ -6,9 +6,8 @@ with the videos that the target had, to a new one. An extraction goes on from th
 
 import hashlib
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from cdn_tune.data.features import Frames
-from cdn_tune.data.files import Progress, available_cpus, brief, is_remote, written_whole
+from cdn_tune.data.files import Progress, available_cpus, brief, clear_left, is_remote, written_whole
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, mark_beside
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.data.mark import Mark, to_mark
@@ -33,8 +32,10 @@ from cdn_tune.errors import ConfigError, DataError
 
 FPS = 2.0
 MOST_FPS = 120.0
+_LOCK = ".lock"
 _READERS = 8  # threads that decode for a GPU, at most
 _PARTS = 1000  # of a video, in which progress is counted
+_BYTES = "cdn_tune_video_bytes"  # attribute of a dataset: the size of the video that it was computed from
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Extracted:
         path: The HDF5 file; it exists if it holds any video.
         making: How its features were made.
         videos: How many it holds.
-        computed: How many of them were computed now.
+        held: How many of them the file had before.
+        computed: How many of them were computed now; the others had been by a call that was interrupted.
         size: Feature size D; 0 without videos.
         failed: Of each video that has no features, in one line, why.
     """
@@ -53,6 +55,7 @@ class Extracted:
     path: Path
     making: Making
     videos: int
+    held: int
     computed: int
     size: int
     failed: tuple[str, ...]
@@ -109,7 +112,8 @@ def extract(
     """Writes the features of videos as one HDF5 file with a dataset [N, D] of float32 per video, named as its file is.
 
     Videos that the file has already, of the same making, stay as they are and are not computed again. A video that
-    cannot be used is left out, with the reason in the result. The file appears, or changes, when all else is there.
+    cannot be used, or whose name the file has for a video of another size in bytes, is left out, with the reason in the
+    result. The file appears, or changes, when all else is there.
 
     Args:
         videos: The videos (see `decode.find_videos`).
@@ -137,9 +141,16 @@ def extract(
     with _writing(out):
         held = _held(out, making)
         staging.mkdir(parents=True, exist_ok=True)
-        with FileLock(staging / ".lock", timeout=0):
+        with FileLock(staging / _LOCK, timeout=0):
             held = _held(out, making)  # another process may have written it meanwhile
+            for name, path in named.items():
+                if held.get(name) not in (None, path.stat().st_size):
+                    failed[path] = (
+                        f"{path}: {out} has features of another video of this name; rename this one, or extract all to "
+                        "a new file"
+                    )
             parts = {path: _part(staging, path, making) for name, path in named.items() if name not in held}
+            sizes = {path.stem: path.stat().st_size for path in parts}
             left = [path for path, part in parts.items() if not part.is_file()]
             share = dict.fromkeys(left, 0.0)
 
@@ -166,10 +177,16 @@ def extract(
             done = {path.stem: part for path, part in parts.items() if part.is_file()}
             marks = (mark_beside(path) for path in named.values() if not is_remote(path))
             mark: Mark = next((each for each in marks if each), False)
-            size = _assemble(out, held, done, making, mark)
-        shutil.rmtree(staging)
+            size = _assemble(out, held, done, sizes, making, mark)
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+            clear_left(staging)
+            if {path.name for path in staging.iterdir()} <= {_LOCK}:  # else another extraction was killed
+                (staging / _LOCK).unlink()
+                staging.rmdir()
     reasons = tuple(failed[path] for path in sorted(failed, key=str))
-    return Extracted(out, making, len(held) + len(done), sum(path not in failed for path in left), size, reasons)
+    computed_now = sum(path not in failed for path in left)
+    return Extracted(out, making, len(held) + len(done), len(held), computed_now, size, reasons)
 
 
 def _named(videos: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
@@ -248,10 +265,14 @@ def _writing(out: Path) -> Iterator[None]:
         raise DataError(f"{out}: cannot be written ({fault}); mend that and run the same command again") from None
 
 
-def _held(out: Path, making: Making) -> frozenset[str]:
-    """Returns the videos that a file has already; raises `DataError` if they are of another making."""
+def _held(out: Path, making: Making) -> dict[str, int | None]:
+    """Returns the videos that a file has already, and how many bytes each had if it tells.
+
+    Raises:
+        DataError: If they are of another making.
+    """
     if not out.exists():
-        return frozenset()
+        return {}
     with open_features(out) as file:
         held = making_of(file, str(out))
         if held is None:
@@ -260,10 +281,26 @@ def _held(out: Path, making: Making) -> frozenset[str]:
             raise DataError(
                 f"{out}: its features were made otherwise ({differs} here); name a new file, not to mix them"
             )
-        return frozenset(file)
+        return {video: _bytes_of(find(file, video, f"{out}: video {video!r}")) for video in file}
 
 
-def _assemble(out: Path, held: frozenset[str], parts: dict[str, Path], making: Making, mark: Mark) -> int:
+def _bytes_of(entry: Any) -> int | None:
+    """Returns the size of the video that a dataset was computed from, None if it does not say."""
+    try:
+        kept = entry.attrs.get(_BYTES)
+    except (*UNREADABLE, AttributeError):
+        return None
+    return int(kept) if isinstance(kept, np.integer) else None
+
+
+def _assemble(
+    out: Path,
+    held: Collection[str],
+    parts: dict[str, Path],
+    bytes_of: Mapping[str, int],
+    making: Making,
+    mark: Mark,
+) -> int:
     """Writes the HDF5 file of the videos that it had and of new ones, verified; returns the feature size."""
     sizes: set[int] = set()
     if not parts:
@@ -284,6 +321,7 @@ def _assemble(out: Path, held: frozenset[str], parts: dict[str, Path], making: M
                     sizes.add(rows.shape[1])
                     dataset = file.create_dataset(video, data=rows, track_times=False)
                     write_making(dataset, making)
+                    dataset.attrs[_BYTES] = bytes_of[video]
                 if mark:
                     file.attrs[PLANTED_ATTRIBUTE] = mark
             with h5py.File(unnamed, "r") as file:
@@ -300,7 +338,7 @@ def _assemble(out: Path, held: frozenset[str], parts: dict[str, Path], making: M
     return sizes.pop()
 
 
-def _size_of(out: Path, held: frozenset[str]) -> int:
+def _size_of(out: Path, held: Collection[str]) -> int:
     """Returns the feature size of a file that may have videos."""
     if not held:
         return 0

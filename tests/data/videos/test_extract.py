@@ -95,13 +95,28 @@ def test_what_is_there_stays_and_what_cannot_be_used_is_left_out(tmp_path: Path)
     odd = second.rename(tmp_path / os.fsdecode(b"no \xff UTF-8.mkv"))
     shutil.copy(odd, second)
     result = extract([first, broken, odd, same, other, second], out, "timm/grey", workers=1)
-    assert (result.videos, result.computed) == (2, 1)
+    assert (result.videos, result.held, result.computed) == (2, 1, 1)
     assert [reason.split(": ")[0] for reason in result.failed] == [str(broken), str(odd), str(other), str(same)]
     with h5py.File(out) as file:
         assert sorted(file) == ["first", "zweites Vidéo"]
         np.testing.assert_array_equal(file["first"][()], before)
     assert list(makings_in(out).values()) == [["first", "zweites Vidéo"]]
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("grey")
+def test_another_video_of_a_name_that_is_there_is_left_out(tmp_path: Path) -> None:
+    video, out = write_video(tmp_path / "a.mp4", TIMES), tmp_path / "out.hdf5"
+    extract([video], out, "timm/grey")
+    write_video(video, TIMES[:12])
+    result = extract([video], out, "timm/grey")
+    assert (result.held, result.computed) == (1, 0)
+    assert result.failed == (
+        f"{video}: {out} has features of another video of this name; rename this one, or extract all to a new file",
+    )
+    with h5py.File(out, "a") as file:
+        del file["a"].attrs["cdn_tune_video_bytes"]
+    assert extract([video], out, "timm/grey").failed == ()
 
 
 @pytest.mark.usefixtures("grey")
@@ -152,13 +167,26 @@ def test_what_an_interrupted_extraction_has_computed_is_not_computed_again(
 
 
 @pytest.mark.usefixtures("grey")
+def test_what_another_killed_extraction_has_computed_stays(tmp_path: Path) -> None:
+    video, out = write_video(tmp_path / "a.mp4", TIMES), tmp_path / "out.hdf5"
+    staging = tmp_path / ".out.hdf5.extracting"
+    staging.mkdir()
+    (staging / "another.npy").touch()
+    extract([video], out, "timm/grey")
+    assert sorted(path.name for path in staging.iterdir() if path.name != ".lock") == ["another.npy"]
+    (staging / "another.npy").unlink()
+    extract([video], out, "timm/grey")
+    assert not staging.exists()
+
+
+@pytest.mark.usefixtures("grey")
 def test_the_command_writes_what_it_can_and_lists_the_rest(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", TIMES)
     (tmp_path / "b.mp4").write_text("no video")
     command = ["data", "extract", str(tmp_path), str(tmp_path / "out.hdf5"), "--backbone", "timm/grey"]
     result = CliRunner().invoke(app, [*command, "--workers", "1"])
     assert result.exit_code == 2
-    assert "out.hdf5: 1 videos, size 3, 1 of them computed now" in result.stdout
+    assert "out.hdf5: 1 videos, size 3, 1 of them computed now, 0 there already" in result.stdout
     assert "made by timm/grey (weights " in result.stdout
     assert "error: 1 of 2 videos have no features" in result.stderr
     lost = [line for line in "".join(result.stderr.split("\n")).split("left out: ") if "b.mp4" in line]
