@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Argument, Exit, Option
 
 from cdn_tune.cli.app import data_app
-from cdn_tune.cli.show.output import print_line, print_note
+from cdn_tune.cli.show.output import print_line, print_note, terminable
 from cdn_tune.cli.show.progress import counted
 from cdn_tune.errors import DataError
 
@@ -52,7 +52,7 @@ def extract(
     from cdn_tune.data.videos.extract import extract as write_features
 
     found = find_videos(videos)
-    with counted("extracting") as progress:
+    with terminable("the same command goes on with what is left"), counted("extracting") as progress:
         result = write_features(
             found,
             out,
