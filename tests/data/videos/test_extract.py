@@ -41,7 +41,7 @@ def grey(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``timm/grey`` and ``torchvision/grey`` backbones whose features are the frames' grey in steps of 10."""
 
     def network(window: int | None) -> Network:
-        return Network(Grey(), ("head.",), 48, 48, None, (0.0,) * 3, (10 / 255,) * 3, window)
+        return Network(Grey(), ("head.",), 48, 48, None, (0.0,) * 3, (10 / 255,) * 3, window, 1 / 15)
 
     def opened(name: str, weights: Path | None, device: object, window: int | None = None) -> Backbone:
         made = network(4 if name.startswith("torchvision") else None)
