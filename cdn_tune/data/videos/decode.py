@@ -38,6 +38,7 @@ _MOST_PIXELS = 8192 * 8192
 _LIMITS = {"max_pixels": str(_MOST_PIXELS)}  # of a decoder
 _THREADED_PIXELS = 4096 * 2304  # larger frames are decoded by one thread, as each would hold some of them
 _NARROWEST = 32  # width by height, or the reverse
+_WIDEST = 8  # times as wide as high that a stored pixel is shown, or the reverse; else the file is wrong about it
 _LONGEST = 24 * 3600.0  # seconds of a video
 _GAP = 600.0  # seconds between two frames
 _BACK = 0.5  # seconds that a time stamp may be behind the one before
@@ -51,7 +52,8 @@ class VideoFile:
     """A video: its duration, and its frames at given times.
 
     Time 0 is where a player begins, and the frame at a time is the one that a player shows then: the last that began by
-    it, or the first of all. Frames are turned as the video says (phones store them sideways).
+    it, or the first of all. Frames are turned as the video says (phones store them sideways), and as wide as it says
+    (DVDs and DV store pixels that are not square).
 
     Args:
         path: A local file, or one of an object store (see `files.remote_file`).
@@ -87,8 +89,8 @@ class VideoFile:
             if len(some) == 1:
                 self._check_end(some[0], self._ends)
                 raise DataError(f"{path}: holds a single frame, as a still image does; name a video")
-            self.height, self.width = _upright(some[0][1])
-            _check_shape(path, self.width, self.height)
+            width, height = self._shape(some[0][1])
+            self.width, self.height = (height, width) if _quarters(some[0][1]) % 2 else (width, height)
         except BaseException:
             self.close()
             raise
@@ -279,10 +281,26 @@ class VideoFile:
         if ends + late < min(self._ends, time + self._step):
             raise DataError(f"{self.path}: breaks off after {ends:.1f} s of {self._ends:.1f} s; copy it again")
 
+    def _shape(self, frame: "VideoFrame") -> tuple[int, int]:
+        """Returns width and height of a frame as it is shown, before it is turned.
+
+        Raises:
+            DataError: If it is too narrow or too large.
+        """
+        pixel = self._stream.sample_aspect_ratio or 1  # width by height of a stored one
+        pixel = pixel if 1 / _WIDEST <= pixel <= _WIDEST else 1
+        width, height = max(1, round(frame.width * pixel)), frame.height
+        if max(width, height) > _NARROWEST * min(width, height):
+            raise DataError(
+                f"{self.path}: has frames of {width} x {height} pixels, too narrow for a video; name another"
+            )
+        if width * height > _MOST_PIXELS:
+            raise DataError(f"{self.path}: has frames of {width} x {height} pixels; scale it down to 8K")
+        return width, height
+
     def _pixels(self, frame: "VideoFrame", size: int | None) -> Pixels:
         """Returns a frame as uint8 [H, W, 3], upright, its shorter side scaled to `size`."""
-        width, height = frame.width, frame.height
-        _check_shape(self.path, width, height)
+        width, height = self._shape(frame)
         if size is not None:
             scale = size / min(width, height)
             width, height = max(size, round(width * scale)), max(size, round(height * scale))
@@ -313,16 +331,6 @@ def _quarters(frame: "VideoFrame") -> int:
     """Returns by how many quarters of a turn, counterclockwise, a frame is shown."""
     turns: int = round(frame.rotation / 90) % 4
     return turns
-
-
-def _upright(frame: "VideoFrame") -> tuple[int, int]:
-    """Returns height and width of a frame as it is shown."""
-    return (frame.width, frame.height) if _quarters(frame) % 2 else (frame.height, frame.width)
-
-
-def _check_shape(path: Path, width: int, height: int) -> None:
-    if max(width, height) > _NARROWEST * min(width, height):
-        raise DataError(f"{path}: has frames of {width} x {height} pixels, too narrow for a video; name another")
 
 
 def _why(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Decoding: the frame shown at a time, upright; what is no usable video ends in one line."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,20 @@ def test_frames_are_upright(tmp_path: Path, rotation: int, corner: tuple[int, in
     white = {place for place in [(2, 2), (2, -3), (-3, 2), (-3, -3)] if pixels[place].mean() > 128}
     assert white == {corner}
     assert sorted(small.shape) == [3, 24, 32]
+
+
+@pytest.mark.parametrize(
+    ("pixel", "rotation", "shape"),
+    [("2", 0, (48, 128)), ("2", 90, (128, 48)), ("16/15", 0, (48, 68)), ("1/2", 0, (48, 32)), ("40", 0, (48, 64))],
+)
+def test_frames_are_as_wide_as_a_player_shows_them(
+    tmp_path: Path, pixel: str, rotation: int, shape: tuple[int, int]
+) -> None:
+    path = write_video(tmp_path / "a.mp4", TIMES, rotation=rotation, pixel=Fraction(pixel))
+    with VideoFile(path) as video:
+        assert (video.height, video.width) == next(video.frames([0.0])).shape[:2] == shape
+        small = next(video.frames([0.0], size=24)).shape[:2]
+    assert small == tuple(round(length * 24 / min(shape)) for length in shape)
 
 
 def test_real_videos_and_sound(tmp_path: Path) -> None:
