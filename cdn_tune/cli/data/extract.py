@@ -51,7 +51,8 @@ def extract(
     from cdn_tune.data.videos.decode import find_videos
     from cdn_tune.data.videos.extract import extract as write_features
 
-    found = find_videos(videos)
+    missing: list[str] = []
+    found = find_videos(videos, missing)
     with terminable("the same command goes on with what is left"), counted("extracting") as progress:
         result = write_features(
             found,
@@ -64,7 +65,8 @@ def extract(
             workers=workers,
             progress=progress,
         )
-    for reason in result.failed:
+    failed = [*missing, *result.failed]
+    for reason in failed:
         print_note(f"left out: {reason}", "red")
     if result.videos:
         print_line(
@@ -73,6 +75,6 @@ def extract(
         )
         print_line(f"made by {result.making}")
         print_line(f"train with: data.feature_size={result.size}")
-    if result.failed:
-        print_note(f"error: {len(result.failed)} of {len(found)} videos have no features", "red")
+    if failed:
+        print_note(f"error: {len(failed)} of {len(found) + len(missing)} videos have no features", "red")
         raise Exit(DataError.exit_code)

@@ -128,7 +128,7 @@ class VideoFile:
         shown: Pixels | None = None
         for time in times:
             if after is not None and self._is_seekable and time - after[0] > _SEEK:
-                coming, after = self._sought(time)
+                coming, after = self._sought(time, after[0])
             while after is not None and (here is None or after[0] <= time):
                 here, shown = after, None
                 after = next(coming, None)
@@ -249,10 +249,13 @@ class VideoFile:
         if bad > max(1, _BAD * packets):
             raise DataError(f"{self.path}: {bad} of its {packets} packets cannot be decoded; copy it again")
 
-    def _sought(self, time: float) -> tuple[Iterator[tuple[float, "VideoFrame"]], tuple[float, "VideoFrame"] | None]:
+    def _sought(
+        self, time: float, reached: float
+    ) -> tuple[Iterator[tuple[float, "VideoFrame"]], tuple[float, "VideoFrame"] | None]:
         """Returns the frames from the last key frame before a time on, and the first of them.
 
-        Where seeking does not get there (no index, no time stamps), they begin at the beginning, from now on always.
+        Where seeking does not get there (no index, no time stamps), or no further than decoding has reached (few key
+        frames), they begin at the beginning, this once, and nothing is sought any more.
         """
         import av
 
@@ -261,7 +264,7 @@ class VideoFile:
             self._container.seek(offset, stream=self._stream)
             coming = self._decoded(exact=True)
             first = next(coming, None)
-            if first is not None and first[0] <= time:
+            if first is not None and reached < first[0] <= time:
                 return coming, first
         except (av.error.FFmpegError, OSError, ValueError):
             pass
@@ -340,43 +343,72 @@ def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or brief(error, 80)
 
 
-def find_videos(given: Sequence[str]) -> list[Path]:
+def find_videos(given: Sequence[str], missing: list[str] | None = None) -> list[Path]:
     """Returns the videos that are meant, in the order of their paths, each once.
 
     Args:
         given: Of any mix: video files; folders, of which all videos are taken, at any depth; patterns such as
             ``raw/*.mp4``; lists, ``.txt`` files with a path a line, relative to the list; URLs of files in an object
             store.
+        missing: Takes what does not exist or has no videos, a line each, as long as there are any others.
 
     Raises:
         DataError: If one does not exist or has no videos, or a URL is of no object store.
     """
     found: dict[str, Path] = {}
+    wrong: list[DataError] = []
     for each in given:
         for path in _meant(each):
-            found.setdefault(str(path), path)
+            if isinstance(path, DataError):
+                wrong.append(path)
+            else:
+                found.setdefault(str(path), path)
+    if wrong and (missing is None or not found):
+        raise wrong[0]
+    if missing is not None:
+        missing.extend(map(str, wrong))
     return [found[name] for name in sorted(found)]
 
 
-def _meant(each: str) -> list[Path]:
-    """Returns the videos that one argument means."""
-    if is_remote(each):
-        protocol = each.partition("://")[0].rpartition("::")[2].lower()
-        if protocol not in _OBJECT_STORES:
-            raise DataError(f"{each}: is no file of an object store; download the video, and name the file")
-        return [remote_file(each, "VIDEOS")]
-    path = Path(each).expanduser()
+def _meant(each: str) -> Iterator[Path | DataError]:
+    """Yields the videos that one argument means, or why there are none."""
+    try:
+        if is_remote(each):
+            yield _remote(each)
+            return
+        path = Path(each).expanduser()
+        if path.is_file() and path.suffix.lower() == ".txt":
+            for name in _listed(path):
+                yield from _meant(name if is_remote(name) else str(path.parent / Path(name)))
+            return
+        yield from _local(each, path)
+    except DataError as error:
+        yield error
+
+
+def _remote(url: str) -> Path:
+    protocol = url.partition("://")[0].rpartition("::")[2].lower()
+    if protocol not in _OBJECT_STORES:
+        raise DataError(f"{url}: is no file of an object store; download the video, and name the file")
+    return remote_file(url)
+
+
+def _listed(path: Path) -> list[str]:
+    """Returns the lines of a list that name videos."""
+    lines = read_text(path, "name a list of videos").splitlines()
+    named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if lists := [name for name in named if name.lower().endswith(".txt")]:
+        raise DataError(f"{path}: names another list ({lists[0]}); name videos in it")
+    return named
+
+
+def _local(each: str, path: Path) -> list[Path]:
+    """Returns the videos of a folder, a file or a pattern."""
     if path.is_dir():
         inside = [p for p in path.rglob("*") if _is_video(p.relative_to(path)) and p.is_file()]
         if not inside:
             raise DataError(f"{path}: has no videos ({', '.join(VIDEO_SUFFIXES[:5])}, ...); name a folder with some")
         return inside
-    if path.is_file() and path.suffix.lower() == ".txt":
-        lines = read_text(path, "name a list of videos").splitlines()
-        named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if lists := [name for name in named if name.lower().endswith(".txt")]:
-            raise DataError(f"{path}: names another list ({lists[0]}); name videos in it")
-        return [video for name in named for video in _meant(name if is_remote(name) else str(path.parent / Path(name)))]
     if path.is_file():
         return [path]
     if glob.has_magic(each):

@@ -1,7 +1,9 @@
 """Decoding: the frame shown at a time, upright; what is no usable video ends in one line."""
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,25 @@ def test_frames_far_apart_are_sought_and_are_the_same(tmp_path: Path) -> None:
     assert shown(video, times) == [i % 24 for i in range(80)]
     stream = write_video(tmp_path / "stream.ts", times, codec="libx264")
     assert shown(stream, [0.0, 70.5]) == [0, 70 % 24]
+
+
+def test_frames_far_apart_with_one_key_frame_are_not_decoded_again_and_again(tmp_path: Path) -> None:
+    class Counting(VideoFile):
+        """Counts decoded frames."""
+
+        decoded = 0
+
+        def _decoded(self, exact: bool = False) -> Iterator[tuple[float, Any]]:
+            for each in super()._decoded(exact):
+                self.decoded += 1
+                yield each
+
+    times = [float(i) for i in range(0, 400, 2)]
+    video = write_video(tmp_path / "long.mp4", times, key_every=1000)
+    with Counting(video) as opened:
+        found = [number_of(pixels) for pixels in opened.frames([0.0, 40.0, 120.0, 200.0, 280.0, 360.0])]
+    assert found == [i % 24 for i in (0, 20, 60, 100, 140, 180)]
+    assert opened.decoded < 1.2 * len(times)
 
 
 @pytest.mark.parametrize(
