@@ -32,6 +32,10 @@ _CLIPS = {"swin3d": (32, 1 / 15), "s3d": (128, 1 / 15), "mvit": (16, 1 / 7.5), "
 _SHOWN = 3  # names of weights that an error names
 
 
+class WindowError(ConfigError):
+    """A backbone takes no window of so many frames."""
+
+
 @dataclass(frozen=True)
 class Network:
     """A network, and how frames are prepared for it.
@@ -138,8 +142,8 @@ def open_backbone(
         window: Frames of a row; as the network was trained if None.
 
     Raises:
-        ConfigError: If there is no such backbone, its library is not installed or does not work, or the window does not
-            fit.
+        ConfigError: If there is no such backbone, or its library is not installed or does not work.
+        WindowError: If the window does not fit.
         DataError: If the weights cannot be read, or are another network's.
     """
     library, _, model = name.partition("/")
@@ -163,7 +167,7 @@ def open_backbone(
     if weights is not None:
         _load(network, weights, name)
     if window not in (None, network.window or 1) and (network.window is None or network.fixed):
-        raise ConfigError(f"--window {window}: {name} takes {network.window or 1}; leave --window out")
+        raise WindowError(f"--window {window}: {name} takes {network.window or 1}; leave --window out")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Backbone(name, network, where, window or network.window or 1, row.packages)
 
@@ -327,7 +331,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle and safetensors raise almost anything on damaged files
-        why = "it would run code" if isinstance(error, pickle.UnpicklingError) else brief(error, 100)
+        if isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower():
+            why = "it would run code"
+        else:
+            why = f"it is no file of tensors: {type(error).__name__}"
         raise DataError(f"{path}: cannot be read as weights ({why}); save tensors only, best as .safetensors") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -6,6 +6,7 @@ with the videos that the target had, to a new one. An extraction goes on from th
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,16 +25,17 @@ from cdn_tune.data.files import Progress, available_cpus, brief, clear_left, is_
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, mark_beside
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.data.mark import Mark, to_mark
-from cdn_tune.data.videos.backbones import Backbone, open_backbone
-from cdn_tune.data.videos.making import Making, making_of, write_making
+from cdn_tune.data.videos.backbones import Backbone, WindowError, open_backbone
+from cdn_tune.data.videos.decode import VIDEO_SUFFIXES
+from cdn_tune.data.videos.devices import devices_of, reading_threads
+from cdn_tune.data.videos.making import MOST_FPS, Making, making_of, write_making
 from cdn_tune.data.videos.rows import compute_rows
 from cdn_tune.data.videos.workers import Recipe, run_workers
 from cdn_tune.errors import ConfigError, DataError
 
 FPS = 2.0
-MOST_FPS = 120.0
 _LOCK = ".lock"
-_READERS = 8  # threads that decode for a GPU, at most
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # a path has one slash of the two
 _PARTS = 1000  # of a video, in which progress is counted
 _BYTES = "cdn_tune_video_bytes"  # attribute of a dataset: the size of the video that it was computed from
 
@@ -81,9 +83,14 @@ def extract_features(
 
     Raises:
         ConfigError: If there is no such backbone, or its library is missing.
-        DataError: If the weights are not those of `making`, or the video cannot be used.
+        DataError: If the weights are not those of `making`, it is none of this backbone, or the video cannot be used.
     """
-    backbone = open_backbone(making.backbone, weights, device, making.window)
+    try:
+        backbone = open_backbone(making.backbone, weights, device, making.window)
+    except WindowError:
+        raise DataError(
+            f"features of {making} cannot be made, as the backbone takes no such window; extract them anew"
+        ) from None
     if differs := making.differences(making_with(backbone, making.fps)):
         raise DataError(
             f"{weights or making.backbone}: features would be made otherwise ({differs} here); name the file of the "
@@ -130,11 +137,11 @@ def extract(
         ConfigError: If an argument is wrong, or a library is missing.
         DataError: If the file holds features of another making, or cannot be written; the weights cannot be used.
     """
-    out = Path(out).expanduser()
+    out = _checked_out(Path(out).expanduser())
     if not 0 < fps <= MOST_FPS:
         raise ConfigError(f"--fps {fps:g}: must be above 0 and at most {MOST_FPS:g}")
     named, failed = _named(videos)
-    devices = _devices(device, workers, len(named))
+    devices = devices_of(device, workers, len(named))
     opened = open_backbone(backbone, weights, devices[0] if len(devices) == 1 else "cpu", window)
     making = making_with(opened, fps)
     staging = out.with_name(f".{out.name}.extracting")
@@ -166,13 +173,13 @@ def extract(
             keep = partial(_keep, parts)
             if left and len(devices) == 1:
                 remaining = iter(left)
-                readers, decoders = _reading(devices)
+                readers, decoders = reading_threads(devices)
                 finished = _finishing(keep, computed, is_lost)
                 compute_rows(opened, fps, lambda: next(remaining, None), computed, finished, readers, decoders)
             elif left:
                 del opened
                 threads = max(1, available_cpus() // len(devices))
-                recipe = Recipe(backbone, weights, making.window, fps, threads, *_reading(devices))
+                recipe = Recipe(backbone, weights, making.window, fps, threads, *reading_threads(devices))
                 run_workers(left, recipe, devices[: len(left)], keep, computed, is_lost)
             done = {path.stem: part for path, part in parts.items() if part.is_file()}
             marks = (mark_beside(path) for path in named.values() if not is_remote(path))
@@ -189,6 +196,19 @@ def extract(
     return Extracted(out, making, len(held) + len(done), len(held), computed_now, size, reasons)
 
 
+def _checked_out(out: Path) -> Path:
+    """Returns the path of a file to write, or to add to; raises `ConfigError` if it is none."""
+    if _URL.match(str(out)):
+        raise ConfigError(f"OUT {out}: is a URL; name a file of this machine, and copy it there afterwards")
+    if out.is_dir():
+        raise ConfigError(f"OUT {out}: is a folder; name another OUT, such as {out / 'features.hdf5'}")
+    if out.suffix.lower() in VIDEO_SUFFIXES:
+        raise ConfigError(f"OUT {out}: is a video by its name; name another OUT, after the videos")
+    if out.is_file() and not h5py.is_hdf5(out):
+        raise ConfigError(f"OUT {out}: is there and no HDF5 file; name another OUT")
+    return out
+
+
 def _named(videos: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
     """Returns videos by the names that they get, and those that cannot get one, each with the reason."""
     counts = Counter(path.stem for path in videos)
@@ -201,30 +221,6 @@ def _named(videos: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
         elif not path.stem.strip(".") or not path.stem.isprintable():
             failed[path] = f"{path}: has a name that no dataset could have; rename it"
     return {name: path for name, path in first.items() if path not in failed}, failed
-
-
-def _devices(device: str | None, workers: int | None, videos: int) -> list[torch.device]:
-    """Returns the device of each process: one per GPU, or one per core, and no more than there are videos."""
-    try:
-        asked = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ConfigError(f"--device {device}: no such device; name cpu, cuda or cuda:0") from None
-    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs here; name another device")
-    if str(asked) == "cuda":
-        cards = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    else:
-        cards = [asked]
-    usual = len(cards) if asked.type == "cuda" else available_cpus()
-    count = max(1, min(workers or usual, videos))
-    return [cards[number % len(cards)] for number in range(count)]
-
-
-def _reading(devices: Sequence[torch.device]) -> tuple[int, int | None]:
-    """Returns how many threads of each process read videos, and how many threads each of their decoders has."""
-    if devices[0].type == "cuda":  # a GPU computes faster than one decoder reads
-        return min(_READERS, max(1, available_cpus() // len(devices))), 1
-    return 1, None if len(devices) == 1 else 1
 
 
 def _finishing(keep: Any, computed: Any, failed: Any) -> Any:

@@ -17,7 +17,10 @@ from cdn_tune.data.hdf5 import UNREADABLE, find, open_features
 from cdn_tune.errors import DataError
 
 ATTRIBUTE = "cdn_tune_making"
+MOST_FPS = 120.0
 _LONGEST = 8192  # characters of the attribute
+_LONGEST_TEXT = 200  # characters of a text in it
+_BOUNDS = {"fps": (1e-6, MOST_FPS), "window": (1, 1024), "stride": (0, 60), "size": (1, 8192)}
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,12 @@ def from_plain(values: Any) -> Making:
     versions = values["versions"]
     if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
         raise ValueError("versions are no texts by name")
-    if not 0 < values["fps"] < 1e6 or values["window"] < 1 or values["size"] < 1:
-        raise ValueError("fps, window and size are not positive")
+    texts = (values["backbone"], values["weights"], *versions, *versions.values())
+    if not all(len(text) <= _LONGEST_TEXT and text.isprintable() for text in texts):
+        raise ValueError(f"texts are longer than {_LONGEST_TEXT} characters, or not printable")
+    for name, (least, most) in _BOUNDS.items():
+        if not least <= values[name] <= most:
+            raise ValueError(f"{name} is not within {least:g} and {most:g}")
     return Making(**{**values, "fps": float(values["fps"]), "stride": float(values["stride"])})
 
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
@@ -195,6 +197,53 @@ def test_the_command_writes_what_it_can_and_lists_the_rest(tmp_path: Path) -> No
     assert (result.exit_code, "--fps 0: must be above 0" in result.stderr) == (2, True)
 
 
+@pytest.mark.usefixtures("grey")
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("s3://b/out.hdf5", "is a URL; name a file of this machine"),
+        ("folder", "is a folder; name another OUT"),
+        ("b.mp4", "is a video by its name; name another OUT"),
+        ("text", "is there and no HDF5 file; name another OUT"),
+    ],
+)
+def test_what_features_cannot_be_written_to_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("no features")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=message):
+        extract([write_video(tmp_path / "a.mp4", TIMES)], Path(out), "timm/grey")
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "a.mp4"])
+
+
+@pytest.mark.usefixtures("grey")
+@pytest.mark.parametrize("device", ["meta", "mps", "cpu:7", "cuda:99", "disk"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device {device}: "):
+        extract([tmp_path / "a.mp4"], tmp_path / "out.hdf5", "timm/grey", device=device)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("grey")
+def test_videos_that_are_not_there_are_listed_and_the_rest_is_written(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", TIMES)
+    (tmp_path / "list.txt").write_text("a.mp4\nb.mp4\n")
+    options = [str(tmp_path / "out.hdf5"), "--backbone", "timm/grey", "--workers", "1"]
+    result = CliRunner().invoke(app, ["data", "extract", str(tmp_path / "list.txt"), "memory://none/c.mp4", *options])
+    assert result.exit_code == 2
+    assert numbers(tmp_path / "out.hdf5", "a") == [2, 7, 11, 16]
+    said = " ".join(result.stderr.split())
+    assert "memory://none/c.mp4: no such file there; correct the URL" in said
+    assert "VIDEOS" not in said
+    assert "no such file or folder; correct the path" in said
+    assert "error: 2 of 3 videos have no features" in said
+    result = CliRunner().invoke(app, ["data", "extract", "none.mp4", "memory://none/c.mp4", *options])
+    assert (result.exit_code, result.stderr.count("no such file")) == (2, 1)
+
+
 def test_efficientnet_lite0_and_its_weights(tmp_path: Path) -> None:
     out = tmp_path / "out.hdf5"
     result = extract([sample("carphone_pristine.mp4")], out, "efficientnet_lite0", fps=0.5)
@@ -205,6 +254,14 @@ def test_efficientnet_lite0_and_its_weights(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(3)}, other)
     with pytest.raises(DataError, match=r"other.pth: has weights of another network .*_conv_stem.weight is missing"):
         open_backbone("efficientnet_lite0", other)
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(DataError, match=r"text.pth: cannot be read as weights \(it is no file of tensors"):
+        open_backbone("efficientnet_lite0", tmp_path / "text.pth")
+    torch.save({"conv.weight": Fraction(1)}, tmp_path / "code.pth")
+    with pytest.raises(DataError, match=r"code.pth: cannot be read as weights \(it would run code\)"):
+        open_backbone("efficientnet_lite0", tmp_path / "code.pth")
+    with pytest.raises(DataError, match="as the backbone takes no such window; extract them anew"):
+        extract_features(tmp_path / "a.mp4", replace(result.making, window=4))
     with pytest.raises(ConfigError, match=r"--window 4: efficientnet_lite0 takes 1"):
         open_backbone("efficientnet_lite0", window=4)
     with pytest.raises(ConfigError, match="no such backbone; choose one of efficientnet_lite0, timm/MODEL"):
