@@ -100,23 +100,24 @@ def is_remote(path: Path | str) -> bool:
     return "://" in str(path)  # a local path has no two slashes in a row
 
 
-def remote_file(url: str, key: str) -> Path:
-    """Returns the file at a URL, read through fsspec, as a path; `key` is the configuration key that names it.
+def remote_file(url: str, key: str | None = None) -> Path:
+    """Returns the file at a URL, read through fsspec, as a path; `key` is the configuration key that names it, if any.
 
     Raises:
         DataError: If it does not exist, or the protocol's package or access rights are missing.
     """
     from upath import UPath
 
+    where = f"{key}={url}" if key else url
     try:
         path = UPath(url)
         found = path.fs.info(path.path)["type"] == "file"  # is_file() takes what is denied for absent
     except FileNotFoundError:
         found = False
     except Exception as error:  # every store has errors of its own
-        raise DataError(f"{key}={url}: cannot be reached ({brief(error)}); mend that") from None
+        raise DataError(f"{where}: cannot be reached ({brief(error)}); mend that") from None
     if not found:
-        raise DataError(f"{key}={url}: no such file there; correct {key}")
+        raise DataError(f"{where}: no such file there; correct {key or 'the URL'}")
     return cast(Path, path)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from cdn_tune.cli.app import data_app
-from cdn_tune.cli.show.output import print_line
+from cdn_tune.cli.show.output import print_line, terminable
 from cdn_tune.cli.show.progress import counted
 
 
@@ -21,6 +21,6 @@ def draw(
     """Write mp4s of drawn scenes with sentences about them; features remain to be extracted. Needs cdn-tune[video]."""
     from cdn_tune.data.drawn import draw as write_videos
 
-    with counted("drawing") as progress:
+    with terminable("the same command goes on with what is left"), counted("drawing") as progress:
         drawn = write_videos(out, videos, seed, progress)
     print_line(f"drawn videos in {drawn.folder}: {drawn.videos} videos, {drawn.queries} sentences")

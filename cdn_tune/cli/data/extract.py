@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Argument, Exit, Option
 
 from cdn_tune.cli.app import data_app
-from cdn_tune.cli.show.output import print_line, print_note
+from cdn_tune.cli.show.output import print_line, print_note, terminable
 from cdn_tune.cli.show.progress import counted
 from cdn_tune.errors import DataError
 
@@ -51,8 +51,9 @@ def extract(
     from cdn_tune.data.videos.decode import find_videos
     from cdn_tune.data.videos.extract import extract as write_features
 
-    found = find_videos(videos)
-    with counted("extracting") as progress:
+    missing: list[str] = []
+    found = find_videos(videos, missing)
+    with terminable("the same command goes on with what is left"), counted("extracting") as progress:
         result = write_features(
             found,
             out,
@@ -64,12 +65,16 @@ def extract(
             workers=workers,
             progress=progress,
         )
-    for reason in result.failed:
+    failed = [*missing, *result.failed]
+    for reason in failed:
         print_note(f"left out: {reason}", "red")
     if result.videos:
-        print_line(f"{result.path}: {result.videos} videos, size {result.size}, {result.computed} of them computed now")
+        print_line(
+            f"{result.path}: {result.videos} videos, size {result.size}, {result.computed} of them computed now, "
+            f"{result.held} there already"
+        )
         print_line(f"made by {result.making}")
         print_line(f"train with: data.feature_size={result.size}")
-    if result.failed:
-        print_note(f"error: {len(result.failed)} of {len(found)} videos have no features", "red")
+    if failed:
+        print_note(f"error: {len(failed)} of {len(found) + len(missing)} videos have no features", "red")
         raise Exit(DataError.exit_code)

@@ -26,9 +26,14 @@ from cdn_tune.data.files import brief
 from cdn_tune.data.videos.decode import Pixels
 from cdn_tune.errors import ConfigError, DataError, MemoryShortage
 
-_CLIP_STRIDE = 1 / 15  # seconds: torchvision's video models are trained and measured on 15 frames a second
-_WINDOWS = {"swin3d": 32}  # frames of a window as those models were trained, by the beginning of a name; else 16
+# Of torchvision's video models, by the beginning of a name, as its documentation says that their weights were measured:
+# frames of a window, and seconds from one to the next.
+_CLIPS = {"swin3d": (32, 1 / 15), "s3d": (128, 1 / 15), "mvit": (16, 1 / 7.5), "": (16, 1 / 15)}
 _SHOWN = 3  # names of weights that an error names
+
+
+class WindowError(ConfigError):
+    """A backbone takes no window of so many frames."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,11 @@ class Network:
         heads: Beginnings of the names of weights that its classifier has, which are not used.
         size: S.
         shorter: Pixels to which the shorter side of a frame is scaled first; the middle [S, S] is kept.
-        squash: Height and width to which the whole frame is squeezed instead, or None.
+        squash: Height and width to which the whole frame is squeezed before the middle is cut out, or None.
         mean: Of red, green and blue, in [0, 1].
         std: The same.
         window: T; None where it sees single frames.
+        stride: Seconds from one of them to the next.
         fixed: Whether it takes no other window.
         forward: What computes the features, if that is not the module.
     """
@@ -56,6 +62,7 @@ class Network:
     mean: Sequence[float]
     std: Sequence[float]
     window: int | None = None
+    stride: float = 0.0
     fixed: bool = False
     forward: Callable[[Tensor], Tensor] | None = None
 
@@ -82,7 +89,7 @@ class Backbone:
         self, name: str, network: Network, device: torch.device, window: int, libraries: Sequence[str]
     ) -> None:
         self.name, self.window, self.size, self.shorter = name, window, network.size, network.shorter
-        self.stride = 0.0 if window == 1 else _CLIP_STRIDE
+        self.stride = 0.0 if window == 1 else network.stride
         self.digest = _digest(network.weights())
         self.versions = {"cdn-tune": __version__, **{each: version(each) for each in ("torch", "av", *libraries)}}
         self._squash, self._sees_windows = network.squash, network.window is not None
@@ -135,8 +142,8 @@ def open_backbone(
         window: Frames of a row; as the network was trained if None.
 
     Raises:
-        ConfigError: If there is no such backbone, its library is not installed or does not work, or the window does not
-            fit.
+        ConfigError: If there is no such backbone, or its library is not installed or does not work.
+        WindowError: If the window does not fit.
         DataError: If the weights cannot be read, or are another network's.
     """
     library, _, model = name.partition("/")
@@ -160,7 +167,7 @@ def open_backbone(
     if weights is not None:
         _load(network, weights, name)
     if window not in (None, network.window or 1) and (network.window is None or network.fixed):
-        raise ConfigError(f"--window {window}: {name} takes {network.window or 1}; leave --window out")
+        raise WindowError(f"--window {window}: {name} takes {network.window or 1}; leave --window out")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Backbone(name, network, where, window or network.window or 1, row.packages)
 
@@ -201,7 +208,8 @@ def _timm(model: str, is_pretrained: bool) -> Network:
         raise DataError(_not_fetched(f"timm/{model}", error)) from None
     settings = timm.data.resolve_model_data_config(module)
     _, height, width = settings["input_size"]
-    if height != width or settings["crop_mode"] == "border":
+    shorter = int(height / settings["crop_pct"])
+    if height != width or shorter < height or settings["crop_mode"] == "border":
         raise ConfigError(f"--backbone timm/{model}: sees no plain square; choose another model")
     heads = module.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else heads
@@ -209,8 +217,8 @@ def _timm(model: str, is_pretrained: bool) -> Network:
         module,
         tuple(f"{head}." for head in heads),
         height,
-        int(height / settings["crop_pct"]),
-        (height, width) if settings["crop_mode"] == "squash" else None,
+        shorter,
+        (shorter, shorter) if settings["crop_mode"] == "squash" else None,
         settings["mean"],
         settings["std"],
     )
@@ -231,6 +239,7 @@ def _torchvision(model: str, is_pretrained: bool) -> Network:
     setattr(module, head, nn.Identity())
     preset = weights.transforms()
     (crop,), resize = preset.crop_size[:1], preset.resize_size
+    window, stride = next(clip for start, clip in _CLIPS.items() if model.startswith(start))
     return Network(
         module,
         (f"{head}.",),
@@ -239,7 +248,8 @@ def _torchvision(model: str, is_pretrained: bool) -> Network:
         (resize[0], resize[1]) if len(resize) == 2 else None,
         preset.mean,
         preset.std,
-        next((window for start, window in _WINDOWS.items() if model.startswith(start)), 16),
+        window,
+        stride,
         fixed=model.startswith("mvit"),
     )
 
@@ -321,7 +331,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle and safetensors raise almost anything on damaged files
-        why = "it would run code" if isinstance(error, pickle.UnpicklingError) else brief(error, 100)
+        if isinstance(error, pickle.UnpicklingError) and "unsupported global" in str(error).lower():
+            why = "it would run code"
+        else:
+            why = f"it is no file of tensors: {type(error).__name__}"
         raise DataError(f"{path}: cannot be read as weights ({why}); save tensors only, best as .safetensors") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -38,6 +38,7 @@ _MOST_PIXELS = 8192 * 8192
 _LIMITS = {"max_pixels": str(_MOST_PIXELS)}  # of a decoder
 _THREADED_PIXELS = 4096 * 2304  # larger frames are decoded by one thread, as each would hold some of them
 _NARROWEST = 32  # width by height, or the reverse
+_WIDEST = 8  # times as wide as high that a stored pixel is shown, or the reverse; else the file is wrong about it
 _LONGEST = 24 * 3600.0  # seconds of a video
 _GAP = 600.0  # seconds between two frames
 _BACK = 0.5  # seconds that a time stamp may be behind the one before
@@ -51,7 +52,8 @@ class VideoFile:
     """A video: its duration, and its frames at given times.
 
     Time 0 is where a player begins, and the frame at a time is the one that a player shows then: the last that began by
-    it, or the first of all. Frames are turned as the video says (phones store them sideways).
+    it, or the first of all. Frames are turned as the video says (phones store them sideways), and as wide as it says
+    (DVDs and DV store pixels that are not square).
 
     Args:
         path: A local file, or one of an object store (see `files.remote_file`).
@@ -87,8 +89,8 @@ class VideoFile:
             if len(some) == 1:
                 self._check_end(some[0], self._ends)
                 raise DataError(f"{path}: holds a single frame, as a still image does; name a video")
-            self.height, self.width = _upright(some[0][1])
-            _check_shape(path, self.width, self.height)
+            width, height = self._shape(some[0][1])
+            self.width, self.height = (height, width) if _quarters(some[0][1]) % 2 else (width, height)
         except BaseException:
             self.close()
             raise
@@ -126,7 +128,7 @@ class VideoFile:
         shown: Pixels | None = None
         for time in times:
             if after is not None and self._is_seekable and time - after[0] > _SEEK:
-                coming, after = self._sought(time)
+                coming, after = self._sought(time, after[0])
             while after is not None and (here is None or after[0] <= time):
                 here, shown = after, None
                 after = next(coming, None)
@@ -247,10 +249,13 @@ class VideoFile:
         if bad > max(1, _BAD * packets):
             raise DataError(f"{self.path}: {bad} of its {packets} packets cannot be decoded; copy it again")
 
-    def _sought(self, time: float) -> tuple[Iterator[tuple[float, "VideoFrame"]], tuple[float, "VideoFrame"] | None]:
+    def _sought(
+        self, time: float, reached: float
+    ) -> tuple[Iterator[tuple[float, "VideoFrame"]], tuple[float, "VideoFrame"] | None]:
         """Returns the frames from the last key frame before a time on, and the first of them.
 
-        Where seeking does not get there (no index, no time stamps), they begin at the beginning, from now on always.
+        Where seeking does not get there (no index, no time stamps), or no further than decoding has reached (few key
+        frames), they begin at the beginning, this once, and nothing is sought any more.
         """
         import av
 
@@ -259,7 +264,7 @@ class VideoFile:
             self._container.seek(offset, stream=self._stream)
             coming = self._decoded(exact=True)
             first = next(coming, None)
-            if first is not None and first[0] <= time:
+            if first is not None and reached < first[0] <= time:
                 return coming, first
         except (av.error.FFmpegError, OSError, ValueError):
             pass
@@ -279,10 +284,26 @@ class VideoFile:
         if ends + late < min(self._ends, time + self._step):
             raise DataError(f"{self.path}: breaks off after {ends:.1f} s of {self._ends:.1f} s; copy it again")
 
+    def _shape(self, frame: "VideoFrame") -> tuple[int, int]:
+        """Returns width and height of a frame as it is shown, before it is turned.
+
+        Raises:
+            DataError: If it is too narrow or too large.
+        """
+        pixel = self._stream.sample_aspect_ratio or 1  # width by height of a stored one
+        pixel = pixel if 1 / _WIDEST <= pixel <= _WIDEST else 1
+        width, height = max(1, round(frame.width * pixel)), frame.height
+        if max(width, height) > _NARROWEST * min(width, height):
+            raise DataError(
+                f"{self.path}: has frames of {width} x {height} pixels, too narrow for a video; name another"
+            )
+        if width * height > _MOST_PIXELS:
+            raise DataError(f"{self.path}: has frames of {width} x {height} pixels; scale it down to 8K")
+        return width, height
+
     def _pixels(self, frame: "VideoFrame", size: int | None) -> Pixels:
         """Returns a frame as uint8 [H, W, 3], upright, its shorter side scaled to `size`."""
-        width, height = frame.width, frame.height
-        _check_shape(self.path, width, height)
+        width, height = self._shape(frame)
         if size is not None:
             scale = size / min(width, height)
             width, height = max(size, round(width * scale)), max(size, round(height * scale))
@@ -315,16 +336,6 @@ def _quarters(frame: "VideoFrame") -> int:
     return turns
 
 
-def _upright(frame: "VideoFrame") -> tuple[int, int]:
-    """Returns height and width of a frame as it is shown."""
-    return (frame.width, frame.height) if _quarters(frame) % 2 else (frame.height, frame.width)
-
-
-def _check_shape(path: Path, width: int, height: int) -> None:
-    if max(width, height) > _NARROWEST * min(width, height):
-        raise DataError(f"{path}: has frames of {width} x {height} pixels, too narrow for a video; name another")
-
-
 def _why(error: Exception) -> str:
     """Returns what FFmpeg or the system says of a file, without the file's name."""
     if getattr(error, "errno", None) == errno.EINVAL:  # of a container that is not among those read
@@ -332,43 +343,72 @@ def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or brief(error, 80)
 
 
-def find_videos(given: Sequence[str]) -> list[Path]:
+def find_videos(given: Sequence[str], missing: list[str] | None = None) -> list[Path]:
     """Returns the videos that are meant, in the order of their paths, each once.
 
     Args:
         given: Of any mix: video files; folders, of which all videos are taken, at any depth; patterns such as
             ``raw/*.mp4``; lists, ``.txt`` files with a path a line, relative to the list; URLs of files in an object
             store.
+        missing: Takes what does not exist or has no videos, a line each, as long as there are any others.
 
     Raises:
         DataError: If one does not exist or has no videos, or a URL is of no object store.
     """
     found: dict[str, Path] = {}
+    wrong: list[DataError] = []
     for each in given:
         for path in _meant(each):
-            found.setdefault(str(path), path)
+            if isinstance(path, DataError):
+                wrong.append(path)
+            else:
+                found.setdefault(str(path), path)
+    if wrong and (missing is None or not found):
+        raise wrong[0]
+    if missing is not None:
+        missing.extend(map(str, wrong))
     return [found[name] for name in sorted(found)]
 
 
-def _meant(each: str) -> list[Path]:
-    """Returns the videos that one argument means."""
-    if is_remote(each):
-        protocol = each.partition("://")[0].rpartition("::")[2].lower()
-        if protocol not in _OBJECT_STORES:
-            raise DataError(f"{each}: is no file of an object store; download the video, and name the file")
-        return [remote_file(each, "VIDEOS")]
-    path = Path(each).expanduser()
+def _meant(each: str) -> Iterator[Path | DataError]:
+    """Yields the videos that one argument means, or why there are none."""
+    try:
+        if is_remote(each):
+            yield _remote(each)
+            return
+        path = Path(each).expanduser()
+        if path.is_file() and path.suffix.lower() == ".txt":
+            for name in _listed(path):
+                yield from _meant(name if is_remote(name) else str(path.parent / Path(name)))
+            return
+        yield from _local(each, path)
+    except DataError as error:
+        yield error
+
+
+def _remote(url: str) -> Path:
+    protocol = url.partition("://")[0].rpartition("::")[2].lower()
+    if protocol not in _OBJECT_STORES:
+        raise DataError(f"{url}: is no file of an object store; download the video, and name the file")
+    return remote_file(url)
+
+
+def _listed(path: Path) -> list[str]:
+    """Returns the lines of a list that name videos."""
+    lines = read_text(path, "name a list of videos").splitlines()
+    named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if lists := [name for name in named if name.lower().endswith(".txt")]:
+        raise DataError(f"{path}: names another list ({lists[0]}); name videos in it")
+    return named
+
+
+def _local(each: str, path: Path) -> list[Path]:
+    """Returns the videos of a folder, a file or a pattern."""
     if path.is_dir():
         inside = [p for p in path.rglob("*") if _is_video(p.relative_to(path)) and p.is_file()]
         if not inside:
             raise DataError(f"{path}: has no videos ({', '.join(VIDEO_SUFFIXES[:5])}, ...); name a folder with some")
         return inside
-    if path.is_file() and path.suffix.lower() == ".txt":
-        lines = read_text(path, "name a list of videos").splitlines()
-        named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if lists := [name for name in named if name.lower().endswith(".txt")]:
-            raise DataError(f"{path}: names another list ({lists[0]}); name videos in it")
-        return [video for name in named for video in _meant(name if is_remote(name) else str(path.parent / Path(name)))]
     if path.is_file():
         return [path]
     if glob.has_magic(each):

@@ -6,9 +6,9 @@ with the videos that the target had, to a new one. An extraction goes on from th
 
 import hashlib
 import json
-import shutil
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,20 +21,23 @@ import torch
 from filelock import FileLock, Timeout
 
 from cdn_tune.data.features import Frames
-from cdn_tune.data.files import Progress, available_cpus, brief, is_remote, written_whole
+from cdn_tune.data.files import Progress, available_cpus, brief, clear_left, is_remote, written_whole
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, mark_beside
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.data.mark import Mark, to_mark
-from cdn_tune.data.videos.backbones import Backbone, open_backbone
-from cdn_tune.data.videos.making import Making, making_of, write_making
+from cdn_tune.data.videos.backbones import Backbone, WindowError, open_backbone
+from cdn_tune.data.videos.decode import VIDEO_SUFFIXES
+from cdn_tune.data.videos.devices import devices_of, reading_threads
+from cdn_tune.data.videos.making import MOST_FPS, Making, making_of, write_making
 from cdn_tune.data.videos.rows import compute_rows
 from cdn_tune.data.videos.workers import Recipe, run_workers
 from cdn_tune.errors import ConfigError, DataError
 
 FPS = 2.0
-MOST_FPS = 120.0
-_READERS = 8  # threads that decode for a GPU, at most
+_LOCK = ".lock"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # a path has one slash of the two
 _PARTS = 1000  # of a video, in which progress is counted
+_BYTES = "cdn_tune_video_bytes"  # attribute of a dataset: the size of the video that it was computed from
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Extracted:
         path: The HDF5 file; it exists if it holds any video.
         making: How its features were made.
         videos: How many it holds.
-        computed: How many of them were computed now.
+        held: How many of them the file had before.
+        computed: How many of them were computed now; the others had been by a call that was interrupted.
         size: Feature size D; 0 without videos.
         failed: Of each video that has no features, in one line, why.
     """
@@ -53,6 +57,7 @@ class Extracted:
     path: Path
     making: Making
     videos: int
+    held: int
     computed: int
     size: int
     failed: tuple[str, ...]
@@ -78,9 +83,14 @@ def extract_features(
 
     Raises:
         ConfigError: If there is no such backbone, or its library is missing.
-        DataError: If the weights are not those of `making`, or the video cannot be used.
+        DataError: If the weights are not those of `making`, it is none of this backbone, or the video cannot be used.
     """
-    backbone = open_backbone(making.backbone, weights, device, making.window)
+    try:
+        backbone = open_backbone(making.backbone, weights, device, making.window)
+    except WindowError:
+        raise DataError(
+            f"features of {making} cannot be made, as the backbone takes no such window; extract them anew"
+        ) from None
     if differs := making.differences(making_with(backbone, making.fps)):
         raise DataError(
             f"{weights or making.backbone}: features would be made otherwise ({differs} here); name the file of the "
@@ -109,7 +119,8 @@ def extract(
     """Writes the features of videos as one HDF5 file with a dataset [N, D] of float32 per video, named as its file is.
 
     Videos that the file has already, of the same making, stay as they are and are not computed again. A video that
-    cannot be used is left out, with the reason in the result. The file appears, or changes, when all else is there.
+    cannot be used, or whose name the file has for a video of another size in bytes, is left out, with the reason in the
+    result. The file appears, or changes, when all else is there.
 
     Args:
         videos: The videos (see `decode.find_videos`).
@@ -126,20 +137,27 @@ def extract(
         ConfigError: If an argument is wrong, or a library is missing.
         DataError: If the file holds features of another making, or cannot be written; the weights cannot be used.
     """
-    out = Path(out).expanduser()
+    out = _checked_out(Path(out).expanduser())
     if not 0 < fps <= MOST_FPS:
         raise ConfigError(f"--fps {fps:g}: must be above 0 and at most {MOST_FPS:g}")
     named, failed = _named(videos)
-    devices = _devices(device, workers, len(named))
+    devices = devices_of(device, workers, len(named))
     opened = open_backbone(backbone, weights, devices[0] if len(devices) == 1 else "cpu", window)
     making = making_with(opened, fps)
     staging = out.with_name(f".{out.name}.extracting")
     with _writing(out):
         held = _held(out, making)
         staging.mkdir(parents=True, exist_ok=True)
-        with FileLock(staging / ".lock", timeout=0):
+        with FileLock(staging / _LOCK, timeout=0):
             held = _held(out, making)  # another process may have written it meanwhile
+            for name, path in named.items():
+                if held.get(name) not in (None, path.stat().st_size):
+                    failed[path] = (
+                        f"{path}: {out} has features of another video of this name; rename this one, or extract all to "
+                        "a new file"
+                    )
             parts = {path: _part(staging, path, making) for name, path in named.items() if name not in held}
+            sizes = {path.stem: path.stat().st_size for path in parts}
             left = [path for path, part in parts.items() if not part.is_file()]
             share = dict.fromkeys(left, 0.0)
 
@@ -155,21 +173,40 @@ def extract(
             keep = partial(_keep, parts)
             if left and len(devices) == 1:
                 remaining = iter(left)
-                readers, decoders = _reading(devices)
+                readers, decoders = reading_threads(devices)
                 finished = _finishing(keep, computed, is_lost)
                 compute_rows(opened, fps, lambda: next(remaining, None), computed, finished, readers, decoders)
             elif left:
                 del opened
                 threads = max(1, available_cpus() // len(devices))
-                recipe = Recipe(backbone, weights, making.window, fps, threads, *_reading(devices))
+                recipe = Recipe(backbone, weights, making.window, fps, threads, *reading_threads(devices))
                 run_workers(left, recipe, devices[: len(left)], keep, computed, is_lost)
             done = {path.stem: part for path, part in parts.items() if part.is_file()}
             marks = (mark_beside(path) for path in named.values() if not is_remote(path))
             mark: Mark = next((each for each in marks if each), False)
-            size = _assemble(out, held, done, making, mark)
-        shutil.rmtree(staging)
+            size = _assemble(out, held, done, sizes, making, mark)
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+            clear_left(staging)
+            if {path.name for path in staging.iterdir()} <= {_LOCK}:  # else another extraction was killed
+                (staging / _LOCK).unlink()
+                staging.rmdir()
     reasons = tuple(failed[path] for path in sorted(failed, key=str))
-    return Extracted(out, making, len(held) + len(done), sum(path not in failed for path in left), size, reasons)
+    computed_now = sum(path not in failed for path in left)
+    return Extracted(out, making, len(held) + len(done), len(held), computed_now, size, reasons)
+
+
+def _checked_out(out: Path) -> Path:
+    """Returns the path of a file to write, or to add to; raises `ConfigError` if it is none."""
+    if _URL.match(str(out)):
+        raise ConfigError(f"OUT {out}: is a URL; name a file of this machine, and copy it there afterwards")
+    if out.is_dir():
+        raise ConfigError(f"OUT {out}: is a folder; name another OUT, such as {out / 'features.hdf5'}")
+    if out.suffix.lower() in VIDEO_SUFFIXES:
+        raise ConfigError(f"OUT {out}: is a video by its name; name another OUT, after the videos")
+    if out.is_file() and not h5py.is_hdf5(out):
+        raise ConfigError(f"OUT {out}: is there and no HDF5 file; name another OUT")
+    return out
 
 
 def _named(videos: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
@@ -184,30 +221,6 @@ def _named(videos: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
         elif not path.stem.strip(".") or not path.stem.isprintable():
             failed[path] = f"{path}: has a name that no dataset could have; rename it"
     return {name: path for name, path in first.items() if path not in failed}, failed
-
-
-def _devices(device: str | None, workers: int | None, videos: int) -> list[torch.device]:
-    """Returns the device of each process: one per GPU, or one per core, and no more than there are videos."""
-    try:
-        asked = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ConfigError(f"--device {device}: no such device; name cpu, cuda or cuda:0") from None
-    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs here; name another device")
-    if str(asked) == "cuda":
-        cards = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    else:
-        cards = [asked]
-    usual = len(cards) if asked.type == "cuda" else available_cpus()
-    count = max(1, min(workers or usual, videos))
-    return [cards[number % len(cards)] for number in range(count)]
-
-
-def _reading(devices: Sequence[torch.device]) -> tuple[int, int | None]:
-    """Returns how many threads of each process read videos, and how many threads each of their decoders has."""
-    if devices[0].type == "cuda":  # a GPU computes faster than one decoder reads
-        return min(_READERS, max(1, available_cpus() // len(devices))), 1
-    return 1, None if len(devices) == 1 else 1
 
 
 def _finishing(keep: Any, computed: Any, failed: Any) -> Any:
@@ -248,10 +261,14 @@ def _writing(out: Path) -> Iterator[None]:
         raise DataError(f"{out}: cannot be written ({fault}); mend that and run the same command again") from None
 
 
-def _held(out: Path, making: Making) -> frozenset[str]:
-    """Returns the videos that a file has already; raises `DataError` if they are of another making."""
+def _held(out: Path, making: Making) -> dict[str, int | None]:
+    """Returns the videos that a file has already, and how many bytes each had if it tells.
+
+    Raises:
+        DataError: If they are of another making.
+    """
     if not out.exists():
-        return frozenset()
+        return {}
     with open_features(out) as file:
         held = making_of(file, str(out))
         if held is None:
@@ -260,10 +277,26 @@ def _held(out: Path, making: Making) -> frozenset[str]:
             raise DataError(
                 f"{out}: its features were made otherwise ({differs} here); name a new file, not to mix them"
             )
-        return frozenset(file)
+        return {video: _bytes_of(find(file, video, f"{out}: video {video!r}")) for video in file}
 
 
-def _assemble(out: Path, held: frozenset[str], parts: dict[str, Path], making: Making, mark: Mark) -> int:
+def _bytes_of(entry: Any) -> int | None:
+    """Returns the size of the video that a dataset was computed from, None if it does not say."""
+    try:
+        kept = entry.attrs.get(_BYTES)
+    except (*UNREADABLE, AttributeError):
+        return None
+    return int(kept) if isinstance(kept, np.integer) else None
+
+
+def _assemble(
+    out: Path,
+    held: Collection[str],
+    parts: dict[str, Path],
+    bytes_of: Mapping[str, int],
+    making: Making,
+    mark: Mark,
+) -> int:
     """Writes the HDF5 file of the videos that it had and of new ones, verified; returns the feature size."""
     sizes: set[int] = set()
     if not parts:
@@ -284,6 +317,7 @@ def _assemble(out: Path, held: frozenset[str], parts: dict[str, Path], making: M
                     sizes.add(rows.shape[1])
                     dataset = file.create_dataset(video, data=rows, track_times=False)
                     write_making(dataset, making)
+                    dataset.attrs[_BYTES] = bytes_of[video]
                 if mark:
                     file.attrs[PLANTED_ATTRIBUTE] = mark
             with h5py.File(unnamed, "r") as file:
@@ -300,7 +334,7 @@ def _assemble(out: Path, held: frozenset[str], parts: dict[str, Path], making: M
     return sizes.pop()
 
 
-def _size_of(out: Path, held: frozenset[str]) -> int:
+def _size_of(out: Path, held: Collection[str]) -> int:
     """Returns the feature size of a file that may have videos."""
     if not held:
         return 0

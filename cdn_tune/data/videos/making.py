@@ -17,8 +17,10 @@ from cdn_tune.data.hdf5 import UNREADABLE, find, open_features
 from cdn_tune.errors import DataError
 
 ATTRIBUTE = "cdn_tune_making"
+MOST_FPS = 120.0
 _LONGEST = 8192  # characters of the attribute
-_ASKED = 64  # videos of a file
+_LONGEST_TEXT = 200  # characters of a text in it
+_BOUNDS = {"fps": (1e-6, MOST_FPS), "window": (1, 1024), "stride": (0, 60), "size": (1, 8192)}
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,12 @@ def from_plain(values: Any) -> Making:
     versions = values["versions"]
     if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
         raise ValueError("versions are no texts by name")
-    if not 0 < values["fps"] < 1e6 or values["window"] < 1 or values["size"] < 1:
-        raise ValueError("fps, window and size are not positive")
+    texts = (values["backbone"], values["weights"], *versions, *versions.values())
+    if not all(len(text) <= _LONGEST_TEXT and text.isprintable() for text in texts):
+        raise ValueError(f"texts are longer than {_LONGEST_TEXT} characters, or not printable")
+    for name, (least, most) in _BOUNDS.items():
+        if not least <= values[name] <= most:
+            raise ValueError(f"{name} is not within {least:g} and {most:g}")
     return Making(**{**values, "fps": float(values["fps"]), "stride": float(values["stride"])})
 
 
@@ -113,13 +119,13 @@ def making_of(entry: Any, where: str) -> Making | None:
 def read_making(path: Path) -> Making | None:
     """Returns how the features of a file were made; None if it does not say.
 
-    Of a local file, some videos that are spread over it are asked, too.
+    Of a local file, every video is asked, too; those that do not say are taken to be made as the others.
 
     Raises:
         DataError: If it cannot be read, or holds features of different making.
     """
     with open_features(path) as file:
-        makings = _makings(file, path, 0 if is_remote(path) else _ASKED)
+        makings = {making_of(file, str(path)): [], **({} if is_remote(path) else _makings(file, path))}
     said = [making for making in makings if making is not None]
     if len(said) > 1:
         raise DataError(
@@ -136,25 +142,22 @@ def makings_in(path: Path) -> dict[Making | None, list[str]]:
         DataError: If it cannot be read.
     """
     with open_features(path) as file:
-        return _makings(file, path, None)
+        return _makings(file, path)
 
 
-def _makings(file: Any, path: Path, most: int | None) -> dict[Making | None, list[str]]:
-    """Returns what `makings_in` does, of about `most` videos; of the file as a whole first."""
+def _makings(file: Any, path: Path) -> dict[Making | None, list[str]]:
+    """Returns what `makings_in` does."""
     whole = making_of(file, str(path))
     try:
         videos = list(file)
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be listed ({brief(error)}); copy or convert it again") from None
     found: dict[Making | None, list[str]] = {}
-    if most is not None:
-        found[whole] = []
-        videos = videos[:: max(1, len(videos) // most)] if most else []
     for video in videos:
         where = f"{path}: video {video!r}"
         try:
             entry = find(file, video, where)
-        except UNREADABLE:
+        except (*UNREADABLE, DataError):
             continue  # what is wrong with it is told where it is read
         said = making_of(entry, where) if isinstance(entry, h5py.Dataset) else None
         found.setdefault(said or whole, []).append(video)

@@ -129,7 +129,11 @@ class _Pool:
         """Starts a process."""
         here, there = self._context.Pipe()
         process = self._context.Process(target=_work, args=(there, recipe, device, keep), daemon=True)
-        process.start()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: none interrupts its imports
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         there.close()
         self.workers[here] = _Worker(process, device, set())
 

@@ -29,6 +29,7 @@ def write_video(
     width: int = 64,
     height: int = 48,
     rotation: int = 0,
+    pixel: Fraction | None = None,
     codec: str = "mpeg4",
     key_every: int = 12,
     fast_start: bool = False,
@@ -43,6 +44,8 @@ def write_video(
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.gop_size = key_every
+        if pixel is not None:
+            stream.codec_context.sample_aspect_ratio = pixel
         if rotation:
             stream.set_display_rotation(rotation)
         for number, time in enumerate(times):

@@ -70,6 +70,27 @@ def test_an_image_model_of_timm(libraries: tuple[Any, Any], tmp_path: Path) -> N
         open_backbone("timm/resnet1", None, "cpu")
 
 
+def test_a_frame_that_is_squashed_is_larger_than_its_middle_that_is_seen(
+    libraries: tuple[Any, Any], tmp_path: Path
+) -> None:
+    timm, _ = libraries
+    name = "tf_efficientnetv2_b3.in21k_ft_in1k"
+    settings = timm.get_pretrained_cfg(name).to_dict()
+    assert settings["crop_mode"] == "squash"
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "w.pth")
+    backbone = open_backbone(f"timm/{name}", tmp_path / "w.pth", "cpu")
+    size, scaled = settings["input_size"][1], int(settings["input_size"][1] / settings["crop_pct"])
+    assert backbone.size < backbone.shorter == scaled
+    pixels = np.zeros((scaled, 2 * scaled, 3), np.uint8)
+    margin = (scaled - size) // 2
+    pixels[:, : 2 * margin - 12] = 255  # outside of what is seen
+    seen = backbone.prepare(pixels)
+    assert seen.shape == (size, size, 3)
+    assert seen.max() < 20
+    pixels[:, : 2 * margin + 12] = 255
+    assert backbone.prepare(pixels).max() > 200
+
+
 def test_a_video_model_of_torchvision(libraries: tuple[Any, Any], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -88,7 +109,9 @@ def test_a_video_model_of_torchvision(libraries: tuple[Any, Any], tmp_path: Path
     with torch.inference_mode():
         expected = network(((images - mean) / std)[None])
     np.testing.assert_allclose(backbone.features([window]), expected.numpy(), rtol=1e-4, atol=1e-5)
-    assert open_backbone("torchvision/s3d", _weights(torchvision, "s3d", tmp_path), "cpu").window == 16
+    for name, clip in {"s3d": (128, 1 / 15), "mvit_v2_s": (16, 2 / 15)}.items():
+        opened = open_backbone(f"torchvision/{name}", _weights(torchvision, name, tmp_path), "cpu")
+        assert (opened.window, opened.stride) == clip
     with pytest.raises(ConfigError, match="torchvision has no such video model"):
         open_backbone("torchvision/resnet18", None, "cpu")
 

@@ -1,6 +1,9 @@
 """Decoding: the frame shown at a time, upright; what is no usable video ends in one line."""
 
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +37,25 @@ def test_frames_far_apart_are_sought_and_are_the_same(tmp_path: Path) -> None:
     assert shown(stream, [0.0, 70.5]) == [0, 70 % 24]
 
 
+def test_frames_far_apart_with_one_key_frame_are_not_decoded_again_and_again(tmp_path: Path) -> None:
+    class Counting(VideoFile):
+        """Counts decoded frames."""
+
+        decoded = 0
+
+        def _decoded(self, exact: bool = False) -> Iterator[tuple[float, Any]]:
+            for each in super()._decoded(exact):
+                self.decoded += 1
+                yield each
+
+    times = [float(i) for i in range(0, 400, 2)]
+    video = write_video(tmp_path / "long.mp4", times, key_every=1000)
+    with Counting(video) as opened:
+        found = [number_of(pixels) for pixels in opened.frames([0.0, 40.0, 120.0, 200.0, 280.0, 360.0])]
+    assert found == [i % 24 for i in (0, 20, 60, 100, 140, 180)]
+    assert opened.decoded < 1.2 * len(times)
+
+
 @pytest.mark.parametrize(
     ("rotation", "corner"), [(0, (2, 2)), (90, (-3, 2)), (180, (-3, -3)), (-90, (2, -3))]
 )  # counterclockwise; -90 is how phones store upright videos
@@ -48,6 +70,20 @@ def test_frames_are_upright(tmp_path: Path, rotation: int, corner: tuple[int, in
     white = {place for place in [(2, 2), (2, -3), (-3, 2), (-3, -3)] if pixels[place].mean() > 128}
     assert white == {corner}
     assert sorted(small.shape) == [3, 24, 32]
+
+
+@pytest.mark.parametrize(
+    ("pixel", "rotation", "shape"),
+    [("2", 0, (48, 128)), ("2", 90, (128, 48)), ("16/15", 0, (48, 68)), ("1/2", 0, (48, 32)), ("40", 0, (48, 64))],
+)
+def test_frames_are_as_wide_as_a_player_shows_them(
+    tmp_path: Path, pixel: str, rotation: int, shape: tuple[int, int]
+) -> None:
+    path = write_video(tmp_path / "a.mp4", TIMES, rotation=rotation, pixel=Fraction(pixel))
+    with VideoFile(path) as video:
+        assert (video.height, video.width) == next(video.frames([0.0])).shape[:2] == shape
+        small = next(video.frames([0.0], size=24)).shape[:2]
+    assert small == tuple(round(length * 24 / min(shape)) for length in shape)
 
 
 def test_real_videos_and_sound(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a feature file tells of how it was made: read back, held against strangers' attributes, and not mixed."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from cdn_tune.data.convert import convert
 from cdn_tune.data.doctor import examine
+from cdn_tune.data.doctor.features import check_features
 from cdn_tune.data.fingerprint import fingerprint
 from cdn_tune.data.planted import plant
 from cdn_tune.data.videos.making import ATTRIBUTE, Making, from_plain, makings_in, read_making, write_making
@@ -51,21 +53,41 @@ def test_mixed_features_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"video 'v1' has features of another making \(backbone timm/resnet18 is eff"):
         read_making(write(tmp_path / "a.hdf5", MAKING, other, whole=MAKING))
     assert makings_in(tmp_path / "a.hdf5") == {MAKING: ["v0"], other: ["v1"]}
+    every_third = [replace(MAKING, weights="0" * 16) if number % 3 == 1 else MAKING for number in range(200)]
+    with pytest.raises(DataError, match="video 'v1' has features of another making"):
+        read_making(write(tmp_path / "b.hdf5", *every_third, whole=MAKING))
+
+
+def test_of_videos_that_do_not_say_how_they_were_made_the_doctor_warns(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.hdf5", None, MAKING, MAKING)
+    assert read_making(path) == MAKING
+    facts, findings = check_features(path, tmp_path, {f"v{number}": 1.0 for number in range(3)}, None, quick=False)
+    assert from_plain(facts["making"]) == MAKING
+    (finding,) = [each for each in findings if "do not tell" in each.what]
+    assert (finding.level, finding.examples) == ("warning", ("v0",))
 
 
 @pytest.mark.parametrize(
     "value",
-    ["{", "[]", '{"backbone": 1}', "9" * 9000, 5, MAKING.plain() | {"fps": -1.0}, MAKING.plain() | {"window": 0}],
+    [
+        *("{", "[]", '{"backbone": 1}', "9" * 9000, 5),
+        *(MAKING.plain() | wrong for wrong in ({"fps": -1.0}, {"fps": 121}, {"window": 0}, {"window": 2000})),
+        *(MAKING.plain() | wrong for wrong in ({"stride": float("nan")}, {"stride": 61}, {"size": 10**400})),
+        *(
+            MAKING.plain() | wrong
+            for wrong in ({"backbone": "a\x1b"}, {"weights": "a" * 201}, {"versions": {"\n": ""}})
+        ),
+    ],
 )
 def test_an_attribute_that_is_no_making_is_one_line(tmp_path: Path, value: object) -> None:
     path = write(tmp_path / "a.hdf5", None)
     with h5py.File(path, "a") as file:
-        file.attrs[ATTRIBUTE] = str(value) if isinstance(value, dict) else value
+        file.attrs[ATTRIBUTE] = json.dumps(value) if isinstance(value, dict) else value
     with pytest.raises(DataError, match=f"a.hdf5: attribute {ATTRIBUTE} does not tell how") as caught:
         read_making(path)
     assert "\n" not in str(caught.value)
     if isinstance(value, dict):
-        with pytest.raises(ValueError, match="not positive"):
+        with pytest.raises(ValueError, match=r"is not within|not printable"):
             from_plain(value)
 
 

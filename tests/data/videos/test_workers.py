@@ -1,5 +1,7 @@
 """Extraction in processes: those that are killed, by a video or with the command, and what is left of their work."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,3 +54,19 @@ def test_a_killed_command_leaves_no_process_and_is_gone_on_with(tmp_path: Path) 
         assert {file[name].shape for name in file} == {(40, 1280)}
         assert len(file) == 5
     assert not staging.exists()
+
+
+def test_an_interrupt_while_processes_start_is_one_line(tmp_path: Path) -> None:
+    for number in range(3):
+        write_video(tmp_path / f"{number}.mp4", [i / 10 for i in range(100)])
+    arguments = [str(tmp_path), str(tmp_path / "out.hdf5"), "--backbone", "efficientnet_lite0", "--workers", "2"]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(children.read_text().split()) < 3:  # two, and one of multiprocessing that tracks resources
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "the same command goes on with what is left" in " ".join(said.split())
