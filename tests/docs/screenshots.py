@@ -1,4 +1,4 @@
-"""`make screenshots`: makes docs/images anew from real searches, `cdn-tune demo`, and prints what they printed.
+"""`make screenshots`: makes docs/images anew from real searches, of `cdn-tune demo`, and prints what they printed.
 
 README's sample output is the end of what the first prints: after a run, the one is to be taken over with the other.
 """
