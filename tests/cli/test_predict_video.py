@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import h5py
 import numpy as np
 import pytest
@@ -24,6 +23,8 @@ from cdn_tune.data.videos.making import Making, write_making
 from cdn_tune.training.runs.checkpoint import BEST, build_model, save_checkpoint
 from cdn_tune.training.runs.run_folder import claim, locked
 from tests.data.videos.clips import write_video
+
+av = pytest.importorskip("av")
 
 SENTENCE = "a person opens the door"
 MAKING = Making("tiny_net", "0123456789abcdef", 2.0, 1, 0.0, 32, {"cdn_tune": "1"})

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
+import pytest
 
 from cdn_tune.data.features import Frames
 from cdn_tune.data.videos.encode import encode_frames, written_mp4
+
+av = pytest.importorskip("av")
 
 
 def sample(name: str) -> Path:

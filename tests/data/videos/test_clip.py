@@ -5,7 +5,6 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -13,6 +12,8 @@ from cdn_tune.data.videos.clip import clip_folder, clip_name, cut_clip
 from cdn_tune.data.videos.decode import VideoFile
 from cdn_tune.errors import DataError
 from tests.data.videos.clips import write_video
+
+av = pytest.importorskip("av")
 
 RATE = 10  # frames a second of the videos here
 STEP = 12  # in grey, from one frame to the next
