@@ -80,7 +80,8 @@ def chosen_threshold(checkpoint: Checkpoint) -> float | None:
         if not isinstance(found, dict) or (content or {}).get("checkpoint") != name:
             return None
         threshold = found.get("threshold")
-        return float(threshold) if isinstance(threshold, int | float) and math.isfinite(threshold) else None
+        usable = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        return float(threshold) if usable and math.isfinite(threshold) else None
     except (RunError, OverflowError):  # damaged
         return None
 

@@ -201,8 +201,9 @@ def test_predict_says_what_is_probably_absent(run: Path, data: Path) -> None:
         assert ("probably not in this video: its best score is below 2" in shown.output) == rejected
         found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
         assert found["queries"][0]["probably_absent"] == rejected
-    (run / "evaluation.json").write_text(json.dumps({**result, "rejection": {"threshold": "high"}}))
-    assert load(run).threshold is None
+    for damaged in ("high", True, None, 10**400):
+        (run / "evaluation.json").write_text(json.dumps({**result, "rejection": {"threshold": damaged}}))
+        assert load(run).threshold is None
 
 
 @pytest.mark.slow
