@@ -80,8 +80,9 @@ def chosen_threshold(checkpoint: Checkpoint) -> float | None:
         if not isinstance(found, dict) or (content or {}).get("checkpoint") != name:
             return None
         threshold = found.get("threshold")
-        usable = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-        return float(threshold) if usable and math.isfinite(threshold) else None
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+            return None
+        return float(threshold) if math.isfinite(threshold) else None
     except (RunError, OverflowError):  # damaged
         return None
 
