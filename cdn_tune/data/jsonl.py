@@ -44,9 +44,10 @@ def scan(root: Path, split: Split) -> Iterator[Scanned]:
         if line.strip():
             try:
                 item = _annotation(line, path, count)
-                parts.add((item.query if isinstance(item, Skipped) else item).part)
-                if len(parts) - 1 > MOST_PARTS:
+                part = (item.query if isinstance(item, Skipped) else item).part
+                if part not in parts and len(parts) > MOST_PARTS:  # `parts` holds None, too
                     raise DataError(f"{path}:{count}: a part beyond {MOST_PARTS}; name fewer parts of the split")
+                parts.add(part)
                 yield item
             except DataError as error:
                 yield error

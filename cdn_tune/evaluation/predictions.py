@@ -67,7 +67,7 @@ def score_predictions(
 
     Returns:
         The keys of ``evaluation.json`` that need no model (docs/reference/run-folder.md describes them), and
-        ``predictions``, the file.
+        ``predictions``: the file, and how many of its lines are of absent sentences, which are not scored.
 
     Raises:
         DataError: If annotations or predictions are wrong.
@@ -85,7 +85,7 @@ def score_predictions(
     annotations = loaded.queries  # all of the file, so that positions are the file's
     train = split_annotations(config, "train").annotations
     thresholds = tuple(ious or layout_of(name).ious)
-    listed = read_predictions(path, annotations)
+    listed, absent = read_predictions(path, annotations, loaded.absent)
     names = metric_names(recalls, thresholds, several=any(item.others for item in annotations))
     answers = answers_of(listed, annotations, metrics_depth(names))
     summary = summarise({path.name: measure(answers, names)}, annotations, train, thresholds, seed, resamples)
@@ -93,7 +93,12 @@ def score_predictions(
     return {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "predictions": {"file": str(path), "sha256": sha256(path), "moments": sum(map(len, listed))},
+        "predictions": {
+            "file": str(path),
+            "sha256": sha256(path),
+            "moments": sum(map(len, listed)),
+            "absent": absent,
+        },
         "dataset": name,
         "root": str(root.absolute()),
         "split": split,
@@ -131,7 +136,9 @@ def export_predictions(results: Sequence[QueryResult], form: str, folder: Path) 
     return [folder / name for name in files]
 
 
-def read_predictions(path: Path, annotations: Sequence[Annotation]) -> list[Moments]:
+def read_predictions(
+    path: Path, annotations: Sequence[Annotation], absent: Sequence[Annotation] = ()
+) -> tuple[list[Moments], int]:
     """Reads anybody's predictions for a split.
 
     Accepted: ``predictions.jsonl`` (``id`` and ``moments`` suffice), and the two formats of this module. Moments count
@@ -140,9 +147,12 @@ def read_predictions(path: Path, annotations: Sequence[Annotation]) -> list[Mome
     Args:
         path: The file; ``.txt`` is read as ``charades_sta``, anything else as JSON lines.
         annotations: The queries of the split.
+        absent: The sentences of the split that are marked as not in their video; they may have lines, which are checked
+            and counted, or have none.
 
     Returns:
         For each query its moments (start, end, score), best first; scores are those of the file, or fall with the rank.
+        And the number of lines of `absent`.
 
     Raises:
         DataError: If a query is unknown, missing or there twice, or a moment is not one within its video; one line.
@@ -154,25 +164,26 @@ def read_predictions(path: Path, annotations: Sequence[Annotation]) -> list[Mome
         raise DataError(f"--predictions {path}: cannot be read ({reason}); give a file of predictions") from None
     lines = [(f"{path}:{count}", line) for count, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if path.suffix == ".txt":
-        return _read_charades(path, lines, annotations)
-    position = {item.id: number for number, item in enumerate(annotations)}
-    qids = {item.qid: number for number, item in enumerate(annotations) if item.qid is not None}
+        return _read_charades(path, lines, annotations, absent)
+    known = [*annotations, *absent]
+    ids = {item.id: number for number, item in enumerate(known)}
+    qids = {item.qid: number for number, item in enumerate(known) if item.qid is not None}
     found: dict[int, Moments] = {}
     for where, line in lines:
         entry = _object(where, line)
-        number = _query(entry, where, position, qids)
-        _check_same(entry, where, annotations[number])
+        number = _query(entry, where, ids, qids, len(annotations))
+        _check_same(entry, where, known[number])
         if number in found:
-            raise DataError(f"{where}: query {annotations[number].id} is there twice; keep one line for each query")
+            raise DataError(f"{where}: query {known[number].id} is there twice; keep one line for each query")
         listed = entry.get("moments", entry.get("pred_relevant_windows"))
-        found[number] = _moments(listed, where, annotations[number])
+        found[number] = _moments(listed, where, known[number])
     missing = [item.id for number, item in enumerate(annotations) if number not in found]
     if missing:
         raise DataError(
             f"{path}: {len(missing)} of {len(annotations)} queries of the split are missing, first {missing[0]}; "
             "add a line for each, with an empty list where there is no answer"
         )
-    return [found[number] for number in range(len(annotations))]
+    return [found[number] for number in range(len(annotations))], len(found) - len(annotations)
 
 
 def _object(where: str, line: str) -> dict[str, Any]:
@@ -185,18 +196,19 @@ def _object(where: str, line: str) -> dict[str, Any]:
     return entry
 
 
-def _query(entry: dict[str, Any], where: str, position: dict[str, int], qids: dict[int | str, int]) -> int:
-    """Returns the position in the split of the query that a line is of."""
+def _query(entry: dict[str, Any], where: str, ids: dict[str, int], qids: dict[int | str, int], queries: int) -> int:
+    """Returns which of the queries, and of the absent sentences after them, a line is of; by position a query alone."""
     name = entry.get("id", entry.get("qid"))
     if "id" not in entry and isinstance(name, int | str) and name in qids:
         return qids[name]
-    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(position):
+    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < queries:
         return name
-    if isinstance(name, str) and name in position:
-        return position[name]
+    if isinstance(name, str) and name in ids:
+        return ids[name]
+    counted = ", absent sentences not counted," if len(ids) > queries else ""
     raise DataError(
-        f"{where}: query {name!r:.60} is not in the split; name it by its id, such as {next(iter(position))!r}, "
-        f"or by its position from 0 to {len(position) - 1} as qid"
+        f"{where}: query {name!r:.60} is not in the split; name it by its id, such as {next(iter(ids))!r}, "
+        f"or by its position{counted} from 0 to {queries - 1} as qid"
     )
 
 
@@ -245,21 +257,29 @@ def _moments(listed: Any, where: str, item: Annotation) -> Moments:
     return tuple(found)
 
 
-def _read_charades(path: Path, lines: Sequence[tuple[str, str]], annotations: Sequence[Annotation]) -> list[Moments]:
-    if len(lines) != len(annotations):
+def _read_charades(
+    path: Path, lines: Sequence[tuple[str, str]], annotations: Sequence[Annotation], absent: Sequence[Annotation]
+) -> tuple[list[Moments], int]:
+    left_out = {(item.video, item.query) for item in absent} - {(item.video, item.query) for item in annotations}
+    parsed = [(where, parse_line(line, where)) for where, line in lines]
+    kept = [
+        (where, (video, start, end, query.strip()))
+        for where, (video, start, end, query) in parsed
+        if (video, query.strip()) not in left_out
+    ]
+    if len(kept) != len(annotations):
         raise DataError(
-            f"{path}: {len(lines)} lines for {len(annotations)} queries of the split; "
+            f"{path}: {len(kept)} lines for {len(annotations)} queries of the split; "
             "write one VIDEO START END##query for each, in the split's order"
         )
     found = []
-    for (where, line), item in zip(lines, annotations, strict=True):
-        video, start, end, query = parse_line(line, where)
-        if (video, query.strip()) != (item.video, item.query):
+    for (where, (video, start, end, query)), item in zip(kept, annotations, strict=True):
+        if (video, query) != (item.video, item.query):
             raise DataError(
-                f"{where}: is of {video!r}, {query.strip()[:60]!r}, but the split has {item.id} here; keep its order"
+                f"{where}: is of {video!r}, {query[:60]!r}, but the split has {item.id} here; keep its order"
             )
         found.append(_moments([[start, end]], where, item))
-    return found
+    return found, len(lines) - len(kept)
 
 
 def _is_number(value: object) -> bool:

@@ -91,7 +91,8 @@ def foreign_sentences(annotations: Sequence[Annotation], seed: int = 0) -> list[
     """Returns the sentences of a split, each asked of another video: a model gains nothing by knowing either alone.
 
     Each video is asked as many as it has, and each sentence once, except those that the other video's annotations have
-    word for word, or that only a split of one video could be asked.
+    word for word, or that only a split of one video could be asked. The probe ``other_sentences`` draws at random
+    instead, as it needs one sentence for every query, asked twice or not.
 
     Args:
         annotations: The queries.

@@ -17,6 +17,7 @@ from cdn_tune.moments.bootstrap import RESAMPLES, cluster_means, compare_paired,
 from cdn_tune.moments.metrics import Answers, Measures, measure, query_groups
 
 Mask = NDArray[np.bool_]
+Ends = dict[str, list[float] | None]  # of the interval of each metric
 
 LEVEL = 0.95
 BLIND = "query_blind"
@@ -63,7 +64,7 @@ def summarise(
         columns[f"part {label}"] = first.within(inside)
         columns[f"blind {label}"] = answers[BLIND].within(inside)
     pairs = [(f"part {one}", f"part {other}") for one, other in _gaps(parts)]
-    ends = _intervals(columns, videos, seed, resamples, pairs)
+    ends, between = _intervals(columns, videos, seed, resamples, pairs)
     reported = {name: {"metrics": each.means, "intervals": ends[f"model {name}"]} for name, each in models.items()}
     blind = answers[BLIND].only(first.names)
     paired = compare_paired(first.values, blind.values, videos, resamples, seed)
@@ -84,7 +85,7 @@ def summarise(
                 "difference": _named(
                     first.names, first.of(parts[one]).values.mean(axis=0) - first.of(parts[other]).values.mean(axis=0)
                 ),
-                "intervals": ends[f"part {one} - part {other}"],
+                "intervals": between[f"part {one}", f"part {other}"],
             }
             for one, other in _gaps(parts)
         ],
@@ -143,23 +144,22 @@ def _intervals(
     seed: int,
     resamples: int,
     pairs: Sequence[tuple[str, str]] = (),
-) -> dict[str, dict[str, list[float] | None]]:
+) -> tuple[dict[str, Ends], dict[tuple[str, str], Ends]]:
     """Returns intervals by model and metric, all from the same resamples; None where no resample holds a query.
 
-    Of `pairs` of them, those of the difference, as ``ONE - OTHER``: one resample of the videos gives both, so that it
-    does not matter whether the two share videos.
+    And by pair, those of the difference of the two in each of `pairs`: one resample of the videos gives both, so that
+    it does not matter whether the two share videos.
     """
     values = np.concatenate([each.values for each in columns.values()], axis=1)
     drawn = cluster_means(values, videos, resamples, seed)  # [R, M of all]
     ends = np.cumsum([len(each.names) for each in columns.values()])[:-1]
     means = dict(zip(columns, np.split(drawn, ends, axis=1), strict=True))
     found = {title: _ends(columns[title].names, each) for title, each in means.items()}
-    for one, other in pairs:
-        found[f"{one} - {other}"] = _ends(columns[one].names, means[one] - means[other])
-    return found
+    gaps = {(one, other): _ends(columns[one].names, means[one] - means[other]) for one, other in pairs}
+    return found, gaps
 
 
-def _ends(names: Sequence[str], means: NDArray[np.float64]) -> dict[str, list[float] | None]:
+def _ends(names: Sequence[str], means: NDArray[np.float64]) -> Ends:
     low, high = interval(means, LEVEL)
     ends = zip(low.tolist(), high.tolist(), strict=True)
     return {name: None if np.isnan(start) else [start, end] for name, (start, end) in zip(names, ends, strict=True)}

@@ -80,7 +80,9 @@ def chosen_threshold(checkpoint: Checkpoint) -> float | None:
         if not isinstance(found, dict) or (content or {}).get("checkpoint") != name:
             return None
         threshold = found.get("threshold")
-        return float(threshold) if isinstance(threshold, int | float) and math.isfinite(threshold) else None
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+            return None
+        return float(threshold) if math.isfinite(threshold) else None
     except (RunError, OverflowError):  # damaged
         return None
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
-_CHUNK_DRAWS = 1 << 20  # draws held at once
+CHUNK_DRAWS = 1 << 20  # draws held at once
 _TOLERANCE = 1e-9  # of a sum over queries: sums of the same numbers in another order are ties
 
 
@@ -89,7 +89,7 @@ def cluster_sums(values: Floats, clusters: NDArray[np.int64]) -> tuple[Floats, F
 def draws(videos: int, resamples: int, seed: int) -> Iterator[tuple[int, Floats]]:
     """Yields (first resample, how often each of some resamples holds each video [some, V])."""
     generator = np.random.Generator(np.random.PCG64(seed))
-    step = max(1, _CHUNK_DRAWS // videos)
+    step = max(1, CHUNK_DRAWS // videos)
     for first in range(0, resamples, step):
         rows = min(step, resamples - first)
         drawn = generator.integers(0, videos, size=(rows, videos))
@@ -149,7 +149,7 @@ def sign_flip(difference: Floats, clusters: NDArray[np.int64], resamples: int = 
     observed = np.abs(sums.sum(axis=0))
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
     hits = np.zeros(sums.shape[1])
-    step = max(1, _CHUNK_DRAWS // len(sums))
+    step = max(1, CHUNK_DRAWS // len(sums))
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         signs = generator.integers(0, 2, size=(rows, len(sums))) * 2.0 - 1.0

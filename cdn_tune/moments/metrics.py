@@ -39,8 +39,9 @@ class Answers:
         moments: Annotated spans in seconds, float64 [Q, K, 2], NaN-padded where queries have several; may be given as
             [Q, 2].
         durations: Of the videos in seconds, float64 [Q].
-        overlaps: IoU of each span with each true one, 0 where there is none, float64 [Q, n, K].
-        overlap: IoU of each span with the true one that fits it best, float64 [Q, n].
+        overlaps: IoU of each span with each true one, float64 [Q, n, K]; -1 where either is padding, which is so no hit
+            even where a threshold of 0 is `closed`.
+        overlap: IoU of each span with the true one that fits it best, 0 where there is none, float64 [Q, n].
         true: Where there is a true span, bool [Q, K].
         closed: Whether an IoU equal to a threshold is a hit, as SnAG counts; by default it is none.
         several: Whether a query has more than one true span.
@@ -65,9 +66,10 @@ class Answers:
             raise ValueError(f"want top [Q, n, 2], moments [Q, K, 2] or [Q, 2] and durations [Q], got {shapes}")
         ranks = torch.arange(1, shapes[0][1] + 1, dtype=torch.float64)
         self.scores = -ranks.expand(queries, -1) if scores is None else _cpu64(scores)
-        self.overlaps = iou_of(self.top[:, :, None], self.moments[:, None]).nan_to_num(nan=0.0)
-        self.overlap = self.overlaps.amax(dim=-1)
         self.true = self.moments.isfinite().all(dim=-1)
+        there = self.top.isfinite().all(dim=-1)[:, :, None] & self.true[:, None]
+        self.overlaps = iou_of(self.top[:, :, None], self.moments[:, None]).where(there, -1.0)
+        self.overlap = self.overlaps.amax(dim=-1).clamp(min=0)
         self.several = bool((self.true.sum(dim=1) > 1).any())
         self._ranks: dict[float, Tensor] = {}
 
@@ -81,7 +83,7 @@ class Answers:
         Strictly above, unless `closed`.
         """
         if iou not in self._ranks:
-            hits = self.hits(self.overlap, iou)  # [Q, n]
+            hits = self.hits(self.overlaps, iou).any(dim=-1)  # [Q, n]
             first = hits.double().argmax(dim=1) + 1  # argmax is the first of equals
             self._ranks[iou] = torch.where(hits.any(dim=1), first, 0)
         return self._ranks[iou]
@@ -103,7 +105,7 @@ def recall_of_all(answers: Answers, n: int, iou: float) -> Tensor:
     this is above 0; with one true moment the two are equal. Of K true moments that lie apart, n < K answers hit at most
     n.
     """
-    hit = answers.hits(answers.overlaps[:, :n], iou) & answers.true[:, None]  # [Q, n, K]
+    hit = answers.hits(answers.overlaps[:, :n], iou)  # [Q, n, K]
     return hit.any(dim=1).sum(dim=1) / answers.true.sum(dim=1)
 
 
@@ -116,7 +118,7 @@ def discounted_recall(answers: Answers, n: int, iou: float) -> Tensor:
     the first n moments, or several true ones, make hits, the pair that counts most is taken. So dR@n never falls with n
     and never exceeds R@n.
     """
-    hit = answers.hits(answers.overlaps[:, :n], iou) & answers.true[:, None]  # [Q, n, K]
+    hit = answers.hits(answers.overlaps[:, :n], iou)  # [Q, n, K]
     off = (answers.top[:, :n, None] - answers.moments[:, None]).abs() / answers.durations[:, None, None, None]
     worth = (1 - off).clamp(min=0).prod(dim=-1)  # [Q, n, K]
     return worth.where(hit, 0.0).amax(dim=(1, 2))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cdn_tune.moments.bootstrap import Floats, draws
+from cdn_tune.moments.bootstrap import CHUNK_DRAWS, Floats, draws
 
 Numbers = NDArray[np.int64]
 METRICS = ("auroc", "balanced_accuracy", "rejected", "wrongly_rejected")
@@ -54,7 +54,14 @@ class Scored:
     def resampled(self, threshold: float, resamples: int, seed: int) -> Floats:
         """Returns `METRICS` of resamples of the videos, float64 [R, 4]; NaN in one that lacks a kind of sentence."""
         measure = self._measuring(threshold)
-        return np.concatenate([measure(counts) for _, counts in draws(self._videos, resamples, seed)])
+        rows = max(1, CHUNK_DRAWS // max(len(self.present), len(self.absent)))  # few videos may have many sentences
+        return np.concatenate(
+            [
+                measure(counts[first : first + rows])
+                for _, counts in draws(self._videos, resamples, seed)
+                for first in range(0, len(counts), rows)
+            ]
+        )
 
     @property
     def _videos(self) -> int:

@@ -104,9 +104,11 @@ def test_a_sentence_that_is_not_in_the_video_and_parts(tmp_path: Path) -> None:
 
 
 def test_too_many_parts_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, *({**LINE, "part": f"part {number}"} for number in range(21)))
+    write(tmp_path, *({**LINE, "part": f"part {number}"} for number in range(21)), LINE, {**LINE, "part": "part 3"})
     with pytest.raises(DataError, match=r"train\.jsonl:21: a part beyond 20; name fewer parts"):
         jsonl.LAYOUT.load(tmp_path, "train")
+    wrong = [number for number, each in enumerate(jsonl.scan(tmp_path, "train")) if isinstance(each, DataError)]
+    assert wrong == [20]  # the lines after it are of parts that are known
 
 
 @pytest.mark.parametrize(

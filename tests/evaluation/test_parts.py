@@ -24,11 +24,14 @@ from cdn_tune.evaluation import rejection
 from cdn_tune.evaluation.compare import compare_runs
 from cdn_tune.evaluation.evaluate import evaluate_run
 from cdn_tune.evaluation.predictions import score_predictions
-from cdn_tune.evaluation.queries import PREDICTIONS, read_query_results
+from cdn_tune.evaluation.queries import PREDICTIONS, read_query_results, video_numbers
 from cdn_tune.evaluation.rejection import MARKED, PAIRED, foreign_sentences
 from cdn_tune.evaluation.request import Request
 from cdn_tune.evaluation.retriever import load
 from cdn_tune.evaluation.scoring import Workers
+from cdn_tune.evaluation.summary import summarise
+from cdn_tune.moments.bootstrap import draws, interval
+from cdn_tune.moments.metrics import Measures
 from cdn_tune.report.results import tables
 from cdn_tune.training.reports import ignore
 from cdn_tune.training.runs.run_folder import claim, describe_run, locked
@@ -112,6 +115,39 @@ def test_parts_and_their_gap(run: Path, data: Path) -> None:
     assert rows["dR1@0.3"]["first"]["value"] == pytest.approx(result["metrics"]["dR1@0.3"], abs=1e-6)
 
 
+def test_intervals_of_parts_that_share_videos_are_those_of_a_loop() -> None:
+    labels = ("a", "b", "a - part b")  # the last is named as if it were the gap of the others
+    items = [
+        Annotation(f"q{at}", f"v{at % 7}", 30.0, 2.0 + at % 5, 9.0, f"sentence {at}", part=labels[at % 3])
+        for at in range(60)
+    ]
+    values = np.random.default_rng(0).random((60, 2)) + np.array([[0.0], [0.3], [0.9]] * 20)
+    found = summarise({"m": Measures(("R1@0.5", "mIoU"), values)}, items, items, (0.5,), seed=3, resamples=200)
+    videos, numbers = video_numbers(items), np.arange(60)
+    means = np.array(
+        [
+            [
+                values[[at for at in numbers[part::3] for _ in range(int(count[videos[at]]))]].mean(axis=0)
+                for part in range(3)
+            ]
+            for _, counts in draws(7, 200, 3)
+            for count in counts
+        ]
+    )  # [R, parts, M]
+
+    def check(intervals: dict[str, list[float]], drawn: np.ndarray) -> None:
+        for name, low, high in zip(("R1@0.5", "mIoU"), *interval(drawn), strict=True):
+            assert intervals[name] == pytest.approx([low, high])
+
+    assert [part["label"] for part in found["parts"]] == list(labels)
+    for number, part in enumerate(found["parts"]):
+        assert part["videos"] == 7  # each has queries of every video
+        check(part["intervals"], means[:, number])
+    assert [(gap["of"], gap["minus"]) for gap in found["gaps"]] == [("a", "b"), ("a", "a - part b")]
+    for number, gap in enumerate(found["gaps"], start=1):
+        check(gap["intervals"], means[:, 0] - means[:, number])
+
+
 def test_the_tables_have_the_parts(run: Path) -> None:
     shown = CliRunner().invoke(app, ["evaluate", str(run), "--reject"], env={"COLUMNS": "80", "TERM": "dumb"})
     assert shown.exit_code == 0, shown.output
@@ -166,8 +202,9 @@ def test_predict_says_what_is_probably_absent(run: Path, data: Path) -> None:
         assert ("probably not in this video: its best score is below 2" in shown.output) == rejected
         found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
         assert found["queries"][0]["probably_absent"] == rejected
-    (run / "evaluation.json").write_text(json.dumps({**result, "rejection": {"threshold": "high"}}))
-    assert load(run).threshold is None
+    for damaged in ("high", True, None, 10**400):
+        (run / "evaluation.json").write_text(json.dumps({**result, "rejection": {"threshold": damaged}}))
+        assert load(run).threshold is None
 
 
 @pytest.mark.slow

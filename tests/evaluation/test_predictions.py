@@ -85,7 +85,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
 def test_both_formats_are_read_back(tmp_path: Path) -> None:
     expected = [each.moments for each in results()]
     submission, truth = export_predictions(results(), "qvhighlights", tmp_path)
-    assert read_predictions(submission, ITEMS) == expected
+    assert read_predictions(submission, ITEMS) == (expected, 0)
     first = json.loads(submission.read_text().splitlines()[0])
     assert (first["qid"], first["vid"], first["pred_relevant_windows"][0]) == (0, "a", [2.0, 9.0, 0.75])
     lines = [json.loads(line) for line in truth.read_text().splitlines()]
@@ -94,14 +94,14 @@ def test_both_formats_are_read_back(tmp_path: Path) -> None:
     (text,) = export_predictions(results(), "charades_sta", tmp_path)
     assert text.read_text().splitlines()[0] == "a 2 9##she opens the door"
     assert parse_line(text.read_text().splitlines()[2], "x") == ("b", 0.0, 31.5, "köttbullar ## twice")
-    read = read_predictions(text, ITEMS)
+    read, _ = read_predictions(text, ITEMS)
     assert [moments[0][:2] for moments in read] == [(2.0, 9.0), (0.0, 0.0), (0.0, 31.5)]
 
 
 def test_case_and_punctuation_of_a_query_do_not_matter(tmp_path: Path) -> None:
     said = [{"id": item.id, "query": item.query.upper() + ".", "moments": []} for item in ITEMS]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(each) + "\n" for each in said))
-    assert read_predictions(tmp_path / "p.jsonl", ITEMS) == [()] * len(ITEMS)
+    assert read_predictions(tmp_path / "p.jsonl", ITEMS) == ([()] * len(ITEMS), 0)
 
 
 def line(**changes: Any) -> dict[str, Any]:
@@ -158,6 +158,47 @@ def test_faulty_text_is_one_line(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(DataError, match=told):
         read_predictions(tmp_path / "p.txt", ITEMS)
+
+
+def test_lines_of_absent_sentences_are_not_scored(tmp_path: Path) -> None:
+    queries = [
+        {
+            "vid": f"v{at}",
+            "duration": 20,
+            "query": f"sentence {at}",
+            "relevant_windows": [[at, at + 5]] if at % 3 else [],
+        }
+        for at in range(9)
+    ]  # every third one is absent
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in queries))
+    answers = [{"id": f"test.jsonl:{at + 1}", "moments": [[at, at + 5, 0.5]]} for at in range(9)]
+    path, text = tmp_path / "p.jsonl", tmp_path / "p.txt"
+
+    def score(file: Path) -> tuple[int, dict[str, float], dict[str, Any]]:
+        found = score_predictions(file, tmp_path, ious=(0.5,), resamples=20)
+        return found["queries"], found["metrics"], found["predictions"]
+
+    def write(lines: list[dict[str, Any]]) -> None:
+        path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+    write(answers)
+    count, metrics, told = score(path)
+    assert (count, metrics["mIoU"], told["moments"], told["absent"]) == (6, 1, 6, 3)
+    text.write_text("".join(f"v{at} {at} {at + 5}##sentence {at}\n" for at in range(9)))
+    assert score(text)[1] == metrics
+    assert score(text)[2]["absent"] == 3
+    write([each for at, each in enumerate(answers) if at % 3])
+    assert score(path)[:2] == (count, metrics)
+    assert score(path)[2]["absent"] == 0
+    write([*answers, {"qid": 6, "moments": []}])
+    with pytest.raises(
+        DataError, match=r"query 6 is not in the .* its position, absent sentences not counted, from 0 to 5"
+    ):
+        score(path)
+    write([*answers, answers[3]])
+    with pytest.raises(DataError, match=r"query test\.jsonl:4 is there twice"):
+        score(path)
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:

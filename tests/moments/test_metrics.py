@@ -146,7 +146,7 @@ def test_recall_of_all_by_hand() -> None:
     assert discounted_recall(found, 1, 0.7).item() == 1
 
 
-@given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([0.1, 0.3, 0.5]), st.booleans())
+@given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([0.0, 0.1, 0.3, 0.5]), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_recalls_bound_one_another(seed: int, most: int, threshold: float, closed: bool) -> None:
     top, _, durations = random_queries(20, 6, seed)
@@ -164,6 +164,9 @@ def test_recalls_bound_one_another(seed: int, most: int, threshold: float, close
         assert bool((worth <= some).all())
         assert torch.equal(some > 0, worth > 0)
         assert bool((worth >= before).all())  # never falls with n
+        assert not some[::7].any()  # padding alone is no hit, also of a threshold of 0 that is closed
+        right = found.hits(found.overlaps[:, :n], threshold)
+        assert not right[top[:, :n].isnan().any(dim=-1)].any()
         single = found.true.sum(dim=1) == 1
         assert torch.equal(every[single], some[single])
         before = worth

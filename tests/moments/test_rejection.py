@@ -1,6 +1,7 @@
 """Rejection by the score: equal to pairs counted one by one, and indifferent to the scale of scores."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -86,6 +87,23 @@ def test_resampled_videos_are_those_of_a_loop() -> None:
         assert found[row, 2] == pytest.approx((absent < 0.5).mean())
     low, high = np.nanquantile(found[:, 0], [0.025, 0.975])
     assert low < each.measures(0.5)["auroc"] < high
+
+
+def test_many_sentences_of_few_videos_take_little_memory() -> None:
+    generator = np.random.default_rng(1)
+    scores, videos = generator.integers(0, 300, (2, 2000)).astype(float), generator.integers(0, 25, (2, 2000))
+    each = Scored(*scores, *videos)
+    tracemalloc.start()
+    found = each.resampled(150, 3000, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # an array of all resamples by sentences is 48 MB, and several are needed
+    counts = np.concatenate([drawn for _, drawn in draws(25, 3000, 0)])
+    for row in (0, 523, 524, 2999):
+        present, absent = (np.repeat(scores[kind], counts[row][videos[kind]].astype(int)) for kind in (0, 1))
+        wins = (present[:, None] > absent).mean() + (present[:, None] == absent).mean() / 2
+        rejected, wrongly = (absent < 150).mean(), (present < 150).mean()
+        assert found[row] == pytest.approx([wins, (rejected + 1 - wrongly) / 2, rejected, wrongly])
 
 
 def test_both_kinds_are_needed() -> None:
