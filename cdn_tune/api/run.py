@@ -239,7 +239,7 @@ class Run:
             from cdn_tune.distributed.address import prepare
 
             prepare(address)
-        from cdn_tune.evaluation.evaluate import Request, evaluate_run, remarks
+        from cdn_tune.evaluation.evaluate import Request, cautions, evaluate_run, remarks
         from cdn_tune.evaluation.scoring import Workers
         from cdn_tune.training.object_store.sync import fetched_file
         from cdn_tune.tuning.results.record import front_trials
@@ -260,6 +260,8 @@ class Run:
             formats=tuple(formats),
             other_data=other_data,
         )
+        for line in cautions(request):
+            _LOG.warning("%s", line)
         result = evaluate_run(folder, given, request, on_stage or ignore)
         for line in remarks(folder, result):
             _LOG.warning("%s", line)

@@ -157,9 +157,11 @@ def print_evaluation(
     run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None, json: bool = False
 ) -> None:
     """Evaluates a run, by default its best model on val, and prints the result; overrides may name its data's place."""
-    from cdn_tune.evaluation.evaluate import Request, evaluate_run, remarks
+    from cdn_tune.evaluation.evaluate import Request, cautions, evaluate_run, remarks
 
     request = request or Request()
+    for line in cautions(request):
+        warn(line)
     with err.status("evaluating") as status:
         result = evaluate_run(run, overrides or {}, request, lambda stage: status.update(stage))
     for line in remarks(run, result):
