@@ -268,10 +268,22 @@ def test_data_that_do_not_do(run: Callable[[str], Path], tmp_path: Path) -> None
 
 def test_from_python_and_as_json(run: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     folder = run("blindfold")
-    found = cdn_tune.open_run(folder).probe()
+    stages = list[str]()
+    found = cdn_tune.open_run(folder).probe(checkpoint=folder / BEST, on_stage=stages.append)
+    assert "answering val" in stages
     assert WARNED in caplog.text
     printed = json.loads(invoke("evaluate", folder, "--probe", "--json").stdout)
     assert printed["probes"] == found["probes"]
+
+
+def test_damaged_checkpoints_are_warned_of_in_python(
+    run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run("blindfold")
+    found = probe_run(folder)
+    monkeypatch.setattr(probes, "probe_run", lambda *_: found | {"damaged_checkpoints": ["best.pt: damaged"]})
+    cdn_tune.open_run(folder).probe()
+    assert "best.pt: damaged" in caplog.text
 
 
 def test_names() -> None:
