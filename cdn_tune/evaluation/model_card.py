@@ -165,7 +165,7 @@ def _probe(probe: ProbeFile) -> list[str]:
         for name, found in probe.known.items()
     ]
     return [
-        f"Probed on {probe.queries} val queries, with its inputs changed. What it keeps:",
+        f"Probed on {probe.asked} val queries, with its inputs changed. What it keeps:",
         "\n".join(["| probe | verdict | kept |", "|---|---|---|", *rows]),
         *(f"> **{warning}.**" for warning in probe.warnings()),
     ]

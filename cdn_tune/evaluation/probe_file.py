@@ -71,6 +71,7 @@ class ProbeFile(_Entries):
     epoch: int
     metric: Annotated[str, Field(pattern=r"^\S{1,100}$")]
     queries: int
+    of: int
     videos: int
     metrics: dict[str, Number]
     advantage: Advantage
@@ -81,6 +82,11 @@ class ProbeFile(_Entries):
     def known(self) -> dict[str, Remains]:
         """The probes by name, in the order of `TITLES`; without such as this version does not know."""
         return {name: self.probes[name] for name in TITLES if name in self.probes}
+
+    @property
+    def asked(self) -> str:
+        """How many queries were asked, and of how many if not of all: ``2500 of 4000``."""
+        return f"{self.queries} of {self.of}" if self.of > self.queries else str(self.queries)
 
     def warnings(self) -> Iterator[str]:
         """Yields what to beware of, a line each."""

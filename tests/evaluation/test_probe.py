@@ -198,9 +198,15 @@ def test_the_numbers_are_those_of_the_evaluation_and_the_same_each_time(run: Cal
             assert low_high[0] <= found["metrics"][name] <= low_high[1]
 
 
-def test_of_many_queries_whole_videos_are_drawn(run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_queries_whole_videos_are_drawn(
+    run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(probes, "MOST_QUERIES", 31)
-    found = probe_run(run("parts"))
+    folder = run("parts")
+    found = probe_run(folder)
+    assert "on 30 of 120 queries of the val split" in Builder(folder, views=0).build().html
+    export_run(folder, tmp_path / "out")
+    assert "Probed on 30 of 120 val queries" in (tmp_path / "out" / "README.md").read_text()
     assert (found["queries"], found["videos"], found["of"]) == (30, 15, 120)
 
 
