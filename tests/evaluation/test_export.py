@@ -133,6 +133,19 @@ def test_the_card_tells_what_was_measured(run: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "after" / exported.CONFIG).read_text())["test"]["metrics"]["mIoU"] == 0.125
 
 
+def test_texts_of_an_evaluation_are_no_markup(run: Path, tmp_path: Path) -> None:
+    evil = "<b>|*x*" + "y" * 1000
+    metrics = {"metrics": {"mIoU": 0.5}}
+    result = {"checkpoint": str(BEST), "queries": evil, **metrics, "baselines": {evil: metrics}}
+    for name, content in (("one", result), ("two", {**metrics, "checkpoint": evil})):
+        (run / "evaluation.json").write_text(json.dumps(content))
+        export_run(run, tmp_path / name)
+        card = (tmp_path / name / exported.CARD).read_text()
+        assert r"\<b\>\|\*x\*yyy" in card
+        assert "<b>|" not in card
+        assert "y" * 200 not in card
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -232,6 +232,29 @@ def test_a_damaged_file_is_one_line(run: Callable[[str], Path], tmp_path: Path) 
     export_run(folder, tmp_path / "out")
 
 
+def test_texts_of_a_file_are_bounded_and_no_markup(run: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = run("parts")
+    evil = "<img src=x onerror=alert(1)>[a](http://e.org) **b**\n# c | d `e` www.f.org" + "x" * 10_000
+    content = probe_run(folder) | {"data_changed": [evil, *(f"{at}.txt" for at in range(500))]}
+    (folder / "probe.json").write_text(json.dumps(content))
+    found = read_probe(folder)
+    assert found is not None
+    (warning, *_) = found.warnings()
+    assert "\n" not in warning
+    assert len(warning) < 600
+    assert "18.txt, 481 more changed since" in warning
+    export_run(folder, tmp_path / "out")
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    (line,) = [line for line in lines if "481 more" in line]
+    assert r"\<img src=x onerror=alert(1)\>\[a\](http\://e.org) \*\*b\*\*" in line
+    assert r"# c \| d \`e\` www\.f.org" in line
+    assert not any(line.startswith("# c") for line in lines)
+    for wrong in ({"checkpoint": "x" * 5000}, {"metrics": {"a b": 0.5}}, {"metrics": {"x" * 101: 0.5}}):
+        (folder / "probe.json").write_text(json.dumps(content | wrong))
+        with pytest.raises(RunError, match="write it anew"):
+            read_probe(folder)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
