@@ -178,7 +178,7 @@ def _probe(probe: ProbeFile) -> list[str]:
     ]
     return [
         f"Probed on {probe.asked} val queries, with its inputs changed. What it keeps:",
-        "\n".join(["| probe | verdict | kept |", "|---|---|---|", *rows]),
+        "\n".join(["| probe | verdict | the model |", "|---|---|---|", *rows]),
         *(f"> **{_plain(warning, _LINE)}.**" for warning in probe.warnings()),
     ]
 

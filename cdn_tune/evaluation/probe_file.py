@@ -100,16 +100,16 @@ class ProbeFile(_Entries):
         for name, found in self.known.items():
             why = {"kept": _IF_KEPT, "lost": _IF_LOST}.get(found.verdict, {}).get(name)
             if why is not None:
-                yield f"probe: {TITLES[name]}, the model keeps {share(found, self.metric)}: {why}"
+                yield f"probe: {TITLES[name]}, the model {share(found, self.metric)}: {why}"
 
 
 def share(found: Remains, metric: str) -> str:
-    """Returns in words how much of a metric above the query-blind list is left."""
+    """Returns in words, after "the model", how much of a metric above the query-blind list it keeps."""
     kept = found.kept.get(metric)
     if kept is None:
-        return f"nothing that can be told of its val {metric}"
+        return f"has nothing to lose: its val {metric} is not surely above the query-blind list"
     return (
-        f"{100 * kept:.0f} %{_range(found.kept_intervals.get(metric))} of what its val {metric} is above the "
+        f"keeps {100 * kept:.0f} %{_range(found.kept_intervals.get(metric))} of what its val {metric} is above the "
         "query-blind list"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import cdn_tune
 from cdn_tune.cli import app
+from cdn_tune.cli.show.probe import probe_headline, probe_table
 from cdn_tune.config import Experiment, override
 from cdn_tune.data.dataset import load_split
 from cdn_tune.data.fingerprint import fingerprint
@@ -178,7 +181,13 @@ def test_a_model_that_knows_nothing_has_nothing_to_lose(run: Callable[[str], Pat
     experiment = override(cdn_tune.open_run(folder).experiment.plain(), {}, "x")
     content = {"model": build_model(experiment).state_dict(), "epoch": 1, "val": {"R1@0.5": 0.0}, "planted": False}
     save_checkpoint(folder / "checkpoints" / "best.pt", experiment, content)
-    found = ProbeFile.model_validate(probe_run(folder))
+    result = probe_run(folder)
+    text = io.StringIO()
+    Console(file=text, width=80).print(probe_table(result))
+    assert "verdict" in text.getvalue()  # its column is in a table below
+    found = ProbeFile.model_validate(result)
+    told = "frames shuffled, the model has nothing to lose: its val R1@0.5 is not surely above the query-blind list"
+    assert probe_headline(found) == told
     assert {each.verdict for name, each in found.probes.items() if name != "time_shifted"} == {"none"}
     assert next(iter(found.warnings())).startswith("probe: val R1@0.5 is not surely above the query-blind list (")
 
