@@ -155,6 +155,7 @@ def _results(facts: Facts) -> list[str]:
     rows = {"val (chosen on)": dict(facts.checkpoint.val)} if facts.checkpoint.val else {}
     if facts.test is not None:
         rows["test"] = facts.test["metrics"]
+        rows |= {f"test, part {_plain(name)}": values for name, values in facts.test["parts"].items()}
         rows |= {f"test, {_plain(name.replace('_', ' '))}": values for name, values in facts.test["baselines"].items()}
     wanted = facts.checkpoint.experiment.eval.metrics
     names = [name for name in wanted if any(name in row for row in rows.values())]
@@ -185,11 +186,14 @@ def _probe(probe: ProbeFile) -> list[str]:
 
 def _limits(facts: Facts) -> str:
     data, model = facts.checkpoint.experiment.data, facts.checkpoint.experiment.model
+    auroc, rejection = (facts.test or {}).get("auroc"), ""
+    if auroc is not None:
+        rejection = f"; on test, scores tell such sentences from a video's own with an AUROC of {100 * auroc:.1f} %"
     clips = f"- A video is divided into {model.grid} clips; moments begin and end between them."
     lines = [
         f"- It knows features of one network only (size {data.feature_size}); others give nonsense, even of that size.",
         *([f"{clips} For videos much longer than those of training, use `window=`."] if model.grid else []),
-        "- It always answers, even where the sentence happens nowhere in the video.",
+        f"- It always answers, even where the sentence happens nowhere in the video{rejection}.",
         "- Datasets of this field are biased: where moments tend to lie is learned along with what they show.",
         "- Scores rank the moments of one query; they are no probabilities.",
     ]
