@@ -137,7 +137,8 @@ def test_the_card_has_parts_and_rejection(run: Path, tmp_path: Path) -> None:
     parts = [{"label": "iid", "metrics": {"mIoU": 0.75}}, {"label": "ood", "metrics": {"mIoU": 0.375}}, {"label": 3}, 4]
     result = {"checkpoint": str(BEST), "metrics": {"mIoU": 0.5}, "parts": parts}
     result |= {"rejection": {"metrics": {"auroc": 0.8125}}}
-    for name, more, has_parts in (("one", {}, True), ("seeds", {"seeds": {"runs": []}}, False)):
+    cases: tuple[tuple[str, dict[str, Any], bool], ...] = (("one", {}, True), ("seeds", {"seeds": {"runs": []}}, False))
+    for name, more, has_parts in cases:
         (run / "evaluation.json").write_text(json.dumps(result | more))
         export_run(run, tmp_path / name)
         card = (tmp_path / name / exported.CARD).read_text()
