@@ -239,7 +239,7 @@ class Run:
             from cdn_tune.distributed.address import prepare
 
             prepare(address)
-        from cdn_tune.evaluation.evaluate import evaluate_run, remarks
+        from cdn_tune.evaluation.evaluate import cautions, evaluate_run, remarks
         from cdn_tune.evaluation.request import Request
         from cdn_tune.evaluation.scoring import Workers
         from cdn_tune.training.object_store.sync import fetched_file
@@ -261,17 +261,29 @@ class Run:
             formats=tuple(formats),
             other_data=other_data,
         )
+        for line in cautions(request):
+            _LOG.warning("%s", line)
         result = evaluate_run(folder, given, request, on_stage or ignore)
         for line in remarks(folder, result):
             _LOG.warning("%s", line)
         return result
 
-    def probe(self, overrides: Mapping[str, Any] | None = None, *, other_data: bool = False) -> dict[str, Any]:
+    @checked
+    def probe(
+        self,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        checkpoint: PathLike | None = None,
+        other_data: bool = False,
+        on_stage: Callable[[str], object] | None = None,
+    ) -> dict[str, Any]:
         """Probes the best model on val with its inputs changed, as `cdn-tune evaluate --probe` does; test stays closed.
 
         Args:
             overrides: As of `evaluate`.
+            checkpoint: This one instead of the best.
             other_data: Whether data that have changed since the run may be used.
+            on_stage: Called with the name of each stage as it begins.
 
         Returns:
             The content of ``probe.json``, which is written into the folder.
@@ -282,10 +294,13 @@ class Run:
         from cdn_tune.evaluation.probe import probe_run
         from cdn_tune.evaluation.probe_file import ProbeFile
         from cdn_tune.evaluation.request import Request
+        from cdn_tune.training.object_store.sync import fetched_file
 
         given = checked_overrides(overrides or {})
-        result = probe_run(fetched(self._given, models=True), given, Request(other_data=other_data))
-        for line in ProbeFile.model_validate(result).warnings():
+        file = None if checkpoint is None else fetched_file(path_of(checkpoint, "checkpoint"))
+        request = Request(checkpoint=file, other_data=other_data)
+        result = probe_run(fetched(self._given, models=True), given, request, on_stage or ignore)
+        for line in (*result["damaged_checkpoints"], *ProbeFile.model_validate(result).warnings()):
             _LOG.warning("%s", line)
         return result
 

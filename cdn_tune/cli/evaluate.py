@@ -68,7 +68,7 @@ def evaluate(
     ] = None,
     data: Annotated[Path | None, Option(metavar="DIR", help="With --predictions: the annotations.")] = None,
     dataset: Annotated[str | None, Option(help="With --predictions: their layout.", show_default="recognised")] = None,
-    split: Annotated[Split, Option(help="With --predictions: the split.")] = "test",
+    split: Annotated[Split | None, Option(help="With --predictions: the split.", show_default="test")] = None,
     output: Annotated[Path | None, Option(metavar="FILE", help="With --predictions: write JSON here.")] = None,
     json: Json = False,
 ) -> None:
@@ -81,28 +81,38 @@ def evaluate(
     from cdn_tune.evaluation.scoring import Workers
     from cdn_tune.training.object_store.sync import fetched_file
 
+    of_runs = {
+        "--top": top > 1,
+        "--front": front,
+        "--seeds": seeds > 0,
+        "--train-on": train_on != "train",
+        "--choose-nms": choose_nms,
+        "--choose-nms-kind": choose_nms_kind,
+        "--protocol": protocol != "honest",
+        "--workers": workers > 1,
+        "--address": address is not None,
+        "--score-maps": score_maps,
+        "--reject": reject,
+        "--export-format": export_format is not None,
+    }
+    of_checkpoints = {"--checkpoint": checkpoint is not None, "--other-data": other_data}
+    of_files = {
+        "--predictions": predictions is not None,
+        "--data": data is not None,
+        "--dataset": dataset is not None,
+        "--split": split is not None,
+        "--output": output is not None,
+    }
     if probe:
-        others = {
-            "--top": top > 1,
-            "--front": front,
-            "--seeds": seeds > 0,
-            "--train-on": train_on != "train",
-            "--choose-nms": choose_nms,
-            "--choose-nms-kind": choose_nms_kind,
-            "--protocol": protocol != "honest",
-            "--workers": workers > 1,
-            "--address": address is not None,
-            "--score-maps": score_maps,
-            "--reject": reject,
-            "--export-format": export_format is not None,
-            "--predictions": predictions is not None,
-        }
-        for flag in [flag for flag, given in others.items() if given]:
-            raise ConfigError(f"{flag} does not go with --probe, which asks one checkpoint on val; drop one")
+        _refuse(of_runs | of_files, "does not go with --probe, which asks one checkpoint on val; drop one")
+    elif predictions is not None:
+        _refuse(of_runs | of_checkpoints, "does not go with --predictions, which scores a file; drop one")
+    else:
+        _refuse(of_files, "goes with --predictions FILE alone, as a run is measured on the test split; drop it")
     if predictions is not None:
         # without a run, the first override stands in its place
         given = parse_overrides([*([] if run is None else [str(run)]), *(overrides or [])])
-        _score(predictions, data, dataset, split, given, output, json)
+        _score(predictions, data, dataset, split or "test", given, output, json)
         return
     with terminable("the same command does what is left of it"):
         if run is None:
@@ -137,14 +147,22 @@ def evaluate(
         print_evaluation(run, changes, request, json)
 
 
+def _refuse(options: dict[str, bool], why: str) -> None:
+    """Refuses the first option that was given, which would else be ignored."""
+    for flag in [flag for flag, given in options.items() if given]:
+        raise ConfigError(f"{flag} {why}")
+
+
 def print_evaluation(
     run: Path, overrides: dict[str, Any] | None = None, request: Request | None = None, json: bool = False
 ) -> None:
     """Evaluates a run, by default its best model on val, and prints the result; overrides may name its data's place."""
-    from cdn_tune.evaluation.evaluate import evaluate_run, remarks
+    from cdn_tune.evaluation.evaluate import cautions, evaluate_run, remarks
     from cdn_tune.evaluation.request import Request
 
     request = request or Request()
+    for line in cautions(request):
+        warn(line)
     with err.status("evaluating") as status:
         result = evaluate_run(run, overrides or {}, request, lambda stage: status.update(stage))
     for line in remarks(run, result):
@@ -241,6 +259,8 @@ def _score(
         print_json(result)
         return
     print_evaluation_tables(result)
+    if absent := result["predictions"]["absent"]:
+        print_line(f"{absent} lines are of sentences that are marked as absent; they are not scored")
     if output is not None:
         print_line(f"evaluation: {output}")
     print_line(headline(result), "bold green")

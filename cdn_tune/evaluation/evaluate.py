@@ -308,10 +308,14 @@ class _Evaluation:
         write_together({self.run / names[1]: text, self.run / names[0]: json_text(result)})
 
 
+def cautions(request: Request) -> Iterator[str]:
+    """Yields what to beware of before a request is carried out, which may take hours and opens the test split."""
+    if request.protocol == "published":
+        yield "protocol published: the epoch is chosen on the test split; its numbers are no estimate of new queries"
+
+
 def remarks(run: Path, result: Mapping[str, Any]) -> Iterator[str]:
     """Yields what limits the meaning of a result, a line each."""
-    if result["protocol"] == "published":
-        yield "protocol published: the epoch was chosen on the test split; these numbers are no estimate of new queries"
     yield from result["damaged_checkpoints"]
     if result["data_changed"]:
         yield f"these are not the data of the run: {', '.join(result['data_changed'])} changed since"

@@ -1,5 +1,6 @@
 """The model card: what an exported model is, how it was measured, what it is for and what it is not for."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,11 @@ _FILES = {
     "model.onnx": "the graph for ONNX runtimes",
     "model.onnx.data": "the weights of `model.onnx`",
 }
+
+
+_LINE = 5000  # characters of a warning, whose parts are cut already
+# What Markdown would read as markup, HTML or a link.
+_MARKUP = re.compile(r"[\\`*_\[\]<>&|~]|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,12 @@ moments = retriever.retrieve(features, duration, ["a person opens the door"], to
 
 `features` are frame features `[frames, {size}]` at equal distances over the whole video, `duration` is its length in
 seconds. Each moment has a start and an end in seconds and a score in [0, 1]."""
+
+
+def _plain(text: str, longest: int = 200) -> str:
+    """Returns a text of a file, in one line and cut, so that Markdown shows it as it is."""
+    shown = text if len(text) <= longest else f"{text[:longest]}..."
+    return _MARKUP.sub(r"\\\g<0>", "".join(each if each.isprintable() else "\ufffd" for each in shown))
 
 
 def _planted(mark: Mark) -> list[str]:
@@ -143,7 +155,8 @@ def _results(facts: Facts) -> list[str]:
     rows = {"val (chosen on)": dict(facts.checkpoint.val)} if facts.checkpoint.val else {}
     if facts.test is not None:
         rows["test"] = facts.test["metrics"]
-        rows |= {f"test, {name.replace('_', ' ')}": values for name, values in facts.test["baselines"].items()}
+        rows |= {f"test, part {_plain(name)}": values for name, values in facts.test["parts"].items()}
+        rows |= {f"test, {_plain(name.replace('_', ' '))}": values for name, values in facts.test["baselines"].items()}
     wanted = facts.checkpoint.experiment.eval.metrics
     names = [name for name in wanted if any(name in row for row in rows.values())]
     lines = [f"| {label} | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
@@ -151,9 +164,9 @@ def _results(facts: Facts) -> list[str]:
         lines.append(f"| {title} | {' | '.join(f'{100 * row[name]:.2f}' if name in row else '' for name in names)} |")
     parts = ["\n".join(lines)] if names else []
     if facts.test is None:
-        return [*parts, f"No test metrics: {facts.why_no_test}."]
+        return [*parts, f"No test metrics: {_plain(facts.why_no_test)}."]
     looks, queries = facts.test.get("looks"), facts.test.get("queries")
-    text = f"Test: {queries} queries." if queries is not None else ""
+    text = f"Test: {_plain(str(queries))} queries." if queries is not None else ""
     if isinstance(looks, int):
         text += f" The test split was opened {looks} time{'' if looks == 1 else 's'} for this run."
     return [*parts, text.strip()] if text else parts
@@ -161,23 +174,26 @@ def _results(facts: Facts) -> list[str]:
 
 def _probe(probe: ProbeFile) -> list[str]:
     rows = [
-        f"| {TITLES[name]} | {VERDICTS[found.verdict]} | {share(found, probe.metric)} |"
+        f"| {TITLES[name]} | {VERDICTS[found.verdict]} | {_plain(share(found, probe.metric), _LINE)} |"
         for name, found in probe.known.items()
     ]
     return [
-        f"Probed on {probe.queries} val queries, with its inputs changed. What it keeps:",
-        "\n".join(["| probe | verdict | kept |", "|---|---|---|", *rows]),
-        *(f"> **{warning}.**" for warning in probe.warnings()),
+        f"Probed on {probe.asked} val queries, with its inputs changed. What it keeps:",
+        "\n".join(["| probe | verdict | the model |", "|---|---|---|", *rows]),
+        *(f"> **{_plain(warning, _LINE)}.**" for warning in probe.warnings()),
     ]
 
 
 def _limits(facts: Facts) -> str:
     data, model = facts.checkpoint.experiment.data, facts.checkpoint.experiment.model
+    auroc, rejection = (facts.test or {}).get("auroc"), ""
+    if auroc is not None:
+        rejection = f"; on test, scores tell such sentences from a video's own with an AUROC of {100 * auroc:.1f} %"
     clips = f"- A video is divided into {model.grid} clips; moments begin and end between them."
     lines = [
         f"- It knows features of one network only (size {data.feature_size}); others give nonsense, even of that size.",
         *([f"{clips} For videos much longer than those of training, use `window=`."] if model.grid else []),
-        "- It always answers, even where the sentence happens nowhere in the video.",
+        f"- It always answers, even where the sentence happens nowhere in the video{rejection}.",
         "- Datasets of this field are biased: where moments tend to lie is learned along with what they show.",
         "- Scores rank the moments of one query; they are no probabilities.",
     ]

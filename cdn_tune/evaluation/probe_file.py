@@ -10,6 +10,7 @@ from cdn_tune.data.files import brief, read_json
 from cdn_tune.errors import RunError
 
 PROBE = "probe.json"
+MOST_NAMES, LONGEST_NAME = 20, 200  # of changed data files that are shown, and characters of one
 HALF = 0.5  # of what a model has above the query-blind list: see docs/explanation/protocol.md
 TITLES = {
     "frames_shuffled": "frames shuffled",
@@ -28,6 +29,7 @@ _IF_KEPT = {
 _IF_LOST = {"time_shifted": "it answers by where moments tend to lie"}
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+Name = Annotated[str, Field(pattern=r"^\S{1,100}$")]  # of a metric
 Ends = Annotated[list[Number], Field(min_length=2, max_length=2)]
 Verdict = Literal["kept", "lost", "unclear", "none"]
 
@@ -41,8 +43,8 @@ class _Entries(BaseModel):
 class Advantage(_Entries):
     """What the model has above the query-blind list, by metric."""
 
-    difference: dict[str, Number]
-    intervals: dict[str, Ends | None]
+    difference: dict[Name, Number]
+    intervals: dict[Name, Ends | None]
 
 
 class Remains(_Entries):
@@ -58,21 +60,22 @@ class Remains(_Entries):
     """
 
     queries: int
-    metrics: dict[str, Number]
-    kept: dict[str, Number | None]
-    kept_intervals: dict[str, Ends | None]
+    metrics: dict[Name, Number]
+    kept: dict[Name, Number | None]
+    kept_intervals: dict[Name, Ends | None]
     verdict: Verdict
 
 
 class ProbeFile(_Entries):
     """What the tool reads of the file again; docs/reference/run-folder.md describes each key."""
 
-    checkpoint: str
+    checkpoint: Annotated[str, Field(max_length=4096)]  # as long as a path can be
     epoch: int
-    metric: Annotated[str, Field(pattern=r"^\S{1,100}$")]
+    metric: Name
     queries: int
+    of: int
     videos: int
-    metrics: dict[str, Number]
+    metrics: Annotated[dict[Name, Number], Field(max_length=1000)]
     advantage: Advantage
     probes: dict[str, Remains]
     data_changed: list[str] = []
@@ -82,26 +85,31 @@ class ProbeFile(_Entries):
         """The probes by name, in the order of `TITLES`; without such as this version does not know."""
         return {name: self.probes[name] for name in TITLES if name in self.probes}
 
+    @property
+    def asked(self) -> str:
+        """How many queries were asked, and of how many if not of all: ``2500 of 4000``."""
+        return f"{self.queries} of {self.of}" if self.of > self.queries else str(self.queries)
+
     def warnings(self) -> Iterator[str]:
         """Yields what to beware of, a line each."""
         if self.data_changed:
-            yield f"probe: not on the data of the run: {', '.join(self.data_changed)} changed since"
+            yield f"probe: not on the data of the run: {_listed(self.data_changed)} changed since"
         ends = self.advantage.intervals.get(self.metric)
         if ends is None or ends[0] <= 0:
             yield f"probe: val {self.metric} is not surely above the query-blind list{_range(ends, sign=True)}"
         for name, found in self.known.items():
             why = {"kept": _IF_KEPT, "lost": _IF_LOST}.get(found.verdict, {}).get(name)
             if why is not None:
-                yield f"probe: {TITLES[name]}, the model keeps {share(found, self.metric)}: {why}"
+                yield f"probe: {TITLES[name]}, the model {share(found, self.metric)}: {why}"
 
 
 def share(found: Remains, metric: str) -> str:
-    """Returns in words how much of a metric above the query-blind list is left."""
+    """Returns in words, after "the model", how much of a metric above the query-blind list it keeps."""
     kept = found.kept.get(metric)
     if kept is None:
-        return f"nothing that can be told of its val {metric}"
+        return f"has nothing to lose: its val {metric} is not surely above the query-blind list"
     return (
-        f"{100 * kept:.0f} %{_range(found.kept_intervals.get(metric))} of what its val {metric} is above the "
+        f"keeps {100 * kept:.0f} %{_range(found.kept_intervals.get(metric))} of what its val {metric} is above the "
         "query-blind list"
     )
 
@@ -134,6 +142,13 @@ def probe_warnings(run: Path, checkpoint: str, epoch: int) -> Iterator[str]:
         return
     if found is not None and (found.checkpoint, found.epoch) == (checkpoint, epoch):
         yield from found.warnings()
+
+
+def _listed(names: list[str]) -> str:
+    """Returns names of files in one line, the first of them and each cut: the file may be anybody's."""
+    shown = ["".join(each if each.isprintable() else "\ufffd" for each in name[:LONGEST_NAME]) for name in names]
+    more = [f"{len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
+    return ", ".join([*shown[:MOST_NAMES], *more])
 
 
 def _range(ends: list[float] | None, sign: bool = False) -> str:

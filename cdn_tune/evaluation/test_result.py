@@ -19,8 +19,8 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
     Metrics of another checkpoint are not taken for its own; a `run` that is a checkpoint file has no evaluation.
 
     Returns:
-        ``metrics`` by name, ``queries``, ``looks``, ``created`` and ``baselines`` (name to metrics) as far as they are
-        recorded, or None; and why there are none.
+        ``metrics`` by name, ``queries``, ``looks``, ``created``, ``baselines`` and ``parts`` (name to metrics) and
+        ``auroc`` (of rejection) as far as they are recorded, or None; and why there are none.
     """
     try:
         content = read_evaluation(run)
@@ -45,7 +45,22 @@ def read_test_result(run: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] 
         for name, value in (baselines.items() if isinstance(baselines, Mapping) else ())
         if isinstance(value, Mapping) and (found := plain_metrics(value.get("metrics")))
     }
-    return {**kept, "metrics": metrics, "baselines": beside}, ""
+    return {**kept, "metrics": metrics, "baselines": beside, **_parts_and_rejection(content)}, ""
+
+
+def _parts_and_rejection(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metrics of each part of the split, and the AUROC of rejection, as far as they are a checkpoint's."""
+    parts, rejection = content.get("parts"), content.get("rejection")
+    listed = parts if isinstance(parts, list) and not content.get("seeds") else []  # over seeds, they are of the mean
+    found = {
+        part["label"]: metrics
+        for part in listed
+        if isinstance(part, Mapping)
+        and isinstance(part.get("label"), str)
+        and (metrics := plain_metrics(part.get("metrics")))
+    }
+    auroc = plain_metrics(rejection.get("metrics")).get("auroc") if isinstance(rejection, Mapping) else None
+    return {"parts": found, **({} if auroc is None else {"auroc": auroc})}
 
 
 def chosen_nms(checkpoint: Checkpoint) -> Nms | None:

@@ -149,7 +149,7 @@ def probe_table(probe: ProbeFile) -> Table:
         share = "" if kept is None else f"{100 * kept:.0f}"
         between = "" if ends is None else f"{100 * ends[0]:.0f}\u2009\u2013\u2009{100 * ends[1]:.0f}"
         rows.append((TITLES[name], [*cells, Cell(share, between), Cell(VERDICTS[found.verdict])]))
-    return Table("Does it look at the video?", [*names, f"{probe.metric} kept", ""], rows)
+    return Table("Does it look at the video?", [*names, f"{probe.metric} kept", "verdict"], rows)
 
 
 def _advantage(part: Any) -> list[Table]:

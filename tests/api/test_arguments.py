@@ -11,7 +11,8 @@ import pytest
 
 from cdn_tune.api.arguments import Count, PathLike, Paths, checked, in_python
 from cdn_tune.api.load import load
-from cdn_tune.errors import ConfigError, NodeUnfit, RunError
+from cdn_tune.api.run import open_run
+from cdn_tune.errors import CdnTuneError, ConfigError, NodeUnfit, RunError
 
 NAMES = {"top", "choose_nms", "formats", "start", "settings", "run", "storage", "workers", "warm_start", "train_on"}
 
@@ -79,6 +80,21 @@ def test_what_does_not_fit_is_one_line(arguments: dict[str, Any], told: str) -> 
         function(**{"path": "x", **arguments})
     assert told in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"checkpoint": 5}, "checkpoint=5 is wrong: give a path"),
+        ({"other_data": 1}, "other_data=1 is wrong: give True or False"),
+        ({"on_stage": 1}, "on_stage=1 is wrong: give a function of one argument"),
+        ({"checkpoint": "none.pt"}, "checkpoint=none.pt: no such file"),
+    ],
+)
+def test_arguments_of_a_probe(trained: Path, arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(CdnTuneError) as caught:
+        open_run(trained).probe(**arguments)
+    assert told in str(caught.value)
 
 
 def test_errors_of_the_function_name_its_arguments() -> None:

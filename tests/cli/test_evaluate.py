@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import cdn_tune
 from cdn_tune.cli import app
 from cdn_tune.config import Experiment, SearchSpace
 from cdn_tune.config.yaml import dump
+from cdn_tune.errors import RunError
+from cdn_tune.evaluation import evaluate as evaluation
 from cdn_tune.tuning.results.record import front_trials
 from cdn_tune.tuning.search import search
 
@@ -69,11 +72,25 @@ def test_evaluate_says_all_of_it(run: Path) -> None:
 def test_the_published_protocol_is_labelled(run: Path) -> None:
     result = invoke("evaluate", run, "--protocol", "published")
     assert result.exit_code == 0, result.output
-    assert "warning: protocol published: the epoch was chosen on the test split" in result.output
+    assert result.output.count("warning: protocol published: the epoch is chosen on the test split") == 1
     assert "published protocol: the epoch was chosen on the test split itself" in result.output
     assert "CDN, best on test" in result.output
     assert "evaluation-published.json" in result.output
     assert not (run / "evaluation.json").exists()
+
+
+def test_the_published_protocol_is_warned_of_before_anything_is_done(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: object) -> None:
+        raise RunError("stopped")
+
+    monkeypatch.setattr(evaluation, "evaluate_run", stop)
+    warned = "protocol published: the epoch is chosen on the test split"
+    assert f"warning: {warned}" in invoke("evaluate", run, "--protocol", "published").output
+    with pytest.raises(RunError, match="stopped"):
+        cdn_tune.open_run(run).evaluate(protocol="published")
+    assert warned in caplog.text
 
 
 def test_predictions_of_a_file(run: Path, planted: Path, tmp_path: Path) -> None:
@@ -122,6 +139,14 @@ def test_compare_two_runs(run: Path, tmp_path: Path) -> None:
         (["evaluate", "eval.metric=mIoU", "--predictions", "x", "--data", "{data}"], "only eval.recalls"),
         (["evaluate", "eval.ious=[2]", "--predictions", "x", "--data", "{data}"], "write IoUs"),
         (["evaluate", "eval.recalls=[0]", "--predictions", "x", "--data", "{data}"], "write whole numbers"),
+        (["evaluate", "{run}", "--split", "val"], "--split goes with --predictions FILE alone"),
+        (["evaluate", "{run}", "--output", "x.json"], "--output goes with --predictions FILE alone"),
+        (["evaluate", "{run}", "--data", "{data}"], "--data goes with --predictions FILE alone"),
+        (["evaluate", "{run}", "--dataset", "jsonl"], "--dataset goes with --predictions FILE alone"),
+        (["evaluate", "--predictions", "x", "--data", "{data}", "--reject"], "--reject does not go with --predictions"),
+        (["evaluate", "--predictions", "x", "--data", "{data}", "--seeds", "2"], "--seeds does not go with"),
+        (["evaluate", "--predictions", "x", "--data", "{data}", "--checkpoint", "y"], "--checkpoint does not go with"),
+        (["evaluate", "--predictions", "x", "--data", "{data}", "--other-data"], "--other-data does not go with"),
         (["compare", "{run}", "/nowhere"], "is not evaluated yet"),
         (["compare", "/nowhere", "{run}"], "/nowhere: no such run folder"),
     ],

@@ -80,6 +80,14 @@ def test_no_number_is_cut(monkeypatch: pytest.MonkeyPatch, capsys: Any, result: 
     assert "charades_sta_test.txt:7 counts as a miss" in capsys.readouterr().out
 
 
+def test_the_headline_is_short_and_rejection_says_of_what(result: dict[str, Any]) -> None:
+    assert len(shown.headline(result | {"seeds": None, "models": [], "experiment": {}, "protocol": "honest"})) < 200
+    shares = ("auroc", "balanced_accuracy", "rejected", "wrongly_rejected")
+    found = {"metrics": dict.fromkeys(shares, 0.5), "intervals": dict.fromkeys(shares), "threshold": 0.1}
+    found |= {"absent": "sentences of other videos", "absent_queries": 7}
+    assert shown.rejection_lines({"rejection": found})[-1].endswith("50.0 % of those that are in the video")
+
+
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_a_comparison_is_whole(monkeypatch: pytest.MonkeyPatch, result: dict[str, Any], width: int) -> None:
     side = {"value": 0.4567, "interval": [0.4012, 0.5]}

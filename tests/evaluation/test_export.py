@@ -133,6 +133,41 @@ def test_the_card_tells_what_was_measured(run: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "after" / exported.CONFIG).read_text())["test"]["metrics"]["mIoU"] == 0.125
 
 
+def test_the_card_has_parts_and_rejection(run: Path, tmp_path: Path) -> None:
+    parts = [{"label": "iid", "metrics": {"mIoU": 0.75}}, {"label": "ood", "metrics": {"mIoU": 0.375}}, {"label": 3}, 4]
+    result = {"checkpoint": str(BEST), "metrics": {"mIoU": 0.5}, "parts": parts}
+    result |= {"rejection": {"metrics": {"auroc": 0.8125}}}
+    cases: tuple[tuple[str, dict[str, Any], bool], ...] = (("one", {}, True), ("seeds", {"seeds": {"runs": []}}, False))
+    for name, more, has_parts in cases:
+        (run / "evaluation.json").write_text(json.dumps(result | more))
+        export_run(run, tmp_path / name)
+        card = (tmp_path / name / exported.CARD).read_text()
+        rows = [line for line in card.splitlines() if line.startswith("| test, part ")]
+        assert len(rows) == (2 if has_parts else 0)
+        if has_parts:
+            assert rows[0].startswith("| test, part iid |")
+            assert "75.00" in rows[0]
+            assert rows[1].startswith("| test, part ood |")
+            assert "37.50" in rows[1]
+        assert "with an AUROC of 81.2 %" in card
+    (run / "evaluation.json").write_text(json.dumps({"checkpoint": str(BEST), "metrics": {"mIoU": 0.5}}))
+    export_run(run, tmp_path / "none")
+    assert "nowhere in the video.\n" in (tmp_path / "none" / exported.CARD).read_text()
+
+
+def test_texts_of_an_evaluation_are_no_markup(run: Path, tmp_path: Path) -> None:
+    evil = "<b>|*x*" + "y" * 1000
+    metrics = {"metrics": {"mIoU": 0.5}}
+    result = {"checkpoint": str(BEST), "queries": evil, **metrics, "baselines": {evil: metrics}}
+    for name, content in (("one", result), ("two", {**metrics, "checkpoint": evil})):
+        (run / "evaluation.json").write_text(json.dumps(content))
+        export_run(run, tmp_path / name)
+        card = (tmp_path / name / exported.CARD).read_text()
+        assert r"\<b\>\|\*x\*yyy" in card
+        assert "<b>|" not in card
+        assert "y" * 200 not in card
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import cdn_tune
 from cdn_tune.cli import app
+from cdn_tune.cli.show.probe import probe_headline, probe_table
 from cdn_tune.config import Experiment, override
 from cdn_tune.data.dataset import load_split
 from cdn_tune.data.fingerprint import fingerprint
@@ -179,7 +182,13 @@ def test_a_model_that_knows_nothing_has_nothing_to_lose(run: Callable[[str], Pat
     experiment = override(cdn_tune.open_run(folder).experiment.plain(), {}, "x")
     content = {"model": build_model(experiment).state_dict(), "epoch": 1, "val": {"R1@0.5": 0.0}, "planted": False}
     save_checkpoint(folder / "checkpoints" / "best.pt", experiment, content)
-    found = ProbeFile.model_validate(probe_run(folder))
+    result = probe_run(folder)
+    text = io.StringIO()
+    Console(file=text, width=80).print(probe_table(result))
+    assert "verdict" in text.getvalue()  # its column is in a table below
+    found = ProbeFile.model_validate(result)
+    told = "frames shuffled, the model has nothing to lose: its val R1@0.5 is not surely above the query-blind list"
+    assert probe_headline(found) == told
     assert {each.verdict for name, each in found.probes.items() if name != "time_shifted"} == {"none"}
     assert next(iter(found.warnings())).startswith("probe: val R1@0.5 is not surely above the query-blind list (")
 
@@ -199,9 +208,15 @@ def test_the_numbers_are_those_of_the_evaluation_and_the_same_each_time(run: Cal
             assert low_high[0] <= found["metrics"][name] <= low_high[1]
 
 
-def test_of_many_queries_whole_videos_are_drawn(run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_queries_whole_videos_are_drawn(
+    run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(probes, "MOST_QUERIES", 31)
-    found = probe_run(run("parts"))
+    folder = run("parts")
+    found = probe_run(folder)
+    assert "on 30 of 120 queries of the val split" in Builder(folder, views=0).build().html
+    export_run(folder, tmp_path / "out")
+    assert "Probed on 30 of 120 val queries" in (tmp_path / "out" / "README.md").read_text()
     assert (found["queries"], found["videos"], found["of"]) == (30, 15, 120)
 
 
@@ -227,12 +242,39 @@ def test_a_damaged_file_is_one_line(run: Callable[[str], Path], tmp_path: Path) 
     export_run(folder, tmp_path / "out")
 
 
+def test_texts_of_a_file_are_bounded_and_no_markup(run: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = run("parts")
+    evil = "<img src=x onerror=alert(1)>[a](http://e.org) **b**\n# c | d `e` www.f.org" + "x" * 10_000
+    content = probe_run(folder) | {"data_changed": [evil, *(f"{at}.txt" for at in range(500))]}
+    (folder / "probe.json").write_text(json.dumps(content))
+    found = read_probe(folder)
+    assert found is not None
+    (warning, *_) = found.warnings()
+    assert "\n" not in warning
+    assert len(warning) < 600
+    assert "18.txt, 481 more changed since" in warning
+    export_run(folder, tmp_path / "out")
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    (line,) = [line for line in lines if "481 more" in line]
+    assert r"\<img src=x onerror=alert(1)\>\[a\](http\://e.org) \*\*b\*\*" in line
+    assert r"# c \| d \`e\` www\.f.org" in line
+    assert not any(line.startswith("# c") for line in lines)
+    for wrong in ({"checkpoint": "x" * 5000}, {"metrics": {"a b": 0.5}}, {"metrics": {"x" * 101: 0.5}}):
+        (folder / "probe.json").write_text(json.dumps(content | wrong))
+        with pytest.raises(RunError, match="write it anew"):
+            read_probe(folder)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--seeds", "2"], "--seeds does not go with --probe"),
         (["--protocol", "published"], "--protocol does not go with --probe"),
         (["--predictions", "x"], "--predictions does not go with --probe"),
+        (["--split", "val"], "--split does not go with --probe"),
+        (["--data", "x"], "--data does not go with --probe"),
+        (["--dataset", "jsonl"], "--dataset does not go with --probe"),
+        (["--output", "x.json"], "--output does not go with --probe"),
         (["--workers", "2"], "--workers does not go with --probe"),
         (["model.width=3"], "after training only"),
         (["data.root=/nowhere"], "/nowhere"),
@@ -265,10 +307,22 @@ def test_data_that_do_not_do(run: Callable[[str], Path], tmp_path: Path) -> None
 
 def test_from_python_and_as_json(run: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     folder = run("blindfold")
-    found = cdn_tune.open_run(folder).probe()
+    stages = list[str]()
+    found = cdn_tune.open_run(folder).probe(checkpoint=folder / BEST, on_stage=stages.append)
+    assert "answering val" in stages
     assert WARNED in caplog.text
     printed = json.loads(invoke("evaluate", folder, "--probe", "--json").stdout)
     assert printed["probes"] == found["probes"]
+
+
+def test_damaged_checkpoints_are_warned_of_in_python(
+    run: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = run("blindfold")
+    found = probe_run(folder)
+    monkeypatch.setattr(probes, "probe_run", lambda *_: found | {"damaged_checkpoints": ["best.pt: damaged"]})
+    cdn_tune.open_run(folder).probe()
+    assert "best.pt: damaged" in caplog.text
 
 
 def test_names() -> None:

@@ -691,7 +691,7 @@ def make_probe(folder: Path) -> Path:
     names, ends = ("R1@0.5", "mIoU"), [0.2, 0.4]
     values, intervals = dict.fromkeys(names, 0.3), dict.fromkeys(names, ends)
     left = {"queries": 9, "metrics": values, "kept": values, "kept_intervals": intervals, "verdict": "lost"}
-    content = {"checkpoint": "checkpoints/best.pt", "epoch": 2, "metric": "R1@0.5", "queries": 9, "videos": 3}
+    content = {"checkpoint": "checkpoints/best.pt", "epoch": 2, "metric": "R1@0.5", "queries": 9, "of": 9, "videos": 3}
     content |= {"metrics": values, "advantage": {"difference": values, "intervals": intervals}, "data_changed": []}
     path = folder / PROBE
     path.write_text(json.dumps(content | {"probes": dict.fromkeys(TITLES, left)}))

@@ -38,18 +38,9 @@ def print_evaluation_tables(result: Mapping[str, Any]) -> None:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """Returns R@1 and mIoU with their intervals, in one line."""
+    """Returns R@1 and mIoU of the whole split with their intervals, in one line."""
     names = [name for name in result["metrics"] if name.startswith("R1@") or name == "mIoU"]
     numbers = [f"{name} {_percent(result, name)}" for name in names]
-    for part in result.get("parts", []):
-        values = ", ".join(f"{name} {100 * part['metrics'][name]:.1f}" for name in names)
-        numbers[-1] += f"; {part['label']} {values}"
-    for gap in result.get("gaps", []):
-        values = ", ".join(
-            f"{name} {100 * gap['difference'][name]:+.1f} {_ends(gap['intervals'][name], 1, sign=True)}".strip()
-            for name in names
-        )
-        numbers[-1] += f"; {_gap_label(gap)} {values}"
     return f"{_label(result)}, on {result['dataset']}, {result['split']} split: {', '.join(numbers)}".replace(
         "\n ", ","
     )
@@ -65,7 +56,7 @@ def rejection_lines(result: Mapping[str, Any]) -> list[str]:
         f"sentences that are not in the video ({found['absent_queries']} {found['absent']}): "
         f"AUROC {shares['auroc']}, {shares['balanced_accuracy']} % right of either kind",
         f"below a score of {found['threshold']:.4g}, chosen on val, {shares['rejected']} % of them are rejected, and "
-        f"{shares['wrongly_rejected']} % of those that are",
+        f"{shares['wrongly_rejected']} % of those that are in the video",
     ]
 
 

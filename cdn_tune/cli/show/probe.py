@@ -22,7 +22,7 @@ def probe_table(result: Mapping[str, Any]) -> Stacked:
     title += f"queries of {result['videos']} videos, in %, with 95 % intervals"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("", overflow="fold", min_width=26)
-    for head in (*names, f"{metric} kept", ""):
+    for head in (*names, f"{metric} kept", "verdict"):
         table.add_column(escape(head), justify="right")
     _add(table, "the model", result, names, "bold green")
     for name, title in TITLES.items():
@@ -59,4 +59,4 @@ def _ends(ends: list[float] | None) -> str:
 
 def probe_headline(found: ProbeFile) -> str:
     """Returns what is left with the frames shuffled, in one line."""
-    return f"{TITLES['frames_shuffled']}, the model keeps {share(found.probes['frames_shuffled'], found.metric)}"
+    return f"{TITLES['frames_shuffled']}, the model {share(found.probes['frames_shuffled'], found.metric)}"
