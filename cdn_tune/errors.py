@@ -4,6 +4,7 @@
 
     CdnTuneError              exit code
     ├── ConfigError           2   an experiment, a search space or an option is wrong
+    │   └── WindowError       2   (data.videos.backbones) a backbone does not take so many frames
     ├── DataError             2   annotations, features or word vectors
     ├── RunError              2   a run folder is in use, is another run's, or lacks a file
     │   ├── FolderHeld        2   another process trains in a trial's folder

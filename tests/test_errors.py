@@ -3,6 +3,7 @@
 import re
 
 from cdn_tune import errors
+from cdn_tune.data.videos.backbones import WindowError
 from cdn_tune.training.object_store.trial_sync import Superseded
 from cdn_tune.tuning.storage.check import UnusableStudy
 
@@ -21,5 +22,6 @@ def tree(kind: type[errors.CdnTuneError], depth: int = 0) -> dict[str, tuple[int
 def test_the_docstring_shows_every_error_in_its_place_with_its_exit_code() -> None:
     assert issubclass(Superseded, errors.RunError)
     assert issubclass(UnusableStudy, errors.RunError)
+    assert issubclass(WindowError, errors.ConfigError)
     drawn = {name: (len(lines) // 4, int(code)) for lines, name, code in _LINE.findall(errors.__doc__ or "")}
     assert {"CdnTuneError": (0, 1)} | drawn == tree(errors.CdnTuneError)
