@@ -18,7 +18,7 @@ def draw(
     videos: Annotated[int, Option(min=3, help="Videos over all splits.")] = 150,
     seed: Annotated[int, Option(min=0, help="Seed; the same options give the same frames and sentences.")] = 0,
 ) -> None:
-    """Write mp4s of drawn scenes with sentences about them; features remain to be extracted. Needs the extra `video`."""
+    """Write mp4s of drawn scenes with sentences about them; features remain to be extracted. Needs extra `video`."""
     from cdn_tune.data.drawn import draw as write_videos
 
     with terminable("the same command goes on with what is left"), counted("drawing") as progress:
