@@ -23,9 +23,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from cdn_tune.data.files import Progress, available_cpus, brief, written_whole
+from cdn_tune.data.files import Progress, available_cpus, brief, writing_to, written_whole
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.data.video_names import annotated_videos, match_names
 from cdn_tune.data.videos.making import Making, read_making, write_making
@@ -208,8 +208,10 @@ def convert(
     if out.exists():
         raise DataError(f"{out}: exists already; delete it or choose another name")
     wanted = set() if names_of is None else annotated_videos(names_of)
+    writing = writing_to(out, "is converting to it; wait for it", "free space")
     if files is None:
-        with _writing(out):
+        with writing:
+            out.parent.mkdir(parents=True, exist_ok=True)
             return _rewrite(source, out, wanted, feature_size, progress)
     videos = _renamed(files(source), wanted)
     if not videos:
@@ -217,8 +219,8 @@ def convert(
     if empty := [video for video, files in videos.items() if not files]:
         raise DataError(f"{source / empty[0]}: no feature files of this video; extract them or remove the folder")
     staging = out.with_name(f".{out.name}.converting")
-    with _writing(out):
-        staging.mkdir(exist_ok=True)
+    with writing:
+        staging.mkdir(parents=True, exist_ok=True)
         with FileLock(staging / ".lock", timeout=0):
             done = _read_all(videos, staging, workers or available_cpus(), progress)
             size = _assemble(
@@ -226,19 +228,6 @@ def convert(
             )
         shutil.rmtree(staging)
     return Converted(out, len(videos), done, size)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Creates the folder of a file that is written; raises what goes wrong with either as a `DataError`."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except Timeout:
-        raise DataError(f"{out}: another process is converting to it; wait for it") from None
-    except OSError as error:
-        fault = error.strerror or brief(error)
-        raise DataError(f"{out}: cannot be written ({fault}); free space and run the same command again") from None
 
 
 def _read_all(videos: dict[str, list[Path]], staging: Path, workers: int, progress: Progress | None) -> int:

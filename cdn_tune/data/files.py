@@ -151,6 +151,24 @@ def sampled_sha256(path: Path) -> str:
 
 
 @contextmanager
+def writing_to(out: Path, busy: str, remedy: str = "mend that") -> Iterator[None]:
+    """Raises what goes wrong with a file that one process at a time writes as a `DataError`.
+
+    Args:
+        out: The file.
+        busy: What another process does that holds its lock, and what to do then.
+        remedy: What to do where it cannot be written, before the same command is run again.
+    """
+    try:
+        yield
+    except Timeout:
+        raise DataError(f"{out}: another process {busy}") from None
+    except OSError as error:
+        fault = error.strerror or brief(error)
+        raise DataError(f"{out}: cannot be written ({fault}); {remedy} and run the same command again") from None
+
+
+@contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed.
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
 from cdn_tune.data.annotations import SPLITS, Split
-from cdn_tune.data.files import Progress, brief, sampled_sha256
+from cdn_tune.data.files import Progress, brief, sampled_sha256, writing_to
 from cdn_tune.data.layouts import layout_of, recognise
 from cdn_tune.data.tokens import (
     MOST_TOKENS,
@@ -198,7 +198,7 @@ def compute_tokens(
     """
     wanted = list(dict.fromkeys(texts))
     staging = out.with_name(f".{out.name}.computing")
-    with _writing(out):
+    with writing_to(out, "is writing it; wait for that"):
         staging.mkdir(parents=True, exist_ok=True)
         with FileLock(staging / ".lock", timeout=0):
             parts = [part for part in sorted(staging.glob("*.hdf5")) if _is_of(part, encoder.model)]
@@ -255,18 +255,6 @@ def _own(out: Path, model: LanguageModel) -> Path:
             f"(size {model.size}); delete it, or name another file with --out"
         )
     return out
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Raises what goes wrong with a file that is written as a `DataError`."""
-    try:
-        yield
-    except Timeout:
-        raise DataError(f"{out}: another process is writing it; wait for that") from None
-    except OSError as error:
-        fault = error.strerror or brief(error)
-        raise DataError(f"{out}: cannot be written ({fault}); mend that and run the same command again") from None
 
 
 def _folder(model: str) -> Path:

@@ -8,8 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from cdn_tune.data.features import Frames
-from cdn_tune.data.files import Progress, available_cpus, brief, clear_left, is_remote, written_whole
+from cdn_tune.data.files import Progress, available_cpus, brief, clear_left, is_remote, writing_to, written_whole
 from cdn_tune.data.fingerprint import PLANTED_ATTRIBUTE, mark_beside
 from cdn_tune.data.hdf5 import UNREADABLE, check_dataset, find, open_features
 from cdn_tune.data.mark import Mark, to_mark
@@ -145,7 +144,7 @@ def extract(
     opened = open_backbone(backbone, weights, devices[0] if len(devices) == 1 else "cpu", window)
     making = making_with(opened, fps)
     staging = out.with_name(f".{out.name}.extracting")
-    with _writing(out):
+    with writing_to(out, "is extracting to it; wait for it"):
         held = _held(out, making)
         staging.mkdir(parents=True, exist_ok=True)
         with FileLock(staging / _LOCK, timeout=0):
@@ -247,18 +246,6 @@ def _part(staging: Path, path: Path, making: Making) -> Path:
     stat = path.stat()
     facts = [path.stem, stat.st_size, stat.st_mtime, replace(making, versions={}).plain()]
     return staging / f"{hashlib.sha256(json.dumps(facts).encode(errors='surrogateescape')).hexdigest()[:32]}.npy"
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Raises what goes wrong with a file that is written as a `DataError`."""
-    try:
-        yield
-    except Timeout:
-        raise DataError(f"{out}: another process is extracting to it; wait for it") from None
-    except OSError as error:
-        fault = error.strerror or brief(error)
-        raise DataError(f"{out}: cannot be written ({fault}); mend that and run the same command again") from None
 
 
 def _held(out: Path, making: Making) -> dict[str, int | None]:
